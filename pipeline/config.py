@@ -1,0 +1,302 @@
+"""The one schema of a run: data, models, and a list of stages.
+
+A config is YAML; any key can be overridden on the command line as `dotted.key=value`, stages by name:
+`stages.large.schedule.peak=1e-3`. An unknown key, a wrong type or an impossible size raises `UserError`
+before anything is started.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.durations import Duration
+from pipeline.errors import UserError, nearest
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors; a loaded config never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Tokenizer(Strict):
+    """`sentencepiece` trains a vocabulary on the training text; `wordpiece` reads a BERT `vocab.txt`;
+    `huggingface` reads a local tokenizer folder or a hub name."""
+
+    kind: Literal["sentencepiece", "wordpiece", "huggingface"] = "sentencepiece"
+    vocab_size: int = Field(4096, ge=64, description="sentencepiece only: pieces to learn")
+    path: str | None = None
+
+    @model_validator(mode="after")
+    def _needs_path(self):
+        if self.kind != "sentencepiece" and not self.path:
+            raise ValueError(f"tokenizer.path: a {self.kind} tokenizer needs a path")
+        return self
+
+
+class TextData(Strict):
+    """Masked language modelling on packed blocks."""
+
+    kind: Literal["text"]
+    dataset: str | list[str] = Field("embedded", description="embedded, a hub name, or local files/folders/globs")
+    subset: str | None = Field(None, description="configuration of a hub data set, e.g. 20231101.en")
+    evaluation: str | list[str] | None = Field(None, description="held-out files, or a hub split; None: cut from the data")
+    column: str = "text"
+    tokenizer: Tokenizer = Tokenizer()
+    block: int = Field(128, ge=8, description="tokens per block, [CLS] and [SEP] included")
+    mask: float = Field(0.15, gt=0, lt=1, description="fraction of a block that is predicted")
+    evaluation_blocks: int = Field(256, ge=1)
+    workers: int = Field(0, ge=0, description="loader processes per rank")
+
+    @property
+    def scored(self) -> int:
+        """Predicted positions per block: always the same number, so that shapes are fixed."""
+        return max(1, round(self.mask * (self.block - 2)))
+
+
+class ImageData(Strict):
+    """Image classification."""
+
+    kind: Literal["images"]
+    dataset: str | list[str] = Field("embedded", description="embedded, a hub name, parquet files, or image folders")
+    subset: str | None = None
+    evaluation: str | list[str] | None = Field(None, description="held-out files, or a hub split; None: cut from the data")
+    column: str = "image"
+    label: str = "label"
+    size: int = Field(8, ge=1, description="side of the square image the model sees, pixels")
+    channels: Literal[1, 3] = 3
+    augment: Literal["none", "shift", "crop-flip", "deit"] = "none"
+    evaluation_images: int = Field(2048, ge=1)
+    workers: int = Field(0, ge=0)
+
+
+class ModelSizes(Strict):
+    """The sizes of a model. What the data decide (vocabulary, positions, classes) is filled in after `prepare`."""
+
+    family: str
+    layers: int = Field(ge=1)
+    hidden: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    mlp: int | None = Field(None, ge=1, description="hidden units of the MLP; default 4 * hidden")
+    patch: int | None = Field(None, ge=1, description="images only: side of a patch, pixels")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    eps: float = Field(1e-12, gt=0, description="epsilon of the norms")
+
+    @model_validator(mode="after")
+    def _heads_divide(self):
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden {self.hidden} is not a multiple of heads {self.heads}; choose heads that divide it")
+        return self
+
+    @property
+    def mlp_units(self) -> int:
+        return self.mlp or 4 * self.hidden
+
+
+class Schedule(Strict):
+    """Linear warm-up, then decay to `minimum` at the horizon. `lemon` is the from-scratch cosine with its
+    horizon shortened to `fraction * horizon`."""
+
+    kind: Literal["cosine", "linear", "constant", "lemon"] = "cosine"
+    peak: float = Field(gt=0)
+    minimum: float = Field(0.0, ge=0)
+    initial: float = Field(0.0, ge=0, description="rate at step 0 of the warm-up")
+    warmup: Duration = Duration.parse("0 steps")
+    horizon: Duration
+    fraction: float | None = Field(None, gt=0, le=1, description="lemon only")
+
+    @model_validator(mode="after")
+    def _fraction_is_lemons(self):
+        if (self.kind == "lemon") != (self.fraction is not None):
+            raise ValueError("'fraction' goes with kind 'lemon' and with no other")
+        return self
+
+
+class Optimizer(Strict):
+    """AdamW."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
+
+
+class TrainStage(Strict):
+    """Train one model. `start` names an earlier stage (or a checkpoint folder); without it, from scratch."""
+
+    kind: Literal["train"]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    model: str
+    start: str | None = None
+    batch: int = Field(ge=1, description="samples per optimizer step, over all ranks")
+    micro_batch: int | None = Field(None, ge=1, description="samples per rank and pass; default batch / ranks")
+    schedule: Schedule
+    optimizer: Optimizer = Optimizer()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    activation_checkpointing: bool = False
+    evaluate_every: Duration = Duration.parse("100 steps")
+    save_every: Duration = Duration.parse("200 steps")
+    log_every: int = Field(1, ge=1, description="steps between two records in metrics.jsonl")
+    keep: int = Field(2, ge=1, description="newest checkpoints kept")
+    tensorboard: bool = False
+
+
+class ExpandStage(Strict):
+    """Expand an earlier stage's newest checkpoint into `model`."""
+
+    kind: Literal["expand"]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    source: str
+    model: str
+    method: Literal["lemon"] = "lemon"
+    depth: Literal["zero", "cancel"] = "cancel"
+    placement: Literal["top", "even"] = "even"
+    noise: float = Field(1.0, ge=0, description="scale of the symmetry-breaking noise")
+
+
+Stage = Annotated[TrainStage | ExpandStage, Field(discriminator="kind")]
+Data = Annotated[TextData | ImageData, Field(discriminator="kind")]
+
+
+class Config(Strict):
+    """A whole run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    seed: int = Field(0, ge=0)
+    folder: str = Field("runs/{name}", description="where the run lives; {name} is replaced")
+    processes: int | Literal["auto"] = Field("auto", description="workers on each node; auto: one per GPU, else 2")
+    data: Data
+    models: dict[str, ModelSizes] = Field(min_length=1)
+    stages: list[Stage] = Field(min_length=1)
+
+    @property
+    def path(self) -> Path:
+        return Path(self.folder.format(name=self.name))
+
+    def stage(self, name: str) -> TrainStage | ExpandStage:
+        """The stage called `name`. Raises UserError with the nearest name."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise UserError(f"no stage '{name}' in config '{self.name}'{nearest(name, [s.name for s in self.stages])}")
+
+    @model_validator(mode="after")
+    def _stages_fit(self):
+        seen: dict[str, TrainStage | ExpandStage] = {}
+        for stage in self.stages:
+            if stage.name in seen or stage.name == "data":
+                raise ValueError(f"stages.{stage.name}: the name is taken; give each stage its own")
+            if stage.model not in self.models:
+                raise ValueError(f"stages.{stage.name}.model: no model '{stage.model}'{nearest(stage.model, self.models)}")
+            origin = stage.source if isinstance(stage, ExpandStage) else stage.start
+            if origin and origin not in seen and not Path(origin).exists():
+                raise ValueError(f"stages.{stage.name}: '{origin}' is no earlier stage and no folder{nearest(origin, seen)}")
+            if isinstance(stage, ExpandStage) and origin in seen:
+                _not_smaller(stage, self.models[seen[origin].model], self.models[stage.model])
+            seen[stage.name] = stage
+        return self
+
+
+def _not_smaller(stage: ExpandStage, source: ModelSizes, target: ModelSizes) -> None:
+    for size in ("layers", "hidden", "heads", "mlp_units"):
+        if getattr(target, size) < getattr(source, size):
+            raise ValueError(
+                f"stages.{stage.name}: target model '{stage.model}' has {size} {getattr(target, size)}, fewer than its "
+                f"source's {getattr(source, size)}; an expansion cannot shrink"
+            )
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML config and apply `dotted.key=value` overrides. Raises UserError."""
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the config ({error.strerror}); check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a config is a mapping of keys, such as 'name: …'; see configs/quickstart/bert.yaml")
+    for override in overrides:
+        _override(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error, tree)}") from error
+
+
+def dump(config: Strict) -> str:
+    """The config as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _override(tree: dict, text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"'{text}': an override is written key=value, such as stages.small.batch=32")
+    *parents, last = key.split(".")
+    try:
+        node = tree
+        for part in parents:
+            node = _child(node, part)
+        index = _index(node, last) if isinstance(node, list) else last
+        node[index] = yaml.safe_load(value)
+    except (KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"override '{text}': the config has no place '{key}'") from error
+
+
+def _child(node: Any, part: str) -> Any:
+    return node[_index(node, part)] if isinstance(node, list) else node.setdefault(part, {})
+
+
+def _index(nodes: list, part: str) -> int:
+    for index, node in enumerate(nodes):
+        if node.get("name") == part or str(index) == part:
+            return index
+    raise KeyError(part)
+
+
+def _explain(error: ValidationError, tree: dict) -> str:
+    """The first complaint of pydantic's, in our words, with the place as a dotted path."""
+    first = error.errors()[0]
+    place = _place(first["loc"], tree)
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"])
+        return f"{place}: unknown key{nearest(str(first['loc'][-1]), known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) and repr(given) not in message else ""
+    return f"{place}: {message}{shown}" if place else message
+
+
+def _place(location: tuple, tree: Any) -> str:
+    """`stages.large.schedule.peak` from pydantic's `('stages', 2, 'train', 'schedule', 'peak')`."""
+    parts: list[str] = []
+    node = tree
+    for part in location:
+        if isinstance(node, dict) and part not in node and node.get("kind") == part:
+            continue
+        child = None
+        if isinstance(node, dict):
+            child = node.get(part)
+        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+            child = node[part]
+        named = isinstance(node, list) and isinstance(child, dict) and child.get("name")
+        parts.append(str(named or part))
+        node = child
+    return ".".join(parts)
+
+
+def _known_keys(location: tuple) -> list[str]:
+    """The keys allowed where an unknown one stood, found by walking the schema along `location`."""
+    models: dict[str, type[BaseModel]] = {
+        "text": TextData, "images": ImageData, "train": TrainStage, "expand": ExpandStage, "tokenizer": Tokenizer,
+        "schedule": Schedule, "optimizer": Optimizer, "models": ModelSizes,
+    }
+    for part in reversed(location[:-1]):
+        if part in models:
+            return list(models[str(part)].model_fields)
+    return list(Config.model_fields)

@@ -1,0 +1,66 @@
+"""Durations carry a unit: `600 steps`, `1e9 tokens`, `3 epochs`, `50000 samples`, `2e15 flops`.
+
+A training stage knows what one step is worth in each unit (a `Pace`); with it every duration
+becomes a whole number of steps, rounded up.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import core_schema
+
+UNITS = ("steps", "samples", "tokens", "epochs", "flops")
+_PATTERN = re.compile(r"^\s*([0-9][0-9_.]*(?:[eE][+]?[0-9]+)?)\s*([a-z]+)\s*$")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What one optimizer step is worth. `samples_per_epoch` is the size of the training set."""
+
+    samples: int
+    tokens: int
+    flops: int
+    samples_per_epoch: int
+
+    def of(self, unit: str) -> Fraction:
+        """One step in `unit`, exactly."""
+        worth = {"steps": 1, "samples": self.samples, "tokens": self.tokens, "flops": self.flops}
+        return Fraction(self.samples, self.samples_per_epoch) if unit == "epochs" else Fraction(worth[unit])
+
+
+@dataclass(frozen=True)
+class Duration:
+    """An amount and its unit, as written in a config."""
+
+    amount: Fraction
+    unit: str
+
+    @classmethod
+    def parse(cls, text: Any) -> "Duration":
+        """Read `'600 steps'`. Raises ValueError on a bare number, an unknown unit or bad syntax."""
+        found = _PATTERN.match(text) if isinstance(text, str) else None
+        if not found:
+            raise ValueError(f"a duration needs a number and a unit, such as '600 steps', not {text!r}")
+        unit = found[2] if found[2].endswith("s") else found[2] + "s"
+        if unit not in UNITS:
+            raise ValueError(f"unknown unit '{found[2]}' in {text!r}; known: {', '.join(UNITS)}")
+        return cls(Fraction(found[1].replace("_", "")), unit)
+
+    def steps(self, pace: Pace) -> int:
+        """Whole optimizer steps, rounded up."""
+        return math.ceil(self.amount / pace.of(self.unit))
+
+    def __str__(self) -> str:
+        number = self.amount
+        return f"{number if number.denominator == 1 else float(number)} {self.unit}"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            lambda value: value if isinstance(value, cls) else cls.parse(value),
+            serialization=core_schema.plain_serializer_function_ser_schema(str),
+        )

@@ -1,0 +1,58 @@
+"""The families of models, by name. To add one: a file with a table, and its line here."""
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from pipeline.errors import UserError, nearest
+from pipeline.models import bert, bert_pre_ln, vit
+from pipeline.models.family import Facts, Family
+
+FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in (bert_pre_ln, bert, vit)}
+
+
+def family(name: str) -> Family:
+    """The family called `name`. Raises UserError with the nearest name."""
+    if name not in FAMILIES:
+        raise UserError(f"unknown model family '{name}'{nearest(name, FAMILIES)}")
+    return FAMILIES[name]
+
+
+def recognise(content: dict, where: str) -> tuple[Family, PretrainedConfig]:
+    """The family and config of a Hugging Face config.json's content. Raises UserError for a foreign one."""
+    for known in FAMILIES.values():
+        if content.get("model_type") == known.config_class.model_type:
+            return known, known.config_class.from_dict(content)
+    raise UserError(f"{where}: model_type '{content.get('model_type')}' is no family of ours{nearest(str(content.get('model_type')), FAMILIES)}")
+
+
+def config_text(config: PretrainedConfig) -> str:
+    """The content of config.json, with the architecture any reader of Hugging Face files knows."""
+    known = next(f for f in FAMILIES.values() if f.config_class is type(config))
+    content = json.loads(config.to_json_string(use_diff=False))
+    return json.dumps({**content, "architectures": [known.architecture]}, indent=2, sort_keys=True) + "\n"
+
+
+def read_config(path: Path) -> tuple[Family, PretrainedConfig]:
+    """The family and config in a config.json. Raises UserError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: cannot read the model's config ({error})") from error
+    return recognise(content, str(path))
+
+
+def build(config: PretrainedConfig, seed: int = 0, attention: str = "sdpa", device: str = "cpu") -> PreTrainedModel:
+    """A freshly initialised model; the same seed gives the same weights. `device='meta'` gives names and shapes only."""
+    known = next(f for f in FAMILIES.values() if f.config_class is type(config))
+    config = copy.deepcopy(config)  # transformers shares and mutates config objects
+    config._attn_implementation = attention
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(seed)
+        return known.model_class(config)
+
+
+__all__ = ["FAMILIES", "Facts", "Family", "build", "config_text", "family", "read_config", "recognise"]

@@ -1,0 +1,236 @@
+"""LEMON's BERT: pre-LN, no embedding norm, a final norm, no MLM transform, decoder tied to the token embedding.
+
+Source: Wang et al., "LEMON: Lossless Model Expansion", ICLR 2024 (arXiv:2310.07999), section 5. Parameter names
+follow BERT's in `transformers`, with the norms standing in front of their branch.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
+
+from pipeline.axes import Param, Space, Table, embedding, linear, norm, spaces
+from pipeline.models.family import Family, masked_lm_positions, text_config
+
+
+class BertPreLNConfig(BertConfig):
+    model_type = "bert-pre-ln"
+
+
+class Embeddings(nn.Module):
+    def __init__(self, config: BertPreLNConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """(B, S) token ids to (B, S, D)."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        hidden_BSD = self.word_embeddings(input_ids) + self.position_embeddings(positions)
+        return self.dropout(hidden_BSD + self.token_type_embeddings(types))
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: BertPreLNConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.is_causal = False
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, normed_BSD: Tensor, attention_mask: Tensor | None) -> Tensor:
+        shape = (*normed_BSD.shape[:2], -1, self.head_dim)
+        query, key, value = (part(normed_BSD).view(shape).transpose(1, 2) for part in (self.query, self.key, self.value))
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        heads_BSHK, _ = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.head_dim**-0.5)
+        return heads_BSHK.flatten(2)
+
+
+class Dense(nn.Module):
+    """A dense layer under the name `dense`, as `transformers` has it."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.dense = nn.Linear(inputs, outputs)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: BertPreLNConfig):
+        super().__init__()
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self = SelfAttention(config)
+        self.output = Dense(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_BSD: Tensor, attention_mask: Tensor | None) -> Tensor:
+        return self.output.dense(self.self(self.LayerNorm(hidden_BSD), attention_mask))
+
+
+class Intermediate(Dense):
+    def __init__(self, config: BertPreLNConfig):
+        super().__init__(config.hidden_size, config.intermediate_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_BSD: Tensor) -> Tensor:
+        return self.activation(self.dense(self.LayerNorm(hidden_BSD)))
+
+
+class Layer(GradientCheckpointingLayer):
+    def __init__(self, config: BertPreLNConfig):
+        super().__init__()
+        self.attention = Attention(config)
+        self.intermediate = Intermediate(config)
+        self.output = Dense(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_BSD: Tensor, attention_mask: Tensor | None) -> Tensor:
+        hidden_BSD = hidden_BSD + self.dropout(self.attention(hidden_BSD, attention_mask))
+        return hidden_BSD + self.dropout(self.output.dense(self.intermediate(hidden_BSD)))
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: BertPreLNConfig):
+        super().__init__()
+        self.layer = nn.ModuleList([Layer(config) for _ in range(config.num_hidden_layers)])
+
+
+class BertPreLNPreTrainedModel(PreTrainedModel):
+    config_class = BertPreLNConfig
+    base_model_prefix = "bert"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["Embeddings", "Layer"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, PredictionHead):
+            init.zeros_(module.bias)
+
+
+class BertPreLNModel(BertPreLNPreTrainedModel):
+    """The encoder: token ids to the final norm's output."""
+
+    def __init__(self, config: BertPreLNConfig):
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.word_embeddings = value
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, **_) -> BaseModelOutput:
+        """input_ids (B, S); attention_mask (B, S), 1 where a token counts. Returns last_hidden_state (B, S, D)."""
+        hidden_BSD = self.embeddings(input_ids, token_type_ids)
+        mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_BSD, attention_mask=attention_mask)
+        for layer in self.encoder.layer:
+            hidden_BSD = layer(hidden_BSD, mask)
+        return BaseModelOutput(last_hidden_state=self.LayerNorm(hidden_BSD))
+
+
+class PredictionHead(nn.Module):
+    def __init__(self, config: BertPreLNConfig):
+        super().__init__()
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+
+class Head(nn.Module):
+    def __init__(self, config: BertPreLNConfig):
+        super().__init__()
+        self.predictions = PredictionHead(config)
+
+
+class BertPreLNForMaskedLM(BertPreLNPreTrainedModel):
+    """The encoder and a decoder tied to the token embedding."""
+
+    _tied_weights_keys = {
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    }
+
+    def __init__(self, config: BertPreLNConfig):
+        super().__init__(config)
+        self.bert = BertPreLNModel(config)
+        self.cls = Head(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.cls.predictions.decoder
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.cls.predictions.decoder = value
+        self.cls.predictions.bias = value.bias
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None,
+                masked_positions: Tensor | None = None, **_) -> MaskedLMOutput:
+        """Logits (B, M, V) at `masked_positions` (B, M), or (B, S, V) everywhere when none are given."""
+        hidden_BSD = self.bert(input_ids, attention_mask, token_type_ids).last_hidden_state
+        if masked_positions is not None:
+            hidden_BSD = hidden_BSD.gather(1, masked_positions.unsqueeze(-1).expand(-1, -1, hidden_BSD.shape[-1]))
+        return MaskedLMOutput(logits=self.cls.predictions.decoder(hidden_BSD))
+
+
+def table(config: BertPreLNConfig) -> Table:
+    """The architecture at the sizes of `config`."""
+    width, head_dim = config.hidden_size, config.hidden_size // config.num_attention_heads
+    layer = "bert.encoder.layer.{i}."
+    params: tuple[Param, ...] = (
+        *embedding("bert.embeddings.word_embeddings", "vocab", "embed", tied=True, decay=True),
+        *embedding("bert.embeddings.position_embeddings", "positions", "embed"),
+        *embedding("bert.embeddings.token_type_embeddings", "types", "embed"),
+        *norm(layer + "attention.LayerNorm", reads="embed", writes="normed"),
+        *linear(layer + "attention.self.query", reads="normed", writes="heads"),
+        *linear(layer + "attention.self.key", reads="normed", writes="heads"),
+        *linear(layer + "attention.self.value", reads="normed", writes="heads"),
+        *linear(layer + "attention.output.dense", reads="heads", writes="embed"),
+        *norm(layer + "intermediate.LayerNorm", reads="embed", writes="normed"),
+        *linear(layer + "intermediate.dense", reads="normed", writes="mlp"),
+        *linear(layer + "output.dense", reads="mlp", writes="embed"),
+        *norm("bert.LayerNorm", reads="embed", writes="decoded"),
+        *linear("cls.predictions", reads="decoded", writes="vocab", per="scored")[1:],  # its weight is the token embedding
+    )
+    return Table(
+        family="bert-pre-ln",
+        spaces=spaces(
+            Space("embed", width, "stream"), Space("normed", width, "normed"), Space("decoded", width, "tied"),
+            Space("heads", width, "heads", head_dim), Space("mlp", config.intermediate_size, "mlp"),
+            Space("vocab", config.vocab_size, "fixed"), Space("positions", config.max_position_embeddings, "fixed"),
+            Space("types", config.type_vocab_size, "fixed"),
+        ),
+        layers=config.num_hidden_layers, params=params, attention="heads", eps="layer_norm_eps",
+        aliases={
+            "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+            "cls.predictions.decoder.bias": "cls.predictions.bias",
+        },
+    )
+
+
+FAMILY = Family(
+    "bert-pre-ln", "text", BertPreLNConfig, BertPreLNForMaskedLM, table,
+    lambda sizes, facts: text_config(BertPreLNConfig, sizes, facts), masked_lm_positions,
+)
+
+AutoConfig.register("bert-pre-ln", BertPreLNConfig)
+AutoModel.register(BertPreLNConfig, BertPreLNModel)
+AutoModelForMaskedLM.register(BertPreLNConfig, BertPreLNForMaskedLM)

@@ -1,0 +1,58 @@
+"""A model's state, opened lazily: names, shapes, where each tensor is, optimizer slots, provenance.
+
+Every reader of a checkpoint gives a `State`, every writer takes one, the growth engine maps one to another.
+Tensor names are published names; a tensor is touched only when it is opened.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor that has not been read yet."""
+
+    shape: tuple[int, ...]
+    open: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One optimizer group: parameter names in flat order, and its hyper-parameters (lr, weight_decay, …)."""
+
+    names: tuple[str, ...]
+    hyper: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class State:
+    """A checkpoint's content.
+
+    tensors: every parameter (tied ones once, under their owner's name). slots: optimizer state by slot name
+    (`exp_avg`, `exp_avg_sq`, …) and parameter. steps: optimizer step of each parameter. config: the content of the
+    model's config.json. provenance: where it came from and the FLOPs spent on it so far (or "unknown").
+    """
+
+    tensors: dict[str, Entry]
+    config: dict | None = None
+    slots: dict[str, dict[str, Entry]] = field(default_factory=dict)
+    steps: dict[str, float] = field(default_factory=dict)
+    groups: tuple[Group, ...] = ()
+    provenance: dict = field(default_factory=dict)
+
+    def renamed(self, names: dict[str, str]) -> "State":
+        """The same state under other names; a name not in `names` stays."""
+
+        def rename(entries: dict) -> dict:
+            return {names.get(name, name): entry for name, entry in entries.items()}
+
+        groups = tuple(Group(tuple(names.get(n, n) for n in g.names), g.hyper) for g in self.groups)
+        slots = {slot: rename(entries) for slot, entries in self.slots.items()}
+        return replace(self, tensors=rename(self.tensors), slots=slots, steps=rename(self.steps), groups=groups)
+
+
+def in_memory(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Entry]:
+    """Entries for tensors that are already here."""
+    return {name: Entry(tuple(tensor.shape), lambda tensor=tensor: tensor) for name, tensor in tensors}
