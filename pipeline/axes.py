@@ -110,8 +110,8 @@ class Table:
         return sum(self.numel(row) for row in self.rows())
 
     def post_norm(self, space: Space) -> bool:
-        """Whether a norm inside a layer writes this stream itself (post-LN)."""
-        return any(a.role == "gain" and a.space == space.name for p in self.params if p.layered for a in p.axes)
+        """Whether `space` is a residual stream that norms inside the layers write themselves (post-LN)."""
+        return space.kind == "stream" and any(a.role == "gain" and a.space == space.name for p in self.params if p.layered for a in p.axes)
 
 
 def spaces(*each: Space) -> dict[str, Space]:

@@ -21,6 +21,15 @@ def family(name: str) -> Family:
     return FAMILIES[name]
 
 
+def of_config(config: PretrainedConfig) -> Family:
+    """The family that a config object belongs to."""
+    return next(known for known in FAMILIES.values() if known.config_class is type(config))
+
+
+def of_model(model: PreTrainedModel) -> Family:
+    return of_config(model.config)
+
+
 def recognise(content: dict, where: str) -> tuple[Family, PretrainedConfig]:
     """The family and config of a Hugging Face config.json's content. Raises UserError for a foreign one."""
     for known in FAMILIES.values():
@@ -31,9 +40,8 @@ def recognise(content: dict, where: str) -> tuple[Family, PretrainedConfig]:
 
 def config_text(config: PretrainedConfig) -> str:
     """The content of config.json, with the architecture any reader of Hugging Face files knows."""
-    known = next(f for f in FAMILIES.values() if f.config_class is type(config))
     content = json.loads(config.to_json_string(use_diff=False))
-    return json.dumps({**content, "architectures": [known.architecture]}, indent=2, sort_keys=True) + "\n"
+    return json.dumps({**content, "architectures": [of_config(config).architecture]}, indent=2, sort_keys=True) + "\n"
 
 
 def read_config(path: Path) -> tuple[Family, PretrainedConfig]:
@@ -47,12 +55,11 @@ def read_config(path: Path) -> tuple[Family, PretrainedConfig]:
 
 def build(config: PretrainedConfig, seed: int = 0, attention: str = "sdpa", device: str = "cpu") -> PreTrainedModel:
     """A freshly initialised model; the same seed gives the same weights. `device='meta'` gives names and shapes only."""
-    known = next(f for f in FAMILIES.values() if f.config_class is type(config))
     config = copy.deepcopy(config)  # transformers shares and mutates config objects
     config._attn_implementation = attention
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
-        return known.model_class(config)
+        return of_config(config).model_class(config)
 
 
-__all__ = ["FAMILIES", "Facts", "Family", "build", "config_text", "family", "read_config", "recognise"]
+__all__ = ["FAMILIES", "Facts", "Family", "build", "config_text", "family", "of_config", "of_model", "read_config", "recognise"]
