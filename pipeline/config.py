@@ -183,6 +183,12 @@ class Config(Strict):
                 return stage
         raise UserError(f"no stage '{name}' in config '{self.name}'{nearest(name, [s.name for s in self.stages])}")
 
+    def fingerprint(self, stage: TrainStage | ExpandStage) -> dict:
+        """The settings that decide a stage's numbers; a stage begun with others cannot be continued."""
+        chosen = stage.model_dump(mode="json", exclude={"keep", "tensorboard", "log_every"})
+        data = self.data.model_dump(mode="json", exclude={"workers"})
+        return {"seed": self.seed, "data": data, "model": self.models[stage.model].model_dump(mode="json"), "stage": chosen}
+
     @model_validator(mode="after")
     def _stages_fit(self):
         seen: dict[str, TrainStage | ExpandStage] = {}

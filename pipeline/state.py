@@ -32,7 +32,7 @@ class State:
 
     tensors: every parameter (tied ones once, under their owner's name). slots: optimizer state by slot name
     (`exp_avg`, `exp_avg_sq`, …) and parameter. steps: optimizer step of each parameter. config: the content of the
-    model's config.json. provenance: where it came from and the FLOPs spent on it so far (or "unknown").
+    model's config.json. aliases: tied name -> owner. provenance: where it came from and the FLOPs spent on it so far (or "unknown").
     """
 
     tensors: dict[str, Entry]
@@ -40,6 +40,7 @@ class State:
     slots: dict[str, dict[str, Entry]] = field(default_factory=dict)
     steps: dict[str, float] = field(default_factory=dict)
     groups: tuple[Group, ...] = ()
+    aliases: dict[str, str] = field(default_factory=dict)
     provenance: dict = field(default_factory=dict)
 
     def renamed(self, names: dict[str, str]) -> "State":
@@ -50,7 +51,8 @@ class State:
 
         groups = tuple(Group(tuple(names.get(n, n) for n in g.names), g.hyper) for g in self.groups)
         slots = {slot: rename(entries) for slot, entries in self.slots.items()}
-        return replace(self, tensors=rename(self.tensors), slots=slots, steps=rename(self.steps), groups=groups)
+        aliases = {names.get(a, a): names.get(o, o) for a, o in self.aliases.items()}
+        return replace(self, tensors=rename(self.tensors), slots=slots, steps=rename(self.steps), groups=groups, aliases=aliases)
 
 
 def in_memory(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Entry]:

@@ -1,0 +1,162 @@
+"""The command line: `lemon` = `python -m pipeline`.
+
+Bad input ends with one line and exit code 2; nothing heavy is imported before it is needed.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from pathlib import Path
+
+from pipeline import __version__, config, launcher
+from pipeline.errors import UserError
+from pipeline.launcher import Nodes
+
+EPILOG = """examples:
+  lemon run configs/quickstart/bert.yaml                        the whole chain: prepare, train, expand, train, report
+  lemon run configs/quickstart/bert.yaml stages.small.batch=32  any key of the config can be overridden
+  lemon train configs/quickstart/bert.yaml --stage small        one stage of it
+  lemon expand --source runs/quickstart-bert/small --target configs/quickstart/bert.yaml:large --out grown
+  lemon report runs/quickstart-bert                             report.html and report.json
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="lemon", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Pretrain a small Transformer, expand it without changing its function, go on training, account for every FLOP.",
+    )
+    top.add_argument("--version", action="version", version=f"lemon {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _run_parsers(commands)
+    _expand_parser(commands)
+    report = commands.add_parser("report", help="write report.html and report.json for one or several runs")
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, such as runs/quickstart-bert")
+    report.add_argument("--out", type=Path, help="folder to write to (default: the first run's)")
+    report.add_argument("--target", type=float, help="target loss (default: the from-scratch run's final evaluation loss)")
+    return top
+
+
+def _run_parsers(commands: argparse._SubParsersAction) -> None:
+    helps = {
+        "run": "run every stage of a config; finished stages are skipped, an interrupted one resumes",
+        "prepare": "tokenize and pack the text, or store the images, of a config",
+        "train": "run one training stage (also the entry point of workers under torchrun or Slurm)",
+    }
+    for name, text in helps.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("config", type=Path, metavar="CONFIG", help="a YAML config, such as configs/quickstart/bert.yaml")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides; stages by name: stages.small.batch=32")
+        if name == "train":
+            command.add_argument("--stage", help="which stage (default: the only one)")
+        if name != "prepare":
+            command.add_argument("--nodes", type=int, default=1, help="nodes that run this same command (default 1)")
+            command.add_argument("--node-rank", type=int, default=0, help="this node's number, from 0")
+            command.add_argument("--master-addr", default="127.0.0.1", help="address of node 0")
+            command.add_argument("--master-port", type=int, default=29500, help="a free port on node 0")
+
+
+def _expand_parser(commands: argparse._SubParsersAction) -> None:
+    text = "expand a checkpoint to a larger model that computes the same function"
+    command = commands.add_parser("expand", help=text, description=text)
+    command.add_argument("--source", required=True, type=Path, help="a run's stage, a checkpoint folder, or one tag in it")
+    command.add_argument("--source-config", type=Path, help="the source's config.json, where the checkpoint holds none")
+    command.add_argument("--target", required=True, help="CONFIG.yaml:MODEL, a Hugging Face config.json, or a folder with one")
+    command.add_argument("--out", required=True, type=Path, help="the checkpoint folder to create")
+    command.add_argument("--format", default="zero", choices=["zero", "universal", "huggingface"], help="layout of the result (default zero)")
+    command.add_argument("--zero-stage", type=int, default=1, choices=[1, 2, 3], help="for --format zero (default 1)")
+    command.add_argument("--world-size", type=int, default=2, help="for --format zero: ranks that will load it (default 2)")
+    command.add_argument("--bf16", action="store_true", help="for --format zero: the engine will train in bf16 (its file names differ)")
+    command.add_argument("--depth", default="zero", choices=["zero", "cancel"], help="how new layers start (default zero)")
+    command.add_argument("--placement", default="even", choices=["even", "top"], help="where new layers stand (default even)")
+    command.add_argument("--noise", type=float, default=1.0, help="scale of the symmetry-breaking noise (default 1)")
+    command.add_argument("--seed", type=int, default=0)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command. Returns the exit code: 0, or 2 for bad input."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    options = parser().parse_args(arguments)
+    try:
+        COMMANDS[options.command](options)
+    except UserError as error:
+        print(f"lemon: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lemon: stopped; run the command again to resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _nodes(options: argparse.Namespace) -> Nodes:
+    return Nodes(options.nodes, options.node_rank, options.master_addr, options.master_port)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from pipeline import run
+
+    run.run(config.load(options.config, options.overrides), _nodes(options))
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from pipeline import run
+
+    run.prepare_alone(config.load(options.config, options.overrides))
+
+
+def _train(options: argparse.Namespace) -> None:
+    from pipeline import run
+
+    loaded = config.load(options.config, options.overrides)
+    name = options.stage or _only_stage(loaded)
+    if launcher.is_worker():
+        _work(loaded, name)
+    else:
+        run.stage_alone(loaded, name, _nodes(options))
+
+
+def _only_stage(loaded: config.Config) -> str:
+    names = [stage.name for stage in loaded.stages if stage.kind == "train"]
+    if len(names) != 1:
+        raise UserError(f"config '{loaded.name}' has {len(names)} training stages; choose one with --stage: {', '.join(names)}")
+    return names[0]
+
+
+def _work(loaded: config.Config, name: str) -> None:
+    held = launcher.become_worker(loaded.path)
+    try:
+        from pipeline import engine, train
+
+        train.run(loaded, loaded.stage(name), engine.join())
+    except BaseException as error:
+        launcher.tell_failure(error)
+        if isinstance(error, UserError) and launcher.PARENT in os.environ:
+            os._exit(2)  # the parent prints the message, once for all workers; a hanging peer must not delay it
+        raise
+    finally:
+        del held
+
+
+def _expand(options: argparse.Namespace) -> None:
+    from pipeline import checkpoints, expand
+    from pipeline.growth.plan import Options
+
+    form = checkpoints.Format(options.format, options.zero_stage, options.world_size, options.bf16)
+    chosen = Options("lemon", options.depth, options.placement, options.noise, options.seed)
+    target = expand.find_target(options.target, options.source, options.source_config)
+    expand.carry_out(expand.plan(options.source, target, chosen, form, options.source_config), options.out)
+    print(f"expand: wrote {options.out}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from pipeline import run
+
+    run.report(options.runs, options.out, options.target)
+
+
+COMMANDS = {"run": _run, "prepare": _prepare, "train": _train, "expand": _expand, "report": _report}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Checkpoints of any layout behind one `State`: `locate`, `read`, `write`."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from pipeline import models
+from pipeline.axes import Table
+from pipeline.checkpoints import huggingface, manifest, universal, zero_read, zero_write
+from pipeline.errors import UserError
+from pipeline.state import Group, State
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a checkpoint is written. `zero_stage` and `world_size` count for native ZeRO, `bf16` for its file names."""
+
+    layout: str = "zero"
+    zero_stage: int = 1
+    world_size: int = 2
+    bf16: bool = False
+
+    def as_json(self) -> dict:
+        only = self.layout == "zero"
+        return {"layout": self.layout, **({"zero_stage": self.zero_stage, "world_size": self.world_size, "bf16": self.bf16} if only else {})}
+
+
+def locate(path: Path) -> Path:
+    """The tag folder that `path` means: itself, the newest complete checkpoint in it, or of a stage. Raises UserError."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; name a run's stage, a checkpoint folder, or one tag in it")
+    if layout(path):
+        return path
+    for folder in (path / "checkpoints", path):
+        if newest := manifest.newest(folder):
+            return newest
+    if (path / "latest").exists():  # a foreign DeepSpeed folder
+        return locate(path / (path / "latest").read_text(encoding="utf-8").strip())
+    stages = sorted(stage.parent.name for stage in path.glob("*/stage.json"))
+    hint = f"name one of its stages: {', '.join(stages)}" if stages else "it holds no complete checkpoint"
+    raise UserError(f"{path}: {hint}")
+
+
+def layout(folder: Path) -> str | None:
+    """Which layout a tag folder has; None when it is no tag folder."""
+    if (folder / "zero").is_dir():
+        return "universal"
+    if any(folder.glob("*model_states.pt")):
+        return "zero"
+    files = (huggingface.WHOLE, huggingface.INDEX, huggingface.PICKLED)
+    return "huggingface" if any((folder / name).exists() for name in files) else None
+
+
+def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedConfig]:
+    """The state of a tag folder in published names, and its model's config. Raises UserError.
+
+    `config`: a config.json (or a folder with one) for a checkpoint that holds none.
+    """
+    facts = manifest.read(folder) if (folder / manifest.NAME).exists() else {}
+    place = config or folder
+    place = place / CONFIG if place.is_dir() else place
+    if not place.exists():
+        raise UserError(f"{folder}: holds no {CONFIG}; name the source's config with --source-config")
+    family, found = models.read_config(place)
+    table = family.table(found)
+    state = {"zero": zero_read, "universal": universal, "huggingface": huggingface}[layout(folder)].read(folder)
+    state = state.renamed({row.module: row.name for row in table.rows()})
+    state = replace(state, tensors={n: e for n, e in state.tensors.items() if n not in table.aliases}, aliases=table.aliases)
+    _require(folder, state, table)
+    return replace(state, provenance=facts.get("provenance", {"flops": "unknown"})), found
+
+
+def _require(folder: Path, state: State, table: Table) -> None:
+    """Names and shapes must be the table's, or what follows is shifted silently."""
+    wanted = {row.name: table.shape(row) for row in table.rows()}
+    if missing := sorted(set(wanted) - set(state.tensors)):
+        raise UserError(f"{folder}: {len(missing)} tensors of the config's model are missing, such as '{missing[0]}'; is it the right config?")
+    if extra := sorted(set(state.tensors) - set(wanted)):
+        raise UserError(f"{folder}: {len(extra)} tensors belong to no part of the config's model, such as '{extra[0]}'; is it the right config?")
+    for name, shape in wanted.items():
+        held = state.tensors[name].shape
+        if held != shape and held != (_product(shape),):  # DeepSpeed's universal files of stage 3 are flat
+            raise UserError(f"{folder}: '{name}' has shape {held}, the config says {shape}; is it the right config?")
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    size = 1
+    for side in shape:
+        size *= side
+    return size
+
+
+def write(state: State, config: PretrainedConfig, folder: Path, form: Format, *, step: int = 0) -> None:
+    """Write `state` (published names) into the staged tag folder in the layout of `form`, config.json with it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(models.config_text(config), encoding="utf-8")
+    if form.layout == "huggingface":
+        return huggingface.write(state, folder)
+    spelled = state.renamed({row.name: row.module for row in models.of_config(config).table(config).rows()})
+    if form.layout == "universal":
+        return universal.write(spelled, folder, step=step)
+    return zero_write.write(spelled, folder, stage=form.zero_stage, world=form.world_size, bf16=form.bf16, step=step)
+
+
+def decay_groups(config: PretrainedConfig) -> tuple[Group, Group]:
+    """The optimizer groups of a fresh model, decayed and not, in published names, each in the order of the module's
+    `named_parameters()`: DeepSpeed's flat files name nothing, so the order is the layout."""
+    rows = {row.module: row for row in models.of_config(config).table(config).rows()}
+    order = [rows[name] for name, _ in models.build(config, device="meta").named_parameters()]
+    return Group(tuple(r.name for r in order if r.decay)), Group(tuple(r.name for r in order if not r.decay))

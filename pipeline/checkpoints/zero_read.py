@@ -1,0 +1,92 @@
+"""Reading native ZeRO checkpoints, stages 0 to 3, any world size: mapped, one tensor at a time."""
+
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from pipeline.checkpoints.zero_files import Layout, gather, model_file, open_file, optimizer_files
+from pipeline.errors import UserError
+from pipeline.state import Entry, Group, State
+
+
+def read(folder: Path) -> State:
+    """The state in a tag folder, in module names. Raises UserError for files that do not belong together."""
+    files = optimizer_files(folder)
+    if not files:
+        return _stage_0(folder)
+    shards = [open_file(path)["optimizer_state_dict"] for path in files]
+    stage = 3 if int(shards[0]["zero_stage"]) == 3 else 1
+    model = open_file(folder / model_file(stage))
+    if model["dp_world_size"] != len(files):
+        raise UserError(f"{folder}: written by {model['dp_world_size']} ranks, {len(files)} optimizer files found; a rank's file is missing")
+    return _partitioned(folder, stage, model, shards)
+
+
+def _partitioned(folder: Path, stage: int, model: dict, shards: list[dict]) -> State:
+    shapes = [{name: tuple(shape) for name, shape in group.items()} for group in model["param_shapes"]]
+    base = [s["optimizer_state_dict"] if stage == 3 else s["base_optimizer_state"] for s in shards]
+    weights = [s["fp32_flat_groups"] if stage == 3 else s["single_partition_of_fp32_groups"] for s in shards]
+    groups, tensors, slots, steps = [], {}, {}, {}
+    for index, (names, hyper) in enumerate(zip(shapes, base[0]["param_groups"], strict=True)):
+        layout = Layout(stage, len(shards), tuple(_numel(shape) for shape in names.values()))
+        _check(folder, layout, [w[index] for w in weights], index)
+        states = [b["state"].get(index, {}) for b in base]
+        tensors |= _entries(layout, names, [w[index] for w in weights])
+        for slot in (key for key, value in states[0].items() if isinstance(value, Tensor) and value.dim() == 1):
+            slots.setdefault(slot, {}).update(_entries(layout, names, [s[slot] for s in states]))
+        steps |= dict.fromkeys(names, float(states[0].get("step", 0)))
+        groups.append(Group(tuple(names), {k: v for k, v in hyper.items() if k != "params"}))
+    aliases = dict(model.get("shared_params") or {})
+    return State(tensors, slots=slots, steps=steps, groups=tuple(groups), aliases=aliases)
+
+
+def _entries(layout: Layout, shapes: dict[str, tuple[int, ...]], flats: list[Tensor]) -> dict[str, Entry]:
+    placed = zip(shapes.items(), layout.pieces(), strict=True)
+    return {name: Entry(shape, partial(gather, flats, pieces, shape)) for (name, shape), pieces in placed}
+
+
+def _check(folder: Path, layout: Layout, flats: list[Tensor], group: int) -> None:
+    for rank, flat in enumerate(flats):
+        if flat.numel() != layout.stored(rank):
+            raise UserError(
+                f"{folder}: group {group} of rank {rank} holds {flat.numel()} weights, the shapes say {layout.stored(rank)}; "
+                "the files do not belong together"
+            )
+
+
+def _stage_0(folder: Path) -> State:
+    """Stage 0 keeps everything in one file; the order inside the optimizer is the order of the groups' names."""
+    model = open_file(folder / model_file(0))
+    aliases = _aliases(model["module"])
+    tensors = {n: Entry(tuple(t.shape), lambda t=t: t) for n, t in model["module"].items() if n not in aliases}
+    optimizer, names = model.get("optimizer") or {}, model.get("group_names")
+    if not names or "param_groups" not in optimizer:
+        return State(tensors, aliases=aliases)
+    slots, steps, groups = {}, {}, []
+    for group, members in zip(optimizer["param_groups"], names, strict=True):
+        groups.append(Group(tuple(members), {k: v for k, v in group.items() if k != "params"}))
+        for name, number in zip(members, group["params"], strict=True):
+            held = optimizer["state"].get(number, {})
+            steps[name] = float(held.get("step", 0))
+            for slot, value in held.items():
+                if isinstance(value, Tensor) and value.dim():
+                    slots.setdefault(slot, {})[name] = Entry(tuple(value.shape), lambda value=value: value)
+    return State(tensors, slots=slots, steps=steps, groups=tuple(groups), aliases=aliases)
+
+
+def _aliases(module: dict[str, Tensor]) -> dict[str, str]:
+    """Tied names share their storage; the first name owns it."""
+    owners: dict[tuple, str] = {}
+    return {
+        name: owners[key]
+        for name, tensor in module.items()
+        if owners.setdefault(key := (tensor.data_ptr(), tuple(tensor.shape)), name) != name
+    }
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    size = 1
+    for side in shape:
+        size *= side
+    return size

@@ -1,0 +1,75 @@
+"""An ordinary DeepSpeed script that knows nothing of this project: train a tiny BERT, load and save native checkpoints.
+
+Started under torchrun with one JSON argument: stage, steps, first (number of the first step), seed, bf16,
+load / save ({"dir", "tag"} or null), universal, out (a JSON file for the losses, written by rank 0).
+"""
+
+import json
+import os
+import sys
+
+import deepspeed
+import deepspeed.ops
+import torch
+import torch.distributed as dist
+from transformers import BertConfig, BertForMaskedLM
+
+HYPER = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6}
+
+
+def model(seed: int) -> BertForMaskedLM:
+    torch.manual_seed(seed)
+    return BertForMaskedLM(BertConfig(
+        vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    ))
+
+
+def groups(net: torch.nn.Module) -> list[dict]:
+    named = list(net.named_parameters())
+    return [{"params": [p for _, p in named if p.dim() > 1], "weight_decay": 0.1, **HYPER},
+            {"params": [p for _, p in named if p.dim() == 1], "weight_decay": 0.0, **HYPER}]
+
+
+def loss(net: torch.nn.Module, step: int, rank: int, world: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1000 + step)
+    ids, labels = torch.randint(101, (2, 12, 16), generator=generator)
+    mine = slice(rank * 12 // world, (rank + 1) * 12 // world)
+    logits = net(input_ids=ids[mine]).logits.float()
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[mine].flatten())
+
+
+def main(job: dict) -> None:
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    torch.set_num_threads(1)
+    deepspeed.init_distributed("gloo", verbose=False)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    net = model(job["seed"])
+    engine, *_ = deepspeed.initialize(model=net, optimizer=torch.optim.AdamW(groups(net)), dist_init_required=False, config={
+        "train_micro_batch_size_per_gpu": 12 // world, "gradient_accumulation_steps": 1, "gradient_clipping": 0.5,
+        "zero_optimization": {"stage": job["stage"]}, "bf16": {"enabled": job.get("bf16", False)},
+        "checkpoint": {"load_universal": job.get("universal", False)},
+        "steps_per_print": 10**9, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
+    })
+    if job.get("load"):
+        found, _ = engine.load_checkpoint(job["load"]["dir"], tag=job["load"]["tag"])
+        assert found is not None
+    losses = []
+    for step in range(job["first"], job["first"] + job["steps"]):
+        value = loss(engine, step, rank, world)
+        engine.backward(value)
+        engine.step()
+        total = value.detach().double()
+        dist.all_reduce(total)
+        losses.append(total.item() / world)
+    if job.get("save"):
+        engine.save_checkpoint(job["save"]["dir"], tag=job["save"]["tag"])
+    if rank == 0 and job.get("out"):
+        with open(job["out"], "w") as file:
+            json.dump(losses, file)
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    main(json.loads(sys.argv[1]))
