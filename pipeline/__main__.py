@@ -78,7 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0, or 2 for bad input."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    options = parser().parse_args(arguments)
+    options = _parse(arguments)
+    if options.command in ("run", "train", "expand"):
+        _settle()
     try:
         COMMANDS[options.command](options)
     except UserError as error:
@@ -88,6 +90,23 @@ def main(arguments: list[str] | None = None) -> int:
         print("lemon: stopped; run the command again to resume", file=sys.stderr)
         return 130
     return 0
+
+
+def _settle() -> None:
+    from pipeline import hardware
+
+    hardware.settle()
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    """argparse does not take overrides behind options; people write them there."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    if any(text.startswith("-") or "=" not in text for text in rest) or (rest and not hasattr(options, "overrides")):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 def _nodes(options: argparse.Namespace) -> Nodes:
@@ -132,8 +151,6 @@ def _work(loaded: config.Config, name: str) -> None:
         train.run(loaded, loaded.stage(name), engine.join())
     except BaseException as error:
         launcher.tell_failure(error)
-        if isinstance(error, UserError) and launcher.PARENT in os.environ:
-            os._exit(2)  # the parent prints the message, once for all workers; a hanging peer must not delay it
         raise
     finally:
         del held

@@ -68,7 +68,7 @@ class ImageData(Strict):
     size: int = Field(8, ge=1, description="side of the square image the model sees, pixels")
     channels: Literal[1, 3] = 3
     augment: Literal["none", "shift", "crop-flip", "deit"] = "none"
-    evaluation_images: int = Field(2048, ge=1)
+    evaluation_images: int = Field(2048, ge=1, description="at most; what is cut from the data is a fifth at most")
     workers: int = Field(0, ge=0)
 
 

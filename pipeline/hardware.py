@@ -1,6 +1,7 @@
 """What a device can do: peak FLOP/s for the MFU."""
 
 import functools
+import os
 import time
 
 import torch
@@ -9,6 +10,12 @@ PEAKS = {  # dense bf16 FLOP/s, from NVIDIA's data sheets
     "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "H800": 989e12, "GH200": 989e12, "B200": 2250e12,
     "A100": 312e12, "A800": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12, "A10": 125e12, "V100": 125e12, "T4": 65e12,
 }
+
+
+def settle() -> None:
+    """Tell DeepSpeed which accelerator to take before it is imported; on a machine without GPUs it would guess aloud."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 @functools.cache

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from pipeline import folders
 from pipeline.errors import UserError
-from pipeline.folders import write_json
 
 PARENT, FAILURE = "LEMON_PARENT_PID", "LEMON_FAILURE_FOLDER"
 
@@ -72,7 +71,8 @@ def _message(failures: Path, error: Exception) -> str:
     """The first failed worker's own words, else what the agent saw (a signal, an exit code)."""
     told = sorted(failures.iterdir(), key=lambda path: path.stat().st_mtime)
     if told:
-        return folders.read_json(told[0])["message"]
+        message, _, trace = told[0].read_text(encoding="utf-8").partition("\n")
+        return f"{message}; traceback in {told[0]}" if trace else message
     rank, first = error.get_first_failure()  # type: ignore[attr-defined]
     how = signal.Signals(-first.exitcode).name if first.exitcode < 0 else f"exit code {first.exitcode}"
     return f"worker {rank} died ({how}) without a message; run the command again to resume"
@@ -88,9 +88,10 @@ def become_worker(folder: Path) -> object:
 
 
 def tell_failure(error: BaseException) -> None:
-    """Leave a worker's message where the parent finds it."""
+    """Leave a worker's message (and, when the fault is ours, its traceback) where the parent finds it, and go at once:
+    peers that wait for this worker must not delay the news."""
     if folder := os.environ.get(FAILURE):
-        rank = os.environ["RANK"]
-        known = isinstance(error, UserError)
-        message = str(error) if known else f"worker {rank} failed: {type(error).__name__}: {error}"
-        write_json(Path(folder) / f"rank-{rank}.json", {"message": message, "traceback": "" if known else traceback.format_exc()})
+        rank, known = os.environ["RANK"], isinstance(error, UserError)
+        text = f"{error}\n" if known else f"worker {rank} failed: {type(error).__name__}: {error}".replace("\n", " ") + "\n" + traceback.format_exc()
+        (Path(folder) / f"rank-{rank}.txt").write_text(text, encoding="utf-8")
+        os._exit(2 if known else 1)

@@ -217,7 +217,7 @@ class Loop:
     def _evaluate(self, step: int) -> None:
         result = self.engine.evaluate(self.evaluation)
         if self.world.first:
-            count = self.job.data.evaluation_size
+            count = self.job.data.facts["evaluation"]
             self.job.folder.metrics.append(step=step, **result)
             tokens = count * self.job.data.facts["tokens_per_sample"]
             self.job.folder.ledger.append(step=step, kind="evaluate", flops=count * self.job.cost.forward, samples=count, tokens=tokens)
