@@ -28,6 +28,11 @@ class Space:
     kind: Kind
     unit: int = 1
 
+    @property
+    def follows(self) -> bool:
+        """Whether it has the residual stream's size by construction, so that its size goes without saying."""
+        return self.kind in ("normed", "tied", "inner")
+
 
 @dataclass(frozen=True)
 class Axis:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.complaints import explain
 from pipeline.durations import Duration
 from pipeline.errors import UserError, nearest
 
@@ -83,6 +84,7 @@ class ModelSizes(Strict):
     patch: int | None = Field(None, ge=1, description="images only: side of a patch, pixels")
     dropout: float = Field(0.0, ge=0, lt=1)
     eps: float = Field(1e-12, gt=0, description="epsilon of the norms")
+    init: float = Field(0.02, gt=0, description="standard deviation of fresh weights; narrow models learn faster with more")
 
     @model_validator(mode="after")
     def _heads_divide(self):
@@ -215,6 +217,13 @@ def _not_smaller(stage: ExpandStage, source: ModelSizes, target: ModelSizes) -> 
             )
 
 
+SECTIONS: dict[str, type[Strict]] = {
+    "text": TextData, "images": ImageData, "train": TrainStage, "expand": ExpandStage, "tokenizer": Tokenizer,
+    "schedule": Schedule, "optimizer": Optimizer, "models": ModelSizes,
+}
+"""The part of the schema behind each key, for naming the keys that exist where an unknown one stood."""
+
+
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a YAML config and apply `dotted.key=value` overrides. Raises UserError."""
     path = Path(path)
@@ -231,7 +240,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error, tree)}") from error
+        raise UserError(f"{path}: {explain(error, tree, SECTIONS, Config)}") from error
 
 
 def dump(config: Strict) -> str:
@@ -263,46 +272,3 @@ def _index(nodes: list, part: str) -> int:
         if node.get("name") == part or str(index) == part:
             return index
     raise KeyError(part)
-
-
-def _explain(error: ValidationError, tree: dict) -> str:
-    """The first complaint of pydantic's, in our words, with the place as a dotted path."""
-    first = error.errors()[0]
-    place = _place(first["loc"], tree)
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"])
-        return f"{place}: unknown key{nearest(str(first['loc'][-1]), known)}"
-    message = first["msg"].removeprefix("Value error, ")
-    given = first.get("input")
-    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) and repr(given) not in message else ""
-    return f"{place}: {message}{shown}" if place else message
-
-
-def _place(location: tuple, tree: Any) -> str:
-    """`stages.large.schedule.peak` from pydantic's `('stages', 2, 'train', 'schedule', 'peak')`."""
-    parts: list[str] = []
-    node = tree
-    for part in location:
-        if isinstance(node, dict) and part not in node and node.get("kind") == part:
-            continue
-        child = None
-        if isinstance(node, dict):
-            child = node.get(part)
-        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
-            child = node[part]
-        named = isinstance(node, list) and isinstance(child, dict) and child.get("name")
-        parts.append(str(named or part))
-        node = child
-    return ".".join(parts)
-
-
-def _known_keys(location: tuple) -> list[str]:
-    """The keys allowed where an unknown one stood, found by walking the schema along `location`."""
-    models: dict[str, type[BaseModel]] = {
-        "text": TextData, "images": ImageData, "train": TrainStage, "expand": ExpandStage, "tokenizer": Tokenizer,
-        "schedule": Schedule, "optimizer": Optimizer, "models": ModelSizes,
-    }
-    for part in reversed(location[:-1]):
-        if part in models:
-            return list(models[str(part)].model_fields)
-    return list(Config.model_fields)

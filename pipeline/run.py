@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.folders import StageFolder
 from pipeline.launcher import Nodes
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 def run(config: Config, nodes: Nodes = Nodes()) -> None:
@@ -136,5 +136,5 @@ def report(runs: list[Path], out: Path | None = None, target: float | None = Non
     from pipeline import report as reporting
 
     content = reporting.build(runs, target=target)
-    reporting.write(content, out or runs[0])
-    console.print(reporting.summary(content))
+    page = reporting.write(content, out or runs[0])
+    console.print(reporting.summary(content, page), markup=False, soft_wrap=True)

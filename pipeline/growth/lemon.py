@@ -44,7 +44,7 @@ def refusals(source: Table, target: Table) -> list[str]:
 def _space(source: Space, target: Space, table: Table) -> list[str]:
     grows = target.size != source.size
     if target.size < source.size:
-        return [f"{target.name} shrinks from {source.size} to {target.size}; an expansion only grows"]
+        return [] if target.follows else [f"{target.name} shrinks from {source.size} to {target.size}; an expansion only grows"]
     if grows and target.kind == "fixed":
         return [f"{target.name} changes from {source.size} to {target.size}; it has to stay as it is"]
     if target.unit != source.unit:

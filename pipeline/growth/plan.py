@@ -80,7 +80,7 @@ def make(source: Table, target: Table, eps: float, choose: dict[str, SpaceMap], 
     """The plan for growing `source` into `target` with the maps of a method. `eps`: the source's norm epsilon."""
     layers = place(source.layers, target.layers, options.placement)
     rows = tuple(_row(row, source, target, layers, choose, options) for row in target.rows())
-    sizes = {name: (source.spaces[name].size, space.size) for name, space in target.spaces.items()}
+    sizes = {name: (source.spaces[name].size, space.size) for name, space in target.spaces.items() if not space.follows}
     change = {target.eps: eps * _eta_of_norms(source, target) ** 2}
     plan = Plan(options, layers, rows, change, {**sizes, "layers": (source.layers, target.layers)}, _notes(rows))
     _require_a_free_part(plan, target)

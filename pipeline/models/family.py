@@ -45,7 +45,7 @@ def text_config(config_class: type[PretrainedConfig], sizes: ModelSizes, facts: 
     return config_class(
         vocab_size=facts["vocab_size"], max_position_embeddings=facts["block"], hidden_size=sizes.hidden,
         num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads, intermediate_size=sizes.mlp_units,
-        hidden_dropout_prob=sizes.dropout, attention_probs_dropout_prob=sizes.dropout, layer_norm_eps=sizes.eps,
+        hidden_dropout_prob=sizes.dropout, attention_probs_dropout_prob=sizes.dropout, layer_norm_eps=sizes.eps, initializer_range=sizes.init,
         pad_token_id=None,
     )
 

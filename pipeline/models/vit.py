@@ -65,7 +65,7 @@ def configure(sizes: ModelSizes, facts: Facts) -> ViTConfig:
     return ViTConfig(
         hidden_size=sizes.hidden, num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads,
         intermediate_size=sizes.mlp_units, hidden_dropout_prob=sizes.dropout, attention_probs_dropout_prob=sizes.dropout,
-        layer_norm_eps=sizes.eps, image_size=facts["size"], patch_size=sizes.patch, num_channels=facts["channels"],
+        layer_norm_eps=sizes.eps, initializer_range=sizes.init, image_size=facts["size"], patch_size=sizes.patch, num_channels=facts["channels"],
         id2label=dict(enumerate(facts["class_names"])), label2id={name: i for i, name in enumerate(facts["class_names"])},
     )
 

@@ -1,0 +1,311 @@
+"""What a user can get wrong with data: one line that tells the way out, and nothing half-written."""
+
+import gzip
+import json
+import lzma
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from pipeline.config import ImageData, TextData
+from pipeline.data import evaluation_batches, open_prepared, prepare, train_batches
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = ["kalo", "miren", "tusva", "solne", "pirdra", "lova", "renka", "solmi"]
+
+
+def documents(count: int = 200) -> str:
+    draw = random.Random(0)
+    return "\n\n".join(" ".join(draw.choices(WORDS, k=60)) for _ in range(count)) + "\n"
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def text(dataset: object, **changes) -> TextData:
+    sizes = {"block": 16, "evaluation_blocks": 4, "tokenizer": {"vocab_size": 64}}
+    return TextData(kind="text", dataset=dataset, **{**sizes, **changes})
+
+
+def images(dataset: object, **changes) -> ImageData:
+    return ImageData(kind="images", dataset=dataset, **changes)
+
+
+def png(folder: Path, name: str, shade: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(np.full((8, 8), shade, dtype=np.uint8)).save(folder / name)
+    return folder / name
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A folder of good and bad files, in which the test stands."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    good = documents()
+    Path("good.txt").write_text(good)
+    Path("short.txt").write_text(documents(12))
+    Path("word.txt").write_text("kalo\n")
+    Path("blank.txt").write_text("\n \n\n")
+    Path("notes.md").write_text(good)
+    Path("latin.txt").write_bytes("Käse\n".encode("latin-1"))
+    Path("cut.txt.xz").write_bytes(lzma.compress(good.encode())[:-40])
+    Path("wrong.txt.xz").write_text("this is no xz file")
+    Path("cut.txt.gz").write_bytes(gzip.compress(good.encode())[:-20])
+    with pa.CompressedOutputStream("whole.zst", "zstd") as file:
+        file.write(good.encode())
+    Path("cut.txt.zst").write_bytes(Path("whole.zst").read_bytes()[:-10])
+    Path("bad.parquet").write_bytes(b"PAR1 and nothing else")
+    Path("broken.jsonl").write_text('{"text": "one"}\n{"text": \n')
+    Path("array.jsonl").write_text('["one"]\n')
+    Path("other.jsonl").write_text('{"body": "one"}\n')
+    Path("number.jsonl").write_text('{"text": 3}\n')
+    pa.parquet.write_table(pa.table({"body": ["one"], "id": [1]}), "other.parquet")
+    Path("empty").mkdir()
+    Path("vocab.txt").write_text("[PAD]\n[UNK]\nkalo\n")
+    for shade in range(20):
+        png(Path("photos") / ("cat" if shade % 2 else "dog"), f"{shade}.png", shade)
+        png(Path("lonely/cat"), f"{shade}.png", shade)
+    png(Path("few/cat"), "1.png", 1)
+    png(Path("few/dog"), "2.png", 2)
+    png(Path("strange/emu"), "1.png", 1)
+    encoded = [Path(f"lonely/cat/{shade}.png").read_bytes() for shade in range(20)]
+    for name, columns in {
+        "unlabelled": {"image": encoded, "id": list(range(20))},
+        "unpictured": {"photo": encoded, "label": [0, 1] * 10},
+        "floats": {"image": encoded, "label": [0.5, 1.5] * 10},
+        "gap": {"image": encoded, "label": [0, None] * 10},
+        "numbers": {"image": list(range(20)), "label": [0, 1] * 10},
+        "torn": {"image": [data[:40] for data in encoded], "label": [0, 1] * 10},
+    }.items():
+        pa.parquet.write_table(pa.table(columns), f"{name}.parquet")
+    pa.parquet.write_table(pa.table({"image": encoded, "label": [0, 1] * 10}), "rotten.parquet", compression="zstd")
+    whole = bytearray(Path("rotten.parquet").read_bytes())
+    whole[30:200] = bytes(170)
+    Path("rotten.parquet").write_bytes(bytes(whole))
+    return tmp_path
+
+
+TEXT = {
+    "missing": (text("gone.txt"), "gone.txt: no such file or folder; check the path"),
+    "missing in a list": (text(["good.txt", "gone.txt"]), "gone.txt: no such file or folder; check the path"),
+    "missing glob": (text("gone/*.txt"), "gone/*.txt: no such file or folder; check the path"),
+    "empty list": (text([]), "data.dataset: an empty list; name at least one file, or say embedded"),
+    "unknown extension": (text("notes.md"), "notes.md: unknown kind of file; known: .txt, .txt.xz,"),
+    "empty folder": (text("empty"), "empty: no file of a known kind in it; known: .txt,"),
+    "neither path nor name": (text("no such file"), "no such file: no such file or folder, and no name of a hub data set"),
+    "not on the hub": (text("nobody/nothing"), "nobody/nothing, split train: neither a local path nor a hub data set"),
+    "subset of a file": (text("good.txt", subset="en"), "data.subset: 'en' goes with a hub data set, and good.txt is none"),
+    "missing evaluation": (text("good.txt", evaluation="gone"), "gone: no such file or folder; check data.evaluation"),
+    "same files": (text("good.txt", evaluation="./good.txt"), "good.txt: data.dataset and data.evaluation name the same"),
+    "no text": (text("blank.txt"), "blank.txt: no text in it; check data.dataset and data.column"),
+    "not utf-8": (text("latin.txt"), "latin.txt: cannot read it ('utf-8' codec can't decode"),
+    "truncated xz": (text("cut.txt.xz"), "cut.txt.xz: cannot read it (Compressed file ended before"),
+    "no xz": (text("wrong.txt.xz"), "wrong.txt.xz: cannot read it (Input format not supported"),
+    "truncated gz": (text("cut.txt.gz"), "cut.txt.gz: cannot read it (Compressed file ended before"),
+    "truncated zst": (text("cut.txt.zst"), "cut.txt.zst: cannot read it (Truncated compressed stream)"),
+    "corrupt parquet": (text("bad.parquet"), "bad.parquet: cannot read it (Parquet magic bytes not found"),
+    "broken json": (text("broken.jsonl"), "broken.jsonl, line 2: not valid JSON (Expecting value)"),
+    "no object": (text("array.jsonl"), "array.jsonl, line 1: no column 'text'; it has none; set data.column"),
+    "jsonl column": (text("other.jsonl"), "other.jsonl, line 1: no column 'text'; it has body; set data.column"),
+    "parquet column": (text("other.parquet"), "other.parquet: no column 'text'; it has body, id; set data.column"),
+    "no string": (text("number.jsonl"), "number.jsonl, line 1: column 'text' holds int, not text; set data.column"),
+    "vocabulary too large": (
+        text("good.txt", tokenizer={"vocab_size": 9999}), "data.tokenizer.vocab_size 9999 does not fit the training text"
+    ),
+    "vocabulary missing": (
+        text("good.txt", tokenizer={"kind": "wordpiece", "path": "gone.txt"}), "gone.txt: cannot read the vocabulary"
+    ),
+    "vocabulary without specials": (
+        text("good.txt", tokenizer={"kind": "wordpiece", "path": "vocab.txt"}),
+        "vocab.txt: no [CLS], [SEP], [MASK] in it; a BERT vocab.txt has one piece a line, with these",
+    ),
+    "tokenizer folder missing": (
+        text("good.txt", tokenizer={"kind": "huggingface", "path": "./gone"}), "./gone: no such tokenizer folder"
+    ),
+    "tokenizer folder empty": (
+        text("good.txt", tokenizer={"kind": "huggingface", "path": "empty"}), "empty: no tokenizer could be loaded from it"
+    ),
+    "too little to evaluate": (
+        text("good.txt", evaluation_blocks=1000), "good.txt, held out: the text fills"
+    ),
+    "no block to evaluate": (
+        text("good.txt", evaluation="word.txt"), "word.txt: the text fills 0 blocks of 16 tokens, and data.evaluation_blocks"
+    ),
+    "no block to train": (
+        text("short.txt", evaluation="good.txt", block=4096, evaluation_blocks=1),
+        "short.txt: the text fills 0 blocks of 4096 tokens; lower data.block or give more text",
+    ),
+}
+
+IMAGES = {
+    "missing": (images("gone/photos.parquet"), "gone/photos.parquet: no such file or folder; check the path"),
+    "not on the hub": (images("nobody/nothing"), "nobody/nothing, split train: neither a local path nor a hub data set"),
+    "unknown extension": (images("good.txt"), "good.txt: unknown kind of file; known: .parquet, .png, .jpg, .jpeg"),
+    "empty folder": (images("empty"), "empty: no file of a known kind in it; known: .parquet, .png, .jpg, .jpeg"),
+    "subset of a file": (images("photos", subset="a"), "data.subset: 'a' goes with a hub data set, and photos is none"),
+    "missing evaluation": (images("photos", evaluation="gone"), "gone: no such file or folder; check data.evaluation"),
+    "corrupt parquet": (images("bad.parquet"), "bad.parquet: cannot read it (Parquet magic bytes not found"),
+    "rotten parquet": (images("rotten.parquet"), "rotten.parquet: cannot read the images ("),
+    "two kinds": (images(["photos", "torn.parquet"]), "torn.parquet: parquet files and pictures together"),
+    "one class": (images("lonely"), "lonely: images of 1 class; a classifier needs 2 or more; see data.label"),
+    "no label": (images("unlabelled.parquet"), "unlabelled.parquet: no column 'label'; it has image, id; set data.label"),
+    "no image": (images("unpictured.parquet"), "unpictured.parquet: no column 'image'; it has photo, label; set data.column"),
+    "label no class": (images("floats.parquet"), "floats.parquet: column 'label' holds 0.5, no class"),
+    "label missing in a row": (images("gap.parquet"), "gap.parquet: column 'label' holds None, no class"),
+    "no pictures": (images("numbers.parquet"), "numbers.parquet: column 'image' holds no encoded images ("),
+    "damaged picture": (images("torn.parquet"), "training image"),
+    "too few": (images("few"), "2 images are too few to cut an evaluation set from; give data.evaluation"),
+    "new class": (
+        images("photos", evaluation="strange/*"), "strange/*: class 'emu' is not in the training images; they have 2"
+    ),
+}
+
+
+def refused(data, folder: Path) -> str:
+    """The error of preparing `data`, which must be one line and leave nothing behind."""
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(UserError) as caught:
+        prepare(data, 0, folder / "run" / "data", say=quiet)
+    assert sorted(path for path in folder.rglob("*") if path != folder / "run") == before
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("case", TEXT)
+def test_bad_text(files, case):
+    data, message = TEXT[case]
+    assert refused(data, files).startswith(message)
+
+
+@pytest.mark.parametrize("case", IMAGES)
+def test_bad_images(files, case):
+    data, message = IMAGES[case]
+    assert refused(data, files).startswith(message)
+
+
+def test_the_way_out_of_too_little_text_is_a_way_out(files):
+    message = refused(text("good.txt", evaluation_blocks=1000), files)
+    blocks = int(message.split("lower data.evaluation_blocks to ")[1].split()[0])
+    prepared = prepare(text("good.txt", evaluation_blocks=blocks), 0, files / "data", say=quiet)
+    assert prepared.facts["evaluation"] == blocks
+
+
+@pytest.mark.parametrize(("module", "data", "message"), [
+    ("sklearn.datasets", images("embedded"), "needs scikit-learn for its images; pip install -e '.[quickstart]'"),
+    ("kornia.augmentation", images("photos", augment="deit"), "data.augment 'deit' needs kornia; pip install -e '.[vision]'"),
+])
+def test_a_missing_package_is_named(files, monkeypatch, module, data, message):
+    monkeypatch.setitem(sys.modules, module, None)  # what an import of a package that is not there meets
+    assert message in refused(data, files)
+
+
+def test_an_augmentation_can_lack_its_package_later(files, monkeypatch):
+    prepared = prepare(images("photos"), 0, files / "data", say=quiet)
+    monkeypatch.setitem(sys.modules, "kornia.augmentation", None)
+    with pytest.raises(UserError, match=r"needs kornia; pip install -e '.\[vision\]'"):
+        train_batches(
+            prepared, images("photos", augment="deit"), 0, batch=1, micro_batch=1, rank=0, world=1, first_step=0
+        )
+
+
+# --- the prepared folder -------------------------------------------------------------------------------------------
+
+def test_another_config_or_seed_is_refused_by_name(files):
+    prepare(text("good.txt"), 0, files / "data", say=quiet)
+    out = "; remove the folder to prepare again, or give the run another name"
+    with pytest.raises(UserError) as caught:
+        prepare(text("good.txt", block=32), 0, files / "data", say=quiet)
+    assert str(caught.value) == f"{files / 'data'}: prepared with block 16, and the config has 32{out}"
+    with pytest.raises(UserError) as caught:
+        prepare(text("good.txt"), 1, files / "data", say=quiet)
+    assert str(caught.value) == f"{files / 'data'}: prepared with seed 0, and the config has 1{out}"
+    with pytest.raises(UserError, match="prepared with block 16, and the config has None"):
+        prepare(images("photos"), 0, files / "data", say=quiet)
+
+
+def test_a_folder_of_something_else_is_left_alone(files):
+    with pytest.raises(UserError, match="photos: not empty and not prepared data; remove it or choose another folder"):
+        prepare(text("good.txt"), 0, files / "photos", say=quiet)
+    assert len(list((files / "photos").rglob("*.png"))) == 20
+
+
+def test_an_empty_folder_is_used(files):
+    assert prepare(text("good.txt"), 0, files / "empty", say=quiet) == open_prepared(files / "empty")
+
+
+def test_opening_what_was_not_prepared(files):
+    with pytest.raises(UserError, match=r"empty: no prepared data here; prepare them first \(tools/prepare_data.py\)"):
+        open_prepared(files / "empty")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"facts": {}}'])
+def test_a_foreign_data_json(files, content):
+    (files / "empty" / "data.json").write_text(content)
+    with pytest.raises(UserError, match=r"data.json: not what prepare writes; remove the folder and prepare again"):
+        open_prepared(files / "empty")
+
+
+def test_a_damaged_folder_is_noticed(files):
+    prepared = prepare(text("good.txt"), 0, files / "text", say=quiet)
+    stream = prepared.folder / "training.bin"
+    whole = stream.stat().st_size
+    os.truncate(stream, whole - 2)
+    with pytest.raises(UserError, match=rf"training.bin: {whole - 2:,} bytes, not {whole:,}; the file is damaged"):
+        open_prepared(prepared.folder)
+    prepared = prepare(images("photos"), 0, files / "images", say=quiet)
+    (stored,) = (prepared.folder / "evaluation").glob("*.arrow")
+    os.truncate(stored, 100)
+    with pytest.raises(UserError, match=r"evaluation: cannot read it \(.*; remove its folder and prepare again"):
+        open_prepared(prepared.folder)
+
+
+def test_a_killed_prepare_leaves_nothing_that_counts(files):
+    data = text("good.txt")
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from pipeline.config import TextData\n"
+        "from pipeline.data import prepare\n"
+        "def die(line):\n"
+        "    if line.startswith('packed'): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "prepare(TextData.model_validate_json(sys.argv[1]), 0, Path('data'), say=die)\n"
+    )
+    command = [sys.executable, "-c", script, data.model_dump_json()]
+    ended = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert ended.returncode == -signal.SIGKILL
+    assert not (files / "data").exists() and (files / "data.draft" / "training.bin").exists()
+    prepared = prepare(data, 0, files / "data", say=quiet)
+    assert json.loads((files / "data" / "data.json").read_text())["facts"] == prepared.facts
+    assert not (files / "data.draft").exists()
+
+
+def test_a_batch_that_does_not_split_is_refused(files):
+    prepared = prepare(text("good.txt"), 0, files / "data", say=quiet)
+    with pytest.raises(UserError) as caught:
+        train_batches(prepared, text("good.txt"), 0, batch=10, micro_batch=2, rank=0, world=2, first_step=0)
+    assert str(caught.value) == "batch 10 does not split into micro-batches of 2 on 2 ranks; make it a multiple of 4"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_breaks_later_is_named(files, workers):
+    """The held-out pictures are not decoded by `prepare`."""
+    data = images("photos", evaluation="torn.parquet", workers=workers)
+    pa.parquet.write_table(pa.table({"image": [b"no picture"] * 2, "label": ["cat", "dog"]}), "torn.parquet")
+    prepared = prepare(data, 0, files / "data", say=quiet)
+    with pytest.raises(UserError) as caught:
+        next(evaluation_batches(prepared, data, 0, micro_batch=2, rank=0, world=1))
+    assert str(caught.value).startswith("evaluation image 0: cannot be decoded (cannot identify image file")
+    assert str(caught.value).endswith("; repair or remove it and prepare again") and "\n" not in str(caught.value)

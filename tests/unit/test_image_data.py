@@ -1,0 +1,296 @@
+"""Images: from every source to the same stored form; pixels, labels and augmentations that repeat."""
+
+import io
+import json
+import shutil
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+
+from pipeline.config import ImageData
+from pipeline.data import augment, evaluation_batches, open_prepared, prepare, train_batches
+from pipeline.data.images import ImageSamples
+
+CIFAR = Path(__file__).resolve().parents[3] / "shared" / "data" / "images" / "cifar10"
+needs_cifar = pytest.mark.skipif(not CIFAR.exists(), reason="the shared real images are not here")
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def config(dataset: object = "embedded", **changes) -> ImageData:
+    return ImageData(kind="images", dataset=dataset if isinstance(dataset, list) else str(dataset), **changes)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
+
+
+def pictures(count: int, side: int = 8) -> list[np.ndarray]:
+    """RGB noise, (side, side, 3) uint8, different for each."""
+    return list(np.random.Generator(np.random.Philox(key=1)).integers(0, 256, (count, side, side, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    pytest.importorskip("sklearn")
+    data = config()
+    return data, prepare(data, 3, tmp_path_factory.mktemp("digits") / "data", say=quiet)
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    """60 pictures of 32x32 in three classes, as a parquet file."""
+    folder = tmp_path_factory.mktemp("noise")
+    rows = [{"bytes": png(image), "path": None} for image in pictures(60, 32)]
+    pa.parquet.write_table(pa.table({"image": rows, "label": [n % 3 for n in range(60)]}), folder / "noise.parquet")
+    data = config(folder / "noise.parquet", size=32)
+    return data, prepare(data, 3, folder / "data", say=quiet)
+
+
+def same(one, other) -> bool:
+    return (
+        one.valid == other.valid
+        and torch.equal(one.labels, other.labels)
+        and torch.equal(one.inputs["pixel_values"], other.inputs["pixel_values"])
+    )
+
+
+def training(prepared, data, batch=8, micro_batch=8, rank=0, world=1, first_step=0):
+    return train_batches(
+        prepared, data, 3, batch=batch, micro_batch=micro_batch, rank=rank, world=world, first_step=first_step
+    )
+
+
+def stored(prepared, split: str = "training") -> np.ndarray:
+    """Every picture of a split, in order, uint8."""
+    facts = prepared.facts
+    found, _ = ImageSamples(prepared.folder, facts).read(split, np.arange(facts[split]))
+    return np.stack([np.asarray(picture) for picture in found])
+
+
+# --- digits --------------------------------------------------------------------------------------------------------
+
+def test_the_digits_are_all_there_and_a_fifth_is_held_out(digits):
+    from sklearn.datasets import load_digits
+
+    facts = digits[1].facts
+    assert facts["training"] == 1438 and facts["evaluation"] == 359
+    assert facts["classes"] == 10 and facts["class_names"] == [str(digit) for digit in range(10)]
+    assert facts["tokens_per_sample"] == 1 and json.loads(json.dumps(facts)) == facts
+    mine = np.concatenate([stored(digits[1], split)[..., 0] for split in ("training", "evaluation")])
+    theirs = load_digits().images
+    assert sorted(map(bytes, np.rint(mine * (16 / 255)).astype(np.uint8))) == sorted(map(bytes, theirs.astype(np.uint8)))
+
+
+def test_pixels_are_normalised_by_the_training_set(digits):
+    data, prepared = digits
+    batch = next(training(prepared, data, batch=1438, micro_batch=1438))
+    values = batch.inputs["pixel_values"]
+    assert values.shape == (1438, 3, 8, 8) and values.dtype == torch.float32
+    assert batch.labels.shape == (1438,) and batch.labels.dtype == torch.int64
+    assert torch.equal(values[:, 0], values[:, 1]) and torch.equal(values[:, 0], values[:, 2])
+    assert values.mean().abs() < 1e-5 and abs(values.std(correction=0) - 1) < 1e-5  # all 1,438 are measured
+    pixels = stored(prepared) / 255
+    assert prepared.facts["mean"] == pytest.approx(pixels.mean(axis=(0, 1, 2)))
+    assert prepared.facts["std"] == pytest.approx(pixels.std(axis=(0, 1, 2)))
+
+
+def test_labels_belong_to_their_pictures(digits):
+    """Nearest class mean reaches about 90 % on these digits; mixed-up labels would give 10 %."""
+    data, prepared = digits
+    train = next(training(prepared, data, batch=1438, micro_batch=1438))
+    held_out = next(evaluation_batches(prepared, data, 3, micro_batch=359, rank=0, world=1))
+    flat = train.inputs["pixel_values"].flatten(1)
+    means = torch.stack([flat[train.labels == digit].mean(0) for digit in range(10)])
+    guesses = torch.cdist(held_out.inputs["pixel_values"].flatten(1), means).argmin(1)
+    assert (guesses == held_out.labels).float().mean() > 0.8
+
+
+def test_one_channel_and_another_size(tmp_path):
+    pytest.importorskip("sklearn")
+    data = config(channels=1, size=12, evaluation_images=50)
+    prepared = prepare(data, 0, tmp_path / "data", say=quiet)
+    assert len(prepared.facts["mean"]) == len(prepared.facts["std"]) == 1
+    assert prepared.facts["evaluation"] == 50 and prepared.facts["training"] == 1747
+    assert next(training(prepared, data)).inputs["pixel_values"].shape == (8, 1, 12, 12)
+
+
+# --- sources -------------------------------------------------------------------------------------------------------
+
+def test_a_folder_per_class_is_read_into_the_prepared_folder(tmp_path):
+    images = pictures(20)
+    for number, image in enumerate(images):
+        folder = tmp_path / "photos" / ("cat" if number % 2 else "ant")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number:02}.png").write_bytes(png(image))
+    prepared = prepare(config(tmp_path / "photos"), 0, tmp_path / "data", say=quiet)
+    shutil.rmtree(tmp_path / "photos")
+    again = open_prepared(tmp_path / "data")
+    assert again.facts == prepared.facts and again.facts["class_names"] == ["ant", "cat"]
+    assert again.facts["training"] == 16 and again.facts["evaluation"] == 4
+    mine = np.concatenate([stored(again), stored(again, "evaluation")])
+    assert sorted(map(bytes, mine)) == sorted(map(bytes, images))
+    reader = ImageSamples(again.folder, again.facts)
+    for split in ("training", "evaluation"):
+        found, labels = reader.read(split, np.arange(again.facts[split]))
+        expected = [next(n for n, image in enumerate(images) if np.array_equal(image, picture)) % 2 for picture in found]
+        assert labels.tolist() == expected
+
+
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize("names", [None, ["dog", "emu"]])
+def test_parquet_with_images_as_bytes_or_struct_and_labels_as_numbers_or_names(tmp_path, raw, names):
+    images = pictures(10)
+    encoded = [png(image) if raw else {"bytes": png(image), "path": f"{n}.png"} for n, image in enumerate(images)]
+    labels = [7 * (n % 2) if names is None else names[n % 2] for n in range(10)]
+    for part, rows in (("train", slice(0, 6)), ("test", slice(6, 10))):
+        pa.parquet.write_table(pa.table({"img": encoded[rows], "fine": labels[rows]}), tmp_path / f"{part}.parquet")
+    data = config(
+        tmp_path / "train.parquet", evaluation=str(tmp_path / "test.parquet"), column="img", label="fine"
+    )
+    prepared = prepare(data, 0, tmp_path / "data", say=quiet)
+    assert prepared.facts["class_names"] == (names or ["0", "7"])
+    assert np.array_equal(stored(prepared), images[:6]) and np.array_equal(stored(prepared, "evaluation"), images[6:])
+    held_out = next(evaluation_batches(prepared, data, 0, micro_batch=4, rank=0, world=1))
+    assert held_out.labels.tolist() == [0, 1, 0, 1]
+
+
+def test_the_held_out_images_are_the_same_for_every_seed(tmp_path):
+    rows = [png(image) for image in pictures(30)]
+    pa.parquet.write_table(pa.table({"image": rows, "label": [n % 2 for n in range(30)]}), tmp_path / "a.parquet")
+    one, two = (prepare(config(tmp_path / "a.parquet"), seed, tmp_path / f"{seed}", say=quiet) for seed in (1, 2))
+    assert np.array_equal(stored(one, "evaluation"), stored(two, "evaluation"))
+
+
+def test_an_oblong_picture_is_cut_to_its_middle():
+    pixels = np.zeros((8, 24, 3), dtype=np.uint8)
+    pixels[:, 8:16] = 200
+    assert (augment.fit(PIL.Image.fromarray(pixels), 8) == 200).all()
+
+
+@needs_cifar
+def test_cifar_parquet(tmp_path):
+    """Figures from the folder's README; the mean is taken from 1,600 of the 2,000 images."""
+    data = config(CIFAR / "test-00000-of-00001.parquet", size=32)
+    prepared = prepare(data, 0, tmp_path / "data", say=quiet)
+    facts = prepared.facts
+    assert facts["training"] == 1600 and facts["evaluation"] == 400
+    assert facts["class_names"][:3] == ["airplane", "automobile", "bird"] and facts["classes"] == 10
+    assert facts["mean"] == pytest.approx([0.4943, 0.4855, 0.4527], abs=0.01)
+    assert facts["std"] == pytest.approx([0.2465, 0.2424, 0.2607], abs=0.01)
+    batch = next(training(prepared, data, batch=64, micro_batch=64))
+    assert batch.inputs["pixel_values"].shape == (64, 3, 32, 32) and batch.labels.max() <= 9
+
+
+# --- batches -------------------------------------------------------------------------------------------------------
+
+KINDS = ["none", "shift", "crop-flip", "deit"]
+
+
+def varied(data, kind):
+    if kind == "deit":
+        pytest.importorskip("kornia")
+    return data.model_copy(update={"augment": kind})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resuming_ranks_and_workers_change_nothing(noise, kind):
+    data, prepared = varied(noise[0], kind), noise[1]
+    whole = list(islice(training(prepared, data, batch=8, micro_batch=4), 16))  # 64 samples: beyond the 48 of an epoch
+    resumed = islice(training(prepared, data, batch=8, micro_batch=4, first_step=5), 6)
+    assert all(same(a, b) for a, b in zip(whole[10:], resumed, strict=True))
+    ranks = [islice(training(prepared, data, batch=8, micro_batch=4, rank=rank, world=2), 8) for rank in (0, 1)]
+    assert all(same(a, b) for a, b in zip(whole, (part for turn in zip(*ranks, strict=True) for part in turn), strict=True))
+    workers = data.model_copy(update={"workers": 2})
+    assert all(same(a, b) for a, b in zip(whole, islice(training(prepared, workers, batch=8, micro_batch=4), 16), strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_augmentation_is_a_function_of_seed_epoch_and_row(noise, kind):
+    varied(noise[0], kind)
+    reader = ImageSamples(noise[1].folder, noise[1].facts, kind)
+
+    def values(seed, epoch, rows):
+        return reader.train(seed, np.full(len(rows), epoch), np.array(rows))[0]["pixel_values"]
+
+    whole = values(3, 1, range(12))
+    assert whole.shape == (12, 3, 32, 32) and whole.dtype == torch.float32 and whole.isfinite().all()
+    assert torch.equal(values(3, 1, [9, 2]), whole[[9, 2]])
+    for other in (values(3, 2, range(12)), values(4, 1, range(12))):
+        assert torch.equal(other, whole) == (kind == "none")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reading_leaves_the_generator_of_the_model_alone(noise, kind):
+    data = varied(noise[0], kind)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    next(training(noise[1], data))
+    next(evaluation_batches(noise[1], data, 3, micro_batch=4, rank=0, world=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_evaluation_is_never_augmented_and_covers_the_set_once(noise):
+    data, prepared = varied(noise[0], "crop-flip"), noise[1]
+    plain, _ = ImageSamples(prepared.folder, prepared.facts).evaluate(0, np.arange(12))
+    shares = [list(evaluation_batches(prepared, data, 3, micro_batch=5, rank=rank, world=2)) for rank in (0, 1)]
+    assert [[batch.valid for batch in share] for share in shares] == [[5, 2], [5, 0]]
+    assert {batch.inputs["pixel_values"].shape[0] for share in shares for batch in share} == {5}
+    counted = [batch.inputs["pixel_values"][: batch.valid] for turn in zip(*shares, strict=True) for batch in turn]
+    assert torch.equal(torch.cat(counted), plain["pixel_values"])
+
+
+# --- augmentations -------------------------------------------------------------------------------------------------
+
+def generators(count: int):
+    return (np.random.Generator(np.random.Philox(key=key)) for key in range(count))
+
+
+@pytest.mark.parametrize(("side", "most"), [(4, 1), (8, 1), (32, 4)])
+def test_a_shift_moves_whole_pixels_by_12_percent_of_the_side_at_most(side, most):
+    image = pictures(1, side)[0] | 1  # no pixel is black
+    moved = set()
+    for draws in generators(600):
+        result = augment.shift(image, draws)
+        rows, columns = np.nonzero(result.any(axis=2))
+        top, left = rows.min() or rows.max() + 1 - side, columns.min() or columns.max() + 1 - side
+        expected = np.zeros_like(image)
+        expected[max(top, 0) : side + min(top, 0), max(left, 0) : side + min(left, 0)] = image[
+            max(-top, 0) : side + min(-top, 0), max(-left, 0) : side + min(-left, 0)
+        ]
+        assert np.array_equal(result, expected)
+        moved.add((int(top), int(left)))
+    assert moved == {(down, right) for down in range(-most, most + 1) for right in range(-most, most + 1)}
+
+
+def test_crop_flip_mirrors_half_of_the_time_and_cuts_different_parts():
+    ramp = np.broadcast_to(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], (64, 64, 3))  # brighter to the right
+    results = [augment.crop_flip(PIL.Image.fromarray(ramp.copy()), 16, draws).astype(int) for draws in generators(400)]
+    assert all(result.shape == (16, 16, 3) for result in results)
+    mirrored = [result[:, 0].mean() > result[:, -1].mean() for result in results]
+    assert 160 < sum(mirrored) < 240  # four deviations of a fair coin
+    spans = [abs(result[:, 0].mean() - result[:, -1].mean()) / 255 for result in results]
+    # The width cut is sqrt(area * ratio), 0.24 of the side to all of it.
+    assert min(spans) < 0.35 and max(spans) > 0.9
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_deit_keeps_the_shape_for_grey_and_colour(channels):
+    pytest.importorskip("kornia")
+    views = augment.Views("deit", 16, [0.5] * channels, [0.25] * channels)
+    image = PIL.Image.fromarray(pictures(1, 20)[0]).convert("RGB" if channels == 3 else "L")
+    results = [views.varied(image, seed) for seed in range(60)]
+    assert all(result.shape == (channels, 16, 16) and result.isfinite().all() for result in results)
+    assert all(result.min() >= -2.001 and result.max() <= 2.001 for result in results)  # 0 to 1, normalised
+    erased = sum(bool((result == 0).all(dim=0).sum() >= 4) for result in results)
+    assert 3 <= erased <= 30  # a quarter of 60, five deviations either side
