@@ -6,8 +6,10 @@ changed between versions (clipping and overflow checks in 0.19.3, time-outs in 0
 
 import datetime
 import logging
+import math
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,18 +126,17 @@ class Engine:
         norm = self.deepspeed.get_global_grad_norm()
         return total.item() / (len(batches) * self.world.size), None if norm is None else float(norm)
 
-    def evaluate(self, batches: list[Batch]) -> dict[str, float]:
-        """Mean loss over the evaluation set, with perplexity for text and top-1 accuracy for images."""
+    def evaluate(self, batches: Iterable[Batch], kind: str) -> dict[str, float]:
+        """Mean loss over the evaluation set of all ranks, with perplexity for text and top-1 accuracy for images."""
         self.deepspeed.eval()
         sums = torch.zeros(3, device=self.world.device, dtype=torch.float64)
         with torch.no_grad():
             for batch in batches:
-                losses, hits = self._losses(batch)
-                sums += torch.stack([losses[: batch.valid].double().sum(), hits[: batch.valid].double().sum(), torch.tensor(float(batch.valid), device=sums.device, dtype=sums.dtype)])
+                both = torch.stack(self._losses(batch))[:, : batch.valid].double().sum(1)
+                sums += torch.cat([both, both.new_tensor([batch.valid])])
         dist.all_reduce(sums)
         loss, hits = (sums[:2] / sums[2]).tolist()
-        text = "input_ids" in batches[0].inputs
-        return {"eval_loss": loss, **({"perplexity": torch.tensor(loss).exp().item()} if text else {"top1": hits})}
+        return {"eval_loss": loss, **({"perplexity": math.exp(loss)} if kind == "text" else {"top1": hits})}
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss and share of right answers per sample, (B,); always in float32, whatever the weights are."""

@@ -164,9 +164,7 @@ class Loop:
 
     def __init__(self, job: Job, engine: Engine, world: World):
         self.job, self.engine, self.world = job, engine, world
-        shared = {"micro_batch": engine.micro_batch, "rank": world.rank, "world": world.size}
-        self.evaluation = list(evaluation_batches(job.data, job.config.data, job.config.seed, **shared))
-        self.shared = shared
+        self.shared = {"micro_batch": engine.micro_batch, "rank": world.rank, "world": world.size}
         self.peak = peak_flops(world.device.type, job.stage.precision)
         self.progress = Progress(job.stage.name, job.rates.steps, job.folder.path, job.data.facts["kind"], world.first, job.stage.tensorboard)
 
@@ -215,7 +213,8 @@ class Loop:
         self.progress.step(record)
 
     def _evaluate(self, step: int) -> None:
-        result = self.engine.evaluate(self.evaluation)
+        batches = evaluation_batches(self.job.data, self.job.config.data, self.job.config.seed, **self.shared)
+        result = self.engine.evaluate(batches, self.job.data.facts["kind"])
         if self.world.first:
             count = self.job.data.facts["evaluation"]
             self.job.folder.metrics.append(step=step, **result)

@@ -4,7 +4,6 @@ import gzip
 import json
 import lzma
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -16,27 +15,17 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from invented_text import config, quiet, some_documents, text_file
 
 from pipeline.config import ImageData, TextData
 from pipeline.data import evaluation_batches, open_prepared, prepare, train_batches
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = ["kalo", "miren", "tusva", "solne", "pirdra", "lova", "renka", "solmi"]
-
-
-def documents(count: int = 200) -> str:
-    draw = random.Random(0)
-    return "\n\n".join(" ".join(draw.choices(WORDS, k=60)) for _ in range(count)) + "\n"
-
-
-def quiet(_: str) -> None:
-    pass
 
 
 def text(dataset: object, **changes) -> TextData:
-    sizes = {"block": 16, "evaluation_blocks": 4, "tokenizer": {"vocab_size": 64}}
-    return TextData(kind="text", dataset=dataset, **{**sizes, **changes})
+    return config(dataset, **{"block": 16, "evaluation_blocks": 4, **changes})
 
 
 def images(dataset: object, **changes) -> ImageData:
@@ -54,9 +43,8 @@ def files(tmp_path, monkeypatch):
     """A folder of good and bad files, in which the test stands."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    good = documents()
-    Path("good.txt").write_text(good)
-    Path("short.txt").write_text(documents(12))
+    good = text_file(Path("good.txt"), some_documents()).read_text()
+    text_file(Path("short.txt"), some_documents(12))
     Path("word.txt").write_text("kalo\n")
     Path("blank.txt").write_text("\n \n\n")
     Path("notes.md").write_text(good)
@@ -91,6 +79,8 @@ def files(tmp_path, monkeypatch):
         "torn": {"image": [data[:40] for data in encoded], "label": [0, 1] * 10},
     }.items():
         pa.parquet.write_table(pa.table(columns), f"{name}.parquet")
+    kinds = datasets.Features({"image": datasets.Value("binary"), "label": datasets.ClassLabel(names=["a", "b"])})
+    datasets.Dataset.from_dict({"image": encoded, "label": [0, -1] * 10}, features=kinds).to_parquet("minus.parquet")
     pa.parquet.write_table(pa.table({"image": encoded, "label": [0, 1] * 10}), "rotten.parquet", compression="zstd")
     whole = bytearray(Path("rotten.parquet").read_bytes())
     whole[30:200] = bytes(170)
@@ -105,11 +95,11 @@ TEXT = {
     "empty list": (text([]), "data.dataset: an empty list; name at least one file, or say embedded"),
     "unknown extension": (text("notes.md"), "notes.md: unknown kind of file; known: .txt, .txt.xz,"),
     "empty folder": (text("empty"), "empty: no file of a known kind in it; known: .txt,"),
-    "neither path nor name": (text("no such file"), "no such file: no such file or folder, and no name of a hub data set"),
+    "neither path nor name": (text("no such file"), "no such file: no such file or folder, and no name of"),
     "not on the hub": (text("nobody/nothing"), "nobody/nothing, split train: neither a local path nor a hub data set"),
-    "subset of a file": (text("good.txt", subset="en"), "data.subset: 'en' goes with a hub data set, and good.txt is none"),
+    "subset of a file": (text("good.txt", subset="en"), "data.subset: 'en' goes with a hub data set, and good.txt"),
     "missing evaluation": (text("good.txt", evaluation="gone"), "gone: no such file or folder; check data.evaluation"),
-    "same files": (text("good.txt", evaluation="./good.txt"), "good.txt: data.dataset and data.evaluation name the same"),
+    "same files": (text("good.txt", evaluation="./good.txt"), "good.txt: data.dataset and data.evaluation name the"),
     "no text": (text("blank.txt"), "blank.txt: no text in it; check data.dataset and data.column"),
     "not utf-8": (text("latin.txt"), "latin.txt: cannot read it ('utf-8' codec can't decode"),
     "truncated xz": (text("cut.txt.xz"), "cut.txt.xz: cannot read it (Compressed file ended before"),
@@ -123,7 +113,7 @@ TEXT = {
     "parquet column": (text("other.parquet"), "other.parquet: no column 'text'; it has body, id; set data.column"),
     "no string": (text("number.jsonl"), "number.jsonl, line 1: column 'text' holds int, not text; set data.column"),
     "vocabulary too large": (
-        text("good.txt", tokenizer={"vocab_size": 9999}), "data.tokenizer.vocab_size 9999 does not fit the training text"
+        text("good.txt", tokenizer={"vocab_size": 9999}), "data.tokenizer.vocab_size 9999 does not fit the text"
     ),
     "vocabulary missing": (
         text("good.txt", tokenizer={"kind": "wordpiece", "path": "gone.txt"}), "gone.txt: cannot read the vocabulary"
@@ -136,13 +126,11 @@ TEXT = {
         text("good.txt", tokenizer={"kind": "huggingface", "path": "./gone"}), "./gone: no such tokenizer folder"
     ),
     "tokenizer folder empty": (
-        text("good.txt", tokenizer={"kind": "huggingface", "path": "empty"}), "empty: no tokenizer could be loaded from it"
+        text("good.txt", tokenizer={"kind": "huggingface", "path": "empty"}), "empty: no tokenizer could be loaded"
     ),
-    "too little to evaluate": (
-        text("good.txt", evaluation_blocks=1000), "good.txt, held out: the text fills"
-    ),
+    "too little to evaluate": (text("good.txt", evaluation_blocks=1000), "good.txt, held out: the text fills"),
     "no block to evaluate": (
-        text("good.txt", evaluation="word.txt"), "word.txt: the text fills 0 blocks of 16 tokens, and data.evaluation_blocks"
+        text("good.txt", evaluation="word.txt"), "word.txt: the text fills 0 blocks of 16 tokens, and data.evaluation_"
     ),
     "no block to train": (
         text("short.txt", evaluation="good.txt", block=4096, evaluation_blocks=1),
@@ -152,7 +140,7 @@ TEXT = {
 
 IMAGES = {
     "missing": (images("gone/photos.parquet"), "gone/photos.parquet: no such file or folder; check the path"),
-    "not on the hub": (images("nobody/nothing"), "nobody/nothing, split train: neither a local path nor a hub data set"),
+    "not on the hub": (images("nobody/nothing"), "nobody/nothing, split train: neither a local path nor a hub data"),
     "unknown extension": (images("good.txt"), "good.txt: unknown kind of file; known: .parquet, .png, .jpg, .jpeg"),
     "empty folder": (images("empty"), "empty: no file of a known kind in it; known: .parquet, .png, .jpg, .jpeg"),
     "subset of a file": (images("photos", subset="a"), "data.subset: 'a' goes with a hub data set, and photos is none"),
@@ -161,15 +149,16 @@ IMAGES = {
     "rotten parquet": (images("rotten.parquet"), "rotten.parquet: cannot read the images ("),
     "two kinds": (images(["photos", "torn.parquet"]), "torn.parquet: parquet files and pictures together"),
     "one class": (images("lonely"), "lonely: images of 1 class; a classifier needs 2 or more; see data.label"),
-    "no label": (images("unlabelled.parquet"), "unlabelled.parquet: no column 'label'; it has image, id; set data.label"),
-    "no image": (images("unpictured.parquet"), "unpictured.parquet: no column 'image'; it has photo, label; set data.column"),
+    "no label": (images("unlabelled.parquet"), "unlabelled.parquet: no column 'label'; it has image, id; set"),
+    "no image": (images("unpictured.parquet"), "unpictured.parquet: no column 'image'; it has photo, label;"),
     "label no class": (images("floats.parquet"), "floats.parquet: column 'label' holds 0.5, no class"),
     "label missing in a row": (images("gap.parquet"), "gap.parquet: column 'label' holds None, no class"),
+    "row without a class": (images("minus.parquet"), "minus.parquet: column 'label' has rows without a class (-1)"),
     "no pictures": (images("numbers.parquet"), "numbers.parquet: column 'image' holds no encoded images ("),
     "damaged picture": (images("torn.parquet"), "training image"),
     "too few": (images("few"), "2 images are too few to cut an evaluation set from; give data.evaluation"),
     "new class": (
-        images("photos", evaluation="strange/*"), "strange/*: class 'emu' is not in the training images; they have 2"
+        images("photos", evaluation="strange/*"), "strange/*: class 'emu' is not among the training images' 2"
     ),
 }
 
@@ -205,7 +194,7 @@ def test_the_way_out_of_too_little_text_is_a_way_out(files):
 
 @pytest.mark.parametrize(("module", "data", "message"), [
     ("sklearn.datasets", images("embedded"), "needs scikit-learn for its images; pip install -e '.[quickstart]'"),
-    ("kornia.augmentation", images("photos", augment="deit"), "data.augment 'deit' needs kornia; pip install -e '.[vision]'"),
+    ("kornia.augmentation", images("photos", augment="deit"), "'deit' needs kornia; pip install -e '.[vision]'"),
 ])
 def test_a_missing_package_is_named(files, monkeypatch, module, data, message):
     monkeypatch.setitem(sys.modules, module, None)  # what an import of a package that is not there meets

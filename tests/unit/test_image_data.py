@@ -89,7 +89,8 @@ def test_the_digits_are_all_there_and_a_fifth_is_held_out(digits):
     assert facts["tokens_per_sample"] == 1 and json.loads(json.dumps(facts)) == facts
     mine = np.concatenate([stored(digits[1], split)[..., 0] for split in ("training", "evaluation")])
     theirs = load_digits().images
-    assert sorted(map(bytes, np.rint(mine * (16 / 255)).astype(np.uint8))) == sorted(map(bytes, theirs.astype(np.uint8)))
+    levels = np.rint(mine * (16 / 255)).astype(np.uint8)
+    assert sorted(map(bytes, levels)) == sorted(map(bytes, theirs.astype(np.uint8)))
 
 
 def test_pixels_are_normalised_by_the_training_set(digits):
@@ -143,8 +144,8 @@ def test_a_folder_per_class_is_read_into_the_prepared_folder(tmp_path):
     reader = ImageSamples(again.folder, again.facts)
     for split in ("training", "evaluation"):
         found, labels = reader.read(split, np.arange(again.facts[split]))
-        expected = [next(n for n, image in enumerate(images) if np.array_equal(image, picture)) % 2 for picture in found]
-        assert labels.tolist() == expected
+        numbers = [next(n for n, image in enumerate(images) if np.array_equal(image, picture)) for picture in found]
+        assert labels.tolist() == [number % 2 for number in numbers]
 
 
 @pytest.mark.parametrize("raw", [True, False])
@@ -210,9 +211,10 @@ def test_resuming_ranks_and_workers_change_nothing(noise, kind):
     resumed = islice(training(prepared, data, batch=8, micro_batch=4, first_step=5), 6)
     assert all(same(a, b) for a, b in zip(whole[10:], resumed, strict=True))
     ranks = [islice(training(prepared, data, batch=8, micro_batch=4, rank=rank, world=2), 8) for rank in (0, 1)]
-    assert all(same(a, b) for a, b in zip(whole, (part for turn in zip(*ranks, strict=True) for part in turn), strict=True))
-    workers = data.model_copy(update={"workers": 2})
-    assert all(same(a, b) for a, b in zip(whole, islice(training(prepared, workers, batch=8, micro_batch=4), 16), strict=True))
+    two = (part for turn in zip(*ranks, strict=True) for part in turn)
+    assert all(same(a, b) for a, b in zip(whole, two, strict=True))
+    loaded = training(prepared, data.model_copy(update={"workers": 2}), batch=8, micro_batch=4)
+    assert all(same(a, b) for a, b in zip(whole, islice(loaded, 16), strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-"""Text: masks that count, batches that do not depend on ranks, workers or resuming, measures that match a plain count."""
+"""Text: masks that count; batches that depend neither on ranks nor on workers nor on resuming."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def test_masks_have_exactly_the_asked_positions_and_hide_nothing_else(small):
     rows = np.arange(facts["training"])
     inputs, labels = samples.train(3, np.zeros_like(rows), rows)
     ids, positions = inputs["input_ids"], inputs["masked_positions"]
-    assert ids.shape == (len(rows), 32) and positions.shape == labels.shape == (len(rows), data.scored) == (len(rows), 4)
+    assert ids.shape == (len(rows), 32) and positions.shape == labels.shape == (len(rows), 4) and data.scored == 4
     assert ids.dtype == positions.dtype == labels.dtype == torch.int64
     assert positions.min() >= 1 and positions.max() <= 30
     assert (positions.diff(dim=1) > 0).all()  # sorted, so none twice
@@ -106,10 +106,9 @@ def test_the_embedded_corpus_needs_no_files(quickstart):
 
 # --- batches -------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("first_step", [1, 7, 40])
+@pytest.mark.parametrize("first_step", [1, 7, 100])  # the last lies beyond the first epoch
 def test_resuming_at_a_step_equals_skipping_to_it(small, first_step):
     data, prepared = small
-    assert first_step * 8 * 3 > prepared.size or first_step < 40  # the last case lies beyond the first epoch
     whole = islice(training(prepared, data, batch=24, micro_batch=8), first_step * 3, first_step * 3 + 6)
     resumed = islice(training(prepared, data, batch=24, micro_batch=8, first_step=first_step), 6)
     assert all(same(one, other) for one, other in zip(whole, resumed, strict=True))
@@ -126,8 +125,10 @@ def test_two_ranks_see_what_one_sees(small):
 def test_an_epoch_reads_every_row_once(small):
     data, prepared = small
     rows = np.array(TextSamples(prepared.folder, prepared.facts).rows["training"], dtype=np.int64)
-    read = islice(training(prepared, data, batch=1, micro_batch=1), prepared.size)
-    seen = [tuple(b.inputs["input_ids"].scatter(1, b.inputs["masked_positions"], b.labels)[0, 1:-1].tolist()) for b in read]
+    seen = []
+    for batch in islice(training(prepared, data, batch=1, micro_batch=1), prepared.size):
+        restored = batch.inputs["input_ids"].scatter(1, batch.inputs["masked_positions"], batch.labels)
+        seen.append(tuple(restored[0, 1:-1].tolist()))
     assert Counter(seen) == Counter(map(tuple, rows.tolist()))
     assert seen != list(map(tuple, rows.tolist()))
 
@@ -192,7 +193,8 @@ def _runs(pid: int) -> bool:
 def test_evaluation_is_one_fixed_set_in_equal_shares(small, world, micro_batch):
     data, prepared = small
     shares = [
-        list(evaluation_batches(prepared, data, 3, micro_batch=micro_batch, rank=rank, world=world)) for rank in range(world)
+        list(evaluation_batches(prepared, data, 3, micro_batch=micro_batch, rank=rank, world=world))
+        for rank in range(world)
     ]
     assert len({len(share) for share in shares}) == 1
     assert {batch.labels.shape for share in shares for batch in share} == {(micro_batch, data.scored)}

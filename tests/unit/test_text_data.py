@@ -5,6 +5,7 @@ import json
 import lzma
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -13,9 +14,10 @@ from invented_text import config, quiet, some_documents, text_file
 
 from pipeline.config import TextData
 from pipeline.data import open_prepared, prepare, train_batches
-from pipeline.data.documents import Census, Corpus, hold_out, read_file
+from pipeline.data.documents import Census, Corpus, from_table, hold_out, read_file
 from pipeline.data.text import TextSamples, id_type
 from pipeline.data.tokenizers import load
+from pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT.parent / "shared" / "data"
@@ -78,7 +80,8 @@ def test_a_folder_a_glob_and_a_list_name_the_same_files(tmp_path):
     second = text_file(folder / "b.txt", documents[150:])
     (folder / "notes.md").write_text("not data")
     rows = []
-    for number, dataset in enumerate([tmp_path / "texts", tmp_path / "texts" / "**" / "*.txt", [str(first), str(second)]]):
+    whole = tmp_path / "texts"
+    for number, dataset in enumerate([whole, whole / "**" / "*.txt", [str(first), str(second)]]):
         prepared = prepare(config(dataset), 0, tmp_path / f"data{number}", say=quiet)
         rows.append((prepared.folder / "training.bin").read_bytes())
         assert prepared.facts["documents"] == 300
@@ -93,6 +96,19 @@ def test_evaluation_files_inside_the_training_folder_are_not_trained_on(tmp_path
     prepared = prepare(config(tmp_path / "texts", evaluation=str(held_out)), 0, tmp_path / "data", say=quiet)
     assert prepared.facts["documents"] == 250
     assert prepared.facts["evaluation"] == 8
+
+
+def test_a_table_as_the_hub_gives_it(tmp_path, monkeypatch):
+    """`datasets` loads a folder by its name as it loads a data set of the hub, splits and all."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    Path("prose").mkdir()
+    for split, rows in (("train", ["one", "two"]), ("validation", ["three"])):
+        pa.parquet.write_table(pa.table({"body": rows, "id": list(range(len(rows)))}), f"prose/{split}.parquet")
+    data = config("prose", column="body")
+    assert list(from_table(data, "train")) == ["one", "two"] and list(from_table(data, "validation")) == ["three"]
+    with pytest.raises(UserError, match="prose, split train: no column 'text'; it has body, id; set data.column"):
+        from_table(config("prose"), "train")
 
 
 # --- the cut -------------------------------------------------------------------------------------------------------
@@ -197,7 +213,8 @@ def small_vocabulary(path: Path) -> Path:
 def test_wordpiece_is_lower_cased_without_accents_and_saved_whole(tmp_path):
     vocabulary = small_vocabulary(tmp_path / "vocab.txt")
     tokenizer = {"kind": "wordpiece", "path": str(vocabulary)}
-    prepared = prepare(config(text_file(tmp_path / "a.txt", some_documents()), tokenizer=tokenizer), 0, tmp_path / "d", quiet)
+    text = text_file(tmp_path / "a.txt", some_documents())
+    prepared = prepare(config(text, tokenizer=tokenizer), 0, tmp_path / "data", quiet)
     vocabulary.unlink()
     pieces = load(prepared.tokenizer)
     assert pieces.encode(["CAFÉ ab [MASK]"])[0][:3] == [57, 5, 32]
@@ -213,6 +230,20 @@ def test_a_tokenizer_of_transformers_gives_the_same_rows(tmp_path):
     two = prepare(config(text, tokenizer=loaded), 0, tmp_path / "two", quiet)
     assert (one.folder / "training.bin").read_bytes() == (two.folder / "training.bin").read_bytes()
     assert one.facts == two.facts
+
+
+def test_a_tokenizer_that_cannot_mask_is_refused(tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    plain = Tokenizer(models.WordLevel({"kalo": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]").save_pretrained(tmp_path / "plain")
+    tokenizer = {"kind": "huggingface", "path": str(tmp_path / "plain")}
+    data = config(text_file(tmp_path / "a.txt", some_documents()), tokenizer=tokenizer)
+    with pytest.raises(UserError) as caught:
+        prepare(data, 0, tmp_path / "data", say=quiet)
+    message = "no pad, cls, sep, mask token in this tokenizer; masked training needs them all"
+    assert str(caught.value) == f"{tmp_path / 'plain'}: {message}"
 
 
 # --- the folder ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,15 @@
+"""Data: prepare once, then read batches that are a pure function of (seed, step).
+
+    prepared = prepare(config.data, config.seed, folder)
+    batches = train_batches(
+        prepared, config.data, config.seed, batch=64, micro_batch=8, rank=rank, world=world, first_step=step
+    )
+
+Layers: sources (what a config names) -> documents, tokenizers, text | images, augment -> prepared (the folder)
+-> sampler (the order) -> batches (the loader).
+"""
+
+from pipeline.data.batches import Batch, evaluation_batches, train_batches
+from pipeline.data.prepared import Prepared, open_prepared, prepare
+
+__all__ = ["Batch", "Prepared", "evaluation_batches", "open_prepared", "prepare", "train_batches"]

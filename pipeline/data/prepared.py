@@ -1,0 +1,101 @@
+"""The prepared folder: made once, whole or not at all, and all that training and export read.
+
+`data.json` marks it complete: the facts, the data config they were made from, and the seed.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import ImageData, TextData
+from pipeline.data import images, text
+from pipeline.errors import UserError
+from pipeline.folders import read_json, write_json
+
+READ_LATER = {"workers", "augment"}
+"""Keys of the data config that change how samples are read, not what is stored."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Prepared data.
+
+    `facts`, JSON-able. Both kinds: kind, training, evaluation (samples), tokens_per_sample. Text: vocab_size, block,
+    scored, documents, special (ids of pad, unk, cls, sep, mask), unigram_entropy and unigram_cross_entropy
+    (nats per token, see text.py). Images: size, channels, classes, class_names, mean, std.
+    """
+
+    folder: Path
+    facts: dict
+
+    @property
+    def size(self) -> int:
+        """Training samples per epoch."""
+        return self.facts["training"]
+
+    @property
+    def tokenizer(self) -> Path:
+        """Text only: the folder of the tokenizer (see tokenizers.py)."""
+        return self.folder / "tokenizer"
+
+    def samples(self, augmentation: str = "none") -> text.TextSamples | images.ImageSamples:
+        """The reader of the samples. Raises UserError when the folder is damaged."""
+        if self.facts["kind"] == "text":
+            return text.TextSamples(self.folder, self.facts)
+        return images.ImageSamples(self.folder, self.facts, augmentation)
+
+
+def prepare(data: TextData | ImageData, seed: int, folder: Path, say: Callable[[str], None] = print) -> Prepared:
+    """Make `folder` from the config, or return at once what an earlier call with the same config and seed made.
+
+    Works in a sibling folder that is renamed at the end: a killed call leaves nothing that counts, and the next one
+    clears it away. `say` is told the progress, a line at a time. Raises UserError for bad data, and for a folder
+    prepared from another config or holding anything else.
+    """
+    folder = Path(folder)
+    if (folder / "data.json").exists():
+        _same(folder, data, seed)
+        return open_prepared(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: not empty and not prepared data; remove it or choose another folder")
+    draft = folder.with_name(folder.name + ".draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        facts = text.build(data, seed, draft, say) if data.kind == "text" else images.build(data, seed, draft, say)
+        write_json(draft / "data.json", {"facts": facts, "data": data.model_dump(mode="json"), "seed": seed})
+        os.replace(draft, folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return Prepared(folder, facts)
+
+
+def open_prepared(folder: Path) -> Prepared:
+    """What `prepare` made. Raises UserError when there is none, or it is damaged."""
+    folder = Path(folder)
+    if not (folder / "data.json").exists():
+        raise UserError(f"{folder}: no prepared data here; prepare them first (tools/prepare_data.py)")
+    prepared = Prepared(folder, _record(folder)["facts"])
+    prepared.samples()
+    return prepared
+
+
+def _record(folder: Path) -> dict:
+    record = read_json(folder / "data.json")
+    if not isinstance(record, dict) or not {"facts", "data", "seed"} <= record.keys():
+        raise UserError(f"{folder / 'data.json'}: not what prepare writes; remove the folder and prepare again")
+    return record
+
+
+def _same(folder: Path, data: TextData | ImageData, seed: int) -> None:
+    record = _record(folder)
+    before, now = record["data"] | {"seed": record["seed"]}, data.model_dump(mode="json") | {"seed": seed}
+    for key in sorted((before.keys() | now.keys()) - READ_LATER):
+        if before.get(key) != now.get(key):
+            raise UserError(
+                f"{folder}: prepared with {key} {before.get(key)!r}, and the config has {now.get(key)!r}; "
+                "remove the folder to prepare again, or give the run another name"
+            )

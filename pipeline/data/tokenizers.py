@@ -1,0 +1,144 @@
+"""Tokenizers: one trained here, a WordPiece vocabulary, or one of transformers'.
+
+Each is saved in the prepared folder, so that a resume or an export needs nothing else:
+`tokenizer.model` (sentencepiece) or the files of `save_pretrained`.
+"""
+
+import io
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import sentencepiece
+
+from pipeline.config import Tokenizer
+from pipeline.data.sources import is_local, one_line
+from pipeline.errors import UserError
+
+SPECIAL = ("pad", "unk", "cls", "sep", "mask")
+PIECES = tuple(f"[{name.upper()}]" for name in SPECIAL)
+LEARN_FROM = 50_000_000
+"""Characters of training text that a vocabulary is learned from, at most: more changes few pieces."""
+
+LINE = 1000
+"""Longest stretch of text given to the learner, characters; sentencepiece skips lines above 4,192 bytes."""
+
+
+class Pieces(Protocol):
+    """A tokenizer in use. `special` gives the ids of pad, unk, cls, sep and mask."""
+
+    size: int
+    special: dict[str, int]
+
+    def encode(self, documents: list[str]) -> list[list[int]]:
+        """Ids of each document, without special pieces around them; text such as `[MASK]` is plain text."""
+
+
+class SentencePiece:
+    """Byte-pair pieces learned by sentencepiece; the special pieces have the ids 0 to 4."""
+
+    def __init__(self, model: bytes):
+        self.model = model
+        self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.size = self.processor.get_piece_size()
+        self.special = {name: self.processor.piece_to_id(piece) for name, piece in zip(SPECIAL, PIECES, strict=True)}
+
+    @classmethod
+    def learn(cls, lines: Iterator[str], vocab_size: int) -> "SentencePiece":
+        """Learn `vocab_size` pieces, in one thread, so that the same text gives the same pieces. Raises UserError."""
+        model = io.BytesIO()
+        pad, unk, start, end, mask = PIECES
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=lines, model_writer=model, model_type="bpe", vocab_size=vocab_size, num_threads=1,
+                pad_id=0, unk_id=1, bos_id=2, eos_id=3, pad_piece=pad, unk_piece=unk, bos_piece=start, eos_piece=end,
+                control_symbols=[mask], minloglevel=2,
+            )
+        except (RuntimeError, OSError) as error:
+            raise UserError(
+                f"data.tokenizer.vocab_size {vocab_size} does not fit the text ({one_line(error)}); "
+                "change it or give more text"
+            ) from error
+        return cls(model.getvalue())
+
+    def encode(self, documents: list[str]) -> list[list[int]]:
+        return self.processor.encode(documents)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "tokenizer.model").write_bytes(self.model)
+
+
+class Pretrained:
+    """A tokenizer of transformers'."""
+
+    def __init__(self, tokenizer, origin: str):
+        self.tokenizer = tokenizer
+        self.size = len(tokenizer)
+        self.special = {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
+        missing = [name for name, number in self.special.items() if number is None]
+        if missing:
+            lacking = ", ".join(missing)
+            raise UserError(f"{origin}: no {lacking} token in this tokenizer; masked training needs them all")
+
+    @classmethod
+    def wordpiece(cls, path: Path) -> "Pretrained":
+        """BERT's WordPiece from a vocab.txt, lower-cased, accents stripped. Raises UserError."""
+        try:
+            present = set(path.read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            reason = one_line(error)
+            raise UserError(f"{path}: cannot read the vocabulary ({reason}); check data.tokenizer.path") from error
+        missing = [piece for piece in PIECES if piece not in present]
+        if missing:
+            raise UserError(f"{path}: no {', '.join(missing)} in it; a BERT vocab.txt has one piece a line, with these")
+        from transformers import BertTokenizer
+
+        return cls(BertTokenizer(vocab=str(path), do_lower_case=True, strip_accents=True), str(path))
+
+    @classmethod
+    def of(cls, name: str) -> "Pretrained":
+        """A tokenizer folder, or a name on the hub. Raises UserError."""
+        from transformers import AutoTokenizer
+
+        if is_local(name) and not Path(name).expanduser().is_dir():
+            raise UserError(f"{name}: no such tokenizer folder; check data.tokenizer.path")
+        try:
+            return cls(AutoTokenizer.from_pretrained(os.path.expanduser(name)), name)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{name}: no tokenizer could be loaded from it ({one_line(error)})") from error
+
+    def encode(self, documents: list[str]) -> list[list[int]]:
+        return self.tokenizer(
+            documents, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False,
+            return_token_type_ids=False, verbose=False,
+        )["input_ids"]
+
+    def save(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+
+
+def make(config: Tokenizer, texts: Iterable[str], folder: Path) -> Pieces:
+    """The tokenizer that `config` asks for, saved in `folder`; `texts` is what a vocabulary is learned from."""
+    if config.kind == "sentencepiece":
+        pieces = SentencePiece.learn(_lines(texts), config.vocab_size)
+    elif config.kind == "wordpiece":
+        pieces = Pretrained.wordpiece(Path(config.path).expanduser())
+    else:
+        pieces = Pretrained.of(config.path)
+    pieces.save(folder)
+    return pieces
+
+
+def load(folder: Path) -> Pieces:
+    """The tokenizer that a prepared folder holds."""
+    model = folder / "tokenizer.model"
+    return SentencePiece(model.read_bytes()) if model.exists() else Pretrained.of(str(folder))
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        for line in text.splitlines():
+            for start in range(0, len(line), LINE):
+                yield line[start : start + LINE]

@@ -1,0 +1,221 @@
+"""Whole runs through the command line: real workers, kills, resumes, the lock, two launchers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+STEPS = 24
+
+
+def config(folder: Path, **top) -> Path:
+    """A chain of a few seconds on the embedded images: ZeRO-2 small, an indivisible expansion, ZeRO-1 large, scratch."""
+    rate = {"peak": 1e-3, "minimum": 1e-4, "warmup": "4 steps", "horizon": f"{STEPS} steps"}
+    train = {"kind": "train", "batch": 16, "evaluate_every": "8 steps", "save_every": "5 steps"}
+    content = {
+        "name": "tiny", "folder": str(folder / "run"), "processes": 2, "seed": 1,
+        "data": {"kind": "images", "dataset": "embedded", "size": 8, "channels": 1, "augment": "shift", "evaluation_images": 60},
+        "models": {"small": {"family": "vit", "layers": 2, "hidden": 24, "heads": 3, "patch": 4, "dropout": 0.1},
+                   "large": {"family": "vit", "layers": 3, "hidden": 40, "heads": 5, "patch": 4, "dropout": 0.1}},
+        "stages": [
+            {**train, "name": "small", "model": "small", "zero_stage": 2, "schedule": rate},
+            {"kind": "expand", "name": "grown", "source": "small", "model": "large", "depth": "cancel"},
+            {**train, "name": "large", "model": "large", "start": "grown", "zero_stage": 1, "schedule": {**rate, "kind": "lemon", "fraction": 0.5}},
+            {**train, "name": "scratch", "model": "large", "zero_stage": 3, "schedule": rate},
+        ], **top,
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "pipeline", *map(str, arguments)]
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    ENVIRONMENT.pop(name, None)
+
+
+def lemon(*arguments: object, timeout: int = 300) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, env=ENVIRONMENT, timeout=timeout, cwd=ROOT)
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    return subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT)
+
+
+def records(run: Path, stage: str) -> list[dict]:
+    path = run / stage / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+
+
+def losses(run: Path, stage: str) -> list[tuple]:
+    return [(r["step"], r.get("loss"), r.get("eval_loss")) for r in records(run, stage)]
+
+
+def ledger(run: Path, stage: str) -> list[dict]:
+    return [json.loads(line) for line in (run / stage / "ledger.jsonl").read_text().splitlines()]
+
+
+def workers_of(parent: int) -> list[int]:
+    """Processes whose parent is `parent`, from /proc."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue  # it ended while we looked
+        if int(fields[1]) == parent:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds: float = 120):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return value
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = lemon("run", config(folder))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return folder
+
+
+def test_the_chain_ends_with_a_report(finished):
+    run = finished / "run"
+    assert {"config.yaml", "report.html", "report.json", "data", "small", "grown", "large", "scratch"} <= {p.name for p in run.iterdir()}
+    assert [r["step"] for r in records(run, "small") if "loss" in r] == list(range(1, STEPS + 1))
+    assert [r["step"] for r in records(run, "large") if "eval_loss" in r] == [0, 8, STEPS // 2]
+    manifest = json.loads((run / "large/checkpoints/step-0000012/manifest.json").read_text())
+    assert (manifest["zero_stage"], manifest["world_size"]) == (1, 2)
+    spent = {stage: sum(e["flops"] for e in ledger(run, stage)) for stage in ("small", "grown", "large")}
+    assert manifest["provenance"]["flops"] == sum(spent.values())
+
+
+def test_the_expanded_run_starts_where_the_small_one_ended(finished):
+    small = [r["eval_loss"] for r in records(finished / "run", "small") if "eval_loss" in r][-1]
+    large = [r["eval_loss"] for r in records(finished / "run", "large") if "eval_loss" in r][0]
+    assert large == pytest.approx(small, abs=1e-4)
+    fresh = [r["eval_loss"] for r in records(finished / "run", "scratch") if "eval_loss" in r][0]
+    assert abs(fresh - small) > 1e-2
+
+
+def test_finished_stages_are_skipped(finished):
+    before = {path: path.stat().st_mtime_ns for path in (finished / "run").rglob("metrics.jsonl")}
+    done = lemon("run", finished / "tiny.yaml")
+    assert done.returncode == 0 and done.stdout.count("finished already, skipped") == 4
+    assert before == {path: path.stat().st_mtime_ns for path in (finished / "run").rglob("metrics.jsonl")}
+
+
+def test_other_settings_do_not_continue_a_run(finished):
+    done = lemon("run", finished / "tiny.yaml", "stages.small.schedule.peak=0.5")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "begun with stage.schedule = " in done.stderr and "take another folder (folder=…)" in done.stderr
+
+
+@pytest.mark.parametrize("victim", ["parent", "worker"])
+def test_killed_anywhere_it_ends_with_the_same_losses(finished, tmp_path, victim):
+    """SIGKILL at several moments: while starting, in the middle of a step, right after a checkpoint, in the large stage."""
+    path = config(tmp_path)
+    run = tmp_path / "run"
+    moments = [
+        lambda: run.exists(),
+        lambda: any(r["step"] >= 3 for r in records(run, "small")),
+        lambda: any(r["step"] >= 11 for r in records(run, "small")),
+        lambda: (run / "grown" / "stage.json").exists(),
+        lambda: any(r["step"] >= 7 for r in records(run, "large")),
+        lambda: any(r["step"] >= 16 for r in records(run, "scratch")),
+    ]
+    for moment in moments:
+        process = start("run", path)
+        wait_for(lambda: moment() or process.poll() is not None)
+        children = workers_of(process.pid)
+        os.kill(children[-1] if victim == "worker" and children else process.pid, signal.SIGKILL)
+        process.wait(timeout=60)
+        wait_for(lambda: not any(alive(child) for child in children), 20)
+    done = lemon("run", path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for stage in ("small", "large", "scratch"):
+        assert losses(run, stage) == losses(finished / "run", stage), stage
+    for stage in ("small", "grown", "large", "scratch"):
+        assert ledger(run, stage) == ledger(finished / "run", stage), stage
+
+
+def test_a_second_start_is_refused_while_a_worker_lives(tmp_path):
+    path = config(tmp_path)
+    process = start("train", path, "--stage", "small")
+    wait_for(lambda: records(tmp_path / "run", "small"))
+    refused = lemon("run", path)
+    assert refused.returncode == 2 and "another process is at work on this run" in refused.stderr
+    process.kill()
+    process.wait()
+    assert lemon("train", path, "--stage", "small").returncode == 0
+
+
+def test_a_worker_that_dies_takes_the_job_down_with_its_message(tmp_path):
+    path = config(tmp_path)
+    process = start("train", path, "--stage", "small")
+    wait_for(lambda: records(tmp_path / "run", "small"))
+    os.kill(wait_for(lambda: workers_of(process.pid))[0], signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2 and "died (SIGKILL)" in said and "Traceback" not in said
+
+
+def test_divergence_is_told_in_one_line(tmp_path):
+    done = lemon("train", config(tmp_path), "--stage", "small", "stages.small.schedule.peak=1e30", "stages.small.optimizer.clip=0")
+    assert done.returncode == 2 and "lower schedule.peak" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_two_nodes_on_loopback_give_the_losses_of_one(finished, tmp_path):
+    """launch/torchrun.sh's command, one process on each of two launchers."""
+    path = config(tmp_path, processes=1)
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [start("run", path, "--nodes", 2, "--node-rank", rank, "--master-port", port) for rank in (0, 1)]
+    for process in both:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said[-4000:]
+    for stage in ("small", "large", "scratch"):
+        assert losses(tmp_path / "run", stage) == losses(finished / "run", stage)
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+BAD = [
+    (["stages.small.batch=15"], "stages.small: batch 15 is not a multiple of micro_batch 7 x 2 ranks"),
+    (["data.dataset=/nowhere/at/all"], "/nowhere/at/all"),
+    (["models.small.patch=3"], "needs a patch size that divides the image size 8, got 3"),
+    (["models.small.family=vitt"], "unknown model family 'vitt'; did you mean 'vit'?"),
+]
+
+
+@pytest.mark.parametrize("overrides, complaint", BAD, ids=[b[1][:20] for b in BAD])
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, overrides, complaint):
+    done = lemon("run", config(tmp_path), *overrides)
+    assert done.returncode == 2 and complaint in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not any((tmp_path / "run").glob("*/stage.json"))
