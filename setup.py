@@ -24,7 +24,7 @@ setup(
         "safetensors>=0.5",
         "rich>=13",
         "matplotlib>=3.9",
-        "zstandard>=0.22",
+        "pillow>=10",
     ],
     extras_require={
         "quickstart": ["scikit-learn>=1.5"],

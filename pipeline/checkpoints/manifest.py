@@ -71,7 +71,8 @@ def read(folder: Path) -> dict:
         path = folder / name
         size = path.stat().st_size if path.exists() else None
         if size != wanted["size"]:
-            raise UserError(f"{path}: {size if size is not None else 'missing, not'} {wanted['size']} bytes as the manifest says; use an older checkpoint")
+            held = "missing" if size is None else f"{size} bytes"
+            raise UserError(f"{path}: {held}, the manifest says {wanted['size']} bytes; use an older checkpoint")
     return content
 
 
