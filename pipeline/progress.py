@@ -7,6 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pipeline.errors import UserError
+
 QUIET_SECONDS = 30
 """Without a terminal, one line in this many seconds and one at every evaluation."""
 
@@ -27,9 +29,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         self.bar.start()
         if self.speaks and self.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(str(self.folder / "tensorboard"))
+            self.writer = _tensorboard(self.folder / "tensorboard")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,3 +67,11 @@ class Progress:
             for name, value in record.items():
                 if isinstance(value, float):
                     self.writer.add_scalar(f"{group}/{name}", value, record["step"])
+
+
+def _tensorboard(folder: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("tensorboard: true needs the package; pip install -e '.[tracking]'") from error
+    return SummaryWriter(str(folder))
