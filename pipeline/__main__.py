@@ -149,6 +149,7 @@ def _work(loaded: config.Config, name: str) -> None:
         from pipeline import engine, train
 
         train.run(loaded, loaded.stage(name), engine.join())
+        engine.leave()
     except BaseException as error:
         launcher.tell_failure(error)
         raise

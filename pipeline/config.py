@@ -9,17 +9,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.complaints import explain
 from pipeline.durations import Duration
 from pipeline.errors import UserError, nearest
 
 
+def _positive(duration: Duration) -> Duration:
+    if duration.amount <= 0:
+        raise ValueError(f"'{duration}' is no time at all; choose more than 0")
+    return duration
+
+
+Positive = Annotated[Duration, AfterValidator(_positive)]
+
+
 class Strict(BaseModel):
     """Unknown keys are errors; a loaded config never changes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Tokenizer(Strict):
@@ -106,20 +115,25 @@ class Schedule(Strict):
     minimum: float = Field(0.0, ge=0)
     initial: float = Field(0.0, ge=0, description="rate at step 0 of the warm-up")
     warmup: Duration = Duration.parse("0 steps")
-    horizon: Duration
+    horizon: Positive
     fraction: float | None = Field(None, gt=0, le=1, description="lemon only")
 
     @model_validator(mode="after")
-    def _fraction_is_lemons(self):
+    def _fits(self):
         if (self.kind == "lemon") != (self.fraction is not None):
             raise ValueError("'fraction' goes with kind 'lemon' and with no other")
+        if max(self.minimum, self.initial) > self.peak:
+            raise ValueError(f"minimum {self.minimum} and initial {self.initial} may not be above peak {self.peak}")
         return self
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optimizer(Strict):
     """AdamW."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
@@ -139,11 +153,15 @@ class TrainStage(Strict):
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
     activation_checkpointing: bool = False
-    evaluate_every: Duration = Duration.parse("100 steps")
-    save_every: Duration = Duration.parse("200 steps")
+    evaluate_every: Positive = Duration.parse("100 steps")
+    save_every: Positive = Duration.parse("200 steps")
     log_every: int = Field(1, ge=1, description="steps between two records in metrics.jsonl")
     keep: int = Field(2, ge=1, description="newest checkpoints kept")
     tensorboard: bool = False
+
+    @property
+    def origin(self) -> str | None:
+        return self.start
 
 
 class ExpandStage(Strict):
@@ -158,6 +176,10 @@ class ExpandStage(Strict):
     placement: Literal["top", "even"] = "even"
     noise: float = Field(1.0, ge=0, description="scale of the symmetry-breaking noise")
 
+    @property
+    def origin(self) -> str:
+        return self.source
+
 
 Stage = Annotated[TrainStage | ExpandStage, Field(discriminator="kind")]
 Data = Annotated[TextData | ImageData, Field(discriminator="kind")]
@@ -169,14 +191,14 @@ class Config(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     seed: int = Field(0, ge=0)
     folder: str = Field("runs/{name}", description="where the run lives; {name} is replaced")
-    processes: int | Literal["auto"] = Field("auto", description="workers on each node; auto: one per GPU, else 2")
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="workers on each node; auto: one per GPU, else 2")
     data: Data
     models: dict[str, ModelSizes] = Field(min_length=1)
     stages: list[Stage] = Field(min_length=1)
 
     @property
     def path(self) -> Path:
-        return Path(self.folder.format(name=self.name))
+        return Path(self.folder.replace("{name}", self.name))
 
     def stage(self, name: str) -> TrainStage | ExpandStage:
         """The stage called `name`. Raises UserError with the nearest name."""
@@ -186,10 +208,13 @@ class Config(Strict):
         raise UserError(f"no stage '{name}' in config '{self.name}'{nearest(name, [s.name for s in self.stages])}")
 
     def fingerprint(self, stage: TrainStage | ExpandStage) -> dict:
-        """The settings that decide a stage's numbers; a stage begun with others cannot be continued."""
+        """The settings that decide a stage's numbers, those of its origins included; a stage begun with others cannot
+        be continued."""
         chosen = stage.model_dump(mode="json", exclude={"keep", "tensorboard", "log_every"})
         data = self.data.model_dump(mode="json", exclude={"workers"})
-        return {"seed": self.seed, "data": data, "model": self.models[stage.model].model_dump(mode="json"), "stage": chosen}
+        own = {"seed": self.seed, "data": data, "model": self.models[stage.model].model_dump(mode="json"), "stage": chosen}
+        origin = next((s for s in self.stages if s.name == stage.origin), None)
+        return {**own, "origin": self.fingerprint(origin) if origin else {}}
 
     @model_validator(mode="after")
     def _stages_fit(self):
@@ -199,7 +224,7 @@ class Config(Strict):
                 raise ValueError(f"stages.{stage.name}: the name is taken; give each stage its own")
             if stage.model not in self.models:
                 raise ValueError(f"stages.{stage.name}.model: no model '{stage.model}'{nearest(stage.model, self.models)}")
-            origin = stage.source if isinstance(stage, ExpandStage) else stage.start
+            origin = stage.origin
             if origin and origin not in seen and not Path(origin).exists():
                 raise ValueError(f"stages.{stage.name}: '{origin}' is no earlier stage and no folder{nearest(origin, seen)}")
             if isinstance(stage, ExpandStage) and origin in seen:

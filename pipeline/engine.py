@@ -62,6 +62,12 @@ def join() -> World:
     return World(dist.get_rank(), dist.get_world_size(), torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"))
 
 
+def leave() -> None:
+    """Leave the process group together: a rank that just exits can abort a peer which still talks to it."""
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def settings(stage: TrainStage, world: int, universal: bool = False) -> dict:
     """DeepSpeed's JSON for a stage. Raises UserError when the batch does not divide."""
     micro = stage.micro_batch or stage.batch // world

@@ -9,7 +9,10 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,21 +24,28 @@ PARENT, FAILURE = "LEMON_PARENT_PID", "LEMON_FAILURE_FOLDER"
 
 @dataclass(frozen=True)
 class Nodes:
-    """This node among all. `address` and `port`: where node 0 listens."""
+    """This node among all. `address` and `port`: where node 0 listens. Raises UserError for an impossible rank."""
 
     count: int = 1
     rank: int = 0
     address: str = "127.0.0.1"
     port: int = 29500
 
+    def __post_init__(self):
+        if not 0 <= self.rank < self.count:
+            raise UserError(f"--node-rank {self.rank} of --nodes {self.count}: ranks count from 0 to {self.count - 1}")
+
 
 def processes(wanted: int | str) -> int:
-    """Workers on this node: as configured, else one per GPU, else 2."""
-    if wanted != "auto":
-        return int(wanted)
+    """Workers on this node: as configured, else one per GPU, else 2. Raises UserError for more than there are GPUs."""
     import torch
 
-    return torch.cuda.device_count() or 2
+    gpus = torch.cuda.device_count() if os.environ.get("DS_ACCELERATOR") != "cpu" else 0
+    if wanted == "auto":
+        return gpus or 2
+    if gpus and int(wanted) > gpus:
+        raise UserError(f"processes {wanted}: this node has {gpus} GPU(s); choose at most that many, or set DS_ACCELERATOR=cpu")
+    return int(wanted)
 
 
 def is_worker() -> bool:
@@ -45,35 +55,68 @@ def is_worker() -> bool:
 
 def launch(arguments: list[str], workers: int, nodes: Nodes, folder: Path) -> None:
     """Run `python -m pipeline ARGUMENTS` in `workers` processes here and wait. Raises UserError when one fails."""
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.launcher.api import elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    failures = folder / ".failures"
+    failures = folder / f".failures-{nodes.rank}"
     failures.mkdir(parents=True, exist_ok=True)
     for old in failures.iterdir():
         old.unlink()
     os.environ |= {PARENT: str(os.getpid()), FAILURE: str(failures.resolve()), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    with tempfile.TemporaryDirectory() as logs, _signals_restored():
+        try:
+            elastic_launch(_agent(workers, nodes, logs), sys.executable)("-m", "pipeline", *arguments)
+        except ChildFailedError as error:
+            raise UserError(_message(failures, error)) from error
+        except SignalException as error:
+            raise KeyboardInterrupt from error
+        except (DistError, RendezvousError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"the nodes did not meet at {nodes.address}:{nodes.port} ({reason}); check --master-addr, take another --master-port, "
+                f"and start all {nodes.count} nodes"
+            ) from error
+
+
+def _agent(workers: int, nodes: Nodes, logs: str):
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig
+
     single = nodes.count == 1
-    config = LaunchConfig(
+    return LaunchConfig(
         min_nodes=nodes.count, max_nodes=nodes.count, nproc_per_node=workers, run_id="lemon", max_restarts=0, monitor_interval=0.2,
         rdzv_backend="c10d" if single else "static", rdzv_endpoint="127.0.0.1:0" if single else f"{nodes.address}:{nodes.port}",
-        rdzv_configs={} if single else {"rank": nodes.rank}, local_addr="127.0.0.1" if single else None, logs_specs=DefaultLogsSpecs(),
+        rdzv_configs={} if single else {"rank": nodes.rank}, local_addr="127.0.0.1" if single else None, logs_specs=DefaultLogsSpecs(logs),
     )
+
+
+@contextmanager
+def _signals_restored() -> Iterator[None]:
+    """The agent replaces signal handlers and leaves them: Ctrl-C must stop what comes after it as usual."""
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    before = {number: signal.getsignal(number) for number in watched}
     try:
-        elastic_launch(config, sys.executable)("-m", "pipeline", *arguments)
-    except ChildFailedError as error:
-        raise UserError(_message(failures, error)) from error
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _message(failures: Path, error: Exception) -> str:
-    """The first failed worker's own words, else what the agent saw (a signal, an exit code)."""
-    told = sorted(failures.iterdir(), key=lambda path: path.stat().st_mtime)
+    """Who failed first. A worker that was killed leaves no message but makes its peers complain, so it comes first;
+    then the workers' own words, those for users before faults of ours."""
+    held = error.failures  # type: ignore[attr-defined]
+    if killed := [rank for rank, failure in held.items() if failure.exitcode == -signal.SIGKILL]:
+        return f"worker {killed[0]} died (SIGKILL: out of memory, or stopped from outside); run the command again to resume"
+    told = sorted((path.read_text(encoding="utf-8").partition("\n") for path in failures.iterdir()), key=lambda parts: bool(parts[2]))
     if told:
-        message, _, trace = told[0].read_text(encoding="utf-8").partition("\n")
-        return f"{message}; traceback in {told[0]}" if trace else message
-    rank, first = error.get_first_failure()  # type: ignore[attr-defined]
+        message, _, trace = told[0]
+        return f"{message}; traceback in {failures}" if trace else message
+    rank, first = next(iter(held.items()))
     how = signal.Signals(-first.exitcode).name if first.exitcode < 0 else f"exit code {first.exitcode}"
     return f"worker {rank} died ({how}) without a message; run the command again to resume"
 

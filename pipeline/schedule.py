@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pipeline.config import Schedule
 from pipeline.durations import Pace
+from pipeline.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,13 @@ class Rates:
 
 
 def resolve(schedule: Schedule, pace: Pace) -> Rates:
-    """Turn a config's durations into steps at this `pace`; `lemon` ends at `fraction` of the horizon."""
-    horizon = schedule.horizon.steps(pace)
+    """Turn a config's durations into steps at this `pace`; `lemon` ends at `fraction` of the horizon.
+
+    Raises UserError when the warm-up would not end before the horizon.
+    """
+    horizon, warmup = schedule.horizon.steps(pace), schedule.warmup.steps(pace)
     if schedule.fraction is not None:
-        horizon = math.ceil(schedule.fraction * horizon)
-    return Rates(schedule.kind, schedule.peak, schedule.minimum, schedule.initial, schedule.warmup.steps(pace), horizon)
+        horizon = math.ceil(round(schedule.fraction * horizon, 6))  # 0.55 * 100 is 55, whatever binary floats say
+    if warmup >= horizon:
+        raise UserError(f"schedule: the warm-up of {warmup} steps does not end before the horizon of {horizon} steps; shorten it")
+    return Rates(schedule.kind, schedule.peak, schedule.minimum, schedule.initial, warmup, horizon)

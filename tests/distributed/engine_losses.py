@@ -14,7 +14,7 @@ import torch  # noqa: E402
 from parity_task import BATCH, ROUNDS, batch, model_config, stage  # noqa: E402
 
 from pipeline import models  # noqa: E402
-from pipeline.engine import Engine, join  # noqa: E402
+from pipeline.engine import Engine, join, leave  # noqa: E402
 
 
 def main(job: dict) -> None:
@@ -30,6 +30,7 @@ def main(job: dict) -> None:
     if world.first:
         with open(job["out"], "w") as file:
             json.dump(losses, file)
+    leave()
 
 
 if __name__ == "__main__":

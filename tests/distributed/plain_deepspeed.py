@@ -68,6 +68,7 @@ def main(job: dict) -> None:
         with open(job["out"], "w") as file:
             json.dump(losses, file)
     dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,12 @@ MISTAKES = [
     ("stages.grown.model=larg", "stages.grown.model: no model 'larg'; did you mean 'large'?"),
     ("stages.large.name=small", "stages.small: the name is taken"),
     ("stages.small.kind=trian", "stages.small: Input tag 'trian'"),
+    ("processes=0", "processes"),
+    ("stages.small.save_every=0 steps", "stages.small.save_every: '0 steps' is no time at all; choose more than 0"),
+    ("stages.small.schedule.horizon=0 steps", "stages.small.schedule.horizon: '0 steps' is no time at all"),
+    ("stages.small.schedule.minimum=1", "stages.small.schedule: minimum 1.0 and initial 0.0 may not be above peak 0.002"),
+    ("stages.small.schedule.peak=.inf", "stages.small.schedule.peak: Input should be a finite number"),
+    ("stages.small.optimizer={betas: [1.5, 2]}", "stages.small.optimizer.betas.0: Input should be less than 1"),
     ("data.tokenizer.kind=wordpiece", "data.tokenizer: tokenizer.path: a wordpiece tokenizer needs a path"),
 ]
 
@@ -38,8 +44,8 @@ def test_mistakes_are_named_in_one_line(override, complaint):
 
 
 def test_overrides_reach_stages_by_name_and_by_number():
-    loaded = config.load(BERT, ["stages.small.schedule.peak=1e-4", "stages.2.batch=16", "seed=3"])
-    assert (loaded.stage("small").schedule.peak, loaded.stage("large").batch, loaded.seed) == (1e-4, 16, 3)
+    loaded = config.load(BERT, ["stages.small.schedule.peak=5e-4", "stages.2.batch=16", "seed=3"])
+    assert (loaded.stage("small").schedule.peak, loaded.stage("large").batch, loaded.seed) == (5e-4, 16, 3)
 
 
 @pytest.mark.parametrize("override, complaint", [
@@ -72,3 +78,14 @@ def test_every_config_loads_and_begins_with_its_command(path):
     assert config.load(path).name
     assert text.startswith(f"# lemon run {path.relative_to(ROOT)}"), "the first line is the command"
     assert yaml.safe_load(text)
+
+
+def test_a_folder_may_hold_braces():
+    assert config.load(BERT, ["folder=a/{foo}/{name}"]).path == Path("a/{foo}/quickstart-bert")
+
+
+def test_a_stage_knows_the_settings_of_its_origins():
+    """A changed source makes what was grown from it another model, though its own settings stay."""
+    before, after = config.load(BERT), config.load(BERT, ["stages.small.schedule.peak=1e-3"])
+    same = [s.name for s in before.stages if before.fingerprint(s) == after.fingerprint(after.stage(s.name))]
+    assert same == ["scratch"]

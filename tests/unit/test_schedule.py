@@ -4,6 +4,7 @@ import pytest
 
 from pipeline.config import Schedule
 from pipeline.durations import Duration, Pace
+from pipeline.errors import UserError
 from pipeline.schedule import resolve
 
 PACE = Pace(samples=10, tokens=1000, flops=10**9, samples_per_epoch=200)
@@ -55,6 +56,16 @@ def test_lemon_keeps_the_peak_and_shortens_the_horizon():
     assert lemon.at(50) == scratch.at(50)
     assert lemon.at(2600) == pytest.approx(1e-5)
     assert lemon.at(1350) == pytest.approx(1e-5 + 0.5 * (1e-3 - 1e-5))  # half of the way from 100 to 2600
+
+
+@pytest.mark.parametrize("fraction, horizon, steps", [(0.55, 100, 55), (0.07, 100, 7), (0.28, 25, 7), (0.5, 25, 13)])
+def test_a_fraction_is_taken_as_written(fraction, horizon, steps):
+    assert rates(kind="lemon", fraction=fraction, horizon=f"{horizon} steps", warmup="1 step").steps == steps
+
+
+def test_a_warmup_must_end_before_the_horizon():
+    with pytest.raises(UserError, match="the warm-up of 10 steps does not end before the horizon of 10 steps"):
+        rates(horizon="10 steps")
 
 
 def test_a_fraction_goes_with_lemon_only():
