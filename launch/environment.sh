@@ -2,16 +2,20 @@
 # PYTHON chooses the interpreter (3.11 or 3.12). A torch that the interpreter already has is kept: on a GPU machine,
 # set LEMON_SYSTEM_SITE=1 to see the packages of that interpreter.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
-ensure_environment() {  # extras, such as "quickstart,test"
-    local mark=".venv/.installed-${1//,/-}" site=""
+ensure_environment() {  # extras, such as "quickstart"
+    local venv="$ROOT/.venv" site=""
+    local mark="$venv/.installed-${1//,/-}"
     [ -n "${LEMON_SYSTEM_SITE:-}" ] && site="--system-site-packages"
-    [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv $site .venv
-    if [ ! -e "$mark" ] || [ setup.py -nt "$mark" ] || [ constraints.txt -nt "$mark" ]; then
+    exec 9>"$ROOT/.venv.lock"  # several nodes may share this folder: one installs, the others wait
+    flock 9
+    "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "${PYTHON:-python3}" -m venv --clear $site "$venv"
+    if [ ! -e "$mark" ] || [ "$ROOT/setup.py" -nt "$mark" ] || [ "$ROOT/constraints.txt" -nt "$mark" ]; then
         echo "installing into .venv (once, a minute or two) ..."
-        .venv/bin/python -m pip install --quiet -e ".[$1]" -c constraints.txt
+        "$venv/bin/python" -m pip install --quiet -e "$ROOT[$1]" -c "$ROOT/constraints.txt"
         touch "$mark"
     fi
-    export PATH="$PWD/.venv/bin:$PATH"
+    exec 9>&-
+    export PATH="$venv/bin:$PATH"
 }

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Install what tests need and run them: bash launch/test.sh [pytest arguments]; -m long runs the long ones.
+# Install what tests need and run them: bash launch/test.sh [pytest arguments]
 source "$(dirname "$0")/environment.sh"
+cd "$ROOT"
 ensure_environment test
 exec python -m pytest "$@"

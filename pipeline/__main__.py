@@ -48,8 +48,8 @@ def _run_parsers(commands: argparse._SubParsersAction) -> None:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("config", type=Path, metavar="CONFIG", help="a YAML config, such as configs/quickstart/bert.yaml")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides; stages by name: stages.small.batch=32")
-        if name == "train":
-            command.add_argument("--stage", help="which stage (default: the only one)")
+        if name != "run":
+            command.add_argument("--stage", help="which stage" + (" (default: the only one)" if name == "train" else " the data are for: all share them"))
         if name != "prepare":
             command.add_argument("--nodes", type=int, default=1, help="nodes that run this same command (default 1)")
             command.add_argument("--node-rank", type=int, default=0, help="this node's number, from 0")
@@ -66,12 +66,24 @@ def _expand_parser(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--out", required=True, type=Path, help="the checkpoint folder to create")
     command.add_argument("--format", default="zero", choices=["zero", "universal", "huggingface"], help="layout of the result (default zero)")
     command.add_argument("--zero-stage", type=int, default=1, choices=[1, 2, 3], help="for --format zero (default 1)")
-    command.add_argument("--world-size", type=int, default=2, help="for --format zero: ranks that will load it (default 2)")
+    command.add_argument("--world-size", type=_count, default=2, help="for --format zero: ranks that will load it (default 2)")
     command.add_argument("--bf16", action="store_true", help="for --format zero: the engine will train in bf16 (its file names differ)")
     command.add_argument("--depth", default="zero", choices=["zero", "cancel"], help="how new layers start (default zero)")
     command.add_argument("--placement", default="even", choices=["even", "top"], help="where new layers stand (default even)")
-    command.add_argument("--noise", type=float, default=1.0, help="scale of the symmetry-breaking noise (default 1)")
+    command.add_argument("--noise", type=_scale, default=1.0, help="scale of the symmetry-breaking noise (default 1)")
     command.add_argument("--seed", type=int, default=0)
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def _scale(text: str) -> float:
+    if not 0 <= (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not a number from 0")
+    return value
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -122,7 +134,10 @@ def _run(options: argparse.Namespace) -> None:
 def _prepare(options: argparse.Namespace) -> None:
     from pipeline import run
 
-    run.prepare_alone(config.load(options.config, options.overrides))
+    loaded = config.load(options.config, options.overrides)
+    if options.stage:
+        loaded.stage(options.stage)
+    run.prepare_alone(loaded)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -144,10 +159,12 @@ def _only_stage(loaded: config.Config) -> str:
 
 
 def _work(loaded: config.Config, name: str) -> None:
+    loaded.path.mkdir(parents=True, exist_ok=True)
     held = launcher.become_worker(loaded.path)
     try:
-        from pipeline import engine, train
+        from pipeline import check, engine, train
 
+        check.same_settings(loaded, loaded.stage(name))  # under plain torchrun nobody did it before
         train.run(loaded, loaded.stage(name), engine.join())
         engine.leave()
     except BaseException as error:

@@ -172,7 +172,7 @@ class ExpandStage(Strict):
     source: str
     model: str
     method: Literal["lemon"] = "lemon"
-    depth: Literal["zero", "cancel"] = "cancel"
+    depth: Literal["zero", "cancel"] = "zero"
     placement: Literal["top", "even"] = "even"
     noise: float = Field(1.0, ge=0, description="scale of the symmetry-breaking noise")
 

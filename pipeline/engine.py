@@ -29,8 +29,9 @@ from pipeline.errors import UserError
 from pipeline.streams import derive
 
 TIMEOUT = datetime.timedelta(minutes=30)
-REPAIRED_AT = "0.19.8"
-"""The DeepSpeed whose behaviour this file was written against; setup.py requires it or a later 0.19."""
+OLDEST = (0, 19, 8)
+"""Earlier versions give wrong gradients silently (0.17.6 to 0.18.2 with ZeRO-2, 0.18.6 to 0.18.9 with ZeRO-1 in bf16),
+and the repairs below were tested with this one."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class World:
 
 
 def join() -> World:
-    """Join the process group that the launcher's environment describes; alone where there is none."""
-    for key, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
-        os.environ.setdefault(key, value)
+    """Join the process group that the launcher's environment describes; Raises UserError for an old DeepSpeed."""
+    if tuple(int(part) for part in deepspeed.__version__.split("+")[0].split(".")[:3]) < OLDEST:
+        raise UserError(f"DeepSpeed {deepspeed.__version__} is too old, its gradients cannot be trusted; install at least 0.19.8")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     if cuda:
@@ -57,7 +58,7 @@ def join() -> World:
     else:
         # On the CPU accelerator DeepSpeed compiles this op at start; training never uses it, and a stale lock hangs it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=TIMEOUT, verbose=False)
     return World(dist.get_rank(), dist.get_world_size(), torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"))
 
@@ -66,6 +67,15 @@ def leave() -> None:
     """Leave the process group together: a rank that just exits can abort a peer which still talks to it."""
     dist.barrier()
     dist.destroy_process_group()
+
+
+def agreed(newest: Path | None) -> Path | None:
+    """Rank 0's newest checkpoint, for every rank: a shared file system may show them different ones. Raises UserError."""
+    held = [newest]
+    dist.broadcast_object_list(held)
+    if held[0] is not None and not held[0].is_dir():
+        raise UserError(f"{held[0]}: rank {dist.get_rank()} does not see the checkpoint that rank 0 resumes from; is the folder shared by all nodes?")
+    return held[0]
 
 
 def settings(stage: TrainStage, world: int, universal: bool = False) -> dict:
@@ -142,7 +152,7 @@ class Engine:
                 sums += torch.cat([both, both.new_tensor([batch.valid])])
         dist.all_reduce(sums)
         loss, hits = (sums[:2] / sums[2]).tolist()
-        return {"eval_loss": loss, **({"perplexity": math.exp(loss)} if kind == "text" else {"top1": hits})}
+        return {"eval_loss": loss, **({"perplexity": math.exp(min(loss, 700.0))} if kind == "text" else {"top1": hits})}
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss and share of right answers per sample, (B,); always in float32, whatever the weights are."""
@@ -165,10 +175,12 @@ class Engine:
         if self.world.first:
             (staged / checkpoints.CONFIG).write_text(models.config_text(self.config), encoding="utf-8")
         dist.barrier()
+        names = [manifest.listing(staged) if self.world.first else []]
+        dist.broadcast_object_list(names)  # one listing for all: another node's view of a shared folder may lag
         parts: list[dict] = [{}] * self.world.size
-        dist.all_gather_object(parts, manifest.hashes(staged, self.world.rank, self.world.size))
+        dist.all_gather_object(parts, manifest.hashes(staged, names[0][self.world.rank :: self.world.size]))
         if self.world.first:
-            form = checkpoints.Format("zero", self.stage.zero_stage, self.world.size, self.stage.precision == "bf16")
+            form = checkpoints.Format.of(self.stage, self.world.size)
             manifest.publish(staged, final, {**facts, **form.as_json(), "step": step}, {k: v for part in parts for k, v in part.items()})
             shutil.rmtree(place)
         dist.barrier()
@@ -177,7 +189,7 @@ class Engine:
     def load(self, folder: Path) -> None:
         """Load weights and optimizer of a checkpoint in the engine's own layout. Raises UserError when it is not."""
         facts = manifest.read(folder)
-        mine = checkpoints.Format("zero", self.stage.zero_stage, self.world.size, self.stage.precision == "bf16").as_json()
+        mine = checkpoints.Format.of(self.stage, self.world.size).as_json()
         if facts["layout"] == "zero" and (held := {key: facts[key] for key in mine}) != mine:
             raise UserError(f"{folder}: written as {_words(held)}, this stage runs as {_words(mine)}; run it as before, or expand into this layout")
         loaded, _ = self.deepspeed.load_checkpoint(str(folder.parent), tag=folder.name)
@@ -199,7 +211,7 @@ class Engine:
 
 def _groups(model: PreTrainedModel) -> tuple[list[list[str]], list[list[torch.nn.Parameter]]]:
     """Parameters to decay and not to decay, by the table, in the order of `named_parameters()`; module names."""
-    decay = {row.module: row.decay for row in models.of_model(model).table(model.config).rows()}
+    decay = {row.module: row.decay for row in models.table(model.config).rows()}
     split = [[(n, p) for n, p in model.named_parameters() if decay[n] is wanted] for wanted in (True, False)]
     return [[n for n, _ in part] for part in split], [[p for _, p in part] for part in split]
 

@@ -41,9 +41,11 @@ class Job:
 def plan(source: Path, target: PretrainedConfig, options: Options, form: Format, source_config: Path | None = None) -> Job:
     """Decide everything; no tensor is read. Raises UserError when the growth cannot be lossless, or anything is missing."""
     found = checkpoints.locate(source)
+    if (found / manifest.NAME).exists():
+        manifest.verify(found)
     state, small = checkpoints.read(found, source_config)
-    family = models.of_config(small)
-    made = growth.plan(family.table(small), models.of_config(target).table(target), getattr(small, family.table(small).eps), options)
+    tables = models.table(small), models.table(target)
+    made = growth.plan(*tables, getattr(small, tables[0].eps), options)
     large = copy.deepcopy(target)
     large.update(made.config_change)
     return Job(found, state, small, large, made, form)
@@ -61,12 +63,11 @@ def find_target(text: str, source: Path, source_config: Path | None = None) -> P
     known = load(path).models
     if name not in known:
         raise UserError(f"--target {text}: no model '{name}' in {path}{nearest(name, known)}")
-    _, small = checkpoints.read(checkpoints.locate(source), source_config)
-    sizes, target = known[name], copy.deepcopy(small)
-    target.update({
-        "num_hidden_layers": sizes.layers, "hidden_size": sizes.hidden,
-        "num_attention_heads": sizes.heads, "intermediate_size": sizes.mlp_units,
-    })
+    family, small = models.read_config(checkpoints.config_file(checkpoints.locate(source), source_config))
+    if known[name].family != family.name:
+        raise UserError(f"--target {text}: a '{known[name].family}', and the source is a '{family.name}'; choose a target of the source's family")
+    target = copy.deepcopy(small)
+    target.update(models.resized(known[name]))
     return target
 
 
@@ -92,11 +93,11 @@ def carry_out(job: Job, out: Path, say: Say = print) -> Verification:
 
 def _write(job: Job, staged: Path) -> None:
     """Grow tensor by tensor into mapped scratch files, then write the chosen layout from them."""
-    tables = [models.of_config(config).table(config) for config in (job.small, job.large)]
+    tables = [models.table(config) for config in (job.small, job.large)]
     grower = growth.Growth(job.plan, *tables, job.large.initializer_range)
     scratch = Scratch(staged / ".grown")
     tensors = {}
-    for name, tensor in grower.tensors(lambda n: job.state.tensors[n].open().view(job.state.tensors[n].shape)):
+    for name, tensor in grower.tensors(lambda n: job.state.tensors[n].open()):
         _require_finite(job, name, tensor)
         held = scratch.zeros(tuple(tensor.shape))
         held.copy_(tensor)
@@ -114,7 +115,8 @@ def _require_finite(job: Job, name: str, tensor: torch.Tensor) -> None:
 def _hyper(state: State) -> tuple[dict, dict]:
     """Hyper-parameters of the two groups: the source's, else AdamW's own."""
     if len(state.groups) == 2 and all(group.hyper for group in state.groups):
-        return state.groups[0].hyper, state.groups[1].hyper
+        decayed, kept = sorted((group.hyper for group in state.groups), key=lambda hyper: -hyper.get("weight_decay", 0.0))
+        return decayed, kept
     fresh = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]
     fresh.pop("params")
     return fresh, {**fresh, "weight_decay": 0.0}
@@ -127,16 +129,14 @@ def _verify(job: Job, staged: Path) -> Verification:
 
 
 def _open(state: State, name: str) -> torch.Tensor:
-    entry = state.tensors[name]
-    return entry.open().float().view(entry.shape)
+    return state.tensors[name].open().float()
 
 
 def spent(job: Job, samples: int) -> dict[str, int]:
     """FLOPs of the expansion itself. grow: a scale and an add for every number of the target. verify: both models
     forward on the probe, in two precisions."""
-    small, large = ((models.of_config(c), c) for c in (job.small, job.large))
-    forward = [cost(family.table(config), _probe_positions(config)).forward for family, config in (small, large)]
-    return {"grow": 2 * large[0].table(large[1]).parameters, "verify": 2 * samples * sum(forward)}
+    forward = [cost(models.table(config), _probe_positions(config)).forward for config in (job.small, job.large)]
+    return {"grow": 2 * models.table(job.large).parameters, "verify": 2 * samples * sum(forward)}
 
 
 def _probe_positions(config: PretrainedConfig) -> dict[str, int]:
@@ -166,7 +166,7 @@ def describe(job: Job, fingerprint: dict, name: str, model: str, origin: str, si
     options = job.plan.options
     return {
         "kind": "expand", "name": name, "model": model, "family": models.of_config(job.large).name, "sizes": sizes,
-        "parameters": models.of_config(job.large).table(job.large).parameters, "origin": origin,
+        "parameters": models.table(job.large).parameters, "origin": origin,
         "method": options.method, "depth": options.depth, "placement": options.placement, "noise": options.noise,
         "lossless": job.plan.lossless, "config_change": job.plan.config_change, "format": job.form.as_json(),
         "versions": installed(), "fingerprint": fingerprint,

@@ -24,11 +24,14 @@ from pipeline.ledger import Records
 
 
 def write_json(path: Path, content: object) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
     """Write `content` so that a reader sees the old file or the new one, never half of it."""
     draft = path.with_name(path.name + ".draft")
     with draft.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, path)
@@ -77,7 +80,10 @@ def exclusive(folder: Path, node: int = 0) -> Iterator[None]:
 
     The parent holds `.lock`; every worker shares `.workers` (see `share`), which must be free at the start.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot make the run folder ({error.strerror}); choose another with folder=…") from error
     suffix = f"-{node}" if node else ""
     with (folder / f".lock{suffix}").open("w") as lock, (folder / f".workers{suffix}").open("w") as workers:
         for file in (lock, workers):

@@ -39,14 +39,6 @@ class Records:
         os.replace(draft, self.path)
 
 
-def totals(ledger: Records) -> dict[str, int]:
-    """FLOPs by kind, as exact integers."""
-    spent: dict[str, int] = {}
-    for entry in ledger:
-        spent[entry["kind"]] = spent.get(entry["kind"], 0) + entry["flops"]
-    return spent
-
-
 def spent_until(ledger: Records, step: int) -> int:
     """Training FLOPs (forward, backward, recomputation) of the first `step` steps."""
     return sum(e["flops"] for e in ledger if e["kind"] in TRAINING and e["step"] <= step)

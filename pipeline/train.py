@@ -14,13 +14,13 @@ from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
 from pipeline.checkpoints import manifest
-from pipeline.config import Config, TrainStage
+from pipeline.config import Config, TrainStage, dump
 from pipeline.data import Prepared, evaluation_batches, open_prepared, train_batches
 from pipeline.durations import Pace
-from pipeline.engine import Engine, World
+from pipeline.engine import Engine, World, agreed
 from pipeline.errors import UserError
 from pipeline.flops import Cost, cost
-from pipeline.folders import StageFolder
+from pipeline.folders import StageFolder, write_text
 from pipeline.growth.verify import fill
 from pipeline.hardware import describe, peak_flops
 from pipeline.progress import Progress
@@ -55,14 +55,28 @@ class Job:
 def plan(config: Config, stage: TrainStage) -> Job:
     """Resolve a stage: model, FLOPs per step, schedule in steps. Raises UserError."""
     data = open_prepared(config.path / "data")
-    start = origin(config, stage.start)
-    model = _model_config(config, stage, data, start)
-    family = models.of_config(model)
-    price = cost(family.table(model), family.positions(model, data.facts))
-    per_sample = price.train + (price.recompute if stage.activation_checkpointing else 0)
-    pace = Pace(stage.batch, stage.batch * data.facts["tokens_per_sample"], stage.batch * per_sample, data.size)
     folder = StageFolder(config.path / stage.name)
-    return Job(config, stage, folder, data, model, price, pace, resolve(stage.schedule, pace), start)
+    start = _start(config, stage, folder)
+    model = _model_config(config, stage, data, start)
+    worth = pace(stage, model, data)
+    return Job(config, stage, folder, data, model, _cost(model, data), worth, resolve(stage.schedule, worth), start)
+
+
+def _cost(model: PretrainedConfig, data: Prepared) -> Cost:
+    return cost(models.table(model), models.of_config(model).positions(model, data.facts))
+
+
+def pace(stage: TrainStage, model: PretrainedConfig, data: Prepared) -> Pace:
+    """What one optimizer step of the stage is worth; its FLOPs are those of training, recomputation included."""
+    price = _cost(model, data)
+    per_sample = price.train + (price.recompute if stage.activation_checkpointing else 0)
+    return Pace(stage.batch, stage.batch * data.facts["tokens_per_sample"], stage.batch * per_sample, data.size)
+
+
+def _start(config: Config, stage: TrainStage, folder: StageFolder) -> Path | None:
+    """The checkpoint that the stage began from, as stage.json recorded it; before that, the one to begin from."""
+    recorded = folder.facts.get("start")
+    return Path(recorded) if recorded else origin(config, stage.start)
 
 
 def origin(config: Config, name: str | None) -> Path | None:
@@ -79,8 +93,9 @@ def _model_config(config: Config, stage: TrainStage, data: Prepared, start: Path
     wanted = models.family(sizes.family).configure(sizes, data.facts)
     if start is None:
         return wanted
-    family, held = models.read_config(start / checkpoints.CONFIG)
-    shapes = [{row.name: table.shape(row) for row in table.rows()} for table in (family.table(held), models.of_config(wanted).table(wanted))]
+    newest = manifest.newest(config.path / stage.name / "checkpoints")
+    _, held = models.read_config((newest or start) / checkpoints.CONFIG)
+    shapes = [{row.name: table.shape(row) for row in table.rows()} for table in (models.table(held), models.table(wanted))]
     if shapes[0] != shapes[1]:
         name = next((n for n in {**shapes[0], **shapes[1]} if shapes[0].get(n) != shapes[1].get(n)))
         raise UserError(
@@ -96,8 +111,8 @@ def facts(job: Job, world: World) -> dict:
     return {
         "kind": "train", "name": stage.name, "model": stage.model, "family": sizes.family,
         "sizes": {"layers": sizes.layers, "hidden": sizes.hidden, "heads": sizes.heads, "mlp": sizes.mlp_units},
-        "parameters": models.of_config(job.model).table(job.model).parameters,
-        "origin": stage.start, "steps": job.rates.steps, "schedule": vars(job.rates),
+        "parameters": models.table(job.model).parameters,
+        "origin": stage.start, "start": str(job.start) if job.start else None, "steps": job.rates.steps, "schedule": vars(job.rates),
         "settings": {
             "batch": stage.batch, "micro_batch": stage.micro_batch or stage.batch // world.size, "precision": stage.precision,
             "zero_stage": stage.zero_stage, "world_size": world.size, "optimizer": stage.optimizer.model_dump(mode="json"),
@@ -114,7 +129,7 @@ def facts(job: Job, world: World) -> dict:
 
 def facts_line(job: Job) -> str:
     """The stage in one line, for the terminal."""
-    count = models.of_config(job.model).table(job.model).parameters
+    count = models.table(job.model).parameters
     begin = f"from {job.start}" if job.start else "from scratch"
     return f"{count:,} parameters, {begin}, {job.rates.steps} steps of {job.stage.batch} samples, {job.pace.flops * job.rates.steps:.2e} FLOPs"
 
@@ -122,10 +137,13 @@ def facts_line(job: Job) -> str:
 def run(config: Config, stage: TrainStage, world: World) -> None:
     """Train `stage` to its end on this worker. Raises UserError."""
     job = plan(config, stage)
-    resume = manifest.newest(job.folder.checkpoints)
+    resume = agreed(manifest.newest(job.folder.checkpoints))
     engine = _engine(job, world, resume)
     step = manifest.read(resume)["step"] if resume else 0
     if world.first:
+        config_file = config.path / "config.yaml"
+        if not config_file.exists():
+            write_text(config_file, dump(config))
         if not job.folder.facts:
             job.folder.begin(**facts(job, world))
         job.folder.checkpoints.mkdir(exist_ok=True)
@@ -143,6 +161,8 @@ def _engine(job: Job, world: World, resume: Path | None) -> Engine:
     model = models.build(job.model, derive(seed, "init", job.stage.name) % 2**32)
     chosen = resume or job.start
     native = chosen is not None and checkpoints.layout(chosen) != "huggingface" and (resume is not None or _fits(chosen, job.stage, world))
+    if world.first and chosen is not None and resume is None and (chosen / manifest.NAME).exists():
+        manifest.verify(chosen)
     if chosen and not native:
         state, _ = checkpoints.read(chosen)
         fill(model, lambda name: state.tensors[name].open().float())
@@ -155,7 +175,7 @@ def _engine(job: Job, world: World, resume: Path | None) -> Engine:
 def _fits(start: Path, stage: TrainStage, world: World) -> bool:
     """Whether the start is an expansion in this stage's own layout; of any other start only the weights are taken."""
     held = manifest.read(start) if (start / manifest.NAME).exists() else {}
-    mine = checkpoints.Format("zero", stage.zero_stage, world.size, stage.precision == "bf16").as_json()
+    mine = checkpoints.Format.of(stage, world.size).as_json()
     return held.get("kind") == "expand" and (held["layout"] == "universal" and stage.zero_stage > 0 or all(held.get(k) == v for k, v in mine.items()))
 
 
@@ -215,6 +235,7 @@ class Loop:
     def _evaluate(self, step: int) -> None:
         batches = evaluation_batches(self.job.data, self.job.config.data, self.job.config.seed, **self.shared)
         result = self.engine.evaluate(batches, self.job.data.facts["kind"])
+        self._check(step, result["eval_loss"], None)
         if self.world.first:
             count = self.job.data.facts["evaluation"]
             self.job.folder.metrics.append(step=step, **result)

@@ -1,15 +1,20 @@
 """Checkpoints of any layout behind one `State`: `locate`, `read`, `write`."""
 
+import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from torch import Tensor
 from transformers import PretrainedConfig
 
 from pipeline import models
 from pipeline.axes import Table
 from pipeline.checkpoints import huggingface, manifest, universal, zero_read, zero_write
+from pipeline.config import TrainStage
 from pipeline.errors import UserError
-from pipeline.state import Group, State
+from pipeline.folders import read_json
+from pipeline.state import Entry, Group, State
 
 CONFIG = "config.json"
 
@@ -22,6 +27,11 @@ class Format:
     zero_stage: int = 1
     world_size: int = 2
     bf16: bool = False
+
+    @classmethod
+    def of(cls, stage: TrainStage, world: int) -> "Format":
+        """The native layout in which a training stage on `world` ranks reads and writes."""
+        return cls("zero", stage.zero_stage, world, stage.precision == "bf16")
 
     def as_json(self) -> dict:
         only = self.layout == "zero"
@@ -38,8 +48,13 @@ def locate(path: Path) -> Path:
         if newest := manifest.newest(folder):
             return newest
     if (path / "latest").exists():  # a foreign DeepSpeed folder
-        return locate(path / (path / "latest").read_text(encoding="utf-8").strip())
-    stages = sorted(stage.parent.name for stage in path.glob("*/stage.json"))
+        tag = (path / "latest").read_text(encoding="utf-8").strip()
+        if not tag or tag.startswith("."):
+            raise UserError(f"{path / 'latest'}: names no tag ('{tag}'); name the tag folder itself")
+        return locate(path / tag)
+    stages = {stage.parent.name: read_json(stage) for stage in sorted(path.glob("*/stage.json"))}
+    if len(sources := {facts.get("origin") for facts in stages.values() if facts.get("kind") == "expand"} & set(stages)) == 1:
+        return locate(path / sources.pop())  # a run: the stage that its one expansion grows from
     hint = f"name one of its stages: {', '.join(stages)}" if stages else "it holds no complete checkpoint"
     raise UserError(f"{path}: {hint}")
 
@@ -54,27 +69,33 @@ def layout(folder: Path) -> str | None:
     return "huggingface" if any((folder / name).exists() for name in files) else None
 
 
+def config_file(folder: Path, config: Path | None = None) -> Path:
+    """Where the model's config lies: in the tag folder, or where the user says. Raises UserError when it is missing."""
+    place = config or folder
+    place = place / CONFIG if place.is_dir() else place
+    if not place.exists():
+        raise UserError(f"{folder}: holds no {CONFIG}; name the source's config with --source-config")
+    return place
+
+
 def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedConfig]:
     """The state of a tag folder in published names, and its model's config. Raises UserError.
 
     `config`: a config.json (or a folder with one) for a checkpoint that holds none.
     """
     facts = manifest.read(folder) if (folder / manifest.NAME).exists() else {}
-    place = config or folder
-    place = place / CONFIG if place.is_dir() else place
-    if not place.exists():
-        raise UserError(f"{folder}: holds no {CONFIG}; name the source's config with --source-config")
-    family, found = models.read_config(place)
+    family, found = models.read_config(config_file(folder, config))
     table = family.table(found)
     state = {"zero": zero_read, "universal": universal, "huggingface": huggingface}[layout(folder)].read(folder)
     state = state.renamed({row.module: row.name for row in table.rows()})
     state = replace(state, tensors={n: e for n, e in state.tensors.items() if n not in table.aliases}, aliases=table.aliases)
-    _require(folder, state, table)
+    state = replace(state, tensors=_shaped(folder, state, table))
     return replace(state, provenance=facts.get("provenance", {"flops": "unknown"})), found
 
 
-def _require(folder: Path, state: State, table: Table) -> None:
-    """Names and shapes must be the table's, or what follows is shifted silently."""
+def _shaped(folder: Path, state: State, table: Table) -> dict[str, Entry]:
+    """The tensors in the table's order and shapes; names and sizes must be the table's, or what follows is shifted silently.
+    DeepSpeed's universal files of stage 3 are flat: they get their shape here."""
     wanted = {row.name: table.shape(row) for row in table.rows()}
     if missing := sorted(set(wanted) - set(state.tensors)):
         raise UserError(f"{folder}: {len(missing)} tensors of the config's model are missing, such as '{missing[0]}'; is it the right config?")
@@ -82,15 +103,13 @@ def _require(folder: Path, state: State, table: Table) -> None:
         raise UserError(f"{folder}: {len(extra)} tensors belong to no part of the config's model, such as '{extra[0]}'; is it the right config?")
     for name, shape in wanted.items():
         held = state.tensors[name].shape
-        if held != shape and held != (_product(shape),):  # DeepSpeed's universal files of stage 3 are flat
+        if held != shape and held != (math.prod(shape),):
             raise UserError(f"{folder}: '{name}' has shape {held}, the config says {shape}; is it the right config?")
+    return {name: Entry(shape, partial(_open_as, state.tensors[name], shape)) for name, shape in wanted.items()}
 
 
-def _product(shape: tuple[int, ...]) -> int:
-    size = 1
-    for side in shape:
-        size *= side
-    return size
+def _open_as(entry: Entry, shape: tuple[int, ...]) -> Tensor:
+    return entry.open().view(shape)
 
 
 def write(state: State, config: PretrainedConfig, folder: Path, form: Format, *, step: int = 0) -> None:
@@ -99,7 +118,7 @@ def write(state: State, config: PretrainedConfig, folder: Path, form: Format, *,
     (folder / CONFIG).write_text(models.config_text(config), encoding="utf-8")
     if form.layout == "huggingface":
         return huggingface.write(state, folder)
-    spelled = state.renamed({row.name: row.module for row in models.of_config(config).table(config).rows()})
+    spelled = state.renamed({row.name: row.module for row in models.table(config).rows()})
     if form.layout == "universal":
         return universal.write(spelled, folder, step=step)
     return zero_write.write(spelled, folder, stage=form.zero_stage, world=form.world_size, bf16=form.bf16, step=step)
@@ -108,6 +127,6 @@ def write(state: State, config: PretrainedConfig, folder: Path, form: Format, *,
 def decay_groups(config: PretrainedConfig) -> tuple[Group, Group]:
     """The optimizer groups of a fresh model, decayed and not, in published names, each in the order of the module's
     `named_parameters()`: DeepSpeed's flat files name nothing, so the order is the layout."""
-    rows = {row.module: row for row in models.of_config(config).table(config).rows()}
+    rows = {row.module: row for row in models.table(config).rows()}
     order = [rows[name] for name, _ in models.build(config, device="meta").named_parameters()]
     return Group(tuple(r.name for r in order if r.decay)), Group(tuple(r.name for r in order if not r.decay))

@@ -31,15 +31,19 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hashes(folder: Path, part: int = 0, parts: int = 1) -> dict[str, dict]:
-    """Size and SHA-256 of every `parts`-th file below `folder`, beginning with number `part`."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
-    return {str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": sha256(p)} for p in files[part::parts]}
+def listing(folder: Path) -> list[str]:
+    """The files below `folder`, but for the manifest."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+
+
+def hashes(folder: Path, names: list[str]) -> dict[str, dict]:
+    """Size and SHA-256 of the files `names` below `folder`."""
+    return {name: {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
 
 
 def publish(folder: Path, final: Path, facts: dict, files: dict[str, dict] | None = None) -> None:
     """Turn the staged `folder` into the checkpoint `final`. `files`: hashes, when they are known already."""
-    content = {"format": FORMAT, **facts, "files": dict(sorted((files or hashes(folder)).items()))}
+    content = {"format": FORMAT, **facts, "files": dict(sorted((files or hashes(folder, listing(folder))).items()))}
     for name in content["files"]:
         _sync(folder / name)
     write_json(folder / NAME, {**content, "sha256": _digest(content)})

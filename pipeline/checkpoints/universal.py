@@ -31,7 +31,7 @@ def read(folder: Path) -> State:
     slots = {slot: {name: _entry(folder, name, slot) for name in owners} for slot in SLOTS}
     steps = {n: float(open_file(folder / "zero" / n / "step.pt")) for n in owners if (folder / "zero" / n / "step.pt").exists()}
     groups = tuple(
-        Group(tuple(group.get("names", ())), {k: v for k, v in group.items() if k not in ("params", "names")})
+        Group((), {k: v for k, v in group.items() if k != "params"})  # the layout does not say whose they are
         for group in optimizer["param_groups"]
     )
     return State(tensors, slots=slots, steps=steps, groups=groups)

@@ -1,5 +1,6 @@
 """Reading native ZeRO checkpoints, stages 0 to 3, any world size: mapped, one tensor at a time."""
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def _partitioned(folder: Path, stage: int, model: dict, shards: list[dict]) -> S
     weights = [s["fp32_flat_groups"] if stage == 3 else s["single_partition_of_fp32_groups"] for s in shards]
     groups, tensors, slots, steps = [], {}, {}, {}
     for index, (names, hyper) in enumerate(zip(shapes, base[0]["param_groups"], strict=True)):
-        layout = Layout(stage, len(shards), tuple(_numel(shape) for shape in names.values()))
+        layout = Layout(stage, len(shards), tuple(math.prod(shape) for shape in names.values()))
         _check(folder, layout, [w[index] for w in weights], index)
         states = [b["state"].get(index, {}) for b in base]
         tensors |= _entries(layout, names, [w[index] for w in weights])
@@ -61,6 +62,8 @@ def _stage_0(folder: Path) -> State:
     aliases = _aliases(model["module"])
     tensors = {n: Entry(tuple(t.shape), lambda t=t: t) for n, t in model["module"].items() if n not in aliases}
     optimizer, names = model.get("optimizer") or {}, model.get("group_names")
+    if "fp32_groups" in optimizer:
+        raise UserError(f"{folder}: a bf16 run of ZeRO stage 0 keeps its float32 weights unnamed; train it with zero_stage 1 to expand it")
     if not names or "param_groups" not in optimizer:
         return State(tensors, aliases=aliases)
     slots, steps, groups = {}, {}, []
@@ -83,10 +86,3 @@ def _aliases(module: dict[str, Tensor]) -> dict[str, str]:
         for name, tensor in module.items()
         if owners.setdefault(key := (tensor.data_ptr(), tuple(tensor.shape)), name) != name
     }
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    size = 1
-    for side in shape:
-        size *= side
-    return size

@@ -3,6 +3,7 @@
 Flat tensors are built in mapped scratch files, so that memory does not grow with the model.
 """
 
+import math
 from pathlib import Path
 
 import deepspeed
@@ -20,7 +21,7 @@ SLOTS = ("exp_avg", "exp_avg_sq")
 def write(state: State, folder: Path, *, stage: int, world: int, bf16: bool = False, step: int = 0) -> None:
     """Write `state` (module names, groups in the engine's order) as `world` ranks of ZeRO `stage` into a tag folder."""
     scratch = Scratch(folder / ".scratch")
-    layouts = [Layout(stage, world, tuple(_numel(state.tensors[n]) for n in group.names)) for group in state.groups]
+    layouts = [Layout(stage, world, tuple(math.prod(state.tensors[n].shape) for n in group.names)) for group in state.groups]
     weights = [_flats(state.tensors, group.names, layout, scratch) for group, layout in zip(state.groups, layouts, strict=True)]
     slots = {s: [_flats(state.slots.get(s, {}), g.names, lay, scratch) for g, lay in zip(state.groups, layouts, strict=True)] for s in SLOTS}
     for rank in range(world):
@@ -96,6 +97,3 @@ def _module(state: State, dtype: torch.dtype, scratch: Scratch) -> dict[str, Ten
 def _placeholders(state: State) -> dict[str, Tensor]:
     return {name: torch.empty(0) for name in (*state.tensors, *state.aliases)}
 
-
-def _numel(entry: Entry) -> int:
-    return torch.Size(entry.shape).numel()

@@ -24,7 +24,7 @@ def plan(source: Table, target: Table, eps: float, options: Options) -> Plan:
     reasons = method.refusals(source, target)
     if reasons:
         raise UserError(f"method '{options.method}' cannot grow this model: {'; '.join(reasons)}")
-    return make(source, target, eps, method.choose(source, target), options)
+    return make(source, target, eps, method.choose(source, target), options, method.LOSSLESS)
 
 
 class Growth:

@@ -54,8 +54,7 @@ class Plan:
     rows: tuple[Row, ...]
     config_change: dict[str, float]
     sizes: dict[str, tuple[int, int]]
-    notes: tuple[str, ...] = ()
-    lossless: bool = True
+    lossless: bool
 
     def as_json(self) -> dict:
         return asdict(self)
@@ -76,14 +75,15 @@ def place(source: int, target: int, placement: str) -> tuple[Layer, ...]:
     return tuple(Layer(origin, index > 0 and origins[index - 1] == origin) for index, origin in enumerate(origins))
 
 
-def make(source: Table, target: Table, eps: float, choose: dict[str, SpaceMap], options: Options) -> Plan:
+def make(source: Table, target: Table, eps: float, choose: dict[str, SpaceMap], options: Options, lossless: bool) -> Plan:
     """The plan for growing `source` into `target` with the maps of a method. `eps`: the source's norm epsilon."""
     layers = place(source.layers, target.layers, options.placement)
     rows = tuple(_row(row, source, target, layers, choose, options) for row in target.rows())
     sizes = {name: (source.spaces[name].size, space.size) for name, space in target.spaces.items() if not space.follows}
     change = {target.eps: eps * _eta_of_norms(source, target) ** 2}
-    plan = Plan(options, layers, rows, change, {**sizes, "layers": (source.layers, target.layers)}, _notes(rows))
-    _require_a_free_part(plan, target)
+    plan = Plan(options, layers, rows, change, {**sizes, "layers": (source.layers, target.layers)}, lossless)
+    _require_sources(plan, source)
+    _require_a_free_part(plan)
     return plan
 
 
@@ -122,13 +122,14 @@ def _eta_of_norms(source: Table, target: Table) -> float:
     return maps.eta(source.spaces[stream.name].size, stream.size)
 
 
-def _notes(rows: tuple[Row, ...]) -> tuple[str, ...]:
-    new = sum(1 for row in rows if row.note)
-    noisy = sum(1 for row in rows if row.noise)
-    return (f"{len(rows)} tensors: {noisy} with symmetry-breaking noise, {new} of new layers start without a source term",)
+def _require_sources(plan: Plan, source: Table) -> None:
+    held = {row.name for row in source.rows()}
+    missing = [name for row in plan.rows for name, _ in row.sources if name not in held]
+    if missing:
+        raise UserError(f"the target has {len(missing)} tensors that the source lacks, such as '{missing[0]}'; give the target the source's options")
 
 
-def _require_a_free_part(plan: Plan, target: Table) -> None:
+def _require_a_free_part(plan: Plan) -> None:
     new = [row for row in plan.rows if row.note]
     if plan.options.depth == "cancel" and new and not any(row.noise for row in new):
         raise UserError("depth 'cancel' needs a tensor with a free part, and no input space grows (or noise is 0); use depth 'zero'")

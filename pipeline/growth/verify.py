@@ -63,7 +63,7 @@ def run(config: PretrainedConfig, read: Weights, inputs: dict[str, Tensor], dtyp
 
 def fill(model: PreTrainedModel, read: Weights) -> PreTrainedModel:
     """Copy every parameter of the model from `read(published name)`, keeping the dtype that is read."""
-    table = models.of_model(model).table(model.config)
+    table = models.table(model.config)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for row in table.rows():

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from pipeline.axes import Table
 from pipeline.errors import UserError, nearest
 from pipeline.models import bert, bert_pre_ln, vit
-from pipeline.models.family import Facts, Family
+from pipeline.models.family import Facts, Family, resized
 
 FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in (bert_pre_ln, bert, vit)}
 
@@ -26,16 +27,29 @@ def of_config(config: PretrainedConfig) -> Family:
     return next(known for known in FAMILIES.values() if known.config_class is type(config))
 
 
+def table(config: PretrainedConfig) -> Table:
+    """The architecture of a config."""
+    return of_config(config).table(config)
+
+
 def of_model(model: PreTrainedModel) -> Family:
     return of_config(model.config)
 
 
 def recognise(content: dict, where: str) -> tuple[Family, PretrainedConfig]:
     """The family and config of a Hugging Face config.json's content. Raises UserError for a foreign one."""
-    for known in FAMILIES.values():
-        if content.get("model_type") == known.config_class.model_type:
-            return known, known.config_class.from_dict(content)
-    raise UserError(f"{where}: model_type '{content.get('model_type')}' is no family of ours{nearest(str(content.get('model_type')), FAMILIES)}")
+    kind = content.get("model_type") if isinstance(content, dict) else None
+    known = next((family for family in FAMILIES.values() if family.config_class.model_type == kind), None)
+    if known is None:
+        raise UserError(f"{where}: model_type '{kind}' is no family of ours{nearest(str(kind), FAMILIES)}")
+    try:
+        config = known.config_class.from_dict(content)
+        sizes = {space.size for space in known.table(config).spaces.values()}
+    except Exception as error:  # transformers and its strict dataclasses raise many kinds for wrong values
+        raise UserError(f"{where}: not a config of '{kind}': {' '.join(str(error).split())[:160]}") from error
+    if min(sizes) < 1 or config.hidden_size % config.num_attention_heads:
+        raise UserError(f"{where}: impossible sizes: hidden_size {config.hidden_size}, num_attention_heads {config.num_attention_heads}, smallest space {min(sizes)}")
+    return known, config
 
 
 def config_text(config: PretrainedConfig) -> str:
@@ -62,4 +76,4 @@ def build(config: PretrainedConfig, seed: int = 0, attention: str = "sdpa", devi
         return of_config(config).model_class(config)
 
 
-__all__ = ["FAMILIES", "Facts", "Family", "build", "config_text", "family", "of_config", "of_model", "read_config", "recognise"]
+__all__ = ["FAMILIES", "Facts", "Family", "build", "config_text", "family", "of_config", "of_model", "read_config", "recognise", "resized", "table"]

@@ -38,15 +38,22 @@ class Family:
         return self.model_class.__name__ if ours or parent.__name__.endswith("PreTrainedModel") else parent.__name__
 
 
+def resized(sizes: ModelSizes) -> dict:
+    """What a model's sizes are called in a config of `transformers`, whatever its family."""
+    return {
+        "hidden_size": sizes.hidden, "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads,
+        "intermediate_size": sizes.mlp_units, "hidden_dropout_prob": sizes.dropout,
+        "attention_probs_dropout_prob": sizes.dropout, "initializer_range": sizes.init,
+    }
+
+
 def text_config(config_class: type[PretrainedConfig], sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
     """A BERT-like config: the vocabulary and the number of positions come from the data."""
     if facts["kind"] != "text":
         raise UserError(f"model family '{sizes.family}' reads text, the data are {facts['kind']}; choose a text data set")
     return config_class(
-        vocab_size=facts["vocab_size"], max_position_embeddings=facts["block"], hidden_size=sizes.hidden,
-        num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads, intermediate_size=sizes.mlp_units,
-        hidden_dropout_prob=sizes.dropout, attention_probs_dropout_prob=sizes.dropout, layer_norm_eps=sizes.eps, initializer_range=sizes.init,
-        pad_token_id=None,
+        vocab_size=facts["vocab_size"], max_position_embeddings=facts["block"], layer_norm_eps=sizes.eps, pad_token_id=None,
+        **resized(sizes),
     )
 
 

@@ -8,7 +8,7 @@ from transformers import PretrainedConfig, ViTConfig, ViTForImageClassification
 from pipeline.axes import Axis, Param, Space, Table, linear, norm, spaces
 from pipeline.config import ModelSizes
 from pipeline.errors import UserError
-from pipeline.models.family import Facts, Family
+from pipeline.models.family import Facts, Family, resized
 
 
 def table(config: ViTConfig) -> Table:
@@ -63,9 +63,7 @@ def configure(sizes: ModelSizes, facts: Facts) -> ViTConfig:
     if not sizes.patch or facts["size"] % sizes.patch:
         raise UserError(f"model family 'vit' needs a patch size that divides the image size {facts['size']}, got {sizes.patch}; set models.….patch")
     return ViTConfig(
-        hidden_size=sizes.hidden, num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads,
-        intermediate_size=sizes.mlp_units, hidden_dropout_prob=sizes.dropout, attention_probs_dropout_prob=sizes.dropout,
-        layer_norm_eps=sizes.eps, initializer_range=sizes.init, image_size=facts["size"], patch_size=sizes.patch, num_channels=facts["channels"],
+        layer_norm_eps=sizes.eps, image_size=facts["size"], patch_size=sizes.patch, num_channels=facts["channels"], **resized(sizes),
         id2label=dict(enumerate(facts["class_names"])), label2id={name: i for i, name in enumerate(facts["class_names"])},
     )
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -132,7 +133,7 @@ def test_finished_stages_are_skipped(finished):
 def test_other_settings_do_not_continue_a_run(finished):
     done = lemon("run", finished / "tiny.yaml", "stages.small.schedule.peak=0.5")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "begun with stage.schedule = " in done.stderr and "take another folder (folder=…)" in done.stderr
+    assert "begun with stage.schedule.peak = 0.001, the config now says 0.5" in done.stderr and "take another folder (folder=…)" in done.stderr
 
 
 @pytest.mark.parametrize("victim", ["parent", "worker"])
@@ -180,7 +181,7 @@ def test_a_worker_that_dies_takes_the_job_down_with_its_message(tmp_path):
     wait_for(lambda: records(tmp_path / "run", "small"))
     os.kill(wait_for(lambda: workers_of(process.pid))[0], signal.SIGKILL)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 2 and "died (SIGKILL)" in said and "Traceback" not in said
+    assert process.returncode == 2 and "died (SIGKILL: " in said and "Traceback" not in said
 
 
 def test_divergence_is_told_in_one_line(tmp_path):
@@ -189,23 +190,56 @@ def test_divergence_is_told_in_one_line(tmp_path):
 
 
 def test_two_nodes_on_loopback_give_the_losses_of_one(finished, tmp_path):
-    """launch/torchrun.sh's command, one process on each of two launchers."""
+    """launch/torchrun.sh, one process on each of two launchers. 1e-5: a rank that has its node to itself runs two
+    threads, which sum in another order; measured 1e-8 to 1e-7 after a few steps."""
     path = config(tmp_path, processes=1)
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    both = [start("run", path, "--nodes", 2, "--node-rank", rank, "--master-port", port) for rank in (0, 1)]
+    both = [two_nodes(path, rank, port) for port in [free_port()] for rank in (0, 1)]
     for process in both:
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said[-4000:]
     for stage in ("small", "large", "scratch"):
-        assert losses(tmp_path / "run", stage) == losses(finished / "run", stage)
+        ours, theirs = ([r.get("loss", r.get("eval_loss")) for r in records(f / "run", stage)] for f in (tmp_path, finished))
+        assert ours == pytest.approx(theirs, abs=1e-5)
     assert (tmp_path / "run" / "report.html").exists()
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def two_nodes(path: Path, rank: int, port: int) -> subprocess.Popen:
+    """The script itself; the environment it makes is this one, so that nothing is installed here."""
+    lines = (ROOT / "launch" / "torchrun.sh").read_text().replace("ensure_environment quickstart", ":").replace("exec lemon", f"exec {sys.executable} -m pipeline")
+    script = path.parent / "launch" / f"torchrun-{rank}.sh"
+    script.parent.mkdir(exist_ok=True)
+    script.write_text(lines)
+    (script.parent / "environment.sh").write_text((ROOT / "launch" / "environment.sh").read_text())
+    nodes = {"NODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return subprocess.Popen(["bash", str(script), str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**ENVIRONMENT, **nodes}, cwd=ROOT)
+
+
+def test_a_node_that_fails_takes_the_waiting_one_with_it(tmp_path):
+    path = config(tmp_path, processes=1)
+    both = [start("run", path, "data.dataset=/nowhere/at/all", "--nodes", 2, "--node-rank", rank) for rank in (1, 0)]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 2]
+    assert said[0].startswith("lemon: node 0 stopped: ") and "/nowhere/at/all" in said[1]
+
+
+def test_ctrl_c_stops_without_a_traceback(tmp_path):
+    path = config(tmp_path)
+    process = start("train", path, "--stage", "small")
+    wait_for(lambda: records(tmp_path / "run", "small"))
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said == "lemon: stopped; run the command again to resume\n"
+
+
 BAD = [
+    (["stages.scratch.batch=15"], "stages.scratch: batch 15 is not a multiple of micro_batch 7 x 2 ranks"),
+    (["models.large.heads=4"], "head_dim changes from 8 to 10"),
     (["stages.small.batch=15"], "stages.small: batch 15 is not a multiple of micro_batch 7 x 2 ranks"),
     (["data.dataset=/nowhere/at/all"], "/nowhere/at/all"),
     (["models.small.patch=3"], "needs a patch size that divides the image size 8, got 3"),

@@ -1,0 +1,57 @@
+"""Checking a whole config before its first stage runs: what would fail in the last stage must not cost the first."""
+
+from pipeline import models, train
+from pipeline.config import Config, ExpandStage, TrainStage
+from pipeline.data import open_prepared
+from pipeline.engine import settings
+from pipeline.errors import UserError
+from pipeline.folders import StageFolder
+from pipeline.growth import engine as growth
+from pipeline.growth.plan import Options
+from pipeline.schedule import resolve
+
+
+def before_data(config: Config, ranks: int) -> None:
+    """What needs no data: families, batches, ranks. Raises UserError."""
+    for stage in config.stages:
+        models.family(config.models[stage.model].family)
+        if isinstance(stage, TrainStage):
+            settings(stage, ranks)
+
+
+def after_data(config: Config) -> None:
+    """What the data decide: model sizes, steps, and whether every growth can be lossless. Raises UserError."""
+    data = open_prepared(config.path / "data")
+    made = {name: models.family(sizes.family).configure(sizes, data.facts) for name, sizes in config.models.items()}
+    for stage in config.stages:
+        if isinstance(stage, TrainStage):
+            resolve(stage.schedule, train.pace(stage, made[stage.model], data))
+        elif source := next((s for s in config.stages if s.name == stage.source), None):
+            small, large = (models.table(made[s.model]) for s in (source, stage))
+            growth.plan(small, large, made[source.model].layer_norm_eps, options(stage, config.seed))
+
+
+def options(stage: ExpandStage, seed: int) -> Options:
+    return Options(stage.method, stage.depth, stage.placement, stage.noise, seed)
+
+
+def same_settings(config: Config, stage: TrainStage | ExpandStage) -> None:
+    """Refuse to continue a stage that was begun with other settings, its origins' included. Raises UserError."""
+    folder = StageFolder(config.path / stage.name)
+    held, wanted = folder.facts.get("fingerprint"), config.fingerprint(stage)
+    if held is None or held == wanted:
+        return
+    place, old, new = next(_differences(held, wanted))
+    raise UserError(
+        f"{folder.path}: begun with {place} = {old}, the config now says {new}; take another folder (folder=…) or remove {folder.path}"
+    )
+
+
+def _differences(held: object, wanted: object, place: str = ""):
+    """(dotted place, held value, wanted value) of every leaf that differs."""
+    if not isinstance(held, dict) or not isinstance(wanted, dict):
+        if held != wanted:
+            yield place, held, wanted
+        return
+    for key in {**held, **wanted}:
+        yield from _differences(held.get(key), wanted.get(key), f"{place}.{key}" if place else key)
