@@ -12,8 +12,9 @@ from pipeline.schedule import resolve
 
 
 def before_data(config: Config, ranks: int) -> None:
-    """What needs no data: families, batches, ranks. Raises UserError."""
+    """What needs no data: families, batches, ranks, and what the folder already holds. Raises UserError."""
     for stage in config.stages:
+        same_settings(config, stage)
         models.family(config.models[stage.model].family)
         if isinstance(stage, TrainStage):
             settings(stage, ranks)

@@ -61,7 +61,8 @@ def launch(arguments: list[str], workers: int, nodes: Nodes, folder: Path) -> No
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in ("agent.server.api", "multiprocessing.api"):  # what they log we say in one line
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     failures = folder / f".failures-{nodes.rank}"
     failures.mkdir(parents=True, exist_ok=True)
     for old in failures.iterdir():

@@ -13,6 +13,9 @@ from pipeline.errors import UserError
 from pipeline.folders import StageFolder
 from pipeline.launcher import Nodes
 
+BEGUN = time.time()
+"""When this process began: a failure that node 0 noted before then is an earlier run's."""
+
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -41,16 +44,14 @@ def prepare_alone(config: Config) -> None:
 def _held(config: Config, nodes: Nodes) -> Iterator[None]:
     """The run folder, locked, its data prepared, the whole config checked against it: mistakes in the last stage are
     found before the first one trains. Node 0 leaves its failure where the waiting nodes look."""
-    from pipeline import check
-
-    check.before_data(config, nodes.count * launcher.processes(config.processes))
     stopped = config.path / ".stopped"
     with folders.exclusive(config.path, nodes.rank):
-        for stage in config.stages:
-            check.same_settings(config, stage)
         if nodes.rank == 0:
             stopped.unlink(missing_ok=True)
         try:
+            from pipeline import check
+
+            check.before_data(config, nodes.count * launcher.processes(config.processes))
             prepare(config, nodes)
             check.after_data(config)
             if nodes.rank == 0:
@@ -119,10 +120,10 @@ def _on_first_node(config: Config, nodes: Nodes, done: Callable[[], bool], actio
     if nodes.rank == 0:
         action()
         return
-    stopped, begun = config.path / ".stopped", time.time()
+    stopped = config.path / ".stopped"
     with console.status("waiting for node 0"):
         while not done():
-            if stopped.exists() and stopped.stat().st_mtime > begun:
+            if stopped.exists() and stopped.stat().st_mtime > BEGUN:
                 raise UserError(f"node 0 stopped: {stopped.read_text(encoding='utf-8')}")
             time.sleep(1)
 

@@ -223,7 +223,11 @@ def two_nodes(path: Path, rank: int, port: int) -> subprocess.Popen:
 def test_a_node_that_fails_takes_the_waiting_one_with_it(tmp_path):
     path = config(tmp_path, processes=1)
     both = [start("run", path, "data.dataset=/nowhere/at/all", "--nodes", 2, "--node-rank", rank) for rank in (1, 0)]
-    said = [process.communicate(timeout=120)[1] for process in both]
+    try:
+        said = [process.communicate(timeout=60)[1] for process in both]
+    finally:
+        for process in both:
+            process.kill()
     assert [process.returncode for process in both] == [2, 2]
     assert said[0].startswith("lemon: node 0 stopped: ") and "/nowhere/at/all" in said[1]
 
