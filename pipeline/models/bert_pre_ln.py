@@ -6,6 +6,7 @@ follow BERT's in `transformers`, with the norms standing in front of their branc
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -183,12 +184,15 @@ class BertPreLNForMaskedLM(BertPreLNPreTrainedModel):
         self.cls.predictions.bias = value.bias
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None,
-                masked_positions: Tensor | None = None, **_) -> MaskedLMOutput:
-        """Logits (B, M, V) at `masked_positions` (B, M), or (B, S, V) everywhere when none are given."""
+                masked_positions: Tensor | None = None, labels: Tensor | None = None, **_) -> MaskedLMOutput:
+        """Logits (B, M, V) at `masked_positions` (B, M), or (B, S, V) everywhere when none are given; with `labels` of the
+        logits' leading shape (-100: does not count) their cross-entropy in float32 as well."""
         hidden_BSD = self.bert(input_ids, attention_mask, token_type_ids).last_hidden_state
         if masked_positions is not None:
             hidden_BSD = hidden_BSD.gather(1, masked_positions.unsqueeze(-1).expand(-1, -1, hidden_BSD.shape[-1]))
-        return MaskedLMOutput(logits=self.cls.predictions.decoder(hidden_BSD))
+        logits = self.cls.predictions.decoder(hidden_BSD)
+        loss = None if labels is None else F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+        return MaskedLMOutput(loss=loss, logits=logits)
 
 
 def table(config: BertPreLNConfig) -> Table:
