@@ -26,7 +26,7 @@ def config(folder: Path, **top) -> Path:
         "models": {"small": {"family": "vit", "layers": 2, "hidden": 24, "heads": 3, "patch": 4, "dropout": 0.1},
                    "large": {"family": "vit", "layers": 3, "hidden": 40, "heads": 5, "patch": 4, "dropout": 0.1}},
         "stages": [
-            {**train, "name": "small", "model": "small", "zero_stage": 2, "schedule": rate},
+            {**train, "name": "small", "model": "small", "zero_stage": 2, "schedule": rate, "tensorboard": True},
             {"kind": "expand", "name": "grown", "source": "small", "model": "large", "depth": "cancel"},
             {**train, "name": "large", "model": "large", "start": "grown", "zero_stage": 1, "schedule": {**rate, "kind": "lemon", "fraction": 0.5}},
             {**train, "name": "scratch", "model": "large", "zero_stage": 3, "schedule": rate},
@@ -113,6 +113,11 @@ def test_the_chain_ends_with_a_report(finished):
     assert (manifest["zero_stage"], manifest["world_size"]) == (1, 2)
     spent = {stage: sum(e["flops"] for e in ledger(run, stage)) for stage in ("small", "grown", "large")}
     assert manifest["provenance"]["flops"] == sum(spent.values())
+
+
+def test_tensorboard_on_request(finished):
+    assert list((finished / "run" / "small" / "tensorboard").glob("events.*"))
+    assert not (finished / "run" / "large" / "tensorboard").exists()
 
 
 def test_the_expanded_run_starts_where_the_small_one_ended(finished):
