@@ -4,8 +4,8 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 from transformers.modeling_outputs import MaskedLMOutput
 
-from pipeline.axes import Space, Table, embedding, linear, norm, spaces
-from pipeline.models.family import Family, masked_lm_positions, text_config
+from pipeline.axes import Space, Table, embedding, linear, norm
+from pipeline.models.family import Family, masked_lm_positions, masked_lm_table, text_config
 
 
 class BertForScoredMaskedLM(BertForMaskedLM):
@@ -22,7 +22,6 @@ class BertForScoredMaskedLM(BertForMaskedLM):
 
 def table(config: BertConfig) -> Table:
     """The architecture at the sizes of `config`. The norms write the residual stream itself."""
-    width, head_dim = config.hidden_size, config.hidden_size // config.num_attention_heads
     layer, head = "bert.encoder.layer.{i}.", "cls.predictions."
     params = (
         *embedding("bert.embeddings.word_embeddings", "vocab", "embed", tied=True, decay=True),
@@ -41,20 +40,7 @@ def table(config: BertConfig) -> Table:
         *norm(head + "transform.LayerNorm", reads="transformed", writes="decoded"),
         *linear(head.rstrip("."), reads="decoded", writes="vocab", per="scored")[1:],  # its weight is the token embedding
     )
-    return Table(
-        family="bert",
-        spaces=spaces(
-            Space("embed", width, "stream"), Space("transformed", width, "inner"), Space("decoded", width, "tied"),
-            Space("heads", width, "heads", head_dim), Space("mlp", config.intermediate_size, "mlp"),
-            Space("vocab", config.vocab_size, "fixed"), Space("positions", config.max_position_embeddings, "fixed"),
-            Space("types", config.type_vocab_size, "fixed"),
-        ),
-        layers=config.num_hidden_layers, params=params, attention="heads", eps="layer_norm_eps",
-        aliases={
-            "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-            "cls.predictions.decoder.bias": "cls.predictions.bias",
-        },
-    )
+    return masked_lm_table("bert", config, params, Space("transformed", config.hidden_size, "inner"))
 
 
 FAMILY = Family(

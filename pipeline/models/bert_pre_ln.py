@@ -16,8 +16,8 @@ from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
-from pipeline.axes import Param, Space, Table, embedding, linear, norm, spaces
-from pipeline.models.family import Family, masked_lm_positions, text_config
+from pipeline.axes import Param, Space, Table, embedding, linear, norm
+from pipeline.models.family import Family, masked_lm_positions, masked_lm_table, text_config
 
 
 class BertPreLNConfig(BertConfig):
@@ -197,7 +197,6 @@ class BertPreLNForMaskedLM(BertPreLNPreTrainedModel):
 
 def table(config: BertPreLNConfig) -> Table:
     """The architecture at the sizes of `config`."""
-    width, head_dim = config.hidden_size, config.hidden_size // config.num_attention_heads
     layer = "bert.encoder.layer.{i}."
     params: tuple[Param, ...] = (
         *embedding("bert.embeddings.word_embeddings", "vocab", "embed", tied=True, decay=True),
@@ -214,20 +213,7 @@ def table(config: BertPreLNConfig) -> Table:
         *norm("bert.LayerNorm", reads="embed", writes="decoded"),
         *linear("cls.predictions", reads="decoded", writes="vocab", per="scored")[1:],  # its weight is the token embedding
     )
-    return Table(
-        family="bert-pre-ln",
-        spaces=spaces(
-            Space("embed", width, "stream"), Space("normed", width, "normed"), Space("decoded", width, "tied"),
-            Space("heads", width, "heads", head_dim), Space("mlp", config.intermediate_size, "mlp"),
-            Space("vocab", config.vocab_size, "fixed"), Space("positions", config.max_position_embeddings, "fixed"),
-            Space("types", config.type_vocab_size, "fixed"),
-        ),
-        layers=config.num_hidden_layers, params=params, attention="heads", eps="layer_norm_eps",
-        aliases={
-            "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-            "cls.predictions.decoder.bias": "cls.predictions.bias",
-        },
-    )
+    return masked_lm_table("bert-pre-ln", config, params, Space("normed", config.hidden_size, "normed"))
 
 
 FAMILY = Family(

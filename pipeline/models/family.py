@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from pipeline.axes import Table
+from pipeline.axes import Param, Space, Table, spaces
 from pipeline.config import ModelSizes
 from pipeline.errors import UserError
 
@@ -54,6 +54,25 @@ def text_config(config_class: type[PretrainedConfig], sizes: ModelSizes, facts: 
     return config_class(
         vocab_size=facts["vocab_size"], max_position_embeddings=facts["block"], layer_norm_eps=sizes.eps, pad_token_id=None,
         **resized(sizes),
+    )
+
+
+def masked_lm_table(family: str, config: PretrainedConfig, params: tuple[Param, ...], *more: Space) -> Table:
+    """A BERT-like table: the spaces that every one has, `more` of its own, and the decoder tied to the token embedding."""
+    width, head_dim = config.hidden_size, config.hidden_size // config.num_attention_heads
+    return Table(
+        family=family,
+        spaces=spaces(
+            Space("embed", width, "stream"), *more, Space("decoded", width, "tied"),
+            Space("heads", width, "heads", head_dim), Space("mlp", config.intermediate_size, "mlp"),
+            Space("vocab", config.vocab_size, "fixed"), Space("positions", config.max_position_embeddings, "fixed"),
+            Space("types", config.type_vocab_size, "fixed"),
+        ),
+        layers=config.num_hidden_layers, params=params, attention="heads", eps="layer_norm_eps",
+        aliases={
+            "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+            "cls.predictions.decoder.bias": "cls.predictions.bias",
+        },
     )
 
 
