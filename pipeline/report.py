@@ -12,7 +12,8 @@ from pipeline.errors import UserError
 from pipeline.folders import write_json
 from pipeline.reporting import tables
 from pipeline.reporting.compare import compare_runs
-from pipeline.reporting.headline import bars, statement, target as target_words
+from pipeline.reporting.headline import bars, statement
+from pipeline.reporting.headline import target as target_words
 from pipeline.reporting.page import render
 from pipeline.reporting.read import Run, read_runs
 

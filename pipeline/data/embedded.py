@@ -11,9 +11,9 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
-from pydoc_data.topics import topics
 
 from pipeline.errors import UserError
 
