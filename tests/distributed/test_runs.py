@@ -169,20 +169,26 @@ def test_killed_anywhere_it_ends_with_the_same_losses(finished, tmp_path, victim
         assert ledger(run, stage) == ledger(finished / "run", stage), stage
 
 
+LONG = "stages.small.schedule.horizon=5000 steps"
+"""Longer than any of these tests looks, so that none races with the end of the training."""
+
+
 def test_a_second_start_is_refused_while_a_worker_lives(tmp_path):
     path = config(tmp_path)
-    process = start("train", path, "--stage", "small")
+    process = start("train", path, "--stage", "small", LONG)
     wait_for(lambda: records(tmp_path / "run", "small"))
-    refused = lemon("run", path)
+    refused = lemon("run", path, LONG)
     assert refused.returncode == 2 and "another process is at work on this run" in refused.stderr
+    children = workers_of(process.pid)
     process.kill()
     process.wait()
-    assert lemon("train", path, "--stage", "small").returncode == 0
+    wait_for(lambda: not any(alive(child) for child in children), 20)
+    assert lemon("prepare", path, LONG).returncode == 0
 
 
 def test_a_worker_that_dies_takes_the_job_down_with_its_message(tmp_path):
     path = config(tmp_path)
-    process = start("train", path, "--stage", "small")
+    process = start("train", path, "--stage", "small", LONG)
     wait_for(lambda: records(tmp_path / "run", "small"))
     os.kill(wait_for(lambda: workers_of(process.pid))[0], signal.SIGKILL)
     _, said = process.communicate(timeout=60)
@@ -239,7 +245,7 @@ def test_a_node_that_fails_takes_the_waiting_one_with_it(tmp_path):
 
 def test_ctrl_c_stops_without_a_traceback(tmp_path):
     path = config(tmp_path)
-    process = start("train", path, "--stage", "small")
+    process = start("train", path, "--stage", "small", LONG)
     wait_for(lambda: records(tmp_path / "run", "small"))
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
