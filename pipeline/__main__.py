@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     options = _parse(arguments)
-    if options.command in ("run", "train", "expand"):
+    if options.command in ("run", "prepare", "train", "expand"):
         _settle()
     try:
         COMMANDS[options.command](options)
