@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-Kind = Literal["stream", "normed", "tied", "inner", "heads", "mlp", "fixed"]
+Kind = Literal["stream", "normed", "tied", "inner", "pooled", "query", "key", "value", "context", "mlp", "table", "grid", "pixels", "fixed"]
 """stream: the residual stream. normed: what a norm gives out. tied: a norm's output that the (transposed) token
-embedding reads. inner: a dense layer's activation that a norm reads. heads, mlp: hidden units that may be copied.
-fixed: keeps its size (vocabulary, positions, pixels, classes)."""
+embedding reads. inner: a dense layer's activation that a norm reads. pooled: a dense layer's activation that is given out.
+query, key, value: an attention's projections, heads of `unit` entries; context: its output, heads like the query's.
+mlp: hidden units that may be copied. table: rows that are looked up, so that more may be appended (vocabulary,
+positions). grid: positions of image patches behind `prefix` other tokens. pixels: a side of a patch. fixed: keeps its size."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +29,51 @@ class Space:
     size: int
     kind: Kind
     unit: int = 1
+    prefix: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many units it has: heads, or single entries."""
+        return self.size // self.unit
 
     @property
     def follows(self) -> bool:
         """Whether it has the residual stream's size by construction, so that its size goes without saying."""
-        return self.kind in ("normed", "tied", "inner")
+        return self.kind in ("normed", "tied", "inner", "pooled")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The spaces of every layer's attention. rope: positions turn pairs of entries, so head_dim is fixed.
+    qk_norm: a norm over head_dim, which shares the model's eps, reads queries and keys."""
+
+    query: str = "query"
+    key: str = "key"
+    value: str = "value"
+    context: str = "context"
+    rope: bool = False
+    qk_norm: bool = False
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a parameter. For a gain, `space` is where the norm writes and `source` what it normalises."""
+    """One axis of a parameter: the space it touches, or several behind one another (fused projections).
 
-    space: str
-    role: Literal["writes", "reads", "gain"]
+    writes, reads: rows and columns of a weight. gain: of a norm that reads `source`. scales: a layer scale, which
+    multiplies what is written to the space.
+    """
+
+    spaces: tuple[str, ...]
+    role: Literal["writes", "reads", "gain", "scales"]
     source: str = ""
+
+
+def writes(*spaces: str) -> Axis:
+    return Axis(spaces, "writes")
+
+
+def reads(*spaces: str) -> Axis:
+    return Axis(spaces, "reads")
 
 
 @dataclass(frozen=True)
@@ -50,6 +83,8 @@ class Param:
     use: `matmul` multiplies activations, `lookup` is indexed, `both` when tied, `add` is added or scales.
     per: what one use is counted by: `token`, `patch`, `sequence` or `scored` (a predicted position).
     input_grad: False where the backward pass needs no gradient of the input (the first layer of a network).
+    fresh: how a new model starts it: `normal` with `std` times the config's initializer_range, or a constant.
+    norm: gain or bias of a norm. scaled_by: the layer scale that multiplies what it writes.
     """
 
     name: str
@@ -61,6 +96,10 @@ class Param:
     module: str = ""
     layer: int | None = None
     template: str = ""
+    fresh: Literal["normal", "zeros", "ones"] = "zeros"
+    std: float = 1.0
+    norm: bool = False
+    scaled_by: str = ""
 
     @property
     def layered(self) -> bool:
@@ -73,25 +112,29 @@ class Param:
             name, module = name.replace("{i}", str(layer)), module.replace("{i}", str(layer))
         return replace(self, name=name, module=module, layer=layer, template=self.name)
 
-    def writes(self, space: str) -> bool:
-        return any(axis.space == space and axis.role != "reads" for axis in self.axes)
+    def touches(self, space: str, *roles: str) -> bool:
+        return any(space in axis.spaces and axis.role in roles for axis in self.axes)
 
 
 @dataclass(frozen=True)
 class Table:
     """An architecture at given sizes.
 
-    `aliases`: tied name -> the row that owns it. `attention`: the space whose queries and keys are multiplied in
-    every layer. `eps`: the key of the norms' epsilon in the model's config.
+    eps: the key of the norms' epsilon in the model's config. rms: whether the norms are RMSNorms (no centring, no bias).
+    aliases: tied name -> the row that owns it. outputs: what the model gives out, attribute -> the space of its last axis.
+    ignored: patterns of names that published files may hold besides (buffers, other heads).
     """
 
     family: str
     spaces: dict[str, Space]
     layers: int
     params: tuple[Param, ...]
-    attention: str
     eps: str
+    attention: Attention = Attention()
+    rms: bool = False
     aliases: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=lambda: {"logits": "vocab"})
+    ignored: tuple[str, ...] = ()
 
     def rows(self) -> Iterator[Param]:
         """Every parameter, layer by layer, templates filled in."""
@@ -104,7 +147,7 @@ class Table:
                     yield param.at(layer)
 
     def shape(self, param: Param) -> tuple[int, ...]:
-        return tuple(self.spaces[axis.space].size for axis in param.axes)
+        return tuple(sum(self.spaces[name].size for name in axis.spaces) for axis in param.axes)
 
     def numel(self, param: Param) -> int:
         return math.prod(self.shape(param))
@@ -114,33 +157,63 @@ class Table:
         """How many numbers the model has, tied ones once."""
         return sum(self.numel(row) for row in self.rows())
 
-    def post_norm(self, space: Space) -> bool:
-        """Whether `space` is a residual stream that norms inside the layers write themselves (post-LN)."""
-        return space.kind == "stream" and any(a.role == "gain" and a.space == space.name for p in self.params if p.layered for a in p.axes)
+    @property
+    def stream(self) -> Space:
+        """The residual stream."""
+        return next(space for space in self.spaces.values() if space.kind == "stream")
+
+    @property
+    def post_norm(self) -> bool:
+        """Whether norms inside the layers write the residual stream themselves (post-LN)."""
+        return any(p.layered and p.touches(self.stream.name, "gain") for p in self.params)
+
+    @property
+    def block(self) -> str:
+        """The module of a layer, `{i}` for its number."""
+        module = next(p.module for p in self.params if p.layered)
+        return module[: module.index("{i}") + 3]
+
+    def measures(self) -> dict[str, int]:
+        """The sizes that people speak of, by name."""
+        heads = self.spaces[self.attention.query], self.spaces[self.attention.key]
+        others = {name: space.size for name, space in self.spaces.items() if not space.follows and space.kind not in ("query", "key", "value", "context", "fixed")}
+        return {**others, "heads": heads[0].count, "kv heads": heads[1].count, "head_dim": heads[0].unit, "layers": self.layers}
 
 
 def spaces(*each: Space) -> dict[str, Space]:
     return {space.name: space for space in each}
 
 
-def linear(name: str, reads: str, writes: str, *, per: str = "token", bias: bool = True, module: str = "") -> tuple[Param, ...]:
-    """A dense layer: weight (writes, reads), decayed, and its bias."""
-    module = module or name
-    weight = Param(f"{name}.weight", (Axis(writes, "writes"), Axis(reads, "reads")), "matmul", per, True, module=f"{module}.weight")
-    offset = Param(f"{name}.bias", (Axis(writes, "writes"),), "add", per, module=f"{module}.bias")
-    return (weight, offset) if bias else (weight,)
-
-
-def norm(name: str, reads: str, writes: str, *, module: str = "") -> tuple[Param, ...]:
-    """A LayerNorm: gain and bias."""
-    module = module or name
+def heads(count: int, head_dim: int, kv: int | None = None) -> tuple[Space, ...]:
+    """The four spaces of an attention of `count` heads, keys and values shared among groups when `kv` is less."""
+    wide, narrow = count * head_dim, (kv or count) * head_dim
     return (
-        Param(f"{name}.weight", (Axis(writes, "gain", reads),), "add", module=f"{module}.weight"),
-        Param(f"{name}.bias", (Axis(writes, "writes"),), "add", module=f"{module}.bias"),
+        Space("query", wide, "query", head_dim), Space("key", narrow, "key", head_dim),
+        Space("value", narrow, "value", head_dim), Space("context", wide, "context", head_dim),
     )
 
 
-def embedding(name: str, indexed: str, writes: str, *, tied: bool = False, decay: bool = False) -> tuple[Param, ...]:
+def linear(name: str, reading: str | Axis, writing: str | Axis, *, per: str = "token", bias: bool = True, module: str = "",
+           transposed: bool = False, std: float = 1.0, scaled_by: str = "") -> tuple[Param, ...]:
+    """A dense layer: weight (writes, reads), or the other way round when `transposed`, decayed, and its bias."""
+    module = module or name
+    rows = writing if isinstance(writing, Axis) else writes(writing)
+    columns = reading if isinstance(reading, Axis) else reads(reading)
+    axes = (columns, rows) if transposed else (rows, columns)
+    weight = Param(f"{name}.weight", axes, "matmul", per, True, module=f"{module}.weight", fresh="normal", std=std, scaled_by=scaled_by)
+    offset = Param(f"{name}.bias", (rows,), "add", per, module=f"{module}.bias", scaled_by=scaled_by)
+    return (weight, offset) if bias else (weight,)
+
+
+def norm(name: str, reading: str, writing: str, *, module: str = "", bias: bool = True) -> tuple[Param, ...]:
+    """A LayerNorm: gain and bias; without `bias` an RMSNorm."""
+    module = module or name
+    gain = Param(f"{name}.weight", (Axis((writing,), "gain", reading),), "add", module=f"{module}.weight", fresh="ones", norm=True)
+    offset = Param(f"{name}.bias", (writes(writing),), "add", module=f"{module}.bias", norm=True)
+    return (gain, offset) if bias else (gain,)
+
+
+def embedding(name: str, indexed: str, writing: str, *, tied: bool = False, decay: bool = False, module: str = "") -> tuple[Param, ...]:
     """A lookup table (indexed, writes); `tied` when the decoder multiplies by it as well."""
-    axes = (Axis(indexed, "reads"), Axis(writes, "writes"))
-    return (Param(f"{name}.weight", axes, "both" if tied else "lookup", "scored" if tied else "token", decay, module=f"{name}.weight"),)
+    use, per = ("both", "scored") if tied else ("lookup", "token")
+    return (Param(f"{name}.weight", (reads(indexed), writes(writing)), use, per, decay, module=f"{module or name}.weight", fresh="normal"),)

@@ -23,7 +23,7 @@ def before_data(config: Config, ranks: int) -> None:
 def after_data(config: Config) -> None:
     """What the data decide: model sizes, steps, and whether every growth can be lossless. Raises UserError."""
     data = open_prepared(config.path / "data")
-    made = {name: models.family(sizes.family).configure(sizes, data.facts) for name, sizes in config.models.items()}
+    made = {name: models.trained(sizes, data.facts) for name, sizes in config.models.items()}
     for stage in config.stages:
         if isinstance(stage, TrainStage):
             resolve(stage.schedule, train.pace(stage, made[stage.model], data))

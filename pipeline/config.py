@@ -89,6 +89,7 @@ class ModelSizes(Strict):
     layers: int = Field(ge=1)
     hidden: int = Field(ge=1)
     heads: int = Field(ge=1)
+    kv_heads: int | None = Field(None, ge=1, description="heads of keys and values, where groups share them; default: heads")
     mlp: int | None = Field(None, ge=1, description="hidden units of the MLP; default 4 * hidden")
     patch: int | None = Field(None, ge=1, description="images only: side of a patch, pixels")
     dropout: float = Field(0.0, ge=0, lt=1)

@@ -67,7 +67,7 @@ def find_target(text: str, source: Path, source_config: Path | None = None) -> P
     if known[name].family != family.name:
         raise UserError(f"--target {text}: a '{known[name].family}', and the source is a '{family.name}'; choose a target of the source's family")
     target = copy.deepcopy(small)
-    target.update(models.resized(known[name]))
+    target.update(family.resize(known[name]))
     return target
 
 

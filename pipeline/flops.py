@@ -33,7 +33,7 @@ def cost(table: Table, positions: dict[str, int]) -> Cost:
         forward += once
         backward += once * (2 if row.input_grad else 1)
         recompute += once if row.layer is not None and not _closes(table, row) else 0
-    attention = table.layers * 4 * positions["token"] ** 2 * table.spaces[table.attention].size
+    attention = table.layers * 4 * positions["token"] ** 2 * table.spaces[table.attention.query].size
     return Cost(forward + attention, backward + 2 * attention, recompute + attention)
 
 
@@ -43,6 +43,6 @@ def _forward(table: Table, row: Param, positions: dict[str, int]) -> int:
 
 
 def _closes(table: Table, row: Param) -> bool:
-    """Whether `row` is the matrix product that ends its layer: no norm (which saves its input) comes behind it."""
-    weights = [p for p in table.params if p.layered and (p.use == "matmul" or p.axes[0].role == "gain")]
+    """Whether `row` is the matrix product that ends its layer: no norm or layer scale (which save their input) comes behind it."""
+    weights = [p for p in table.params if p.layered and (p.use == "matmul" or p.axes[0].role in ("gain", "scales"))]
     return row.template == weights[-1].name

@@ -96,7 +96,7 @@ def _expand(config: Config, stage: ExpandStage, folder: StageFolder, nodes: Node
     from pipeline.data import open_prepared
 
     sizes = config.models[stage.model]
-    target = models.family(sizes.family).configure(sizes, open_prepared(config.path / "data").facts)
+    target = models.trained(sizes, open_prepared(config.path / "data").facts)
     source = train.origin(config, stage.source)
     job = expand.plan(source, target, check.options(stage, config.seed), form_for(config, stage, nodes))
     shown = {"layers": sizes.layers, "hidden": sizes.hidden, "heads": sizes.heads, "mlp": sizes.mlp_units}

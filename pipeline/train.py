@@ -20,7 +20,6 @@ from pipeline.engine import Engine, World, agreed
 from pipeline.errors import UserError
 from pipeline.flops import Cost, cost
 from pipeline.folders import StageFolder, write_text
-from pipeline.growth.verify import fill
 from pipeline.hardware import describe, peak_flops
 from pipeline.progress import Progress
 from pipeline.schedule import Rates, resolve
@@ -89,7 +88,7 @@ def origin(config: Config, name: str | None) -> Path | None:
 def _model_config(config: Config, stage: TrainStage, data: Prepared, start: Path | None) -> PretrainedConfig:
     """From scratch by the config's sizes; else the start's own config (an expansion may have changed its epsilon)."""
     sizes = config.models[stage.model]
-    wanted = models.family(sizes.family).configure(sizes, data.facts)
+    wanted = models.trained(sizes, data.facts)
     if start is None:
         return wanted
     newest = manifest.newest(config.path / stage.name / "checkpoints")
@@ -164,7 +163,7 @@ def _engine(job: Job, world: World, resume: Path | None) -> Engine:
         manifest.verify(chosen)
     if chosen and not native:
         state, _ = checkpoints.read(chosen)
-        fill(model, lambda name: state.tensors[name].open().float())
+        models.fill(model, lambda name: state.tensors[name].open().float())
     engine = Engine(model, job.stage, world, seed, start=chosen if native else None)
     if native:
         engine.load(chosen)

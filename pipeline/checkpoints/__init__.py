@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from pipeline import models
 from pipeline.axes import Table
-from pipeline.checkpoints import huggingface, manifest, universal, zero_read, zero_write
+from pipeline.checkpoints import huggingface, manifest, names, universal, zero_read, zero_write
 from pipeline.config import TrainStage
 from pipeline.errors import UserError
 from pipeline.folders import read_json
@@ -21,12 +21,14 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class Format:
-    """How a checkpoint is written. `zero_stage` and `world_size` count for native ZeRO, `bf16` for its file names."""
+    """How a checkpoint is written. `zero_stage` and `world_size` count for native ZeRO, `bf16` for its file names; `dtype`
+    for Hugging Face files (the others hold float32)."""
 
     layout: str = "zero"
     zero_stage: int = 1
     world_size: int = 2
     bf16: bool = False
+    dtype: str = "float32"
 
     @classmethod
     def of(cls, stage: TrainStage, world: int) -> "Format":
@@ -34,8 +36,8 @@ class Format:
         return cls("zero", stage.zero_stage, world, stage.precision == "bf16")
 
     def as_json(self) -> dict:
-        only = self.layout == "zero"
-        return {"layout": self.layout, **({"zero_stage": self.zero_stage, "world_size": self.world_size, "bf16": self.bf16} if only else {})}
+        more = {"zero": ("zero_stage", "world_size", "bf16"), "huggingface": ("dtype",)}.get(self.layout, ())
+        return {"layout": self.layout, **{name: getattr(self, name) for name in more}}
 
 
 def locate(path: Path) -> Path:
@@ -65,8 +67,7 @@ def layout(folder: Path) -> str | None:
         return "universal"
     if any(folder.glob("*model_states.pt")):
         return "zero"
-    files = (huggingface.WHOLE, huggingface.INDEX, huggingface.PICKLED)
-    return "huggingface" if any((folder / name).exists() for name in files) else None
+    return "huggingface" if any((folder / name).exists() for name in huggingface.FILES) else None
 
 
 def config_file(folder: Path, config: Path | None = None) -> Path:
@@ -87,8 +88,9 @@ def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedCon
     family, found = models.read_config(config_file(folder, config))
     table = family.table(found)
     state = {"zero": zero_read, "universal": universal, "huggingface": huggingface}[layout(folder)].read(folder)
-    state = state.renamed({row.module: row.name for row in table.rows()})
-    state = replace(state, tensors={n: e for n, e in state.tensors.items() if n not in table.aliases}, aliases=table.aliases)
+    known = names.published(set(state.tensors), table, family.heads[0].model_class.base_model_prefix)
+    state = replace(state, tensors={n: e for n, e in state.tensors.items() if n in known}).renamed(known)
+    state = replace(state, aliases=table.aliases)
     state = replace(state, tensors=_shaped(folder, state, table))
     return replace(state, provenance=facts.get("provenance", {"flops": "unknown"})), found
 
@@ -117,7 +119,7 @@ def write(state: State, config: PretrainedConfig, folder: Path, form: Format, *,
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(models.config_text(config), encoding="utf-8")
     if form.layout == "huggingface":
-        return huggingface.write(state, folder)
+        return huggingface.write(state, folder, form.dtype)
     spelled = state.renamed({row.name: row.module for row in models.table(config).rows()})
     if form.layout == "universal":
         return universal.write(spelled, folder, step=step)

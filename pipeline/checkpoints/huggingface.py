@@ -1,10 +1,15 @@
-"""Hugging Face folders: config.json and safetensors, whole or sharded; `pytorch_model.bin` safely."""
+"""Hugging Face folders: config.json and safetensors, whole or sharded; `pytorch_model.bin` safely.
 
+Writing streams: the header first (its offsets follow from the shapes), then one tensor after the other.
+"""
+
+import json
+import math
 from functools import partial
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.checkpoints.zero_files import open_file
@@ -12,18 +17,32 @@ from pipeline.errors import UserError
 from pipeline.folders import read_json
 from pipeline.state import Entry, State
 
-WHOLE, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+FILES = (WHOLE, INDEX, PICKLED, PICKLED_INDEX)
+DTYPES = {"float32": (torch.float32, "F32"), "bfloat16": (torch.bfloat16, "BF16"), "float16": (torch.float16, "F16")}
 
 
 def read(folder: Path) -> State:
-    """The weights of a Hugging Face folder, in published names. Raises UserError for damaged files."""
-    if (folder / INDEX).exists():
-        files = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
-    elif (folder / WHOLE).exists():
-        files = [WHOLE]
-    else:
-        return State({name: Entry(tuple(t.shape), lambda t=t: t) for name, t in open_file(folder / PICKLED).items()})
-    return State({name: entry for file in files for name, entry in _entries(folder / file).items()})
+    """The weights of a Hugging Face folder. Raises UserError for damaged files."""
+    for index, whole, entries in ((INDEX, WHOLE, _entries), (PICKLED_INDEX, PICKLED, _pickled)):
+        if (folder / index).exists():
+            files = _shards(folder / index)
+        elif (folder / whole).exists():
+            files = [whole]
+        else:
+            continue
+        return State({name: entry for file in files for name, entry in entries(folder / file).items()})
+    raise UserError(f"{folder}: holds none of {', '.join(FILES)}")
+
+
+def _shards(index: Path) -> list[str]:
+    held = read_json(index).get("weight_map")
+    if not isinstance(held, dict) or not held:
+        raise UserError(f"{index}: names no files in 'weight_map'; copy it again")
+    if outside := [name for name in held.values() if Path(str(name)).name != name]:
+        raise UserError(f"{index}: '{outside[0]}' is not a file of this folder")
+    return sorted(set(held.values()))
 
 
 def _entries(path: Path) -> dict[str, Entry]:
@@ -39,6 +58,32 @@ def _open(path: Path, name: str) -> Tensor:
         return file.get_tensor(name)
 
 
-def write(state: State, folder: Path) -> None:
-    """Write the weights (published names) as one safetensors file; config.json is written by the caller."""
-    save_file({name: entry.open().contiguous() for name, entry in state.tensors.items()}, folder / WHOLE, metadata={"format": "pt"})
+def _pickled(path: Path) -> dict[str, Entry]:
+    held = open_file(path)
+    if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
+        raise UserError(f"{path}: holds something else than named tensors; copy it again")
+    return {name: Entry(tuple(tensor.shape), lambda tensor=tensor: tensor) for name, tensor in held.items()}
+
+
+def write(state: State, folder: Path, dtype: str = "float32") -> None:
+    """Write the weights (published names) as one safetensors file in `dtype`; config.json is written by the caller.
+    Raises UserError for a number that `dtype` cannot hold."""
+    stored, code = DTYPES[dtype]
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    for name, entry in state.tensors.items():
+        size = math.prod(entry.shape) * stored.itemsize
+        header[name] = {"dtype": code, "shape": list(entry.shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with (folder / WHOLE).open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, entry in state.tensors.items():
+            file.write(_bytes(name, entry.open(), stored))
+
+
+def _bytes(name: str, tensor: Tensor, dtype: torch.dtype) -> memoryview:
+    cast = tensor.to(dtype).contiguous()
+    if not torch.isfinite(cast).all():
+        raise UserError(f"'{name}' does not fit into {str(dtype).removeprefix('torch.')} (largest number {tensor.abs().max().item():.3g}); choose float32 or bfloat16")
+    return memoryview(cast.reshape(-1).view(torch.uint8).numpy())

@@ -1,58 +1,55 @@
 """LEMON: lossless expansion of width and depth (Wang et al., ICLR 2024, arXiv:2310.07999).
 
-| space             | E: how the large model holds it       | R: how it reads it                    |
-| residual stream   | k copies, remainder the mean          | full copies share                     |
-| norm's output     | k copies, remainder zero              | full copies share, remainder free     |
-| heads, MLP units  | circular copies of whole units        | copies share equally                  |
+| space             | E: how the large model holds it                            | R: how it reads it                    |
+| residual stream   | k copies, remainder the mean (LayerNorm) or zero (RMSNorm) | full copies share                     |
+| norm's output     | k copies, remainder zero                                   | full copies share, remainder free     |
+| heads, MLP units  | circular copies of whole units                             | copies share equally                  |
 """
 
+import torch
+
 from pipeline.axes import Space, Table
-from pipeline.growth import maps
-from pipeline.growth.maps import SpaceMap
-
-LOSSLESS = True
-
-
-def choose(source: Table, target: Table) -> dict[str, SpaceMap]:
-    """The maps of every space. Call `refusals` first."""
-    return {name: _map(source.spaces[name], space) for name, space in target.spaces.items()}
+from pipeline.errors import UserError
+from pipeline.growth import conditions, grids, maps
+from pipeline.growth.attention import attention
+from pipeline.growth.maps import Maps, SpaceMap
+from pipeline.growth.method import Layer, Method, Options, Term
 
 
-def _map(source: Space, target: Space) -> SpaceMap:
-    if source.size == target.size:
-        return maps.same(source.size)
-    if target.kind in ("heads", "mlp"):
-        return maps.circular(source.size, target.size, target.unit)
-    return {"stream": maps.stream, "normed": maps.normed, "tied": maps.tied, "inner": maps.circular}[target.kind](source.size, target.size)
+def choose(source: Table, target: Table, seed: int) -> dict[str, Maps]:
+    """The maps of every space."""
+    stream = maps.stream(source.stream.size, target.stream.size, target.rms)
+    heads = attention(source, target, lambda before, after: torch.arange(after) % before, stream.eta)
+    return {"": {name: heads[name] if name in heads else space_map(source.spaces[name], space, target.rms) for name, space in target.spaces.items()}}
+
+
+def space_map(source: Space, target: Space, rms: bool) -> SpaceMap:
+    """The rule of one space, heads aside."""
+    before, after = source.size, target.size
+    if before == after:
+        return maps.same(before)
+    rules = {
+        "stream": lambda: maps.stream(before, after, rms), "normed": lambda: maps.normed(before, after), "tied": lambda: maps.tied(before, after),
+        "inner": lambda: maps.circular(before, after), "pooled": lambda: maps.circular(before, after), "mlp": lambda: maps.circular(before, after),
+        "table": lambda: maps.appended(before, after), "grid": lambda: grids.grid(source, target), "pixels": lambda: grids.pixels(before, after),
+    }
+    return rules[target.kind]()
+
+
+def layers(source: int, target: int, options: Options) -> tuple[Layer, ...]:
+    """New layers stand directly behind their origin: `top` doubles the topmost `target - source` layers (LEMON's released
+    recipe), `even` spreads them. Raises UserError when `top` would need more than a doubling."""
+    if options.placement == "top":
+        if target > 2 * source:
+            raise UserError(f"placement 'top' at most doubles the layers, {source} to {target} is more; use placement 'even'")
+        origins = [layer for layer in range(source) for _ in range(1 + (layer >= 2 * source - target))]
+    else:
+        origins = [index * source // target for index in range(target)]
+    return tuple(Layer((Term(origin),), index > 0 and origins[index - 1] == origin) for index, origin in enumerate(origins))
 
 
 def refusals(source: Table, target: Table) -> list[str]:
-    """Why this growth cannot be lossless; empty when it can."""
-    if source.family != target.family:
-        return [f"the source is a '{source.family}', the target a '{target.family}'; choose a target of the source's family"]
-    reasons = [reason for name in target.spaces for reason in _space(source.spaces[name], target.spaces[name], target)]
-    if target.layers < source.layers:
-        reasons.append(f"layers shrink from {source.layers} to {target.layers}; an expansion only grows")
-    if target.layers > source.layers and any(target.post_norm(space) for space in target.spaces.values()):
-        reasons.append(
-            f"'{target.family}' normalises the stream after each branch, so that a layer which adds nothing still changes it "
-            f"(LN(h) != h); keep {source.layers} layers"
-        )
-    return reasons
+    return conditions.impossible(source, target) or conditions.inexact(source, target)
 
 
-def _space(source: Space, target: Space, table: Table) -> list[str]:
-    grows = target.size != source.size
-    if target.size < source.size:
-        return [] if target.follows else [f"{target.name} shrinks from {source.size} to {target.size}; an expansion only grows"]
-    if grows and target.kind == "fixed":
-        return [f"{target.name} changes from {source.size} to {target.size}; it has to stay as it is"]
-    if target.unit != source.unit:
-        return [f"head_dim changes from {source.unit} to {target.unit}; give the target {target.size // source.unit} heads of {source.unit}"]
-    if grows and target.size % source.size and (target.kind == "inner" or table.post_norm(target)):
-        where = "a dense-activation-norm head" if target.kind == "inner" else "post-LN"
-        return [
-            f"{where} cannot grow losslessly from {source.size} to {target.size}: the norm needs the mean in the remainder, "
-            f"its readers need copies; choose a multiple of {source.size}"
-        ]
-    return []
+METHOD = Method("lemon", choose, layers, refusals, conditions.interpolated, noise=True)

@@ -3,133 +3,139 @@
 No tensor is read here. A plan is printed, saved as plan.json and then carried out by `growth.engine`.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Literal
 
-from pipeline.axes import Param, Space, Table
+from torch import Tensor
+
+from pipeline.axes import Param, Table
 from pipeline.errors import UserError
-from pipeline.growth import maps
-from pipeline.growth.maps import SpaceMap
+from pipeline.growth.maps import MEAN, IndexMap, Maps
+from pipeline.growth.method import Layer, Method, Options
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a user chooses. noise: the scale s of N = s * (projected fresh initialisation)."""
+class Source:
+    """One term c_j W_j of a row, and by which of the method's maps it goes."""
 
-    method: str = "lemon"
-    depth: Literal["zero", "cancel"] = "zero"
-    placement: Literal["top", "even"] = "even"
-    noise: float = 1.0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Where a target layer comes from; a `new` one adds nothing to the residual stream at step 0."""
-
-    source: int
-    new: bool
+    name: str
+    weight: float | Tensor = 1.0
+    maps: str = ""
 
 
 @dataclass(frozen=True)
 class Row:
     """One target tensor: W* = sum_j c_j E W_j R^T + N (growth-math, equation 1).
 
-    sources: (source tensor, c_j); none when the source term is dropped. noise: whether N is on.
+    sources: the terms; without one every entry starts as `fill`, or fresh. noise: the axes along which N is projected.
+    origin: the source tensor in whose place it stands. fold: the source's layer scale that is multiplied into it.
     """
 
     target: str
-    sources: tuple[tuple[str, float], ...]
+    sources: tuple[Source, ...]
     shape: tuple[int, ...]
-    noise: bool
+    noise: tuple[int, ...] = ()
+    fill: float = 0.0
+    fresh: bool = False
+    origin: str = ""
+    fold: str = ""
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole growth. config_change: what the target's config must hold to be lossless."""
+    """The whole growth. config_change: what the target's config must hold. sizes: before and after, by name. lossy: why it
+    computes another function; empty when it is held to the gates. moved: the affines of norms moved to new layers, which is
+    exact up to O(eps)."""
 
     options: Options
     layers: tuple[Layer, ...]
     rows: tuple[Row, ...]
     config_change: dict[str, float]
     sizes: dict[str, tuple[int, int]]
-    lossless: bool
+    lossy: tuple[str, ...] = ()
+    moved: bool = False
+
+    @property
+    def lossless(self) -> bool:
+        return not self.lossy
 
     def as_json(self) -> dict:
-        return asdict(self)
+        return asdict(self) | {"lossless": self.lossless}
 
 
-def place(source: int, target: int, placement: str) -> tuple[Layer, ...]:
-    """Which layer each target layer comes from; new layers stand directly behind their origin.
-
-    `top` doubles the topmost `target - source` layers (LEMON's released recipe); `even` spreads them.
-    Raises UserError when `top` would need more than a doubling.
-    """
-    if placement == "top":
-        if target > 2 * source:
-            raise UserError(f"placement 'top' at most doubles the layers, {source} to {target} is more; use placement 'even'")
-        origins = [layer for layer in range(source) for _ in range(1 + (layer >= 2 * source - target))]
-    else:
-        origins = [index * source // target for index in range(target)]
-    return tuple(Layer(origin, index > 0 and origins[index - 1] == origin) for index, origin in enumerate(origins))
-
-
-def make(source: Table, target: Table, eps: float, choose: dict[str, SpaceMap], options: Options, lossless: bool) -> Plan:
-    """The plan for growing `source` into `target` with the maps of a method. `eps`: the source's norm epsilon."""
-    layers = place(source.layers, target.layers, options.placement)
-    rows = tuple(_row(row, source, target, layers, choose, options) for row in target.rows())
-    sizes = {name: (source.spaces[name].size, space.size) for name, space in target.spaces.items() if not space.follows}
-    change = {target.eps: eps * _eta_of_norms(source, target) ** 2}
-    plan = Plan(options, layers, rows, change, {**sizes, "layers": (source.layers, target.layers)}, lossless)
-    _require_sources(plan, source)
-    _require_a_free_part(plan)
+def make(source: Table, target: Table, eps: float, method: Method, options: Options) -> Plan:
+    """The plan for growing `source` into `target`. `eps`: the source's norm epsilon. Raises UserError."""
+    planner = Planner(source, target, method, options)
+    before, after = source.measures(), target.measures()
+    stream = planner.maps[target.stream.name]
+    plan = Plan(
+        options, planner.layers, tuple(planner.rows()), {target.eps: eps * stream.eta**2},
+        {name: (before[name], after[name]) for name in after}, tuple(method.lossy(source, target)),
+        target.post_norm and any(layer.new for layer in planner.layers),
+    )
+    new = [row for row in plan.rows if row.note]
+    if options.depth == "cancel" and new and not any(row.noise for row in new):
+        raise UserError("depth 'cancel' needs a tensor with a free part, and no input space grows (or noise is 0); use depth 'zero'")
     return plan
 
 
-def _row(row: Param, source: Table, target: Table, layers: tuple[Layer, ...], choose: dict[str, SpaceMap], options: Options) -> Row:
-    layer = layers[row.layer] if row.layer is not None else None
-    origin = row.template if layer is None else row.template.replace("{i}", str(layer.source))
-    free = reading_axis(row, choose) is not None and options.noise > 0
-    shape = target.shape(row)
-    if layer is None or not layer.new or not _writes_stream(row, target):
-        return Row(row.name, ((origin, 1.0),), shape, free)
-    if options.depth == "cancel" and free:
-        return Row(row.name, (), shape, True, "new layer: fan-outs of copies cancel")
-    short = options.depth == "cancel" and len(row.axes) > 1
-    return Row(row.name, (), shape, False, "new layer: zero" + (" (its input space did not grow)" if short else ""))
+class Planner:
+    """Decides row by row."""
+
+    def __init__(self, source: Table, target: Table, method: Method, options: Options):
+        self.source, self.target, self.method, self.options = source, target, method, options
+        self.maps: Maps = method.maps(source, target, options.seed)[""]
+        self.layers = method.layers(source.layers, target.layers, options)
+        written = self.maps[target.stream.name].writes
+        self.folds = isinstance(written, IndexMap) and bool((written.index == MEAN).any())
+        norms = [param.name for param in target.params if param.layered and param.norm]
+        self.last_norm = norms[-1].rsplit(".", 1)[0] if norms else ""
+
+    def rows(self) -> Iterator[Row]:
+        for param in self.target.rows():
+            yield self._row(param, None if param.layer is None else self.layers[param.layer])
+
+    def _row(self, param: Param, layer: Layer | None) -> Row:
+        shape, origin = self.target.shape(param), _at(param.template, layer.origin if layer else None)
+        if self.method.fresh:
+            return Row(param.name, (), shape, fresh=True, origin=origin)
+        if self._identity(param, layer):
+            fill = 1.0 if param.axes[0].role == "gain" else 0.0
+            return Row(param.name, (), shape, fill=fill, origin=origin, note="new layer: its affine moves on")
+        if layer is not None and layer.new and not param.norm and param.touches(self.target.stream.name, "writes"):
+            return self._silent(param, shape, origin)
+        terms = (Source(origin),) if layer is None else tuple(Source(_at(param.template, t.layer), t.weight, t.maps) for t in layer.terms)
+        return Row(param.name, terms, shape, self._noise(param), origin=origin, fold=self._fold(param, layer))
+
+    def _identity(self, param: Param, layer: Layer | None) -> bool:
+        """Post-LN: of layers from one origin, the last one's last norm has the affine; the other norms of new layers, and the
+        last norms before them, only normalise."""
+        if layer is None or not param.norm or not self.target.post_norm:
+            return False
+        behind = self.layers[param.layer + 1 : param.layer + 2]
+        followed = bool(behind) and behind[0].new
+        return followed if param.template.rsplit(".", 1)[0] == self.last_norm else layer.new
+
+    def _silent(self, param: Param, shape: tuple[int, ...], origin: str) -> Row:
+        """A tensor of a new layer that writes the residual stream: it adds nothing at step 0."""
+        noise, matrix = self._noise(param), len(param.axes) > 1
+        if self.options.depth == "cancel" and noise:
+            return Row(param.name, (), shape, noise, origin=origin, note="new layer: fan-outs of copies cancel")
+        short = " (its input space did not grow)" if self.options.depth == "cancel" and matrix else ""
+        return Row(param.name, (), shape, origin=origin, note="new layer: zero" + short)
+
+    def _noise(self, param: Param) -> tuple[int, ...]:
+        """The axes along which something may be added unseen: one that reads a grown space, one that writes what is not looked at."""
+        if param.use != "matmul" or not self.method.noise or not self.options.noise:
+            return ()
+        parts = [(axis, label.role, self.maps[name]) for axis, label in enumerate(param.axes) for name in label.spaces]
+        return tuple(sorted({axis for axis, role, chosen in parts if (role == "reads" and chosen.free) or (role == "writes" and chosen.blind)}))
+
+    def _fold(self, param: Param, layer: Layer | None) -> str:
+        scale = param.scaled_by or (param.template if param.axes[0].role == "scales" else "")
+        return _at(scale, layer.origin if layer else None) if scale and self.folds else ""
 
 
-def reading_axis(row: Param, choose: dict[str, SpaceMap]) -> int | None:
-    """The axis along which N may live: the one that reads a space that grew."""
-    for axis, label in enumerate(row.axes):
-        if label.role == "reads" and choose[label.space].free and row.use == "matmul":
-            return axis
-    return None
-
-
-def _writes_stream(row: Param, target: Table) -> bool:
-    return any(target.spaces[axis.space].kind == "stream" and axis.role == "writes" for axis in row.axes)
-
-
-def _streams(table: Table) -> list[Space]:
-    return [space for space in table.spaces.values() if space.kind == "stream"]
-
-
-def _eta_of_norms(source: Table, target: Table) -> float:
-    """All norms of a table read the stream or a space of its size, so one eta serves them."""
-    stream = _streams(target)[0]
-    return maps.eta(source.spaces[stream.name].size, stream.size)
-
-
-def _require_sources(plan: Plan, source: Table) -> None:
-    held = {row.name for row in source.rows()}
-    missing = [name for row in plan.rows for name, _ in row.sources if name not in held]
-    if missing:
-        raise UserError(f"the target has {len(missing)} tensors that the source lacks, such as '{missing[0]}'; give the target the source's options")
-
-
-def _require_a_free_part(plan: Plan) -> None:
-    new = [row for row in plan.rows if row.note]
-    if plan.options.depth == "cancel" and new and not any(row.noise for row in new):
-        raise UserError("depth 'cancel' needs a tensor with a free part, and no input space grows (or noise is 0); use depth 'zero'")
+def _at(template: str, layer: int | None) -> str:
+    return template if layer is None else template.replace("{i}", str(layer))

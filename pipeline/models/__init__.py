@@ -2,17 +2,22 @@
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pipeline.axes import Table
+from pipeline.config import ModelSizes
 from pipeline.errors import UserError, nearest
-from pipeline.models import bert, bert_pre_ln, vit
-from pipeline.models.family import Facts, Family, resized
+from pipeline.models import bert, bert_pre_ln, dinov2, gpt2, llama, vit
+from pipeline.models.family import Facts, Family, Head
 
-FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in (bert_pre_ln, bert, vit)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (
+    bert_pre_ln.FAMILY, bert.BERT, bert.ROBERTA, vit.VIT, vit.DEIT, dinov2.FAMILY, gpt2.FAMILY, llama.LLAMA, llama.MISTRAL, llama.QWEN3,
+)}
 
 
 def family(name: str) -> Family:
@@ -22,6 +27,15 @@ def family(name: str) -> Family:
     return FAMILIES[name]
 
 
+def trained(sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
+    """The config of a model to train on the data of `facts`. Raises UserError for a family that is only grown."""
+    known = family(sizes.family)
+    if known.configure is None:
+        able = ", ".join(name for name, each in FAMILIES.items() if each.configure)
+        raise UserError(f"model family '{sizes.family}' can be expanded but not trained by this pipeline; trained are {able}")
+    return known.configure(sizes, facts)
+
+
 def of_config(config: PretrainedConfig) -> Family:
     """The family that a config object belongs to."""
     return next(known for known in FAMILIES.values() if known.config_class is type(config))
@@ -29,11 +43,7 @@ def of_config(config: PretrainedConfig) -> Family:
 
 def table(config: PretrainedConfig) -> Table:
     """The architecture of a config."""
-    return of_config(config).table(config)
-
-
-def of_model(model: PreTrainedModel) -> Family:
-    return of_config(model.config)
+    return of_config(config).head(config).table(config)
 
 
 def recognise(content: dict, where: str) -> tuple[Family, PretrainedConfig]:
@@ -44,10 +54,13 @@ def recognise(content: dict, where: str) -> tuple[Family, PretrainedConfig]:
         raise UserError(f"{where}: model_type '{kind}' is no family of ours{nearest(str(kind), FAMILIES)}")
     try:
         config = known.config_class.from_dict(content)
-        sizes = {space.size for space in known.table(config).spaces.values()}
+        sizes = {space.size for space in table(config).spaces.values()}
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     except Exception as error:  # transformers and its strict dataclasses raise many kinds for wrong values
         raise UserError(f"{where}: not a config of '{kind}': {' '.join(str(error).split())[:160]}") from error
-    if min(sizes) < 1 or config.hidden_size % config.num_attention_heads:
+    stated = getattr(config, "head_dim", None)  # without it, the heads share the width
+    if min(sizes) < 1 or not stated and config.hidden_size % config.num_attention_heads:
         raise UserError(f"{where}: impossible sizes: hidden_size {config.hidden_size}, num_attention_heads {config.num_attention_heads}, smallest space {min(sizes)}")
     return known, config
 
@@ -55,7 +68,7 @@ def recognise(content: dict, where: str) -> tuple[Family, PretrainedConfig]:
 def config_text(config: PretrainedConfig) -> str:
     """The content of config.json, with the architecture any reader of Hugging Face files knows."""
     content = json.loads(config.to_json_string(use_diff=False))
-    return json.dumps({**content, "architectures": [of_config(config).architecture]}, indent=2, sort_keys=True) + "\n"
+    return json.dumps({**content, "architectures": [of_config(config).head(config).architecture]}, indent=2, sort_keys=True) + "\n"
 
 
 def read_config(path: Path) -> tuple[Family, PretrainedConfig]:
@@ -73,7 +86,17 @@ def build(config: PretrainedConfig, seed: int = 0, attention: str = "sdpa", devi
     config._attn_implementation = attention
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
-        return of_config(config).model_class(config)
+        return of_config(config).head(config).model_class(config)
 
 
-__all__ = ["FAMILIES", "Facts", "Family", "build", "config_text", "family", "of_config", "of_model", "read_config", "recognise", "resized", "table"]
+def fill(model: PreTrainedModel, read: Callable[[str], Tensor]) -> PreTrainedModel:
+    """Copy every parameter of the model from `read(published name)`, keeping the dtype that is read."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for row in table(model.config).rows():
+            parameters[row.module].data = read(row.name).detach().clone()
+    model.tie_weights()
+    return model
+
+
+__all__ = ["FAMILIES", "Facts", "Family", "Head", "build", "config_text", "family", "fill", "of_config", "read_config", "recognise", "table", "trained"]

@@ -1,11 +1,13 @@
-"""BERT as `transformers` has it (post-LN, MLM transform), scored at the masked positions only."""
+"""BERT and RoBERTa as `transformers` has them: post-LN, MLM transform. BERT is scored at the masked positions only."""
+
+from functools import partial
 
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaConfig, RobertaForMaskedLM, RobertaModel
 from transformers.modeling_outputs import MaskedLMOutput
 
-from pipeline.axes import Space, Table, embedding, linear, norm
-from pipeline.models.family import Family, masked_lm_positions, masked_lm_table, text_config
+from pipeline.axes import Param, Space, Table, embedding, linear, norm
+from pipeline.models.family import TEXT_SIZES, Family, Head, bert_table, resized, text_config, text_positions
 
 
 class BertForScoredMaskedLM(BertForMaskedLM):
@@ -20,30 +22,64 @@ class BertForScoredMaskedLM(BertForMaskedLM):
         return MaskedLMOutput(logits=self.cls(hidden_BSD))
 
 
-def table(config: BertConfig) -> Table:
-    """The architecture at the sizes of `config`. The norms write the residual stream itself."""
-    layer, head = "bert.encoder.layer.{i}.", "cls.predictions."
-    params = (
-        *embedding("bert.embeddings.word_embeddings", "vocab", "embed", tied=True, decay=True),
-        *embedding("bert.embeddings.position_embeddings", "positions", "embed"),
-        *embedding("bert.embeddings.token_type_embeddings", "types", "embed"),
-        *norm("bert.embeddings.LayerNorm", reads="embed", writes="embed"),
-        *linear(layer + "attention.self.query", reads="embed", writes="heads"),
-        *linear(layer + "attention.self.key", reads="embed", writes="heads"),
-        *linear(layer + "attention.self.value", reads="embed", writes="heads"),
-        *linear(layer + "attention.output.dense", reads="heads", writes="embed"),
-        *norm(layer + "attention.output.LayerNorm", reads="embed", writes="embed"),
-        *linear(layer + "intermediate.dense", reads="embed", writes="mlp"),
-        *linear(layer + "output.dense", reads="mlp", writes="embed"),
-        *norm(layer + "output.LayerNorm", reads="embed", writes="embed"),
-        *linear(head + "transform.dense", reads="embed", writes="transformed", per="scored"),
-        *norm(head + "transform.LayerNorm", reads="transformed", writes="decoded"),
-        *linear(head.rstrip("."), reads="decoded", writes="vocab", per="scored")[1:],  # its weight is the token embedding
+def _encoder(prefix: str, tied: bool) -> tuple[Param, ...]:
+    """Embeddings and layers. The norms write the residual stream itself."""
+    layer = prefix + "encoder.layer.{i}."
+    return (
+        *embedding(prefix + "embeddings.word_embeddings", "vocab", "embed", tied=tied, decay=tied),
+        *embedding(prefix + "embeddings.position_embeddings", "positions", "embed"),
+        *embedding(prefix + "embeddings.token_type_embeddings", "types", "embed"),
+        *norm(prefix + "embeddings.LayerNorm", "embed", "embed"),
+        *linear(layer + "attention.self.query", "embed", "query"),
+        *linear(layer + "attention.self.key", "embed", "key"),
+        *linear(layer + "attention.self.value", "embed", "value"),
+        *linear(layer + "attention.output.dense", "context", "embed"),
+        *norm(layer + "attention.output.LayerNorm", "embed", "embed"),
+        *linear(layer + "intermediate.dense", "embed", "mlp"),
+        *linear(layer + "output.dense", "mlp", "embed"),
+        *norm(layer + "output.LayerNorm", "embed", "embed"),
     )
-    return masked_lm_table("bert", config, params, Space("transformed", config.hidden_size, "inner"))
 
 
-FAMILY = Family(
-    "bert", "text", BertConfig, BertForScoredMaskedLM, table,
-    lambda sizes, facts: text_config(BertConfig, sizes, facts), masked_lm_positions,
+def masked_lm(family: str, prefix: str, transform: str, transform_norm: str, bias: str, decoder: str, ignored: tuple[str, ...],
+              config: BertConfig) -> Table:
+    """The encoder, dense -> activation -> norm, and a decoder tied to the token embedding."""
+    params = (
+        *_encoder(prefix, tied=True),
+        *linear(transform, "embed", "transformed", per="scored"),
+        *norm(transform_norm, "transformed", "decoded"),
+        *linear(bias, "decoded", "vocab", per="scored")[1:],  # its weight is the token embedding
+    )
+    inner = Space("transformed", config.hidden_size, "inner"), Space("decoded", config.hidden_size, "tied")
+    tied = {f"{decoder}.weight": f"{prefix}embeddings.word_embeddings.weight", f"{decoder}.bias": f"{bias}.bias"}
+    return bert_table(family, config, params, *inner, aliases=tied, ignored=ignored)
+
+
+def encoder(family: str, ignored: tuple[str, ...], config: BertConfig) -> Table:
+    """The bare encoder with its pooler."""
+    params = (*_encoder("", tied=False), *linear("pooler.dense", "embed", "pooled", per="sequence"))
+    outputs = {"last_hidden_state": "embed", "pooler_output": "pooled"}
+    return bert_table(family, config, params, Space("pooled", config.hidden_size, "pooled"), outputs=outputs, ignored=ignored)
+
+
+BERT_IGNORED = ("bert.embeddings.position_ids", "bert.pooler.*", "cls.seq_relationship.*")
+ROBERTA_IGNORED = ("roberta.embeddings.position_ids", "roberta.pooler.*")
+"""What published files hold beside a masked language model."""
+
+TABLES = {
+    "bert": partial(masked_lm, "bert", "bert.", "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm",
+                    "cls.predictions", "cls.predictions.decoder", BERT_IGNORED),
+    "roberta": partial(masked_lm, "roberta", "roberta.", "lm_head.dense", "lm_head.layer_norm", "lm_head", "lm_head.decoder", ROBERTA_IGNORED),
+}
+
+BERT = Family(
+    "bert", "text", BertConfig,
+    (Head("masked-lm", BertForScoredMaskedLM, TABLES["bert"]), Head("encoder", BertModel, partial(encoder, "bert", ("embeddings.position_ids", "cls.*")))),
+    TEXT_SIZES, resized, text_positions, lambda sizes, facts: text_config(BertConfig, sizes, facts),
+)
+ROBERTA = Family(
+    "roberta", "text", RobertaConfig,
+    (Head("masked-lm", RobertaForMaskedLM, TABLES["roberta"]),
+     Head("encoder", RobertaModel, partial(encoder, "roberta", ("embeddings.position_ids", "lm_head.*")))),
+    TEXT_SIZES, resized, text_positions, reserved=2,  # positions count from behind the padding token's id, which is 1
 )

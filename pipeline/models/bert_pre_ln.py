@@ -1,4 +1,4 @@
-"""LEMON's BERT: pre-LN, no embedding norm, a final norm, no MLM transform, decoder tied to the token embedding.
+"""LEMON's BERT: pre-LN, no embedding norm, a final norm, decoder tied to the token embedding; an MLM transform if wanted.
 
 Source: Wang et al., "LEMON: Lossless Model Expansion", ICLR 2024 (arXiv:2310.07999), section 5. Parameter names
 follow BERT's in `transformers`, with the norms standing in front of their branch.
@@ -14,14 +14,17 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.bert.modeling_bert import eager_attention_forward
+from transformers.models.bert.modeling_bert import BertPredictionHeadTransform, eager_attention_forward
 
 from pipeline.axes import Param, Space, Table, embedding, linear, norm
-from pipeline.models.family import Family, masked_lm_positions, masked_lm_table, text_config
+from pipeline.models.family import TEXT_SIZES, Family, Head, bert_table, resized, text_config, text_positions
 
 
 class BertPreLNConfig(BertConfig):
+    """mlm_transform: dense -> activation -> norm in front of the decoder, as BERT has it; LEMON's model has none."""
+
     model_type = "bert-pre-ln"
+    mlm_transform: bool = False
 
 
 class Embeddings(nn.Module):
@@ -152,11 +155,17 @@ class BertPreLNModel(BertPreLNPreTrainedModel):
 class PredictionHead(nn.Module):
     def __init__(self, config: BertPreLNConfig):
         super().__init__()
+        if config.mlm_transform:
+            self.transform = BertPredictionHeadTransform(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
+    def forward(self, hidden_BSD: Tensor) -> Tensor:
+        """(B, S, D) to logits (B, S, V)."""
+        return self.decoder(self.transform(hidden_BSD) if hasattr(self, "transform") else hidden_BSD)
 
-class Head(nn.Module):
+
+class Predictions(nn.Module):
     def __init__(self, config: BertPreLNConfig):
         super().__init__()
         self.predictions = PredictionHead(config)
@@ -173,7 +182,7 @@ class BertPreLNForMaskedLM(BertPreLNPreTrainedModel):
     def __init__(self, config: BertPreLNConfig):
         super().__init__(config)
         self.bert = BertPreLNModel(config)
-        self.cls = Head(config)
+        self.cls = Predictions(config)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -190,35 +199,57 @@ class BertPreLNForMaskedLM(BertPreLNPreTrainedModel):
         hidden_BSD = self.bert(input_ids, attention_mask, token_type_ids).last_hidden_state
         if masked_positions is not None:
             hidden_BSD = hidden_BSD.gather(1, masked_positions.unsqueeze(-1).expand(-1, -1, hidden_BSD.shape[-1]))
-        logits = self.cls.predictions.decoder(hidden_BSD)
+        logits = self.cls.predictions(hidden_BSD)
         loss = None if labels is None else F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
         return MaskedLMOutput(loss=loss, logits=logits)
 
 
-def table(config: BertPreLNConfig) -> Table:
-    """The architecture at the sizes of `config`."""
-    layer = "bert.encoder.layer.{i}."
-    params: tuple[Param, ...] = (
-        *embedding("bert.embeddings.word_embeddings", "vocab", "embed", tied=True, decay=True),
-        *embedding("bert.embeddings.position_embeddings", "positions", "embed"),
-        *embedding("bert.embeddings.token_type_embeddings", "types", "embed"),
-        *norm(layer + "attention.LayerNorm", reads="embed", writes="normed"),
-        *linear(layer + "attention.self.query", reads="normed", writes="heads"),
-        *linear(layer + "attention.self.key", reads="normed", writes="heads"),
-        *linear(layer + "attention.self.value", reads="normed", writes="heads"),
-        *linear(layer + "attention.output.dense", reads="heads", writes="embed"),
-        *norm(layer + "intermediate.LayerNorm", reads="embed", writes="normed"),
-        *linear(layer + "intermediate.dense", reads="normed", writes="mlp"),
-        *linear(layer + "output.dense", reads="mlp", writes="embed"),
-        *norm("bert.LayerNorm", reads="embed", writes="decoded"),
-        *linear("cls.predictions", reads="decoded", writes="vocab", per="scored")[1:],  # its weight is the token embedding
+def _encoder(prefix: str, tied: bool, ended: str) -> tuple[Param, ...]:
+    """Embeddings, layers, and the final norm, which writes the space `ended`."""
+    layer = prefix + "encoder.layer.{i}."
+    return (
+        *embedding(prefix + "embeddings.word_embeddings", "vocab", "embed", tied=tied, decay=tied),
+        *embedding(prefix + "embeddings.position_embeddings", "positions", "embed"),
+        *embedding(prefix + "embeddings.token_type_embeddings", "types", "embed"),
+        *norm(layer + "attention.LayerNorm", "embed", "normed"),
+        *linear(layer + "attention.self.query", "normed", "query"),
+        *linear(layer + "attention.self.key", "normed", "key"),
+        *linear(layer + "attention.self.value", "normed", "value"),
+        *linear(layer + "attention.output.dense", "context", "embed"),
+        *norm(layer + "intermediate.LayerNorm", "embed", "normed"),
+        *linear(layer + "intermediate.dense", "normed", "mlp"),
+        *linear(layer + "output.dense", "mlp", "embed"),
+        *norm(prefix + "LayerNorm", "embed", ended),
     )
-    return masked_lm_table("bert-pre-ln", config, params, Space("normed", config.hidden_size, "normed"))
+
+
+def masked_lm(config: BertPreLNConfig) -> Table:
+    """The encoder and a tied decoder, with or without the transform."""
+    head = "cls.predictions."
+    transform = (
+        *linear(head + "transform.dense", "normed", "transformed", per="scored"),
+        *norm(head + "transform.LayerNorm", "transformed", "decoded"),
+    )
+    params = (
+        *_encoder("bert.", tied=True, ended="normed" if config.mlm_transform else "decoded"), *(transform if config.mlm_transform else ()),
+        *linear("cls.predictions", "decoded", "vocab", per="scored")[1:],  # its weight is the token embedding
+    )
+    width, inner = config.hidden_size, (Space("transformed", config.hidden_size, "inner"),) if config.mlm_transform else ()
+    tied = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.bias": "cls.predictions.bias"}
+    return bert_table("bert-pre-ln", config, params, Space("normed", width, "normed"), *inner, Space("decoded", width, "tied"), aliases=tied)
+
+
+def encoder(config: BertPreLNConfig) -> Table:
+    """The bare encoder."""
+    params = _encoder("", tied=False, ended="normed")
+    return bert_table("bert-pre-ln", config, params, Space("normed", config.hidden_size, "normed"),
+                      outputs={"last_hidden_state": "normed"}, ignored=("cls.*",))
 
 
 FAMILY = Family(
-    "bert-pre-ln", "text", BertPreLNConfig, BertPreLNForMaskedLM, table,
-    lambda sizes, facts: text_config(BertPreLNConfig, sizes, facts), masked_lm_positions,
+    "bert-pre-ln", "text", BertPreLNConfig,
+    (Head("masked-lm", BertPreLNForMaskedLM, masked_lm), Head("encoder", BertPreLNModel, encoder)),
+    TEXT_SIZES, resized, text_positions, lambda sizes, facts: text_config(BertPreLNConfig, sizes, facts),
 )
 
 AutoConfig.register("bert-pre-ln", BertPreLNConfig)

@@ -5,29 +5,24 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from pipeline.axes import Param, Space, Table, spaces
+from pipeline.axes import Param, Space, Table, heads, spaces
 from pipeline.config import ModelSizes
 from pipeline.errors import UserError
 
 Facts = dict
 """What `prepare` found out about the data: vocabulary, block length, image size, classes, …"""
 
+TEXT_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings")
+IMAGE_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "pooler_output_size")
+
 
 @dataclass(frozen=True)
-class Family:
-    """One architecture with one head.
-
-    table: the architecture at the sizes of a config. configure: sizes and data facts to a config.
-    positions: how many tokens, patches, sequences and scored positions one training sample has.
-    """
+class Head:
+    """What a model of a family ends with: its class in `transformers` (or ours) and its table."""
 
     name: str
-    data: str
-    config_class: type[PretrainedConfig]
     model_class: type[PreTrainedModel]
     table: Callable[[PretrainedConfig], Table]
-    configure: Callable[[ModelSizes, Facts], PretrainedConfig]
-    positions: Callable[[PretrainedConfig, Facts], dict[str, int]]
 
     @property
     def architecture(self) -> str:
@@ -38,8 +33,36 @@ class Family:
         return self.model_class.__name__ if ours or parent.__name__.endswith("PreTrainedModel") else parent.__name__
 
 
+@dataclass(frozen=True)
+class Family:
+    """One architecture with its heads; the first is the one it is trained with.
+
+    sizes: the keys of its config that a growth may change. resize: a model's sizes to those keys. positions: how many
+    tokens, patches, sequences and scored positions one sample has. configure: sizes and data facts to a config, for the
+    families that this pipeline trains. reserved: rows of the position table that no token takes.
+    """
+
+    name: str
+    data: str
+    config_class: type[PretrainedConfig]
+    heads: tuple[Head, ...]
+    sizes: tuple[str, ...]
+    resize: Callable[[ModelSizes], dict]
+    positions: Callable[[PretrainedConfig, Facts], dict[str, int]]
+    configure: Callable[[ModelSizes, Facts], PretrainedConfig] | None = None
+    reserved: int = 0
+
+    def head(self, config: PretrainedConfig) -> Head:
+        """The head that `config` names in `architectures`; without a name, the first. Raises UserError for an unknown one."""
+        known = {head.architecture: head for head in self.heads}
+        wanted = (config.architectures or [self.heads[0].architecture])[0]
+        if wanted not in known:
+            raise UserError(f"architecture '{wanted}' of family '{self.name}' is not known; known are {', '.join(known)}")
+        return known[wanted]
+
+
 def resized(sizes: ModelSizes) -> dict:
-    """What a model's sizes are called in a config of `transformers`, whatever its family."""
+    """What a model's sizes are called in a config of `transformers`, in most families."""
     return {
         "hidden_size": sizes.hidden, "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads,
         "intermediate_size": sizes.mlp_units, "hidden_dropout_prob": sizes.dropout,
@@ -57,24 +80,19 @@ def text_config(config_class: type[PretrainedConfig], sizes: ModelSizes, facts: 
     )
 
 
-def masked_lm_table(family: str, config: PretrainedConfig, params: tuple[Param, ...], *more: Space) -> Table:
-    """A BERT-like table: the spaces that every one has, `more` of its own, and the decoder tied to the token embedding."""
-    width, head_dim = config.hidden_size, config.hidden_size // config.num_attention_heads
+def bert_table(family: str, config: PretrainedConfig, params: tuple[Param, ...], *more: Space, **options) -> Table:
+    """A BERT-like table: the spaces that every one has, and `more` of its own."""
     return Table(
         family=family,
         spaces=spaces(
-            Space("embed", width, "stream"), *more, Space("decoded", width, "tied"),
-            Space("heads", width, "heads", head_dim), Space("mlp", config.intermediate_size, "mlp"),
-            Space("vocab", config.vocab_size, "fixed"), Space("positions", config.max_position_embeddings, "fixed"),
-            Space("types", config.type_vocab_size, "fixed"),
+            Space("embed", config.hidden_size, "stream"), *more,
+            *heads(config.num_attention_heads, config.hidden_size // config.num_attention_heads),
+            Space("mlp", config.intermediate_size, "mlp"), Space("vocab", config.vocab_size, "table"),
+            Space("positions", config.max_position_embeddings, "table"), Space("types", config.type_vocab_size, "table"),
         ),
-        layers=config.num_hidden_layers, params=params, attention="heads", eps="layer_norm_eps",
-        aliases={
-            "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-            "cls.predictions.decoder.bias": "cls.predictions.bias",
-        },
+        layers=config.num_hidden_layers, params=params, eps="layer_norm_eps", **options,
     )
 
 
-def masked_lm_positions(config: PretrainedConfig, facts: Facts) -> dict[str, int]:
+def text_positions(config: PretrainedConfig, facts: Facts) -> dict[str, int]:
     return {"token": facts["block"], "scored": facts["scored"], "sequence": 1}

@@ -1,59 +1,92 @@
-"""ViT as `transformers` has it, with an image classification head on the cls token.
+"""ViT and DeiT as `transformers` has them: classification heads on the cls token (and the distillation token), bare encoders.
 
-transformers 5 renamed the modules inside the model; published files keep the names written here first.
+transformers 5 renamed the modules inside the models; published files keep the names written here first.
 """
 
-from transformers import PretrainedConfig, ViTConfig, ViTForImageClassification
+from functools import partial
 
-from pipeline.axes import Axis, Param, Space, Table, linear, norm, spaces
+from transformers import (
+    DeiTConfig, DeiTForImageClassification, DeiTForImageClassificationWithTeacher, DeiTModel,
+    PretrainedConfig, ViTConfig, ViTForImageClassification, ViTModel,
+)
+
+from pipeline.axes import Param, Space, Table, heads, linear, norm, reads, spaces, writes
 from pipeline.config import ModelSizes
 from pipeline.errors import UserError
-from pipeline.models.family import Facts, Family, resized
+from pipeline.models.family import IMAGE_SIZES, Facts, Family, Head, resized
 
 
-def table(config: ViTConfig) -> Table:
-    """The architecture at the sizes of `config`."""
-    width, head_dim = config.hidden_size, config.hidden_size // config.num_attention_heads
-    layer, inside = "vit.encoder.layer.{i}.", "vit.layers.{i}."
-    params = (
-        *_embeddings(),
-        *norm(layer + "layernorm_before", reads="embed", writes="normed", module=inside + "layernorm_before"),
-        *(row for name, short in (("query", "q"), ("key", "k"), ("value", "v"))
-          for row in linear(f"{layer}attention.attention.{name}", reads="normed", writes="heads", bias=config.qkv_bias,
-                            module=f"{inside}attention.{short}_proj")),
-        *linear(layer + "attention.output.dense", reads="heads", writes="embed", module=inside + "attention.o_proj"),
-        *norm(layer + "layernorm_after", reads="embed", writes="normed", module=inside + "layernorm_after"),
-        *linear(layer + "intermediate.dense", reads="normed", writes="mlp", module=inside + "mlp.fc1"),
-        *linear(layer + "output.dense", reads="mlp", writes="embed", module=inside + "mlp.fc2"),
-        *norm("vit.layernorm", reads="embed", writes="normed"),
-        *linear("classifier", reads="normed", writes="classes", per="sequence"),
-    )
-    return Table(
-        family="vit",
-        spaces=spaces(
-            Space("embed", width, "stream"), Space("normed", width, "normed"), Space("heads", width, "heads", head_dim),
-            Space("mlp", config.intermediate_size, "mlp"), Space("one", 1, "fixed"),
-            Space("positions", _patches(config) + 1, "fixed"), Space("channels", config.num_channels, "fixed"),
-            Space("patch", config.patch_size, "fixed"), Space("classes", config.num_labels, "fixed"),
-        ),
-        layers=config.num_hidden_layers, params=params, attention="heads", eps="layer_norm_eps",
-    )
-
-
-def _embeddings() -> tuple[Param, ...]:
-    one, embed = Axis("one", "reads"), Axis("embed", "writes")
-    patch = Axis("patch", "reads")
-    kernel, name = (embed, Axis("channels", "reads"), patch, patch), "vit.embeddings."
+def _encoder(prefix: str, tokens: tuple[str, ...], config: ViTConfig) -> tuple[Param, ...]:
+    """Embeddings, layers and the final norm."""
+    layer, inside = prefix + "encoder.layer.{i}.", prefix + "layers.{i}."
     return (
-        Param(name + "cls_token", (one, one, embed), "add"),
-        Param(name + "position_embeddings", (one, Axis("positions", "reads"), embed), "add"),
-        Param(name + "patch_embeddings.projection.weight", kernel, "matmul", "patch", True, input_grad=False),
+        *embeddings(prefix + "embeddings.", tokens, "zeros" if config.model_type == "deit" else "normal"),
+        *norm(layer + "layernorm_before", "embed", "normed", module=inside + "layernorm_before"),
+        *attention(layer, inside, config.qkv_bias),
+        *linear(layer + "attention.output.dense", "context", "embed", module=inside + "attention.o_proj"),
+        *norm(layer + "layernorm_after", "embed", "normed", module=inside + "layernorm_after"),
+        *linear(layer + "intermediate.dense", "normed", "mlp", module=inside + "mlp.fc1"),
+        *linear(layer + "output.dense", "mlp", "embed", module=inside + "mlp.fc2"),
+        *norm(prefix + "layernorm", "embed", "normed"),
+    )
+
+
+def attention(layer: str, inside: str, bias: bool) -> tuple[Param, ...]:
+    """The three projections, in published names and in module names."""
+    return tuple(
+        row for name, space in (("query", "query"), ("key", "key"), ("value", "value"))
+        for row in linear(f"{layer}attention.attention.{name}", "normed", space, bias=bias, module=f"{inside}attention.{name[0]}_proj")
+    )
+
+
+def embeddings(name: str, tokens: tuple[str, ...], fresh: str = "normal") -> tuple[Param, ...]:
+    """Prefix tokens (rows of the residual stream), the position table and the patch convolution; `fresh`: how both begin."""
+    one, embed, patch = reads("one"), writes("embed"), reads("patch")
+    return (
+        *(Param(name + token, (one, one, embed), "add", fresh=fresh) for token in tokens),
+        Param(name + "position_embeddings", (one, reads("positions"), embed), "add", fresh=fresh),
+        Param(name + "patch_embeddings.projection.weight", (embed, reads("channels"), patch, patch), "matmul", "patch", True,
+              input_grad=False, fresh="normal"),
         Param(name + "patch_embeddings.projection.bias", (embed,), "add"),
     )
 
 
-def _patches(config: ViTConfig) -> int:
+def image_table(family: str, config: PretrainedConfig, params: tuple[Param, ...], mlp: int, prefix: int, outputs: dict[str, str]) -> Table:
+    """The spaces of a vision Transformer with `prefix` tokens before its patches."""
+    width = config.hidden_size
+    pooled = [Space("pooled", getattr(config, "pooler_output_size", None) or width, "pooled")] if "pooled" in outputs.values() else []
+    classes = [Space("classes", config.num_labels, "fixed")] if "classes" in outputs.values() else []
+    return Table(
+        family=family,
+        spaces=spaces(
+            Space("embed", width, "stream"), Space("normed", width, "normed"), *pooled,
+            *heads(config.num_attention_heads, width // config.num_attention_heads), Space("mlp", mlp, "mlp"),
+            Space("one", 1, "fixed"), Space("positions", patches(config) + prefix, "grid", prefix=prefix),
+            Space("channels", config.num_channels, "fixed"), Space("patch", config.patch_size, "pixels"), *classes,
+        ),
+        layers=config.num_hidden_layers, params=params, eps="layer_norm_eps", outputs=outputs,
+    )
+
+
+def patches(config: PretrainedConfig) -> int:
     return (config.image_size // config.patch_size) ** 2
+
+
+TOKENS = {"vit": ("cls_token",), "deit": ("cls_token", "distillation_token")}
+
+
+def classifier(family: str, names: tuple[str, ...], config: ViTConfig) -> Table:
+    """A dense layer from the final norm's output to the classes, once for each name."""
+    ends = tuple(row for name in names for row in linear(name, "normed", "classes", per="sequence"))
+    params = (*_encoder(f"{family}.", TOKENS[family], config), *ends)
+    return image_table(family, config, params, config.intermediate_size, len(TOKENS[family]), {"logits": "classes"})
+
+
+def encoder(family: str, config: ViTConfig) -> Table:
+    """The bare encoder with its pooler."""
+    params = (*_encoder("", TOKENS[family], config), *linear("pooler.dense", "normed", "pooled", per="sequence"))
+    outputs = {"last_hidden_state": "normed", "pooler_output": "pooled"}
+    return image_table(family, config, params, config.intermediate_size, len(TOKENS[family]), outputs)
 
 
 def configure(sizes: ModelSizes, facts: Facts) -> ViTConfig:
@@ -68,8 +101,19 @@ def configure(sizes: ModelSizes, facts: Facts) -> ViTConfig:
     )
 
 
-def positions(config: PretrainedConfig, facts: Facts) -> dict[str, int]:
-    return {"token": _patches(config) + 1, "patch": _patches(config), "sequence": 1}
+def positions(prefix: int, config: PretrainedConfig, facts: Facts) -> dict[str, int]:
+    return {"token": patches(config) + prefix, "patch": patches(config), "sequence": 1}
 
 
-FAMILY = Family("vit", "images", ViTConfig, ViTForImageClassification, table, configure, positions)
+VIT = Family(
+    "vit", "images", ViTConfig,
+    (Head("classifier", ViTForImageClassification, partial(classifier, "vit", ("classifier",))), Head("encoder", ViTModel, partial(encoder, "vit"))),
+    IMAGE_SIZES, resized, partial(positions, 1), configure,
+)
+DEIT = Family(
+    "deit", "images", DeiTConfig,
+    (Head("classifier", DeiTForImageClassification, partial(classifier, "deit", ("classifier",))),
+     Head("distilled", DeiTForImageClassificationWithTeacher, partial(classifier, "deit", ("cls_classifier", "distillation_classifier"))),
+     Head("encoder", DeiTModel, partial(encoder, "deit"))),
+    IMAGE_SIZES, resized, partial(positions, 2),
+)

@@ -1,71 +1,91 @@
-"""Tables equal the models: names, shapes, tied names, FLOPs against torch's own counter."""
+"""Tables equal the models: names, shapes, tied names, fresh values, FLOPs against torch's own counter."""
 
 import pytest
 import torch
+from safetensors import safe_open
+from samples import IMAGE, POSITIONS, VARIANTS, VOCAB, facts, sample
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import models
-from pipeline.config import ModelSizes
 from pipeline.flops import cost
 
-TEXT = {"kind": "text", "vocab_size": 53, "block": 12, "scored": 3}
-IMAGES = {"kind": "images", "size": 8, "channels": 3, "class_names": ["a", "b", "c"]}
-FACTS = {"text": TEXT, "images": IMAGES}
-PATCH = {"text": None, "images": 4}
 BATCH = 2
+TRAINED = {"bert-pre-ln", "bert-pre-ln transform", "bert"}
+"""Whose forward takes `masked_positions`; the others score everywhere."""
 
 
-def make(name: str, **sizes):
-    family = models.family(name)
-    wanted = {"layers": 2, "hidden": 12, "heads": 3, "mlp": 20, "patch": PATCH[family.data], **sizes}
-    return family, family.configure(ModelSizes(family=name, **wanted), FACTS[family.data])
+def inputs(variant: str) -> dict[str, torch.Tensor]:
+    if facts(variant)["kind"] == "images":
+        return {"pixel_values": torch.randn(BATCH, 3, IMAGE, IMAGE)}
+    ids = torch.randint(VOCAB, (BATCH, POSITIONS))
+    chosen = {"masked_positions": torch.stack([torch.randperm(POSITIONS)[:3] for _ in range(BATCH)])} if variant in TRAINED else {}
+    return {"input_ids": ids, **chosen}
 
 
-def inputs(kind: str) -> dict[str, torch.Tensor]:
-    if kind == "images":
-        return {"pixel_values": torch.randn(BATCH, 3, 8, 8)}
-    ids = torch.randint(53, (BATCH, 12))
-    return {"input_ids": ids, "masked_positions": torch.stack([torch.randperm(12)[:3] for _ in range(BATCH)])}
+def positions(variant: str, config) -> dict[str, int]:
+    held = facts(variant) | ({} if variant in TRAINED else {"scored": POSITIONS})
+    return models.of_config(config).positions(config, held)
 
 
-@pytest.mark.parametrize("name", models.FAMILIES)
-def test_table_names_and_shapes_equal_the_model(name):
-    family, config = make(name)
-    table, model = family.table(config), models.build(config)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_table_names_and_shapes_equal_the_model(variant):
+    config = sample(variant, heads=4, kv_heads=2, hidden=16)
+    table, model = models.table(config), models.build(config)
     wanted = {row.module: table.shape(row) for row in table.rows()}
     assert wanted == {n: tuple(p.shape) for n, p in model.named_parameters()}
     assert table.parameters == sum(p.numel() for p in model.parameters())
     assert set(table.aliases) == set(model.state_dict()) - set(wanted)
+    assert set(table.outputs) <= set(model(**inputs(variant)).keys())
 
 
-@pytest.mark.parametrize("name", models.FAMILIES)
-def test_published_names_are_those_of_saved_files(name, tmp_path):
-    from safetensors import safe_open
-
-    family, config = make(name)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_published_names_are_those_of_saved_files(variant, tmp_path):
+    config = sample(variant)
     models.build(config).save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        assert set(file.keys()) == {row.name for row in family.table(config).rows()}
+        assert set(file.keys()) == {row.name for row in models.table(config).rows()}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_config_says_its_head(variant):
+    config = sample(variant)
+    model = models.build(config)
+    assert models.of_config(config).head(config).architecture in {c.__name__ for c in type(model).__mro__}
+    assert models.recognise({**config.to_dict(), "architectures": config.architectures}, "x")[1].architectures == config.architectures
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_fresh_values_are_those_of_the_model(variant):
+    """Standard deviations within 4 of their own standard errors, at a width that makes them small; constants exactly."""
+    config = sample(variant, hidden=64, heads=16, mlp=192, vocab=400, positions=100)
+    parameters = dict(models.build(config, seed=3).named_parameters())
+    for row in models.table(config).rows():
+        values = parameters[row.module].detach()
+        if row.fresh == "normal":
+            wanted, error = row.std * config.initializer_range, 4 / (2 * values.numel()) ** 0.5
+            assert abs(values.std().item() / wanted - 1) < error + 0.01, row.name  # a table may hold a padding row of zeros
+        else:
+            assert (values == (row.std if row.fresh == "ones" else 0.0)).all(), row.name
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-@pytest.mark.parametrize("name", models.FAMILIES)
-def test_flops_equal_torchs_counter_exactly(name, checkpointing):
-    family, config = make(name)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_flops_equal_torchs_counter_exactly(variant, checkpointing):
+    config = sample(variant, heads=4, kv_heads=2, hidden=16)
     model = models.build(config, attention="eager").train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    expected = cost(family.table(config), family.positions(config, FACTS[family.data]))
+    table = models.table(config)
+    expected = cost(table, positions(variant, config))
     with FlopCounterMode(display=False) as counter:
-        logits = model(**inputs(family.data)).logits
+        outputs = model(**inputs(variant))
     assert counter.get_total_flops() == BATCH * expected.forward
     with FlopCounterMode(display=False) as counter:
-        logits.float().square().sum().backward()
+        sum(outputs[name].float().square().sum() for name in table.outputs).backward()
     assert counter.get_total_flops() == BATCH * (expected.backward + (expected.recompute if checkpointing else 0))
 
 
-@pytest.mark.parametrize("name", models.FAMILIES)
-def test_decay_is_for_matrices_that_multiply(name):
-    family, config = make(name)
-    for row in family.table(config).rows():
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_decay_is_for_matrices_that_multiply(variant):
+    for row in models.table(sample(variant)).rows():
         assert row.decay == (row.use in ("matmul", "both")), row.name

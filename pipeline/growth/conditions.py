@@ -1,0 +1,85 @@
+"""When a growth can be done, and when it can be done without loss: every reason in words, decided without a tensor."""
+
+import torch
+
+from pipeline.axes import Space, Table
+from pipeline.growth.attention import missing
+
+
+def impossible(source: Table, target: Table) -> list[str]:
+    """Why no method can grow `source` into `target`; empty when one can."""
+    if source.family != target.family:
+        return [f"the source is a '{source.family}', the target a '{target.family}'; choose a target of the source's family"]
+    if {row.name for row in source.params} != {row.name for row in target.params}:
+        lacking = sorted({row.name for row in source.params} ^ {row.name for row in target.params})
+        return [f"source and target do not have the same parameters: only one has '{lacking[0]}'; give the target the source's options"]
+    before, after = source.measures(), target.measures()
+    shrinks = [f"{name} shrinks from {before[name]} to {after[name]}; an expansion only grows"
+               for name in after if after[name] < before[name] and not _regrouped(name, before, after)]
+    fixed = [f"{name} changes from {source.spaces[name].size} to {space.size}; it has to stay as it is"
+             for name, space in target.spaces.items() if space.kind == "fixed" and space.size != source.spaces[name].size and not _is_head(space, target)]
+    return shrinks + fixed + ([] if shrinks else _heads(source, target))
+
+
+def _regrouped(name: str, before: dict[str, int], after: dict[str, int]) -> bool:
+    """Whether fewer query heads stand in each group, which the rules of groups judge."""
+    return name == "heads" and after["kv heads"] > before["kv heads"]
+
+
+def _is_head(space: Space, table: Table) -> bool:
+    """A norm's space over head_dim: its size is judged with the heads."""
+    return space.size == table.spaces[table.attention.query].unit and table.attention.qk_norm
+
+
+def _heads(source: Table, target: Table) -> list[str]:
+    names = target.attention
+    before, after = source.spaces[names.query], target.spaces[names.query]
+    groups = source.spaces[names.key].count, target.spaces[names.key].count
+    if names.rope and after.unit != before.unit:
+        return [f"rotary positions depend on head_dim, which changes from {before.unit} to {after.unit}; give the target heads of {before.unit}"]
+    if after.count % groups[1]:
+        return [f"{after.count} heads do not fall into {groups[1]} groups of keys and values; choose a multiple of {groups[1]}"]
+    if lost := missing(source, target, torch.arange(groups[1]) % groups[0]):
+        return [f"{lost} of the {before.count} query heads would occur nowhere: {after.count} heads in {groups[1]} groups are too few "
+                f"for {before.count} in {groups[0]}; choose more heads or groups"]
+    return []
+
+
+def inexact(source: Table, target: Table) -> list[str]:
+    """Why LEMON's rules cannot be exact where something has to give; empty when they are."""
+    return [reason for name, space in target.spaces.items() for reason in _space(source.spaces[name], space, target)]
+
+
+def _space(source: Space, target: Space, table: Table) -> list[str]:
+    post_ln = target.kind == "stream" and table.post_norm
+    if target.size % source.size and (target.kind == "inner" or post_ln):
+        where = "a dense-activation-norm head" if target.kind == "inner" else "post-LN"
+        return [
+            f"{where} cannot grow losslessly from {source.size} to {target.size}: the norm needs the mean in the remainder, "
+            f"its readers need copies; choose a multiple of {source.size}"
+        ]
+    return []
+
+
+def interpolated(source: Table, target: Table) -> list[str]:
+    """What a larger image changes: no function of small images is a function of large ones."""
+    return [f"{name} grows from {source.spaces[name].size} to {space.size} by interpolation"
+            for name, space in target.spaces.items() if space.kind in ("grid", "pixels") and space.size != source.spaces[name].size]
+
+
+def deeper(source: Table, target: Table) -> list[str]:
+    """Repeated layers compute something else."""
+    return [f"layers repeat from {source.layers} to {target.layers}"] if target.layers > source.layers else []
+
+
+def wider(source: Table, target: Table) -> list[str]:
+    """Copies without the rules for a remainder change what a norm sees."""
+    before, after = source.stream.size, target.stream.size
+    return [f"{target.stream.name} grows from {before} to {after}, no multiple: the norms see another variance"] if after % before else []
+
+
+def width_changes(source: Table, target: Table, method: str) -> list[str]:
+    """Refusals of a method that grows in depth only."""
+    before, after = source.measures(), target.measures()
+    return [f"'{method}' grows in depth only, and {name} grows from {before[name]} to {after[name]}; use lemon, fpi or aki"
+            for name in after if name != "layers" and after[name] != before[name]]

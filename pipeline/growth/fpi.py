@@ -1,0 +1,53 @@
+"""FPI, function-preserving initialisation (bert2BERT, arXiv:2110.07143): circular copies everywhere, layers stacked, no noise.
+
+Exact where the width grows by whole multiples and the depth stays; copies then never separate.
+"""
+
+import torch
+from torch import Tensor
+
+from pipeline.axes import Space, Table
+from pipeline.growth import conditions, lemon, maps
+from pipeline.growth.attention import Pick, attention
+from pipeline.growth.maps import IndexMap, Maps, SpaceMap
+from pipeline.growth.method import Layer, Method, Options, Term
+
+
+def choose(source: Table, target: Table, seed: int) -> dict[str, Maps]:
+    """The maps of every space."""
+    return {"": copied(source, target, lambda before, after: torch.arange(after) % before)}
+
+
+def copied(source: Table, target: Table, pick: Pick) -> Maps:
+    """Every space copied unit by unit as `pick` says, one choice for all spaces that follow the residual stream."""
+    embed = pick(source.stream.size, target.stream.size)
+    heads = attention(source, target, pick, eta=1.0)
+    return {name: heads[name] if name in heads else _space(source.spaces[name], space, embed, pick) for name, space in target.spaces.items()}
+
+
+def _space(source: Space, target: Space, embed: Tensor, pick: Pick) -> SpaceMap:
+    if source.size == target.size:
+        return maps.same(source.size)
+    if target.kind == "stream" or target.follows:
+        return _tied(maps.shared(embed, source.size)) if target.kind == "tied" else maps.shared(embed, source.size)
+    if target.kind == "mlp":
+        return maps.shared(pick(source.size, target.size), source.size)
+    return lemon.space_map(source, target, rms=False)
+
+
+def _tied(chosen: SpaceMap) -> SpaceMap:
+    """A norm's output read by the grown token embedding, which counts each entry as often as it was copied."""
+    share = IndexMap(chosen.writes.index, chosen.reads.weight, chosen.writes.source)
+    return SpaceMap(share, chosen.writes, share)
+
+
+def stacked(source: int, target: int, options: Options) -> tuple[Layer, ...]:
+    """Target layer i is source layer i mod L_S."""
+    return tuple(Layer((Term(index % source),)) for index in range(target))
+
+
+def lossy(source: Table, target: Table) -> list[str]:
+    return conditions.interpolated(source, target) + conditions.wider(source, target) + conditions.deeper(source, target)
+
+
+METHOD = Method("fpi", choose, stacked, conditions.impossible, lossy)

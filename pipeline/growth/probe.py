@@ -1,0 +1,124 @@
+"""Running a model on a probe: what it gives out, and what its layers and norms see on the way."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PretrainedConfig, PreTrainedModel
+
+from pipeline import models
+from pipeline.flops import cost
+from pipeline.streams import derive
+
+LONGEST = 128
+"""Tokens of a probe at most: rows of a position table all go through the same map."""
+
+Weights = Callable[[str], Tensor]
+Inputs = dict[str, Tensor]
+
+
+@dataclass
+class Trace:
+    """What came out: outputs and the residual stream behind each layer, positions that count only, (…, D);
+    the smallest variance that a norm inside the layers saw."""
+
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    layers: list[Tensor] = field(default_factory=list)
+    variance: float = float("inf")
+
+
+def probe(config: PretrainedConfig, seed: int = 0, samples: int = 2) -> Inputs:
+    """Random inputs that touch every embedding kind: text with padding and short sequences, or images."""
+    generator = torch.Generator().manual_seed(derive(seed, "probe"))
+    if models.of_config(config).data == "images":
+        shape = (samples, config.num_channels, config.image_size, config.image_size)
+        return {"pixel_values": torch.randn(shape, generator=generator, dtype=torch.float64)}
+    length = min(config.max_position_embeddings - models.of_config(config).reserved, LONGEST)
+    lengths = torch.randint(max(1, length // 2), length + 1, (samples,), generator=generator)
+    lengths[0] = length
+    inputs = {
+        "input_ids": torch.randint(config.vocab_size, (samples, length), generator=generator),
+        "attention_mask": (torch.arange(length) < lengths[:, None]).long(),
+    }
+    types = getattr(config, "type_vocab_size", 0)
+    return inputs | ({"token_type_ids": torch.randint(types, (samples, length), generator=generator)} if types else {})
+
+
+def spent(source: PretrainedConfig, target: PretrainedConfig, samples: int) -> int:
+    """FLOPs of a verification: both models forward in two precisions, the large one forward and backward once more."""
+    small, large = (cost(models.table(config), positions(config)) for config in (source, target))
+    return samples * (2 * small.forward + 2 * large.forward + large.train)
+
+
+def positions(config: PretrainedConfig) -> dict[str, int]:
+    """How many tokens, patches, … one sample of the probe has."""
+    length = min(getattr(config, "max_position_embeddings", LONGEST), LONGEST)
+    return models.of_config(config).positions(config, {"block": length, "scored": length})
+
+
+def load(config: PretrainedConfig, read: Weights, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of `config` with the weights that `read` gives, in `dtype`, evaluating."""
+    model = models.fill(models.build(config), read).to(dtype).eval()
+    return _exact(model) if dtype == torch.float64 else model
+
+
+def _exact(model: PreTrainedModel) -> PreTrainedModel:
+    """RMSNorms of `transformers` compute in float32 whatever they are given; here they compute in float64."""
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = _rms(module)
+    return model
+
+
+def _rms(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x: module.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon)
+
+
+def run(config: PretrainedConfig, read: Weights, inputs: Inputs, dtype: torch.dtype) -> Trace:
+    """The trace of a model, from weights filled into a fresh model of `config`."""
+    model, table = load(config, read, dtype), models.table(config)
+    trace, mask = Trace(), inputs.get("attention_mask")
+    with torch.no_grad(), _watched(model, trace, None if mask is None else mask.bool()):
+        found = model(**fitted(inputs, config, dtype))
+    trace.outputs = {name: _counted(found[name], mask) for name in table.outputs}
+    return trace
+
+
+def fitted(inputs: Inputs, config: PretrainedConfig, dtype: torch.dtype) -> Inputs:
+    """The inputs in `dtype`, images interpolated to the size that `config` takes."""
+    floats = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+    images = floats.get("pixel_values")
+    if images is not None and images.shape[-1] != config.image_size:
+        floats["pixel_values"] = F.interpolate(images, size=config.image_size, mode="bicubic", align_corners=False)
+    return floats
+
+
+def _counted(output: Tensor, mask: Tensor | None) -> Tensor:
+    return output[mask.bool()] if mask is not None and output.dim() == 3 else output
+
+
+@contextmanager
+def _watched(model: PreTrainedModel, trace: Trace, mask: Tensor | None):
+    """Hooks on every layer and on every norm inside the layers, for the time of a run."""
+    table = models.table(model.config)
+    handles = []
+
+    def layer_ended(module: nn.Module, given: tuple, output: Tensor | tuple) -> None:
+        trace.layers.append(_counted(output if isinstance(output, Tensor) else output[0], mask))
+
+    def norm_begun(module: nn.Module, given: tuple) -> None:
+        seen = _counted(given[0], mask)
+        trace.variance = min(trace.variance, seen.var(-1, unbiased=False).min().item())
+
+    for layer in range(table.layers):
+        block = model.get_submodule(table.block.replace("{i}", str(layer)))
+        handles.append(block.register_forward_hook(layer_ended))
+        handles += [part.register_forward_pre_hook(norm_begun) for part in block.modules() if isinstance(part, nn.LayerNorm)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
