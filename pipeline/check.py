@@ -1,13 +1,15 @@
 """Checking a whole config before its first stage runs: what would fail in the last stage must not cost the first."""
 
-from pipeline import models, train
+from pipeline import models, targets, train
 from pipeline.config import Config, ExpandStage, TrainStage
 from pipeline.data import open_prepared
 from pipeline.engine import settings
 from pipeline.errors import UserError
 from pipeline.folders import StageFolder
 from pipeline.growth import engine as growth
-from pipeline.growth.plan import Options
+from pipeline.growth import moments
+from pipeline.growth.method import Options
+from pipeline.growth.plan import Plan
 from pipeline.schedule import resolve
 
 
@@ -28,8 +30,17 @@ def after_data(config: Config) -> None:
         if isinstance(stage, TrainStage):
             resolve(stage.schedule, train.pace(stage, made[stage.model], data))
         elif source := next((s for s in config.stages if s.name == stage.source), None):
-            small, large = (models.table(made[s.model]) for s in (source, stage))
-            growth.plan(small, large, made[source.model].layer_norm_eps, options(stage, config.seed))
+            small = made[source.model]
+            tables = models.table(small), models.table(targets.adopt(small, made[stage.model]))
+            _require_moments(config, stage, growth.plan(*tables, getattr(small, tables[0].eps), options(stage, config.seed)))
+
+
+def _require_moments(config: Config, stage: ExpandStage, made: Plan) -> None:
+    """An optimizer state that is to grow needs a growth that allows it, and a stage behind that can read it."""
+    if stage.optimizer_state == "grow":
+        moments.require(made, set(moments.VIEWS))
+        if any(isinstance(s, TrainStage) and s.start == stage.name and s.zero_stage == 0 for s in config.stages):
+            raise UserError(f"stages.{stage.name}.optimizer_state: grow needs ZeRO shards, and the stage behind it has zero_stage 0; use 1, 2 or 3")
 
 
 def options(stage: ExpandStage, seed: int) -> Options:

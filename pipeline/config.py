@@ -32,8 +32,7 @@ class Strict(BaseModel):
 
 
 class Tokenizer(Strict):
-    """`sentencepiece` trains a vocabulary on the training text; `wordpiece` reads a BERT `vocab.txt`;
-    `huggingface` reads a local tokenizer folder or a hub name."""
+    """`sentencepiece` learns its pieces from the training text; `wordpiece` reads a `vocab.txt`; `huggingface` a folder or hub name."""
 
     kind: Literal["sentencepiece", "wordpiece", "huggingface"] = "sentencepiece"
     vocab_size: int = Field(4096, ge=64, description="sentencepiece only: pieces to learn")
@@ -172,7 +171,8 @@ class ExpandStage(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     source: str
     model: str
-    method: Literal["lemon"] = "lemon"
+    method: Literal["lemon", "net2net", "fpi", "aki", "stack", "interpolate", "random"] = "lemon"
+    optimizer_state: Literal["reset", "grow"] = "reset"
     depth: Literal["zero", "cancel"] = "zero"
     placement: Literal["top", "even"] = "even"
     noise: float = Field(1.0, ge=0, description="scale of the symmetry-breaking noise")

@@ -1,6 +1,5 @@
 """The expansion stage: read a checkpoint, grow it, verify what was written, publish. No DeepSpeed engine is started."""
 
-import copy
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,18 +7,19 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PretrainedConfig
 
-from pipeline import checkpoints, models
+from pipeline import checkpoints, models, targets
 from pipeline.checkpoints import Format, manifest
-from pipeline.checkpoints.scratch import Scratch
-from pipeline.config import load
-from pipeline.errors import UserError, nearest
-from pipeline.flops import cost
+from pipeline.errors import UserError
 from pipeline.folders import StageFolder, write_json
 from pipeline.growth import engine as growth
-from pipeline.growth.plan import Options, Plan
-from pipeline.growth.verify import Verification, verify
+from pipeline.growth import moments, probe
+from pipeline.growth.engine import Growth
+from pipeline.growth.method import Options
+from pipeline.growth.plan import Plan
+from pipeline.growth.verify import Verification, drift_of_stored, verify
 from pipeline.state import Entry, State
 from pipeline.versions import installed
 
@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """An expansion that has been planned and not yet done."""
+    """An expansion that has been planned and not yet done. keeps: whether the optimizer state grows too."""
 
     source: Path
     state: State
@@ -36,52 +36,40 @@ class Job:
     large: PretrainedConfig
     plan: Plan
     form: Format
+    keeps: bool = False
 
 
-def plan(source: Path, target: PretrainedConfig, options: Options, form: Format, source_config: Path | None = None) -> Job:
-    """Decide everything; no tensor is read. Raises UserError when the growth cannot be lossless, or anything is missing."""
+def plan(source: Path, target: PretrainedConfig, options: Options, form: Format, source_config: Path | None = None,
+         keeps: bool = False) -> Job:
+    """Decide everything; no tensor is read. Raises UserError when the growth cannot be done as the method promises, or
+    anything is missing."""
     found = checkpoints.locate(source)
-    if (found / manifest.NAME).exists():
-        manifest.verify(found)
     state, small = checkpoints.read(found, source_config)
-    tables = models.table(small), models.table(target)
+    large = targets.adopt(small, target)
+    tables = models.table(small), models.table(large)
     made = growth.plan(*tables, getattr(small, tables[0].eps), options)
-    large = copy.deepcopy(target)
     large.update(made.config_change)
-    return Job(found, state, small, large, made, form)
-
-
-def find_target(text: str, source: Path, source_config: Path | None = None) -> PretrainedConfig:
-    """The target's config: `CONFIG.yaml:MODEL`, a Hugging Face config.json, or a folder with one. Raises UserError.
-
-    A YAML model says sizes only; what the data decided (vocabulary, positions, classes) is the source's.
-    """
-    path, _, name = text.partition(":")
-    if Path(path).suffix not in (".yaml", ".yml"):
-        place = Path(text) / checkpoints.CONFIG if Path(text).is_dir() else Path(text)
-        return models.read_config(place)[1]
-    known = load(path).models
-    if name not in known:
-        raise UserError(f"--target {text}: no model '{name}' in {path}{nearest(name, known)}")
-    family, small = models.read_config(checkpoints.config_file(checkpoints.locate(source), source_config))
-    if known[name].family != family.name:
-        raise UserError(f"--target {text}: a '{known[name].family}', and the source is a '{family.name}'; choose a target of the source's family")
-    target = copy.deepcopy(small)
-    target.update(family.resize(known[name]))
-    return target
+    if keeps:
+        moments.require(made, set(state.slots))
+        if form.layout == "huggingface":
+            raise UserError("Hugging Face files hold no optimizer state; use --format zero or universal, or --optimizer-state reset")
+    return Job(found, state, small, large, made, form, keeps)
 
 
 def carry_out(job: Job, out: Path, say: Say = print) -> Verification:
-    """Grow, write, verify and publish the checkpoint `out`. Raises UserError, and publishes nothing, when it is not lossless."""
+    """Grow, write, verify and publish the checkpoint `out`. Raises UserError, and publishes nothing, when a result that
+    claims to be lossless is not."""
     if out.exists():
         raise UserError(f"{out}: exists already; choose another --out or remove it")
+    if (job.source / manifest.NAME).exists():
+        manifest.verify(job.source)
     out.parent.mkdir(parents=True, exist_ok=True)
     staged = manifest.staging(out)
     try:
-        say(f"expand: {len(job.plan.rows)} tensors, {_words(job)}")
-        _write(job, staged)
+        say(f"expand: {len(job.plan.rows)} tensors, {words(job.plan)}")
+        checkpoints.write(grown(job), job.large, staged, job.form)
         measured = _verify(job, staged)
-        say(f"expand: verified, {measured}")
+        say(f"expand: {'verified' if job.plan.lossless else 'lossy, as declared (' + '; '.join(job.plan.lossy) + ')'}, {measured}")
         if job.plan.lossless and not measured.lossless:
             raise UserError(f"method '{job.plan.options.method}' claims to be lossless and is not: {measured}; nothing was published")
         write_json(staged / "plan.json", job.plan.as_json())
@@ -91,25 +79,35 @@ def carry_out(job: Job, out: Path, say: Say = print) -> Verification:
     return measured
 
 
-def _write(job: Job, staged: Path) -> None:
-    """Grow tensor by tensor into mapped scratch files, then write the chosen layout from them."""
-    tables = [models.table(config) for config in (job.small, job.large)]
-    grower = growth.Growth(job.plan, *tables, job.large.initializer_range)
-    scratch = Scratch(staged / ".grown")
-    tensors = {}
-    for name, tensor in grower.tensors(lambda n: job.state.tensors[n].open()):
-        _require_finite(job, name, tensor)
-        held = scratch.zeros(tuple(tensor.shape))
-        held.copy_(tensor)
-        tensors[name] = Entry(tuple(held.shape), lambda held=held: held)
+def grown(job: Job) -> State:
+    """The grown state: each tensor is made when a writer opens it, in float32."""
+    grower, names = _grower(job), {row.target: row for row in job.plan.rows}
+    tensors = {name: Entry(row.shape, partial(grower.tensor, row, partial(_source, job))) for name, row in names.items()}
     groups = tuple(replace(group, hyper=hyper) for group, hyper in zip(checkpoints.decay_groups(job.large), _hyper(job.state), strict=True))
-    checkpoints.write(State(tensors, groups=groups, aliases=tables[1].aliases), job.large, staged, job.form)
-    scratch.remove()
+    held = State(tensors, groups=groups, aliases=models.table(job.large).aliases)
+    if not job.keeps:
+        return held
+    slots = {slot: {name: Entry(row.shape, partial(moments.moment, grower, row, slot, partial(_moment, job, slot))) for name, row in names.items()}
+             for slot in moments.VIEWS}
+    return replace(held, slots=slots, steps={name: job.state.steps[row.origin] for name, row in names.items()})
 
 
-def _require_finite(job: Job, name: str, tensor: torch.Tensor) -> None:
+def _grower(job: Job) -> Growth:
+    return Growth(job.plan, models.table(job.small), models.table(job.large), job.large.initializer_range, dtype=torch.float32)
+
+
+def _source(job: Job, name: str) -> Tensor:
+    return _finite(job, name, job.state.tensors[name].open())
+
+
+def _moment(job: Job, slot: str, name: str) -> Tensor:
+    return _finite(job, f"{slot} of {name}", job.state.slots[slot][name].open())
+
+
+def _finite(job: Job, name: str, tensor: Tensor) -> Tensor:
     if not torch.isfinite(tensor).all():
-        raise UserError(f"{job.source}: '{name}' would hold NaN or infinite weights; the source has diverged, use an older checkpoint")
+        raise UserError(f"{job.source}: '{name}' holds NaN or infinite values; the source has diverged, use an older checkpoint")
+    return tensor
 
 
 def _hyper(state: State) -> tuple[dict, dict]:
@@ -123,26 +121,23 @@ def _hyper(state: State) -> tuple[dict, dict]:
 
 
 def _verify(job: Job, staged: Path) -> Verification:
-    """What counts is what lies on disk: the large model is read back from the files that will be published."""
+    """What counts is what lies on disk: the large model is read back from the files that will be published. Files in less
+    than float32 are measured too, but the verdict is that of the float32 weights they were rounded from."""
     written, config = checkpoints.read(staged)
-    return verify(job.small, partial(_open, job.state), config, partial(_open, written), seed=job.plan.options.seed)
+    stored, small = partial(_open, written), partial(_open, job.state)
+    if job.form.dtype == "float32":
+        return verify(job.small, small, config, stored, job.plan.options, moved=job.plan.moved)
+    exact = verify(job.small, small, config, partial(_open, grown(job)), job.plan.options, moved=job.plan.moved)
+    return replace(exact, stored=drift_of_stored(job.small, small, config, stored, job.plan.options))
 
 
-def _open(state: State, name: str) -> torch.Tensor:
+def _open(state: State, name: str) -> Tensor:
     return state.tensors[name].open().float()
 
 
 def spent(job: Job, samples: int) -> dict[str, int]:
-    """FLOPs of the expansion itself. grow: a scale and an add for every number of the target. verify: both models
-    forward on the probe, in two precisions."""
-    forward = [cost(models.table(config), _probe_positions(config)).forward for config in (job.small, job.large)]
-    return {"grow": 2 * models.table(job.large).parameters, "verify": 2 * samples * sum(forward)}
-
-
-def _probe_positions(config: PretrainedConfig) -> dict[str, int]:
-    length = getattr(config, "max_position_embeddings", None)
-    facts = {"block": length, "scored": length}
-    return models.of_config(config).positions(config, facts)
+    """FLOPs of the expansion itself. grow: a scale and an add for every number of the target."""
+    return {"grow": 2 * models.table(job.large).parameters, "verify": probe.spent(job.small, job.large, samples)}
 
 
 def _facts(job: Job, measured: Verification) -> dict:
@@ -150,15 +145,17 @@ def _facts(job: Job, measured: Verification) -> dict:
     before = job.state.provenance.get("flops", "unknown")
     held = job.source / manifest.NAME
     return {
-        "kind": "expand", **job.form.as_json(), "step": 0, "verification": measured.as_json(), "versions": installed(),
+        "kind": "expand", **job.form.as_json(), "step": 0, "method": job.plan.options.method, "optimizer_state": "grow" if job.keeps else "reset",
+        "lossless": job.plan.lossless, "lossy": list(job.plan.lossy), "verification": measured.as_json(), "versions": installed(),
         "seed": job.plan.options.seed, "source": {"path": str(job.source), "manifest_sha256": manifest.sha256(held) if held.exists() else None},
         "provenance": {"origin": str(job.source), "own_flops": own, "flops": own + before if isinstance(before, int) else "unknown"},
     }
 
 
-def _words(job: Job) -> str:
-    grown = [f"{name} {a} -> {b}" for name, (a, b) in job.plan.sizes.items() if a != b]
-    return ", ".join(grown) or "no size changes"
+def words(plan: Plan) -> str:
+    """What grows, in one line. Groups of keys and values are named where they are fewer than the heads."""
+    grouped = plan.sizes["kv heads"] != plan.sizes["heads"]
+    return ", ".join(f"{name} {a} -> {b}" for name, (a, b) in plan.sizes.items() if a != b and (grouped or name != "kv heads")) or "no size changes"
 
 
 def describe(job: Job, fingerprint: dict, name: str, model: str, origin: str, sizes: dict) -> dict:
@@ -168,6 +165,7 @@ def describe(job: Job, fingerprint: dict, name: str, model: str, origin: str, si
         "kind": "expand", "name": name, "model": model, "family": models.of_config(job.large).name, "sizes": sizes,
         "parameters": models.table(job.large).parameters, "origin": origin,
         "method": options.method, "depth": options.depth, "placement": options.placement, "noise": options.noise,
+        "optimizer_state": "grow" if job.keeps else "reset",
         "lossless": job.plan.lossless, "config_change": job.plan.config_change, "format": job.form.as_json(),
         "versions": installed(), "fingerprint": fingerprint,
     }
@@ -185,4 +183,3 @@ def into_stage(job: Job, folder: StageFolder, facts: dict, say: Say = print) -> 
     for kind, flops in spent(job, measured.samples).items():
         folder.ledger.append(step=0, kind=kind, flops=flops, samples=measured.samples if kind == "verify" else 0, tokens=0)
     folder.finish(verification=measured.as_json())
-

@@ -98,7 +98,7 @@ def _expand(config: Config, stage: ExpandStage, folder: StageFolder, nodes: Node
     sizes = config.models[stage.model]
     target = models.trained(sizes, open_prepared(config.path / "data").facts)
     source = train.origin(config, stage.source)
-    job = expand.plan(source, target, check.options(stage, config.seed), form_for(config, stage, nodes))
+    job = expand.plan(source, target, check.options(stage, config.seed), form_for(config, stage, nodes), keeps=stage.optimizer_state == "grow")
     shown = {"layers": sizes.layers, "hidden": sizes.hidden, "heads": sizes.heads, "mlp": sizes.mlp_units}
     facts = expand.describe(job, config.fingerprint(stage), stage.name, stage.model, stage.source, shown)
     console.print(f"[bold]{stage.name}[/bold]: {job.source} -> '{stage.model}' by method '{stage.method}'")

@@ -9,7 +9,7 @@ FLOORS = [
     {"axes", "state", "hardware"}, {"flops"},
     {"models", "data", "progress"}, {"growth"},
     {"checkpoints"}, {"engine", "launcher"},
-    {"reporting"}, {"train", "expand", "report"}, {"check"},
+    {"reporting", "targets"}, {"train", "expand", "report"}, {"check", "outlook", "comparison"},
     {"run"}, {"__main__"},
 ]
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}

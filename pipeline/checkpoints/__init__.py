@@ -70,6 +70,11 @@ def layout(folder: Path) -> str | None:
     return "huggingface" if any((folder / name).exists() for name in huggingface.FILES) else None
 
 
+def default_layout(source: Path) -> str:
+    """A Hugging Face source gives a Hugging Face result, any other native ZeRO."""
+    return "huggingface" if layout(locate(source)) == "huggingface" else "zero"
+
+
 def config_file(folder: Path, config: Path | None = None) -> Path:
     """Where the model's config lies: in the tag folder, or where the user says. Raises UserError when it is missing."""
     place = config or folder
@@ -86,12 +91,12 @@ def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedCon
     """
     facts = manifest.read(folder) if (folder / manifest.NAME).exists() else {}
     family, found = models.read_config(config_file(folder, config))
-    table = family.table(found)
+    table = models.table(found)
     state = {"zero": zero_read, "universal": universal, "huggingface": huggingface}[layout(folder)].read(folder)
     known = names.published(set(state.tensors), table, family.heads[0].model_class.base_model_prefix)
     state = replace(state, tensors={n: e for n, e in state.tensors.items() if n in known}).renamed(known)
     state = replace(state, aliases=table.aliases)
-    state = replace(state, tensors=_shaped(folder, state, table))
+    state = replace(state, tensors=_shaped(folder, state, table), slots=_shaped_slots(state, table))
     return replace(state, provenance=facts.get("provenance", {"flops": "unknown"})), found
 
 
@@ -110,6 +115,12 @@ def _shaped(folder: Path, state: State, table: Table) -> dict[str, Entry]:
     return {name: Entry(shape, partial(_open_as, state.tensors[name], shape)) for name, shape in wanted.items()}
 
 
+def _shaped_slots(state: State, table: Table) -> dict[str, dict[str, Entry]]:
+    shapes = {row.name: table.shape(row) for row in table.rows()}
+    return {slot: {name: Entry(shapes[name], partial(_open_as, entry, shapes[name])) for name, entry in entries.items()}
+            for slot, entries in state.slots.items()}
+
+
 def _open_as(entry: Entry, shape: tuple[int, ...]) -> Tensor:
     return entry.open().view(shape)
 
@@ -117,7 +128,7 @@ def _open_as(entry: Entry, shape: tuple[int, ...]) -> Tensor:
 def write(state: State, config: PretrainedConfig, folder: Path, form: Format, *, step: int = 0) -> None:
     """Write `state` (published names) into the staged tag folder in the layout of `form`, config.json with it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(models.config_text(config), encoding="utf-8")
+    (folder / CONFIG).write_text(models.config_text(config, form.dtype), encoding="utf-8")
     if form.layout == "huggingface":
         return huggingface.write(state, folder, form.dtype)
     spelled = state.renamed({row.name: row.module for row in models.table(config).rows()})

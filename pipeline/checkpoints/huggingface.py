@@ -84,6 +84,6 @@ def write(state: State, folder: Path, dtype: str = "float32") -> None:
 
 def _bytes(name: str, tensor: Tensor, dtype: torch.dtype) -> memoryview:
     cast = tensor.to(dtype).contiguous()
-    if not torch.isfinite(cast).all():
+    if not torch.isfinite(cast).all() and torch.isfinite(tensor).all():
         raise UserError(f"'{name}' does not fit into {str(dtype).removeprefix('torch.')} (largest number {tensor.abs().max().item():.3g}); choose float32 or bfloat16")
     return memoryview(cast.reshape(-1).view(torch.uint8).numpy())

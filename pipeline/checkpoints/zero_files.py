@@ -9,6 +9,7 @@ A group's parameters lie one after the other in flat fp32 tensors, cut over W ra
 
 import math
 import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ def open_file(path: Path) -> dict:
     """A checkpoint file, mapped, never executed. Raises UserError for damage and for foreign pickles."""
     try:
         with torch.serialization.safe_globals(ALLOWED):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))  # files of torch < 1.6 are no archives
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; the checkpoint is not complete") from error
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, … for damaged or foreign files

@@ -83,3 +83,27 @@ def width_changes(source: Table, target: Table, method: str) -> list[str]:
     before, after = source.measures(), target.measures()
     return [f"'{method}' grows in depth only, and {name} grows from {before[name]} to {after[name]}; use lemon, fpi or aki"
             for name in after if name != "layers" and after[name] != before[name]]
+
+
+def holding(source: Table, target: Table, change: dict[str, float], moved: bool) -> list[str]:
+    """What the exactness of this growth rests on, in words."""
+    before, after, names = source.stream.size, target.stream.size, target.attention
+    norm = "RMSNorm" if target.rms else "LayerNorm"
+    lines = []
+    if after != before:
+        copies, rest = divmod(after, before)
+        remainder = "" if not rest else f" and {rest} zeros" if target.rms else f" and the mean {rest} times"
+        lines.append(f"{norm} sees {copies} full {'copy' if copies == 1 else 'copies'}{remainder}; the config's {target.eps} becomes {change[target.eps]:.6g}")
+    if target.post_norm:
+        lines.append("post-LN: exact at whole multiples of the width")
+    if any(space.kind == "inner" for space in target.spaces.values()):
+        lines.append("dense-activation-norm head: exact at whole multiples of the width")
+    if names.rope:
+        lines.append(f"rotary positions: head_dim stays {target.spaces[names.query].unit}")
+    if target.spaces[names.key].count != target.spaces[names.query].count:
+        lines.append("groups share keys and values: every query head occurs, W_O divides by how often")
+    lines += [f"{space.name}: {space.size - source.spaces[name].size} rows appended; old outputs stay, new rows start fresh, new biases at 0"
+              for name, space in target.spaces.items() if space.kind == "table" and space.size > source.spaces[name].size]
+    if moved:
+        lines.append(f"post-LN depth: the affine moves to the new layer, exact up to O(eps) ({target.eps} / smallest variance, measured)")
+    return lines

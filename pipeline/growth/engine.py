@@ -14,7 +14,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.growth import aki, fpi, interpolate, lemon, net2net, random, stack
 from pipeline.growth.maps import Map, Maps, SpaceMap
 from pipeline.growth.method import Method, Options
-from pipeline.growth.plan import Plan, Row, make
+from pipeline.growth.plan import Plan, Row, Source, make
 from pipeline.streams import derive
 
 METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in (lemon, net2net, fpi, aki, stack, interpolate, random)}
@@ -39,8 +39,10 @@ def weight_map(role: str, chosen: SpaceMap) -> Map:
 
 
 def gradient_map(role: str, chosen: SpaceMap) -> Map:
-    """How an axis of a gradient grows (growth-math, section 7): writes and reads swap."""
-    return {"writes": chosen.reads, "scales": chosen.reads, "reads": chosen.writes, "gain": chosen.reads.scaled(1 / chosen.eta)}[role]
+    """How an axis of a gradient grows (growth-math, section 7): writes and reads swap. A gain's remainder multiplies
+    zeros, so it gets no gradient, whatever its reader makes of it."""
+    gain = chosen.reads.copied().scaled(1 / chosen.eta)
+    return {"writes": chosen.reads, "scales": chosen.reads, "reads": chosen.writes, "gain": gain}[role]
 
 
 def square_map(role: str, chosen: SpaceMap) -> Map:
@@ -68,11 +70,13 @@ class Growth:
         param = self.params[row.target]
         if row.fresh:
             return self._fresh(row, param)
-        grown = [source.weight * self.map(self._open(row, param, source.name, read), param, source.maps, weight_map) for source in row.sources]
-        total = sum(grown[1:], start=grown[0]) if grown else torch.full(row.shape, row.fill, dtype=self.dtype)
-        for axis in row.noise:
-            total = total + self._noise(row, param, axis)
-        return self._appended(row, param, total)
+        grown = [self._term(source, self._open(row, param, source.name, read), param) for source in row.sources]
+        terms = grown + [self._noise(row, param, axis) for axis in row.noise] or [torch.full(row.shape, row.fill, dtype=self.dtype)]
+        return self._appended(row, param, sum(terms[1:], start=terms[0]))
+
+    def _term(self, source: Source, tensor: Tensor, param: Param) -> Tensor:
+        mapped = self.map(tensor, param, source.maps, weight_map)
+        return mapped if isinstance(source.weight, float) and source.weight == 1 else source.weight * mapped
 
     def map(self, tensor: Tensor, param: Param, maps: str, view: View) -> Tensor:
         """E_out W R_in^T, or what `view` makes of it, axis by axis and, along an axis, space by space."""
@@ -94,10 +98,10 @@ class Growth:
             return level.expand_as(scale)
         return tensor * (scale / level).view(-1, *[1] * (tensor.dim() - 1))
 
-    def _normal(self, row: Row, param: Param, *key: str) -> Tensor:
+    def _normal(self, row: Row, param: Param, *key: str, scale: float = 1.0) -> Tensor:
         """The target's own initialisation of this tensor: it depends on the seed and the name, not on any order."""
         generator = torch.Generator().manual_seed(derive(self.plan.options.seed, *key, row.target))
-        return torch.randn(row.shape, generator=generator).mul_(self.std * param.std).to(self.dtype)
+        return torch.empty(row.shape).normal_(0.0, scale * self.std * param.std, generator=generator).to(self.dtype)
 
     def _fresh(self, row: Row, param: Param) -> Tensor:
         if param.fresh == "normal":
@@ -106,11 +110,11 @@ class Growth:
 
     def _noise(self, row: Row, param: Param, axis: int) -> Tensor:
         """N = s * (Z - Z E (E^T E)^-1 E^T): the target's own fresh initialisation, as far as it is not seen along `axis`."""
-        label, options = param.axes[axis], self.plan.options
-        fresh = self._normal(row, param, "noise", str(axis))
+        label = param.axes[axis]
+        fresh = self._normal(row, param, "noise", str(axis), scale=self.plan.options.noise)
         parts = fresh.split([self.target.spaces[name].size for name in label.spaces], axis)
         unseen = [self._unseen(part, label, name, axis) for part, name in zip(parts, label.spaces, strict=True)]
-        return options.noise * (torch.cat(unseen, axis) if len(unseen) > 1 else unseen[0])
+        return torch.cat(unseen, axis) if len(unseen) > 1 else unseen[0]
 
     def _unseen(self, fresh: Tensor, label: Axis, name: str, axis: int) -> Tensor:
         chosen = self.maps[""][name]

@@ -29,7 +29,7 @@ def space_map(source: Space, target: Space, rms: bool) -> SpaceMap:
     if before == after:
         return maps.same(before)
     rules = {
-        "stream": lambda: maps.stream(before, after, rms), "normed": lambda: maps.normed(before, after), "tied": lambda: maps.tied(before, after),
+        "stream": lambda: maps.stream(before, after, rms), "normed": lambda: maps.normed(before, after), "tied": lambda: maps.tied(before, after, rms),
         "inner": lambda: maps.circular(before, after), "pooled": lambda: maps.circular(before, after), "mlp": lambda: maps.circular(before, after),
         "table": lambda: maps.appended(before, after), "grid": lambda: grids.grid(source, target), "pixels": lambda: grids.pixels(before, after),
     }

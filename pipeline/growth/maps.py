@@ -1,5 +1,5 @@
 """How a space grows: maps behind one `apply`. Those of non-learned methods are index maps with a weight per entry,
-applied by gather and scale; learned ones are dense and differentiable.
+applied block by block; learned ones are dense and differentiable.
 
     x* = E x            a vector of the small model as the large one holds it        (growth-math: copy rules)
     R^T E = I           how the large model reads it back                            (read rules)
@@ -8,12 +8,23 @@ applied by gather and scale; learned ones are dense and differentiable.
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 ZERO, MEAN = -1, -2
 """Entries of `IndexMap.index` that copy nothing: a zero, or the mean of all source entries."""
+
+
+class Run(NamedTuple):
+    """Consecutive target entries that copy consecutive source entries with one weight; or ZERO, or MEAN, as `source`."""
+
+    target: int
+    source: int
+    length: int
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -27,32 +38,44 @@ class IndexMap:
     weight: Tensor
     source: int
 
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """The map in as few blocks as it has: full copies are moved as blocks, not entry by entry."""
+        step = (self.index[:-1] >= 0).long()
+        broken = (self.index[1:] - self.index[:-1] != step) | (self.weight[1:] != self.weight[:-1])
+        starts = [0, *(broken.nonzero().flatten() + 1).tolist(), len(self.index)] if len(self.index) else [0]
+        return tuple(Run(a, int(self.index[a]), b - a, float(self.weight[a])) for a, b in zip(starts, starts[1:], strict=False))
+
     @property
     def identity(self) -> bool:
-        same = len(self.index) == self.source and bool((self.index == torch.arange(self.source)).all())
-        return same and bool((self.weight == 1).all())
+        return self.runs == (Run(0, 0, self.source, 1.0),)
 
     def apply(self, x: Tensor, axis: int) -> Tensor:
         """The map along `axis`: size d_S becomes d_T, in the dtype of `x`."""
         if self.identity:
             return x
-        out = x.index_select(axis, self.index.clamp(min=0))
-        shape = [1] * x.dim()
-        shape[axis] = -1
-        if (self.index == MEAN).any():
-            out = torch.where((self.index == MEAN).view(shape), x.mean(axis, keepdim=True), out)
-        factors = torch.where(self.index == ZERO, 0.0, self.weight)
-        return out if bool((factors == 1).all()) else out * factors.to(x.dtype).view(shape)
+        pieces = [self._piece(x, axis, run) for run in self.runs]
+        return torch.cat(pieces, axis)
+
+    def _piece(self, x: Tensor, axis: int, run: Run) -> Tensor:
+        if run.source == ZERO:
+            return x.new_zeros(*x.shape[:axis], run.length, *x.shape[axis + 1 :])
+        if run.source == MEAN:
+            return (x.mean(axis, keepdim=True) * run.weight).expand(*x.shape[:axis], run.length, *x.shape[axis + 1 :])
+        piece = x.narrow(axis, run.source, run.length)
+        return piece if run.weight == 1 else piece * run.weight
 
     def back(self, y: Tensor, axis: int) -> Tensor:
         """The transpose along `axis`: size d_T becomes d_S. `reads.back(writes.apply(x))` is x."""
-        y = y.movedim(axis, -1)
-        weighted = y * torch.where(self.index >= 0, self.weight, 0.0).to(y.dtype)
-        out = y.new_zeros(*y.shape[:-1], self.source).index_add_(-1, self.index.clamp(min=0), weighted)
-        means = self.index == MEAN
-        if means.any():
-            out = out + (y[..., means] * self.weight[means].to(y.dtype)).sum(-1, keepdim=True) / self.source
-        return out.movedim(-1, axis)
+        axis = axis % y.dim()
+        out = y.new_zeros(*y.shape[:axis], self.source, *y.shape[axis + 1 :])
+        for run in self.runs:
+            piece = y.narrow(axis, run.target, run.length)
+            if run.source == MEAN:
+                out += piece.sum(axis, keepdim=True) * (run.weight / self.source)
+            elif run.source != ZERO:
+                out.narrow(axis, run.source, run.length).add_(piece, alpha=run.weight)
+        return out
 
     def unseen(self, noise: Tensor, axis: int) -> Tensor:
         """The part of `noise` that meets nothing of E x along `axis`: N E = 0 in exact arithmetic.
@@ -60,15 +83,19 @@ class IndexMap:
         Per source entry the weighted sum over its copies is taken out; columns that meet the mean sum to zero in
         every row; columns that meet a zero are free.
         """
-        noise, copies = noise.movedim(axis, -1), self.index >= 0
-        owner, weight = self.index.clamp(min=0), torch.where(copies, self.weight, 0.0).to(noise.dtype)
-        squares = torch.zeros(self.source, dtype=noise.dtype).index_add_(0, owner, weight**2)
-        seen = noise.new_zeros(*noise.shape[:-1], self.source).index_add_(-1, owner, noise * weight)
-        free = noise - (seen / squares).index_select(-1, owner) * weight
-        means = self.index == MEAN
-        if means.any():
-            free[..., means] -= free[..., means].mean(-1, keepdim=True)
-        return free.movedim(-1, axis)
+        copied = [run for run in self.runs if run.source >= 0]
+        seen, squares = self.only(self.index >= 0).back(noise, axis), torch.zeros(self.source, dtype=torch.float64)
+        for run in copied:
+            squares[run.source : run.source + run.length] += run.weight**2
+        seen /= squares.to(noise.dtype).view(-1, *[1] * (noise.dim() - 1 - axis))
+        free = noise.clone()
+        for run in copied:
+            free.narrow(axis, run.target, run.length).sub_(seen.narrow(axis, run.source, run.length), alpha=run.weight)
+        means = (self.index == MEAN).nonzero().flatten()
+        if len(means):
+            where = free.narrow(axis, int(means[0]), len(means))
+            where -= where.mean(axis, keepdim=True)
+        return free
 
     def scaled(self, factor: float) -> "IndexMap":
         return self if factor == 1 else replace(self, weight=self.weight * factor)
@@ -81,6 +108,10 @@ class IndexMap:
     def only(self, kept: Tensor) -> "IndexMap":
         """The rows `kept` (d_T,) of the map; the others become zero."""
         return replace(self, index=torch.where(kept, self.index, ZERO))
+
+    def copied(self) -> "IndexMap":
+        """The copies alone: what reads the mean becomes zero."""
+        return self.only(self.index != MEAN)
 
     def dense(self) -> Tensor:
         """The matrix itself (d_T, d_S), for tests and for reading."""
@@ -106,6 +137,9 @@ class DenseMap:
 
     def squared(self) -> "DenseMap":
         return DenseMap(self.matrix**2)
+
+    def copied(self) -> "DenseMap":
+        return self
 
 
 Map = IndexMap | DenseMap
@@ -177,10 +211,11 @@ def normed(source: int, target: int) -> SpaceMap:
     return SpaceMap(full_copies(source, target, ZERO), full_copies(source, target, ZERO, share), full_copies(source, target, MEAN), eta(source, target))
 
 
-def tied(source: int, target: int) -> SpaceMap:
+def tied(source: int, target: int, rms: bool = False) -> SpaceMap:
     """A norm's output read by the grown token embedding, which counts each source entry k times: divide by k."""
     share = source / _covered(source, target)
-    return SpaceMap(full_copies(source, target, ZERO, share), full_copies(source, target, MEAN), full_copies(source, target, MEAN, share), eta(source, target))
+    read = full_copies(source, target, ZERO if rms else MEAN)  # as the embedding writes the stream
+    return SpaceMap(full_copies(source, target, ZERO, share), read, full_copies(source, target, MEAN, share), eta(source, target))
 
 
 def appended(source: int, target: int) -> SpaceMap:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers import initialization as init
 
 from pipeline import models
 from pipeline.flops import cost
@@ -61,16 +62,19 @@ def positions(config: PretrainedConfig) -> dict[str, int]:
 
 def load(config: PretrainedConfig, read: Weights, dtype: torch.dtype) -> PreTrainedModel:
     """A model of `config` with the weights that `read` gives, in `dtype`, evaluating."""
-    model = models.fill(models.build(config), read).to(dtype).eval()
-    return _exact(model) if dtype == torch.float64 else model
+    with init.no_init_weights():
+        model = models.build(config)
+    return cast(models.fill(model, read).eval(), dtype)
 
 
-def _exact(model: PreTrainedModel) -> PreTrainedModel:
-    """RMSNorms of `transformers` compute in float32 whatever they are given; here they compute in float64."""
-    for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = _rms(module)
-    return model
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model in `dtype`. RMSNorms of `transformers` compute in float32 whatever they are given; in float64 they no
+    longer do."""
+    if dtype == torch.float64:
+        for module in model.modules():
+            if type(module).__name__.endswith("RMSNorm"):
+                module.forward = _rms(module)
+    return model.to(dtype)
 
 
 def _rms(module: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -78,21 +82,25 @@ def _rms(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def run(config: PretrainedConfig, read: Weights, inputs: Inputs, dtype: torch.dtype) -> Trace:
-    """The trace of a model, from weights filled into a fresh model of `config`."""
-    model, table = load(config, read, dtype), models.table(config)
+    """The trace of a model of `config` with the weights that `read` gives."""
+    return observe(load(config, read, dtype), inputs)
+
+
+def observe(model: PreTrainedModel, inputs: Inputs) -> Trace:
+    """The trace of a model, in its own dtype."""
     trace, mask = Trace(), inputs.get("attention_mask")
     with torch.no_grad(), _watched(model, trace, None if mask is None else mask.bool()):
-        found = model(**fitted(inputs, config, dtype))
-    trace.outputs = {name: _counted(found[name], mask) for name in table.outputs}
+        found = model(**fitted(inputs, model))
+    trace.outputs = {name: _counted(found[name], mask) for name in models.table(model.config).outputs}
     return trace
 
 
-def fitted(inputs: Inputs, config: PretrainedConfig, dtype: torch.dtype) -> Inputs:
-    """The inputs in `dtype`, images interpolated to the size that `config` takes."""
-    floats = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+def fitted(inputs: Inputs, model: PreTrainedModel) -> Inputs:
+    """The inputs in the model's dtype, images interpolated to the size it takes."""
+    floats = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()}
     images = floats.get("pixel_values")
-    if images is not None and images.shape[-1] != config.image_size:
-        floats["pixel_values"] = F.interpolate(images, size=config.image_size, mode="bicubic", align_corners=False)
+    if images is not None and images.shape[-1] != model.config.image_size:
+        floats["pixel_values"] = F.interpolate(images, size=model.config.image_size, mode="bicubic", align_corners=False)
     return floats
 
 

@@ -8,22 +8,24 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import PreTrainedModel
 
 from pipeline import models
 from pipeline.axes import Param, Table
 from pipeline.growth.maps import IndexMap, Map, Maps
-from pipeline.growth.probe import Inputs, Weights, fitted, load
+from pipeline.growth.probe import Inputs, fitted
 from pipeline.streams import derive
 
 
-def symmetry(config: PretrainedConfig, read: Weights, maps: Maps, inputs: Inputs, seed: int = 0) -> dict[str, float]:
-    """Space -> measure, for the spaces that hold copies. The loss is a fixed random direction of the outputs."""
-    model, table = load(config, read, torch.float32), models.table(config)
-    found = model(**fitted(inputs, config, torch.float32))
+def symmetry(model: PreTrainedModel, maps: Maps, inputs: Inputs, seed: int = 0) -> dict[str, float]:
+    """Space -> measure, for the spaces that hold copies. The loss is a fixed random direction of the outputs as the small
+    model gives them (R^T of them), so that it cannot tell copies apart by itself."""
+    table, found = models.table(model.config), model(**fitted(inputs, model))
     generator = torch.Generator().manual_seed(derive(seed, "direction"))
-    torch.stack([(found[name] * torch.randn(found[name].shape, generator=generator)).sum() for name in table.outputs]).sum().backward()
+    given = [maps[space].reads.back(found[name], -1) for name, space in table.outputs.items()]
+    torch.stack([(output * torch.randn(output.shape, generator=generator)).sum() for output in given]).sum().backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
     written: dict[tuple[str, int | None], list[Tensor]] = {}
     for row in table.rows():
         for space, gradient in _parts(row, table, maps, gradients[row.module]):
@@ -37,13 +39,14 @@ def symmetry(config: PretrainedConfig, read: Weights, maps: Maps, inputs: Inputs
 
 
 def _parts(row: Param, table: Table, maps: Maps, gradient: Tensor | None) -> Iterator[tuple[str, Tensor]]:
-    """(space, gradient with its entries first) of every space that the weight `row` writes. Left out is what separates one
-    step later by construction: keys inside a head (their queries first), a tied head's transform (the embedding first)."""
+    """(space, gradient with its entries first) of every space that the weight `row` writes. Left out is what separates later
+    by construction: keys inside a head (their queries first), a tied head's transform (the embedding first), what a bare encoder
+    gives out (the head to come)."""
     for axis, label in enumerate(row.axes if row.use == "matmul" and gradient is not None else ()):
         if label.role == "writes":
             parts = gradient.split([table.spaces[name].size for name in label.spaces], axis)
             for name, part in zip(label.spaces, parts, strict=True):
-                if not maps[name].blind and table.spaces[name].kind != "inner":
+                if not maps[name].blind and table.spaces[name].kind not in ("inner", "pooled"):
                     yield name, part.movedim(axis, 0).flatten(1)
 
 

@@ -18,7 +18,7 @@ from pipeline import models
 from pipeline.growth.engine import METHODS
 from pipeline.growth.maps import Maps
 from pipeline.growth.method import Options
-from pipeline.growth.probe import Inputs, Trace, Weights, probe, run
+from pipeline.growth.probe import Inputs, Trace, Weights, cast, load, observe, probe, run
 from pipeline.growth.symmetry import symmetry
 
 GATES = {"float64": 2e-6, "float32": 1e-5}
@@ -54,8 +54,9 @@ class Verification:
 
     def __str__(self) -> str:
         gates = self.as_json()["gates"]
+        rounded = "" if self.stored is None else f"; rounding to the stored dtype makes it {self.stored:.1e}"
         return (f"relative difference of the outputs {self.float64:.1e} in float64 (gate {gates['float64']:.0e}), "
-                f"{self.float32:.1e} in float32 (gate {gates['float32']:.0e})")
+                f"{self.float32:.1e} in float32 (gate {gates['float32']:.0e}){rounded}")
 
 
 class Pair:
@@ -98,13 +99,24 @@ def verify(source: PretrainedConfig, small: Weights, target: PretrainedConfig, l
            moved: bool = False, samples: int = 2) -> Verification:
     """Run both models on the same probe in float64 and in float32. Weights are read by published name."""
     pair, inputs = Pair(source, target, options), probe(source, options.seed, samples)
-    exact = pair.traces(small, large, inputs, torch.float64)
-    single = pair.traces(small, large, inputs, torch.float32)
+    single, exact, measure = [], [], {}
+    for config, read in ((source, small), (target, large)):  # one model at a time, each built once
+        model = load(config, read, torch.float32)
+        single.append(observe(model, inputs))
+        measure = symmetry(model, pair.maps, inputs, options.seed) if config is target else {}
+        exact.append(observe(cast(model, torch.float64), inputs))
+        del model
     eps = getattr(target, pair.tables[1].eps)
     return Verification(
         pair.difference(*exact), pair.difference(*single), samples, eps / min(t.variance for t in exact) if moved else 0.0,
-        pair.drift(*exact), symmetry(target, large, pair.maps, inputs, options.seed), pair.losses(*exact, inputs),
+        pair.drift(*exact), measure, pair.losses(*exact, inputs),
     )
+
+
+def drift_of_stored(source: PretrainedConfig, small: Weights, target: PretrainedConfig, stored: Weights, options: Options, samples: int = 2) -> float:
+    """The difference in float64 of weights that were rounded to less than float32: reported, never a verdict."""
+    pair = Pair(source, target, options)
+    return pair.difference(*pair.traces(small, stored, probe(source, options.seed, samples), torch.float64))
 
 
 def relative_difference(small: Tensor, large: Tensor) -> float:

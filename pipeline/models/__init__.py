@@ -65,10 +65,10 @@ def recognise(content: dict, where: str) -> tuple[Family, PretrainedConfig]:
     return known, config
 
 
-def config_text(config: PretrainedConfig) -> str:
-    """The content of config.json, with the architecture any reader of Hugging Face files knows."""
+def config_text(config: PretrainedConfig, dtype: str = "float32") -> str:
+    """The content of config.json, with the architecture any reader of Hugging Face files knows, and the dtype it loads in."""
     content = json.loads(config.to_json_string(use_diff=False))
-    return json.dumps({**content, "architectures": [of_config(config).head(config).architecture]}, indent=2, sort_keys=True) + "\n"
+    return json.dumps({**content, "architectures": [of_config(config).head(config).architecture], "dtype": dtype}, indent=2, sort_keys=True) + "\n"
 
 
 def read_config(path: Path) -> tuple[Family, PretrainedConfig]:

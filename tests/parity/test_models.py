@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_tables import TEXT, make
+from samples import POSITIONS, VARIANTS, VOCAB, sample
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertForMaskedLM, RobertaPreLayerNormConfig
 from transformers.models.roberta_prelayernorm.modeling_roberta_prelayernorm import RobertaPreLayerNormEncoder
 
@@ -13,8 +13,7 @@ TIGHT = {"rtol": 0, "atol": 1e-12}
 
 
 def randomised(name: str):
-    _, config = make(name)
-    model = models.build(config).double().eval()
+    model = models.build(sample(name, eps=1e-12)).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)
@@ -22,13 +21,13 @@ def randomised(name: str):
 
 
 def batch() -> dict[str, torch.Tensor]:
-    ids = torch.randint(TEXT["vocab_size"], (3, TEXT["block"]))
+    ids = torch.randint(VOCAB, (3, POSITIONS))
     mask = torch.ones_like(ids)
     mask[0, 7:] = 0
     return {"input_ids": ids, "attention_mask": mask}
 
 
-@pytest.mark.parametrize("name", ["bert-pre-ln", "bert"])
+@pytest.mark.parametrize("name", ["bert-pre-ln", "bert-pre-ln transform", "bert"])
 def test_scoring_some_positions_is_scoring_all_and_choosing(name):
     model, inputs = randomised(name), batch()
     positions = torch.tensor([[0, 3, 6], [11, 2, 2], [5, 1, 9]])
@@ -51,7 +50,7 @@ def test_pre_ln_bert_is_transformers_pre_ln_encoder():
     encoder = RobertaPreLayerNormEncoder(config).double().eval()
     encoder.load_state_dict(ours.bert.encoder.state_dict())
     hidden = ours.bert.embeddings(inputs["input_ids"], None)
-    bias = torch.zeros(3, 1, 1, TEXT["block"], dtype=torch.float64).masked_fill(inputs["attention_mask"][:, None, None] == 0, -torch.inf)
+    bias = torch.zeros(3, 1, 1, POSITIONS, dtype=torch.float64).masked_fill(inputs["attention_mask"][:, None, None] == 0, -torch.inf)
     expected = ours.bert.LayerNorm(encoder(hidden, attention_mask=bias).last_hidden_state)
     torch.testing.assert_close(ours.bert(**inputs).last_hidden_state, expected, **TIGHT)
 
@@ -67,9 +66,9 @@ def test_pre_ln_bert_saves_and_loads_by_the_auto_classes(tmp_path):
     assert again.cls.predictions.decoder.weight is again.bert.embeddings.word_embeddings.weight
 
 
-@pytest.mark.parametrize("name", models.FAMILIES)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_the_same_seed_gives_the_same_model(name):
-    _, config = make(name)
+    config = sample(name)
     first, second, other = (models.build(config, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first)
@@ -77,7 +76,7 @@ def test_the_same_seed_gives_the_same_model(name):
 
 def test_labels_give_a_loss_as_in_transformers():
     model, inputs = randomised("bert-pre-ln"), batch()
-    labels = inputs["input_ids"].masked_fill(torch.rand(3, TEXT["block"]) < 0.7, -100)
+    labels = inputs["input_ids"].masked_fill(torch.rand(3, POSITIONS) < 0.7, -100)
     result = model(**inputs, labels=labels)
     expected = torch.nn.functional.cross_entropy(result.logits.float().flatten(0, 1), labels.flatten())
     torch.testing.assert_close(result.loss, expected)

@@ -1,0 +1,92 @@
+"""Expanding pre-LN BERT (12, 768) to (24, 1024), safetensors to safetensors, against its three unavoidable parts.
+
+    python benchmarks/expansion_speed.py            full size, about 2 minutes on two cores, 4 GB of disk
+    python benchmarks/expansion_speed.py --small    a check that it runs, seconds
+
+One run does both sides, twice in turn, and prints the best of each: the parts alone are reading the source, generating
+the target's random initialisation (as `transformers` does for a fresh model) and writing a result of the same size.
+The expansion does more: it maps every tensor, projects the noise, and (measured apart) verifies, hashes and syncs.
+"""
+
+import argparse
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pipeline import checkpoints, expand, models
+from pipeline.checkpoints import Format
+from pipeline.config import ModelSizes
+from pipeline.growth.method import Options
+from pipeline.hardware import settle
+from pipeline.state import State, in_memory
+
+FACTS = {"kind": "text", "vocab_size": 30522, "block": 512, "scored": 76}
+
+
+def configure(layers: int, hidden: int, heads: int):
+    return models.trained(ModelSizes(family="bert-pre-ln", layers=layers, hidden=hidden, heads=heads), FACTS)
+
+
+def timed(name: str, action, times: dict[str, list[float]]) -> object:
+    begun = time.perf_counter()
+    result = action()
+    times.setdefault(name, []).append(time.perf_counter() - begun)
+    return result
+
+
+def read(folder: Path) -> int:
+    """Every byte of the source, into memory."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return sum(file.get_tensor(name).clone().numel() for name in file.keys())
+
+
+def measure(small, large, folder: Path, times: dict[str, list[float]]) -> None:
+    timed("read the source", lambda: read(folder / "source"), times)
+    model = timed("random initialisation", lambda: models.build(large), times)
+    weights = {row.name: dict(model.named_parameters())[row.module].data for row in models.table(large).rows()}
+    timed("write the result", lambda: save_file(weights, folder / "plain.safetensors"), times)
+    del model, weights
+    job = expand.plan(folder / "source", large, Options(depth="cancel"), Format("huggingface"))
+    timed("expand", lambda: checkpoints.write(expand.grown(job), job.large, folder / "grown", job.form), times)
+    timed("expand, verify, hash, sync, publish", lambda: expand.carry_out(job, folder / "published", lambda line: None), times)
+    shutil.rmtree(folder / "grown")
+    shutil.rmtree(folder / "published")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--folder", type=Path, help="where to work (default: the system's temporary folder)")
+    options = parser.parse_args()
+    settle()
+    sizes = [(2, 48, 4), (4, 64, 4)] if options.small else [(12, 768, 12), (24, 1024, 16)]
+    small, large = (configure(*each) for each in sizes)
+    folder = Path(tempfile.mkdtemp(dir=options.folder))
+    try:
+        parameters = {row.module: row.name for row in models.table(small).rows()}
+        source = State(in_memory((parameters[name], p.data) for name, p in models.build(small).named_parameters()))
+        checkpoints.write(source, small, folder / "source", Format("huggingface"))
+        times: dict[str, list[float]] = {}
+        for _ in range(2):
+            measure(small, large, folder, times)
+    finally:
+        shutil.rmtree(folder)
+    report(times, models.table(small).parameters, models.table(large).parameters)
+
+
+def report(times: dict[str, list[float]], before: int, after: int) -> None:
+    best = {name: min(each) for name, each in times.items()}
+    floor = sum(list(best.values())[:3])
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {before:,} -> {after:,} parameters")
+    for name, seconds in best.items():
+        print(f"{name:40s} {seconds:8.2f} s {seconds / floor:6.2f} x the parts")
+    print(f"{'the three parts together':40s} {floor:8.2f} s   1.00")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What an expansion will do, before it is done: for people to read, and as data. No tensor is read."""
+
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table as Sheet
+
+from pipeline import models
+from pipeline.axes import Table
+from pipeline.expand import Job, words
+from pipeline.flops import cost
+from pipeline.growth import conditions, moments, probe
+from pipeline.growth.engine import METHODS
+from pipeline.growth.maps import MEAN, ZERO, IndexMap, Map, Maps
+
+GIB = 2**30
+
+
+def outlook(job: Job) -> dict:
+    """Everything `lemon plan` prints and saves."""
+    tables = models.table(job.small), models.table(job.large)
+    return {
+        **job.plan.as_json(), "source": str(job.source), "family": tables[0].family, "format": job.form.as_json(),
+        "parameters": [table.parameters for table in tables],
+        "flops": [_flops(table, config) for table, config in zip(tables, (job.small, job.large), strict=True)],
+        "conditions": conditions.holding(*tables, job.plan.config_change, job.plan.moved),
+        "optimizer_state": moments.refusals(job.plan, set(job.state.slots)) or ["can grow"],
+        "needs": needs(job),
+    }
+
+
+def _flops(table: Table, config: object) -> dict:
+    positions = probe.positions(config)
+    return {"positions": positions, **asdict(cost(table, positions))}
+
+
+def needs(job: Job) -> dict[str, int]:
+    """Bytes that the expansion takes. disk: the result, and what writing native shards puts aside meanwhile. memory: the
+    verification holds the large model in float64 beside the float32 weights it was filled from."""
+    count, largest = models.table(job.large).parameters, max(_size(row.shape) for row in job.plan.rows)
+    width = {"float32": 4, "bfloat16": 2, "float16": 2}[job.form.dtype]
+    result = {"huggingface": width * count, "universal": 12 * count, "zero": 12 * count + (0 if job.form.zero_stage == 3 else (2 if job.form.bf16 else 4) * count)}
+    disk = result[job.form.layout] * (2 if job.form.layout == "zero" else 1)
+    return {"result": result[job.form.layout], "disk": disk, "memory": 12 * count + 16 * largest}
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for side in shape:
+        size *= side
+    return size
+
+
+def show(job: Job, content: dict, console: Console) -> None:
+    """Print the plan."""
+    before, after = content["parameters"]
+    options = job.plan.options
+    console.print(f"[bold]{job.source}[/bold] ({content['family']}) by method '{options.method}': {words(job.plan)}", highlight=False)
+    console.print(_spaces(job))
+    console.print(_layers(job), highlight=False)
+    console.print(_rows(job))
+    for key, value in job.plan.config_change.items():
+        console.print(f"config       {key}: {getattr(job.small, key):.6g} -> {value:.6g}", highlight=False)
+    forward = [each["forward"] + each["backward"] for each in content["flops"]]
+    tokens = content["flops"][1]["positions"]["token"]
+    console.print(f"parameters   {before:,} -> {after:,}  ({after / before:.2f}x)", highlight=False)
+    console.print(f"FLOPs        {forward[0]:.4g} -> {forward[1]:.4g} per training sample of {tokens} positions  ({forward[1] / forward[0]:.2f}x)", highlight=False)
+    for line in content["conditions"]:
+        console.print(f"condition    {line}", highlight=False)
+    console.print(f"optimizer    {'; '.join(content['optimizer_state'])}", highlight=False)
+    console.print(f"result       {'lossless, and held to the gates' if job.plan.lossless else 'LOSSY: ' + '; '.join(job.plan.lossy)}", highlight=False)
+    wanted = content["needs"]
+    console.print(f"needs        {wanted['disk'] / GIB:.2f} GiB of disk (result {wanted['result'] / GIB:.2f}), {wanted['memory'] / GIB:.2f} GiB of memory", highlight=False)
+
+
+def _spaces(job: Job) -> Sheet:
+    """How each space that grows is held and read."""
+    tables = models.table(job.small), models.table(job.large)
+    maps: Maps = METHODS[job.plan.options.method].maps(*tables, job.plan.options.seed)[""]
+    sheet = Sheet("space", "kind", "before", "after", "held as (E)", "read as (R)", box=None, pad_edge=False)
+    for name, space in tables[1].spaces.items():
+        if space.size != tables[0].spaces[name].size:
+            chosen = maps[name]
+            sheet.add_row(name, space.kind, str(tables[0].spaces[name].size), str(space.size), _held(chosen.writes, chosen.appended), _read(chosen.reads))
+    return sheet
+
+
+def _held(chosen: Map, appended: bool) -> str:
+    if not isinstance(chosen, IndexMap):
+        return "interpolated"
+    zeros, means = int((chosen.index == ZERO).sum()), int((chosen.index == MEAN).sum())
+    copied = len(chosen.index) - zeros - means
+    rest = f" + {zeros} fresh" if appended else f" + {zeros} zeros" if zeros else f" + {means} times the mean" if means else ""
+    return f"{copied / chosen.source:.4g} copies{rest}"
+
+
+def _read(chosen: Map) -> str:
+    if not isinstance(chosen, IndexMap):
+        return "interpolated"
+    weights = sorted({round(weight, 4) for weight in chosen.weight[chosen.index >= 0].tolist()})
+    return "weights " + ", ".join(f"{weight:.4g}" for weight in weights[:3]) + (", …" if len(weights) > 3 else "")
+
+
+def _layers(job: Job) -> str:
+    """Which source layer each target layer comes from; + marks a new one."""
+    return "layers       " + " ".join(",".join(str(term.layer) for term in layer.terms) + ("+" if layer.new else "") for layer in job.plan.layers)
+
+
+def _rows(job: Job) -> Sheet:
+    """The tensors, layers of one kind in one line."""
+    table = models.table(job.large)
+    templates = {row.name: row.template for row in table.rows()}
+    groups: dict[tuple, list] = {}
+    for row in job.plan.rows:
+        kind = "fresh" if row.fresh else "grown" if row.sources else row.note
+        groups.setdefault((templates[row.target], kind), []).append(row)
+    sheet = Sheet("tensor", "shape", "count", "noise", "note", box=None, pad_edge=False)
+    for (template, kind), rows in groups.items():
+        noise = "yes" if rows[0].noise else ""
+        sheet.add_row(template, "x".join(map(str, rows[0].shape)), str(len(rows)), noise, "" if kind == "grown" else kind)
+    return sheet
