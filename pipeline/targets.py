@@ -18,6 +18,8 @@ TRAINING = ("dropout", "pdrop", "drop_path", "initializer_range", "initializer_f
 KEPT = ("eps", "epsilon", "architectures", "transformers_version", "dtype", "id2label", "label2id", "_name_or_path", "layer_types",
         "token_id", "max_window_layers", "chunk_size", "problem_type", "return_dict", "output_", "task_specific", "tokenizer_class")
 """Parts of the keys of which the source's value is kept, whatever the target says: they decide nothing about a growth."""
+STAGES = ("out_features", "out_indices", "stage_names")
+"""Keys of a backbone that `transformers` derives from the number of layers."""
 
 
 def find(text: str, source: Path, source_config: Path | None = None) -> PretrainedConfig:
@@ -55,13 +57,13 @@ def _any(key: str, parts: tuple[str, ...]) -> bool:
 
 def _require_agreement(family: Family, before: dict, after: dict) -> None:
     for key in sorted({*before, *after}):
-        if before.get(key) != after.get(key) and key not in family.sizes and not _any(key, TRAINING + KEPT):
+        if before.get(key) != after.get(key) and key not in family.sizes and not _any(key, TRAINING + KEPT + STAGES):
             raise UserError(f"the target's config has {key} {after.get(key)!r} where the source's has {before.get(key)!r}; a growth keeps it, give the target the source's value")
 
 
 def _rebuilt(small: PretrainedConfig, changes: dict, where: str) -> PretrainedConfig:
     """The source's config with other sizes, checked by its own class. Raises UserError for impossible sizes."""
-    content = {**small.to_dict(), **changes}
+    content = {key: value for key, value in {**small.to_dict(), **changes}.items() if key not in STAGES}
     types = content.pop("layer_types", None) or []
     if len(set(types)) > 1 and content["num_hidden_layers"] != len(types):
         raise UserError(f"{where}: the source's layers alternate between {' and '.join(sorted(set(types)))}, which a growth in depth would shift; keep {len(types)} layers")

@@ -33,7 +33,9 @@ def open_file(path: Path) -> dict:
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; the checkpoint is not complete") from error
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, … for damaged or foreign files
-        reason = " ".join(str(error).split())[:160]
+        text = re.sub(r"\x1b\[\d+m", "", " ".join(str(error).split()))
+        found = re.search(r"GLOBAL (\S+)", text)
+        reason = f"it holds {found[1]}, which no checkpoint needs" if found else text[:160]
         raise UserError(f"{path}: cannot be loaded safely (damaged, or it holds code): {reason}") from error
 
 

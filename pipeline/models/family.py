@@ -56,6 +56,7 @@ class Family:
         """The head that `config` names in `architectures`; without a name, the first. Raises UserError for an unknown one."""
         known = {head.architecture: head for head in self.heads}
         wanted = (config.architectures or [self.heads[0].architecture])[0]
+        wanted = next((name for name, head in known.items() if head.model_class.__name__ == wanted), wanted)  # `save_pretrained` of ours
         if wanted not in known:
             raise UserError(f"architecture '{wanted}' of family '{self.name}' is not known; known are {', '.join(known)}")
         return known[wanted]

@@ -97,7 +97,7 @@ def run(capsys, tmp_path: Path, *arguments: object) -> tuple[int, str]:
 
 
 def test_the_command(tmp_path, capsys):
-    code, _ = run(capsys, tmp_path, "--source", source(tmp_path), "--target", tmp_path / "t.yaml:large", "--out", tmp_path / "large", "--zero-stage", 2)
+    code, _ = run(capsys, tmp_path, "--source", source(tmp_path), "--target", tmp_path / "t.yaml:large", "--out", tmp_path / "large", "--zero-stage", 2)  # which says --format zero
     assert code == 0 and manifest.read(tmp_path / "large")["zero_stage"] == 2
 
 

@@ -1,0 +1,73 @@
+"""Optimizer state that grows: through a whole run in the real engine, and offline in every layout."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from growing import randomised
+from samples import sample
+from test_runs import config, lemon, records
+
+from pipeline import checkpoints, expand, models
+from pipeline.checkpoints import Format, manifest
+from pipeline.growth.method import Options
+from pipeline.state import Group, State, in_memory
+
+LARGE = {"layers": 3, "hidden": 20, "heads": 5, "mlp": 33}
+HYPER = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6}
+
+
+def source(folder, form: Format, variant: str = "bert-pre-ln"):
+    """A checkpoint in mid-training: random weights, moments, 7 steps."""
+    config = sample(variant)
+    weights = randomised(config, seed=1)
+    slots = {"exp_avg": in_memory((n, t.float() * 0.01) for n, t in randomised(config, seed=2).items()),
+             "exp_avg_sq": in_memory((n, t.float() ** 2 * 1e-4) for n, t in randomised(config, seed=3).items())}
+    groups = tuple(Group(g.names, {**HYPER, "weight_decay": decay}) for g, decay in zip(checkpoints.decay_groups(config), (0.1, 0.0), strict=True))
+    state = State(in_memory((n, t.float()) for n, t in weights.items()), slots=slots, steps=dict.fromkeys(weights, 7.0), groups=groups,
+                  aliases=models.table(config).aliases)
+    staged = manifest.staging(folder / "small")
+    checkpoints.write(state, config, staged, form, step=7)
+    manifest.publish(staged, folder / "small", {**form.as_json(), "step": 7})
+    return folder / "small"
+
+
+@pytest.mark.parametrize("form", [Format("zero", 1, 3), Format("zero", 2, 2), Format("zero", 3, 2), Format("universal")], ids=lambda f: f"{f.layout}-{f.zero_stage}")
+def test_every_layout_keeps_the_grown_moments(tmp_path, form):
+    job = expand.plan(source(tmp_path, form), sample("bert-pre-ln", **LARGE), Options(), form, keeps=True)
+    expand.carry_out(job, tmp_path / "large", lambda line: None)
+    state, _ = checkpoints.read(tmp_path / "large")
+    wanted = expand.grown(job)
+    assert set(state.steps.values()) == {7.0}
+    assert [group.hyper["weight_decay"] for group in state.groups] == [0.1, 0.0]
+    for slot in ("exp_avg", "exp_avg_sq"):
+        for name, entry in state.slots[slot].items():
+            assert torch.equal(entry.open(), wanted.slots[slot][name].open()), (slot, name)
+    assert all((entry.open() > 0).all() for entry in state.slots["exp_avg_sq"].values())
+
+
+def test_a_result_without_room_for_moments_is_refused(tmp_path):
+    with pytest.raises(checkpoints.UserError, match="Hugging Face files hold no optimizer state; use --format zero or universal"):
+        expand.plan(source(tmp_path, Format("zero", 1, 2)), sample("bert-pre-ln", **LARGE), Options(), Format("huggingface"), keeps=True)
+
+
+@pytest.mark.parametrize("state, steps", [("grow", 24 + 6), ("reset", 6)])
+def test_the_engine_goes_on_with_them(tmp_path, state, steps):
+    """The large stage starts at the small one's last loss, and its AdamW counts on from the small one's steps, or from 0."""
+    path = config(tmp_path)
+    content = yaml.safe_load(path.read_text())
+    content["stages"][1]["optimizer_state"] = state
+    content["stages"][2]["schedule"]["fraction"] = 0.25
+    content["stages"] = content["stages"][:3]
+    path.write_text(yaml.safe_dump(content))
+    done = lemon("run", path)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    run = tmp_path / "run"
+    last, first = ([r["eval_loss"] for r in records(run, stage) if "eval_loss" in r] for stage in ("small", "large"))
+    assert first[0] == pytest.approx(last[-1], abs=1e-6) and first[-1] < first[0]
+    held, _ = checkpoints.read(checkpoints.locate(run / "large"))
+    assert set(held.steps.values()) == {float(steps)}
+    assert json.loads((run / "grown" / "stage.json").read_text())["optimizer_state"] == state
+    grown, _ = checkpoints.read(checkpoints.locate(run / "grown"))
+    assert all((entry.open() > 0).any() for entry in grown.slots["exp_avg_sq"].values()) == (state == "grow")

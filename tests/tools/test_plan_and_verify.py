@@ -1,0 +1,129 @@
+"""`lemon plan` says what an expansion will do without reading a tensor; `lemon verify` measures what one did."""
+
+import json
+
+import pytest
+import torch
+from folders import change, lemon, saved, wanted
+
+from pipeline import checkpoints
+from pipeline.checkpoints import manifest
+from pipeline.state import Entry
+
+LARGE = {"layers": 4, "hidden": 20, "heads": 5, "mlp": 33}
+
+
+def planned(capsys, folder, variant: str, *more: object, **sizes) -> tuple[dict, str]:
+    target = wanted(folder / "target.json", variant, **{**LARGE, **sizes})
+    code, out, err = lemon(capsys, "plan", "--source", folder / "small", "--target", target, "--save", folder / "plan.json", *more)
+    assert code == 0, err
+    return json.loads((folder / "plan.json").read_text()), out
+
+
+def test_no_tensor_is_read(tmp_path, capsys, monkeypatch):
+    saved(tmp_path / "small", "bert-pre-ln")
+    held = checkpoints.huggingface.read(tmp_path / "small")
+
+    def forbidden() -> torch.Tensor:
+        raise AssertionError("a tensor was read")
+
+    closed = {name: Entry(entry.shape, forbidden) for name, entry in held.tensors.items()}
+    monkeypatch.setattr(checkpoints.huggingface, "read", lambda folder: type(held)(closed))
+    content, _ = planned(capsys, tmp_path, "bert-pre-ln")
+    assert len(content["rows"]) == 3 + 2 + 1 + 4 * 16
+
+
+def test_the_plan_is_what_happens(tmp_path, capsys):
+    """Its rows, its parameters, its config change and its disk are those of the expansion that follows."""
+    saved(tmp_path / "small", "bert-pre-ln")
+    content, out = planned(capsys, tmp_path, "bert-pre-ln")
+    code, _, err = lemon(capsys, "expand", "--source", tmp_path / "small", "--target", tmp_path / "target.json", "--out", tmp_path / "large")
+    assert code == 0, err
+    state, config = checkpoints.read(tmp_path / "large")
+    assert {row["target"]: tuple(row["shape"]) for row in content["rows"]} == {name: entry.shape for name, entry in state.tensors.items()}
+    assert content["parameters"][1] == sum(entry.open().numel() for entry in state.tensors.values())
+    assert content["config_change"] == {"layer_norm_eps": pytest.approx(1e-6 * 12 / 20)} and config.layer_norm_eps == pytest.approx(1e-6 * 12 / 20)
+    size = (tmp_path / "large" / "model.safetensors").stat().st_size
+    assert content["needs"]["result"] <= size < content["needs"]["result"] + 20_000  # the header
+    assert f"parameters   {content['parameters'][0]:,} -> {content['parameters'][1]:,}" in out and "layers       0 0+ 1 1+" in out and "lossless, and held to the gates" in out
+
+
+@pytest.mark.parametrize("form, stage", [("zero", 1), ("zero", 3), ("universal", 1)])
+def test_the_disk_it_names_is_the_disk_it_takes(tmp_path, capsys, form, stage):
+    """Large enough that headers and counters (some kB a file) do not matter."""
+    saved(tmp_path / "small", "bert-pre-ln", hidden=96, heads=24, mlp=400, vocab=2000)
+    sizes = {"hidden": 160, "heads": 40, "mlp": 700, "layers": 3, "vocab": 2000}
+    more = ("--format", form, *(("--zero-stage", stage) if form == "zero" else ()))
+    content, _ = planned(capsys, tmp_path, "bert-pre-ln", *more, **sizes)
+    lemon(capsys, "expand", "--source", tmp_path / "small", "--target", tmp_path / "target.json", "--out", tmp_path / "large", *more)
+    held = sum(path.stat().st_size for path in (tmp_path / "large").rglob("*") if path.is_file())
+    assert held == pytest.approx(content["needs"]["result"], rel=0.05)
+
+
+@pytest.mark.parametrize("variant, words", [
+    ("llama", ["RMSNorm sees 1 full copy and 8 zeros; the config's rms_norm_eps becomes 6e-07", "rotary positions: head_dim stays 4"]),
+    ("vit", ["LayerNorm sees 1 full copy and the mean 8 times; the config's layer_norm_eps becomes 6e-07"]),
+])
+def test_the_conditions_it_rests_on(tmp_path, capsys, variant, words):
+    saved(tmp_path / "small", variant)
+    content, out = planned(capsys, tmp_path, variant)
+    assert set(words) <= set(content["conditions"]) and all(word in out for word in words)
+
+
+def test_what_is_lossy_and_why(tmp_path, capsys):
+    saved(tmp_path / "small", "vit")
+    content, out = planned(capsys, tmp_path, "vit", image=16)
+    assert content["lossy"] == ["positions grows from 5 to 17 by interpolation"] and "LOSSY: positions grows" in out
+
+
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, capsys):
+    saved(tmp_path / "small", "bert")
+    target = wanted(tmp_path / "target.json", "bert", **LARGE)
+    code, _, err = lemon(capsys, "plan", "--source", tmp_path / "small", "--target", target, "--save", tmp_path / "plan.json")
+    assert code == 2 and "post-LN cannot grow losslessly from 12 to 20" in err and not (tmp_path / "plan.json").exists()
+
+
+def grown(capsys, folder, variant: str, **sizes) -> None:
+    saved(folder / "small", variant)
+    target = wanted(folder / "target.json", variant, **{**LARGE, **sizes})
+    code, _, err = lemon(capsys, "expand", "--source", folder / "small", "--target", target, "--out", folder / "large")
+    assert code == 0, err
+
+
+def test_verify_measures_outputs_layers_and_copies(tmp_path, capsys):
+    grown(capsys, tmp_path, "bert-pre-ln")
+    code, out, _ = lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")
+    assert code == 0
+    for word in ("outputs in float64", "outputs in float32", "stream behind layer 1", "symmetry     mlp", "verdict      lossless"):
+        assert word in out
+    assert lemon(capsys, "verify", tmp_path / "small", tmp_path / "large", "--json")[1].startswith("{")
+
+
+def test_verify_finds_a_weight_that_changed(tmp_path, capsys):
+    """Behind the layer where it stands the stream drifts; in front of it it does not."""
+    grown(capsys, tmp_path, "bert-pre-ln")
+
+    def nudge(tensors: dict) -> None:
+        tensors["bert.encoder.layer.3.output.dense.bias"][0] += 1e-2
+
+    (tmp_path / "large" / manifest.NAME).unlink()
+    change(tmp_path / "large", nudge)
+    code, out, _ = lemon(capsys, "verify", tmp_path / "small", tmp_path / "large", "--json")
+    found = json.loads(out)
+    assert code == 1 and not found["lossless"] and found["drift"][0] < 1e-6 < 1e-4 < found["drift"][1]
+
+
+def test_verify_needs_a_growth(tmp_path, capsys):
+    saved(tmp_path / "small", "vit")
+    saved(tmp_path / "other", "vit", hidden=8, heads=2)
+    code, _, err = lemon(capsys, "verify", tmp_path / "small", tmp_path / "other")
+    assert code == 2 and "is no growth of" in err and "embed shrinks from 12 to 8" in err
+
+
+@pytest.mark.parametrize("content", ["{}", '{"options": {"method": "magic"}}', '{"options": {"color": "red"}}'])
+def test_verify_names_a_plan_that_is_none(tmp_path, capsys, content):
+    grown(capsys, tmp_path, "vit")
+    (tmp_path / "large" / manifest.NAME).unlink()
+    (tmp_path / "large" / "plan.json").write_text(content)
+    code, _, err = lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")
+    assert code == 2 and "plan.json: " in err and "remove it to compare by LEMON's rules" in err
