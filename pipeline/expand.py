@@ -56,7 +56,7 @@ def plan(source: Path, target: PretrainedConfig, options: Options, form: Format,
     return Job(found, state, small, large, made, form, keeps)
 
 
-def carry_out(job: Job, out: Path, say: Say = print) -> Verification:
+def carry_out(job: Job, out: Path, say: Say = print, workers: int = 1) -> Verification:
     """Grow, write, verify and publish the checkpoint `out`. Raises UserError, and publishes nothing, when a result that
     claims to be lossless is not."""
     if out.exists():
@@ -67,13 +67,13 @@ def carry_out(job: Job, out: Path, say: Say = print) -> Verification:
     staged = manifest.staging(out)
     try:
         say(f"expand: {len(job.plan.rows)} tensors, {words(job.plan)}")
-        checkpoints.write(grown(job), job.large, staged, job.form)
+        files = checkpoints.write(grown(job), job.large, staged, job.form, step=_step(job), workers=workers)
         measured = _verify(job, staged)
         say(f"expand: {'verified' if job.plan.lossless else 'lossy, as declared (' + '; '.join(job.plan.lossy) + ')'}, {measured}")
         if job.plan.lossless and not measured.lossless:
             raise UserError(f"method '{job.plan.options.method}' claims to be lossless and is not: {measured}; nothing was published")
         write_json(staged / "plan.json", job.plan.as_json())
-        manifest.publish(staged, out, _facts(job, measured))
+        manifest.publish(staged, out, _facts(job, measured), files | manifest.hashes(staged, ["plan.json"]))
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return measured
@@ -90,6 +90,11 @@ def grown(job: Job) -> State:
     slots = {slot: {name: Entry(row.shape, partial(moments.moment, grower, row, slot, partial(_moment, job, slot))) for name, row in names.items()}
              for slot in moments.VIEWS}
     return replace(held, slots=slots, steps={name: job.state.steps[row.origin] for name, row in names.items()})
+
+
+def _step(job: Job) -> int:
+    """The step count that DeepSpeed's counters show: the source's where its optimizer state goes on."""
+    return int(max(job.state.steps.values(), default=0)) if job.keeps else 0
 
 
 def _grower(job: Job) -> Growth:

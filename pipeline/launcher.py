@@ -4,7 +4,6 @@ A worker dies with its parent (the kernel sends SIGKILL), one that fails takes t
 comes back as ours. On several nodes every node runs the same command with its own --node-rank (static rendezvous).
 """
 
-import ctypes
 import logging
 import os
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from pipeline import folders
 from pipeline.errors import UserError
+from pipeline.processes import die_with_parent
 
 PARENT, FAILURE = "LEMON_PARENT_PID", "LEMON_FAILURE_FOLDER"
 
@@ -124,8 +124,7 @@ def _message(failures: Path, error: Exception) -> str:
 
 def become_worker(folder: Path) -> object:
     """First thing in a worker: die with the parent, and hold the run folder. Keep the returned file open."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    die_with_parent()
     if (parent := os.environ.get(PARENT)) and os.getppid() != int(parent):
         sys.exit(1)  # it died before we asked
     return folders.share(folder, int(os.environ.get("GROUP_RANK", "0")))

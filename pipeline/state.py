@@ -12,10 +12,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor that has not been read yet."""
+    """One tensor that has not been read yet. window: reads elements start to stop, flat, where that needs less than all."""
 
     shape: tuple[int, ...]
     open: Callable[[], Tensor]
+    window: Callable[[int, int], Tensor] | None = None
+
+    def part(self, start: int, stop: int) -> Tensor:
+        """Elements `start` to `stop` of the flat tensor."""
+        return self.window(start, stop) if self.window else self.open().reshape(-1)[start:stop]
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class Group:
 class State:
     """A checkpoint's content.
 
-    tensors: every parameter (tied ones once, under their owner's name). slots: optimizer state by slot name
+    tensors: every parameter (tied ones once, under their owner's name). frozen: those that no optimizer group has.
+    buffers: what the module keeps beside parameters. slots: optimizer state by slot name
     (`exp_avg`, `exp_avg_sq`, …) and parameter. steps: optimizer step of each parameter. config: the content of the
     model's config.json. aliases: tied name -> owner. provenance: where it came from and the FLOPs spent on it so far (or "unknown").
     """
@@ -41,6 +47,8 @@ class State:
     steps: dict[str, float] = field(default_factory=dict)
     groups: tuple[Group, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
+    frozen: tuple[str, ...] = ()
+    buffers: dict[str, Entry] = field(default_factory=dict)
     provenance: dict = field(default_factory=dict)
 
     def renamed(self, names: dict[str, str]) -> "State":
@@ -52,7 +60,8 @@ class State:
         groups = tuple(Group(tuple(names.get(n, n) for n in g.names), g.hyper) for g in self.groups)
         slots = {slot: rename(entries) for slot, entries in self.slots.items()}
         aliases = {names.get(a, a): names.get(o, o) for a, o in self.aliases.items()}
-        return replace(self, tensors=rename(self.tensors), slots=slots, steps=rename(self.steps), groups=groups, aliases=aliases)
+        frozen = tuple(names.get(name, name) for name in self.frozen)
+        return replace(self, tensors=rename(self.tensors), frozen=frozen, slots=slots, steps=rename(self.steps), groups=groups, aliases=aliases)
 
 
 def in_memory(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Entry]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "pipeline"
 FLOORS = [
-    {"errors"}, {"durations", "streams", "versions", "complaints"}, {"config", "ledger"}, {"schedule", "folders"},
+    {"errors"}, {"durations", "streams", "processes", "versions", "complaints"}, {"config", "ledger"}, {"schedule", "folders"},
     {"axes", "state", "hardware"}, {"flops"},
     {"models", "data", "progress"}, {"growth"},
     {"checkpoints"}, {"engine", "launcher"},

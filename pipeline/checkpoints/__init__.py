@@ -10,7 +10,8 @@ from transformers import PretrainedConfig
 
 from pipeline import models
 from pipeline.axes import Table
-from pipeline.checkpoints import huggingface, manifest, names, universal, zero_read, zero_write
+from pipeline.checkpoints import huggingface, manifest, names, stream, universal, zero_read, zero_write
+from pipeline.checkpoints.stream import File
 from pipeline.config import TrainStage
 from pipeline.errors import UserError
 from pipeline.folders import read_json
@@ -125,16 +126,22 @@ def _open_as(entry: Entry, shape: tuple[int, ...]) -> Tensor:
     return entry.open().view(shape)
 
 
-def write(state: State, config: PretrainedConfig, folder: Path, form: Format, *, step: int = 0) -> None:
-    """Write `state` (published names) into the staged tag folder in the layout of `form`, config.json with it."""
+def write(state: State, config: PretrainedConfig, folder: Path, form: Format, *, step: int = 0, workers: int = 1) -> dict[str, dict]:
+    """Write `state` (published names) into the staged tag folder in the layout of `form`, config.json with it. Returns size
+    and SHA-256 of every file, for the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(models.config_text(config, form.dtype), encoding="utf-8")
+    text = models.config_text(config, form.dtype).encode()
+    spelled = state if form.layout == "huggingface" else state.renamed({row.name: row.module for row in models.table(config).rows()})
+    return stream.write([File(CONFIG, len(text), lambda: iter([text])), *files(spelled, folder, form, step=step)], folder, workers)
+
+
+def files(state: State, folder: Path, form: Format, *, step: int = 0) -> list[File]:
+    """The files of `state`, in the names that the layout of `form` has."""
     if form.layout == "huggingface":
-        return huggingface.write(state, folder, form.dtype)
-    spelled = state.renamed({row.name: row.module for row in models.table(config).rows()})
+        return huggingface.files(state, form.dtype)
     if form.layout == "universal":
-        return universal.write(spelled, folder, step=step)
-    return zero_write.write(spelled, folder, stage=form.zero_stage, world=form.world_size, bf16=form.bf16, step=step)
+        return universal.files(state, folder, step=step)
+    return zero_write.files(state, folder, stage=form.zero_stage, world=form.world_size, bf16=form.bf16, step=step)
 
 
 def decay_groups(config: PretrainedConfig) -> tuple[Group, Group]:

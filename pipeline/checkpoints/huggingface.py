@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pipeline.checkpoints.stream import Chunks, File, content, whole
 from pipeline.checkpoints.zero_files import open_file
 from pipeline.errors import UserError
 from pipeline.folders import read_json
@@ -65,9 +66,9 @@ def _pickled(path: Path) -> dict[str, Entry]:
     return {name: Entry(tuple(tensor.shape), lambda tensor=tensor: tensor) for name, tensor in held.items()}
 
 
-def write(state: State, folder: Path, dtype: str = "float32") -> None:
-    """Write the weights (published names) as one safetensors file in `dtype`; config.json is written by the caller.
-    Raises UserError for a number that `dtype` cannot hold."""
+def files(state: State, dtype: str = "float32") -> list[File]:
+    """The weights (published names) as one safetensors file in `dtype`. Raises UserError, when it is written, for a number
+    that `dtype` cannot hold."""
     stored, code = DTYPES[dtype]
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, entry in state.tensors.items():
@@ -76,14 +77,16 @@ def write(state: State, folder: Path, dtype: str = "float32") -> None:
         offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with (folder / WHOLE).open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, entry in state.tensors.items():
-            file.write(_bytes(name, entry.open(), stored))
+    return [File(WHOLE, offset + len(text), partial(_chunks, text, state, stored))]
 
 
-def _bytes(name: str, tensor: Tensor, dtype: torch.dtype) -> memoryview:
-    cast = tensor.to(dtype).contiguous()
-    if not torch.isfinite(cast).all() and torch.isfinite(tensor).all():
-        raise UserError(f"'{name}' does not fit into {str(dtype).removeprefix('torch.')} (largest number {tensor.abs().max().item():.3g}); choose float32 or bfloat16")
-    return memoryview(cast.reshape(-1).view(torch.uint8).numpy())
+def _chunks(header: bytes, state: State, stored: torch.dtype) -> Chunks:
+    yield len(header).to_bytes(8, "little") + header
+    for name, entry in state.tensors.items():
+        yield from content(whole(entry), stored, partial(_require_room, name))
+
+
+def _require_room(name: str, before: Tensor, after: Tensor) -> None:
+    if before.dtype != after.dtype and not torch.isfinite(after).all() and torch.isfinite(before).all():
+        dtype, largest = str(after.dtype).removeprefix("torch."), before.abs().max().item()
+        raise UserError(f"'{name}' does not fit into {dtype} (largest number {largest:.3g}); choose float32 or bfloat16")

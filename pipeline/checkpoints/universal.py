@@ -6,6 +6,8 @@ Known holes of DeepSpeed's loader (0.19.8): it checks no shapes, restores no buf
 and group 0's hyper-parameters among all groups; `engine.load` repairs the last.
 """
 
+import io
+import math
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +15,8 @@ import deepspeed
 import torch
 from torch import Tensor
 
+from pipeline.checkpoints.stream import File, Piece
+from pipeline.checkpoints.torch_file import Draft
 from pipeline.checkpoints.zero_files import open_file
 from pipeline.errors import UserError
 from pipeline.state import Entry, Group, State
@@ -30,9 +34,10 @@ def read(folder: Path) -> State:
     owners = [name for name in names if (folder / "zero" / name / f"{SLOTS[0]}.pt").exists()]
     slots = {slot: {name: _entry(folder, name, slot) for name in owners} for slot in SLOTS}
     steps = {n: float(open_file(folder / "zero" / n / "step.pt")) for n in owners if (folder / "zero" / n / "step.pt").exists()}
+    members = optimizer.get("group_names") or [[] for _ in optimizer["param_groups"]]  # DeepSpeed's own do not say whose they are
     groups = tuple(
-        Group((), {k: v for k, v in group.items() if k != "params"})  # the layout does not say whose they are
-        for group in optimizer["param_groups"]
+        Group(tuple(mine), {k: v for k, v in group.items() if k != "params"})
+        for mine, group in zip(members, optimizer["param_groups"], strict=True)
     )
     return State(tensors, slots=slots, steps=steps, groups=groups)
 
@@ -47,26 +52,33 @@ def _load(path: Path) -> Tensor:
     return held["param"] if isinstance(held, dict) else held
 
 
-def write(state: State, folder: Path, *, step: int = 0) -> None:
-    """Write `state` (module names) so that stages 1, 2 and 3 can load it; fresh moments are zeros."""
+def files(state: State, folder: Path, *, step: int = 0) -> list[File]:
+    """The files of `state` (module names) as stages 1, 2 and 3 can load them; fresh moments are zeros."""
+    found = []
     for name, entry in state.tensors.items():
-        place = folder / "zero" / name
-        place.mkdir(parents=True)
-        values = entry.open().to(torch.float32)
-        torch.save({"param": values.clone()}, place / f"{WEIGHTS}.pt")
-        for slot in SLOTS:
-            held = state.slots.get(slot, {}).get(name)
-            torch.save({"param": held.open().clone() if held else torch.zeros_like(values)}, place / f"{slot}.pt")
-        torch.save(torch.tensor(state.steps.get(name, 0.0)), place / "step.pt")
+        for slot in () if name in state.frozen else (WEIGHTS, *SLOTS):
+            held = entry if slot == WEIGHTS else state.slots.get(slot, {}).get(name)
+            draft = Draft()
+            pieces = [Piece(held, 0, math.prod(entry.shape))]
+            found.append(draft.file(f"zero/{name}/{slot}.pt", {"param": draft.hole(pieces, entry.shape)}, folder))
+        if name not in state.frozen:
+            found.append(_small(f"zero/{name}/step.pt", torch.tensor(state.steps.get(name, 0.0))))
     groups = [{**group.hyper, "params": [index]} for index, group in enumerate(state.groups)]
     first = {0: {"step": torch.tensor(state.steps.get(state.groups[0].names[0], 0.0))}}
-    torch.save(
-        {"ds_version": deepspeed.__version__, "param_groups": groups, "optimizer_state_dict": {"state": first, "param_groups": groups}},
-        folder / "zero" / "optimizer_state.pt",
-    )
+    found.append(_small("zero/optimizer_state.pt", {
+        "ds_version": deepspeed.__version__, "param_groups": groups, "optimizer_state_dict": {"state": first, "param_groups": groups},
+        "group_names": [list(group.names) for group in state.groups],
+    }))
     counters = {
         "module": {}, "dp_world_size": 1, "mp_world_size": 1, "global_steps": step, "global_samples": 0, "skipped_steps": 0,
         "lr_scheduler": None,
     }
-    for file in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):  # stages 1 and 2 read one, 3 the other
-        torch.save(counters, folder / file)
+    names = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")  # stages 1 and 2 read one, 3 the other
+    return found + [_small(name, counters) for name in names]
+
+
+def _small(name: str, content: object) -> File:
+    """A file without large tensors."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return File(name, buffer.tell(), lambda: iter([buffer.getvalue()]))

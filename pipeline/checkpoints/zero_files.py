@@ -21,6 +21,8 @@ from deepspeed.utils.tensor_fragment import fragment_address
 
 from pipeline.errors import UserError
 
+SUB_GROUP = 10**9
+"""DeepSpeed's default sub_group_size: elements."""
 ALLOWED = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
 """All that DeepSpeed pickles beside tensors; anything else in a checkpoint is refused."""
 
@@ -114,5 +116,29 @@ class Layout:
 
 def gather(flats: Sequence[torch.Tensor], pieces: list[Piece], shape: tuple[int, ...]) -> torch.Tensor:
     """One parameter from the ranks' flats; a copy only where it straddles ranks."""
-    parts = [flats[p.rank][p.offset : p.offset + p.length] for p in pieces]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty(0)).view(shape)
+    return window(flats, pieces, 0, math.prod(shape)).view(shape)
+
+
+def window(flats: Sequence[torch.Tensor], pieces: list[Piece], start: int, stop: int) -> torch.Tensor:
+    """Elements `start` to `stop` of a parameter, flat."""
+    parts = []
+    for piece in pieces:
+        first, last = max(start, piece.start), min(stop, piece.start + piece.length)
+        if first < last:
+            parts.append(flats[piece.rank][piece.offset + first - piece.start : piece.offset + last - piece.start])
+    return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty(0)
+
+
+def sub_groups(sizes: Sequence[int], world: int, limit: int) -> list[int]:
+    """Stage 3 cuts a group whose share per rank exceeds `limit` (sub_group_size) into several flats, each ended by the
+    parameter that fills it. Returns how many parameters each has."""
+    shares = [math.ceil(size / world) for size in sizes]
+    if limit >= sum(shares):
+        return [len(sizes)]
+    counts, count, filled = [], 0, 0
+    for number, share in enumerate(shares):
+        count, filled = count + 1, filled + share
+        if filled >= limit or number == len(shares) - 1:
+            counts.append(count)
+            count = filled = 0
+    return counts

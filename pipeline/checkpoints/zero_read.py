@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pipeline.checkpoints.zero_files import Layout, gather, model_file, open_file, optimizer_files
+from pipeline.checkpoints.zero_files import Layout, gather, model_file, open_file, optimizer_files, window
 from pipeline.errors import UserError
 from pipeline.state import Entry, Group, State
 
@@ -29,22 +29,63 @@ def _partitioned(folder: Path, stage: int, model: dict, shards: list[dict]) -> S
     base = [s["optimizer_state_dict"] if stage == 3 else s["base_optimizer_state"] for s in shards]
     weights = [s["fp32_flat_groups"] if stage == 3 else s["single_partition_of_fp32_groups"] for s in shards]
     groups, tensors, slots, steps = [], {}, {}, {}
-    for index, (names, hyper) in enumerate(zip(shapes, base[0]["param_groups"], strict=True)):
-        layout = Layout(stage, len(shards), tuple(math.prod(shape) for shape in names.values()))
-        _check(folder, layout, [w[index] for w in weights], index)
-        states = [b["state"].get(index, {}) for b in base]
-        tensors |= _entries(layout, names, [w[index] for w in weights])
-        for slot in (key for key, value in states[0].items() if isinstance(value, Tensor) and value.dim() == 1):
-            slots.setdefault(slot, {}).update(_entries(layout, names, [s[slot] for s in states]))
-        steps |= dict.fromkeys(names, float(states[0].get("step", 0)))
+    for names, hyper in zip(shapes, base[0]["param_groups"], strict=True):
+        left = dict(names)
+        for number in hyper["params"]:
+            flats, states = [w[number] for w in weights], [b["state"].get(number, {}) for b in base]
+            mine = _taken(left, flats[0].numel(), len(shards)) if stage == 3 else left
+            layout = Layout(stage, len(shards), tuple(math.prod(shape) for shape in mine.values()))
+            _check(folder, layout, flats, number)
+            _require_one_step(folder, states)
+            tensors |= _entries(layout, mine, flats)
+            for slot in (key for key, value in states[0].items() if isinstance(value, Tensor) and value.dim() == 1):
+                _check_slot(folder, layout, [s[slot] for s in states], slot)
+                slots.setdefault(slot, {}).update(_entries(layout, mine, [s[slot] for s in states]))
+            steps |= dict.fromkeys(mine, float(states[0].get("step", 0)))
+            left = {name: shape for name, shape in left.items() if name not in mine}
         groups.append(Group(tuple(names), {k: v for k, v in hyper.items() if k != "params"}))
+    frozen = _frozen(folder, stage, model, len(shards))
+    buffers = {name: Entry(tuple(model["module"][name].shape), partial(model["module"].__getitem__, name)) for name in model.get("buffer_names") or ()}
     aliases = dict(model.get("shared_params") or {})
-    return State(tensors, slots=slots, steps=steps, groups=tuple(groups), aliases=aliases)
+    return State(tensors | frozen, slots=slots, steps=steps, groups=tuple(groups), aliases=aliases, frozen=tuple(frozen), buffers=buffers)
+
+
+def _taken(left: dict[str, tuple[int, ...]], length: int, world: int) -> dict[str, tuple[int, ...]]:
+    """The parameters that fill a flat of stage 3 that holds `length` elements per rank (sub_group_size cuts large groups)."""
+    taken, filled = {}, 0
+    for name, shape in left.items():
+        if filled >= length:
+            break
+        taken[name], filled = shape, filled + math.ceil(math.prod(shape) / world)
+    return taken
+
+
+def _frozen(folder: Path, stage: int, model: dict, world: int) -> dict[str, Entry]:
+    """Parameters that no optimizer group has: whole in stages 1 and 2, a padded piece per rank in stage 3."""
+    shapes = {name: tuple(shape) for name, shape in (model.get("frozen_param_shapes") or {}).items()}
+    if stage < 3 or not shapes:
+        return {name: Entry(shape, partial(model["module"].__getitem__, name)) for name, shape in shapes.items()}
+    parts = [open_file(folder / model_file(3, rank))["frozen_param_fragments"] for rank in range(world)]
+    layouts = {name: Layout(3, world, (math.prod(shape),)) for name, shape in shapes.items()}
+    return {name: _entries(layouts[name], {name: shape}, [part[name] for part in parts])[name] for name, shape in shapes.items()}
 
 
 def _entries(layout: Layout, shapes: dict[str, tuple[int, ...]], flats: list[Tensor]) -> dict[str, Entry]:
     placed = zip(shapes.items(), layout.pieces(), strict=True)
-    return {name: Entry(shape, partial(gather, flats, pieces, shape)) for (name, shape), pieces in placed}
+    return {name: Entry(shape, partial(gather, flats, pieces, shape), partial(window, flats, pieces)) for (name, shape), pieces in placed}
+
+
+def _require_one_step(folder: Path, states: list[dict]) -> None:
+    """Ranks that stand at different steps were saved at different times."""
+    steps = [float(state.get("step", 0)) for state in states]
+    if len(set(steps)) > 1:
+        raise UserError(f"{folder}: the ranks' optimizer files stand at different steps ({', '.join(f'rank {r}: {s:g}' for r, s in enumerate(steps))}); shards of two checkpoints are mixed")
+
+
+def _check_slot(folder: Path, layout: Layout, flats: list[Tensor], slot: str) -> None:
+    for rank, flat in enumerate(flats):
+        if flat.numel() != layout.flat:
+            raise UserError(f"{folder}: {slot} of rank {rank} holds {flat.numel()} numbers, the shapes say {layout.flat}; the files do not belong together")
 
 
 def _check(folder: Path, layout: Layout, flats: list[Tensor], group: int) -> None:

@@ -1,99 +1,133 @@
-"""Writing native ZeRO checkpoints that `engine.load_checkpoint` of an ordinary DeepSpeed script accepts.
-
-Flat tensors are built in mapped scratch files, so that memory does not grow with the model.
-"""
+"""Native ZeRO checkpoints that `engine.load_checkpoint` of an ordinary DeepSpeed script accepts, as streams."""
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import deepspeed
 import torch
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch import Tensor
 
-from pipeline.checkpoints.scratch import Scratch
-from pipeline.checkpoints.zero_files import Layout, model_file, optimizer_file
+from pipeline.checkpoints.stream import File, Piece, whole
+from pipeline.checkpoints.torch_file import Draft
+from pipeline.checkpoints.zero_files import SUB_GROUP, Layout, model_file, optimizer_file, sub_groups
+from pipeline.errors import UserError
 from pipeline.state import Entry, State
 
 SLOTS = ("exp_avg", "exp_avg_sq")
 
 
-def write(state: State, folder: Path, *, stage: int, world: int, bf16: bool = False, step: int = 0) -> None:
-    """Write `state` (module names, groups in the engine's order) as `world` ranks of ZeRO `stage` into a tag folder."""
-    scratch = Scratch(folder / ".scratch")
-    layouts = [Layout(stage, world, tuple(math.prod(state.tensors[n].shape) for n in group.names)) for group in state.groups]
-    weights = [_flats(state.tensors, group.names, layout, scratch) for group, layout in zip(state.groups, layouts, strict=True)]
-    slots = {s: [_flats(state.slots.get(s, {}), g.names, lay, scratch) for g, lay in zip(state.groups, layouts, strict=True)] for s in SLOTS}
-    for rank in range(world):
-        held = {slot: [flats[rank] for flats in groups] for slot, groups in slots.items()}
-        mine = [flats[rank] for flats in weights]
-        inner = _stage_3(state, mine, held, world) if stage == 3 else _stage_2(state, layouts, mine, held, rank, stage)
-        torch.save({"optimizer_state_dict": inner, "ds_version": deepspeed.__version__}, folder / optimizer_file(rank, bf16))
-    for rank in range(world if stage == 3 else 1):
-        torch.save(_model(state, stage, world, bf16, step, scratch), folder / model_file(stage, rank))
-    scratch.remove()
+@dataclass(frozen=True)
+class Flat:
+    """One flat tensor per rank: parameters of optimizer group `group`, one behind the other."""
+
+    group: int
+    names: tuple[str, ...]
+    layout: Layout
+
+    def pieces(self, entries: dict[str, Entry], rank: int, stored: bool = False) -> list[Piece]:
+        """This rank's flat; a parameter without an entry (a fresh moment) is zeros. stored: without the padding that stages
+        1 and 2 leave out of the weights."""
+        found, position = [], 0
+        for name, cuts in zip(self.names, self.layout.pieces(), strict=True):
+            for cut in (cut for cut in cuts if cut.rank == rank):
+                found += [Piece(None, 0, cut.offset - position)] if cut.offset > position else []
+                found.append(Piece(entries.get(name), cut.start, cut.start + cut.length))
+                position = cut.offset + cut.length
+        end = self.layout.stored(rank) if stored else self.layout.flat
+        return found + ([Piece(None, 0, end - position)] if end > position else [])
 
 
-def _flats(entries: dict[str, Entry], names: tuple[str, ...], layout: Layout, scratch: Scratch) -> list[Tensor]:
-    """One group's flat tensor of every rank; a parameter without an entry (a fresh moment) stays zero."""
-    flats = [scratch.zeros((layout.flat,)) for _ in range(layout.world)]
-    for name, pieces in zip(names, layout.pieces(), strict=True):
-        if name in entries:
-            values = entries[name].open().reshape(-1)
-            for piece in pieces:
-                flats[piece.rank][piece.offset : piece.offset + piece.length] = values[piece.start : piece.start + piece.length]
-    return flats
+def files(state: State, folder: Path, *, stage: int, world: int, bf16: bool = False, step: int = 0, sub_group: int = SUB_GROUP) -> list[File]:
+    """The files of `state` (module names, groups in the engine's order) for `world` ranks of ZeRO `stage`. Raises UserError."""
+    if foreign := sorted(set(state.slots) - set(SLOTS)):
+        raise UserError(f"optimizer state '{foreign[0]}' has no place in this layout; known are {', '.join(SLOTS)}")
+    flats = list(_flats(state, stage, world, sub_group))
+    ranks = [_optimizer(state, flats, rank, stage, folder, optimizer_file(rank, bf16)) for rank in range(world)]
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    return ranks + [_model(state, stage, world, rank, dtype, step, folder) for rank in range(world if stage == 3 else 1)]
 
 
-def _base(state: State, held: dict[str, list[Tensor]]) -> dict:
-    """torch's own optimizer state, one flat tensor per group."""
-    groups = [{**group.hyper, "params": [index]} for index, group in enumerate(state.groups)]
-    steps = [torch.tensor(state.steps.get(group.names[0], 0.0) if group.names else 0.0) for group in state.groups]
-    per_group = {i: {"step": steps[i], **{slot: flats[i] for slot, flats in held.items()}} for i in range(len(groups))}
-    return {"state": per_group, "param_groups": groups}
+def _flats(state: State, stage: int, world: int, limit: int) -> Iterator[Flat]:
+    for number, group in enumerate(state.groups):
+        sizes = [math.prod(state.tensors[name].shape) for name in group.names]
+        begin = 0
+        for count in sub_groups(sizes, world, limit) if stage == 3 else [len(sizes)]:
+            names = tuple(group.names[begin : begin + count])
+            yield Flat(number, names, Layout(stage, world, tuple(sizes[begin : begin + count])))
+            begin += count
 
 
-def _stage_2(state: State, layouts: list[Layout], weights: list[Tensor], held: dict, rank: int, stage: int) -> dict:
-    stored = [flat[: layout.stored(rank)].clone() for flat, layout in zip(weights, layouts, strict=True)]
+def _optimizer(state: State, flats: list[Flat], rank: int, stage: int, folder: Path, name: str) -> File:
+    draft = Draft()
+    base = _base(draft, state, flats, rank)
+    inner = _stage_3(draft, state, flats, rank, base) if stage == 3 else _stage_2(draft, state, flats, rank, stage, base)
+    return draft.file(name, {"optimizer_state_dict": inner, "ds_version": deepspeed.__version__}, folder)
+
+
+def _base(draft: Draft, state: State, flats: list[Flat], rank: int) -> dict:
+    """torch's own optimizer state, one flat tensor per slot and flat."""
+    numbers = [[i for i, flat in enumerate(flats) if flat.group == g] for g in range(len(state.groups))]
+    groups = [{**group.hyper, "params": params} for group, params in zip(state.groups, numbers, strict=True)]
+    held = {}
+    for number, flat in enumerate(flats):
+        step = torch.tensor(state.steps.get(flat.names[0], 0.0) if flat.names else 0.0)
+        held[number] = {"step": draft.value(step), **{slot: draft.hole(flat.pieces(state.slots.get(slot, {}), rank)) for slot in SLOTS}}
+    return {"state": held, "param_groups": groups}
+
+
+def _stage_2(draft: Draft, state: State, flats: list[Flat], rank: int, stage: int, base: dict) -> dict:
     return {
-        "base_optimizer_state": _base(state, held),
-        "single_partition_of_fp32_groups": stored,
-        "group_paddings": [layout.flat - layout.stored(rank) for layout in layouts],
-        "partition_count": [layout.world for layout in layouts],
-        "zero_stage": stage,
+        "base_optimizer_state": base,
+        "single_partition_of_fp32_groups": [draft.hole(flat.pieces(state.tensors, rank, stored=True)) for flat in flats],
+        "group_paddings": [flat.layout.flat - flat.layout.stored(rank) for flat in flats],
+        "partition_count": [flat.layout.world for flat in flats],
+        "zero_stage": ZeroStageEnum(stage),
         "loss_scaler": LossScaler(1.0), "dynamic_loss_scale": False, "overflow": False,
         "ds_version": deepspeed.__version__,
     }
 
 
-def _stage_3(state: State, weights: list[Tensor], held: dict, world: int) -> dict:
+def _stage_3(draft: Draft, state: State, flats: list[Flat], rank: int, base: dict) -> dict:
     return {
-        "zero_stage": 3, "loss_scaler": LossScaler(1.0), "dynamic_loss_scale": False, "overflow": False,
-        "partition_count": world, "optimizer_state_dict": _base(state, held), "fp32_flat_groups": weights,
+        "zero_stage": ZeroStageEnum.weights, "loss_scaler": LossScaler(1.0), "dynamic_loss_scale": False, "overflow": False,
+        "partition_count": flats[0].layout.world if flats else 1, "optimizer_state_dict": base,
+        "fp32_flat_groups": [draft.hole(flat.pieces(state.tensors, rank)) for flat in flats],
     }
 
 
-def _model(state: State, stage: int, world: int, bf16: bool, step: int, scratch: Scratch) -> dict:
-    module = _placeholders(state) if stage == 3 else _module(state, torch.bfloat16 if bf16 else torch.float32, scratch)
-    return {
-        "module": module, "buffer_names": [], "optimizer": None, "lr_scheduler": None,
+def _model(state: State, stage: int, world: int, rank: int, dtype: torch.dtype, step: int, folder: Path) -> File:
+    draft = Draft()
+    module = _placeholders(draft, state) if stage == 3 else _module(draft, state, dtype)
+    module |= {name: draft.hole(whole(entry), entry.shape) for name, entry in state.buffers.items()}
+    shapes = {name: torch.Size(state.tensors[name].shape) for name in state.frozen}
+    tree = {
+        "module": module, "buffer_names": list(state.buffers), "optimizer": None, "lr_scheduler": None,
         "param_shapes": [{name: torch.Size(state.tensors[name].shape) for name in group.names} for group in state.groups],
-        "frozen_param_shapes": None, "frozen_param_fragments": None, "shared_params": dict(state.aliases),
-        "data_sampler": None, "random_ltd": None, "skipped_steps": 0, "global_steps": step, "global_samples": 0,
-        "dp_world_size": world, "mp_world_size": 1, "ds_config": {}, "ds_version": deepspeed.__version__,
+        "frozen_param_shapes": shapes or None, "frozen_param_fragments": _fragments(draft, state, stage, world, rank) or None,
+        "shared_params": dict(state.aliases), "data_sampler": None, "random_ltd": None, "skipped_steps": 0, "global_steps": step,
+        "global_samples": 0, "dp_world_size": world, "mp_world_size": 1, "ds_config": {}, "ds_version": deepspeed.__version__,
         "checkpoint_parallel_dimensions": {"pp_degree": 1, "tp_degree": 1},
     }
+    return draft.file(model_file(stage, rank), tree, folder)
 
 
-def _module(state: State, dtype: torch.dtype, scratch: Scratch) -> dict[str, Tensor]:
+def _module(draft: Draft, state: State, dtype: torch.dtype) -> dict[str, Tensor]:
     """Every key of the module's state_dict; tied names share storage."""
-    module = {}
-    for name, entry in state.tensors.items():
-        module[name] = scratch.zeros(entry.shape, dtype)
-        module[name].copy_(entry.open())
+    module = {name: draft.hole(whole(entry), entry.shape, dtype) for name, entry in state.tensors.items()}
     return module | {alias: module[owner] for alias, owner in state.aliases.items()}
 
 
-def _placeholders(state: State) -> dict[str, Tensor]:
-    return {name: torch.empty(0) for name in (*state.tensors, *state.aliases)}
+def _placeholders(draft: Draft, state: State) -> dict[str, Tensor]:
+    return {name: draft.hole([]) for name in (*state.tensors, *state.aliases)}
 
+
+def _fragments(draft: Draft, state: State, stage: int, world: int, rank: int) -> dict[str, Tensor]:
+    """Frozen parameters: whole in stages 1 and 2, this rank's padded piece in stage 3."""
+    if stage < 3:
+        return {name: draft.hole(whole(state.tensors[name]), state.tensors[name].shape) for name in state.frozen}
+    flats = {name: Flat(0, (name,), Layout(3, world, (math.prod(state.tensors[name].shape),))) for name in state.frozen}
+    return {name: draft.hole(flat.pieces(state.tensors, rank)) for name, flat in flats.items()}

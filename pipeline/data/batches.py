@@ -1,8 +1,5 @@
 """Batches for the trainer: which samples each rank reads at each step, and the loader that reads them."""
 
-import ctypes
-import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -15,9 +12,7 @@ from pipeline.config import ImageData, TextData
 from pipeline.data.prepared import Prepared
 from pipeline.data.sampler import evaluation_numbers, locate, training_numbers
 from pipeline.errors import UserError
-
-PR_SET_PDEATHSIG = 1
-"""linux/prctl.h: the signal that a process gets when its parent ends."""
+from pipeline.processes import die_with_parent
 
 
 @dataclass
@@ -83,7 +78,7 @@ def evaluation_batches(
 def _load(read: Callable[[np.ndarray], Batch], numbers: Iterable[range], workers: int) -> Iterator[Batch]:
     loader = DataLoader(
         Numbered(read), batch_sampler=numbers, num_workers=workers, collate_fn=_as_is,
-        worker_init_fn=_end_with_parent, multiprocessing_context="fork" if workers else None,
+        worker_init_fn=_begin, multiprocessing_context="fork" if workers else None,
         generator=torch.Generator(),  # a loader draws once when it starts; not from the stream that dropout uses
     )
     return _raising(iter(loader))
@@ -100,7 +95,6 @@ def _as_is(result: Batch | UserError) -> Batch | UserError:
     return result
 
 
-def _end_with_parent(worker: int) -> None:
-    """Have the kernel end this worker with its parent, however that ends; torch's own watch looks every 5 seconds."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _begin(worker: int) -> None:
+    """Have the kernel end this worker with its parent; torch's own watch looks every 5 seconds."""
+    die_with_parent()

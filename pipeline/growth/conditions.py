@@ -105,5 +105,5 @@ def holding(source: Table, target: Table, change: dict[str, float], moved: bool)
     lines += [f"{space.name}: {space.size - source.spaces[name].size} rows appended; old outputs stay, new rows start fresh, new biases at 0"
               for name, space in target.spaces.items() if space.kind == "table" and space.size > source.spaces[name].size]
     if moved:
-        lines.append(f"post-LN depth: the affine moves to the new layer, exact up to O(eps) ({target.eps} / smallest variance, measured)")
+        lines.append(f"post-LN depth: the affine moves to the new layer, exact up to O({target.eps}), measured")
     return lines

@@ -9,8 +9,12 @@ import torch
 from workers import torchrun
 
 from pipeline import checkpoints
-from pipeline.checkpoints import zero_read, zero_write
+from pipeline.checkpoints import stream, zero_read, zero_write
 from pipeline.state import State
+
+
+def write(state: State, folder: Path, **how) -> None:
+    stream.write(zero_write.files(state, folder, **how), folder, workers=2)
 
 
 def train(tmp: Path, *, stage: int, world: int, first: int, steps: int, load: Path | None = None, save: Path | None = None, **more) -> list[float]:
@@ -36,7 +40,7 @@ def test_a_plain_script_resumes_what_we_rewrite(tmp_path, uninterrupted, stage, 
     state = zero_read.read(tmp_path / "theirs" / "three")
     ours = tmp_path / "ours" / "three"
     ours.mkdir(parents=True)
-    zero_write.write(state, ours, stage=to_stage, world=to_world, step=3)
+    write(state, ours, stage=to_stage, world=to_world, step=3)
     losses = train(tmp_path, stage=to_stage, world=to_world, first=3, steps=3, load=ours)
     assert losses == pytest.approx(uninterrupted[3:], abs=1e-5)
 
@@ -44,7 +48,7 @@ def test_a_plain_script_resumes_what_we_rewrite(tmp_path, uninterrupted, stage, 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_what_we_write_reads_back_to_the_bit(tmp_path, stage):
     state = State(**_random_state())
-    zero_write.write(state, tmp_path, stage=stage, world=3)
+    write(state, tmp_path, stage=stage, world=3)
     again = zero_read.read(tmp_path)
     assert again.groups == state.groups and again.steps == state.steps
     for name, entry in state.tensors.items():
@@ -67,7 +71,7 @@ def test_universal_of_ours_resumes_in_a_plain_script(tmp_path, uninterrupted):
     state = zero_read.read(tmp_path / "theirs" / "three")
     ours = tmp_path / "ours" / "three"
     ours.mkdir(parents=True)
-    checkpoints.universal.write(state, ours, step=3)
+    stream.write(checkpoints.universal.files(state, ours, step=3), ours)
     again = checkpoints.universal.read(ours)
     assert all(torch.equal(again.tensors[n].open(), e.open()) for n, e in state.tensors.items())
     losses = train(tmp_path, stage=1, world=1, first=3, steps=3, load=ours, universal=True)
@@ -76,11 +80,11 @@ def test_universal_of_ours_resumes_in_a_plain_script(tmp_path, uninterrupted):
 
 def test_a_missing_rank_is_named(tmp_path):
     state = State(**_random_state())
-    zero_write.write(state, tmp_path, stage=2, world=3)
+    write(state, tmp_path, stage=2, world=3)
     (tmp_path / "zero_pp_rank_1_mp_rank_00_optim_states.pt").unlink()
     with pytest.raises(checkpoints.UserError, match="the optimizer file of rank 1 is missing"):
         zero_read.read(tmp_path)
-    zero_write.write(replace(state), tmp_path, stage=2, world=3)
+    write(replace(state), tmp_path, stage=2, world=3)
     (tmp_path / "zero_pp_rank_2_mp_rank_00_optim_states.pt").unlink()
     with pytest.raises(checkpoints.UserError, match="written by 3 ranks, 2 optimizer files found"):
         zero_read.read(tmp_path)
@@ -91,7 +95,7 @@ def test_code_in_a_checkpoint_is_refused_by_name(tmp_path):
         def __reduce__(self):
             return (print, ("executed",))
 
-    zero_write.write(State(**_random_state()), tmp_path, stage=2, world=1)
+    write(State(**_random_state()), tmp_path, stage=2, world=1)
     path = tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
     torch.save({"optimizer_state_dict": Evil()}, path)
     with pytest.raises(checkpoints.UserError, match=f"{path.name}: cannot be loaded safely"):
