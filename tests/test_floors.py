@@ -9,8 +9,8 @@ FLOORS = [
     {"axes", "state", "hardware"}, {"flops"},
     {"models", "data", "progress"}, {"growth"},
     {"checkpoints"}, {"engine", "launcher"},
-    {"reporting", "targets"}, {"train", "expand", "report"}, {"check", "outlook", "comparison"},
-    {"run"}, {"__main__"},
+    {"reporting", "targets"}, {"train", "expand", "report"}, {"check", "outlook", "comparison"}, {"reshard", "inspection", "difference", "export"},
+    {"run", "offline"}, {"__main__"},
 ]
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 MAY_IMPORT_DEEPSPEED = {"engine", "checkpoints"}

@@ -85,20 +85,30 @@ def config_file(folder: Path, config: Path | None = None) -> Path:
     return place
 
 
+def raw(folder: Path) -> State:
+    """The state of a tag folder in the names of its files, whatever model it is; no config is needed. Raises UserError."""
+    facts = manifest.read(folder) if (folder / manifest.NAME).exists() else {}
+    state = {"zero": zero_read, "universal": universal, "huggingface": huggingface}[_layout(folder)].read(folder)
+    return replace(state, provenance=facts.get("provenance", {"flops": "unknown"}))
+
+
+def _layout(folder: Path) -> str:
+    if found := layout(folder):
+        return found
+    raise UserError(f"{folder}: holds no checkpoint that we know (native ZeRO, universal, or Hugging Face)")
+
+
 def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedConfig]:
     """The state of a tag folder in published names, and its model's config. Raises UserError.
 
     `config`: a config.json (or a folder with one) for a checkpoint that holds none.
     """
-    facts = manifest.read(folder) if (folder / manifest.NAME).exists() else {}
     family, found = models.read_config(config_file(folder, config))
-    table = models.table(found)
-    state = {"zero": zero_read, "universal": universal, "huggingface": huggingface}[layout(folder)].read(folder)
+    table, state = models.table(found), raw(folder)
     known = names.published(set(state.tensors), table, family.heads[0].model_class.base_model_prefix)
     state = replace(state, tensors={n: e for n, e in state.tensors.items() if n in known}).renamed(known)
     state = replace(state, aliases=table.aliases)
-    state = replace(state, tensors=_shaped(folder, state, table), slots=_shaped_slots(state, table))
-    return replace(state, provenance=facts.get("provenance", {"flops": "unknown"})), found
+    return replace(state, tensors=_shaped(folder, state, table), slots=_shaped_slots(state, table)), found
 
 
 def _shaped(folder: Path, state: State, table: Table) -> dict[str, Entry]:

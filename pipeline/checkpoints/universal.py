@@ -1,7 +1,7 @@
 """DeepSpeed's universal layout: a folder per parameter, loadable at any world size.
 
 `TAG/zero/<name>/{fp32,exp_avg,exp_avg_sq}.pt` hold `{"param": tensor}` (written by us, and by DeepSpeed from stages
-1 and 2) or bare flat tensors (by DeepSpeed from stage 3; the true shapes then come from the model's table).
+1 and 2) or bare flat tensors (by DeepSpeed from stage 3; the true shapes are in the model_states file beside them).
 Known holes of DeepSpeed's loader (0.19.8): it checks no shapes, restores no buffers, and in stage 3 shares one step
 and group 0's hyper-parameters among all groups; `engine.load` repairs the last.
 """
@@ -22,6 +22,8 @@ from pipeline.errors import UserError
 from pipeline.state import Entry, Group, State
 
 WEIGHTS, SLOTS = "fp32", ("exp_avg", "exp_avg_sq")
+MODEL_FILES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
+"""Stages 1 and 2 read one, stage 3 the other."""
 
 
 def read(folder: Path) -> State:
@@ -29,27 +31,51 @@ def read(folder: Path) -> State:
     names = sorted(path.parent.relative_to(folder / "zero").as_posix() for path in (folder / "zero").rglob(f"{WEIGHTS}.pt"))
     if not names:
         raise UserError(f"{folder}: no parameter folders below 'zero'; this is no universal checkpoint")
-    optimizer = open_file(folder / "zero" / "optimizer_state.pt")
-    tensors = {name: _entry(folder, name, WEIGHTS) for name in names}
+    optimizer, shapes = open_file(folder / "zero" / "optimizer_state.pt"), _shapes(folder)
+    flat = {name: shape for group in shapes for name, shape in group.items()}
+    tensors = {name: _entry(folder, name, WEIGHTS, flat.get(name)) for name in names}
     owners = [name for name in names if (folder / "zero" / name / f"{SLOTS[0]}.pt").exists()]
-    slots = {slot: {name: _entry(folder, name, slot) for name in owners} for slot in SLOTS}
-    steps = {n: float(open_file(folder / "zero" / n / "step.pt")) for n in owners if (folder / "zero" / n / "step.pt").exists()}
-    members = optimizer.get("group_names") or [[] for _ in optimizer["param_groups"]]  # DeepSpeed's own do not say whose they are
+    slots = {slot: {name: _entry(folder, name, slot, flat.get(name)) for name in owners} for slot in SLOTS}
+    steps = {n: _step(folder, n, optimizer) for n in owners}
+    members = optimizer.get("group_names") or [list(group) for group in shapes] or [[] for _ in optimizer["param_groups"]]
     groups = tuple(
         Group(tuple(mine), {k: v for k, v in group.items() if k != "params"})
         for mine, group in zip(members, optimizer["param_groups"], strict=True)
     )
-    return State(tensors, slots=slots, steps=steps, groups=groups)
+    aliases = [name for name in names if name not in owners]  # DeepSpeed writes tied names a second time, without moments
+    return State({n: e for n, e in tensors.items() if n not in aliases or not owners}, slots=slots, steps=steps, groups=groups)
 
 
-def _entry(folder: Path, name: str, slot: str) -> Entry:
+def _shapes(folder: Path) -> list[dict[str, tuple[int, ...]]]:
+    """Names and true shapes by group, from the model_states file that DeepSpeed copies beside the folders; ours has none."""
+    for file in MODEL_FILES:
+        if (folder / file).exists():
+            return [{name: tuple(shape) for name, shape in group.items()} for group in open_file(folder / file).get("param_shapes") or []]
+    return []
+
+
+def _step(folder: Path, name: str, optimizer: dict) -> float:
+    """The parameter's own step; DeepSpeed's stage 3 keeps one for each group in the optimizer's file."""
+    path = folder / "zero" / name / "step.pt"
+    if path.exists():
+        return float(open_file(path))
+    held = (optimizer.get("optimizer_state_dict") or {}).get("state", {})
+    return float(held[0]["step"]) if held and "step" in held[0] else 0.0
+
+
+def _entry(folder: Path, name: str, slot: str, shape: tuple[int, ...] | None) -> Entry:
     path = folder / "zero" / name / f"{slot}.pt"
-    return Entry(tuple(_load(path).shape), partial(_load, path))
+    held = tuple(_load(path, None).shape)
+    return Entry(shape or held, partial(_load, path, shape))
 
 
-def _load(path: Path) -> Tensor:
+def _load(path: Path, shape: tuple[int, ...] | None) -> Tensor:
+    """The tensor; DeepSpeed's stage 3 writes it flat."""
     held = open_file(path)
-    return held["param"] if isinstance(held, dict) else held
+    tensor = held["param"] if isinstance(held, dict) else held
+    if shape is not None and tensor.numel() != math.prod(shape):
+        raise UserError(f"{path}: holds {tensor.numel()} numbers, its shape says {math.prod(shape)}; the file is damaged")
+    return tensor if shape is None else tensor.view(shape)
 
 
 def files(state: State, folder: Path, *, step: int = 0) -> list[File]:
@@ -73,8 +99,7 @@ def files(state: State, folder: Path, *, step: int = 0) -> list[File]:
         "module": {}, "dp_world_size": 1, "mp_world_size": 1, "global_steps": step, "global_samples": 0, "skipped_steps": 0,
         "lr_scheduler": None,
     }
-    names = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")  # stages 1 and 2 read one, 3 the other
-    return found + [_small(name, counters) for name in names]
+    return found + [_small(name, counters) for name in MODEL_FILES]
 
 
 def _small(name: str, content: object) -> File:

@@ -1,0 +1,114 @@
+"""The offline commands: what they take, and which part does the work. Nothing heavy is imported before it is needed."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+
+def add_parsers(commands: argparse._SubParsersAction) -> None:
+    text = "say what an expansion would do, and what it needs; no tensor is read"
+    command = commands.add_parser("plan", help=text, description=text)
+    _expansion_options(command)
+    command.add_argument("--save", type=Path, default=Path("plan.json"), help="where the whole plan goes (default plan.json)")
+    text = "expand a checkpoint to a larger model that computes the same function"
+    command = commands.add_parser("expand", help=text, description=text)
+    _expansion_options(command)
+    command.add_argument("--out", required=True, type=Path, help="the checkpoint folder to create")
+    text = "measure whether a large model computes a small one's function; exit code 1 when it does not"
+    command = commands.add_parser("verify", help=text, description=text)
+    command.add_argument("small", type=Path, metavar="SMALL", help="the source: a run's stage, a checkpoint folder, a Hugging Face folder")
+    command.add_argument("large", type=Path, metavar="LARGE", help="what grew from it")
+    command.add_argument("--json", action="store_true", help="print the measurements as JSON")
+
+
+def _expansion_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--source", required=True, type=Path, help="a run's stage, a checkpoint folder, one tag in it, or a Hugging Face folder")
+    command.add_argument("--source-config", type=Path, help="the source's config.json, where the checkpoint holds none")
+    command.add_argument("--target", required=True, help="CONFIG.yaml:MODEL, a Hugging Face config.json, or a folder with one")
+    command.add_argument("--method", default="lemon", help="lemon (default, lossless), fpi, net2net, aki, stack, interpolate, or random (from scratch)")
+    command.add_argument("--optimizer-state", default="reset", choices=["reset", "grow"], help="fresh AdamW (default), or grow both moments")
+    command.add_argument("--format", choices=["zero", "universal", "huggingface"], help="layout of the result (default: huggingface for such a source, else zero)")
+    command.add_argument("--zero-stage", type=int, choices=[1, 2, 3], help="of --format zero (default 1)")
+    command.add_argument("--world-size", type=_count, help="of --format zero: ranks that will load it (default 2)")
+    command.add_argument("--bf16", action="store_true", help="of --format zero: the engine will train in bf16 (its file names differ)")
+    command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of --format huggingface: of the stored weights (default float32)")
+    command.add_argument("--depth", default="zero", choices=["zero", "cancel"], help="how new layers start (default zero)")
+    command.add_argument("--placement", default="even", choices=["even", "top"], help="where new layers stand (default even)")
+    command.add_argument("--noise", type=_scale, default=1.0, help="scale of the symmetry-breaking noise (default 1)")
+    command.add_argument("--seed", type=int, default=0, help="of the noise and of what starts fresh (default 0)")
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def _scale(text: str) -> float:
+    if not 0 <= (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not a number from 0")
+    return value
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from pipeline import folders, outlook
+
+    job = _job(options)
+    content = outlook.outlook(job)
+    outlook.show(job, content, _console())
+    folders.write_json(options.save, content)
+    print(f"plan: wrote {options.save}")
+
+
+def _expand(options: argparse.Namespace) -> None:
+    from pipeline import expand
+
+    expand.carry_out(_job(options), options.out)
+    print(f"expand: wrote {options.out}")
+
+
+def _form(options: argparse.Namespace, default: str):
+    """The layout asked for; options of one layout choose it, and contradict another."""
+    from pipeline.checkpoints import Format
+
+    native = options.zero_stage or options.world_size or options.bf16
+    layout = options.format or ("zero" if native else "huggingface" if options.dtype else default)
+    if native and layout != "zero":
+        raise UserError(f"--zero-stage, --world-size and --bf16 belong to --format zero, not to {layout}; leave them out")
+    if options.dtype and layout != "huggingface":
+        raise UserError(f"--dtype {options.dtype} belongs to --format huggingface; {layout} checkpoints hold float32, and --bf16 says how the engine trains")
+    return Format(layout, options.zero_stage or 1, options.world_size or 2, options.bf16, options.dtype or "float32")
+
+
+def _job(options: argparse.Namespace):
+    from pipeline import checkpoints, expand, targets
+    from pipeline.growth.method import Options
+
+    form = _form(options, checkpoints.default_layout(options.source))
+    chosen = Options(options.method, options.depth, options.placement, options.noise, options.seed)
+    target = targets.find(options.target, options.source, options.source_config)
+    return expand.plan(options.source, target, chosen, form, options.source_config, keeps=options.optimizer_state == "grow")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    import json
+
+    from pipeline import comparison
+
+    found, chosen = comparison.compare(options.small, options.large)
+    if options.json:
+        print(json.dumps({"small": str(options.small), "large": str(options.large), "method": chosen.method, **found.as_json()}, indent=2))
+    else:
+        comparison.show(found, chosen, _console())
+    return 0 if found.lossless else 1
+
+
+def _console():
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
+COMMANDS = {"plan": _plan, "expand": _expand, "verify": _verify}
