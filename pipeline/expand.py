@@ -61,21 +61,17 @@ def carry_out(job: Job, out: Path, say: Say = print, workers: int = 1) -> Verifi
     claims to be lossless is not."""
     if out.exists():
         raise UserError(f"{out}: exists already; choose another --out or remove it")
-    if (job.source / manifest.NAME).exists():
-        manifest.verify(job.source)
     out.parent.mkdir(parents=True, exist_ok=True)
-    staged = manifest.staging(out)
-    try:
+    origin = manifest.source(job.source, workers)
+    with manifest.writing(out) as staged:
         say(f"expand: {len(job.plan.rows)} tensors, {words(job.plan)}")
-        files = checkpoints.write(grown(job), job.large, staged, job.form, step=_step(job), workers=workers)
+        files = checkpoints.write(grown(job), job.large, staged, job.form, step=_step(job), workers=workers, progress=True)
         measured = _verify(job, staged)
         say(f"expand: {'verified' if job.plan.lossless else 'lossy, as declared (' + '; '.join(job.plan.lossy) + ')'}, {measured}")
         if job.plan.lossless and not measured.lossless:
             raise UserError(f"method '{job.plan.options.method}' claims to be lossless and is not: {measured}; nothing was published")
         write_json(staged / "plan.json", job.plan.as_json())
-        manifest.publish(staged, out, _facts(job, measured), files | manifest.hashes(staged, ["plan.json"]))
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        manifest.publish(staged, out, _facts(job, measured, origin), files | manifest.hashes(staged, ["plan.json"]))
     return measured
 
 
@@ -83,8 +79,7 @@ def grown(job: Job) -> State:
     """The grown state: each tensor is made when a writer opens it, in float32."""
     grower, names = _grower(job), {row.target: row for row in job.plan.rows}
     tensors = {name: Entry(row.shape, partial(grower.tensor, row, partial(_source, job))) for name, row in names.items()}
-    groups = tuple(replace(group, hyper=hyper) for group, hyper in zip(checkpoints.decay_groups(job.large), _hyper(job.state), strict=True))
-    held = State(tensors, groups=groups, aliases=models.table(job.large).aliases)
+    held = State(tensors, groups=checkpoints.fresh_groups(job.large, job.state), aliases=models.table(job.large).aliases)
     if not job.keeps:
         return held
     slots = {slot: {name: Entry(row.shape, partial(moments.moment, grower, row, slot, partial(_moment, job, slot))) for name, row in names.items()}
@@ -115,16 +110,6 @@ def _finite(job: Job, name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _hyper(state: State) -> tuple[dict, dict]:
-    """Hyper-parameters of the two groups: the source's, else AdamW's own."""
-    if len(state.groups) == 2 and all(group.hyper for group in state.groups):
-        decayed, kept = sorted((group.hyper for group in state.groups), key=lambda hyper: -hyper.get("weight_decay", 0.0))
-        return decayed, kept
-    fresh = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]
-    fresh.pop("params")
-    return fresh, {**fresh, "weight_decay": 0.0}
-
-
 def _verify(job: Job, staged: Path) -> Verification:
     """What counts is what lies on disk: the large model is read back from the files that will be published. Files in less
     than float32 are measured too, but the verdict is that of the float32 weights they were rounded from."""
@@ -145,14 +130,13 @@ def spent(job: Job, samples: int) -> dict[str, int]:
     return {"grow": 2 * models.table(job.large).parameters, "verify": probe.spent(job.small, job.large, samples)}
 
 
-def _facts(job: Job, measured: Verification) -> dict:
+def _facts(job: Job, measured: Verification, origin: dict) -> dict:
     own = sum(spent(job, measured.samples).values())
     before = job.state.provenance.get("flops", "unknown")
-    held = job.source / manifest.NAME
     return {
         "kind": "expand", **job.form.as_json(), "step": 0, "method": job.plan.options.method, "optimizer_state": "grow" if job.keeps else "reset",
         "lossless": job.plan.lossless, "lossy": list(job.plan.lossy), "verification": measured.as_json(), "versions": installed(),
-        "seed": job.plan.options.seed, "source": {"path": str(job.source), "manifest_sha256": manifest.sha256(held) if held.exists() else None},
+        "seed": job.plan.options.seed, "source": origin,
         "provenance": {"origin": str(job.source), "own_flops": own, "flops": own + before if isinstance(before, int) else "unknown"},
     }
 

@@ -1,6 +1,7 @@
 """The offline commands: what they take, and which part does the work. Nothing heavy is imported before it is needed."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -16,11 +17,31 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("expand", help=text, description=text)
     _expansion_options(command)
     command.add_argument("--out", required=True, type=Path, help="the checkpoint folder to create")
+    _workers(command)
+    text = "write a checkpoint in another layout, ZeRO stage or world size, moments and steps included"
+    command = commands.add_parser("reshard", help=text, description=text)
+    command.add_argument("source", type=Path, metavar="DIR", help="a run's stage, a checkpoint folder, one tag in it, or a Hugging Face folder")
+    command.add_argument("--out", required=True, type=Path, help="the checkpoint folder to create")
+    command.add_argument("--source-config", type=Path, help="the model's config.json, where Hugging Face files are read or written and it lies elsewhere")
+    _layout_options(command)
+    _workers(command)
     text = "measure whether a large model computes a small one's function; exit code 1 when it does not"
     command = commands.add_parser("verify", help=text, description=text)
     command.add_argument("small", type=Path, metavar="SMALL", help="the source: a run's stage, a checkpoint folder, a Hugging Face folder")
     command.add_argument("large", type=Path, metavar="LARGE", help="what grew from it")
     command.add_argument("--json", action="store_true", help="print the measurements as JSON")
+
+
+def _layout_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--format", choices=["zero", "universal", "huggingface"], help="layout of the result (default: huggingface for such a source, else zero)")
+    command.add_argument("--zero-stage", type=int, choices=[1, 2, 3], help="of --format zero (default 1)")
+    command.add_argument("--world-size", type=_count, help="of --format zero: ranks that will load it (default 2)")
+    command.add_argument("--bf16", action="store_true", help="of --format zero: the engine will train in bf16 (its file names differ)")
+    command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of --format huggingface: of the stored weights (default float32)")
+
+
+def _workers(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--workers", type=_count, default=len(os.sched_getaffinity(0)), help="processes that write (default: the CPUs); the result is the same for any number")
 
 
 def _expansion_options(command: argparse.ArgumentParser) -> None:
@@ -29,11 +50,7 @@ def _expansion_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--target", required=True, help="CONFIG.yaml:MODEL, a Hugging Face config.json, or a folder with one")
     command.add_argument("--method", default="lemon", help="lemon (default, lossless), fpi, net2net, aki, stack, interpolate, or random (from scratch)")
     command.add_argument("--optimizer-state", default="reset", choices=["reset", "grow"], help="fresh AdamW (default), or grow both moments")
-    command.add_argument("--format", choices=["zero", "universal", "huggingface"], help="layout of the result (default: huggingface for such a source, else zero)")
-    command.add_argument("--zero-stage", type=int, choices=[1, 2, 3], help="of --format zero (default 1)")
-    command.add_argument("--world-size", type=_count, help="of --format zero: ranks that will load it (default 2)")
-    command.add_argument("--bf16", action="store_true", help="of --format zero: the engine will train in bf16 (its file names differ)")
-    command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of --format huggingface: of the stored weights (default float32)")
+    _layout_options(command)
     command.add_argument("--depth", default="zero", choices=["zero", "cancel"], help="how new layers start (default zero)")
     command.add_argument("--placement", default="even", choices=["even", "top"], help="where new layers stand (default even)")
     command.add_argument("--noise", type=_scale, default=1.0, help="scale of the symmetry-breaking noise (default 1)")
@@ -65,7 +82,7 @@ def _plan(options: argparse.Namespace) -> None:
 def _expand(options: argparse.Namespace) -> None:
     from pipeline import expand
 
-    expand.carry_out(_job(options), options.out)
+    expand.carry_out(_job(options), options.out, workers=options.workers)
     print(f"expand: wrote {options.out}")
 
 
@@ -92,6 +109,14 @@ def _job(options: argparse.Namespace):
     return expand.plan(options.source, target, chosen, form, options.source_config, keeps=options.optimizer_state == "grow")
 
 
+def _reshard(options: argparse.Namespace) -> None:
+    from pipeline import checkpoints, reshard
+
+    job = reshard.plan(options.source, _form(options, checkpoints.default_layout(options.source)), options.source_config)
+    reshard.carry_out(job, options.out, options.workers)
+    print(f"reshard: wrote {options.out}")
+
+
 def _verify(options: argparse.Namespace) -> int:
     import json
 
@@ -111,4 +136,4 @@ def _console():
     return Console(width=None if sys.stdout.isatty() else 200)
 
 
-COMMANDS = {"plan": _plan, "expand": _expand, "verify": _verify}
+COMMANDS = {"plan": _plan, "expand": _expand, "verify": _verify, "reshard": _reshard}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
@@ -136,13 +137,14 @@ def _open_as(entry: Entry, shape: tuple[int, ...]) -> Tensor:
     return entry.open().view(shape)
 
 
-def write(state: State, config: PretrainedConfig, folder: Path, form: Format, *, step: int = 0, workers: int = 1) -> dict[str, dict]:
+def write(state: State, config: PretrainedConfig, folder: Path, form: Format, *, step: int = 0, workers: int = 1,
+          progress: bool = False) -> dict[str, dict]:
     """Write `state` (published names) into the staged tag folder in the layout of `form`, config.json with it. Returns size
     and SHA-256 of every file, for the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     text = models.config_text(config, form.dtype).encode()
     spelled = state if form.layout == "huggingface" else state.renamed({row.name: row.module for row in models.table(config).rows()})
-    return stream.write([File(CONFIG, len(text), lambda: iter([text])), *files(spelled, folder, form, step=step)], folder, workers)
+    return stream.write([File(CONFIG, len(text), lambda: iter([text])), *files(spelled, folder, form, step=step)], folder, workers, progress)
 
 
 def files(state: State, folder: Path, form: Format, *, step: int = 0) -> list[File]:
@@ -160,3 +162,14 @@ def decay_groups(config: PretrainedConfig) -> tuple[Group, Group]:
     rows = {row.module: row for row in models.table(config).rows()}
     order = [rows[name] for name, _ in models.build(config, device="meta").named_parameters()]
     return Group(tuple(r.name for r in order if r.decay)), Group(tuple(r.name for r in order if not r.decay))
+
+
+def fresh_groups(config: PretrainedConfig, state: State) -> tuple[Group, ...]:
+    """The groups of `config`'s model, decayed and not, with the hyper-parameters of the state's two groups, else AdamW's own."""
+    if len(state.groups) == 2 and all(group.hyper for group in state.groups):
+        hypers = sorted((group.hyper for group in state.groups), key=lambda hyper: -hyper.get("weight_decay", 0.0))
+    else:
+        fresh = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]
+        fresh.pop("params")
+        hypers = [fresh, {**fresh, "weight_decay": 0.0}]
+    return tuple(replace(group, hyper=hyper) for group, hyper in zip(decay_groups(config), hypers, strict=True))

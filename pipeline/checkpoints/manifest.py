@@ -4,10 +4,14 @@ Everything is staged in a hidden sibling folder, hashed, synced to disk and rena
 at all; DeepSpeed's own `latest` is never written and never trusted.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -26,9 +30,45 @@ def staging(final: Path) -> Path:
     return folder
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+@contextmanager
+def writing(final: Path) -> Iterator[Path]:
+    """A staged folder for `final`, held by this process: a second writer is refused, what a dead one left is removed, and
+    what is not published by the end is removed as well. Raises UserError."""
+    staged = final.with_name(STAGING + final.name)
+    staged.mkdir(parents=True, exist_ok=True)
+    handle = os.open(staged, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{final}: another process is writing it; wait for it or choose another --out") from error
+        _clear(staged)
+        try:
+            yield staged
+        finally:
+            if staged.exists() and os.path.samestat(os.fstat(handle), staged.stat()):  # not published, and nobody else's
+                shutil.rmtree(staged, ignore_errors=True)
+    finally:
+        os.close(handle)
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _silent(size: int) -> None:
+    """Nobody is told how many bytes were hashed."""
+
+
+def sha256(path: Path, done: Callable[[int], None] = _silent) -> str:
+    """`done` is told the size of every piece that was hashed."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            digest.update(buffer[:size])
+            done(size)
+    return digest.hexdigest()
 
 
 def listing(folder: Path) -> list[str]:
@@ -36,9 +76,20 @@ def listing(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != NAME)
 
 
-def hashes(folder: Path, names: list[str]) -> dict[str, dict]:
-    """Size and SHA-256 of the files `names` below `folder`."""
-    return {name: {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
+def hashes(folder: Path, names: list[str], workers: int = 1, done: Callable[[int], None] = _silent) -> dict[str, dict]:
+    """Size and SHA-256 of the files `names` below `folder`; hashing runs beside other threads."""
+    with ThreadPoolExecutor(workers) as pool:
+        return {name: {"size": (folder / name).stat().st_size, "sha256": digest}
+                for name, digest in zip(names, pool.map(lambda name: sha256(folder / name, done), names), strict=True)}
+
+
+def source(folder: Path, workers: int = 1) -> dict:
+    """What a manifest says of the checkpoint that its own was made from: hashes checked where it has a manifest, else taken.
+    Raises UserError for a damaged one."""
+    if (folder / NAME).exists():
+        verify(folder, workers)
+        return {"path": str(folder), "manifest_sha256": sha256(folder / NAME)}
+    return {"path": str(folder), "files": hashes(folder, listing(folder), workers)}
 
 
 def publish(folder: Path, final: Path, facts: dict, files: dict[str, dict] | None = None) -> None:
@@ -68,9 +119,7 @@ def _digest(content: dict) -> str:
 
 def read(folder: Path) -> dict:
     """The manifest of a checkpoint, checked against itself and against the sizes of its files. Raises UserError."""
-    content = read_json(folder / NAME)
-    if content.pop("sha256", None) != _digest(content):
-        raise UserError(f"{folder / NAME}: the manifest does not match its own hash; the checkpoint is damaged, use an older one")
+    content = _own(folder / NAME)
     for name, wanted in content["files"].items():
         path = folder / name
         size = path.stat().st_size if path.exists() else None
@@ -80,11 +129,21 @@ def read(folder: Path) -> dict:
     return content
 
 
-def verify(folder: Path) -> dict:
-    """Like `read`, and every byte hashed. Raises UserError naming the first file that differs."""
+def _own(path: Path) -> dict:
+    """The content of a manifest that is to the byte what `publish` wrote: another spelling of the same numbers is damage too."""
+    content = read_json(path)
+    whole = isinstance(content, dict) and path.read_bytes() == (json.dumps(content, indent=2) + "\n").encode()
+    if not whole or content.pop("sha256", None) != _digest(content):
+        raise UserError(f"{path}: the manifest does not match its own hash; the checkpoint is damaged, use an older one")
+    return content
+
+
+def verify(folder: Path, workers: int = 1, done: Callable[[int], None] = _silent) -> dict:
+    """Like `read`, and every byte hashed, in `workers` threads. Raises UserError naming the first file that differs."""
     content = read(folder)
+    found = hashes(folder, list(content["files"]), workers, done)
     for name, wanted in content["files"].items():
-        if sha256(folder / name) != wanted["sha256"]:
+        if found[name]["sha256"] != wanted["sha256"]:
             raise UserError(f"{folder / name}: its SHA-256 is not the manifest's; the file is damaged, use an older checkpoint")
     return content
 

@@ -5,7 +5,6 @@ storage lies is read back from it. Checksums inside the archive are left at 0, w
 manifest holds the SHA-256 of the whole file.
 """
 
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch.serialization import skip_data
 
 from pipeline.checkpoints.stream import Chunks, File, Piece, content
 from pipeline.checkpoints.zero_files import ALLOWED
+from pipeline.errors import UserError
 from pipeline.state import Entry
 
 
@@ -45,17 +45,19 @@ class Draft:
 
     def _chunks(self, tree: dict, skeleton: Path) -> Chunks:
         """The skeleton's bytes, and in its holes those of the pieces, in the order of the file."""
-        with skip_data(materialize_fake_tensors=True):
-            torch.save(tree, skeleton)
         try:
+            with skip_data(materialize_fake_tensors=True):
+                torch.save(tree, skeleton)
             with skeleton.open("rb") as file:
                 for offset, (fake, pieces) in sorted(self._offsets(tree, skeleton).items()):
                     yield file.read(offset - file.tell())
                     yield from content(pieces, fake.dtype)
                     file.seek(offset + fake.numel() * fake.itemsize)
                 yield file.read()
+        except RuntimeError as error:  # torch's word for a full disk
+            raise UserError(f"{skeleton.parent}: cannot be written ({' '.join(str(error).split())[:120]}); make room or choose another place") from error
         finally:
-            os.unlink(skeleton)
+            skeleton.unlink(missing_ok=True)
 
     def _offsets(self, tree: dict, skeleton: Path) -> dict[int, tuple[Tensor, list[Piece]]]:
         """Where each hole lies; tied tensors share one."""

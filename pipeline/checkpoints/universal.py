@@ -37,7 +37,7 @@ def read(folder: Path) -> State:
     owners = [name for name in names if (folder / "zero" / name / f"{SLOTS[0]}.pt").exists()]
     slots = {slot: {name: _entry(folder, name, slot, flat.get(name)) for name in owners} for slot in SLOTS}
     steps = {n: _step(folder, n, optimizer) for n in owners}
-    members = optimizer.get("group_names") or [list(group) for group in shapes] or [[] for _ in optimizer["param_groups"]]
+    members = optimizer.get("group_names") or _members(shapes, optimizer["param_groups"])
     groups = tuple(
         Group(tuple(mine), {k: v for k, v in group.items() if k != "params"})
         for mine, group in zip(members, optimizer["param_groups"], strict=True)
@@ -52,6 +52,14 @@ def _shapes(folder: Path) -> list[dict[str, tuple[int, ...]]]:
         if (folder / file).exists():
             return [{name: tuple(shape) for name, shape in group.items()} for group in open_file(folder / file).get("param_shapes") or []]
     return []
+
+
+def _members(shapes: list[dict[str, tuple[int, ...]]], groups: list[dict]) -> list[list[str]]:
+    """The names of each group: those of its flats, which `params` numbers where stage 3 has cut a group into several."""
+    if not shapes:
+        return [[] for _ in groups]
+    cut = len(shapes) != len(groups)
+    return [[name for flat in (group["params"] if cut else [number]) for name in shapes[flat]] for number, group in enumerate(groups)]
 
 
 def _step(folder: Path, name: str, optimizer: dict) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from pipeline.checkpoints import zero_stage_0
 from pipeline.checkpoints.zero_files import Layout, gather, model_file, open_file, optimizer_files, window
 from pipeline.errors import UserError
 from pipeline.state import Entry, Group, State
@@ -15,7 +16,7 @@ def read(folder: Path) -> State:
     """The state in a tag folder, in module names. Raises UserError for files that do not belong together."""
     files = optimizer_files(folder)
     if not files:
-        return _stage_0(folder)
+        return zero_stage_0.read(folder)
     shards = [open_file(path)["optimizer_state_dict"] for path in files]
     stage = 3 if int(shards[0]["zero_stage"]) == 3 else 1
     model = open_file(folder / model_file(stage))
@@ -29,11 +30,9 @@ def _partitioned(folder: Path, stage: int, model: dict, shards: list[dict]) -> S
     base = [s["optimizer_state_dict"] if stage == 3 else s["base_optimizer_state"] for s in shards]
     weights = [s["fp32_flat_groups"] if stage == 3 else s["single_partition_of_fp32_groups"] for s in shards]
     groups, tensors, slots, steps = [], {}, {}, {}
-    for names, hyper in zip(shapes, base[0]["param_groups"], strict=True):
-        left = dict(names)
-        for number in hyper["params"]:
-            flats, states = [w[number] for w in weights], [b["state"].get(number, {}) for b in base]
-            mine = _taken(left, flats[0].numel(), len(shards)) if stage == 3 else left
+    for hyper in base[0]["param_groups"]:
+        for number in hyper["params"]:  # stage 3 cuts a large group into several flats (sub_group_size)
+            flats, states, mine = [w[number] for w in weights], [b["state"].get(number, {}) for b in base], shapes[number]
             layout = Layout(stage, len(shards), tuple(math.prod(shape) for shape in mine.values()))
             _check(folder, layout, flats, number)
             _require_one_step(folder, states)
@@ -42,22 +41,12 @@ def _partitioned(folder: Path, stage: int, model: dict, shards: list[dict]) -> S
                 _check_slot(folder, layout, [s[slot] for s in states], slot)
                 slots.setdefault(slot, {}).update(_entries(layout, mine, [s[slot] for s in states]))
             steps |= dict.fromkeys(mine, float(states[0].get("step", 0)))
-            left = {name: shape for name, shape in left.items() if name not in mine}
-        groups.append(Group(tuple(names), {k: v for k, v in hyper.items() if k != "params"}))
+        names = tuple(name for number in hyper["params"] for name in shapes[number])
+        groups.append(Group(names, {k: v for k, v in hyper.items() if k != "params"}))
     frozen = _frozen(folder, stage, model, len(shards))
     buffers = {name: Entry(tuple(model["module"][name].shape), partial(model["module"].__getitem__, name)) for name in model.get("buffer_names") or ()}
     aliases = dict(model.get("shared_params") or {})
     return State(tensors | frozen, slots=slots, steps=steps, groups=tuple(groups), aliases=aliases, frozen=tuple(frozen), buffers=buffers)
-
-
-def _taken(left: dict[str, tuple[int, ...]], length: int, world: int) -> dict[str, tuple[int, ...]]:
-    """The parameters that fill a flat of stage 3 that holds `length` elements per rank (sub_group_size cuts large groups)."""
-    taken, filled = {}, 0
-    for name, shape in left.items():
-        if filled >= length:
-            break
-        taken[name], filled = shape, filled + math.ceil(math.prod(shape) / world)
-    return taken
 
 
 def _frozen(folder: Path, stage: int, model: dict, world: int) -> dict[str, Entry]:
@@ -95,35 +84,3 @@ def _check(folder: Path, layout: Layout, flats: list[Tensor], group: int) -> Non
                 f"{folder}: group {group} of rank {rank} holds {flat.numel()} weights, the shapes say {layout.stored(rank)}; "
                 "the files do not belong together"
             )
-
-
-def _stage_0(folder: Path) -> State:
-    """Stage 0 keeps everything in one file; the order inside the optimizer is the order of the groups' names."""
-    model = open_file(folder / model_file(0))
-    aliases = _aliases(model["module"])
-    tensors = {n: Entry(tuple(t.shape), lambda t=t: t) for n, t in model["module"].items() if n not in aliases}
-    optimizer, names = model.get("optimizer") or {}, model.get("group_names")
-    if "fp32_groups" in optimizer:
-        raise UserError(f"{folder}: a bf16 run of ZeRO stage 0 keeps its float32 weights unnamed; train it with zero_stage 1 to expand it")
-    if not names or "param_groups" not in optimizer:
-        return State(tensors, aliases=aliases)
-    slots, steps, groups = {}, {}, []
-    for group, members in zip(optimizer["param_groups"], names, strict=True):
-        groups.append(Group(tuple(members), {k: v for k, v in group.items() if k != "params"}))
-        for name, number in zip(members, group["params"], strict=True):
-            held = optimizer["state"].get(number, {})
-            steps[name] = float(held.get("step", 0))
-            for slot, value in held.items():
-                if isinstance(value, Tensor) and value.dim():
-                    slots.setdefault(slot, {})[name] = Entry(tuple(value.shape), lambda value=value: value)
-    return State(tensors, slots=slots, steps=steps, groups=tuple(groups), aliases=aliases)
-
-
-def _aliases(module: dict[str, Tensor]) -> dict[str, str]:
-    """Tied names share their storage; the first name owns it."""
-    owners: dict[tuple, str] = {}
-    return {
-        name: owners[key]
-        for name, tensor in module.items()
-        if owners.setdefault(key := (tensor.data_ptr(), tuple(tensor.shape)), name) != name
-    }

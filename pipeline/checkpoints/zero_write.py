@@ -1,6 +1,7 @@
 """Native ZeRO checkpoints that `engine.load_checkpoint` of an ordinary DeepSpeed script accepts, as streams."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import deepspeed
 import torch
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
 
 from pipeline.checkpoints.stream import File, Piece, whole
@@ -40,6 +42,11 @@ class Flat:
         end = self.layout.stored(rank) if stored else self.layout.flat
         return found + ([Piece(None, 0, end - position)] if end > position else [])
 
+    def fragments(self, rank: int) -> dict[str, fragment_address]:
+        """Where each parameter lies in this rank's flat, as DeepSpeed's own converter wants it."""
+        cuts = zip(self.names, self.layout.pieces(), strict=True)
+        return OrderedDict((name, fragment_address(cut.length, cut.offset)) for name, parts in cuts for cut in parts if cut.rank == rank)
+
 
 def files(state: State, folder: Path, *, stage: int, world: int, bf16: bool = False, step: int = 0, sub_group: int = SUB_GROUP) -> list[File]:
     """The files of `state` (module names, groups in the engine's order) for `world` ranks of ZeRO `stage`. Raises UserError."""
@@ -48,7 +55,7 @@ def files(state: State, folder: Path, *, stage: int, world: int, bf16: bool = Fa
     flats = list(_flats(state, stage, world, sub_group))
     ranks = [_optimizer(state, flats, rank, stage, folder, optimizer_file(rank, bf16)) for rank in range(world)]
     dtype = torch.bfloat16 if bf16 else torch.float32
-    return ranks + [_model(state, stage, world, rank, dtype, step, folder) for rank in range(world if stage == 3 else 1)]
+    return ranks + [_model(state, flats, stage, world, rank, dtype, step, folder) for rank in range(world if stage == 3 else 1)]
 
 
 def _flats(state: State, stage: int, world: int, limit: int) -> Iterator[Flat]:
@@ -84,6 +91,7 @@ def _stage_2(draft: Draft, state: State, flats: list[Flat], rank: int, stage: in
         "base_optimizer_state": base,
         "single_partition_of_fp32_groups": [draft.hole(flat.pieces(state.tensors, rank, stored=True)) for flat in flats],
         "group_paddings": [flat.layout.flat - flat.layout.stored(rank) for flat in flats],
+        "param_slice_mappings": [flat.fragments(rank) for flat in flats],
         "partition_count": [flat.layout.world for flat in flats],
         "zero_stage": ZeroStageEnum(stage),
         "loss_scaler": LossScaler(1.0), "dynamic_loss_scale": False, "overflow": False,
@@ -99,14 +107,14 @@ def _stage_3(draft: Draft, state: State, flats: list[Flat], rank: int, base: dic
     }
 
 
-def _model(state: State, stage: int, world: int, rank: int, dtype: torch.dtype, step: int, folder: Path) -> File:
+def _model(state: State, flats: list[Flat], stage: int, world: int, rank: int, dtype: torch.dtype, step: int, folder: Path) -> File:
     draft = Draft()
     module = _placeholders(draft, state) if stage == 3 else _module(draft, state, dtype)
     module |= {name: draft.hole(whole(entry), entry.shape) for name, entry in state.buffers.items()}
     shapes = {name: torch.Size(state.tensors[name].shape) for name in state.frozen}
     tree = {
         "module": module, "buffer_names": list(state.buffers), "optimizer": None, "lr_scheduler": None,
-        "param_shapes": [{name: torch.Size(state.tensors[name].shape) for name in group.names} for group in state.groups],
+        "param_shapes": [{name: torch.Size(state.tensors[name].shape) for name in flat.names} for flat in flats],
         "frozen_param_shapes": shapes or None, "frozen_param_fragments": _fragments(draft, state, stage, world, rank) or None,
         "shared_params": dict(state.aliases), "data_sampler": None, "random_ltd": None, "skipped_steps": 0, "global_steps": step,
         "global_samples": 0, "dp_world_size": world, "mp_world_size": 1, "ds_config": {}, "ds_version": deepspeed.__version__,

@@ -1,7 +1,7 @@
 """An ordinary DeepSpeed script that knows nothing of this project: train a tiny BERT, load and save native checkpoints.
 
-Started under torchrun with one JSON argument: stage, steps, first (number of the first step), seed, bf16,
-load / save ({"dir", "tag"} or null), universal, out (a JSON file for the losses, written by rank 0).
+Started under torchrun with one JSON argument: stage, steps, first (number of the first step), seed, bf16, fp16, zero
+(more keys of zero_optimization), extras (a frozen embedding and a module with a buffer), load / save ({"dir", "tag"} or null), universal, out (a JSON file for the losses, written by rank 0).
 """
 
 import json
@@ -17,16 +17,29 @@ from transformers import BertConfig, BertForMaskedLM
 HYPER = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6}
 
 
-def model(seed: int) -> BertForMaskedLM:
+def model(seed: int, extras: bool = False) -> BertForMaskedLM:
     torch.manual_seed(seed)
-    return BertForMaskedLM(BertConfig(
+    return (Extras if extras else BertForMaskedLM)(BertConfig(
         vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
         max_position_embeddings=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     ))
 
 
+class Extras(BertForMaskedLM):
+    """With a frozen parameter, and a buffer that counts what was seen."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__(config)
+        self.register_buffer("seen", torch.zeros(3))
+        self.bert.embeddings.token_type_embeddings.weight.requires_grad_(False)
+
+    def forward(self, *args, **more):
+        self.seen += 1
+        return super().forward(*args, **more)
+
+
 def groups(net: torch.nn.Module) -> list[dict]:
-    named = list(net.named_parameters())
+    named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
     return [{"params": [p for _, p in named if p.dim() > 1], "weight_decay": 0.1, **HYPER},
             {"params": [p for _, p in named if p.dim() == 1], "weight_decay": 0.0, **HYPER}]
 
@@ -44,10 +57,11 @@ def main(job: dict) -> None:
     torch.set_num_threads(1)
     deepspeed.init_distributed("gloo", verbose=False)
     rank, world = dist.get_rank(), dist.get_world_size()
-    net = model(job["seed"])
+    net = model(job["seed"], job.get("extras", False))
     engine, *_ = deepspeed.initialize(model=net, optimizer=torch.optim.AdamW(groups(net)), dist_init_required=False, config={
         "train_micro_batch_size_per_gpu": 12 // world, "gradient_accumulation_steps": 1, "gradient_clipping": 0.5,
-        "zero_optimization": {"stage": job["stage"]}, "bf16": {"enabled": job.get("bf16", False)},
+        "zero_optimization": {"stage": job["stage"], **job.get("zero", {})}, "bf16": {"enabled": job.get("bf16", False)},
+        "fp16": {"enabled": job.get("fp16", False), "initial_scale_power": 8},
         "checkpoint": {"load_universal": job.get("universal", False)},
         "steps_per_print": 10**9, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
     })

@@ -1,0 +1,162 @@
+"""`lemon reshard`: what a plain DeepSpeed script wrote, in any other layout, and the script goes on as if nothing had been."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_native_checkpoints import train
+from workers import ENVIRONMENT
+
+from pipeline import checkpoints, reshard
+from pipeline.__main__ import main
+from pipeline.checkpoints import Format, manifest, zero_stage_0
+from pipeline.errors import UserError
+from pipeline.state import State
+
+SLOTS = ("exp_avg", "exp_avg_sq")
+CASES = {
+    "stage 0": {"stage": 0}, "stage 0 bf16": {"stage": 0, "bf16": True}, "stage 1": {"stage": 1}, "stage 2 bf16": {"stage": 2, "bf16": True},
+    "stage 2 fp16": {"stage": 2, "fp16": True}, "stage 2 extras": {"stage": 2, "extras": True}, "stage 3": {"stage": 3},
+    "stage 3 extras": {"stage": 3, "extras": True}, "stage 3 sub-groups": {"stage": 3, "zero": {"sub_group_size": 3000}},
+    "stage 3 of 3": {"stage": 3, "world": 3}, "stage 1 of 1": {"stage": 1, "world": 1},
+}
+"""Every layout that DeepSpeed's engine writes here; `extras`: a frozen parameter and a buffer."""
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory) -> dict[str, Path]:
+    """Two steps of the plain script in each case."""
+    folder, made = tmp_path_factory.mktemp("theirs"), {}
+    for name, case in CASES.items():
+        made[name] = folder / name.replace(" ", "-") / "two"
+        train(folder, **{"world": 2, **case}, first=0, steps=2, save=made[name])
+    return made
+
+
+def rewritten(source: Path, out: Path, form: Format, workers: int = 2) -> Path:
+    reshard.carry_out(reshard.plan(source, form), out, workers, lambda line: None)
+    manifest.verify(out)
+    return out
+
+
+def same(one: State, other: State) -> None:
+    """Bit for bit: weights, moments, steps, hyper-parameters, frozen parameters and buffers."""
+    assert [g.names for g in one.groups] == [g.names for g in other.groups] and one.steps == other.steps
+    assert [g.hyper for g in one.groups] == [g.hyper for g in other.groups]
+    for name, entry in one.tensors.items():
+        assert torch.equal(entry.open().float(), other.tensors[name].open()), name
+    for slot in SLOTS:
+        for name, entry in one.slots[slot].items():
+            assert torch.equal(entry.open(), other.slots[slot][name].open()), (slot, name)
+
+
+@pytest.mark.parametrize("to", [Format("zero", 1, 3), Format("zero", 2, 1), Format("zero", 3, 2), Format("zero", 3, 4), Format("universal")],
+                         ids=lambda f: f"{f.layout}-{f.zero_stage}-{f.world_size}")
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_is_lost(tmp_path, theirs, case, to):
+    source = checkpoints.raw(theirs[case])
+    steps = 3.0 if case == "stage 0 bf16" else 2.0  # DeepSpeed makes that optimizer's state by a first step on zeros
+    assert set(source.slots) == set(SLOTS) and set(source.steps.values()) == {steps}
+    again = checkpoints.raw(rewritten(theirs[case], tmp_path / "ours", to))
+    if to.layout == "universal":
+        same(State({n: e for n, e in source.tensors.items() if n not in source.frozen}, slots=source.slots, steps=source.steps, groups=source.groups), again)
+    else:
+        same(source, again)
+        assert again.frozen == source.frozen and set(again.buffers) == set(source.buffers)
+        assert all(torch.equal(entry.open(), again.buffers[name].open()) for name, entry in source.buffers.items())
+
+
+@pytest.mark.parametrize("case, to", [
+    ("stage 0", Format("zero", 2, 2)), ("stage 0", Format("zero", 3, 3)), ("stage 3", Format("zero", 1, 4)), ("stage 3 of 3", Format("universal")),
+    ("stage 1 of 1", Format("zero", 3, 4)), ("stage 3 sub-groups", Format("zero", 2, 1)),
+], ids=lambda value: value if isinstance(value, str) else f"{value.layout}-{value.zero_stage}-{value.world_size}")
+def test_the_plain_script_goes_on_with_the_same_losses(tmp_path, theirs, case, to):
+    """1e-5: other stages and world sizes sum gradients in another order (the parity test's tolerance)."""
+    whole = train(tmp_path, stage=2, world=2, first=0, steps=5)
+    ours = rewritten(theirs[case], tmp_path / "ours" / "two", to)
+    stage, world = (to.zero_stage, to.world_size) if to.layout == "zero" else (1, 2)
+    losses = train(tmp_path, stage=stage, world=world, first=2, steps=3, load=ours, universal=to.layout == "universal")
+    assert losses == pytest.approx(whole[2:], abs=1e-5)
+
+
+@pytest.mark.parametrize("case, stage", [("stage 2 extras", 3), ("stage 3 extras", 2)])
+def test_frozen_parameters_and_buffers_arrive_in_the_engine(tmp_path, theirs, case, stage):
+    """The script loads ours at another seed, takes no step, and saves: what was in the source is in its file."""
+    ours = rewritten(theirs[case], tmp_path / "ours" / "two", Format("zero", stage, 2))
+    train(tmp_path, stage=stage, world=2, first=2, steps=0, load=ours, save=tmp_path / "again" / "two", extras=True)
+    source, again = checkpoints.raw(theirs[case]), checkpoints.raw(tmp_path / "again" / "two")
+    same(source, again)
+    assert torch.equal(source.buffers["seen"].open(), again.buffers["seen"].open()) and source.buffers["seen"].open().sum() > 0
+
+
+def test_sub_groups_are_cut_as_the_engine_cuts_them(tmp_path, theirs):
+    """Written with DeepSpeed's own limit of this case, the engine resumes it."""
+    from pipeline.checkpoints import stream, zero_write
+
+    whole = train(tmp_path, stage=2, world=2, first=0, steps=4)
+    ours = tmp_path / "ours" / "two"
+    ours.mkdir(parents=True)
+    stream.write(zero_write.files(checkpoints.raw(theirs["stage 2 bf16"].parent.parent / "stage-1" / "two"), ours, stage=3, world=2, step=2, sub_group=3000), ours)
+    losses = train(tmp_path, stage=3, world=2, first=2, steps=2, load=ours, zero={"sub_group_size": 3000})
+    assert losses == pytest.approx(whole[2:], abs=1e-5)
+
+
+def convert(*arguments: object) -> None:
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, env={**os.environ, **ENVIRONMENT})
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeeds_own_converters_read_ours(tmp_path, theirs, stage):
+    ours = rewritten(theirs["stage 1"], tmp_path / "ours" / "two", Format("zero", stage, 3))
+    (tmp_path / "ours" / "latest").write_text("two")
+    convert(theirs["stage 1"].parent / "zero_to_fp32.py", tmp_path / "ours", tmp_path / "fp32")
+    source = checkpoints.raw(theirs["stage 1"])
+    held = torch.load(tmp_path / "fp32" / "pytorch_model.bin", weights_only=True)
+    assert all(torch.equal(held[name], entry.open()) for name, entry in source.tensors.items())
+    convert("-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state", "--input_folder", ours, "--output_folder", tmp_path / "universal")
+    again = checkpoints.raw(tmp_path / "universal")
+    assert [g.names for g in again.groups] == [g.names for g in source.groups]
+    for name, entry in source.tensors.items():
+        assert torch.equal(entry.open(), again.tensors[name].open()), name
+        assert all(torch.equal(source.slots[slot][name].open(), again.slots[slot][name].open()) for slot in SLOTS), name
+
+
+def test_the_result_does_not_depend_on_the_workers(tmp_path, theirs):
+    for workers in (1, 2, 5):
+        rewritten(theirs["stage 3"], tmp_path / str(workers), Format("zero", 2, 3), workers)
+    files = [manifest.read(tmp_path / str(workers))["files"] for workers in (1, 2, 5)]
+    assert files[0] == files[1] == files[2]
+
+
+def test_mixed_shards_are_refused(tmp_path, theirs):
+    folder = tmp_path / "mixed"
+    train(tmp_path, stage=2, world=2, first=0, steps=1, save=folder / "one")
+    name = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    other = tmp_path / "other"
+    train(tmp_path, stage=2, world=2, first=0, steps=2, save=other / "two")
+    (folder / "one" / name).write_bytes((other / "two" / name).read_bytes())
+    with pytest.raises(UserError, match="stand at different steps .rank 0: 1, rank 1: 2.; shards of two checkpoints are mixed"):
+        reshard.plan(folder / "one", Format("zero", 1, 2))
+
+
+def test_names_of_stage_0_that_cannot_be_told():
+    module = [("a", (2,)), ("b", (2,)), ("c", (3,))]
+    assert len(zero_stage_0.merges(module, [[(2,)], [(2,), (3,)]], lambda a, b: a == b)) == 2
+    assert zero_stage_0.merges(module, [[(2,), (2,)], [(3,)]], lambda a, b: a == b) == [[["a", "b"], ["c"]]]
+    assert zero_stage_0.merges([("a", (1,)), ("b", (2,)), ("c", (3,))], [[(1,), (3,)]], lambda a, b: a == b) == [[["a", "c"]]]
+    assert zero_stage_0.merges(module, [[(9,)]], lambda a, b: a == b) == []
+
+
+def test_the_command(tmp_path, theirs, capsys):
+    assert main(["reshard", str(theirs["stage 3"]), "--out", str(tmp_path / "ours"), "--zero-stage", "1", "--world-size", "4"]) == 0
+    assert "reshard: wrote" in capsys.readouterr().out and manifest.read(tmp_path / "ours")["world_size"] == 4
+    assert main(["reshard", str(theirs["stage 3"]), "--out", str(tmp_path / "ours")]) == 2
+    assert "exists already; choose another --out or remove it" in capsys.readouterr().err
+    assert main(["reshard", str(theirs["stage 3"]), "--out", str(tmp_path / "universal"), "--format", "universal"]) == 0
+    assert "in stage 3 it gives every group the first group's hyper-parameters" in capsys.readouterr().out
+    assert main(["reshard", str(theirs["stage 3"]), "--out", str(tmp_path / "hf"), "--format", "huggingface"]) == 2
+    assert "holds no config.json; name the source's config with --source-config" in capsys.readouterr().err
