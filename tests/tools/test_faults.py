@@ -1,0 +1,89 @@
+"""What survives: a tool killed at every phase of writing, a full disk, two tools at one place."""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from folders import lemon, saved, wanted
+
+from pipeline import checkpoints
+from pipeline.checkpoints import manifest
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "TRANSFORMERS_VERBOSITY": "error"}
+POINTS = ["opened", "midway", "files", "verified", "manifest", "renamed"]
+
+
+def commands(folder: Path) -> dict[str, list[str]]:
+    small = saved(folder / "small", "bert-pre-ln", vocab=4000)
+    target = wanted(folder / "target.json", "bert-pre-ln", vocab=4000, hidden=20, heads=5, mlp=33, layers=3)
+    return {
+        "expand": ["expand", "--source", str(small), "--target", str(target), "--out", str(folder / "large"), "--world-size", "3"],
+        "reshard": ["reshard", str(small), "--out", str(folder / "large"), "--zero-stage", "2"],
+    }
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=ENVIRONMENT, timeout=120, **options)
+
+
+@pytest.mark.parametrize("command", ["expand", "reshard"])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_killed_tool_leaves_all_or_nothing(tmp_path, capsys, command, point):
+    arguments = commands(tmp_path)[command]
+    before = manifest.hashes(tmp_path / "small", manifest.listing(tmp_path / "small"))
+    killed = run(str(Path(__file__).with_name("killed.py")), point, *arguments)
+    assert killed.returncode == -9, killed.stderr
+    assert manifest.hashes(tmp_path / "small", list(before)) == before
+    if point == "renamed":
+        manifest.verify(tmp_path / "large")
+        return
+    assert not (tmp_path / "large").exists() and not manifest.complete(tmp_path)
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        checkpoints.locate(tmp_path)
+    code, _, err = lemon(capsys, *arguments)
+    assert code == 0, err
+    manifest.verify(tmp_path / "large")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "small", "target.json"]
+
+
+def test_a_killed_worker_is_reported(tmp_path):
+    arguments = commands(tmp_path)["reshard"]
+    killed = run(str(Path(__file__).with_name("killed.py")), "worker", *arguments, "--workers", "2")
+    assert killed.returncode == 2 and "a worker process was killed while writing (out of memory?); use fewer workers" in killed.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "target.json"]
+
+
+@pytest.mark.parametrize("command", ["expand", "reshard"])
+def test_a_disk_that_fills_up(tmp_path, command):
+    """A limit on the size of files stands for the full disk: the write fails in the same place with the same kind of error."""
+    arguments = commands(tmp_path)[command]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
+    stopped = run("-m", "pipeline", *arguments, preexec_fn=limit)
+    assert stopped.returncode == 2 and stopped.stderr.count("lemon:") == 1 and "cannot be written" in stopped.stderr, stopped.stderr
+    assert "make room or choose another place" in stopped.stderr and "Traceback" not in stopped.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "target.json"]
+
+
+def test_too_little_room_is_said_before_anything_is_written(tmp_path, capsys, monkeypatch):
+    arguments = commands(tmp_path)["reshard"]
+    real = shutil.disk_usage
+    monkeypatch.setattr("shutil.disk_usage", lambda path: real(path)._replace(free=1000))
+    code, _, err = lemon(capsys, *arguments)
+    assert code == 2 and "GiB, 0.00 GiB are free; make room or choose another place" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "target.json"]
+
+
+def test_two_tools_at_one_place(tmp_path, capsys):
+    arguments = commands(tmp_path)["expand"]
+    with manifest.writing(tmp_path / "large") as staged:
+        (staged / "half").write_text("of something")
+        code, _, err = lemon(capsys, *arguments)
+        assert code == 2 and "large: another process is writing it; wait for it or choose another --out" in err
+        assert (staged / "half").exists()
+    assert lemon(capsys, *arguments)[0] == 0
