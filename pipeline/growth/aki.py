@@ -8,6 +8,9 @@ from pipeline.growth import conditions, fpi
 from pipeline.growth.maps import IndexMap, Maps, SpaceMap
 from pipeline.growth.method import Layer, Method, Options, Term
 
+NOT_UNITS = ("table", "grid", "pixels")
+"""Kinds of spaces that grow by rows or pixels, which no layer owns."""
+
 
 def choose(source: Table, target: Table, seed: int) -> dict[str, Maps]:
     """Three sets: FPI's (""), and for layers what comes from the layer itself ("own") and from the next one ("next")."""
@@ -31,7 +34,9 @@ def layers(source: int, target: int, options: Options) -> tuple[Layer, ...]:
 
 
 def lossy(source: Table, target: Table) -> list[str]:
-    return conditions.interpolated(source, target) + ["new units come from the next layer"] + conditions.deeper(source, target)
+    grown = any(space.kind not in NOT_UNITS and space.size > source.spaces[name].size for name, space in target.spaces.items())
+    mixed = ["new units come from the next layer"] if grown else []
+    return conditions.interpolated(source, target) + mixed + conditions.deeper(source, target)
 
 
 METHOD = Method("aki", choose, layers, conditions.impossible, lossy)

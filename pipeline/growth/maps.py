@@ -102,8 +102,8 @@ class IndexMap:
 
     def squared(self) -> "IndexMap":
         """Every entry squared, as second moments transform (the mean of squares stands for the square of a mean)."""
-        factor = torch.where(self.index == MEAN, 1 / self.source, 1.0)
-        return replace(self, weight=self.weight**2 * factor)
+        squares = self.weight**2
+        return replace(self, weight=torch.where(self.index == MEAN, squares / self.source, squares))
 
     def only(self, kept: Tensor) -> "IndexMap":
         """The rows `kept` (d_T,) of the map; the others become zero."""

@@ -1,4 +1,4 @@
-"""Running a model on a probe: what it gives out, and what its layers and norms see on the way."""
+"""Running a model on a probe: what it gives out, and what its layers do on the way."""
 
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers import initialization as init
 
 from pipeline import models
 from pipeline.flops import cost
+from pipeline.models.lazy import lazy
 from pipeline.streams import derive
 
 LONGEST = 128
@@ -23,12 +23,10 @@ Inputs = dict[str, Tensor]
 
 @dataclass
 class Trace:
-    """What came out: outputs and the residual stream behind each layer, positions that count only, (…, D);
-    the smallest variance that a norm inside the layers saw."""
+    """What came out: outputs and the residual stream behind each layer, positions that count only, (…, D)."""
 
     outputs: dict[str, Tensor] = field(default_factory=dict)
     layers: list[Tensor] = field(default_factory=list)
-    variance: float = float("inf")
 
 
 def probe(config: PretrainedConfig, seed: int = 0, samples: int = 2) -> Inputs:
@@ -48,10 +46,11 @@ def probe(config: PretrainedConfig, seed: int = 0, samples: int = 2) -> Inputs:
     return inputs | ({"token_type_ids": torch.randint(types, (samples, length), generator=generator)} if types else {})
 
 
-def spent(source: PretrainedConfig, target: PretrainedConfig, samples: int) -> int:
-    """FLOPs of a verification: both models forward in two precisions, the large one forward and backward once more."""
+def spent(source: PretrainedConfig, target: PretrainedConfig, samples: int, moved: bool = False) -> int:
+    """FLOPs of a verification: both models forward in two precisions, once more without epsilon where affines `moved`, the
+    large one forward and backward once more."""
     small, large = (cost(models.table(config), positions(config)) for config in (source, target))
-    return samples * (2 * small.forward + 2 * large.forward + large.train)
+    return samples * ((2 + moved) * (small.forward + large.forward) + large.train)
 
 
 def positions(config: PretrainedConfig) -> dict[str, int]:
@@ -61,10 +60,8 @@ def positions(config: PretrainedConfig) -> dict[str, int]:
 
 
 def load(config: PretrainedConfig, read: Weights, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of `config` with the weights that `read` gives, in `dtype`, evaluating."""
-    with init.no_init_weights():
-        model = models.build(config)
-    return cast(models.fill(model, read).eval(), dtype)
+    """A model of `config`, evaluating in `dtype`, that reads its weights module by module while it runs."""
+    return cast(lazy(config, read), dtype)
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -75,6 +72,14 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
             if type(module).__name__.endswith("RMSNorm"):
                 module.forward = _rms(module)
     return model.to(dtype)
+
+
+def without_epsilon(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, its LayerNorms' epsilon a billionth of what it was. For float64 only."""
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps *= 1e-9
+    return model
 
 
 def _rms(module: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -110,21 +115,14 @@ def _counted(output: Tensor, mask: Tensor | None) -> Tensor:
 
 @contextmanager
 def _watched(model: PreTrainedModel, trace: Trace, mask: Tensor | None):
-    """Hooks on every layer and on every norm inside the layers, for the time of a run."""
+    """Hooks on every layer, for the time of a run."""
     table = models.table(model.config)
-    handles = []
 
     def layer_ended(module: nn.Module, given: tuple, output: Tensor | tuple) -> None:
         trace.layers.append(_counted(output if isinstance(output, Tensor) else output[0], mask))
 
-    def norm_begun(module: nn.Module, given: tuple) -> None:
-        seen = _counted(given[0], mask)
-        trace.variance = min(trace.variance, seen.var(-1, unbiased=False).min().item())
-
-    for layer in range(table.layers):
-        block = model.get_submodule(table.block.replace("{i}", str(layer)))
-        handles.append(block.register_forward_hook(layer_ended))
-        handles += [part.register_forward_pre_hook(norm_begun) for part in block.modules() if isinstance(part, nn.LayerNorm)]
+    blocks = [model.get_submodule(table.block.replace("{i}", str(layer))) for layer in range(table.layers)]
+    handles = [block.register_forward_hook(layer_ended) for block in blocks]
     try:
         yield
     finally:

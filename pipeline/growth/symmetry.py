@@ -8,57 +8,76 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig
 
 from pipeline import models
-from pipeline.axes import Param, Table
-from pipeline.growth.maps import IndexMap, Map, Maps
-from pipeline.growth.probe import Inputs, fitted
+from pipeline.axes import Param
+from pipeline.growth.maps import IndexMap, Maps, SpaceMap
+from pipeline.growth.probe import Inputs, Weights, fitted
+from pipeline.models.lazy import lazy, recomputed
 from pipeline.streams import derive
 
 
-def symmetry(model: PreTrainedModel, maps: Maps, inputs: Inputs, seed: int = 0) -> dict[str, float]:
+def symmetry(config: PretrainedConfig, read: Weights, maps: Maps, inputs: Inputs, seed: int = 0) -> dict[str, float]:
     """Space -> measure, for the spaces that hold copies. The loss is a fixed random direction of the outputs as the small
-    model gives them (R^T of them), so that it cannot tell copies apart by itself."""
-    table, found = models.table(model.config), model(**fitted(inputs, model))
+    model gives them (R^T of them), so that it cannot tell copies apart by itself. One layer is held at a time."""
+    watched = Copies(config, maps)
+    model = recomputed(lazy(config, read, watched.took))
+    found = model(**fitted(inputs, model))
     generator = torch.Generator().manual_seed(derive(seed, "direction"))
-    given = [maps[space].reads.back(found[name], -1) for name, space in table.outputs.items()]
+    given = [maps[space].reads.back(found[name], -1) for name, space in watched.table.outputs.items()]
     torch.stack([(output * torch.randn(output.shape, generator=generator)).sum() for output in given]).sum().backward()
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    model.zero_grad()
-    written: dict[tuple[str, int | None], list[Tensor]] = {}
-    for row in table.rows():
-        for space, gradient in _parts(row, table, maps, gradients[row.module]):
-            layer = None if table.spaces[space].kind == "stream" else row.layer  # a stream's entry is one unit through all layers
-            written.setdefault((space, layer), []).append(gradient)
-    measures: dict[str, float] = {}
-    for (space, _), found_there in written.items():
-        if (measure := _smallest(torch.cat(found_there, 1), maps[space].writes)) is not None:
-            measures[space] = min(measure, measures.get(space, measure))
-    return measures
+    return watched.measures()
 
 
-def _parts(row: Param, table: Table, maps: Maps, gradient: Tensor | None) -> Iterator[tuple[str, Tensor]]:
-    """(space, gradient with its entries first) of every space that the weight `row` writes. Left out is what separates later
-    by construction: keys inside a head (their queries first), a tied head's transform (the embedding first), what a bare encoder
-    gives out (the head to come)."""
-    for axis, label in enumerate(row.axes if row.use == "matmul" and gradient is not None else ()):
-        if label.role == "writes":
-            parts = gradient.split([table.spaces[name].size for name in label.spaces], axis)
-            for name, part in zip(label.spaces, parts, strict=True):
-                if not maps[name].blind and table.spaces[name].kind not in ("inner", "pooled"):
-                    yield name, part.movedim(axis, 0).flatten(1)
+class Copies:
+    """Sums up, gradient by gradient, how far entries and their first copies differ; no gradient is kept.
+
+    A unit's gradient is that of all weights that write it: of one layer, or for the residual stream of all layers.
+    """
+
+    def __init__(self, config: PretrainedConfig, maps: Maps):
+        self.table, self.maps = models.table(config), maps
+        self.rows = {row.name: row for row in self.table.rows()}
+        self.pairs = {name: _pairs(chosen) for name, chosen in maps.items()}
+        self.sums: dict[tuple[str, int | None], Tensor] = {}
+
+    def took(self, name: str, gradient: Tensor) -> None:
+        """Add one parameter's gradient: squares of the difference, of the entry and of its copy."""
+        row = self.rows[name]
+        for space, part in self._parts(row, gradient):
+            layer = None if self.table.spaces[space].kind == "stream" else row.layer
+            one, other = (part[side] for side in self.pairs[space])
+            squares = torch.stack([(one - other).square().sum(1), one.square().sum(1), other.square().sum(1)])
+            self.sums[space, layer] = self.sums.get((space, layer), 0) + squares
+
+    def _parts(self, row: Param, gradient: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """(space, gradient with its entries first) of every space with copies that the weight `row` writes. Left out is what
+        separates later by construction: keys inside a head (their queries first), a tied head's transform (the embedding
+        first), what a bare encoder gives out (the head to come)."""
+        for axis, label in enumerate(row.axes if row.use == "matmul" else ()):
+            if label.role == "writes":
+                parts = gradient.split([self.table.spaces[name].size for name in label.spaces], axis)
+                for name, part in zip(label.spaces, parts, strict=True):
+                    if self.pairs[name] is not None and not self.maps[name].blind and self.table.spaces[name].kind not in ("inner", "pooled"):
+                        yield name, part.movedim(axis, 0).flatten(1)
+
+    def measures(self) -> dict[str, float]:
+        """The smallest measure of every space; units that no gradient reaches do not count."""
+        found: dict[str, float] = {}
+        for (space, _), (apart, one, other) in self.sums.items():
+            size = torch.maximum(one, other).sqrt()
+            alive = size > 1e-6 * size.max()
+            if alive.any():
+                found[space] = min(found.get(space, float("inf")), (apart.sqrt()[alive] / size[alive]).min().item())
+        return found
 
 
-def _smallest(gradient: Tensor, written: Map) -> float | None:
-    """The measure of one unit's gradients, entries first; None without copies, or where no gradient arrives."""
-    if not isinstance(written, IndexMap):
+def _pairs(chosen: SpaceMap) -> tuple[Tensor, Tensor] | None:
+    """Positions of first copies and of their repetitions; None where nothing is copied."""
+    if not isinstance(chosen.writes, IndexMap):
         return None
     first: dict[int, int] = {}
-    pairs = [(first[source], entry) for entry, source in enumerate(written.index.tolist()) if source >= 0 and first.setdefault(source, entry) != entry]
-    if not pairs:
-        return None
-    one, other = (gradient[list(side)] for side in zip(*pairs, strict=True))
-    size = torch.maximum(one.norm(dim=1), other.norm(dim=1))
-    alive = size > 1e-6 * gradient.norm(dim=1).max()
-    return ((one - other).norm(dim=1)[alive] / size[alive]).min().item() if alive.any() else None
+    index = enumerate(chosen.writes.index.tolist())
+    pairs = [(first[source], entry) for entry, source in index if source >= 0 and first.setdefault(source, entry) != entry]
+    return tuple(torch.tensor(side) for side in zip(*pairs, strict=True)) if pairs else None

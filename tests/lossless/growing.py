@@ -3,16 +3,25 @@
 import copy
 
 import torch
+from samples import SMALL, VARIANTS, sample
 from transformers import PretrainedConfig
 
 from pipeline import models
+from pipeline.axes import Table
 from pipeline.growth.engine import Growth, plan
+from pipeline.growth.maps import IndexMap, Map
 from pipeline.growth.method import Options
 from pipeline.growth.plan import Plan
-from pipeline.growth.probe import probe
-from pipeline.growth.verify import Pair
+from pipeline.growth.probe import Inputs, cast, fitted, probe, run
+from pipeline.growth.verify import Pair, relative_difference
 
 Weights = dict[str, torch.Tensor]
+TABLES = {variant: models.table(sample(variant)) for variant in VARIANTS}
+"""Every variant at its small size: what a test decides by a rule, it reads here."""
+POST_NORM = [variant for variant, table in TABLES.items() if table.post_norm]
+GROUPED = [variant for variant, table in TABLES.items() if table.attention.rope]
+WORDS = [variant for variant, table in TABLES.items() if "vocab" in table.spaces]
+WITH_LOGITS = [variant for variant, table in TABLES.items() if "logits" in table.outputs]
 
 
 def randomised(config: PretrainedConfig, seed: int = 7, scale: float = 0.4) -> Weights:
@@ -26,6 +35,11 @@ def randomised(config: PretrainedConfig, seed: int = 7, scale: float = 0.4) -> W
     return tensors
 
 
+def times(factor: int, **sizes) -> dict:
+    """Width by a whole multiple: more heads of the same size."""
+    return {"hidden": factor * SMALL["hidden"], "heads": factor * SMALL["heads"], "mlp": factor * SMALL["mlp"], **sizes}
+
+
 def planned(source: PretrainedConfig, target: PretrainedConfig, **options) -> tuple[Plan, PretrainedConfig]:
     """The plan, and the target's config with what the plan changes."""
     tables = models.table(source), models.table(target)
@@ -35,14 +49,53 @@ def planned(source: PretrainedConfig, target: PretrainedConfig, **options) -> tu
     return made, target
 
 
+def growth(made: Plan, source: PretrainedConfig, target: PretrainedConfig) -> Growth:
+    return Growth(made, models.table(source), models.table(target), target.initializer_range)
+
+
 def grown(weights: Weights, source: PretrainedConfig, target: PretrainedConfig, **options) -> tuple[Weights, PretrainedConfig, Plan]:
     """Grown in float64, without a final cast."""
     made, target = planned(source, target, **options)
-    growth = Growth(made, models.table(source), models.table(target), target.initializer_range)
-    return dict(growth.tensors(weights.__getitem__)), target, made
+    return dict(growth(made, source, target).tensors(weights.__getitem__)), target, made
 
 
 def difference(source: PretrainedConfig, small: Weights, target: PretrainedConfig, large: Weights, **options) -> float:
     """The relative difference of everything the models give out, in float64, with padding and sequences of unequal length."""
     pair = Pair(source, target, Options(**options))
     return pair.difference(*pair.traces(small.__getitem__, large.__getitem__, probe(source, seed=1, samples=3), torch.float64))
+
+
+def chained(configs: list[PretrainedConfig], small: Weights, large: Weights) -> float:
+    """`difference` of the first and the last of several growths: what the last gives out is read back step by step."""
+    inputs = probe(configs[0], seed=1, samples=3)
+    before, after = (run(config, weights.__getitem__, inputs, torch.float64) for config, weights in ((configs[0], small), (configs[-1], large)))
+    pairs = [Pair(*step, Options()) for step in zip(configs, configs[1:], strict=False)]
+    differences = []
+    for name, space in pairs[0].tables[1].outputs.items():
+        values = after.outputs[name]
+        for pair in reversed(pairs):
+            values = pair.maps[space].reads.back(values, -1)
+        differences.append(relative_difference(before.outputs[name], values))
+    return max(differences)
+
+
+def gradients(config: PretrainedConfig, weights: Weights, inputs: Inputs, outputs: int) -> Weights:
+    """The gradient, by published name, of a fixed function of the first `outputs` logits; zeros where none arrives."""
+    model = cast(models.fill(models.build(config), weights.__getitem__).eval(), torch.float64)
+    logits = model(**fitted(inputs, model)).logits[..., :outputs]
+    direction = torch.randn(logits.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    (logits.square() * direction).sum().backward()
+    held = dict(model.named_parameters())
+    return {row.name: torch.zeros_like(held[row.module]) if held[row.module].grad is None else held[row.module].grad
+            for row in models.table(config).rows()}
+
+
+def dense(chosen: Map) -> torch.Tensor:
+    """The matrix of any map, float64."""
+    return chosen.dense() if isinstance(chosen, IndexMap) else chosen.matrix
+
+
+def writes_stream(table: Table, row: str) -> bool:
+    """Whether the tensor called `row` writes the residual stream (a gain of the stream counts)."""
+    param = next(param for param in table.rows() if param.name == row)
+    return param.touches(table.stream.name, "writes", "scales", "gain")

@@ -1,63 +1,225 @@
-"""The identities every growth rests on, over random sizes: R^T E = I, N E = 0, what a LayerNorm sees."""
+"""The identities every growth rests on, over random sizes: R^T E = I, N E = 0, what a norm sees, what an attention sees."""
+
+import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
+from pipeline.axes import Attention, Table, heads, spaces
 from pipeline.growth import maps
+from pipeline.growth.attention import attention, missing
+from pipeline.growth.grids import pixels
+from pipeline.growth.maps import MEAN, ZERO, DenseMap, IndexMap
 
 SIZES = st.tuples(st.integers(1, 24), st.integers(0, 60)).map(lambda pair: (pair[0], pair[0] + pair[1]))
-RULES = {"stream": maps.stream, "normed": maps.normed, "tied": maps.tied, "circular": maps.circular}
+SEEDS = st.integers(0, 2**31)
+RULES = {
+    "stream": maps.stream, "stream of RMSNorm": lambda a, b: maps.stream(a, b, rms=True), "normed": maps.normed, "tied": maps.tied,
+    "tied of RMSNorm": lambda a, b: maps.tied(a, b, rms=True), "circular": maps.circular, "appended": maps.appended,
+    "shared": lambda a, b: maps.shared(torch.cat([torch.arange(a), torch.randint(a, (b - a,), generator=torch.Generator().manual_seed(b))]), a),
+}
+ROLES = ("query", "key", "value", "context")
+random_sizes = settings(max_examples=40, deadline=None)
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def near(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool((one - other).abs().max() < 1e-12)
+
+
+@st.composite
+def index_maps(draw_one) -> IndexMap:
+    """Any index map: copies in any order, zeros, and means in one block of one weight, as every rule has them."""
+    source, target, means = draw_one(st.integers(1, 9)), draw_one(st.integers(1, 20)), draw_one(st.integers(0, 3))
+    index = draw_one(st.lists(st.integers(ZERO, source - 1), min_size=target, max_size=target))
+    weight = draw_one(st.lists(st.sampled_from([1.0, 0.5, 3.0]), min_size=target, max_size=target))
+    return IndexMap(torch.tensor(index + [MEAN] * means), torch.tensor(weight + [0.5] * means, dtype=torch.float64), source)
+
+
+def matrix(chosen: IndexMap) -> Tensor:
+    """The matrix, written down entry by entry."""
+    rows = torch.zeros(len(chosen.index), chosen.source, dtype=torch.float64)
+    for target, (source, weight) in enumerate(zip(chosen.index.tolist(), chosen.weight.tolist(), strict=True)):
+        if source == MEAN:
+            rows[target] = weight / chosen.source
+        elif source != ZERO:
+            rows[target, source] = weight
+    return rows
+
+
+@given(index_maps(), SEEDS)
+@random_sizes
+def test_a_map_is_its_matrix(chosen, seed):
+    """Applied, transposed, scaled, squared and cut, along any axis, as an index map and as a dense one."""
+    wanted, before, after = matrix(chosen), draw(seed, 3, chosen.source, 2), draw(seed, 3, len(chosen.index), 2)
+    assert near(chosen.dense(), wanted)
+    kept = draw(seed, len(chosen.index)) > 0
+    for each in (chosen, DenseMap(wanted)):
+        assert near(each.apply(before, 1), torch.einsum("ts,bsc->btc", wanted, before))
+        assert near(each.apply(before.transpose(1, 2), 2), torch.einsum("ts,bsc->bct", wanted, before))
+        assert near(each.back(after, 1), torch.einsum("ts,btc->bsc", wanted, after))
+        assert near(each.back(after.transpose(1, 2), -1), torch.einsum("ts,btc->bcs", wanted, after))
+        assert near(each.scaled(2.5).apply(before, 1), 2.5 * each.apply(before, 1))
+        assert near(each.squared().apply(before, 1), torch.einsum("ts,bsc->btc", wanted**2, before))
+    assert near(chosen.only(kept).dense(), wanted * kept[:, None])
+    assert near(chosen.copied().dense(), wanted * (chosen.index != MEAN)[:, None])
+    assert chosen.apply(before.float(), 1).dtype == torch.float32
+    assert chosen.identity == (wanted.shape[0] == wanted.shape[1] and torch.equal(wanted, torch.eye(len(wanted)).double()) and MEAN not in chosen.index)
+
+
+@given(index_maps(), SEEDS)
+@random_sizes
+def test_noise_is_not_seen_and_nothing_more_is_taken(chosen, seed):
+    """N E = 0; what is unseen already stays as it is, and what is taken away is orthogonal to what stays."""
+    noise, written = draw(seed, 3, len(chosen.index)), chosen.dense()
+    free = chosen.unseen(noise, 1)
+    assert (free @ written).abs().max() < 1e-12
+    assert near(chosen.unseen(free, 1), free)
+    assert near(chosen.unseen(noise.T.contiguous(), 0), free.T)
+    assert ((noise - free) @ free.T).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-@given(SIZES, st.integers(0, 2**31))
-@settings(max_examples=60, deadline=None)
-def test_reading_undoes_writing_and_noise_is_not_seen(rule, sizes, seed):
+@given(SIZES, SEEDS)
+@random_sizes
+def test_reading_undoes_writing(rule, sizes, seed):
     chosen = rule(*sizes)
     written, read = chosen.writes.dense(), chosen.reads.dense()
-    assert (read.T @ written - torch.eye(sizes[0])).abs().max() < 1e-12
-    noise = torch.randn(3, sizes[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    assert (chosen.project(noise, 1) @ written).abs().max() < 1e-12
-
-
-@given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 9))
-@settings(deadline=None)
-def test_heads_are_copied_whole(unit, heads, more):
-    chosen = maps.circular(unit * heads, unit * (heads + more), unit)
-    index = chosen.writes.index.view(-1, unit)
-    assert (index - index[:, :1] == torch.arange(unit)).all() and (index[:, 0] % unit == 0).all()
-
-
-@given(SIZES, st.integers(0, 2**31))
-@settings(deadline=None)
-def test_layernorm_sees_the_same_up_to_eta(sizes, seed):
-    """C E^T E C is proportional to C, and the mean is kept: the condition of growth-math, section 4."""
-    small, large = sizes
-    x = torch.randn(small, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    grown = maps.stream(small, large).writes.apply(x, 0)
-    assert grown.mean().item() == pytest.approx(x.mean().item(), abs=1e-12)
-    expected = maps.eta(small, large) ** 2 * x.var(unbiased=False)
-    assert grown.var(unbiased=False).item() == pytest.approx(expected.item(), abs=1e-12)
+    assert near(read.T @ written, torch.eye(sizes[0]).double())
+    x = draw(seed, sizes[0], 2)
+    assert near(chosen.reads.back(chosen.writes.apply(x, 0), 0), x)
+    assert (chosen.writes.unseen(draw(seed, 2, sizes[1]), 1) @ written).abs().max() < 1e-12
+    assert chosen.free == (sizes[1] > sizes[0] and not chosen.appended)
 
 
 @given(SIZES)
-@settings(deadline=None)
-def test_apply_is_the_dense_product(sizes):
-    x = torch.randn(4, sizes[0], 3, dtype=torch.float64)
-    for chosen in (maps.stream(*sizes), maps.tied(*sizes)):
-        for side in (chosen.writes, chosen.reads, chosen.gains):
-            assert torch.allclose(side.apply(x, 1), torch.einsum("ts,bsc->btc", side.dense(), x), atol=1e-12)
+@random_sizes
+def test_a_layer_norm_sees_the_same_up_to_eta(sizes):
+    """C E^T E C is proportional to C, and the mean is kept (growth-math, section 4)."""
+    small, large = sizes
+    written, centre = maps.stream(small, large).writes.dense(), torch.eye(small).double() - 1 / small
+    assert near(centre @ written.T @ written @ centre, maps.eta(small, large) ** 2 * large / small * centre)
+    assert near(written.mean(0), torch.full((small,), 1 / small, dtype=torch.float64))
 
 
-def test_a_grown_gain_has_no_dead_entries():
-    gains = maps.normed(4, 11).gains.apply(torch.ones(4, dtype=torch.float64), 0)
-    assert (gains == 1).all()
-    assert not maps.normed(4, 11).writes.apply(torch.ones(4, dtype=torch.float64), 0)[8:].any()
+@given(SIZES)
+@random_sizes
+def test_an_rms_norm_sees_the_same_up_to_eta(sizes):
+    small, large = sizes
+    written = maps.stream(small, large, rms=True).writes.dense()
+    assert near(written.T @ written, maps.eta(small, large) ** 2 * large / small * torch.eye(small).double())
 
 
-def test_noise_stays_large_where_it_may():
-    """The projection takes out no more than it must: what remains of fresh noise is of the same size."""
-    noise = torch.randn(50, 40, dtype=torch.float64)
-    assert maps.circular(20, 40).project(noise, 1).std() == pytest.approx(0.5**0.5, rel=0.1)
+@pytest.mark.parametrize("rms", [False, True])
+@given(SIZES)
+@random_sizes
+def test_a_tied_embedding_reads_what_was_meant(rms, sizes):
+    """It is grown by the stream's rule and multiplies by its columns: the two E together are the identity, and what comes back to
+    the norm (the gradient) is what the embedding holds."""
+    embedding, ended = maps.stream(*sizes, rms).writes.dense(), maps.tied(*sizes, rms)
+    assert near(embedding.T @ ended.writes.dense(), torch.eye(sizes[0]).double())
+    assert sizes[0] == sizes[1] or near(ended.reads.dense(), embedding)
+
+
+@pytest.mark.parametrize("rule", [maps.normed, maps.tied, maps.stream])
+@given(SIZES)
+@random_sizes
+def test_a_grown_gain_has_no_dead_entries(rule, sizes):
+    """Its remainder meets a zero and may be anything; zero would keep it, and what reads it, dead for ever."""
+    assert rule(*sizes).gains.apply(torch.ones(sizes[0]).double(), 0).all()
+    assert not maps.normed(*sizes).writes.apply(torch.ones(sizes[0]).double(), 0)[sizes[1] // sizes[0] * sizes[0] :].any()
+
+
+@pytest.mark.parametrize("copies", [2, 3, 5])
+def test_noise_stays_as_large_as_it_may(copies):
+    """Of k copies the projection takes one part in k."""
+    noise = draw(0, 50, 40 * copies)
+    assert maps.circular(40, 40 * copies).writes.unseen(noise, 1).std().item() == pytest.approx((1 - 1 / copies) ** 0.5, rel=0.03)
+
+
+def test_a_patch_of_one_colour_gives_the_same_number():
+    for before, after in ((4, 8), (14, 16), (16, 24), (1, 3)):
+        assert near(pixels(before, after).reads.matrix.sum(0), torch.ones(before).double())
+
+
+@st.composite
+def attentions(draw_one, rope: bool = False, qk_norm: bool = False) -> tuple[Table, Table]:
+    """Two attentions of which one may grow into the other: heads, groups and the size of a head, in any combination."""
+    groups, per, unit = (draw_one(st.integers(1, most)) for most in (3, 3, 5))
+    more_groups, more_per, more_unit = draw_one(st.integers(groups, 7)), draw_one(st.integers(1, 5)), draw_one(st.integers(unit, 16))
+    attend = Attention(rope=rope, qk_norm=qk_norm)
+
+    def table(count: int, kv: int, size: int) -> Table:
+        return Table("any", spaces(*heads(count, size, kv)), 1, (), "eps", attend)
+
+    pair = table(groups * per, groups, unit), table(more_groups * more_per, more_groups, unit if rope or qk_norm else more_unit)
+    assume(not missing(*pair, torch.arange(more_groups) % groups))
+    return pair
+
+
+def circular(before: int, after: int) -> Tensor:
+    return torch.arange(after) % before
+
+
+@given(attentions(), SEEDS)
+@random_sizes
+def test_heads_read_what_was_written(pair, seed):
+    """R^T E = I in all four spaces; whole heads go together; keys have a part that queries do not see."""
+    chosen = attention(*pair, circular, 1.0)
+    unit = pair[1].spaces["query"].unit
+    for role in ROLES:
+        written = chosen[role].writes.dense()
+        assert near(chosen[role].reads.dense().T @ written, torch.eye(pair[0].spaces[role].size).double())
+        owners = (chosen[role].writes.index // pair[0].spaces["query"].unit).view(-1, unit)
+        assert all(len(set(owner.tolist()) - {-1}) == 1 for owner in owners)
+        assert (chosen[role].writes.unseen(draw(seed, 2, len(written)), 1) @ written).abs().max() < 1e-12
+    assert (chosen["key"].blind is not None) == (unit > pair[0].spaces["query"].unit)
+
+
+@given(attentions(), SEEDS)
+@random_sizes
+def test_scores_and_what_heads_give_out_are_kept(pair, seed):
+    """q* . k* / sqrt(d_T) = q . k / sqrt(d_S) for every target head and the head it copies; row noise of keys changes nothing;
+    with one key, a head gives out its group's value."""
+    small, large = pair
+    chosen = attention(small, large, circular, 1.0)
+    before, after = small.spaces["query"].unit, large.spaces["query"].unit
+    query, key, value = (draw(seed + n, small.spaces[role].size) for n, role in enumerate(ROLES[:3]))
+    scores = _scores(query.view(-1, before), key.view(-1, before))
+    noise = draw(seed, large.spaces["key"].size)
+    unseen = chosen["key"].blind.unseen(noise, 0) if chosen["key"].blind else 0 * noise
+    grown_query, grown_key = chosen["query"].writes.apply(query, 0), chosen["key"].writes.apply(key, 0)
+    source = chosen["context"].writes.index.view(-1, after)[:, 0] // before
+    assert near(_scores(grown_query.view(-1, after), grown_key.view(-1, after)), scores[source])
+    assert near(_scores(grown_query.view(-1, after), (grown_key + unseen).view(-1, after)), scores[source])
+    assert not unseen.any() or (unseen.abs().max() > 1e-3 and after >= before)
+    given_out = _spread(value.view(-1, before), small.spaces["query"].count)
+    grown_out = _spread(chosen["value"].writes.apply(value, 0).view(-1, after), large.spaces["query"].count)
+    assert near(chosen["context"].writes.apply(given_out.flatten(), 0), grown_out.flatten())
+
+
+@given(attentions(qk_norm=True), st.floats(0.5, 1.0))
+@random_sizes
+def test_a_norm_on_heads_sees_eta(pair, eta):
+    """A norm over head_dim shares the epsilon, which grows by eta^2: so must what it reads."""
+    chosen = attention(*pair, circular, eta)
+    for role in ("query", "key"):
+        written = chosen[role].writes.dense()
+        assert near(written.abs().sum(1), torch.full((len(written),), eta, dtype=torch.float64))
+        assert near(chosen[role].reads.dense().T @ written, torch.eye(written.shape[1]).double())
+
+
+def _spread(groups: Tensor, count: int) -> Tensor:
+    """What each head of `count` takes from its group."""
+    return groups.repeat_interleave(count // len(groups), 0)
+
+
+def _scores(query: Tensor, key: Tensor) -> Tensor:
+    """One number per query head, against its group's key."""
+    return (query * _spread(key, len(query))).sum(1) / math.sqrt(query.shape[1])

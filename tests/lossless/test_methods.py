@@ -1,0 +1,147 @@
+"""Every method against its word: what it calls lossless is held to it, what it calls lossy differs and says why."""
+
+import pytest
+import torch
+from growing import POST_NORM, TABLES, difference, grown, growth, planned, randomised, times
+from samples import VARIANTS, sample
+
+from pipeline import models
+from pipeline.growth.engine import METHODS
+from pipeline.growth.verify import EXACT, verify
+
+CHOSEN = ["bert-pre-ln", "bert", "vit", "gpt2", "qwen3 tied", "dinov2"]
+SIZES = {
+    "nothing": {}, "double": times(2), "triple": times(3), "odd width": {"hidden": 20, "heads": 5, "mlp": 33}, "mlp only": {"mlp": 40},
+    "depth": {"layers": 4}, "odd depth": {"layers": 5}, "both": times(2, layers=3),
+}
+WHOLE = {"nothing", "double", "triple", "mlp only"}
+LOSSLESS = {
+    "lemon": set(SIZES), "fpi": WHOLE, "net2net": {"nothing", "mlp only"}, "aki": {"nothing"}, "stack": {"nothing"}, "interpolate": {"nothing"}, "random": set(),
+}
+"""What each method must claim: no less, and no more."""
+REASONS = {
+    "fpi": {"odd width": ["embed grows from 12 to 20, no multiple: the norms see another variance"], "depth": ["layers repeat from 2 to 4"]},
+    "net2net": {"double": ["embed grows from 12 to 24 by entries drawn at random: the norms see another variance"], "depth": ["layers repeat from 2 to 4"]},
+    "aki": {"double": ["new units come from the next layer"], "both": ["new units come from the next layer", "layers repeat from 2 to 3"]},
+    "stack": {"depth": ["layers repeat from 2 to 4"]}, "interpolate": {"odd depth": ["layers repeat from 2 to 5"]},
+    "random": {"nothing": ["every tensor starts fresh"]},
+}
+
+
+def eps(variant: str) -> float:
+    return 1e-12 if variant in POST_NORM else 1e-2
+
+
+def pair(variant: str, sizes: dict):
+    return sample(variant, eps=eps(variant)), sample(variant, eps=eps(variant), **sizes)
+
+
+def refuses(method: str, variant: str, name: str) -> bool:
+    """Methods of depth take no width; lemon none that cannot be exact."""
+    whole = "odd width" not in name
+    return name not in ("nothing", "depth", "odd depth") if method in ("stack", "interpolate") else method == "lemon" and variant in POST_NORM and not whole
+
+
+CASES = [(method, variant, name) for method in METHODS for variant in CHOSEN for name in SIZES if not refuses(method, variant, name)]
+
+
+@pytest.mark.parametrize("method, variant, name", CASES, ids=["-".join(case) for case in CASES])
+def test_methods_keep_their_word(method, variant, name):
+    source, target = pair(variant, SIZES[name])
+    weights = randomised(source)
+    large, target, made = grown(weights, source, target, method=method)
+    assert made.lossless == (name in LOSSLESS[method])
+    found = difference(source, weights, target, large, method=method)
+    assert found <= EXACT if made.lossless else found > 1e-6
+    assert bool(made.lossy) == (not made.lossless)
+    assert list(made.lossy) == REASONS.get(method, {}).get(name, list(made.lossy))
+
+
+@pytest.mark.parametrize("method, origins", [("stack", [0, 1, 2, 0, 1, 2, 0]), ("interpolate", [0, 0, 0, 1, 1, 2, 2]), ("fpi", [0, 1, 2, 0, 1, 2, 0])])
+@pytest.mark.parametrize("variant", CHOSEN)
+def test_layers_stand_where_the_method_says(variant, method, origins):
+    """Tensors equal the source's: layer i mod L_S when stacked, floor(i L_S / L_T) when interpolated."""
+    source, target = sample(variant, layers=3), sample(variant, layers=7)
+    weights = randomised(source)
+    large, _, made = grown(weights, source, target, method=method)
+    assert [layer.origin for layer in made.layers] == origins
+    for row in models.table(target).rows():
+        origin = row.template if row.layer is None else row.template.replace("{i}", str(origins[row.layer]))
+        assert torch.equal(large[row.name], weights[origin]), row.name
+
+
+@pytest.mark.parametrize("variant", CHOSEN)
+def test_aki_takes_new_rows_from_the_next_layer(variant):
+    """The MLP's first rows are the layer's own, the new ones the next layer's; the last layer has none and is its own."""
+    source, target = sample(variant, layers=3, mlp=24), sample(variant, layers=3, mlp=36)
+    weights = randomised(source)
+    large, _, _ = grown(weights, source, target, method="aki")
+    for row in (row for row in models.table(source).rows() if row.touches("mlp", "writes")):
+        axis = next(axis for axis, label in enumerate(row.axes) if "mlp" in label.spaces)
+        following = row.template.replace("{i}", str(min(row.layer + 1, 2)))
+        assert torch.equal(large[row.name].narrow(axis, 0, 24), weights[row.name])
+        assert torch.equal(large[row.name].narrow(axis, 24, 12), weights[following].narrow(axis, 0, 12))
+
+
+@pytest.mark.parametrize("method, moves", [("net2net", True), ("fpi", False), ("lemon", True), ("aki", False), ("random", True)])
+@pytest.mark.parametrize("variant", CHOSEN)
+def test_only_what_draws_depends_on_the_seed(variant, method, moves):
+    source, target = pair(variant, times(2))
+    weights = randomised(source)
+    one, same, other = (grown(weights, source, target, method=method, seed=seed)[0] for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one) == moves
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_random_start_is_a_fresh_model(variant):
+    """The same distribution as the model's own initialisation, and nothing of the source is read, not even opened."""
+    source, target = sample(variant), sample(variant, hidden=48, heads=12, mlp=96, layers=3, vocab=300, positions=60)
+    made, target = planned(source, target, method="random")
+
+    def closed(name: str) -> torch.Tensor:
+        raise AssertionError(f"{name} was opened")
+
+    own = dict(models.build(target, seed=1).named_parameters())
+    for name, tensor in growth(made, source, target).tensors(closed):
+        row = next(row for row in models.table(target).rows() if row.name == name)
+        theirs = own[row.module].detach()
+        assert tensor.shape == theirs.shape
+        if row.fresh == "normal":
+            wanted, error = row.std * target.initializer_range, 4 / (2 * tensor.numel()) ** 0.5
+            assert abs(tensor.std().item() / wanted - 1) < error and abs(tensor.mean().item()) < 4 * wanted / tensor.numel() ** 0.5
+            assert theirs.std().item() == pytest.approx(tensor.std().item(), rel=2 * error + 0.02), name  # a padding row may be zero
+        else:
+            assert torch.equal(tensor.float(), theirs), name
+
+
+@pytest.mark.parametrize("variant", [variant for variant, table in TABLES.items() if "patch" in table.spaces])
+def test_larger_images_keep_the_prefix_and_are_declared_lossy(variant):
+    source, target = sample(variant), sample(variant, image=16)
+    weights = randomised(source)
+    large, target, made = grown(weights, source, target)
+    prefix = TABLES[variant].spaces["positions"].prefix
+    assert made.lossy == (f"positions grows from {4 + prefix} to {16 + prefix} by interpolation",)
+    name = next(row.name for row in models.table(source).rows() if row.touches("positions", "reads"))
+    assert torch.equal(large[name][:, :prefix], weights[name][:, :prefix]) and large[name].shape[1] == 16 + prefix
+    wanted = torch.nn.functional.interpolate(weights[name][:, prefix:].transpose(1, 2).reshape(1, -1, 2, 2), size=(4, 4), mode="bicubic")
+    assert torch.allclose(large[name][:, prefix:], wanted.flatten(2).transpose(1, 2), atol=1e-12)
+    assert all(torch.equal(large[other], weights[other]) for other in weights if other != name)
+    found = verify(source, weights.__getitem__, target, large.__getitem__, made.options)
+    assert 1e-6 < found.float64 < 2 and not found.lossless and len(found.drift) == 2  # measured at the prefix tokens
+
+
+@pytest.mark.parametrize("image, patch", [(16, 8), (12, 6), (24, 8)])
+@pytest.mark.parametrize("variant", [variant for variant, table in TABLES.items() if "patch" in table.spaces])
+def test_larger_patches_see_one_colour_as_before(variant, image, patch):
+    source, target = sample(variant), sample(variant, image=image, patch=patch)
+    weights = randomised(source)
+    large, _, made = grown(weights, source, target)
+    assert f"patch grows from 4 to {patch} by interpolation" in made.lossy and not made.lossless
+    name = next(row.name for row in models.table(source).rows() if row.touches("patch", "reads"))
+    assert large[name].shape[2:] == (patch, patch)
+    assert torch.allclose(large[name].sum((2, 3)), weights[name].sum((2, 3)), atol=1e-12)  # every pixel 1
+
+
+def test_every_method_is_tried():
+    assert set(LOSSLESS) == set(METHODS) and all(method.name == name for name, method in METHODS.items())

@@ -1,0 +1,118 @@
+"""Copies learn different things: noise is on, is fresh initialisation as far as nobody sees it, and depends on nothing but its seed."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from growing import GROUPED, dense, growth, grown, planned, randomised, times
+from samples import VARIANTS, sample
+
+from pipeline import models
+from pipeline.growth.method import Options
+from pipeline.growth.probe import probe
+from pipeline.growth.symmetry import symmetry
+from pipeline.growth.verify import Pair
+
+LARGER_HEADS = {"hidden": 24, "heads": 3, "mlp": 48}
+GROWTHS = [(variant, times(2)) for variant in VARIANTS] + [(variant, LARGER_HEADS) for variant in VARIANTS if variant not in GROUPED]
+NAMES = [f"{variant}-{'heads' if sizes is not LARGER_HEADS else 'head size'}" for variant, sizes in GROWTHS]
+
+
+def measured(source, target, large: dict, **options) -> dict[str, float]:
+    read = lambda name: large[name].float()  # noqa: E731
+    return symmetry(target, read, Pair(source, target, Options(**options)).maps, probe(source))
+
+
+@pytest.mark.parametrize("variant, sizes", GROWTHS, ids=NAMES)
+def test_copies_receive_different_gradients(variant, sizes):
+    """Entries of the stream, queries, keys (those of other heads), values and MLP units all separate; without noise none ever does."""
+    source, weights = sample(variant), randomised(sample(variant))
+    for options in ({}, {"noise": 0.0}, {"method": "fpi"}):
+        large, target, _ = grown(weights, source, sample(variant, **sizes), **options)
+        found = measured(source, target, large, **options)
+        assert set(found) == {"embed", "query", "value", "mlp"} | ({"key"} if sizes is not LARGER_HEADS else set())
+        assert all(measure < 1e-6 for measure in found.values()) if options else all(measure > 1e-4 for measure in found.values()), found
+
+
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in GROUPED])
+def test_row_noise_of_keys_separates_queries_inside_a_head(variant):
+    """Queries of a larger head see E_Q^T k, so that M with E_Q^T M = 0 is unseen. Without it, in-head copies of a query have the
+    same gradient for ever: the noise that its reading axis has meets nothing of E x."""
+    source, weights = sample(variant), randomised(sample(variant))
+    made, target = planned(source, sample(variant, **LARGER_HEADS))
+    grower = growth(made, source, target)
+    for role, separate in ((("reads", "writes"), True), (("reads",), False)):
+        large = {row.target: grower.tensor(_only(row, grower, role), weights.__getitem__) for row in made.rows}
+        assert (measured(source, target, large)["query"] > 1e-4) == separate
+
+
+@pytest.mark.parametrize("sizes", [LARGER_HEADS, {"hidden": 30, "heads": 3}, {"hidden": 54, "heads": 6}], ids=["whole", "remainder", "more heads"])
+@pytest.mark.parametrize("variant", ["vit", "gpt2", "dinov2"])
+def test_queries_do_not_see_row_noise(variant, sizes):
+    """E_Q^T M = 0 in every head, and M is not 0; rows of queries and values have none."""
+    source = sample(variant)
+    made, target = planned(source, sample(variant, **sizes))
+    grower, weights = growth(made, source, target), randomised(source)
+    spaces, inside = models.table(target).spaces, grower.maps[""]["key"].blind
+    seen = 0
+    for row in made.rows:
+        param = grower.params[row.target]
+        for axis in (axis for axis in row.noise if param.axes[axis].role == "writes"):
+            bare, noisy = (grower.tensor(replace(row, noise=noise), weights.__getitem__) for noise in ((), (axis,)))
+            parts = (noisy - bare).movedim(axis, 0).split([spaces[name].size for name in param.axes[axis].spaces])
+            for name, part in zip(param.axes[axis].spaces, parts, strict=True):
+                assert bool(part.abs().max() > 1e-2) == (name == "key")
+                assert name != "key" or (dense(inside).T @ part).abs().max() < 1e-14
+                seen += name == "key"
+    assert seen == target.num_hidden_layers
+
+
+def _only(row, grower, roles: tuple[str, ...]):
+    """The row with noise along axes of these roles only."""
+    return replace(row, noise=tuple(axis for axis in row.noise if grower.params[row.target].axes[axis].role in roles))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_noise_depends_on_its_seed_and_on_nothing_else(variant):
+    """Not on the order of tensors, not on the other tensors."""
+    source, target = sample(variant), sample(variant, **times(2, layers=4))
+    weights = randomised(source)
+    large, changed, made = grown(weights, source, target, depth="cancel")
+    again = growth(made, source, changed)
+    for row in reversed(made.rows):
+        assert torch.equal(again.tensor(row, weights.__getitem__), large[row.target])
+    other, _, _ = grown(weights, source, target, depth="cancel", seed=1)
+    noisy = {row.target for row in made.rows if row.noise}
+    assert noisy and {name for name in large if not torch.equal(large[name], other[name])} == noisy
+    assert {row.template for row in models.table(changed).rows() if row.use == "matmul" and row.touches("mlp", "reads")} <= {
+        row.template for row in models.table(changed).rows() if row.name in noisy}
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_noise_is_fresh_initialisation_as_far_as_it_is_free(factor):
+    """N = s * (Z - Z E (E^T E)^-1 E^T): its size is that of fresh weights times sqrt(1 - 1/k), it scales with s, and N E = 0."""
+    source, target = sample("vit", hidden=48, heads=12, mlp=96), sample("vit", hidden=48 * factor, heads=12 * factor, mlp=96 * factor)
+    weights = randomised(source)
+    none, once, thrice = (grown(weights, source, target, noise=noise)[0] for noise in (0.0, 1.0, 3.0))
+    made, changed = planned(source, target)
+    grower = growth(made, source, changed)
+    for row in made.rows:
+        noise = once[row.target] - none[row.target]
+        assert torch.allclose(thrice[row.target] - none[row.target], 3 * noise, atol=1e-7)
+        assert bool(noise.any()) == bool(row.noise)
+        for axis in row.noise:
+            assert noise.std().item() == pytest.approx(target.initializer_range * (1 - 1 / factor) ** 0.5, rel=4 / noise.numel() ** 0.5), row.target
+            written = grower.maps[""][grower.params[row.target].axes[axis].spaces[0]].writes.dense()
+            assert (noise.movedim(axis, -1) @ written).abs().max() < 1e-12
+
+
+def test_fan_outs_of_new_layers_are_noise_alone():
+    """Depth 'cancel': what a new layer writes adds up to nothing over the copies, and is not nothing."""
+    source = sample("vit")
+    large, _, made = grown(randomised(source), source, sample("vit", **times(2, layers=4)), depth="cancel")
+    fan_outs = [row for row in made.rows if row.note and row.noise]
+    assert {row.note for row in fan_outs} == {"new layer: fan-outs of copies cancel"} and len(fan_outs) == 4
+    for row in fan_outs:
+        tensor = large[row.target]
+        half = tensor.shape[1] // 2
+        assert tensor.std() > 0.01 and (tensor[:, :half] + tensor[:, half:]).abs().max() < 1e-12
