@@ -1,5 +1,6 @@
 """What an expansion will do, before it is done: for people to read, and as data. No tensor is read."""
 
+import os
 from dataclasses import asdict
 
 from rich.console import Console
@@ -14,6 +15,8 @@ from pipeline.growth.engine import METHODS
 from pipeline.growth.maps import MEAN, ZERO, IndexMap, Map, Maps
 
 GIB = 2**30
+LIBRARIES = 400 * 2**20
+"""Anonymous memory of a process that has imported torch, transformers and deepspeed, with some room."""
 
 
 def outlook(job: Job) -> dict:
@@ -35,13 +38,14 @@ def _flops(table: Table, config: object) -> dict:
 
 
 def needs(job: Job) -> dict[str, int]:
-    """Bytes that the expansion takes. disk: the result, and what writing native shards puts aside meanwhile. memory: the
-    verification holds the large model in float64 beside the float32 weights it was filled from."""
+    """Bytes that the expansion takes. disk: the result; nothing is put aside. memory: what Python and its libraries hold,
+    and four tensors of the largest size in float32 for each writing process (as many of them as CPUs), of which the
+    verification, in float64, needs no more."""
     count, largest = models.table(job.large).parameters, max(_size(row.shape) for row in job.plan.rows)
     width = {"float32": 4, "bfloat16": 2, "float16": 2}[job.form.dtype]
-    result = {"huggingface": width * count, "universal": 12 * count, "zero": 12 * count + (0 if job.form.zero_stage == 3 else (2 if job.form.bf16 else 4) * count)}
-    disk = result[job.form.layout] * (2 if job.form.layout == "zero" else 1)
-    return {"result": result[job.form.layout], "disk": disk, "memory": 12 * count + 16 * largest}
+    native = 12 * count + (0 if job.form.zero_stage == 3 else (2 if job.form.bf16 else 4) * count)
+    disk = {"huggingface": width * count, "universal": 12 * count, "zero": native}[job.form.layout]
+    return {"disk": disk, "memory": LIBRARIES + os.cpu_count() * 16 * largest}
 
 
 def _size(shape: tuple[int, ...]) -> int:
@@ -70,7 +74,7 @@ def show(job: Job, content: dict, console: Console) -> None:
     console.print(f"optimizer    {'; '.join(content['optimizer_state'])}", highlight=False)
     console.print(f"result       {'lossless, and held to the gates' if job.plan.lossless else 'LOSSY: ' + '; '.join(job.plan.lossy)}", highlight=False)
     wanted = content["needs"]
-    console.print(f"needs        {wanted['disk'] / GIB:.2f} GiB of disk (result {wanted['result'] / GIB:.2f}), {wanted['memory'] / GIB:.2f} GiB of memory", highlight=False)
+    console.print(f"needs        {wanted['disk'] / GIB:.2f} GiB of disk, {wanted['memory'] / GIB:.2f} GiB of memory", highlight=False)
 
 
 def _spaces(job: Job) -> Sheet:

@@ -44,7 +44,7 @@ def test_the_plan_is_what_happens(tmp_path, capsys):
     assert content["parameters"][1] == sum(entry.open().numel() for entry in state.tensors.values())
     assert content["config_change"] == {"layer_norm_eps": pytest.approx(1e-6 * 12 / 20)} and config.layer_norm_eps == pytest.approx(1e-6 * 12 / 20)
     size = (tmp_path / "large" / "model.safetensors").stat().st_size
-    assert content["needs"]["result"] <= size < content["needs"]["result"] + 20_000  # the header
+    assert content["needs"]["disk"] <= size < content["needs"]["disk"] + 20_000  # the header
     assert f"parameters   {content['parameters'][0]:,} -> {content['parameters'][1]:,}" in out and "layers       0 0+ 1 1+" in out and "lossless, and held to the gates" in out
 
 
@@ -57,7 +57,7 @@ def test_the_disk_it_names_is_the_disk_it_takes(tmp_path, capsys, form, stage):
     content, _ = planned(capsys, tmp_path, "bert-pre-ln", *more, **sizes)
     lemon(capsys, "expand", "--source", tmp_path / "small", "--target", tmp_path / "target.json", "--out", tmp_path / "large", *more)
     held = sum(path.stat().st_size for path in (tmp_path / "large").rglob("*") if path.is_file())
-    assert held == pytest.approx(content["needs"]["result"], rel=0.05)
+    assert held == pytest.approx(content["needs"]["disk"], rel=0.05)
 
 
 @pytest.mark.parametrize("variant, words", [
