@@ -1,0 +1,63 @@
+"""What a user may name as the target, and the config that follows from it."""
+
+import json
+
+import pytest
+from folders import lemon, saved
+from samples import sample
+
+from pipeline import checkpoints, models, targets
+from pipeline.errors import UserError
+
+YAML = """
+name: t
+data: {kind: text}
+models:
+  llama: {family: llama, layers: 3, hidden: 24, heads: 6, kv_heads: 3, mlp: 40}
+  gpt2: {family: gpt2, layers: 3, hidden: 20, heads: 5, mlp: 33}
+  qwen3: {family: qwen3, layers: 4, hidden: 20, heads: 5, mlp: 33}
+  dinov2: {family: dinov2, layers: 3, hidden: 24, heads: 6, mlp: 48}
+stages: [{kind: train, name: a, model: gpt2, batch: 2, schedule: {peak: 1, horizon: 1 steps}}]
+"""
+
+
+@pytest.mark.parametrize("variant, sizes", [("llama", {"kv_heads": 3}), ("gpt2", {}), ("qwen3 tied", {}), ("dinov2", {})])
+def test_a_yaml_model_of_any_family(tmp_path, capsys, variant, sizes):
+    """Sizes are the YAML's; vocabulary, positions, head and tying the source's."""
+    (tmp_path / "t.yaml").write_text(YAML)
+    small, name = saved(tmp_path / "small", variant, **sizes), variant.split()[0]
+    code, _, err = lemon(capsys, "expand", "--source", small, "--target", f"{tmp_path / 't.yaml'}:{name}", "--out", tmp_path / "large")
+    assert code == 0, err
+    _, config = checkpoints.read(tmp_path / "large")
+    grown, before = models.table(config).measures(), models.table(sample(variant, **sizes)).measures()
+    assert grown["layers"] > before["layers"] and grown["embed"] in (20, 24) and grown.get("vocab") == before.get("vocab")
+    assert config.architectures == sample(variant).architectures
+    if variant == "llama":
+        assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (6, 3, 4)
+
+
+def test_only_sizes_and_what_counts_in_training_are_the_targets():
+    small, wanted = sample("bert", eps=1e-7), sample("bert", hidden=24, heads=6)
+    wanted.update({"hidden_dropout_prob": 0.3, "initializer_range": 0.05, "pad_token_id": 3, "layer_norm_eps": 0.5})
+    grown = targets.adopt(small, wanted)
+    assert (grown.hidden_size, grown.hidden_dropout_prob, grown.initializer_range) == (24, 0.3, 0.05)
+    assert (grown.pad_token_id, grown.layer_norm_eps) == (small.pad_token_id, 1e-7)
+
+
+@pytest.mark.parametrize("variant, key, value", [
+    ("llama", "rope_parameters", {"rope_theta": 5.0, "rope_type": "default"}), ("llama", "hidden_act", "gelu"), ("llama", "attention_bias", True),
+    ("gpt2", "tie_word_embeddings", False), ("gpt2", "scale_attn_by_inverse_layer_idx", True), ("vit", "qkv_bias", False), ("bert", "is_decoder", True),
+])
+def test_what_decides_the_function_must_agree(variant, key, value):
+    wanted = sample(variant)
+    setattr(wanted, key, value)
+    with pytest.raises(UserError, match=f"the target's config has {key} .* a growth keeps it"):
+        targets.adopt(sample(variant), wanted)
+
+
+def test_impossible_sizes_are_one_line(tmp_path, capsys):
+    small = saved(tmp_path / "small", "llama")
+    target = {**sample("llama").to_dict(), "hidden_size": 22}
+    (tmp_path / "t.json").write_text(json.dumps(target))
+    code, _, err = lemon(capsys, "plan", "--source", small, "--target", tmp_path / "t.json", "--save", tmp_path / "plan.json")
+    assert code == 2 and err.count("\n") == 1 and "not a config of 'llama'" in err and "22" in err
