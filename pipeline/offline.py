@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 
+CPUS = len(os.sched_getaffinity(0))
+
 
 def add_parsers(commands: argparse._SubParsersAction) -> None:
     text = "say what an expansion would do, and what it needs; no tensor is read"
@@ -30,6 +32,33 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     command.add_argument("small", type=Path, metavar="SMALL", help="the source: a run's stage, a checkpoint folder, a Hugging Face folder")
     command.add_argument("large", type=Path, metavar="LARGE", help="what grew from it")
     command.add_argument("--json", action="store_true", help="print the measurements as JSON")
+    _reading_parsers(commands)
+
+
+def _reading_parsers(commands: argparse._SubParsersAction) -> None:
+    """Commands that say something about checkpoints, and the one that gives them to others."""
+    place = "a run's stage, a checkpoint folder, one tag in it, or a Hugging Face folder"
+    text = "say what a checkpoint is: layout, model, optimizer, where it came from; its numbers are not read"
+    command = commands.add_parser("inspect", help=text, description=text)
+    command.add_argument("source", type=Path, metavar="DIR", help=place)
+    command.add_argument("--json", action="store_true", help="print the facts as JSON")
+    command.add_argument("--tensors", action="store_true", help="list every tensor with its shape, type and optimizer group")
+    text = "hash every file of a checkpoint against its manifest; without a manifest, see whether its files agree; exit code 2 when one is damaged"
+    command = commands.add_parser("check", help=text, description=text)
+    command.add_argument("source", type=Path, metavar="DIR", help=place)
+    command.add_argument("--workers", type=_count, default=CPUS, help="files that are hashed at the same time (default: the CPUs)")
+    text = "compare two checkpoints of any layout number by number: weights, moments, steps, hyper-parameters; exit code 1 when anything differs"
+    command = commands.add_parser("diff", help=text, description=text)
+    command.add_argument("a", type=Path, metavar="A", help=place)
+    command.add_argument("b", type=Path, metavar="B", help="another, in any layout, ZeRO stage and world size")
+    command.add_argument("--json", action="store_true", help="print the differences as JSON")
+    command.add_argument("--weights-only", action="store_true", help="leave the optimizer out (Hugging Face folders hold none)")
+    text = "write a checkpoint as a Hugging Face folder: safetensors, config, tokenizer, and a model card with what it cost"
+    command = commands.add_parser("export", help=text, description=text)
+    command.add_argument("source", type=Path, metavar="DIR", help=place)
+    command.add_argument("--out", required=True, type=Path, metavar="HF_DIR", help="the folder to create")
+    command.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the stored weights (default float32)")
+    command.add_argument("--source-config", type=Path, help="the model's config.json, where the checkpoint holds none")
 
 
 def _layout_options(command: argparse.ArgumentParser) -> None:
@@ -41,7 +70,7 @@ def _layout_options(command: argparse.ArgumentParser) -> None:
 
 
 def _workers(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--workers", type=_count, default=len(os.sched_getaffinity(0)), help="processes that write (default: the CPUs); the result is the same for any number")
+    command.add_argument("--workers", type=_count, default=CPUS, help="processes that write (default: the CPUs); the result is the same for any number")
 
 
 def _expansion_options(command: argparse.ArgumentParser) -> None:
@@ -130,10 +159,48 @@ def _verify(options: argparse.Namespace) -> int:
     return 0 if found.lossless else 1
 
 
+def _inspect(options: argparse.Namespace) -> None:
+    import json
+
+    from pipeline import inspection
+
+    facts = inspection.inspect(options.source, options.tensors)
+    if options.json:
+        print(json.dumps(facts, indent=2, default=str))
+    else:
+        inspection.show(facts, _console())
+
+
+def _check(options: argparse.Namespace) -> None:
+    from pipeline.inspection import whole
+
+    print(whole.check(options.source, options.workers))
+
+
+def _diff(options: argparse.Namespace) -> int:
+    import json
+
+    from pipeline import difference
+
+    found = difference.compare(options.a, options.b, options.weights_only)
+    if options.json:
+        print(json.dumps(found.as_json(), indent=2, default=str))
+    else:
+        difference.show(found, _console())
+    return 0 if found.equal else 1
+
+
+def _export(options: argparse.Namespace) -> None:
+    from pipeline import export
+
+    export.carry_out(options.source, options.out, options.dtype, options.source_config, CPUS)
+    print(f"export: wrote {options.out}")
+
+
 def _console():
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 200)
 
 
-COMMANDS = {"plan": _plan, "expand": _expand, "verify": _verify, "reshard": _reshard}
+COMMANDS = {"plan": _plan, "expand": _expand, "verify": _verify, "reshard": _reshard, "inspect": _inspect, "check": _check, "diff": _diff, "export": _export}

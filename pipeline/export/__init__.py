@@ -1,0 +1,83 @@
+"""Any checkpoint as a Hugging Face folder: `lemon export DIR --out HF_DIR`.
+
+Weights, config.json, the tokenizer and a model card; the optimizer's state has no place there.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from pipeline import checkpoints
+from pipeline.checkpoints import Format, huggingface, manifest
+from pipeline.data.tokenizers import PIECES, SPECIAL
+from pipeline.errors import UserError
+from pipeline.export.card import card
+from pipeline.export.history import Chapter, history
+from pipeline.folders import read_json, write_json, write_text
+from pipeline.state import State
+from pipeline.versions import installed
+
+Say = Callable[[str], None]
+CARD = "README.md"
+BESIDE = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
+          "merges.txt", "spiece.model", "chat_template.jinja", "preprocessor_config.json", "generation_config.json")
+"""What a Hugging Face folder may hold beside its weights, and hands on."""
+
+
+def carry_out(source: Path, out: Path, dtype: str = "float32", source_config: Path | None = None, workers: int = 1, say: Say = print) -> None:
+    """Write and publish the folder `out`. Raises UserError, and publishes nothing."""
+    if out.exists():
+        raise UserError(f"{out}: exists already; choose another --out or remove it")
+    found, form = checkpoints.locate(source), Format("huggingface", dtype=dtype)
+    state, config = checkpoints.read(found, source_config)
+    origin, chapters = manifest.source(found, workers), history(found)
+    data = prepared(chapters)
+    with manifest.writing(out) as staged:
+        files = checkpoints.write(state, config, staged, form, progress=True)
+        _require_same(state, staged, dtype)
+        beside = _copy(_beside(found, data), staged)
+        facts = read_json(data / "data.json")["facts"] if data else {}
+        write_text(staged / CARD, card(out.resolve().name, config, dtype, chapters, facts, any("token" in name or "vocab" in name for name in beside)))
+        manifest.publish(staged, out, {
+            "kind": "export", **form.as_json(), "step": int(max(state.steps.values(), default=0)), "versions": installed(), "source": origin,
+            "provenance": {**state.provenance, "origin": str(found), "own_flops": 0},
+        }, files | manifest.hashes(staged, [CARD, *beside]))
+    say(f"export: {len(state.tensors)} tensors in {dtype}{', ' + ', '.join(beside) if beside else ''}, a model card")
+
+
+def prepared(chapters: list[Chapter]) -> Path | None:
+    """The prepared data of the last run that the weights went through."""
+    folders = (chapter.run / "data" for chapter in reversed(chapters) if chapter.run)
+    return next((folder for folder in folders if (folder / "data.json").exists()), None)
+
+
+def _require_same(state: State, staged: Path, dtype: str) -> None:
+    """What counts is what lies on disk: every tensor is read back and held against its source, rounded once."""
+    written, stored = huggingface.read(staged), huggingface.DTYPES[dtype][0]
+    for name, entry in state.tensors.items():
+        pair = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (entry.open().to(stored), written.tensors[name].open())]
+        if not torch.equal(*pair):
+            raise UserError(f"{staged}: '{name}' does not read back as it was written; the disk is faulty, nothing was published")
+
+
+def _beside(source: Path, data: Path | None) -> list[Path]:
+    """The tokenizer of the run's data, else what lies beside a Hugging Face folder's weights."""
+    if data and (data / "tokenizer").is_dir():
+        return sorted(path for path in (data / "tokenizer").iterdir() if path.is_file())
+    return [source / name for name in BESIDE if (source / name).exists()] if checkpoints.layout(source) == "huggingface" else []
+
+
+def _copy(paths: list[Path], staged: Path) -> list[str]:
+    """Copy beside the weights. A sentencepiece model alone would be guessed at by AutoTokenizer, and given other ids: it is
+    told to run sentencepiece itself."""
+    paths = [path for path in paths if not (staged / path.name).exists()]
+    names = [path.name for path in paths]
+    for path in paths:
+        shutil.copyfile(path, staged / path.name)
+    if names == ["tokenizer.model"]:
+        pieces = {f"{name}_token": piece for name, piece in zip(SPECIAL, PIECES, strict=True)}
+        write_json(staged / "tokenizer_config.json", {"tokenizer_class": "SentencePieceBackend", **pieces})
+        names.append("tokenizer_config.json")
+    return names

@@ -1,0 +1,136 @@
+"""How two checkpoints of any layout differ, number by number."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from folders import lemon, saved
+from layouts import FORMATS, foreign, state
+from safetensors.torch import load_file, save_file
+from samples import sample
+from test_grown_moments import source
+
+from pipeline import difference, models
+from pipeline.checkpoints import Format
+from pipeline.state import Group, State, in_memory
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory) -> dict[str, Path]:
+    """One state, with moments and 7 steps, in every layout."""
+    folders = {name: tmp_path_factory.mktemp("held") for name in FORMATS}
+    return {name: source(folder, FORMATS[name]) for name, folder in folders.items()}
+
+
+def compared(capsys, a: Path, b: Path, *more: object) -> tuple[int, dict]:
+    code, out, err = lemon(capsys, "diff", a, b, "--json", *more)
+    assert code < 2, err
+    return code, json.loads(out)
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("1 on 3", "huggingface")])
+def test_one_state_in_two_layouts_is_bit_equal(held, capsys, name):
+    code, found = compared(capsys, held["1 on 3"], held[name])
+    assert code == 0 and found["equal"] and found["names"] == "published"
+    assert {kind: part["equal"] for kind, part in found["tensors"].items()} == {"weights": 38, "exp_avg": 38, "exp_avg_sq": 38}
+
+
+def test_hugging_face_files_hold_the_weights_alone(held, capsys):
+    code, found = compared(capsys, held["huggingface"], held["3 on 2"], "--weights-only")
+    assert code == 0 and found["tensors"]["weights"]["equal"] == 38 and set(found["tensors"]) == {"weights"}
+    code, found = compared(capsys, held["huggingface"], held["3 on 2"])
+    assert code == 1 and len(found["tensors"]["exp_avg"]["only_b"]) == 38 and found["without_optimizer"] == ["A"]
+    assert "optimizer    A holds none; --weights-only leaves it out" in lemon(capsys, "diff", held["huggingface"], held["3 on 2"])[1]
+
+
+def changed(name: str, value: float) -> torch.Tensor:
+    tensor = state().tensors[name].open().clone()
+    tensor.view(-1)[-1] = value
+    return tensor
+
+
+def variants() -> dict[str, tuple[State, str]]:
+    """States that differ in one thing, and what is said of it."""
+    one = state()
+    moments = {**one.slots, "exp_avg_sq": {**one.slots["exp_avg_sq"], "b": in_memory([("b", torch.zeros(3))])["b"]}}
+    groups = Group(("a",), {**one.groups[0].hyper, "betas": (0.9, 0.99)}), one.groups[1]
+    return {
+        "weight": (replace(one, tensors={**one.tensors, **in_memory([("a", changed("a", 9.0))])}), "weights: 'a' differs in 1 of 35 numbers, by at most"),
+        "not a number": (replace(one, tensors={**one.tensors, **in_memory([("a", changed("a", float("nan")))])}), "differs in 1 of 35 numbers, by at most inf (relative inf)"),
+        "frozen": (replace(one, tensors={**one.tensors, **in_memory([("frozen", torch.zeros(2, 3))])}), "weights: 'frozen' differs in 6 of 6 numbers"),
+        "buffer": (replace(one, buffers=in_memory([("mask", torch.zeros(4))])), "weights: 'mask' differs in 4 of 4 numbers, by at most 1 (relative 1)"),
+        "moment": (replace(one, slots=moments), "exp_avg_sq: 'b' differs in 3 of 3 numbers"),
+        "step": (replace(one, steps=dict.fromkeys("abc", 5.0)), "step         4.0 -> 5.0 for 3 parameters"),
+        "hyper-parameter": (replace(one, groups=groups), "betas        [0.9, 0.98] -> [0.9, 0.99] for 1 parameters, such as 'a'"),
+        "group": (replace(one, groups=(Group(("a", "b"), one.groups[0].hyper), Group(("c",), one.groups[1].hyper))), "weight_decay 0.0 -> 0.1 for 1 parameters, such as 'b'"),
+        "shape": (replace(one, tensors={**one.tensors, **in_memory([("frozen", torch.zeros(3, 2))])}), "weights: 1 have other shapes, such as 'frozen': (2, 3) in A, (3, 2) in B"),
+        "name": (replace(one, tensors={n: e for n, e in one.tensors.items() if n != "frozen"}, frozen=()), "weights: 1 only in A: frozen"),
+    }
+
+
+@pytest.mark.parametrize("kind", variants())
+@pytest.mark.parametrize("form", [Format("zero", 1, 1), Format("zero", 3, 2)], ids=["1", "3"])
+def test_one_change_is_found_and_named(tmp_path, capsys, kind, form):
+    theirs, said = variants()[kind]
+    folders = foreign(tmp_path / "a"), foreign(tmp_path / "b", theirs, form)
+    code, out, err = lemon(capsys, "diff", *folders)
+    assert code == 1 and said in out and "verdict      different" in out, out + err
+    assert compared(capsys, *folders)[1]["equal"] is False
+
+
+def test_without_configs_names_are_those_of_the_files(tmp_path, capsys):
+    code, found = compared(capsys, foreign(tmp_path / "a"), foreign(tmp_path / "b", form=Format("zero", 3, 4)))
+    assert code == 0 and found["names"] == "of the files" and found["tensors"]["weights"]["equal"] == 5
+
+
+def test_the_worst_come_first_and_bits_count():
+    names = [f"n{number}" for number in range(9)]
+    one = in_memory((name, torch.ones(3)) for name in names)
+    other = in_memory((name, torch.ones(3) + number * 0.25) for number, name in enumerate(names))
+    part = difference._part(one, other).as_json()
+    assert (part["equal"], part["different"]) == (1, 8) and [gap["name"] for gap in part["worst"]] == ["n8", "n7", "n6", "n5", "n4"]
+    assert part["worst"][0] == {"name": "n8", "numbers": 3, "of": 3, "largest": 2.0, "relative": 2 / 3}
+    signed = difference._gap("zero", torch.zeros(2), -torch.zeros(2))
+    assert (signed.numbers, signed.largest, signed.relative) == (2, 0.0, 0.0)
+    nan = torch.tensor([float("nan"), 1.0])
+    assert difference._gap("nan", nan, nan.clone()) is None
+    assert difference._gap("types", torch.tensor([1.5], dtype=torch.bfloat16), torch.tensor([1.5])) is None
+    assert difference._gap("empty", torch.empty(0), torch.empty(0)) is None
+
+
+def test_configs_bring_the_names_of_two_layouts_together(tmp_path, capsys):
+    """ViT's module names are not those of its files: without the config of one side there is nothing to compare."""
+    module, published = source(tmp_path / "a", Format("zero", 2, 2), "vit"), source(tmp_path / "b", Format("huggingface"), "vit")
+    assert compared(capsys, module, published, "--weights-only")[0] == 0
+    code, found = compared(capsys, saved(tmp_path / "other", "vit"), published)
+    assert code == 1 and found["tensors"]["weights"]["different"] == len(list(models.table(sample("vit")).rows()))
+    for folder in (module, published):
+        (folder / "manifest.json").unlink()
+    (module / "config.json").unlink()
+    code, out, _ = lemon(capsys, "diff", module, published, "--weights-only")
+    assert code == 1 and "names        as in the files: not both folders hold a config.json that we know" in out
+
+
+def test_bad_input_is_one_line(held, tmp_path, capsys):
+    save_to = tmp_path / "hf"
+    save_to.mkdir()
+    save_file({"other": torch.zeros(2)}, save_to / "model.safetensors")
+    for a, b, complaint in [
+        (held["3 on 2"], tmp_path / "none", "none: no such folder"), (held["3 on 2"], save_to, "have no tensor name in common; names of two layouts come together where"),
+        (held["3 on 2"], saved(tmp_path / "vit", "vit"), "have no tensor name in common; they hold different models"),
+    ]:
+        code, _, err = lemon(capsys, "diff", a, b)
+        assert code == 2 and complaint in err and err.count("\n") == 1, err
+
+
+def test_one_changed_number_of_a_hugging_face_folder(held, tmp_path, capsys):
+    folder = Path(shutil.copytree(held["huggingface"], tmp_path / "copy"))
+    (folder / "manifest.json").unlink()
+    tensors = load_file(folder / "model.safetensors")
+    tensors["bert.LayerNorm.bias"][3] += 1
+    save_file(tensors, folder / "model.safetensors")
+    code, out, _ = lemon(capsys, "diff", folder, held["huggingface"])
+    assert code == 1 and "weights: 'bert.LayerNorm.bias' differs in 1 of 12 numbers" in out
