@@ -45,12 +45,15 @@ def read(folder: Path) -> int:
         return sum(file.get_tensor(name).clone().numel() for name in file.keys())
 
 
+def initialise_and_write(config, path: Path, times: dict[str, list[float]]) -> None:
+    model = timed("random initialisation", lambda: models.build(config), times)
+    weights = {row.name: dict(model.named_parameters())[row.module].data for row in models.table(config).rows()}
+    timed("write the result", lambda: save_file(weights, path), times)
+
+
 def measure(small, large, folder: Path, times: dict[str, list[float]]) -> None:
     timed("read the source", lambda: read(folder / "source"), times)
-    model = timed("random initialisation", lambda: models.build(large), times)
-    weights = {row.name: dict(model.named_parameters())[row.module].data for row in models.table(large).rows()}
-    timed("write the result", lambda: save_file(weights, folder / "plain.safetensors"), times)
-    del model, weights
+    initialise_and_write(large, folder / "plain.safetensors", times)
     job = expand.plan(folder / "source", large, Options(depth="cancel"), Format("huggingface"))
     timed("expand", lambda: checkpoints.write(expand.grown(job), job.large, folder / "grown", job.form), times)
     timed("expand, verify, hash, sync, publish", lambda: expand.carry_out(job, folder / "published", lambda line: None), times)

@@ -168,6 +168,11 @@ class Table:
         return any(p.layered and p.touches(self.stream.name, "gain") for p in self.params)
 
     @property
+    def grouped(self) -> bool:
+        """Whether groups of heads share keys and values."""
+        return self.spaces[self.attention.key].count != self.spaces[self.attention.query].count
+
+    @property
     def block(self) -> str:
         """The module of a layer, `{i}` for its number."""
         module = next(p.module for p in self.params if p.layered)

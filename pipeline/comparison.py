@@ -1,8 +1,10 @@
 """Verifying two checkpoints against each other, whoever made them: `lemon verify SMALL LARGE`."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table as Sheet
 from torch import Tensor
@@ -27,7 +29,9 @@ def compare(small: Path, large: Path) -> tuple[Verification, Options]:
     options = recorded(places[1])
     pair = Pair(source, target, options)
     moved = pair.tables[1].post_norm and any(layer.new for layer in pair.layers)
-    return verify(source, partial(_open, before), target, partial(_open, after), options, moved=moved), options
+    found = verify(source, partial(_open, before), target, partial(_open, after), options, moved=moved)
+    stored = next(iter(after.tensors.values())).open().dtype
+    return (found if stored == torch.float32 else replace(found, stored=found.float64)), options
 
 
 def recorded(folder: Path) -> Options:
@@ -59,8 +63,10 @@ def show(found: Verification, options: Options, console: Console) -> None:
     console.print(sheet)
     for space, measure in found.symmetry.items():
         console.print(f"symmetry     {space}: gradients of copies differ by {measure:.2e}{'' if measure > 1e-6 else ' - copies will stay copies'}", highlight=False)
+    if found.stored is not None:
+        console.print("stored       in half precision, whose rounding is part of the difference; its manifest has the verdict of the float32 weights", highlight=False)
     if found.tolerance:
-        console.print(f"tolerance    post-LN depth adds eps / smallest variance = {found.tolerance:.2e} to the gates", highlight=False)
+        console.print(f"tolerance    post-LN depth adds {found.tolerance:.2e} to the gates: what vanishes with the norms' epsilon", highlight=False)
     if found.loss:
         console.print(f"loss         {found.loss[0]:.4f} -> {found.loss[1]:.4f} on the probe: new logits enter the softmax", highlight=False)
     verdict = "[green]lossless[/green]" if found.lossless else "[red]lossy[/red]"

@@ -66,6 +66,7 @@ def carry_out(job: Job, out: Path, say: Say = print, workers: int = 1) -> Verifi
     with manifest.writing(out) as staged:
         say(f"expand: {len(job.plan.rows)} tensors, {words(job.plan)}")
         files = checkpoints.write(grown(job), job.large, staged, job.form, step=_step(job), workers=workers, progress=True)
+        files |= checkpoints.copy_beside(job.source, staged)
         measured = _verify(job, staged)
         say(f"expand: {'verified' if job.plan.lossless else 'lossy, as declared (' + '; '.join(job.plan.lossy) + ')'}, {measured}")
         if job.plan.lossless and not measured.lossless:
@@ -127,7 +128,7 @@ def _open(state: State, name: str) -> Tensor:
 
 def spent(job: Job, samples: int) -> dict[str, int]:
     """FLOPs of the expansion itself. grow: a scale and an add for every number of the target."""
-    return {"grow": 2 * models.table(job.large).parameters, "verify": probe.spent(job.small, job.large, samples)}
+    return {"grow": 2 * models.table(job.large).parameters, "verify": probe.spent(job.small, job.large, samples, job.plan.moved)}
 
 
 def _facts(job: Job, measured: Verification, origin: dict) -> dict:

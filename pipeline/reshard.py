@@ -4,7 +4,6 @@ Nothing is computed. A model need not be known: DeepSpeed's files say their own 
 files, on either side, need the model's config.
 """
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +17,6 @@ from pipeline.state import State
 from pipeline.versions import installed
 
 Say = Callable[[str], None]
-BESIDE = (checkpoints.CONFIG, "plan.json")
-"""Files of a tag folder that go along as they are."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +82,7 @@ def carry_out(job: Job, out: Path, workers: int = 1, say: Say = print) -> None:
     with manifest.writing(out) as staged:
         step = int(max(job.state.steps.values(), default=0))
         files = stream.write(checkpoints.files(job.state, staged, job.form, step=step), staged, workers, progress=True)
-        for name in BESIDE:
-            if (job.source / name).exists():
-                shutil.copyfile(job.source / name, staged / name)
-                files |= manifest.hashes(staged, [name])
+        files |= checkpoints.copy_beside(job.source, staged, checkpoints.CONFIG, "plan.json")
         manifest.publish(staged, out, {
             "kind": "reshard", **job.form.as_json(), "step": step, "versions": installed(), "source": hashed, "provenance": job.state.provenance,
         }, files)

@@ -1,6 +1,7 @@
 """Checkpoints of any layout behind one `State`: `locate`, `read`, `write`."""
 
 import math
+import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -82,7 +83,7 @@ def config_file(folder: Path, config: Path | None = None) -> Path:
     place = config or folder
     place = place / CONFIG if place.is_dir() else place
     if not place.exists():
-        raise UserError(f"{folder}: holds no {CONFIG}; name the source's config with --source-config")
+        raise UserError(f"{config}: no such config" if config else f"{folder}: holds no {CONFIG}; name the source's config with --source-config")
     return place
 
 
@@ -154,6 +155,19 @@ def files(state: State, folder: Path, form: Format, *, step: int = 0) -> list[Fi
     if form.layout == "universal":
         return universal.files(state, folder, step=step)
     return zero_write.files(state, folder, stage=form.zero_stage, world=form.world_size, bf16=form.bf16, step=step)
+
+
+BESIDE = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+          "vocab.json", "merges.txt", "spiece.model", "preprocessor_config.json", "generation_config.json")
+"""Files of Hugging Face folders that say how a model is used; they go along as they are."""
+
+
+def copy_beside(source: Path, folder: Path, *more: str) -> dict[str, dict]:
+    """Copy what lies beside the weights of `source` into the staged `folder`. Returns size and SHA-256 by name."""
+    names = [name for name in (*BESIDE, *more) if (source / name).is_file()]
+    for name in names:
+        shutil.copyfile(source / name, folder / name)
+    return manifest.hashes(folder, names)
 
 
 def decay_groups(config: PretrainedConfig) -> tuple[Group, Group]:

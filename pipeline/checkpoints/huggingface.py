@@ -26,11 +26,11 @@ DTYPES = {"float32": (torch.float32, "F32"), "bfloat16": (torch.bfloat16, "BF16"
 
 def read(folder: Path) -> State:
     """The weights of a Hugging Face folder. Raises UserError for damaged files."""
-    for index, whole, entries in ((INDEX, WHOLE, _entries), (PICKLED_INDEX, PICKLED, _pickled)):
+    for index, single, entries in ((INDEX, WHOLE, _entries), (PICKLED_INDEX, PICKLED, _pickled)):
         if (folder / index).exists():
             files = _shards(folder / index)
-        elif (folder / whole).exists():
-            files = [whole]
+        elif (folder / single).exists():
+            files = [single]
         else:
             continue
         return State({name: entry for file in files for name, entry in entries(folder / file).items()})

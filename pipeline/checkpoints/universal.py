@@ -42,8 +42,11 @@ def read(folder: Path) -> State:
         Group(tuple(mine), {k: v for k, v in group.items() if k != "params"})
         for mine, group in zip(members, optimizer["param_groups"], strict=True)
     )
-    aliases = [name for name in names if name not in owners]  # DeepSpeed writes tied names a second time, without moments
-    return State({n: e for n, e in tensors.items() if n not in aliases or not owners}, slots=slots, steps=steps, groups=groups)
+    grouped = {name for group in groups for name in group.names}
+    if damaged := sorted(name for name in grouped if name not in owners):
+        raise UserError(f"{folder}: '{damaged[0]}' has no {SLOTS[0]}.pt; the checkpoint is not complete")
+    aliases = [name for name in names if name not in owners and owners]  # DeepSpeed writes tied names a second time, without moments
+    return State({n: e for n, e in tensors.items() if n not in aliases}, slots=slots, steps=steps, groups=groups)
 
 
 def _shapes(folder: Path) -> list[dict[str, tuple[int, ...]]]:

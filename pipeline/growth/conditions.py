@@ -81,8 +81,9 @@ def wider(source: Table, target: Table) -> list[str]:
 def width_changes(source: Table, target: Table, method: str) -> list[str]:
     """Refusals of a method that grows in depth only."""
     before, after = source.measures(), target.measures()
-    return [f"'{method}' grows in depth only, and {name} grows from {before[name]} to {after[name]}; use lemon, fpi or aki"
-            for name in after if name != "layers" and after[name] != before[name]]
+    grown = [f"{name} from {before[name]} to {after[name]}" for name in after
+             if name != "layers" and after[name] != before[name] and (name != "kv heads" or source.grouped)]
+    return [f"'{method}' grows in depth only, and the target grows {', '.join(grown)}; use lemon, fpi or aki"] if grown else []
 
 
 def holding(source: Table, target: Table, change: dict[str, float], moved: bool) -> list[str]:
@@ -100,7 +101,7 @@ def holding(source: Table, target: Table, change: dict[str, float], moved: bool)
         lines.append("dense-activation-norm head: exact at whole multiples of the width")
     if names.rope:
         lines.append(f"rotary positions: head_dim stays {target.spaces[names.query].unit}")
-    if target.spaces[names.key].count != target.spaces[names.query].count:
+    if target.grouped:
         lines.append("groups share keys and values: every query head occurs, W_O divides by how often")
     lines += [f"{space.name}: {space.size - source.spaces[name].size} rows appended; old outputs stay, new rows start fresh, new biases at 0"
               for name, space in target.spaces.items() if space.kind == "table" and space.size > source.spaces[name].size]

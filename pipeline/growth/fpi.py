@@ -15,13 +15,19 @@ from pipeline.growth.method import Layer, Method, Options, Term
 
 def choose(source: Table, target: Table, seed: int) -> dict[str, Maps]:
     """The maps of every space."""
-    return {"": copied(source, target, lambda before, after: torch.arange(after) % before)}
+    return {"": copied(source, target, circular)}
+
+
+def circular(before: int, after: int) -> Tensor:
+    """Units round and round."""
+    return torch.arange(after) % before
 
 
 def copied(source: Table, target: Table, pick: Pick) -> Maps:
-    """Every space copied unit by unit as `pick` says, one choice for all spaces that follow the residual stream."""
+    """Every space copied unit by unit as `pick` says, one choice for all spaces that follow the residual stream. Groups of
+    keys and values go round and round whatever `pick` says, so that every query head occurs."""
     embed = pick(source.stream.size, target.stream.size)
-    heads = attention(source, target, pick, eta=1.0)
+    heads = attention(source, target, circular if source.grouped or target.grouped else pick, eta=1.0)
     return {name: heads[name] if name in heads else _space(source.spaces[name], space, embed, pick) for name, space in target.spaces.items()}
 
 

@@ -1,8 +1,9 @@
 """Growing Adam's moments: a gradient transforms by the transpose of equation (1), its square by the squared maps.
 
-Entries without a past (remainders, appended rows, what a new layer writes) get a first moment of 0 and, as second
-moment, the mean of their tensor's known ones: a zero beside a large step count would make their first updates
-sqrt(1 / (1 - beta_2)) times too large. The step count is the source's.
+Entries without a past (remainders, appended rows) get a first moment of 0 and, as second moment, the mean of their
+tensor's known ones; what a new layer writes gets a first moment of 0 and the second moments of the layer it stands
+behind: a zero beside a large step count would make their first updates sqrt(1 / (1 - beta_2)) times too large. The step
+count is the source's.
 """
 
 import torch

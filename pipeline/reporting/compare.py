@@ -76,6 +76,7 @@ def _compare(run: Run, stage: Stage, chain: list[Ancestor], unknown: str | None,
         "model": stage.facts["model"],
         "baseline": {"run": None if place is run else place.title, "stage": baseline.name},
         "target": {"loss": loss, "meaning": _meaning(baseline, target)},
+        "expansion": _expansion(chain[grown].stage) if grown < len(chain) else None,
         "source": {
             "stages": [{"stage": source.stage.name, "flops": source.cost} for source in sources],
             "flops": cost,
@@ -90,6 +91,11 @@ def _compare(run: Run, stage: Stage, chain: list[Ancestor], unknown: str | None,
             "sources": [] if unknown else _source_curves(sources),
         },
     }
+
+
+def _expansion(stage: Stage) -> dict:
+    """How the stage was grown: by the last expansion before it."""
+    return {"stage": stage.name, "method": stage.facts.get("method"), "lossless": stage.facts.get("lossless")}
 
 
 def _source_curves(sources: list[Ancestor]) -> list[dict]:

@@ -1,9 +1,9 @@
-"""The sections behind the headline: the ledger, continuity, the stages, speed, settings."""
+"""The sections behind the headline: the ledger, the stages, speed, settings."""
 
 import json
 
 from pipeline.reporting.markup import Content, Markup, Number, code, element, section, table
-from pipeline.reporting.units import count, decimal, duration, flops, percent, scientific, three_digits
+from pipeline.reporting.units import count, decimal, duration, flops, percent, three_digits
 
 NOTHING = Markup("")
 KINDS = {
@@ -38,43 +38,6 @@ def _entry(row: dict, book: dict) -> list[Content]:
     kind = row.get("kind", "")
     amounts = [Number(count(row[unit]) if row[unit] else "–", f"{row[unit]:,}") for unit in ("samples", "tokens")]
     return [KINDS.get(kind, kind), Number(flops(row["flops"]), f"{row['flops']:,} FLOPs"), Number(share), *amounts]
-
-
-def continuity(run: dict) -> Markup:
-    """Whether the expansion kept the function: losses before and after, relative differences beside their gates."""
-    if not run["continuity"]:
-        return NOTHING
-    starts = [
-        [f"{one['source']} → {start['stage']}", Number(decimal(one["source_loss"])), Number(decimal(start["loss"])),
-         Number(_signed(start["difference"]))]
-        for one in run["continuity"] for start in one["started"]
-    ]
-    heads = ["expansion", "source, last loss", "expanded, loss at step 0", "difference"]
-    parts = [table(heads, starts)] if starts else []
-    entropy = run["unigram_entropy"]
-    if entropy is not None:
-        scale = "For scale, the unigram entropy, what a model reaches that knows only how often each token occurs:"
-        parts.append(element("p", f"{scale} {decimal(entropy)} nats.", kind="note"))
-    verdicts = [_verdict(one, verdict) for one in run["continuity"] for verdict in one["verification"]]
-    if verdicts:
-        heads = ["expansion", "run in", "relative difference of logits", "gate", "result"]
-        parts += [element("h4", "Verification"), table(heads, verdicts)]
-    return section("Continuity: was the expansion lossless?", *parts)
-
-
-def _signed(difference: float | None) -> str:
-    if difference is None:
-        return "–"
-    text = scientific(difference) if abs(difference) < 1e-4 else decimal(difference, 6)
-    return f"+{text}" if difference > 0 else text
-
-
-def _verdict(one: dict, verdict: dict) -> list[Content]:
-    words = element("span", "within the gate", kind="good"), element("span", "misses the gate", kind="bad")
-    known = "–" if verdict["within"] is None else words[not verdict["within"]]
-    result = known if one["lossless"] else "declared lossy: no gate holds"
-    gate = Number(scientific(verdict["gate"]))
-    return [one["stage"], verdict["precision"], Number(scientific(verdict["difference"])), gate, result]
 
 
 def stages(run: dict) -> Markup:
@@ -127,7 +90,7 @@ def _rate(rate: float | None) -> str:
 
 SHOWN = (
     "schedule", "settings", "flops_per_step", "samples_per_step", "tokens_per_step", "method", "depth", "placement",
-    "lossless", "device", "versions",
+    "noise", "optimizer_state", "lossless", "config_change", "device", "versions",
 )
 """The facts that the settings tables show; the others have their place above them."""
 

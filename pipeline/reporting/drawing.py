@@ -86,7 +86,7 @@ def cut(axes: Axes, lines: list[Line], room: float = 0.05) -> None:
     """Limit the y axis to what comes after steep beginnings, with `room` (a share of the height) below for text."""
     seen = []
     for line in lines:
-        begin = SETTLED * line.x[-1] if line.steep and line.x else float("-inf")
+        begin = line.x[0] + SETTLED * (line.x[-1] - line.x[0]) if line.steep and line.x else float("-inf")
         seen += [y for x, y in zip(line.x, line.y, strict=True) if x >= begin]
     if seen:
         span = max(seen) - min(seen) or 1.0

@@ -6,12 +6,14 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.reporting import drawing
-from pipeline.reporting.drawing import BLUE, BROWN, GREEN, GREY, MUTED, ORANGE, PURPLE, SKY, Line
+from pipeline.reporting.drawing import BLUE, BROWN, GREEN, GREY, INK, MUTED, ORANGE, PURPLE, SKY, Line
 from pipeline.reporting.labels import Label, write
 from pipeline.reporting.units import decimal, flops, saving, scale
 
-SCRATCH, EXPANDED, OTHER = (BLUE, SKY), (ORANGE, PURPLE, BROWN), (GREY, GREEN)
+SCRATCH, EXPANDED, OTHER = (BLUE, SKY), (ORANGE, PURPLE, BROWN, INK), (GREY, GREEN)
 RUNS = (BLUE, ORANGE, GREEN, PURPLE, BROWN, SKY, GREY)
+CROWDED = 3
+"""From so many comparisons on, a figure leaves out what came before the expansions: the bars state it."""
 MEASURES = {"loss": "evaluation loss, nats", "top1": "top-1 accuracy, %"}
 
 
@@ -28,7 +30,8 @@ def colours(run: dict) -> dict[str, str]:
 
 
 def compared(run: dict, comparisons: list[dict], measure: str = "loss") -> str:
-    """One baseline, what was expanded, and that once more behind its sources (dashed), against training FLOPs."""
+    """One baseline, what was expanded, and (unless there are many) that once more behind its sources (dashed), against
+    training FLOPs."""
     chosen, baseline = colours(run), comparisons[0]["baseline"]
     blue = BLUE if baseline["run"] else chosen[baseline["stage"]]
     points = comparisons[0]["curves"]["scratch"]
@@ -37,16 +40,29 @@ def compared(run: dict, comparisons: list[dict], measure: str = "loss") -> str:
     for one in comparisons:
         colour, name = chosen[one["stage"]], one["stage"]
         x, y = _points(one["curves"]["expanded"], measure)
-        lines[name] = Line(x, y, colour, f"{name}, expanded")
+        expanded = Line(x, y, colour, f"{name}, expanded", steep=_lossy(one))
+        lines[name] = expanded
         marks.append(_crossing(one["given"]["flops"], one, (saving(one["given"]["saving_percent"]),), colour))
+        if len(comparisons) >= CROWDED:
+            continue
         if cost := one["source"]["flops"]:
-            lines[f"{name} all-in"] = Line([value + cost for value in x], y, colour, f"{name}, all-in", "--", 1.6)
+            lines[f"{name} all-in"] = _behind(expanded, cost, f"{name}, all-in", 1.6)
             marks.append(_crossing(one["all_in"]["flops"], one, (saving(one["all_in"]["saving_percent"]),), colour))
         for source in one["curves"]["sources"]:
             name, points = source["stage"], _points(source["points"], measure)
             lines.setdefault(name, Line(*points, chosen.get(name, GREY), name, "-", 1.2, steep=not points[0][0]))
     title = f"{run['title']}: {MEASURES[measure]}, against training FLOPs, model {comparisons[0]['model']}"
     return _against_flops(list(lines.values()), title, measure, [m for m in marks if m and measure == "loss"])
+
+
+def _behind(line: Line, cost: float, label: str, width: float) -> Line:
+    """The line once more, dashed, behind what its sources cost."""
+    return replace(line, x=[x + cost for x in line.x], label=label, style="--", width=width)
+
+
+def _lossy(one: dict) -> bool:
+    """Whether its curve begins with the fall from what a lossy method left of the function."""
+    return one["expansion"] is not None and one["expansion"]["lossless"] is False
 
 
 def _crossing(amount: int | None, one: dict, texts: tuple[str, ...], colour: str) -> tuple | None:
@@ -72,9 +88,9 @@ def overlay(runs: list[dict]) -> str:
             lines.setdefault(place, Line(*points, colour, place, ":", 1.8, steep=True))
             x, y = _points(one["curves"]["expanded"], "loss")
             name = f"{run['title']}: {one['stage']}"
-            lines[name] = Line(x, y, colour, name)
+            lines[name] = Line(x, y, colour, name, steep=_lossy(one))
             if cost := one["source"]["flops"]:
-                lines[f"{name} all-in"] = Line([value + cost for value in x], y, colour, "all-in", "--", 1.4)
+                lines[f"{name} all-in"] = _behind(lines[name], cost, "all-in", 1.4)
     return _against_flops(list(lines.values()), "All runs: evaluation loss against training FLOPs", "loss", [])
 
 
@@ -112,10 +128,10 @@ def training(run: dict) -> str:
     """Training loss against steps: as recorded (light) and smoothed; where an expanded stage's warm-up ends."""
     chosen = colours(run)
     figure, axes = drawing.blank("step", "training loss, nats")
-    lines = []
+    lossy, lines = {one["stage"] for one in run["comparisons"] if _lossy(one)}, []
     for stage in (stage for stage in run["stages"] if stage["training"]["smooth"]):
         colour, record = chosen[stage["stage"]], stage["training"]
-        steep = not stage["facts"].get("origin")
+        steep = not stage["facts"].get("origin") or stage["stage"] in lossy
         lines.append(Line(*_columns(record["raw"]), colour, width=0.9, faint=True, steep=steep))
         lines.append(Line(*_columns(record["smooth"]), colour, stage["stage"], steep=steep))
     drawing.draw(axes, lines)

@@ -46,6 +46,15 @@ def target(one: dict) -> str:
     return f"Training FLOPs to an evaluation loss of {decimal(one['target']['loss'])} ({one['target']['meaning']})."
 
 
+def growth(one: dict) -> str:
+    """By which method it was grown, and whether that kept the function; empty where the report does not know."""
+    expansion = one["expansion"]
+    if expansion is None or expansion["method"] is None:
+        return ""
+    kept = "lossless" if expansion["lossless"] else "lossy, as declared"
+    return f" Grown by method '{expansion['method']}', {kept}."
+
+
 def _given(one: dict) -> str:
     """The model that the stage was grown from."""
     source = one["source"]

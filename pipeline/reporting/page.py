@@ -4,8 +4,8 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from pipeline.reporting import details, figures
-from pipeline.reporting.headline import Bar, bars, statement, target
+from pipeline.reporting import details, expansions, figures
+from pipeline.reporting.headline import Bar, bars, growth, statement, target
 from pipeline.reporting.markup import Content, Markup, Number, code, element, figure, section, table
 from pipeline.reporting.units import decimal, flops
 
@@ -16,12 +16,15 @@ LONGEST = 58
 CAPTIONS = {
     "loss": "Evaluation loss against training FLOPs. Solid: what each model's own training cost. Dashed: the expanded "
             "model behind the training of its source (thin). Dots: where the target is reached. The steep beginning of "
-            "curves from scratch is cut off.",
+            "curves from scratch, and of lossy expansions, is cut off.",
+    "many": "Evaluation loss against training FLOPs of each model's own training; what its source cost is in the bars "
+            "above. Dots: where the target is reached. The steep beginning of curves from scratch, and of lossy "
+            "expansions, is cut off.",
     "top1": "Top-1 accuracy against training FLOPs, drawn in the same way.",
     "alone": "Each stage against its own training FLOPs.",
     "training": "Training loss: as recorded (light), and its running mean over 2 % of the steps. A spike where the "
-                "expanded model's warm-up ends is expected; it recovers. The steep beginning of curves from scratch is "
-                "cut off.",
+                "expanded model's warm-up ends is expected; it recovers. The steep beginning of curves from scratch, "
+                "and of lossy expansions, is cut off.",
     "rates": "Learning rates. LEMON keeps the peak of training from scratch and shortens the decay behind it.",
 }
 
@@ -70,9 +73,10 @@ def _run(run: dict) -> list[Markup]:
     parts += [element("p", warning, kind="warning") for warning in run["warnings"]]
     for one in run["comparisons"]:
         title = f"Result: {one['stage']} against {one['baseline']['stage']}"
-        parts.append(section(title, element("p", statement(one), kind="lead"), _bars(one), _note(target(one))))
+        words = element("p", statement(one), kind="lead"), _bars(one), _note(target(one) + growth(one))
+        parts.append(section(title, *words))
     parts += [element("p", remark, kind="lead") for remark in run["remarks"]]
-    parts += [_curves(run), _steps(run), details.ledger(run), details.continuity(run)]
+    parts += [_curves(run), _steps(run), details.ledger(run), expansions.continuity(run)]
     return [*parts, details.stages(run), details.speed(run), details.settings(run)]
 
 
@@ -107,12 +111,16 @@ def _curves(run: dict) -> Markup:
     for one in run["comparisons"]:
         groups.setdefault((one["baseline"]["run"], one["baseline"]["stage"]), []).append(one)
     drawn = [
-        figure(figures.compared(run, group, measure), CAPTIONS[measure])
+        figure(figures.compared(run, group, measure), _caption(group, measure))
         for group in groups.values() for measure in measures
     ]
     if not drawn and any(stage["evaluations"] for stage in run["stages"]):
         drawn = [figure(figures.uncompared(run, measure), CAPTIONS["alone"]) for measure in measures]
     return section("Evaluation against training FLOPs", *drawn) if drawn else Markup("")
+
+
+def _caption(group: list[dict], measure: str) -> str:
+    return CAPTIONS["many" if measure == "loss" and len(group) >= figures.CROWDED else measure]
 
 
 def _steps(run: dict) -> Markup:

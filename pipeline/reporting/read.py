@@ -16,7 +16,8 @@ from pipeline.ledger import Records, curve, spent_until
 @dataclass(frozen=True)
 class Stage:
     """One stage. `facts` is stage.json, empty when the stage has not started; `steps` are the records of training
-    steps; `evaluations` are dicts of step, flops (training FLOPs up to it), loss, and perplexity or top1."""
+    steps; `evaluations` are dicts of step, flops (training FLOPs up to it), loss, and perplexity or top1; `lossy`: why
+    an expansion computes another function, as its plan declared."""
 
     name: str
     kind: str
@@ -24,6 +25,7 @@ class Stage:
     facts: dict
     steps: list[dict]
     evaluations: list[dict]
+    lossy: list[str]
 
     @property
     def started(self) -> bool:
@@ -119,7 +121,12 @@ def read_stage(path: Path, kind: str | None = None) -> Stage:
     metrics = _whole(folder.metrics)
     _whole(folder.ledger)
     steps = [record for record in metrics if "loss" in record]
-    return Stage(path.name, facts.get("kind", kind), folder, facts, steps, _evaluations(folder, metrics))
+    return Stage(path.name, facts.get("kind", kind), folder, facts, steps, _evaluations(folder, metrics), _lossy(path))
+
+
+def _lossy(path: Path) -> list[str]:
+    plan = path / "plan.json"
+    return read_json(plan).get("lossy", []) if plan.exists() else []
 
 
 def _whole(records: Records) -> list[dict]:

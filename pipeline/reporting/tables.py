@@ -8,6 +8,8 @@ from pipeline.reporting.read import Run, Stage, origins
 
 KINDS = (*TRAINING, "evaluate", "verify", "grow")
 """The order in which kinds of cost are listed; any other follows."""
+MEASURED = {"tolerance": 0.0, "drift": [], "symmetry": {}, "loss": None, "stored": None}
+"""What a verification may hold beside its relative differences, and what stands for it where it holds none."""
 POINTS = 600
 """Points of a drawn series: more cannot be told apart in a 1000-pixel column."""
 
@@ -115,8 +117,8 @@ def _sums(rows: list[dict]) -> dict[str, int]:
 
 
 def continuity(run: Run) -> list[dict]:
-    """For every expansion that has started: the source's last evaluation loss beside the step-0 evaluation loss of
-    the stages trained from it, and the verification's relative differences beside their gates."""
+    """For every expansion that has started: how it was made and what it promised; the source's last evaluation loss
+    beside the step-0 evaluation loss of the stages trained from it; everything that its verification measured."""
     return [_continuity(run, stage) for stage in run.stages.values() if stage.kind == "expand" and stage.started]
 
 
@@ -124,13 +126,18 @@ def _continuity(run: Run, expansion: Stage) -> dict:
     chain, unknown = origins(run, expansion)
     before = chain[0].evaluations[-1]["loss"] if chain and chain[0].evaluations else None
     followers = [stage for stage in run.trained if stage.facts.get("origin") == expansion.name]
+    facts, found = expansion.facts, expansion.facts.get("verification", {})
     return {
         "stage": expansion.name,
+        "method": facts.get("method"),
+        "optimizer_state": facts.get("optimizer_state"),
         "source": chain[0].stage.name if chain else unknown,
         "source_loss": before,
         "started": [_start(stage, before) for stage in followers],
-        "lossless": expansion.facts.get("lossless"),
-        "verification": _verdicts(expansion.facts.get("verification", {})),
+        "lossless": facts.get("lossless"),
+        "lossy": expansion.lossy,
+        "verification": _verdicts(found),
+        **{key: found.get(key, nothing) for key, nothing in MEASURED.items()},
     }
 
 
