@@ -20,6 +20,9 @@ EPILOG = """examples:
   lemon expand --source runs/quickstart-bert/small --target configs/quickstart/bert.yaml:large --out grown
   lemon plan --source bert-base --target large.json             what that would do, and what it needs
   lemon verify bert-base grown                                  whether both compute the same function
+  lemon inspect runs/quickstart-bert/large                      what a checkpoint is
+  lemon reshard runs/quickstart-bert/large --out eight --world-size 8
+  lemon export runs/quickstart-bert/large --out model           a Hugging Face folder with a model card
   lemon report runs/quickstart-bert                             report.html and report.json
 """
 

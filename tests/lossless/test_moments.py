@@ -6,6 +6,8 @@ the mean of the gradient over D_T entries of which only k D_S carry it, and the 
 Where a group is split, the keys and values of its parts have gradients of which the small model holds the sum alone.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from growing import GROUPED, TABLES, WITH_LOGITS, gradients, growth, grown, planned, randomised, times, writes_stream
@@ -14,7 +16,7 @@ from samples import CLASSES, VOCAB, sample
 from pipeline.errors import UserError
 from pipeline.growth.engine import Growth, weight_map
 from pipeline.growth.moments import VIEWS, moment, refusals, require
-from pipeline.growth.plan import Plan
+from pipeline.growth.plan import Plan, Source
 from pipeline.growth.probe import probe
 
 EXACT = 1e-10
@@ -120,6 +122,18 @@ def test_second_moments_go_by_the_squared_maps(variant, sizes):
         first, second = moment(grower, row, "exp_avg", before.__getitem__), moment(grower, row, "exp_avg_sq", squares.__getitem__)
         known = moment(grower, row, "exp_avg", ones.__getitem__) != 0
         assert known.any() and torch.allclose(first[known] ** 2, second[known], rtol=1e-9, atol=1e-30), row.target
+
+
+def test_mixed_layers_mix_first_moments_by_their_coefficients_and_second_ones_by_their_squares():
+    _, grower, before, _ = errors("vit", {}, times(2))
+    first, second = "vit.encoder.layer.0.output.dense.weight", "vit.encoder.layer.1.output.dense.weight"
+    row = next(row for row in grower.plan.rows if row.target == first)
+    mixed = replace(row, sources=(Source(first, 0.5), Source(second, 3.0)))
+    alone = [replace(row, sources=(Source(name),)) for name in (first, second)]
+    for slot, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
+        held = {name: gradient**power for name, gradient in before.items()}
+        one, other = (moment(grower, each, slot, held.__getitem__) for each in alone)
+        assert torch.allclose(moment(grower, mixed, slot, held.__getitem__), 0.5**power * one + 3.0**power * other, rtol=1e-12)
 
 
 @pytest.mark.parametrize("variant", ["bert-pre-ln", "vit", "gpt2", "llama tied"])

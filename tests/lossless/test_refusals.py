@@ -77,7 +77,7 @@ def test_an_unknown_method(method, way_out):
 @pytest.mark.parametrize("method", ["stack", "interpolate"])
 def test_methods_of_depth_refuse_width(method):
     said = refused(sample("gpt2"), sample("gpt2", mlp=40, layers=4), method=method)
-    assert said == (f"method '{method}' cannot grow this model: '{method}' grows in depth only, and mlp grows from 20 to 40; "
+    assert said == (f"method '{method}' cannot grow this model: '{method}' grows in depth only, and the target grows mlp from 20 to 40; "
                     "use lemon, fpi or aki")
 
 

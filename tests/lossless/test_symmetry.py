@@ -90,20 +90,23 @@ def test_noise_depends_on_its_seed_and_on_nothing_else(variant):
 
 @pytest.mark.parametrize("factor", [2, 3])
 def test_noise_is_fresh_initialisation_as_far_as_it_is_free(factor):
-    """N = s * (Z - Z E (E^T E)^-1 E^T): its size is that of fresh weights times sqrt(1 - 1/k), it scales with s, and N E = 0."""
+    """N = s * (Z - Z E (E^T E)^-1 E^T): its size is that of fresh weights times sqrt(1 - 1/k), it scales with s, and N E = 0.
+    No two tensors have the same."""
     source, target = sample("vit", hidden=48, heads=12, mlp=96), sample("vit", hidden=48 * factor, heads=12 * factor, mlp=96 * factor)
     weights = randomised(source)
     none, once, thrice = (grown(weights, source, target, noise=noise)[0] for noise in (0.0, 1.0, 3.0))
     made, changed = planned(source, target)
-    grower = growth(made, source, changed)
+    grower, firsts = growth(made, source, changed), []
     for row in made.rows:
         noise = once[row.target] - none[row.target]
+        firsts += [noise.flatten()[0].item()] if row.noise else []
         assert torch.allclose(thrice[row.target] - none[row.target], 3 * noise, atol=1e-7)
         assert bool(noise.any()) == bool(row.noise)
         for axis in row.noise:
             assert noise.std().item() == pytest.approx(target.initializer_range * (1 - 1 / factor) ** 0.5, rel=4 / noise.numel() ** 0.5), row.target
             written = grower.maps[""][grower.params[row.target].axes[axis].spaces[0]].writes.dense()
             assert (noise.movedim(axis, -1) @ written).abs().max() < 1e-12
+    assert len(set(firsts)) == len(firsts) > 10
 
 
 def test_fan_outs_of_new_layers_are_noise_alone():

@@ -1,0 +1,11 @@
+#!/usr/bin/env python
+"""Write a checkpoint in another layout, stage or world size, where the console command is not installed: the same as `lemon reshard`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pipeline.__main__ import main  # noqa: E402
+
+sys.exit(main(["reshard", *sys.argv[1:]]))
