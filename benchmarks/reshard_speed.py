@@ -12,6 +12,7 @@ Every side starts with the source in the page cache as the side before left it; 
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -75,7 +76,9 @@ def total(folder: Path) -> int:
 
 
 def hashing(folders: list[Path]) -> str:
-    return f"find {' '.join(map(str, folders))} -type f -print0 | xargs -0 -n 1 -P 2 sha256sum > /dev/null"
+    """Two processes, with the library that Python has: coreutils' sha256sum does without the CPU's instructions for it."""
+    one = "import hashlib, sys; hashlib.file_digest(open(sys.argv[1], 'rb'), 'sha256')"
+    return f"find {' '.join(map(str, folders))} -type f -print0 | xargs -0 -n 1 -P 2 {sys.executable} -c {shlex.quote(one)}"
 
 
 def compare(size: str, stage: int, work: Path) -> list[tuple[str, float, int, int]]:

@@ -4,17 +4,21 @@ Nothing is computed. A model need not be known: DeepSpeed's files say their own 
 files, on either side, need the model's config.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import PretrainedConfig
-
-from pipeline import checkpoints, models
+from pipeline import checkpoints
 from pipeline.checkpoints import Format, manifest, stream
 from pipeline.errors import UserError
 from pipeline.state import State
 from pipeline.versions import installed
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 Say = Callable[[str], None]
 
@@ -45,6 +49,8 @@ def plan(source: Path, form: Format, source_config: Path | None = None) -> Job:
 
 def _named(state: State, config: PretrainedConfig, form: Format) -> State:
     """Published names for Hugging Face files; else module names, and fresh groups where the source has no optimizer."""
+    from pipeline import models
+
     if form.layout == "huggingface":
         return state
     if not state.groups:

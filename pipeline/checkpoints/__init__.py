@@ -1,16 +1,20 @@
-"""Checkpoints of any layout behind one `State`: `locate`, `read`, `write`."""
+"""Checkpoints of any layout behind one `State`: `locate`, `read`, `write`.
+
+The models are imported where a config is read: importing every family takes longer than resharding a small checkpoint.
+"""
+
+from __future__ import annotations
 
 import math
 import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
 
-from pipeline import models
 from pipeline.axes import Table
 from pipeline.checkpoints import huggingface, manifest, names, stream, universal, zero_read, zero_write
 from pipeline.checkpoints.stream import File
@@ -18,6 +22,9 @@ from pipeline.config import TrainStage
 from pipeline.errors import UserError
 from pipeline.folders import read_json
 from pipeline.state import Entry, Group, State
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 CONFIG = "config.json"
 
@@ -105,6 +112,8 @@ def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedCon
 
     `config`: a config.json (or a folder with one) for a checkpoint that holds none.
     """
+    from pipeline import models
+
     family, found = models.read_config(config_file(folder, config))
     table, state = models.table(found), raw(folder)
     known = names.published(set(state.tensors), table, family.heads[0].model_class.base_model_prefix)
@@ -142,6 +151,8 @@ def write(state: State, config: PretrainedConfig, folder: Path, form: Format, *,
           progress: bool = False) -> dict[str, dict]:
     """Write `state` (published names) into the staged tag folder in the layout of `form`, config.json with it. Returns size
     and SHA-256 of every file, for the manifest."""
+    from pipeline import models
+
     folder.mkdir(parents=True, exist_ok=True)
     text = models.config_text(config, form.dtype).encode()
     spelled = state if form.layout == "huggingface" else state.renamed({row.name: row.module for row in models.table(config).rows()})
@@ -173,6 +184,8 @@ def copy_beside(source: Path, folder: Path, *more: str) -> dict[str, dict]:
 def decay_groups(config: PretrainedConfig) -> tuple[Group, Group]:
     """The optimizer groups of a fresh model, decayed and not, in published names, each in the order of the module's
     `named_parameters()`: DeepSpeed's flat files name nothing, so the order is the layout."""
+    from pipeline import models
+
     rows = {row.module: row for row in models.table(config).rows()}
     order = [rows[name] for name, _ in models.build(config, device="meta").named_parameters()]
     return Group(tuple(r.name for r in order if r.decay)), Group(tuple(r.name for r in order if not r.decay))

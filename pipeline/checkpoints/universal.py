@@ -43,8 +43,9 @@ def read(folder: Path) -> State:
         for mine, group in zip(members, optimizer["param_groups"], strict=True)
     )
     grouped = {name for group in groups for name in group.names}
-    if damaged := sorted(name for name in grouped if name not in owners):
-        raise UserError(f"{folder}: '{damaged[0]}' has no {SLOTS[0]}.pt; the checkpoint is not complete")
+    if damaged := sorted(name for name in grouped if name not in owners or name not in tensors):
+        lacking = SLOTS[0] if damaged[0] in tensors else WEIGHTS
+        raise UserError(f"{folder}: '{damaged[0]}' has no {lacking}.pt; the checkpoint is not complete")
     aliases = [name for name in names if name not in owners and owners]  # DeepSpeed writes tied names a second time, without moments
     return State({n: e for n, e in tensors.items() if n not in aliases}, slots=slots, steps=steps, groups=groups)
 

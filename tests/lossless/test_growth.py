@@ -8,7 +8,17 @@ import copy
 import pytest
 import torch
 from growing import (
-    GROUPED, POST_NORM, TABLES, WORDS, chained, difference, grown, growth, planned, randomised, times,
+    GROUPED,
+    POST_NORM,
+    TABLES,
+    WORDS,
+    chained,
+    difference,
+    grown,
+    growth,
+    planned,
+    randomised,
+    times,
 )
 from samples import SMALL, VARIANTS, sample
 
@@ -20,8 +30,8 @@ from pipeline.growth.method import Options
 from pipeline.growth.verify import EXACT, verify
 
 WIDTHS = {
-    "double": times(2), "triple": times(3), "odd width": {"hidden": 20, "heads": 5, "mlp": 33}, "odd above double": {"hidden": 28, "heads": 7, "mlp": 51},
-    "three heads to four": {"hidden": 16, "heads": 4}, "mlp only": {"mlp": 27}, "nothing": {},
+    "double": times(2), "triple": times(3), "odd width": {"hidden": 20, "heads": 5, "mlp": 33},
+    "odd above double": {"hidden": 28, "heads": 7, "mlp": 51}, "three heads to four": {"hidden": 16, "heads": 4}, "mlp only": {"mlp": 27}, "nothing": {},
 }
 DEPTHS = {
     "one layer more": {"layers": 3}, "layers doubled": {"layers": 4}, "two layers to five": {"layers": 5},
@@ -30,10 +40,12 @@ DEPTHS = {
 }
 HEAD_SIZES = {
     "4 to 8": {"hidden": 24, "heads": 3}, "4 to 9": {"hidden": 27, "heads": 3}, "4 to 10": {"hidden": 30, "heads": 3},
-    "4 to 6, four heads": {"hidden": 24, "heads": 4}, "4 to 9, six heads": {"hidden": 54, "heads": 6, "mlp": 70}, "4 to 12": {"hidden": 36, "heads": 3, "layers": 3},
+    "4 to 6, four heads": {"hidden": 24, "heads": 4}, "4 to 9, six heads": {"hidden": 54, "heads": 6, "mlp": 70},
+    "4 to 12": {"hidden": 36, "heads": 3, "layers": 3},
 }
 WAYS = [("zero", "even"), ("cancel", "even"), ("cancel", "top")]
-GROUPS = [((4, 2), (8, 4)), ((4, 2), (8, 2)), ((4, 2), (6, 3)), ((4, 2), (8, 8)), ((4, 2), (6, 2)), ((6, 2), (6, 6)), ((6, 3), (10, 5)), ((4, 2), (4, 4))]
+GROUPS = [((4, 2), to) for to in ((8, 4), (8, 2), (6, 3), (8, 8), (6, 2), (4, 4))] + [((6, 2), (6, 6)), ((6, 3), (10, 5))]
+"""(heads, groups) -> (heads, groups). (6, 2) to (6, 6) reorders the heads at equal width."""
 
 
 def forbidden(source: Table, target: Table, depth: str = "zero", placement: str = "even") -> str:
@@ -96,8 +108,9 @@ def test_groups_of_keys_and_values_are_lossless(variant, small, large):
 def test_a_chain_of_two_growths_is_lossless(variant):
     """Where the width must be a multiple, by whole multiples; the others at any size."""
     whole = bool(forbidden(TABLES[variant], models.table(sample(variant, hidden=20, heads=5))))
-    steps = [{}, times(2, layers=3), times(4, layers=5)] if whole else [{}, {"hidden": 20, "heads": 5, "layers": 3}, {"hidden": 28, "heads": 7, "layers": 5, "mlp": 60}]
-    configs = [sample(variant, eps=1e-12 if variant in POST_NORM else 1e-2, **sizes) for sizes in steps]
+    odd = {"hidden": 20, "heads": 5, "layers": 3}, {"hidden": 28, "heads": 7, "layers": 5, "mlp": 60}
+    steps = (times(2, layers=3), times(4, layers=5)) if whole else odd
+    configs = [sample(variant, eps=1e-12 if variant in POST_NORM else 1e-2, **sizes) for sizes in ({}, *steps)]
     weights = small = randomised(configs[0])
     for number, way in enumerate(("zero", "cancel")):
         weights, configs[number + 1], _ = grown(weights, configs[number], configs[number + 1], depth=way)

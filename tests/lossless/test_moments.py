@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from growing import GROUPED, TABLES, WITH_LOGITS, gradients, growth, grown, planned, randomised, times, writes_stream
+from growing import GROUPED, TABLES, WITH_LOGITS, gradients, grown, growth, planned, randomised, times, writes_stream
 from samples import CLASSES, VOCAB, sample
 
 from pipeline.errors import UserError
@@ -24,12 +24,15 @@ WHOLE = {
     "double": times(2), "triple": times(3), "mlp only": {"mlp": 33}, "vocabulary and positions": times(2, vocab=70, positions=20),
     "head size": {"hidden": 24, "heads": 3}, "head size and heads": {"hidden": 24, "heads": 4},
 }
-REMAINDERS = {"more heads": {"hidden": 20, "heads": 5, "mlp": 33}, "larger heads": {"hidden": 30, "heads": 3}, "above double": {"hidden": 28, "heads": 7}}
+REMAINDERS = {
+    "more heads": {"hidden": 20, "heads": 5, "mlp": 33}, "larger heads": {"hidden": 30, "heads": 3}, "above double": {"hidden": 28, "heads": 7},
+}
 KEPT = [((4, 2), (8, 4)), ((4, 2), (8, 2)), ((4, 2), (6, 3)), ((4, 2), (6, 2)), ((6, 3), (10, 5))]
 SPLIT = [((4, 2), (8, 8)), ((6, 2), (6, 6)), ((4, 2), (4, 4))]
 ROTARY = [variant for variant in WITH_LOGITS if variant in GROUPED]
 LAYER_NORM = [variant for variant in WITH_LOGITS if not TABLES[variant].rms]
-ANY_WIDTH = [variant for variant in LAYER_NORM if not TABLES[variant].post_norm and not any(s.kind == "inner" for s in TABLES[variant].spaces.values())]
+ANY_WIDTH = [variant for variant in LAYER_NORM
+             if not TABLES[variant].post_norm and not any(space.kind == "inner" for space in TABLES[variant].spaces.values())]
 
 
 def errors(variant: str, small: dict, large: dict, **options) -> tuple[dict[str, float], Growth, dict, dict]:
@@ -49,7 +52,8 @@ def _relative(found: torch.Tensor, wanted: torch.Tensor, floor: float) -> float:
     return ((found - wanted).norm() / max(wanted.norm(), floor)).item()
 
 
-@pytest.mark.parametrize("variant, name", [(variant, name) for variant in WITH_LOGITS for name in WHOLE if variant not in GROUPED or "head size" not in name])
+@pytest.mark.parametrize("variant, name", [(variant, name) for variant in WITH_LOGITS for name in WHOLE
+                                           if variant not in GROUPED or "head size" not in name])
 def test_first_moments_are_exact_at_whole_multiples(variant, name):
     found, *_ = errors(variant, {}, WHOLE[name])
     assert max(found.values()) <= EXACT, max(found, key=found.get)
@@ -77,7 +81,8 @@ def test_with_layer_norms_and_a_remainder_the_writers_of_the_stream_are_approxim
 @pytest.mark.parametrize("small, large", KEPT, ids=str)
 @pytest.mark.parametrize("variant", ROTARY)
 def test_first_moments_are_exact_where_groups_stay_whole(variant, small, large):
-    found, *_ = errors(variant, {"hidden": 24, "heads": small[0], "kv_heads": small[1]}, {"hidden": 8 * large[0], "heads": large[0], "kv_heads": large[1]})
+    found, *_ = errors(variant, {"hidden": 24, "heads": small[0], "kv_heads": small[1]},
+                       {"hidden": 8 * large[0], "heads": large[0], "kv_heads": large[1]})
     assert max(found.values()) <= EXACT, max(found, key=found.get)
 
 
@@ -111,7 +116,7 @@ def test_new_layers_leave_the_old_ones_moments_exact(variant):
     assert all(moment(grower, row, "exp_avg_sq", squares.__getitem__).any() for row in silent if before[row.origin].norm() > 1e-9)
 
 
-@pytest.mark.parametrize("variant, sizes", [(variant, times(2)) for variant in WITH_LOGITS] + [(variant, REMAINDERS["more heads"]) for variant in ROTARY],
+@pytest.mark.parametrize("variant, sizes", [*((variant, times(2)) for variant in WITH_LOGITS), *((variant, REMAINDERS["more heads"]) for variant in ROTARY)],
                          ids=lambda value: value if isinstance(value, str) else str(value["hidden"]))
 def test_second_moments_go_by_the_squared_maps(variant, sizes):
     """After one step v is g^2 / (1 - beta_2): wherever a gradient grows, its square grows to its square."""

@@ -3,11 +3,12 @@
 import re
 
 import pytest
-from growing import TABLES, planned
+from growing import TABLES, planned, times
 from samples import sample
 
 from pipeline import models
 from pipeline.errors import UserError
+from pipeline.growth.engine import METHODS
 
 SHRINKS = "; an expansion only grows"
 REMAINDER = "the norm needs the mean in the remainder, its readers need copies; choose a multiple of 12"
@@ -60,8 +61,8 @@ def test_families_do_not_mix():
 
 
 @pytest.mark.parametrize("source, target, lacking", [
-    ("gpt2", "gpt2 untied", "lm_head.weight"), ("qwen3", "qwen3 tied", "lm_head.weight"), ("vit", "vit without bias", "vit.encoder.layer.{i}.attention.attention.key.bias"),
-    ("bert", "bert encoder", "bert.embeddings.LayerNorm.bias"),
+    ("gpt2", "gpt2 untied", "lm_head.weight"), ("qwen3", "qwen3 tied", "lm_head.weight"),
+    ("vit", "vit without bias", "vit.encoder.layer.{i}.attention.attention.key.bias"), ("bert", "bert encoder", "bert.embeddings.LayerNorm.bias"),
 ])
 def test_both_need_the_same_parameters(source, target, lacking):
     said = refused(sample(source), sample(target))
@@ -69,7 +70,7 @@ def test_both_need_the_same_parameters(source, target, lacking):
                     "give the target the source's options")
 
 
-@pytest.mark.parametrize("method, way_out", [("lemmon", "; did you mean 'lemon'?"), ("xyz", "; known: aki, fpi, interpolate, lemon, net2net, random, stack")])
+@pytest.mark.parametrize("method, way_out", [("lemmon", "; did you mean 'lemon'?"), ("xyz", f"; known: {', '.join(sorted(METHODS))}")])
 def test_an_unknown_method(method, way_out):
     assert refused(sample("vit"), sample("vit"), method=method) == f"unknown method '{method}'{way_out}"
 
@@ -92,7 +93,7 @@ def test_doubling_the_top_at_most_doubles(variant):
     assert said == "placement 'top' at most doubles the layers, 2 to 5 is more; use placement 'even'"
 
 
-@pytest.mark.parametrize("sizes, options", [({"layers": 4}, {}), ({"layers": 4, "hidden": 24, "heads": 6, "mlp": 40}, {"noise": 0.0})], ids=["no width", "no noise"])
+@pytest.mark.parametrize("sizes, options", [({"layers": 4}, {}), (times(2, layers=4), {"noise": 0.0})], ids=["no width", "no noise"])
 def test_fan_outs_cancel_only_where_something_is_free(sizes, options):
     said = refused(sample("bert-pre-ln"), sample("bert-pre-ln", **sizes), depth="cancel", **options)
     assert said == "depth 'cancel' needs a tensor with a free part, and no input space grows (or noise is 0); use depth 'zero'"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from growing import GROUPED, dense, growth, grown, planned, randomised, times
+from growing import GROUPED, dense, grown, growth, planned, randomised, times
 from samples import VARIANTS, sample
 
 from pipeline import models
@@ -19,8 +19,7 @@ NAMES = [f"{variant}-{'heads' if sizes is not LARGER_HEADS else 'head size'}" fo
 
 
 def measured(source, target, large: dict, **options) -> dict[str, float]:
-    read = lambda name: large[name].float()  # noqa: E731
-    return symmetry(target, read, Pair(source, target, Options(**options)).maps, probe(source))
+    return symmetry(target, lambda name: large[name].float(), Pair(source, target, Options(**options)).maps, probe(source))
 
 
 @pytest.mark.parametrize("variant, sizes", GROWTHS, ids=NAMES)
@@ -103,7 +102,8 @@ def test_noise_is_fresh_initialisation_as_far_as_it_is_free(factor):
         assert torch.allclose(thrice[row.target] - none[row.target], 3 * noise, atol=1e-7)
         assert bool(noise.any()) == bool(row.noise)
         for axis in row.noise:
-            assert noise.std().item() == pytest.approx(target.initializer_range * (1 - 1 / factor) ** 0.5, rel=4 / noise.numel() ** 0.5), row.target
+            free = target.initializer_range * (1 - 1 / factor) ** 0.5
+            assert noise.std().item() == pytest.approx(free, rel=4 / noise.numel() ** 0.5), row.target
             written = grower.maps[""][grower.params[row.target].axes[axis].spaces[0]].writes.dense()
             assert (noise.movedim(axis, -1) @ written).abs().max() < 1e-12
     assert len(set(firsts)) == len(firsts) > 10

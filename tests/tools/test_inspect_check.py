@@ -190,7 +190,7 @@ def test_files_without_a_manifest_that_contradict_each_other(tmp_path, capsys, d
 
 
 @pytest.mark.parametrize("damage, complaint", [
-    (lambda folder: (folder / "zero" / "b" / "fp32.pt").unlink(), "an optimizer group has 'b', of which there are no weights"),
+    (lambda folder: (folder / "zero" / "b" / "fp32.pt").unlink(), "'b' has no fp32.pt; the checkpoint is not complete"),
     (lambda folder: (folder / "zero" / "b" / "exp_avg_sq.pt").unlink(), "exp_avg_sq.pt: missing"),
     (lambda folder: torch.save({"param": torch.zeros(4)}, folder / "zero" / "b" / "exp_avg.pt"), "exp_avg of 'b' has shape (4,), its weights (3,)"),
 ], ids=["weights", "moment", "shape"])
