@@ -5,16 +5,19 @@ from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table as Sheet
+from transformers import PretrainedConfig
 
 from pipeline import models
 from pipeline.axes import Table
 from pipeline.expand import Job, words
 from pipeline.flops import cost
-from pipeline.growth import conditions, moments, probe
+from pipeline.growth import conditions, moments
 from pipeline.growth.engine import METHODS
 from pipeline.growth.maps import MEAN, ZERO, IndexMap, Map, Maps
 
 GIB = 2**30
+LONGEST = 2048
+"""Tokens of the training sample whose FLOPs are shown, where rotary positions set no limit that means anything."""
 LIBRARIES = 400 * 2**20
 """Anonymous memory of a process that has imported torch, transformers and deepspeed, with some room."""
 
@@ -32,9 +35,16 @@ def outlook(job: Job) -> dict:
     }
 
 
-def _flops(table: Table, config: object) -> dict:
-    positions = probe.positions(config)
+def _flops(table: Table, config: PretrainedConfig) -> dict:
+    positions = _positions(config)
     return {"positions": positions, **asdict(cost(table, positions))}
+
+
+def _positions(config: PretrainedConfig) -> dict[str, int]:
+    """How many tokens, patches, … a training sample has: text fills the model's positions, up to LONGEST."""
+    family = models.of_config(config)
+    length = min(getattr(config, "max_position_embeddings", LONGEST) - family.reserved, LONGEST)
+    return family.positions(config, {"block": length, "scored": length})
 
 
 def needs(job: Job) -> dict[str, int]:

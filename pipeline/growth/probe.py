@@ -14,7 +14,7 @@ from pipeline.flops import cost
 from pipeline.models.lazy import lazy
 from pipeline.streams import derive
 
-LONGEST = 128
+LONGEST = 64
 """Tokens of a probe at most: rows of a position table all go through the same map."""
 
 Weights = Callable[[str], Tensor]
@@ -86,9 +86,10 @@ def _rms(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda x: module.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon)
 
 
-def run(config: PretrainedConfig, read: Weights, inputs: Inputs, dtype: torch.dtype) -> Trace:
-    """The trace of a model of `config` with the weights that `read` gives."""
-    return observe(load(config, read, dtype), inputs)
+def run(config: PretrainedConfig, read: Weights, inputs: Inputs, dtype: torch.dtype, bare: bool = False) -> Trace:
+    """The trace of a model of `config` with the weights that `read` gives; `bare`: without its norms' epsilon."""
+    model = load(config, read, dtype)
+    return observe(without_epsilon(model) if bare else model, inputs)
 
 
 def observe(model: PreTrainedModel, inputs: Inputs) -> Trace:

@@ -10,6 +10,7 @@ difference that vanishes with eps is added to both gates.
 """
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from pipeline import models
 from pipeline.growth.engine import METHODS
 from pipeline.growth.maps import Maps
 from pipeline.growth.method import Options
-from pipeline.growth.probe import Inputs, Trace, Weights, cast, load, observe, probe, run, without_epsilon
+from pipeline.growth.probe import Inputs, Trace, Weights, probe, run
 from pipeline.growth.symmetry import symmetry
 
 GATES = {"float64": 2e-6, "float32": 1e-5}
@@ -72,8 +73,8 @@ class Pair:
         self.maps: Maps = method.maps(*self.tables, options.seed)[""]
         self.layers = method.layers(self.tables[0].layers, self.tables[1].layers, options)
 
-    def traces(self, small: Weights, large: Weights, inputs: Inputs, dtype: torch.dtype) -> tuple[Trace, Trace]:
-        return run(self.source, small, inputs, dtype), run(self.target, large, inputs, dtype)
+    def traces(self, small: Weights, large: Weights, inputs: Inputs, dtype: torch.dtype, bare: bool = False) -> tuple[Trace, Trace]:
+        return run(self.source, small, inputs, dtype, bare), run(self.target, large, inputs, dtype, bare)
 
     def difference(self, small: Trace, large: Trace) -> float:
         """The largest relative difference of the outputs."""
@@ -107,17 +108,13 @@ def verify(source: PretrainedConfig, small: Weights, target: PretrainedConfig, l
            moved: bool = False, samples: int = 2) -> Verification:
     """Run both models on the same probe in float64 and in float32. Weights are read by published name."""
     pair, inputs = Pair(source, target, options), probe(source, options.seed, samples)
-    single, exact, bare = [], [], []
-    for config, read in ((source, small), (target, large)):  # one model at a time, and of it one module's weights
-        model = load(config, read, torch.float32)
-        single.append(observe(model, inputs))
-        exact.append(observe(cast(model, torch.float64), inputs))
-        bare.append(observe(without_epsilon(model), inputs) if moved else exact[-1])
-    found = pair.difference(*exact)
-    return Verification(
-        found, pair.difference(*single), samples, max(0.0, found - pair.difference(*bare)),
-        pair.drift(*exact), symmetry(target, large, pair.maps, inputs, options.seed), pair.losses(*exact, inputs),
-    )
+    measure = partial(pair.traces, small, large, inputs)  # one model at a time, and of it one module's weights
+    single = pair.difference(*measure(torch.float32))
+    exact = measure(torch.float64)
+    found, drift, losses = pair.difference(*exact), pair.drift(*exact), pair.losses(*exact, inputs)
+    del exact
+    tolerance = max(0.0, found - pair.difference(*measure(torch.float64, bare=True))) if moved else 0.0
+    return Verification(found, single, samples, tolerance, drift, symmetry(target, large, pair.maps, inputs, options.seed), losses)
 
 
 def drift_of_stored(source: PretrainedConfig, small: Weights, target: PretrainedConfig, stored: Weights, options: Options, samples: int = 2) -> float:

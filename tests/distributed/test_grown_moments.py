@@ -71,3 +71,28 @@ def test_the_engine_goes_on_with_them(tmp_path, state, steps):
     assert json.loads((run / "grown" / "stage.json").read_text())["optimizer_state"] == state
     grown, _ = checkpoints.read(checkpoints.locate(run / "grown"))
     assert all((entry.open() > 0).any() for entry in grown.slots["exp_avg_sq"].values()) == (state == "grow")
+
+
+def test_universal_goes_into_stage_3_as_native_does(tmp_path):
+    """Our engine repairs what DeepSpeed's loader of universal checkpoints leaves wrong there: shared steps and hyper-parameters.
+
+    The same expansion in both layouts, trained on: losses equal to float32's own rounding.
+    """
+    path = config(tmp_path)
+    content = yaml.safe_load(path.read_text())
+    small, grown, large = content["stages"][:3]
+    path.write_text(yaml.safe_dump({**content, "stages": [small]}))
+    assert lemon("run", path).returncode == 0
+    losses = {}
+    for layout in ("zero", "universal"):
+        done = lemon("expand", "--source", tmp_path / "run" / "small", "--target", f"{path}:large", "--out", tmp_path / layout, "--format", layout,
+                     "--optimizer-state", "grow", *(["--zero-stage", "3"] if layout == "zero" else []))
+        assert done.returncode == 0, done.stderr[-3000:]
+        stage = {**large, "start": str(tmp_path / layout), "zero_stage": 3}
+        path.write_text(yaml.safe_dump({**content, "folder": str(tmp_path / f"run-{layout}"), "stages": [stage]}))
+        done = lemon("run", path)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        losses[layout] = [r["loss"] for r in records(tmp_path / f"run-{layout}", "large") if "loss" in r]
+        held, _ = checkpoints.read(checkpoints.locate(tmp_path / f"run-{layout}" / "large"))
+        assert set(held.steps.values()) == {36.0}
+    assert losses["universal"] == pytest.approx(losses["zero"], abs=1e-6)
