@@ -254,7 +254,7 @@ def test_ctrl_c_stops_without_a_traceback(tmp_path):
 
 BAD = [
     (["stages.scratch.batch=15"], "stages.scratch: batch 15 is not a multiple of micro_batch 7 x 2 ranks"),
-    (["models.large.layers=1"], "layers shrinks from 2 to 1; an expansion only grows"),
+    (["stages.grown.method=stack"], "method 'stack' cannot grow this model: 'stack' grows in depth only"),
     (["stages.small.batch=15"], "stages.small: batch 15 is not a multiple of micro_batch 7 x 2 ranks"),
     (["data.dataset=/nowhere/at/all"], "/nowhere/at/all"),
     (["models.small.patch=3"], "needs a patch size that divides the image size 8, got 3"),
