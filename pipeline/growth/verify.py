@@ -27,7 +27,6 @@ from pipeline.growth.symmetry import symmetry
 GATES = {"float64": 2e-6, "float32": 1e-5}
 EXACT = 1e-10
 """Tests only: grown in float64 without the final cast, both models run in float64."""
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
