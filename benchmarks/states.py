@@ -51,6 +51,6 @@ def state(config: PretrainedConfig) -> State:
 def written(folder: Path, config: PretrainedConfig, form: Format, workers: int = 2) -> Path:
     """Publish such a state as a checkpoint."""
     with manifest.writing(folder) as staged:
-        files = checkpoints.write(state(config), config, staged, form, step=1000, workers=workers)
+        files, _ = checkpoints.write(state(config), config, staged, form, step=1000, workers=workers)
         manifest.publish(staged, folder, {**form.as_json(), "step": 1000, "provenance": {"flops": "unknown"}}, files)
     return folder

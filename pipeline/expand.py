@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -18,9 +18,10 @@ from pipeline.growth import engine as growth
 from pipeline.growth import moments, probe
 from pipeline.growth.engine import Growth
 from pipeline.growth.method import Options
+from pipeline.growth.moments import Moment
 from pipeline.growth.plan import Plan
 from pipeline.growth.verify import Verification, drift_of_stored, verify
-from pipeline.state import Entry, State
+from pipeline.state import State, by_rows
 from pipeline.versions import installed
 
 Say = Callable[[str], None]
@@ -62,30 +63,30 @@ def carry_out(job: Job, out: Path, say: Say = print, workers: int = 1) -> Verifi
     if out.exists():
         raise UserError(f"{out}: exists already; choose another --out or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
-    origin = manifest.source(job.source, workers)
+    origin = manifest.Origin.of(job.source)
     with manifest.writing(out) as staged:
         say(f"expand: {len(job.plan.rows)} tensors, {words(job.plan)}")
-        files = checkpoints.write(grown(job), job.large, staged, job.form, step=_step(job), workers=workers, progress=True)
+        files, hashed = checkpoints.write(grown(job), job.large, staged, job.form, step=_step(job), workers=workers, progress=True, read=origin.paths)
+        source = origin.facts(hashed)
         files |= checkpoints.copy_beside(job.source, staged)
         measured = _verify(job, staged)
         say(f"expand: {'verified' if job.plan.lossless else 'lossy, as declared (' + '; '.join(job.plan.lossy) + ')'}, {measured}")
         if job.plan.lossless and not measured.lossless:
             raise UserError(f"method '{job.plan.options.method}' claims to be lossless and is not: {measured}; nothing was published")
         write_json(staged / "plan.json", job.plan.as_json())
-        manifest.publish(staged, out, _facts(job, measured, origin), files | manifest.hashes(staged, ["plan.json"]))
+        manifest.publish(staged, out, _facts(job, measured, source), files | manifest.hashes(staged, ["plan.json"]))
     return measured
 
 
 def grown(job: Job) -> State:
-    """The grown state: each tensor is made when a writer opens it, in float32."""
-    grower, names = _grower(job), {row.target: row for row in job.plan.rows}
-    tensors = {name: Entry(row.shape, partial(grower.tensor, row, partial(_source, job))) for name, row in names.items()}
+    """The grown state: each tensor is made when a writer opens it, in float32, and of it the rows that the writer is at."""
+    grower, rows, read = _grower(job), job.plan.rows, _reader(job)
+    tensors = {row.target: by_rows(row.shape, partial(grower.tensor, row, partial(read, ""))) for row in rows}
     held = State(tensors, groups=checkpoints.fresh_groups(job.large, job.state), aliases=models.table(job.large).aliases)
     if not job.keeps:
         return held
-    slots = {slot: {name: Entry(row.shape, partial(moments.moment, grower, row, slot, partial(_moment, job, slot))) for name, row in names.items()}
-             for slot in moments.VIEWS}
-    return replace(held, slots=slots, steps={name: job.state.steps[row.origin] for name, row in names.items()})
+    slots = {slot: {row.target: by_rows(row.shape, Moment(grower, row, slot, partial(read, slot)).rows) for row in rows} for slot in moments.VIEWS}
+    return replace(held, slots=slots, steps={row.target: job.state.steps[row.origin] for row in rows})
 
 
 def _step(job: Job) -> int:
@@ -97,18 +98,18 @@ def _grower(job: Job) -> Growth:
     return Growth(job.plan, models.table(job.small), models.table(job.large), job.large.initializer_range, dtype=torch.float32)
 
 
-def _source(job: Job, name: str) -> Tensor:
-    return _finite(job, name, job.state.tensors[name].open())
+def _reader(job: Job) -> Callable[[str, str], Tensor]:
+    """Reads a source tensor: (slot, name), no slot for weights. The last few are kept: windows ask for them again and again."""
 
+    @lru_cache(maxsize=3)
+    def read(slot: str, name: str) -> Tensor:
+        tensor = (job.state.slots[slot] if slot else job.state.tensors)[name].open().float()
+        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():  # the sum first: it may overflow, but it is fast
+            what = f"{slot} of {name}" if slot else name
+            raise UserError(f"{job.source}: '{what}' holds NaN or infinite values; the source has diverged, use an older checkpoint")
+        return tensor
 
-def _moment(job: Job, slot: str, name: str) -> Tensor:
-    return _finite(job, f"{slot} of {name}", job.state.slots[slot][name].open())
-
-
-def _finite(job: Job, name: str, tensor: Tensor) -> Tensor:
-    if not torch.isfinite(tensor).all():
-        raise UserError(f"{job.source}: '{name}' holds NaN or infinite values; the source has diverged, use an older checkpoint")
-    return tensor
+    return read
 
 
 def _verify(job: Job, staged: Path) -> Verification:
@@ -117,8 +118,8 @@ def _verify(job: Job, staged: Path) -> Verification:
     written, config = checkpoints.read(staged)
     stored, small = partial(_open, written), partial(_open, job.state)
     if job.form.dtype == "float32":
-        return verify(job.small, small, config, stored, job.plan.options, moved=job.plan.moved)
-    exact = verify(job.small, small, config, partial(_open, grown(job)), job.plan.options, moved=job.plan.moved)
+        return verify(job.small, small, config, stored, job.plan.options)
+    exact = verify(job.small, small, config, partial(_open, grown(job)), job.plan.options)
     return replace(exact, stored=drift_of_stored(job.small, small, config, stored, job.plan.options))
 
 
@@ -131,13 +132,13 @@ def spent(job: Job, samples: int) -> dict[str, int]:
     return {"grow": 2 * models.table(job.large).parameters, "verify": probe.spent(job.small, job.large, samples, job.plan.moved)}
 
 
-def _facts(job: Job, measured: Verification, origin: dict) -> dict:
+def _facts(job: Job, measured: Verification, source: dict) -> dict:
     own = sum(spent(job, measured.samples).values())
     before = job.state.provenance.get("flops", "unknown")
     return {
         "kind": "expand", **job.form.as_json(), "step": 0, "method": job.plan.options.method, "optimizer_state": "grow" if job.keeps else "reset",
         "lossless": job.plan.lossless, "lossy": list(job.plan.lossy), "verification": measured.as_json(), "versions": installed(),
-        "seed": job.plan.options.seed, "source": origin,
+        "seed": job.plan.options.seed, "source": source,
         "provenance": {"origin": str(job.source), "own_flops": own, "flops": own + before if isinstance(before, int) else "unknown"},
     }
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 
-CPUS = len(os.sched_getaffinity(0))
+WORKERS = len(os.sched_getaffinity(0)) + 1
+"""One more than the CPUs: now and then one of them waits for the disk."""
 
 
 def add_parsers(commands: argparse._SubParsersAction) -> None:
@@ -46,7 +47,7 @@ def _reading_parsers(commands: argparse._SubParsersAction) -> None:
     text = "hash every file of a checkpoint against its manifest; without a manifest, see whether its files agree; exit code 2 when one is damaged"
     command = commands.add_parser("check", help=text, description=text)
     command.add_argument("source", type=Path, metavar="DIR", help=place)
-    command.add_argument("--workers", type=_count, default=CPUS, help="files that are hashed at the same time (default: the CPUs)")
+    command.add_argument("--workers", type=_count, default=WORKERS, help="files that are hashed at the same time (default: one more than the CPUs)")
     text = "compare two checkpoints of any layout number by number: weights, moments, steps, hyper-parameters; exit code 1 when anything differs"
     command = commands.add_parser("diff", help=text, description=text)
     command.add_argument("a", type=Path, metavar="A", help=place)
@@ -70,7 +71,7 @@ def _layout_options(command: argparse.ArgumentParser) -> None:
 
 
 def _workers(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--workers", type=_count, default=CPUS, help="processes that write (default: the CPUs); the result is the same for any number")
+    command.add_argument("--workers", type=_count, default=WORKERS, help="processes that write (default: one more than the CPUs); the result is the same for any number")
 
 
 def _expansion_options(command: argparse.ArgumentParser) -> None:
@@ -193,7 +194,7 @@ def _diff(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> None:
     from pipeline import export
 
-    export.carry_out(options.source, options.out, options.dtype, options.source_config, CPUS)
+    export.carry_out(options.source, options.out, options.dtype, options.source_config, WORKERS)
     print(f"export: wrote {options.out}")
 
 

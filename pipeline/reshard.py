@@ -84,12 +84,12 @@ def carry_out(job: Job, out: Path, workers: int = 1, say: Say = print) -> None:
         raise UserError(f"{out}: exists already; choose another --out or remove it")
     for line in remarks(job):
         say(f"reshard: {line}")
-    hashed = manifest.source(job.source, workers)
+    origin = manifest.Origin.of(job.source)
     with manifest.writing(out) as staged:
         step = int(max(job.state.steps.values(), default=0))
-        files = stream.write(checkpoints.files(job.state, staged, job.form, step=step), staged, workers, progress=True)
+        files, hashed = stream.write(checkpoints.files(job.state, staged, job.form, step=step), staged, workers, True, origin.paths)
         files |= checkpoints.copy_beside(job.source, staged, checkpoints.CONFIG, "plan.json")
         manifest.publish(staged, out, {
-            "kind": "reshard", **job.form.as_json(), "step": step, "versions": installed(), "source": hashed, "provenance": job.state.provenance,
+            "kind": "reshard", **job.form.as_json(), "step": step, "versions": installed(), "source": origin.facts(hashed), "provenance": job.state.provenance,
         }, files)
     say(f"reshard: {len(job.state.tensors)} tensors, {sum(f['size'] for f in files.values()) / 2**30:.2f} GiB in {len(files)} files")

@@ -4,7 +4,8 @@ Every reader of a checkpoint gives a `State`, every writer takes one, the growth
 Tensor names are published names; a tensor is touched only when it is opened.
 """
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -21,6 +22,14 @@ class Entry:
     def part(self, start: int, stop: int) -> Tensor:
         """Elements `start` to `stop` of the flat tensor."""
         return self.window(start, stop) if self.window else self.open().reshape(-1)[start:stop]
+
+    def parts(self, start: int, stop: int, most: int) -> Iterator[Tensor]:
+        """The same in flat pieces of at most `most` elements; where windows can be read, only one is held at a time."""
+        if not self.window:
+            yield from self.part(start, stop).split(most)
+            return
+        for begin in range(start, stop, most):
+            yield self.window(begin, min(begin + most, stop))
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,17 @@ class State:
         aliases = {names.get(a, a): names.get(o, o) for a, o in self.aliases.items()}
         frozen = tuple(names.get(name, name) for name in self.frozen)
         return replace(self, tensors=rename(self.tensors), frozen=frozen, slots=slots, steps=rename(self.steps), groups=groups, aliases=aliases)
+
+
+def by_rows(shape: tuple[int, ...], make: Callable[[range], Tensor]) -> Entry:
+    """An entry that is computed when it is asked for, and only the rows (along its first axis) that are asked for."""
+    width = math.prod(shape[1:])
+
+    def window(start: int, stop: int) -> Tensor:
+        rows = range(start // width, -(-stop // width))
+        return make(rows).reshape(-1)[start - rows.start * width : stop - rows.start * width]
+
+    return Entry(shape, lambda: make(range(shape[0])), window)
 
 
 def in_memory(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Entry]:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from pipeline.axes import Table
 from pipeline.checkpoints import huggingface, manifest, names, stream, universal, zero_read, zero_write
@@ -134,29 +133,29 @@ def _shaped(folder: Path, state: State, table: Table) -> dict[str, Entry]:
         held = state.tensors[name].shape
         if held != shape and held != (math.prod(shape),):
             raise UserError(f"{folder}: '{name}' has shape {held}, the config says {shape}; is it the right config?")
-    return {name: Entry(shape, partial(_open_as, state.tensors[name], shape)) for name, shape in wanted.items()}
+    return {name: _as(state.tensors[name], shape) for name, shape in wanted.items()}
 
 
 def _shaped_slots(state: State, table: Table) -> dict[str, dict[str, Entry]]:
     shapes = {row.name: table.shape(row) for row in table.rows()}
-    return {slot: {name: Entry(shapes[name], partial(_open_as, entry, shapes[name])) for name, entry in entries.items()}
-            for slot, entries in state.slots.items()}
+    return {slot: {name: _as(entry, shapes[name]) for name, entry in entries.items()} for slot, entries in state.slots.items()}
 
 
-def _open_as(entry: Entry, shape: tuple[int, ...]) -> Tensor:
-    return entry.open().view(shape)
+def _as(entry: Entry, shape: tuple[int, ...]) -> Entry:
+    return Entry(shape, lambda: entry.open().view(shape), entry.window)
 
 
 def write(state: State, config: PretrainedConfig, folder: Path, form: Format, *, step: int = 0, workers: int = 1,
-          progress: bool = False) -> dict[str, dict]:
+          progress: bool = False, read: Sequence[Path] = ()) -> tuple[dict[str, dict], dict[Path, dict]]:
     """Write `state` (published names) into the staged tag folder in the layout of `form`, config.json with it. Returns size
-    and SHA-256 of every file, for the manifest."""
+    and SHA-256 of every file, for the manifest, and of the files `read`, which are hashed meanwhile."""
     from pipeline import models
 
     folder.mkdir(parents=True, exist_ok=True)
     text = models.config_text(config, form.dtype).encode()
     spelled = state if form.layout == "huggingface" else state.renamed({row.name: row.module for row in models.table(config).rows()})
-    return stream.write([File(CONFIG, len(text), lambda: iter([text])), *files(spelled, folder, form, step=step)], folder, workers, progress)
+    made = [File(CONFIG, len(text), lambda: iter([text])), *files(spelled, folder, form, step=step)]
+    return stream.write(made, folder, workers, progress, read)
 
 
 def files(state: State, folder: Path, form: Format, *, step: int = 0) -> list[File]:

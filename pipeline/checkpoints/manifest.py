@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -76,36 +77,57 @@ def listing(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != NAME)
 
 
+def hashed(path: Path, done: Callable[[int], None] = _silent) -> dict:
+    """Size and SHA-256 of a file, as a manifest has them."""
+    return {"size": path.stat().st_size, "sha256": sha256(path, done)}
+
+
 def hashes(folder: Path, names: list[str], workers: int = 1, done: Callable[[int], None] = _silent) -> dict[str, dict]:
     """Size and SHA-256 of the files `names` below `folder`; hashing runs beside other threads."""
     with ThreadPoolExecutor(workers) as pool:
-        return {name: {"size": (folder / name).stat().st_size, "sha256": digest}
-                for name, digest in zip(names, pool.map(lambda name: sha256(folder / name, done), names), strict=True)}
+        return dict(zip(names, pool.map(lambda name: hashed(folder / name, done), names), strict=True))
 
 
-def source(folder: Path, workers: int = 1) -> dict:
-    """What a manifest says of the checkpoint that its own was made from: hashes checked where it has a manifest, else taken.
-    Raises UserError for a damaged one."""
-    if (folder / NAME).exists():
-        verify(folder, workers)
-        return {"path": str(folder), "manifest_sha256": sha256(folder / NAME)}
-    return {"path": str(folder), "files": hashes(folder, listing(folder), workers)}
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint that another one is made from: its files are hashed while that is written. wanted: what its manifest says."""
+
+    folder: Path
+    wanted: dict[str, dict] | None
+
+    @classmethod
+    def of(cls, folder: Path) -> "Origin":
+        """Raises UserError for a manifest that contradicts itself or the sizes of its files."""
+        return cls(folder, read(folder)["files"] if (folder / NAME).exists() else None)
+
+    @property
+    def paths(self) -> list[Path]:
+        return [self.folder / name for name in (listing(self.folder) if self.wanted is None else self.wanted)]
+
+    def facts(self, found: dict[Path, dict]) -> dict:
+        """What the new manifest says of it: hashes checked where it has a manifest, else taken. Raises UserError for damage."""
+        files = {str(path.relative_to(self.folder)): held for path, held in found.items()}
+        if self.wanted is None:
+            return {"path": str(self.folder), "files": files}
+        _require_same(self.folder, self.wanted, files)
+        return {"path": str(self.folder), "manifest_sha256": sha256(self.folder / NAME)}
 
 
 def publish(folder: Path, final: Path, facts: dict, files: dict[str, dict] | None = None) -> None:
     """Turn the staged `folder` into the checkpoint `final`. `files`: hashes, when they are known already."""
     content = {"format": FORMAT, **facts, "files": dict(sorted((files or hashes(folder, listing(folder))).items()))}
     for name in content["files"]:
-        _sync(folder / name)
+        sync(folder / name)
     write_json(folder / NAME, {**content, "sha256": _digest(content)})
-    _sync(folder)
+    sync(folder)
     if final.exists():
         shutil.rmtree(final)
     os.replace(folder, final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have what was written to a file or folder reach the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -141,11 +163,14 @@ def _own(path: Path) -> dict:
 def verify(folder: Path, workers: int = 1, done: Callable[[int], None] = _silent) -> dict:
     """Like `read`, and every byte hashed, in `workers` threads. Raises UserError naming the first file that differs."""
     content = read(folder)
-    found = hashes(folder, list(content["files"]), workers, done)
-    for name, wanted in content["files"].items():
-        if found[name]["sha256"] != wanted["sha256"]:
-            raise UserError(f"{folder / name}: its SHA-256 is not the manifest's; the file is damaged, use an older checkpoint")
+    _require_same(folder, content["files"], hashes(folder, list(content["files"]), workers, done))
     return content
+
+
+def _require_same(folder: Path, wanted: dict[str, dict], found: dict[str, dict]) -> None:
+    for name, facts in wanted.items():
+        if found[name]["sha256"] != facts["sha256"]:
+            raise UserError(f"{folder / name}: its SHA-256 is not the manifest's; the file is damaged, use an older checkpoint")
 
 
 def complete(folder: Path) -> list[Path]:

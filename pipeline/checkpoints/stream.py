@@ -6,13 +6,14 @@ mapped tensors nothing: their pages are their file's.
 
 import hashlib
 import multiprocessing
-import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,12 +21,15 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from torch import Tensor
 
+from pipeline.checkpoints.manifest import hashed, sync
 from pipeline.errors import UserError
 from pipeline.processes import die_with_parent
 from pipeline.state import Entry
 
-CHUNK = 1 << 22
-"""Elements that are converted, hashed and written at a time."""
+WINDOW = 1 << 20
+"""Elements of a tensor that are made at a time."""
+CHUNK = 1 << 18
+"""Elements that are converted, hashed and written at a time: they stay in a core's own cache."""
 
 Chunks = Iterator[bytes | memoryview]
 
@@ -58,11 +62,12 @@ def content(pieces: Iterable[Piece], dtype: torch.dtype, check: Callable[[Tensor
         if piece.entry is None:
             yield from _zeros(piece.length * dtype.itemsize)
             continue
-        for chunk in piece.entry.part(piece.start, piece.stop).split(CHUNK):
-            cast = chunk.to(dtype).contiguous()
-            if check:
-                check(chunk, cast)
-            yield memoryview(cast.view(torch.uint8).numpy())
+        for window in piece.entry.parts(piece.start, piece.stop, WINDOW):
+            for chunk in window.split(CHUNK):
+                cast = chunk.to(dtype).contiguous()
+                if check:
+                    check(chunk, cast)
+                yield memoryview(cast.view(torch.uint8).numpy())
 
 
 def _zeros(size: int) -> Chunks:
@@ -72,19 +77,23 @@ def _zeros(size: int) -> Chunks:
         size -= len(block)
 
 
-def write(files: list[File], folder: Path, workers: int = 1, progress: bool = False) -> dict[str, dict]:
-    """Write the files below `folder`, each synced to disk, in `workers` processes. Returns size and SHA-256 by name, as a
-    manifest has them. progress: show a bar on a terminal.
+def write(files: list[File], folder: Path, workers: int = 1, progress: bool = False,
+          read: Sequence[Path] = ()) -> tuple[dict[str, dict], dict[Path, dict]]:
+    """Write the files below `folder`, each synced to disk, in `workers` processes, which hash the files `read` as well.
+    Returns size and SHA-256 of those written, by name, and of those read, as a manifest has them. progress: show a bar on
+    a terminal.
 
     Raises UserError when there is no room, the disk fills up, or a worker is killed.
     """
     _require_room(files, folder)
-    count = min(workers, len(files))
-    with Bar(sum(file.size for file in files), progress) as bar:
-        largest_first = sorted(files, key=lambda file: -file.size)
-        if count > 1:
-            return _shared(largest_first, folder, count, bar)
-        return {file.name: _one(file, folder, bar.add) for file in largest_first}
+    files = sorted(files, key=lambda file: -file.size)
+    tasks = [partial(_one, file, folder) for file in files] + [partial(hashed, path) for path in read]
+    try:
+        with Bar(sum(file.size for file in files) + sum(path.stat().st_size for path in read), progress) as bar:
+            found = _shared(tasks, min(workers, len(tasks)), bar, partial(_sync, files, folder))
+    except BrokenProcessPool as error:
+        raise UserError(f"{folder}: a worker process was killed while writing (out of memory?); use fewer workers") from error
+    return {file.name: facts for file, facts in zip(files, found, strict=False)}, dict(zip(read, found[len(files):], strict=True))
 
 
 def _require_room(files: list[File], folder: Path) -> None:
@@ -106,10 +115,6 @@ class Bar:
         with self.written.get_lock():
             self.written.value += size
 
-    def add(self, size: int) -> None:
-        self.count(size)
-        self.show()
-
     def show(self) -> None:
         self.progress.update(self.task, completed=self.written.value)
 
@@ -121,28 +126,31 @@ class Bar:
         self.progress.stop()
 
 
-_SHARE: tuple[list[File], Path, Bar | None] = ([], Path(), None)
-"""What forked workers write: files hold functions, which a fork inherits and a pickle would not carry."""
+Task = Callable[[Callable[[int], None]], dict]
+_SHARE: tuple[list[Task], Bar | None] = ([], None)
+"""What forked workers do: tasks hold functions, which a fork inherits and a pickle would not carry."""
 
 
-def _shared(files: list[File], folder: Path, workers: int, bar: Bar) -> dict[str, dict]:
+def _shared(tasks: list[Task], workers: int, bar: Bar, ended: Callable[[int], None]) -> list[dict]:
+    """The results of all tasks; each number is told to `ended` while others run. Always in forked processes of one thread
+    each: what they sum up does not depend on how many they are."""
     global _SHARE
-    _SHARE = files, folder, bar
+    _SHARE = tasks, bar
     try:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), initializer=_begin) as pool:
-            running = [pool.submit(_numbered, number) for number in range(len(files))]
-            while wait(running, timeout=0.2, return_when=FIRST_EXCEPTION).not_done and not any(f.done() and f.exception() for f in running):
-                bar.show()
-            for future in running:
-                future.cancel()
-            failed = next((f.exception() for f in running if f.done() and not f.cancelled() and f.exception()), None)
-            if failed:
-                raise failed
-            return {file.name: future.result() for file, future in zip(files, running, strict=True)}
-    except BrokenProcessPool as error:
-        raise UserError(f"{folder}: a worker process was killed while writing (out of memory?); use fewer workers") from error
+            pending = running = [pool.submit(_numbered, number) for number in range(len(tasks))]
+            try:
+                while pending:
+                    done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                    bar.show()
+                    for future in done:
+                        future.result()
+                        ended(running.index(future))
+            finally:
+                pool.shutdown(cancel_futures=True)
+            return [future.result() for future in running]
     finally:
-        _SHARE = [], Path(), None
+        _SHARE = [], None
 
 
 def _begin() -> None:
@@ -151,26 +159,36 @@ def _begin() -> None:
 
 
 def _numbered(number: int) -> dict:
-    files, folder, bar = _SHARE
-    return _one(files[number], folder, bar.count)
+    tasks, bar = _SHARE
+    return tasks[number](bar.count)
 
 
 def _one(file: File, folder: Path, count: Callable[[int], None]) -> dict:
-    """Write, hash and sync one file."""
+    """Write and hash one file."""
     path, digest, size = folder / file.name, hashlib.sha256(), 0
     path.parent.mkdir(parents=True, exist_ok=True)
+    with _explained(path), path.open("wb") as handle:
+        for chunk in file.chunks():
+            handle.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+            count(len(chunk))
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def _sync(files: list[File], folder: Path, number: int) -> None:
+    """Have one written file synced to disk, while the workers write others."""
+    if number < len(files):
+        with _explained(folder / files[number].name):
+            sync(folder / files[number].name)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
     try:
-        with path.open("wb") as handle:
-            for chunk in file.chunks():
-                handle.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
-                count(len(chunk))
-            handle.flush()
-            os.fsync(handle.fileno())
+        yield
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); make room or choose another place") from error
-    return {"size": size, "sha256": digest.hexdigest()}
 
 
 def whole(entry: Entry) -> list[Piece]:

@@ -32,16 +32,16 @@ def carry_out(source: Path, out: Path, dtype: str = "float32", source_config: Pa
         raise UserError(f"{out}: exists already; choose another --out or remove it")
     found, form = checkpoints.locate(source), Format("huggingface", dtype=dtype)
     state, config = checkpoints.read(found, source_config)
-    origin, chapters = manifest.source(found, workers), history(found)
+    origin, chapters = manifest.Origin.of(found), history(found)
     data = prepared(chapters)
     with manifest.writing(out) as staged:
-        files = checkpoints.write(state, config, staged, form, progress=True)
+        files, hashed = checkpoints.write(state, config, staged, form, workers=workers, progress=True, read=origin.paths)
         _require_same(state, staged, dtype)
         beside = _copy(_beside(found, data), staged)
         facts = read_json(data / "data.json")["facts"] if data else {}
         write_text(staged / CARD, card(out.resolve().name, config, dtype, chapters, facts, any("token" in name or "vocab" in name for name in beside)))
         manifest.publish(staged, out, {
-            "kind": "export", **form.as_json(), "step": int(max(state.steps.values(), default=0)), "versions": installed(), "source": origin,
+            "kind": "export", **form.as_json(), "step": int(max(state.steps.values(), default=0)), "versions": installed(), "source": origin.facts(hashed),
             "provenance": {**state.provenance, "origin": str(found), "own_flops": 0},
         }, files | manifest.hashes(staged, [CARD, *beside]))
     say(f"export: {len(state.tensors)} tensors in {dtype}{', ' + ', '.join(beside) if beside else ''}, a model card")

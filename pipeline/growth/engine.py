@@ -5,6 +5,7 @@ transforms by the transpose of that: `gradient_map`. Everything is differentiabl
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from torch import Tensor
 from pipeline.axes import Axis, Param, Table
 from pipeline.errors import UserError, nearest
 from pipeline.growth import aki, fpi, interpolate, lemon, net2net, random, stack
-from pipeline.growth.maps import Map, Maps, SpaceMap
+from pipeline.growth.draws import normal
+from pipeline.growth.maps import IndexMap, Map, Maps, SpaceMap
 from pipeline.growth.method import Method, Options
 from pipeline.growth.plan import Plan, Row, Source, make
 from pipeline.streams import derive
@@ -65,27 +67,41 @@ class Growth:
         for row in self.plan.rows:
             yield row.target, self.tensor(row, read)
 
-    def tensor(self, row: Row, read: Read) -> Tensor:
-        """One target tensor."""
-        param = self.params[row.target]
+    def tensor(self, row: Row, read: Read, rows: range | None = None) -> Tensor:
+        """One target tensor, or its `rows` along the first axis: what one window costs does not depend on the others."""
+        param, rows = self.params[row.target], rows or range(row.shape[0])
         if row.fresh:
-            return self._fresh(row, param)
-        grown = [self._term(source, self._open(row, param, source.name, read), param) for source in row.sources]
-        terms = grown + [self._noise(row, param, axis) for axis in row.noise] or [torch.full(row.shape, row.fill, dtype=self.dtype)]
-        return self._appended(row, param, sum(terms[1:], start=terms[0]))
+            return self._fresh(row, param, rows)
+        grown = [self._term(source, self._open(row, param, source.name, read), param, rows) for source in row.sources]
+        terms = grown + [self._noise(row, param, axis, rows) for axis in row.noise] or [self._full(row, rows, row.fill)]
+        return self._appended(row, param, sum(terms[1:], start=terms[0]), rows)
 
-    def _term(self, source: Source, tensor: Tensor, param: Param) -> Tensor:
-        mapped = self.map(tensor, param, source.maps, weight_map)
+    def _term(self, source: Source, tensor: Tensor, param: Param, rows: range) -> Tensor:
+        mapped = self.map(tensor, param, source.maps, weight_map, rows)
         return mapped if isinstance(source.weight, float) and source.weight == 1 else source.weight * mapped
 
-    def map(self, tensor: Tensor, param: Param, maps: str, view: View) -> Tensor:
-        """E_out W R_in^T, or what `view` makes of it, axis by axis and, along an axis, space by space."""
+    def map(self, tensor: Tensor, param: Param, maps: str, view: View, rows: range) -> Tensor:
+        """E_out W R_in^T, or what `view` makes of it, axis by axis and, along an axis, space by space; its `rows` alone."""
         for axis, label in enumerate(param.axes):
             parts = tensor.split([self.source.spaces[name].size for name in label.spaces], axis)
-            chosen = [self.maps[maps][name] for name in label.spaces]
-            mapped = [view(label.role, c).apply(part, axis) for part, c in zip(parts, chosen, strict=True)]
-            tensor = torch.cat(mapped, axis) if len(mapped) > 1 else mapped[0]
+            grown = [chosen.apply(parts[number], axis) for number, chosen in self.along(axis, label, maps, view, rows)]
+            tensor = torch.cat(grown, axis) if len(grown) > 1 else grown[0]
         return tensor
+
+    def along(self, axis: int, label: Axis, maps: str, view: View, rows: range) -> Iterator[tuple[int, Map]]:
+        """(number, map) of the spaces along an axis; along the first one only what is in `rows`."""
+        for number, name, window in self._windows(axis, label, rows):
+            yield number, view(label.role, self.maps[maps][name]).rows(window)
+
+    def _windows(self, axis: int, label: Axis, rows: range) -> Iterator[tuple[int, str, range]]:
+        """(number, space, its own rows) of the spaces along an axis."""
+        begin = 0
+        for number, name in enumerate(label.spaces):
+            size = self.target.spaces[name].size
+            window = range(max(0, rows.start - begin), min(size, rows.stop - begin)) if axis == 0 else range(size)
+            if window:
+                yield number, name, window
+            begin += size
 
     def _open(self, row: Row, param: Param, name: str, read: Read) -> Tensor:
         """W_j; with the layer scale multiplied in where it folds, and the scale itself as one number (growth-math, section 5)."""
@@ -98,35 +114,49 @@ class Growth:
             return level.expand_as(scale)
         return tensor * (scale / level).view(-1, *[1] * (tensor.dim() - 1))
 
-    def _normal(self, row: Row, param: Param, *key: str, scale: float = 1.0) -> Tensor:
-        """The target's own initialisation of this tensor: it depends on the seed and the name, not on any order."""
-        generator = torch.Generator().manual_seed(derive(self.plan.options.seed, *key, row.target))
-        return torch.empty(row.shape).normal_(0.0, scale * self.std * param.std, generator=generator).to(self.dtype)
+    def _full(self, row: Row, rows: range, value: float) -> Tensor:
+        return torch.full((len(rows), *row.shape[1:]), value, dtype=self.dtype)
 
-    def _fresh(self, row: Row, param: Param) -> Tensor:
+    def _normal(self, row: Row, param: Param, rows: Tensor, *key: str, scale: float = 1.0) -> Tensor:
+        """Rows of the target's own initialisation of this tensor: they depend on the seed and the name, not on any order."""
+        seeds = partial(derive, self.plan.options.seed, *key, row.target)
+        return normal(row.shape, rows, scale * self.std * param.std, seeds).to(self.dtype)
+
+    def _fresh(self, row: Row, param: Param, rows: range) -> Tensor:
         if param.fresh == "normal":
-            return self._normal(row, param, "fresh")
-        return torch.full(row.shape, param.std if param.fresh == "ones" else 0.0, dtype=self.dtype)
+            return self._normal(row, param, torch.arange(rows.start, rows.stop), "fresh")
+        return self._full(row, rows, param.std if param.fresh == "ones" else 0.0)
 
-    def _noise(self, row: Row, param: Param, axis: int) -> Tensor:
+    def _noise(self, row: Row, param: Param, axis: int, rows: range) -> Tensor:
         """N = s * (Z - Z E (E^T E)^-1 E^T): the target's own fresh initialisation, as far as it is not seen along `axis`."""
-        label = param.axes[axis]
-        fresh = self._normal(row, param, "noise", str(axis), scale=self.plan.options.noise)
-        parts = fresh.split([self.target.spaces[name].size for name in label.spaces], axis)
-        unseen = [self._unseen(part, label, name, axis) for part, name in zip(parts, label.spaces, strict=True)]
+        label, draw = param.axes[axis], partial(self._normal, row, param, scale=self.plan.options.noise)
+        if axis == 0:
+            return torch.cat([self._unseen_rows(draw, label, number, name, window) for number, name, window in self._windows(0, label, rows)])
+        parts = draw(torch.arange(rows.start, rows.stop), "noise", str(axis)).split([self.target.spaces[name].size for name in label.spaces], axis)
+        unseen = [chosen.unseen(part, axis) if (chosen := self._seen(label, name)) else torch.zeros_like(part)
+                  for part, name in zip(parts, label.spaces, strict=True)]
         return torch.cat(unseen, axis) if len(unseen) > 1 else unseen[0]
 
-    def _unseen(self, fresh: Tensor, label: Axis, name: str, axis: int) -> Tensor:
-        chosen = self.maps[""][name]
-        if label.role == "reads":
-            return chosen.writes.unseen(fresh, axis)
-        return chosen.blind.unseen(fresh, axis) if chosen.blind else torch.zeros_like(fresh)
+    def _unseen_rows(self, draw: Callable[..., Tensor], label: Axis, number: int, name: str, window: range) -> Tensor:
+        """Along the first axis rows hang together: those of one source are drawn with it."""
+        begin, chosen = sum(self.target.spaces[before].size for before in label.spaces[:number]), self._seen(label, name)
+        if chosen is None:
+            return torch.zeros_like(draw(begin + torch.arange(window.start, window.stop), "noise", "0"))
+        kin = chosen.kin(window)
+        unseen = chosen.among(kin).unseen(draw(begin + kin, "noise", "0"), 0)
+        return unseen.narrow(0, int(torch.searchsorted(kin, window.start)), len(window))
 
-    def _appended(self, row: Row, param: Param, grown: Tensor) -> Tensor:
+    def _seen(self, label: Axis, name: str) -> IndexMap | None:
+        """What noise along this space must not meet; None where all of it would be seen."""
+        chosen = self.maps[""][name]
+        return chosen.writes if label.role == "reads" else chosen.blind
+
+    def _appended(self, row: Row, param: Param, grown: Tensor, rows: range) -> Tensor:
         """Rows appended to a table start as a new model would start them (biases at 0)."""
         for axis, label in enumerate(param.axes):
             if self.maps[""][label.spaces[0]].appended:
-                new = torch.arange(grown.shape[axis]) >= self.source.spaces[label.spaces[0]].size
+                entries = torch.arange(rows.start, rows.stop) if axis == 0 else torch.arange(grown.shape[axis])
+                new = entries >= self.source.spaces[label.spaces[0]].size
                 shape = [-1 if other == axis else 1 for other in range(grown.dim())]
-                grown = torch.where(new.view(shape), self._fresh(row, param), grown)
+                grown = torch.where(new.view(shape), self._fresh(row, param, rows), grown) if new.any() else grown
         return grown

@@ -55,7 +55,7 @@ class IndexMap:
         if self.identity:
             return x
         pieces = [self._piece(x, axis, run) for run in self.runs]
-        return torch.cat(pieces, axis)
+        return torch.cat(pieces, axis) if len(pieces) != 1 else pieces[0]
 
     def _piece(self, x: Tensor, axis: int, run: Run) -> Tensor:
         if run.source == ZERO:
@@ -97,6 +97,26 @@ class IndexMap:
             where -= where.mean(axis, keepdim=True)
         return free
 
+    def rows(self, rows: range) -> "IndexMap":
+        """The map to the target entries `rows` alone."""
+        if len(rows) == len(self.index):
+            return self
+        return replace(self, index=self.index[rows.start : rows.stop], weight=self.weight[rows.start : rows.stop])
+
+    def kin(self, rows: range) -> Tensor:
+        """The target entries whose noise hangs together with that of `rows`: copies of the same sources, or all means."""
+        wanted = self.index[rows.start : rows.stop]
+        chosen = torch.isin(self.index, wanted[wanted != ZERO])
+        chosen[rows.start : rows.stop] = True
+        return chosen.nonzero().flatten()
+
+    def among(self, entries: Tensor) -> "IndexMap":
+        """The map to the target entries `entries` (n,), of the sources that they copy alone."""
+        index = self.index[entries]
+        used, place = index[index >= 0].unique(return_inverse=True)
+        index[index >= 0] = place
+        return IndexMap(index, self.weight[entries], len(used))
+
     def scaled(self, factor: float) -> "IndexMap":
         return self if factor == 1 else replace(self, weight=self.weight * factor)
 
@@ -131,6 +151,10 @@ class DenseMap:
     def back(self, y: Tensor, axis: int) -> Tensor:
         """The transpose along `axis`: size d_T becomes d_S."""
         return torch.tensordot(y, self.matrix.to(y.dtype), dims=([axis], [0])).movedim(-1, axis)
+
+    def rows(self, rows: range) -> "DenseMap":
+        """The map to the target entries `rows` alone."""
+        return DenseMap(self.matrix[rows.start : rows.stop])
 
     def scaled(self, factor: float) -> "DenseMap":
         return DenseMap(self.matrix * factor)

@@ -6,11 +6,18 @@ behind: a zero beside a large step count would make their first updates sqrt(1 /
 count is the source's.
 """
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
+from pipeline.axes import Param
 from pipeline.errors import UserError
 from pipeline.growth.engine import Growth, Read, View, gradient_map, square_map
+from pipeline.growth.maps import Map
 from pipeline.growth.plan import Plan, Row
 
 VIEWS: dict[str, View] = {"exp_avg": gradient_map, "exp_avg_sq": square_map}
@@ -36,13 +43,54 @@ def require(plan: Plan, slots: set[str]) -> None:
         raise UserError(f"optimizer state 'grow' is not possible: {'; '.join(reasons)}; use --optimizer-state reset")
 
 
-def moment(growth: Growth, row: Row, slot: str, read: Read) -> Tensor:
+@dataclass(frozen=True)
+class Moment:
     """One moment of one target tensor; `read` opens the source's moments in that slot by parameter name."""
-    param, view = growth.params[row.target], VIEWS[slot]
-    names = [(source.name, source.weight) for source in row.sources] or [(row.origin, 1.0)]
-    power = 2 if slot == "exp_avg_sq" else 1
-    grown = sum(weight**power * growth.map(read(name).to(growth.dtype), param, "", view) for name, weight in names)
-    if slot == "exp_avg":
-        return grown if row.sources else torch.zeros_like(grown)
-    known = growth.map(torch.ones_like(read(names[0][0]), dtype=growth.dtype), param, "", view) > 0
-    return torch.where(known, grown, grown[known].mean() if known.any() else 0.0)
+
+    growth: Growth
+    row: Row
+    slot: str
+    read: Read
+
+    def rows(self, rows: range | None = None) -> Tensor:
+        """All of it, or its `rows` along the first axis."""
+        rows = rows or range(self.row.shape[0])
+        grown = sum(weight * self.growth.map(self._open(name), self._param, "", VIEWS[self.slot], rows) for name, weight in self._terms)
+        if self.slot == "exp_avg":
+            return grown if self.row.sources else torch.zeros_like(grown)
+        for axis in range(grown.dim()):
+            known = torch.cat([often > 0 for _, often in self._along(axis, rows)])
+            if not known.all():
+                grown = torch.where(known.view([-1 if other == axis else 1 for other in range(grown.dim())]), grown, self.typical)
+        return grown
+
+    @cached_property
+    def typical(self) -> float:
+        """The mean of all known entries: the sum of all over the number of known ones."""
+        total = sum(weight * self._summed(self._open(name)) for name, weight in self._terms)
+        counts = [sum(int((often > 0).sum()) for _, often in self._along(axis)) for axis in range(len(self.row.shape))]
+        return total / math.prod(counts) if all(counts) else 0.0
+
+    def _summed(self, tensor: Tensor) -> float:
+        """The sum of what `tensor` grows to: axis by axis, last first, every entry times the weights that it occurs with."""
+        for axis in reversed(range(tensor.dim())):
+            tensor = tensor @ torch.cat([chosen.back(torch.ones_like(often), 0) for chosen, often in self._along(axis)])
+        return tensor.item()
+
+    def _along(self, axis: int, rows: range | None = None) -> Iterator[tuple[Map, Tensor]]:
+        """The maps of an axis, each with what it makes of ones: 0 where an entry has no past."""
+        label = self._param.axes[axis]
+        for number, chosen in self.growth.along(axis, label, "", VIEWS[self.slot], rows or range(self.row.shape[0])):
+            yield chosen, chosen.apply(torch.ones(self.growth.source.spaces[label.spaces[number]].size, dtype=self.growth.dtype), 0)
+
+    def _open(self, name: str) -> Tensor:
+        return self.read(name).to(self.growth.dtype)
+
+    @property
+    def _param(self) -> Param:
+        return self.growth.params[self.row.target]
+
+    @property
+    def _terms(self) -> list[tuple[str, float]]:
+        power = 2 if self.slot == "exp_avg_sq" else 1
+        return [(source.name, source.weight**power) for source in self.row.sources] or [(self.row.origin, 1.0)]

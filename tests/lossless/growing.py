@@ -15,6 +15,8 @@ from pipeline.growth.plan import Plan
 from pipeline.growth.probe import Inputs, cast, fitted, probe, run
 from pipeline.growth.verify import Pair, relative_difference
 
+EXACT = 1e-10
+"""The largest relative difference of what is grown in float64, without a final cast, and run in float64."""
 Weights = dict[str, torch.Tensor]
 TABLES = {variant: models.table(sample(variant)) for variant in VARIANTS}
 """Every variant at its small size: what a test decides by a rule, it reads here."""

@@ -8,6 +8,7 @@ import copy
 import pytest
 import torch
 from growing import (
+    EXACT,
     GROUPED,
     POST_NORM,
     TABLES,
@@ -27,7 +28,7 @@ from pipeline.axes import Table
 from pipeline.config import ModelSizes
 from pipeline.errors import UserError
 from pipeline.growth.method import Options
-from pipeline.growth.verify import EXACT, verify
+from pipeline.growth.verify import verify
 
 WIDTHS = {
     "double": times(2), "triple": times(3), "odd width": {"hidden": 20, "heads": 5, "mlp": 33},
@@ -134,7 +135,7 @@ def test_vocabulary_grows(variant, more):
             assert not new.any() and large[row.name][:61].all()
         else:
             assert new.all() and new.std().item() == pytest.approx(target.initializer_range, rel=0.25)
-    found = verify(source, weights.__getitem__, target, large.__getitem__, made.options, moved=made.moved)
+    found = verify(source, weights.__getitem__, target, large.__getitem__, made.options)
     assert found.lossless, str(found)
     assert (found.loss is None) == ("logits" not in TABLES[variant].outputs)
     assert found.loss is None or found.loss[0] != found.loss[1]
@@ -164,7 +165,7 @@ def test_post_norm_depth_is_exact_up_to_its_epsilon(variant, layers, placement):
         weights = {name: tensor.float().double() for name, tensor in randomised(source).items()}
         large, target, made = grown(weights, source, sample(variant, eps=eps, layers=layers), placement=placement)
         assert made.moved and made.lossless
-        found[eps] = verify(source, weights.__getitem__, target, large.__getitem__, made.options, moved=made.moved)
+        found[eps] = verify(source, weights.__getitem__, target, large.__getitem__, made.options)
         assert found[eps].lossless and found[eps].float64 <= EXACT + found[eps].tolerance
         assert found[eps].tolerance <= 10 * eps
     assert found[1e-12].float64 <= EXACT < 1e-5 < found[1e-3].float64
@@ -179,10 +180,10 @@ def test_the_tolerance_of_post_norm_depth_covers_epsilon_alone(variant):
     large, target, made = grown(weights, source, sample(variant, eps=1e-3, layers=4))
     name = next(row.name for row in models.table(target).rows() if row.layer == 1 and row.touches("mlp", "writes"))
     large[name] = large[name] + 0.01  # of a new layer, whose inner weights do not matter
-    assert verify(source, weights.__getitem__, target, large.__getitem__, made.options, moved=True).lossless
+    assert verify(source, weights.__getitem__, target, large.__getitem__, made.options).lossless
     name = name.replace(".1.", ".0.")
     large[name] = large[name] + 0.01
-    assert not verify(source, weights.__getitem__, target, large.__getitem__, made.options, moved=True).lossless
+    assert not verify(source, weights.__getitem__, target, large.__getitem__, made.options).lossless
 
 
 @pytest.mark.parametrize("variant", POST_NORM)

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from growing import POST_NORM, TABLES, difference, grown, growth, planned, randomised, times
+from growing import EXACT, POST_NORM, TABLES, difference, grown, growth, planned, randomised, times
 from samples import VARIANTS, sample
 
 from pipeline import models
 from pipeline.growth.engine import METHODS
-from pipeline.growth.verify import EXACT, verify
+from pipeline.growth.verify import verify
 
 CHOSEN = ["bert-pre-ln", "bert", "vit", "gpt2", "qwen3 tied", "dinov2"]
 SIZES = {

@@ -10,16 +10,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from growing import GROUPED, TABLES, WITH_LOGITS, gradients, grown, growth, planned, randomised, times, writes_stream
+from growing import EXACT, GROUPED, TABLES, WITH_LOGITS, gradients, grown, growth, planned, randomised, times, writes_stream
 from samples import CLASSES, VOCAB, sample
 
 from pipeline.errors import UserError
 from pipeline.growth.engine import Growth, weight_map
-from pipeline.growth.moments import VIEWS, moment, refusals, require
+from pipeline.growth.moments import VIEWS, Moment, refusals, require
 from pipeline.growth.plan import Plan, Source
 from pipeline.growth.probe import probe
 
-EXACT = 1e-10
 WHOLE = {
     "double": times(2), "triple": times(3), "mlp only": {"mlp": 33}, "vocabulary and positions": times(2, vocab=70, positions=20),
     "head size": {"hidden": 24, "heads": 3}, "head size and heads": {"hidden": 24, "heads": 4},
@@ -44,7 +43,7 @@ def errors(variant: str, small: dict, large: dict, **options) -> tuple[dict[str,
     assert not refusals(made, set(VIEWS))
     before, after = gradients(source, weights, inputs, outputs), gradients(target, tensors, inputs, outputs)
     grower, floor = growth(made, source, target), 1e-4 * max(gradient.norm() for gradient in after.values())
-    found = {row.target: _relative(moment(grower, row, "exp_avg", before.__getitem__), after[row.target], floor) for row in made.rows}
+    found = {row.target: _relative(Moment(grower, row, "exp_avg", before.__getitem__).rows(), after[row.target], floor) for row in made.rows}
     return found, grower, before, after
 
 
@@ -111,9 +110,9 @@ def test_new_layers_leave_the_old_ones_moments_exact(variant):
     assert new == {1, 3} and max(error for name, error in found.items() if grower.params[name].layer not in new) <= EXACT
     silent = [row for row in rows.values() if row.note]
     assert {grower.params[row.target].layer for row in silent} == new
-    assert not any(moment(grower, row, "exp_avg", before.__getitem__).any() for row in silent)
+    assert not any(Moment(grower, row, "exp_avg", before.__getitem__).rows().any() for row in silent)
     squares = {name: gradient.square() for name, gradient in before.items()}
-    assert all(moment(grower, row, "exp_avg_sq", squares.__getitem__).any() for row in silent if before[row.origin].norm() > 1e-9)
+    assert all(Moment(grower, row, "exp_avg_sq", squares.__getitem__).rows().any() for row in silent if before[row.origin].norm() > 1e-9)
 
 
 @pytest.mark.parametrize("variant, sizes", [*((variant, times(2)) for variant in WITH_LOGITS), *((variant, REMAINDERS["more heads"]) for variant in ROTARY)],
@@ -124,8 +123,8 @@ def test_second_moments_go_by_the_squared_maps(variant, sizes):
     squares = {name: gradient.square() for name, gradient in before.items()}
     ones = {name: torch.ones_like(gradient) for name, gradient in before.items()}
     for row in grower.plan.rows:
-        first, second = moment(grower, row, "exp_avg", before.__getitem__), moment(grower, row, "exp_avg_sq", squares.__getitem__)
-        known = moment(grower, row, "exp_avg", ones.__getitem__) != 0
+        first, second = Moment(grower, row, "exp_avg", before.__getitem__).rows(), Moment(grower, row, "exp_avg_sq", squares.__getitem__).rows()
+        known = Moment(grower, row, "exp_avg", ones.__getitem__).rows() != 0
         assert known.any() and torch.allclose(first[known] ** 2, second[known], rtol=1e-9, atol=1e-30), row.target
 
 
@@ -137,8 +136,8 @@ def test_mixed_layers_mix_first_moments_by_their_coefficients_and_second_ones_by
     alone = [replace(row, sources=(Source(name),)) for name in (first, second)]
     for slot, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
         held = {name: gradient**power for name, gradient in before.items()}
-        one, other = (moment(grower, each, slot, held.__getitem__) for each in alone)
-        assert torch.allclose(moment(grower, mixed, slot, held.__getitem__), 0.5**power * one + 3.0**power * other, rtol=1e-12)
+        one, other = (Moment(grower, each, slot, held.__getitem__).rows() for each in alone)
+        assert torch.allclose(Moment(grower, mixed, slot, held.__getitem__).rows(), 0.5**power * one + 3.0**power * other, rtol=1e-12)
 
 
 @pytest.mark.parametrize("variant", ["bert-pre-ln", "vit", "gpt2", "llama tied"])
@@ -149,15 +148,15 @@ def test_entries_without_a_past_start_with_the_mean_of_the_second_moments(varian
     ones = {name: torch.ones_like(gradient) for name, gradient in before.items()}
     unknown = 0
     for row in grower.plan.rows:
-        known = moment(grower, row, "exp_avg", ones.__getitem__) != 0
-        first, second = moment(grower, row, "exp_avg", before.__getitem__), moment(grower, row, "exp_avg_sq", squares.__getitem__)
+        known = Moment(grower, row, "exp_avg", ones.__getitem__).rows() != 0
+        first, second = Moment(grower, row, "exp_avg", before.__getitem__).rows(), Moment(grower, row, "exp_avg_sq", squares.__getitem__).rows()
         assert not first[~known].any() and (second > 0).all(), row.target
         assert torch.allclose(second[~known], second[known].mean(), rtol=1e-12), row.target
         unknown += bool((~known).any())
     table = TABLES[variant]
     appended = next((row.name for row in table.rows() if row.touches("vocab", "reads")), None)
     if appended:
-        grown_rows = moment(grower, next(row for row in grower.plan.rows if row.target == appended), "exp_avg", before.__getitem__)
+        grown_rows = Moment(grower, next(row for row in grower.plan.rows if row.target == appended), "exp_avg", before.__getitem__).rows()
         assert grown_rows[:VOCAB].any() and not grown_rows[VOCAB:].any()
     assert unknown > len(grower.plan.rows) / 2
 

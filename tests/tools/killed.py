@@ -53,7 +53,7 @@ def arm(point: str) -> None:
     elif point == "verified":
         manifest.publish = die
     elif point == "manifest":
-        manifest._sync = lambda path: die() if path.is_dir() and (path / manifest.NAME).exists() else None
+        manifest.sync = lambda path: die() if path.is_dir() and (path / manifest.NAME).exists() else None
     elif point == "renamed":
         manifest.os = type("os", (), {**vars(os), "replace": staticmethod(lambda a, b: (replace(a, b), die()) if os.path.isdir(a) else replace(a, b))})
     else:

@@ -1,6 +1,10 @@
 """`lemon plan` says what an expansion will do without reading a tensor; `lemon verify` measures what one did."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from pipeline import checkpoints
 from pipeline.checkpoints import manifest
 from pipeline.state import Entry
 
+ROOT = Path(__file__).parents[2]
 LARGE = {"layers": 4, "hidden": 20, "heads": 5, "mlp": 33}
 
 
@@ -83,11 +88,17 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, capsys):
     assert code == 2 and "post-LN cannot grow losslessly from 12 to 20" in err and not (tmp_path / "plan.json").exists()
 
 
-def grown(capsys, folder, variant: str, **sizes) -> None:
+def grown(capsys, folder, variant: str, *more: object, **sizes) -> None:
     saved(folder / "small", variant)
     target = wanted(folder / "target.json", variant, **{**LARGE, **sizes})
-    code, _, err = lemon(capsys, "expand", "--source", folder / "small", "--target", target, "--out", folder / "large")
+    code, _, err = lemon(capsys, "expand", "--source", folder / "small", "--target", target, "--out", folder / "large", *more)
     assert code == 0, err
+
+
+def measured(capsys, folder) -> tuple[int, dict]:
+    code, out, err = lemon(capsys, "verify", folder / "small", folder / "large", "--json")
+    assert not err, err
+    return code, json.loads(out)
 
 
 def test_verify_measures_outputs_layers_and_copies(tmp_path, capsys):
@@ -127,3 +138,75 @@ def test_verify_names_a_plan_that_is_none(tmp_path, capsys, content):
     (tmp_path / "large" / "plan.json").write_text(content)
     code, _, err = lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")
     assert code == 2 and "plan.json: " in err and "remove it to compare by LEMON's rules" in err
+
+
+WHOLE = {"hidden": 24, "heads": 6, "mlp": 48}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("variant, sizes, more", [
+    ("bert-pre-ln", {}, ["--depth", "cancel", "--placement", "top", "--seed", 3]), ("llama", {"vocab": 70}, ["--noise", 0.5]),
+    ("bert", WHOLE, []), ("dinov2", {}, []), ("vit", {"layers": 2, **WHOLE}, ["--method", "fpi", "--seed", 1]),
+], ids=["cancel", "vocabulary", "post-LN", "layer scales", "fpi"])
+def test_verify_tells_rounding_from_growing(tmp_path, capsys, variant, sizes, more, dtype):
+    """Grown once more as its plan says, a rounded result has the verdict that it was published with."""
+    grown(capsys, tmp_path, variant, "--dtype", dtype, *more, **sizes)
+    code, found = measured(capsys, tmp_path)
+    published = manifest.read(tmp_path / "large")["verification"]
+    assert code == 0 and found["lossless"] and 1e-5 < found["stored"] < 0.1
+    assert {name: found[name] for name in published} == published
+    assert f"rounding makes the difference {found['stored']:.2e}; the verdict is that of the float32" in lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")[1]
+
+
+def test_a_rounded_result_of_a_lossy_method_stays_lossy(tmp_path, capsys):
+    grown(capsys, tmp_path, "gpt2", "--dtype", "bfloat16", "--method", "aki")
+    code, found = measured(capsys, tmp_path)
+    assert code == 1 and found["float64"] > 1e-3 and found["stored"] != found["float64"]
+
+
+def test_without_a_plan_the_rounding_is_part_of_the_difference(tmp_path, capsys):
+    grown(capsys, tmp_path, "llama", "--dtype", "bfloat16")
+    for name in ("plan.json", manifest.NAME):
+        (tmp_path / "large" / name).unlink()
+    code, found = measured(capsys, tmp_path)
+    assert code == 1 and found["stored"] == found["float64"] > 1e-5
+    assert "the rounding is part of the difference" in lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")[1]
+
+
+NUDGED = "bert.encoder.layer.3.output.dense.weight"
+
+
+@pytest.mark.parametrize("value", ["next", "nan"])
+def test_verify_names_a_stored_tensor_that_is_no_rounding(tmp_path, capsys, value):
+    """One number by its last bit is enough."""
+    grown(capsys, tmp_path, "bert-pre-ln", "--dtype", "bfloat16")
+
+    def nudge(tensors: dict) -> None:
+        held = tensors[NUDGED].view(-1)
+        place = held.abs().argmax()
+        held[place] = torch.nextafter(held[place], torch.tensor(9.0, dtype=held.dtype)) if value == "next" else torch.nan
+
+    (tmp_path / "large" / manifest.NAME).unlink()
+    change(tmp_path / "large", nudge)
+    code, _, err = lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")
+    assert code == 2 and err.count("\n") == 1
+    assert f"{tmp_path / 'large'}: '{NUDGED}' is not what its plan.json makes of {tmp_path / 'small'}, rounded to bfloat16 (1 of 660 numbers differ)" in err
+    assert "name the source it grew from, or remove plan.json and manifest.json to measure what is stored by LEMON's rules" in err
+
+
+def test_verify_finds_that_a_rounded_result_has_another_source(tmp_path, capsys):
+    grown(capsys, tmp_path, "vit", "--dtype", "bfloat16")
+    change(tmp_path / "small", lambda tensors: tensors["vit.layernorm.bias"].add_(0.1))
+    code, _, err = lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")
+    assert code == 2 and "'vit.layernorm.bias' is not what its plan.json makes of" in err
+
+
+def test_verify_of_a_rounded_result_that_another_processor_grew(tmp_path, capsys):
+    """Without vector instructions sums come out in another order, and some numbers are rounded to their other side."""
+    sizes = {"hidden": 160, "heads": 40, "mlp": 700, "layers": 3}
+    saved(tmp_path / "small", "bert-pre-ln", hidden=96, heads=24, mlp=400)
+    target = wanted(tmp_path / "target.json", "bert-pre-ln", **sizes)
+    command = [sys.executable, "-m", "pipeline", "expand", "--source", tmp_path / "small", "--target", target, "--dtype", "bfloat16", "--out", tmp_path / "large"]
+    subprocess.run(command, env={**os.environ, "ATEN_CPU_CAPABILITY": "default"}, cwd=ROOT, check=True)
+    code, found = measured(capsys, tmp_path)
+    assert code == 0 and found["lossless"]
