@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -80,7 +80,7 @@ def carry_out(job: Job, out: Path, say: Say = print, workers: int = 1) -> Verifi
 
 def grown(job: Job) -> State:
     """The grown state: each tensor is made when a writer opens it, in float32, and of it the rows that the writer is at."""
-    grower, rows, read = _grower(job), job.plan.rows, _reader(job)
+    grower, rows, read = _grower(job), job.plan.rows, partial(_read, job)
     tensors = {row.target: by_rows(row.shape, partial(grower.tensor, row, partial(read, ""))) for row in rows}
     held = State(tensors, groups=checkpoints.fresh_groups(job.large, job.state), aliases=models.table(job.large).aliases)
     if not job.keeps:
@@ -98,18 +98,12 @@ def _grower(job: Job) -> Growth:
     return Growth(job.plan, models.table(job.small), models.table(job.large), job.large.initializer_range, dtype=torch.float32)
 
 
-def _reader(job: Job) -> Callable[[str, str], Tensor]:
-    """Reads a source tensor: (slot, name), no slot for weights. The last few are kept: windows ask for them again and again."""
-
-    @lru_cache(maxsize=3)
-    def read(slot: str, name: str) -> Tensor:
-        tensor = (job.state.slots[slot] if slot else job.state.tensors)[name].open().float()
-        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():  # the sum first: it may overflow, but it is fast
-            what = f"{slot} of {name}" if slot else name
-            raise UserError(f"{job.source}: '{what}' holds NaN or infinite values; the source has diverged, use an older checkpoint")
-        return tensor
-
-    return read
+def _read(job: Job, slot: str, name: str, rows: range) -> Tensor:
+    """Rows of a source tensor in float32; no slot: of a weight."""
+    tensor = (job.state.slots[slot] if slot else job.state.tensors)[name].rows(rows).float()
+    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():  # the sum first: it may overflow, but it is fast
+        raise UserError(f"{job.source}: '{f'{slot} of {name}' if slot else name}' holds NaN or infinite values; the source has diverged, use an older checkpoint")
+    return tensor
 
 
 def _verify(job: Job, staged: Path) -> Verification:

@@ -8,6 +8,19 @@ PR_SET_PDEATHSIG = 1
 """linux/prctl.h: the signal that a process gets when its parent ends."""
 
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""malloc.h: how much free memory the allocator keeps, and from what size it asks the kernel for each piece."""
+
+
+def keep_freed_memory(most: int) -> None:
+    """Have the C library keep up to `most` freed bytes for the next tensor, where it would give pages back to the kernel, which
+    clears them again a moment later (glibc only)."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_TRIM_THRESHOLD, most)
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)
+
+
 def die_with_parent() -> None:
     """Ask the kernel to end this process when its parent ends, however that ends (Linux only)."""
     if sys.platform == "linux":

@@ -23,6 +23,11 @@ class Entry:
         """Elements `start` to `stop` of the flat tensor."""
         return self.window(start, stop) if self.window else self.open().reshape(-1)[start:stop]
 
+    def rows(self, rows: range) -> Tensor:
+        """Rows along the first axis."""
+        width = math.prod(self.shape[1:])
+        return self.part(rows.start * width, rows.stop * width).view(len(rows), *self.shape[1:])
+
     def parts(self, start: int, stop: int, most: int) -> Iterator[Tensor]:
         """The same in flat pieces of at most `most` elements; where windows can be read, only one is held at a time."""
         if not self.window:

@@ -47,16 +47,12 @@ def _shards(index: Path) -> list[str]:
 
 
 def _entries(path: Path) -> dict[str, Entry]:
+    """The file stays mapped while any of its entries lives: parts of a tensor cost no more than themselves."""
     try:
-        with safe_open(path, "pt") as file:
-            return {name: Entry(tuple(file.get_slice(name).get_shape()), partial(_open, path, name)) for name in file.keys()}
+        file = safe_open(path, "pt")
+        return {name: Entry(tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name)) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
-
-
-def _open(path: Path, name: str) -> Tensor:
-    with safe_open(path, "pt") as file:
-        return file.get_tensor(name)
 
 
 def _pickled(path: Path) -> dict[str, Entry]:

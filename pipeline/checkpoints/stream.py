@@ -23,10 +23,10 @@ from torch import Tensor
 
 from pipeline.checkpoints.manifest import hashed, sync
 from pipeline.errors import UserError
-from pipeline.processes import die_with_parent
+from pipeline.processes import die_with_parent, keep_freed_memory
 from pipeline.state import Entry
 
-WINDOW = 1 << 20
+WINDOW = 1 << 22
 """Elements of a tensor that are made at a time."""
 CHUNK = 1 << 18
 """Elements that are converted, hashed and written at a time: they stay in a core's own cache."""
@@ -155,6 +155,7 @@ def _shared(tasks: list[Task], workers: int, bar: Bar, ended: Callable[[int], No
 
 def _begin() -> None:
     die_with_parent()
+    keep_freed_memory(8 * WINDOW * 4)
     torch.set_num_threads(1)
 
 

@@ -16,12 +16,14 @@ from pipeline.growth import aki, fpi, interpolate, lemon, net2net, random, stack
 from pipeline.growth.draws import normal
 from pipeline.growth.maps import IndexMap, Map, Maps, SpaceMap
 from pipeline.growth.method import Method, Options
-from pipeline.growth.plan import Plan, Row, Source, make
+from pipeline.growth.plan import Plan, Row, make
 from pipeline.streams import derive
 
 METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in (lemon, net2net, fpi, aki, stack, interpolate, random)}
 
-Read = Callable[[str], Tensor]
+Read = Callable[[str, range], Tensor]
+"""(name, rows along the first axis) of a source tensor -> those rows."""
+Open = Callable[[range], Tensor]
 View = Callable[[str, SpaceMap], Map]
 
 
@@ -63,30 +65,31 @@ class Growth:
         self.params = {row.name: row for row in target.rows()}
 
     def tensors(self, read: Read) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of the target, in the table's order; `read` opens a source tensor by name."""
+        """(name, tensor) of the target, in the table's order."""
         for row in self.plan.rows:
             yield row.target, self.tensor(row, read)
 
     def tensor(self, row: Row, read: Read, rows: range | None = None) -> Tensor:
-        """One target tensor, or its `rows` along the first axis: what one window costs does not depend on the others."""
+        """One target tensor, or its `rows` along the first axis: only those are computed, and only what they need is read."""
         param, rows = self.params[row.target], rows or range(row.shape[0])
         if row.fresh:
             return self._fresh(row, param, rows)
-        grown = [self._term(source, self._open(row, param, source.name, read), param, rows) for source in row.sources]
-        terms = grown + [self._noise(row, param, axis, rows) for axis in row.noise] or [self._full(row, rows, row.fill)]
-        return self._appended(row, param, sum(terms[1:], start=terms[0]), rows)
+        terms = [(source.weight, self.map(self._opener(row, param, source.name, read), param, source.maps, weight_map, rows)) for source in row.sources]
+        terms += [(1.0, self._noise(row, param, axis, rows)) for axis in row.noise]
+        return self._appended(row, param, combined(terms) if terms else self._full(row, rows, row.fill), rows)
 
-    def _term(self, source: Source, tensor: Tensor, param: Param, rows: range) -> Tensor:
-        mapped = self.map(tensor, param, source.maps, weight_map, rows)
-        return mapped if isinstance(source.weight, float) and source.weight == 1 else source.weight * mapped
-
-    def map(self, tensor: Tensor, param: Param, maps: str, view: View, rows: range) -> Tensor:
-        """E_out W R_in^T, or what `view` makes of it, axis by axis and, along an axis, space by space; its `rows` alone."""
-        for axis, label in enumerate(param.axes):
+    def map(self, open: Open, param: Param, maps: str, view: View, rows: range) -> Tensor:
+        """`rows` of E_out W R_in^T, or of what `view` makes of it, axis by axis and, along an axis, space by space. open: rows of W."""
+        tensor = _joined([self._first(open, param, number, chosen) for number, chosen in self.along(0, param.axes[0], maps, view, rows)], 0)
+        for axis, label in list(enumerate(param.axes))[1:]:
             parts = tensor.split([self.source.spaces[name].size for name in label.spaces], axis)
-            grown = [chosen.apply(parts[number], axis) for number, chosen in self.along(axis, label, maps, view, rows)]
-            tensor = torch.cat(grown, axis) if len(grown) > 1 else grown[0]
+            tensor = _joined([chosen.apply(parts[number], axis) for number, chosen in self.along(axis, label, maps, view, rows)], axis)
         return tensor
+
+    def _first(self, open: Open, param: Param, number: int, chosen: Map) -> Tensor:
+        """The map along the first axis, in space `number` of it: of W only the rows that it needs are opened."""
+        begin = sum(self.source.spaces[name].size for name in param.axes[0].spaces[:number])
+        return chosen.counted_from(chosen.needs).apply(open(range(begin + chosen.needs.start, begin + chosen.needs.stop)), 0)
 
     def along(self, axis: int, label: Axis, maps: str, view: View, rows: range) -> Iterator[tuple[int, Map]]:
         """(number, map) of the spaces along an axis; along the first one only what is in `rows`."""
@@ -103,16 +106,17 @@ class Growth:
                 yield number, name, window
             begin += size
 
-    def _open(self, row: Row, param: Param, name: str, read: Read) -> Tensor:
-        """W_j; with the layer scale multiplied in where it folds, and the scale itself as one number (growth-math, section 5)."""
-        tensor = read(name).to(self.dtype)
+    def _opener(self, row: Row, param: Param, name: str, read: Read) -> Open:
+        """Opens rows of W_j; with the layer scale multiplied in where it folds, and the scale itself as one number (growth-math,
+        section 5)."""
         if not row.fold:
-            return tensor
-        scale = read(row.fold).to(self.dtype)
+            return lambda rows: read(name, rows).to(self.dtype)
+        scale = read(row.fold, range(self.source.spaces[param.axes[0].spaces[0]].size)).to(self.dtype)
         level = scale.square().mean().sqrt() if scale.any() else torch.ones((), dtype=self.dtype)
         if param.axes[0].role == "scales":
-            return level.expand_as(scale)
-        return tensor * (scale / level).view(-1, *[1] * (tensor.dim() - 1))
+            return lambda rows: level.expand(len(rows))
+        factors = (scale / level).view(-1, *[1] * (len(param.axes) - 1))
+        return lambda rows: read(name, rows).to(self.dtype) * factors[rows.start : rows.stop]
 
     def _full(self, row: Row, rows: range, value: float) -> Tensor:
         return torch.full((len(rows), *row.shape[1:]), value, dtype=self.dtype)
@@ -131,11 +135,11 @@ class Growth:
         """N = s * (Z - Z E (E^T E)^-1 E^T): the target's own fresh initialisation, as far as it is not seen along `axis`."""
         label, draw = param.axes[axis], partial(self._normal, row, param, scale=self.plan.options.noise)
         if axis == 0:
-            return torch.cat([self._unseen_rows(draw, label, number, name, window) for number, name, window in self._windows(0, label, rows)])
+            return _joined([self._unseen_rows(draw, label, number, name, window) for number, name, window in self._windows(0, label, rows)], 0)
         parts = draw(torch.arange(rows.start, rows.stop), "noise", str(axis)).split([self.target.spaces[name].size for name in label.spaces], axis)
         unseen = [chosen.unseen(part, axis) if (chosen := self._seen(label, name)) else torch.zeros_like(part)
                   for part, name in zip(parts, label.spaces, strict=True)]
-        return torch.cat(unseen, axis) if len(unseen) > 1 else unseen[0]
+        return _joined(unseen, axis)
 
     def _unseen_rows(self, draw: Callable[..., Tensor], label: Axis, number: int, name: str, window: range) -> Tensor:
         """Along the first axis rows hang together: those of one source are drawn with it."""
@@ -160,3 +164,13 @@ class Growth:
                 shape = [-1 if other == axis else 1 for other in range(grown.dim())]
                 grown = torch.where(new.view(shape), self._fresh(row, param, rows), grown) if new.any() else grown
         return grown
+
+
+def combined(terms: list[tuple[float | Tensor, Tensor]]) -> Tensor:
+    """sum_j c_j T_j."""
+    weighted = [tensor if isinstance(weight, float) and weight == 1 else weight * tensor for weight, tensor in terms]
+    return sum(weighted[1:], start=weighted[0])
+
+
+def _joined(parts: list[Tensor], axis: int) -> Tensor:
+    return torch.cat(parts, axis) if len(parts) > 1 else parts[0]

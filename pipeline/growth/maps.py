@@ -103,6 +103,20 @@ class IndexMap:
             return self
         return replace(self, index=self.index[rows.start : rows.stop], weight=self.weight[rows.start : rows.stop])
 
+    @property
+    def needs(self) -> range:
+        """The source entries, from the first to the last, that the map looks at."""
+        if (self.index == MEAN).any():
+            return range(self.source)
+        copied = self.index[self.index >= 0]
+        return range(int(copied.min()), int(copied.max()) + 1) if len(copied) else range(0)
+
+    def counted_from(self, sources: range) -> "IndexMap":
+        """The map of the source entries `sources` alone; it needs no others."""
+        if len(sources) == self.source:
+            return self
+        return IndexMap(torch.where(self.index >= 0, self.index - sources.start, self.index), self.weight, len(sources))
+
     def kin(self, rows: range) -> Tensor:
         """The target entries whose noise hangs together with that of `rows`: copies of the same sources, or all means."""
         wanted = self.index[rows.start : rows.stop]
@@ -155,6 +169,15 @@ class DenseMap:
     def rows(self, rows: range) -> "DenseMap":
         """The map to the target entries `rows` alone."""
         return DenseMap(self.matrix[rows.start : rows.stop])
+
+    @property
+    def needs(self) -> range:
+        """The source entries that the map looks at: all."""
+        return range(self.matrix.shape[1])
+
+    def counted_from(self, sources: range) -> "DenseMap":
+        """The map of the source entries `sources` alone."""
+        return DenseMap(self.matrix[:, sources.start : sources.stop])
 
     def scaled(self, factor: float) -> "DenseMap":
         return DenseMap(self.matrix * factor)

@@ -1,7 +1,7 @@
 """Growing Adam's moments: a gradient transforms by the transpose of equation (1), its square by the squared maps.
 
-Entries without a past (remainders, appended rows) get a first moment of 0 and, as second moment, the mean of their
-tensor's known ones; what a new layer writes gets a first moment of 0 and the second moments of the layer it stands
+Entries without a past (remainders, appended rows) get a first moment of 0 and, as second moment, the mean of the known
+ones in their row, whole rows that of their tensor; what a new layer writes gets a first moment of 0 and the second moments of the layer it stands
 behind: a zero beside a large step count would make their first updates sqrt(1 / (1 - beta_2)) times too large. The step
 count is the source's.
 """
@@ -9,14 +9,14 @@ count is the source's.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from pipeline.axes import Param
 from pipeline.errors import UserError
-from pipeline.growth.engine import Growth, Read, View, gradient_map, square_map
+from pipeline.growth.engine import Growth, Read, View, combined, gradient_map, square_map
 from pipeline.growth.maps import Map
 from pipeline.growth.plan import Plan, Row
 
@@ -45,7 +45,7 @@ def require(plan: Plan, slots: set[str]) -> None:
 
 @dataclass(frozen=True)
 class Moment:
-    """One moment of one target tensor; `read` opens the source's moments in that slot by parameter name."""
+    """One moment of one target tensor; `read` opens rows of the source's moments in that slot by parameter name."""
 
     growth: Growth
     row: Row
@@ -55,21 +55,29 @@ class Moment:
     def rows(self, rows: range | None = None) -> Tensor:
         """All of it, or its `rows` along the first axis."""
         rows = rows or range(self.row.shape[0])
-        grown = sum(weight * self.growth.map(self._open(name), self._param, "", VIEWS[self.slot], rows) for name, weight in self._terms)
+        view = VIEWS[self.slot]
+        grown = combined([(weight, self.growth.map(partial(self._open, name), self._param, "", view, rows)) for name, weight in self._terms])
         if self.slot == "exp_avg":
             return grown if self.row.sources else torch.zeros_like(grown)
-        for axis in range(grown.dim()):
-            known = torch.cat([often > 0 for _, often in self._along(axis, rows)])
-            if not known.all():
-                grown = torch.where(known.view([-1 if other == axis else 1 for other in range(grown.dim())]), grown, self.typical)
-        return grown
+        known = self._known(0, rows).view(-1, *[1] * (grown.dim() - 1))
+        return torch.where(known, self._filled(grown), self.typical) if not known.all() else self._filled(grown)
+
+    def _filled(self, grown: Tensor) -> Tensor:
+        """Entries without a past get the mean of the known ones in their row."""
+        known = torch.ones((), dtype=torch.bool)
+        for axis in range(1, grown.dim()):
+            known = known.unsqueeze(-1) & self._known(axis)
+        if known.all() or not known.any():
+            return grown
+        means = grown.flatten(1).sum(1) / known.sum()
+        return torch.where(known, grown, means.view(-1, *[1] * known.dim()))
 
     @cached_property
     def typical(self) -> float:
-        """The mean of all known entries: the sum of all over the number of known ones."""
+        """The mean of all known entries, for rows without a past: the sum of all over the number of known ones."""
         total = sum(weight * self._summed(self._open(name)) for name, weight in self._terms)
-        counts = [sum(int((often > 0).sum()) for _, often in self._along(axis)) for axis in range(len(self.row.shape))]
-        return total / math.prod(counts) if all(counts) else 0.0
+        known = math.prod(int(self._known(axis).sum()) for axis in range(len(self.row.shape)))
+        return total / known if known else 0.0
 
     def _summed(self, tensor: Tensor) -> float:
         """The sum of what `tensor` grows to: axis by axis, last first, every entry times the weights that it occurs with."""
@@ -77,14 +85,19 @@ class Moment:
             tensor = tensor @ torch.cat([chosen.back(torch.ones_like(often), 0) for chosen, often in self._along(axis)])
         return tensor.item()
 
+    def _known(self, axis: int, rows: range | None = None) -> Tensor:
+        """Which entries along an axis have a past."""
+        return torch.cat([often > 0 for _, often in self._along(axis, rows)])
+
     def _along(self, axis: int, rows: range | None = None) -> Iterator[tuple[Map, Tensor]]:
-        """The maps of an axis, each with what it makes of ones: 0 where an entry has no past."""
+        """The maps of an axis, each with what it makes of ones."""
         label = self._param.axes[axis]
         for number, chosen in self.growth.along(axis, label, "", VIEWS[self.slot], rows or range(self.row.shape[0])):
             yield chosen, chosen.apply(torch.ones(self.growth.source.spaces[label.spaces[number]].size, dtype=self.growth.dtype), 0)
 
-    def _open(self, name: str) -> Tensor:
-        return self.read(name).to(self.growth.dtype)
+    def _open(self, name: str, rows: range | None = None) -> Tensor:
+        size = sum(self.growth.source.spaces[space].size for space in self._param.axes[0].spaces)
+        return self.read(name, rows or range(size)).to(self.growth.dtype)
 
     @property
     def _param(self) -> Param:

@@ -8,14 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from pipeline import models
 from pipeline.flops import cost
 from pipeline.models.lazy import lazy
 from pipeline.streams import derive
 
-LONGEST = 64
-"""Tokens of a probe at most: rows of a position table all go through the same map."""
+LONGEST = 32
+"""Tokens of a probe at most: rows of a position table all go through the same map, and more tokens tell two functions apart no
+better."""
 
 Weights = Callable[[str], Tensor]
 Inputs = dict[str, Tensor]
@@ -47,8 +49,8 @@ def probe(config: PretrainedConfig, seed: int = 0, samples: int = 2) -> Inputs:
 
 
 def spent(source: PretrainedConfig, target: PretrainedConfig, samples: int, moved: bool = False) -> int:
-    """FLOPs of a verification: both models forward in two precisions, once more without epsilon where affines `moved`, the
-    large one forward and backward once more."""
+    """FLOPs of a verification: both models forward in two precisions, once more without epsilon where affines `moved`, and of
+    the large one a backward pass that recomputes its layers."""
     small, large = (cost(models.table(config), positions(config)) for config in (source, target))
     return samples * ((2 + moved) * (small.forward + large.forward) + large.train)
 
@@ -97,8 +99,13 @@ def observe(model: PreTrainedModel, inputs: Inputs) -> Trace:
     trace, mask = Trace(), inputs.get("attention_mask")
     with torch.no_grad(), _watched(model, trace, None if mask is None else mask.bool()):
         found = model(**fitted(inputs, model))
-    trace.outputs = {name: _counted(found[name], mask) for name in models.table(model.config).outputs}
+    trace.outputs = given_out(found, model, inputs)
     return trace
+
+
+def given_out(found: ModelOutput, model: PreTrainedModel, inputs: Inputs) -> dict[str, Tensor]:
+    """What counts of a model's output, by name."""
+    return {name: _counted(found[name].detach(), inputs.get("attention_mask")) for name in models.table(model.config).outputs}
 
 
 def fitted(inputs: Inputs, model: PreTrainedModel) -> Inputs:

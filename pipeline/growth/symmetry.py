@@ -13,13 +13,13 @@ from transformers import PretrainedConfig
 from pipeline import models
 from pipeline.axes import Param
 from pipeline.growth.maps import IndexMap, Maps, SpaceMap
-from pipeline.growth.probe import Inputs, Weights, fitted
+from pipeline.growth.probe import Inputs, Trace, Weights, fitted, given_out
 from pipeline.models.lazy import lazy, recomputed
 from pipeline.streams import derive
 
 
-def symmetry(config: PretrainedConfig, read: Weights, maps: Maps, inputs: Inputs, seed: int = 0) -> dict[str, float]:
-    """Space -> measure, for the spaces that hold copies. The loss is a fixed random direction of the outputs as the small
+def symmetry(config: PretrainedConfig, read: Weights, maps: Maps, inputs: Inputs, seed: int = 0) -> tuple[Trace, dict[str, float]]:
+    """What the model gives out in float32, and space -> measure, for the spaces that hold copies. The loss is a fixed random direction of the outputs as the small
     model gives them (R^T of them), so that it cannot tell copies apart by itself. One layer is held at a time."""
     watched = Copies(config, maps)
     model = recomputed(lazy(config, read, watched.took))
@@ -27,7 +27,7 @@ def symmetry(config: PretrainedConfig, read: Weights, maps: Maps, inputs: Inputs
     generator = torch.Generator().manual_seed(derive(seed, "direction"))
     given = [maps[space].reads.back(found[name], -1) for name, space in watched.table.outputs.items()]
     torch.stack([(output * torch.randn(output.shape, generator=generator)).sum() for output in given]).sum().backward()
-    return watched.measures()
+    return Trace(given_out(found, model, inputs)), watched.measures()
 
 
 class Copies:

@@ -108,15 +108,17 @@ class Pair:
 
 def verify(source: PretrainedConfig, small: Weights, target: PretrainedConfig, large: Weights, options: Options, *,
            samples: int = 2) -> Verification:
-    """Run both models on the same probe in float64 and in float32. Weights are read by published name."""
+    """Run both models on the same probe in float32 and in float64, one at a time, and of it one module's weights. Weights are
+    read by published name."""
     pair, inputs = Pair(source, target, options), probe(source, options.seed, samples)
-    measure = partial(pair.traces, small, large, inputs)  # one model at a time, and of it one module's weights
-    single = pair.difference(*measure(torch.float32))
-    exact = measure(torch.float64)
+    trace, copies = symmetry(target, large, pair.maps, inputs, options.seed)
+    single = pair.difference(run(source, small, inputs, torch.float32), trace)
+    measure = partial(pair.traces, small, large, inputs, torch.float64)
+    exact = measure()
     found, drift, losses = pair.difference(*exact), pair.drift(*exact), pair.losses(*exact, inputs)
     del exact
-    tolerance = max(0.0, found - pair.difference(*measure(torch.float64, bare=True))) if pair.moved else 0.0
-    return Verification(found, single, samples, tolerance, drift, symmetry(target, large, pair.maps, inputs, options.seed), losses)
+    tolerance = max(0.0, found - pair.difference(*measure(bare=True))) if pair.moved else 0.0
+    return Verification(found, single, samples, tolerance, drift, copies, losses)
 
 
 def drift_of_stored(source: PretrainedConfig, small: Weights, target: PretrainedConfig, stored: Weights, options: Options, samples: int = 2) -> float:

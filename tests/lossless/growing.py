@@ -1,6 +1,7 @@
 """What the tests of this folder share: random weights, growing in memory, measuring."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from samples import SMALL, VARIANTS, sample
@@ -51,6 +52,11 @@ def planned(source: PretrainedConfig, target: PretrainedConfig, **options) -> tu
     return made, target
 
 
+def rows_of(weights: Weights) -> Callable[[str, range], torch.Tensor]:
+    """As a growth reads its source."""
+    return lambda name, rows: weights[name][rows.start : rows.stop]
+
+
 def growth(made: Plan, source: PretrainedConfig, target: PretrainedConfig) -> Growth:
     return Growth(made, models.table(source), models.table(target), target.initializer_range)
 
@@ -58,7 +64,7 @@ def growth(made: Plan, source: PretrainedConfig, target: PretrainedConfig) -> Gr
 def grown(weights: Weights, source: PretrainedConfig, target: PretrainedConfig, **options) -> tuple[Weights, PretrainedConfig, Plan]:
     """Grown in float64, without a final cast."""
     made, target = planned(source, target, **options)
-    return dict(growth(made, source, target).tensors(weights.__getitem__)), target, made
+    return dict(growth(made, source, target).tensors(rows_of(weights))), target, made
 
 
 def difference(source: PretrainedConfig, small: Weights, target: PretrainedConfig, large: Weights, **options) -> float:

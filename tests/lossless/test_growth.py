@@ -19,6 +19,7 @@ from growing import (
     growth,
     planned,
     randomised,
+    rows_of,
     times,
 )
 from samples import SMALL, VARIANTS, sample
@@ -222,7 +223,7 @@ def test_published_pairs_pass_both_gates(name, small, large):
                       for n, d, h in (small, large))
     weights = {row: tensor.float() for row, tensor in randomised(source, seed=3, scale=0.05).items()}
     made, target = planned(source, target, depth="cancel")
-    stored = {row: tensor.float() for row, tensor in growth(made, source, target).tensors(weights.__getitem__)}
+    stored = {row: tensor.float() for row, tensor in growth(made, source, target).tensors(rows_of(weights))}
     found = verify(source, weights.__getitem__, target, stored.__getitem__, Options(depth="cancel"), samples=1)
     assert found.lossless, str(found)
     assert min(found.symmetry.values()) > 1e-4

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from growing import dense, growth, planned, randomised, times
+from growing import dense, growth, planned, randomised, rows_of, times
 from samples import CLASSES, IMAGE, POSITIONS, VOCAB, sample
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -90,7 +90,7 @@ def test_twenty_steps_of_the_targets_loss_lower_it(variant, data, start):
     model, modules, (inputs, labels) = models.build(target), {row.name: row.module for row in learned.target.rows()}, data()
     optimizer, losses = torch.optim.Adam(learned.parameters(), RATE), []
     for step in range(STEPS):
-        tensors = {modules[name]: tensor for name, tensor in grower.tensors(weights.__getitem__)}
+        tensors = {modules[name]: tensor for name, tensor in grower.tensors(rows_of(weights))}
         loss = F.cross_entropy(functional_call(model, tensors, kwargs=inputs).logits.flatten(0, -2), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -117,6 +117,6 @@ def test_learned_maps_that_equal_a_known_growth_give_it(variant):
             matrix.copy_(dense(getattr(learned.start[space], side)))
         learned.mixture.copy_(F.one_hot(torch.arange(4) % 2, 2))
         grower = Growth(learned.plan(1e-2), learned.source, learned.target, 0.02, maps={"": learned.maps()})
-        wanted = dict(growth(known, source, target).tensors(weights.__getitem__))
-        for name, tensor in grower.tensors(weights.__getitem__):
+        wanted = dict(growth(known, source, target).tensors(rows_of(weights)))
+        for name, tensor in grower.tensors(rows_of(weights)):
             assert torch.allclose(tensor, wanted[name], atol=1e-12), name

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from growing import EXACT, GROUPED, TABLES, WITH_LOGITS, gradients, grown, growth, planned, randomised, times, writes_stream
+from growing import EXACT, GROUPED, TABLES, WITH_LOGITS, gradients, grown, growth, planned, randomised, rows_of, times, writes_stream
 from samples import CLASSES, VOCAB, sample
 
 from pipeline.errors import UserError
@@ -43,7 +43,7 @@ def errors(variant: str, small: dict, large: dict, **options) -> tuple[dict[str,
     assert not refusals(made, set(VIEWS))
     before, after = gradients(source, weights, inputs, outputs), gradients(target, tensors, inputs, outputs)
     grower, floor = growth(made, source, target), 1e-4 * max(gradient.norm() for gradient in after.values())
-    found = {row.target: _relative(Moment(grower, row, "exp_avg", before.__getitem__).rows(), after[row.target], floor) for row in made.rows}
+    found = {row.target: _relative(Moment(grower, row, "exp_avg", rows_of(before)).rows(), after[row.target], floor) for row in made.rows}
     return found, grower, before, after
 
 
@@ -110,9 +110,9 @@ def test_new_layers_leave_the_old_ones_moments_exact(variant):
     assert new == {1, 3} and max(error for name, error in found.items() if grower.params[name].layer not in new) <= EXACT
     silent = [row for row in rows.values() if row.note]
     assert {grower.params[row.target].layer for row in silent} == new
-    assert not any(Moment(grower, row, "exp_avg", before.__getitem__).rows().any() for row in silent)
+    assert not any(Moment(grower, row, "exp_avg", rows_of(before)).rows().any() for row in silent)
     squares = {name: gradient.square() for name, gradient in before.items()}
-    assert all(Moment(grower, row, "exp_avg_sq", squares.__getitem__).rows().any() for row in silent if before[row.origin].norm() > 1e-9)
+    assert all(Moment(grower, row, "exp_avg_sq", rows_of(squares)).rows().any() for row in silent if before[row.origin].norm() > 1e-9)
 
 
 @pytest.mark.parametrize("variant, sizes", [*((variant, times(2)) for variant in WITH_LOGITS), *((variant, REMAINDERS["more heads"]) for variant in ROTARY)],
@@ -123,8 +123,8 @@ def test_second_moments_go_by_the_squared_maps(variant, sizes):
     squares = {name: gradient.square() for name, gradient in before.items()}
     ones = {name: torch.ones_like(gradient) for name, gradient in before.items()}
     for row in grower.plan.rows:
-        first, second = Moment(grower, row, "exp_avg", before.__getitem__).rows(), Moment(grower, row, "exp_avg_sq", squares.__getitem__).rows()
-        known = Moment(grower, row, "exp_avg", ones.__getitem__).rows() != 0
+        first, second = Moment(grower, row, "exp_avg", rows_of(before)).rows(), Moment(grower, row, "exp_avg_sq", rows_of(squares)).rows()
+        known = Moment(grower, row, "exp_avg", rows_of(ones)).rows() != 0
         assert known.any() and torch.allclose(first[known] ** 2, second[known], rtol=1e-9, atol=1e-30), row.target
 
 
@@ -136,27 +136,31 @@ def test_mixed_layers_mix_first_moments_by_their_coefficients_and_second_ones_by
     alone = [replace(row, sources=(Source(name),)) for name in (first, second)]
     for slot, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
         held = {name: gradient**power for name, gradient in before.items()}
-        one, other = (Moment(grower, each, slot, held.__getitem__).rows() for each in alone)
-        assert torch.allclose(Moment(grower, mixed, slot, held.__getitem__).rows(), 0.5**power * one + 3.0**power * other, rtol=1e-12)
+        one, other = (Moment(grower, each, slot, rows_of(held)).rows() for each in alone)
+        assert torch.allclose(Moment(grower, mixed, slot, rows_of(held)).rows(), 0.5**power * one + 3.0**power * other, rtol=1e-12)
 
 
 @pytest.mark.parametrize("variant", ["bert-pre-ln", "vit", "gpt2", "llama tied"])
 def test_entries_without_a_past_start_with_the_mean_of_the_second_moments(variant):
-    """Remainders and appended rows: first moment 0, second moment the mean of their tensor's known ones, never 0."""
+    """Remainders and appended rows: first moment 0, second moment the mean of the known ones in their row, of rows without a
+    past that of their tensor, never 0."""
     _, grower, before, _ = errors(variant, {}, {"hidden": 20, "heads": 5, "vocab": 70, "positions": 20})
     squares = {name: gradient.square() + 1e-12 for name, gradient in before.items()}
     ones = {name: torch.ones_like(gradient) for name, gradient in before.items()}
     unknown = 0
     for row in grower.plan.rows:
-        known = Moment(grower, row, "exp_avg", ones.__getitem__).rows() != 0
-        first, second = Moment(grower, row, "exp_avg", before.__getitem__).rows(), Moment(grower, row, "exp_avg_sq", squares.__getitem__).rows()
+        known = Moment(grower, row, "exp_avg", rows_of(ones)).rows() != 0
+        first, second = Moment(grower, row, "exp_avg", rows_of(before)).rows(), Moment(grower, row, "exp_avg_sq", rows_of(squares)).rows()
         assert not first[~known].any() and (second > 0).all(), row.target
-        assert torch.allclose(second[~known], second[known].mean(), rtol=1e-12), row.target
+        rows = known.flatten(1).any(1) if known.dim() > 1 else known
+        assert torch.allclose(second[~rows], second[known].mean(), rtol=1e-12), row.target
+        for number in rows.nonzero().flatten() if known.dim() > 1 else ():
+            assert torch.allclose(second[number][~known[number]], second[number][known[number]].mean(), rtol=1e-12), row.target
         unknown += bool((~known).any())
     table = TABLES[variant]
     appended = next((row.name for row in table.rows() if row.touches("vocab", "reads")), None)
     if appended:
-        grown_rows = Moment(grower, next(row for row in grower.plan.rows if row.target == appended), "exp_avg", before.__getitem__).rows()
+        grown_rows = Moment(grower, next(row for row in grower.plan.rows if row.target == appended), "exp_avg", rows_of(before)).rows()
         assert grown_rows[:VOCAB].any() and not grown_rows[VOCAB:].any()
     assert unknown > len(grower.plan.rows) / 2
 

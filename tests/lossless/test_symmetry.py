@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from growing import GROUPED, dense, grown, growth, planned, randomised, times
+from growing import GROUPED, dense, grown, growth, planned, randomised, rows_of, times
 from samples import VARIANTS, sample
 
 from pipeline import models
@@ -19,7 +19,7 @@ NAMES = [f"{variant}-{'heads' if sizes is not LARGER_HEADS else 'head size'}" fo
 
 
 def measured(source, target, large: dict, **options) -> dict[str, float]:
-    return symmetry(target, lambda name: large[name].float(), Pair(source, target, Options(**options)).maps, probe(source))
+    return symmetry(target, lambda name: large[name].float(), Pair(source, target, Options(**options)).maps, probe(source))[1]
 
 
 @pytest.mark.parametrize("variant, sizes", GROWTHS, ids=NAMES)
@@ -41,7 +41,7 @@ def test_row_noise_of_keys_separates_queries_inside_a_head(variant):
     made, target = planned(source, sample(variant, **LARGER_HEADS))
     grower = growth(made, source, target)
     for role, separate in ((("reads", "writes"), True), (("reads",), False)):
-        large = {row.target: grower.tensor(_only(row, grower, role), weights.__getitem__) for row in made.rows}
+        large = {row.target: grower.tensor(_only(row, grower, role), rows_of(weights)) for row in made.rows}
         assert (measured(source, target, large)["query"] > 1e-4) == separate
 
 
@@ -57,7 +57,7 @@ def test_queries_do_not_see_row_noise(variant, sizes):
     for row in made.rows:
         param = grower.params[row.target]
         for axis in (axis for axis in row.noise if param.axes[axis].role == "writes"):
-            bare, noisy = (grower.tensor(replace(row, noise=noise), weights.__getitem__) for noise in ((), (axis,)))
+            bare, noisy = (grower.tensor(replace(row, noise=noise), rows_of(weights)) for noise in ((), (axis,)))
             parts = (noisy - bare).movedim(axis, 0).split([spaces[name].size for name in param.axes[axis].spaces])
             for name, part in zip(param.axes[axis].spaces, parts, strict=True):
                 assert bool(part.abs().max() > 1e-2) == (name == "key")
@@ -79,7 +79,7 @@ def test_noise_depends_on_its_seed_and_on_nothing_else(variant):
     large, changed, made = grown(weights, source, target, depth="cancel")
     again = growth(made, source, changed)
     for row in reversed(made.rows):
-        assert torch.equal(again.tensor(row, weights.__getitem__), large[row.target])
+        assert torch.equal(again.tensor(row, rows_of(weights)), large[row.target])
     other, _, _ = grown(weights, source, target, depth="cancel", seed=1)
     noisy = {row.target for row in made.rows if row.noise}
     assert noisy and {name for name in large if not torch.equal(large[name], other[name])} == noisy

@@ -1,0 +1,101 @@
+"""A tensor grown in windows of rows is, to the bit, the tensor grown whole: what a rank or a process asks for changes nothing."""
+
+import pytest
+import torch
+from growing import randomised, rows_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from samples import IMAGES, VARIANTS, sample
+
+from pipeline import models
+from pipeline.growth import draws
+from pipeline.growth.engine import METHODS, Growth, plan
+from pipeline.growth.method import Options
+from pipeline.growth.moments import VIEWS, Moment, refusals
+from pipeline.growth.plan import Row
+from pipeline.state import by_rows
+
+LARGE = {"hidden": 28, "heads": 7, "mlp": 45, "layers": 4}
+"""No size is a multiple."""
+WHOLE = {"hidden": 24, "heads": 6, "mlp": 40, "layers": 4}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Tiny tensors, drawn in many blocks."""
+    monkeypatch.setattr(draws, "BLOCK", 64)
+
+
+def grower(variant: str, large: dict, **options) -> tuple[Growth, dict]:
+    """In float32, as checkpoints are grown."""
+    source, target = sample(variant), sample(variant, **large)
+    tables = models.table(source), models.table(target)
+    made = plan(*tables, getattr(source, tables[0].eps), Options(**options))
+    return Growth(made, *tables, target.initializer_range, dtype=torch.float32), {n: t.float() for n, t in randomised(source).items()}
+
+
+def sizes(variant: str) -> dict:
+    """The largest growth that LEMON does losslessly."""
+    whole = variant == "bert-pre-ln transform" or variant.split()[0] in ("bert", "roberta")
+    return {**(WHOLE if whole else LARGE), **({} if variant.split()[0] in IMAGES else {"vocab": 80})}
+
+
+def in_windows(row: Row, make, height: int) -> torch.Tensor:
+    return torch.cat([make(range(begin, min(begin + height, row.shape[0]))) for begin in range(0, row.shape[0], height)])
+
+
+def same(row: Row, make) -> bool:
+    whole = make(range(row.shape[0]))
+    return tuple(whole.shape) == row.shape and all(torch.equal(whole, in_windows(row, make, height)) for height in (1, 3, 7))
+
+
+@pytest.mark.parametrize("depth", ["zero", "cancel"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_weights(variant, depth):
+    growth, weights = grower(variant, sizes(variant), depth=depth)
+    assert not [row.target for row in growth.plan.rows if not same(row, lambda rows, row=row: growth.tensor(row, rows_of(weights), rows))]
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"lemon"}))
+@pytest.mark.parametrize("variant", ["bert", "vit", "gpt2", "qwen3"])
+def test_other_methods(variant, method):
+    growth, weights = grower(variant, {"layers": 4} if method in ("stack", "interpolate") else WHOLE, method=method)
+    assert not [row.target for row in growth.plan.rows if not same(row, lambda rows, row=row: growth.tensor(row, rows_of(weights), rows))]
+
+
+@pytest.mark.parametrize("slot", VIEWS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_moments(variant, slot):
+    growth, weights = grower(variant, sizes(variant))
+    if refusals(growth.plan, set(VIEWS)):
+        growth, weights = grower(variant, WHOLE)
+    squares = {name: tensor.square() for name, tensor in weights.items()}
+    assert not [row.target for row in growth.plan.rows if not same(row, Moment(growth, row, slot, rows_of(squares)).rows)]
+
+
+@pytest.mark.parametrize("patch", [4, 6])
+def test_interpolated_tables(patch):
+    growth, weights = grower("vit", {**LARGE, "image": 3 * patch, "patch": patch})
+    assert not [row.target for row in growth.plan.rows if not same(row, lambda rows, row=row: growth.tensor(row, rows_of(weights), rows))]
+
+
+def test_a_rank_draws_no_more_than_its_share(monkeypatch):
+    """Half of a matrix costs half of its noise, and a block at most."""
+    growth, weights = grower("bert-pre-ln", LARGE)
+    row, drawn, block = next(row for row in growth.plan.rows if row.noise and len(row.shape) == 2), [], draws._block
+    monkeypatch.setattr(draws, "_block", lambda *how: drawn.append(1) or block(*how))
+    growth.tensor(row, rows_of(weights))
+    whole = len(drawn)
+    growth.tensor(row, rows_of(weights), range(row.shape[0] // 2))
+    assert whole >= 8 and len(drawn) - whole <= whole / 2 + 1
+
+
+@given(st.integers(0, 59), st.integers(0, 59))
+@settings(max_examples=60, deadline=None)
+def test_any_elements_of_rows(one, other):
+    whole, (start, stop) = torch.arange(60).view(5, 3, 4), sorted((one, other))
+    asked = []
+    entry = by_rows((5, 3, 4), lambda rows: (asked.append(rows), whole[rows.start : rows.stop])[1])
+    assert torch.equal(entry.part(start, stop), whole.reshape(-1)[start:stop])
+    assert asked[0].start == start // 12 and asked[0].stop == -(-stop // 12)
+    assert torch.equal(torch.cat([torch.empty(0, dtype=torch.int64), *entry.parts(start, stop, 7)]), whole.reshape(-1)[start:stop])
