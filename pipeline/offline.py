@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.processes import huge_pages
 
 WORKERS = len(os.sched_getaffinity(0)) + 1
 """One more than the CPUs: now and then one of them waits for the disk."""
@@ -110,6 +111,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _expand(options: argparse.Namespace) -> None:
+    huge_pages()
     from pipeline import expand
 
     expand.carry_out(_job(options), options.out, workers=options.workers)
@@ -150,6 +152,7 @@ def _reshard(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> int:
     import json
 
+    huge_pages()
     from pipeline import comparison
 
     found, chosen = comparison.compare(options.small, options.large)
