@@ -73,9 +73,9 @@ def recorded(folder: Path) -> Options:
     try:
         options = Options(**read_json(path)["options"])
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a plan of ours ({error}); remove it to compare by LEMON's rules") from error
+        raise UserError(f"{path}: not a plan of ours ({error}); remove it and {manifest.NAME} to compare by LEMON's rules") from error
     if options.method not in METHODS:
-        raise UserError(f"{path}: unknown method '{options.method}'; remove it to compare by LEMON's rules")
+        raise UserError(f"{path}: unknown method '{options.method}'; remove it and {manifest.NAME} to compare by LEMON's rules")
     return options
 
 

@@ -20,6 +20,8 @@ LONGEST = 2048
 """Tokens of the training sample whose FLOPs are shown, where rotary positions set no limit that means anything."""
 LIBRARIES = 400 * 2**20
 """Anonymous memory of a process that has imported torch, transformers and deepspeed, with some room."""
+WRITER = 256 * 2**20
+"""Anonymous memory of a writing process: a handful of windows, and what the allocator keeps of them."""
 
 
 def outlook(job: Job) -> dict:
@@ -48,14 +50,14 @@ def _positions(config: PretrainedConfig) -> dict[str, int]:
 
 
 def needs(job: Job) -> dict[str, int]:
-    """Bytes that the expansion takes. disk: the result; nothing is put aside. memory: what Python and its libraries hold,
-    and four tensors of the largest size in float32 for each writing process (as many of them as CPUs), of which the
-    verification, in float64, needs no more."""
+    """Bytes that the expansion takes. disk: the result; nothing is put aside. memory: what Python and its libraries hold, and
+    what is larger: windows for every writing process, or four times the largest tensor in float32 for the verification,
+    which reads it in float64."""
     count, largest = models.table(job.large).parameters, max(_size(row.shape) for row in job.plan.rows)
     width = {"float32": 4, "bfloat16": 2, "float16": 2}[job.form.dtype]
     native = 12 * count + (0 if job.form.zero_stage == 3 else (2 if job.form.bf16 else 4) * count)
     disk = {"huggingface": width * count, "universal": 12 * count, "zero": native}[job.form.layout]
-    return {"disk": disk, "memory": LIBRARIES + os.cpu_count() * 16 * largest}
+    return {"disk": disk, "memory": LIBRARIES + max((os.cpu_count() + 1) * WRITER, 16 * largest)}
 
 
 def _size(shape: tuple[int, ...]) -> int:

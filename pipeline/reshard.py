@@ -25,7 +25,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """A rewriting that has been checked and not yet done. state: in the names that the result has."""
+    """A rewriting that has been checked and not yet done. state: in the names that the result has. config: where Hugging Face
+    files are on either side."""
 
     source: Path
     state: State
@@ -87,9 +88,14 @@ def carry_out(job: Job, out: Path, workers: int = 1, say: Say = print) -> None:
     origin = manifest.Origin.of(job.source)
     with manifest.writing(out) as staged:
         step = int(max(job.state.steps.values(), default=0))
-        files, hashed = stream.write(checkpoints.files(job.state, staged, job.form, step=step), staged, workers, True, origin.paths)
-        files |= checkpoints.copy_beside(job.source, staged, checkpoints.CONFIG, "plan.json")
+        files, hashed = stream.write(_files(job, staged, step), staged, workers, True, origin.paths)
+        files |= checkpoints.copy_beside(job.source, staged, *([] if job.config else [checkpoints.CONFIG]), "plan.json")
         manifest.publish(staged, out, {
             "kind": "reshard", **job.form.as_json(), "step": step, "versions": installed(), "source": origin.facts(hashed), "provenance": job.state.provenance,
         }, files)
     say(f"reshard: {len(job.state.tensors)} tensors, {sum(f['size'] for f in files.values()) / 2**30:.2f} GiB in {len(files)} files")
+
+
+def _files(job: Job, staged: Path, step: int) -> list[stream.File]:
+    config = [checkpoints.config_of(job.config, job.form)] if job.config else []
+    return config + checkpoints.files(job.state, staged, job.form, step=step)

@@ -55,6 +55,8 @@ def locate(path: Path) -> Path:
         raise UserError(f"{path}: no such folder; name a run's stage, a checkpoint folder, or one tag in it")
     if layout(path):
         return path
+    if (path / manifest.NAME).exists():
+        manifest.read(path)  # names the file that is gone
     for folder in (path / "checkpoints", path):
         if newest := manifest.newest(folder):
             return newest
@@ -152,10 +154,16 @@ def write(state: State, config: PretrainedConfig, folder: Path, form: Format, *,
     from pipeline import models
 
     folder.mkdir(parents=True, exist_ok=True)
-    text = models.config_text(config, form.dtype).encode()
     spelled = state if form.layout == "huggingface" else state.renamed({row.name: row.module for row in models.table(config).rows()})
-    made = [File(CONFIG, len(text), lambda: iter([text])), *files(spelled, folder, form, step=step)]
-    return stream.write(made, folder, workers, progress, read)
+    return stream.write([config_of(config, form), *files(spelled, folder, form, step=step)], folder, workers, progress, read)
+
+
+def config_of(config: PretrainedConfig, form: Format) -> File:
+    """The model's config.json, with the dtype that the files of `form` have."""
+    from pipeline import models
+
+    text = models.config_text(config, form.dtype).encode()
+    return File(CONFIG, len(text), lambda: iter([text]))
 
 
 def files(state: State, folder: Path, form: Format, *, step: int = 0) -> list[File]:

@@ -74,7 +74,7 @@ def sha256(path: Path, done: Callable[[int], None] = _silent) -> str:
 
 def listing(folder: Path) -> list[str]:
     """The files below `folder`, but for the manifest."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
 
 
 def hashed(path: Path, done: Callable[[int], None] = _silent) -> dict:

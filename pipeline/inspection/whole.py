@@ -48,7 +48,9 @@ def _bar() -> Progress:
 
 
 def require_structure(folder: Path) -> None:
-    """Raises UserError for what files without a manifest say against each other."""
+    """Raises UserError for what files without a manifest say against each other, and for any that does not open."""
+    for path in sorted(folder.rglob("*.pt")):
+        zero_files.open_file(path)
     state = checkpoints.raw(folder)
     _require_agreement(folder, state)
     if checkpoints.layout(folder) == "huggingface":

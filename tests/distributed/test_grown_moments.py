@@ -9,8 +9,9 @@ from growing import randomised
 from samples import sample
 from test_runs import config, lemon, records
 
-from pipeline import checkpoints, expand, models
-from pipeline.checkpoints import Format, manifest
+from pipeline import checkpoints, difference, expand, models
+from pipeline.checkpoints import Format, manifest, stream
+from pipeline.growth import draws
 from pipeline.growth.method import Options
 from pipeline.state import Group, State, in_memory
 
@@ -45,6 +46,21 @@ def test_every_layout_keeps_the_grown_moments(tmp_path, form):
         for name, entry in state.slots[slot].items():
             assert torch.equal(entry.open(), wanted.slots[slot][name].open()), (slot, name)
     assert all((entry.open() > 0).all() for entry in state.slots["exp_avg_sq"].values())
+
+
+def test_neither_workers_nor_ranks_change_what_is_grown(tmp_path, monkeypatch):
+    """Small windows and blocks, so that every tensor is made in many pieces, otherwise cut for every number of ranks."""
+    monkeypatch.setattr(stream, "WINDOW", 50)
+    monkeypatch.setattr(draws, "BLOCK", 64)
+    small, target = source(tmp_path, Format("zero", 3, 2)), sample("bert-pre-ln", **LARGE, vocab=70)
+    made = []
+    for number, (ranks, workers) in enumerate([(3, 1), (3, 2), (3, 5), (1, 2), (4, 2)]):
+        job = expand.plan(small, target, Options(depth="cancel"), Format("zero", 3, ranks), keeps=True)
+        expand.carry_out(job, tmp_path / str(number), lambda line: None, workers)
+        made.append(tmp_path / str(number))
+    files = [manifest.read(folder)["files"] for folder in made[:3]]
+    assert files[0] == files[1] == files[2]
+    assert all(difference.compare(made[0], other).equal for other in made[3:])
 
 
 def test_a_result_without_room_for_moments_is_refused(tmp_path):

@@ -88,15 +88,3 @@ def test_a_missing_rank_is_named(tmp_path):
     (tmp_path / "zero_pp_rank_2_mp_rank_00_optim_states.pt").unlink()
     with pytest.raises(checkpoints.UserError, match="written by 3 ranks, 2 optimizer files found"):
         zero_read.read(tmp_path)
-
-
-def test_code_in_a_checkpoint_is_refused_by_name(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (print, ("executed",))
-
-    write(State(**_random_state()), tmp_path, stage=2, world=1)
-    path = tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
-    torch.save({"optimizer_state_dict": Evil()}, path)
-    with pytest.raises(checkpoints.UserError, match=f"{path.name}: cannot be loaded safely"):
-        zero_read.read(tmp_path)

@@ -78,6 +78,20 @@ def test_too_little_room_is_said_before_anything_is_written(tmp_path, capsys, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "target.json"]
 
 
+@pytest.mark.parametrize("command", ["expand", "reshard"])
+def test_a_damaged_source(tmp_path, capsys, command):
+    """One bit of its numbers: hashed while the result is written, refused before that is published."""
+    arguments = commands(tmp_path)[command]
+    assert lemon(capsys, "reshard", tmp_path / "small", "--out", tmp_path / "source", "--world-size", "2")[0] == 0
+    path = tmp_path / "source" / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    code, _, err = lemon(capsys, *(tmp_path / "source" if word.endswith("small") else word for word in arguments))
+    assert code == 2 and f"{path}: its SHA-256 is not the manifest's; the file is damaged" in err and err.count("\n") == 1, err
+    assert not (tmp_path / "large").exists() and not list(tmp_path.glob(".staging*"))
+
+
 def test_two_tools_at_one_place(tmp_path, capsys):
     arguments = commands(tmp_path)["expand"]
     with manifest.writing(tmp_path / "large") as staged:

@@ -137,7 +137,7 @@ def test_verify_names_a_plan_that_is_none(tmp_path, capsys, content):
     (tmp_path / "large" / manifest.NAME).unlink()
     (tmp_path / "large" / "plan.json").write_text(content)
     code, _, err = lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")
-    assert code == 2 and "plan.json: " in err and "remove it to compare by LEMON's rules" in err
+    assert code == 2 and "plan.json: " in err and "remove it and manifest.json to compare by LEMON's rules" in err
 
 
 WHOLE = {"hidden": 24, "heads": 6, "mlp": 48}

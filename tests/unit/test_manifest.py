@@ -24,6 +24,14 @@ def test_what_is_published_is_complete(tmp_path):
     assert not list(tmp_path.glob(".staging*"))
 
 
+def test_a_manifest_inside_is_a_file_like_any_other(tmp_path):
+    final, staged = tmp_path / "step", manifest.staging(tmp_path / "step")
+    (staged / "deep").mkdir()
+    (staged / "deep" / manifest.NAME).write_text("{}")
+    manifest.publish(staged, final, {"step": 1})
+    assert set(manifest.verify(final)["files"]) == {f"deep/{manifest.NAME}"}
+
+
 @pytest.mark.parametrize("position", range(0, 10240, 1031))
 def test_a_flipped_bit_is_found(tmp_path, position):
     path = publish(tmp_path) / "weights"
