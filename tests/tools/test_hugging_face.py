@@ -151,3 +151,15 @@ def test_a_larger_vocabulary_reports_both_losses(tmp_path, capsys):
     found = json.loads(out)
     assert code == 0 and found["lossless"] and found["loss"][0] != found["loss"][1] and len(found["drift"]) == 2
     assert set(found["symmetry"]) >= {"query", "mlp"} and min(found["symmetry"].values()) > 1e-5
+
+
+def test_a_config_named_on_the_command_line_goes_along(tmp_path, capsys):
+    """Files of a plain script hold none; what is made of them loads with nothing else."""
+    config = saved(tmp_path / "small", "gpt2") / "config.json"
+    assert lemon(capsys, "reshard", tmp_path / "small", "--out", tmp_path / "native", "--zero-stage", "3", "--world-size", "2")[0] == 0
+    (tmp_path / "native" / "config.json").unlink()
+    (tmp_path / "native" / "manifest.json").unlink()
+    code, _, err = lemon(capsys, "reshard", tmp_path / "native", "--out", tmp_path / "again", "--format", "huggingface", "--source-config", config)
+    assert code == 0, err
+    one, other = (transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("small", "again"))
+    assert all(torch.equal(one[name], other[name]) for name in one) and one.keys() == other.keys()
