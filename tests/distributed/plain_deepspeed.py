@@ -1,7 +1,8 @@
 """An ordinary DeepSpeed script that knows nothing of this project: train a tiny BERT, load and save native checkpoints.
 
 Started under torchrun with one JSON argument: stage, steps, first (number of the first step), seed, bf16, fp16, zero
-(more keys of zero_optimization), extras (a frozen embedding and a module with a buffer), load / save ({"dir", "tag"} or null), universal, out (a JSON file for the losses, written by rank 0).
+(more keys of zero_optimization), extras (a frozen embedding and a module with a buffer), load / again / save ({"dir", "tag"} or
+null; `again`: save what was loaded, before any step), universal, out (a JSON file for the losses, written by rank 0).
 """
 
 import json
@@ -68,6 +69,8 @@ def main(job: dict) -> None:
     if job.get("load"):
         found, _ = engine.load_checkpoint(job["load"]["dir"], tag=job["load"]["tag"])
         assert found is not None
+    if job.get("again"):
+        engine.save_checkpoint(job["again"]["dir"], tag=job["again"]["tag"])
     losses = []
     for step in range(job["first"], job["first"] + job["steps"]):
         value = loss(engine, step, rank, world)

@@ -231,8 +231,10 @@ def test_hugging_face_folders_without_a_manifest(tmp_path, capsys):
     assert "are missing, such as" in lemon(capsys, "check", small)[2]
 
 
-def test_the_script_is_the_command(held):
-    done = subprocess.run([sys.executable, str(ROOT / "tools" / "inspect_checkpoint.py"), str(held["3 on 2"]), "--json"],
-                          capture_output=True, text=True, env=ENVIRONMENT, timeout=60, cwd=ROOT)
+@pytest.mark.parametrize("script, command", [("inspect_checkpoint.py", ["inspect", "HELD", "--json"]), ("check_checkpoint.py", ["check", "HELD"]),
+                                             ("diff_checkpoints.py", ["diff", "HELD", "HELD"])])
+def test_the_scripts_are_the_commands(held, capsys, script, command):
+    command = [str(held["3 on 2"]) if word == "HELD" else word for word in command]
+    done = subprocess.run([sys.executable, str(ROOT / "tools" / script), *command[1:]], capture_output=True, text=True, env=ENVIRONMENT, timeout=60, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == json.loads(json.dumps(inspection.inspect(held["3 on 2"]), default=str))
+    assert lemon(capsys, *command)[:2] == (0, done.stdout)

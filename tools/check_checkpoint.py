@@ -1,0 +1,11 @@
+#!/usr/bin/env python
+"""Hash every byte of a checkpoint against its manifest, where the console command is not installed: the same as `lemon check`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pipeline.__main__ import main  # noqa: E402
+
+sys.exit(main(["check", *sys.argv[1:]]))

@@ -1,0 +1,11 @@
+#!/usr/bin/env python
+"""Compare two checkpoints number by number, where the console command is not installed: the same as `lemon diff`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pipeline.__main__ import main  # noqa: E402
+
+sys.exit(main(["diff", *sys.argv[1:]]))
