@@ -15,7 +15,7 @@ from pipeline.flops import cost
 from pipeline.models.lazy import lazy
 from pipeline.streams import derive
 
-LONGEST = 32
+LONGEST = 16
 """Tokens of a probe at most: rows of a position table all go through the same map, and more tokens tell two functions apart no
 better."""
 
