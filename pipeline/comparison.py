@@ -1,6 +1,5 @@
 """Verifying two checkpoints against each other, whoever made them: `lemon verify SMALL LARGE`."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from pipeline.folders import read_json
 from pipeline.growth import conditions
 from pipeline.growth.engine import METHODS
 from pipeline.growth.method import Options
-from pipeline.growth.verify import GATES, Verification, drift_of_stored, verify
+from pipeline.growth.verify import GATES, Verification, verify
 from pipeline.state import State
 
 PLAN = "plan.json"
@@ -26,23 +25,22 @@ SLACK = 2**-20
 seen between vector instructions and none."""
 
 
-def compare(small: Path, large: Path) -> tuple[Verification, Options]:
+def compare(small: Path, large: Path) -> tuple[Verification, Options, bool]:
     """Measure how far `large` computes the function of `small`. How it was grown is read from its plan.json; without one
     it is taken for LEMON's. Of a `large` that has a plan and is stored in less than float32, the verdict is that of the float32
     weights, grown once more. Raises UserError for models of which one is no growth of the other, and for stored weights
-    that are no rounding of the grown ones."""
+    that are no rounding of the grown ones. Returns the measurements, how it was grown, and whether a rounding is part of
+    the difference."""
     places = checkpoints.locate(small), checkpoints.locate(large)
     (before, source), (after, target) = (checkpoints.read(place) for place in places)
     if reasons := conditions.impossible(models.table(source), models.table(target)):
         raise UserError(f"{large} is no growth of {small}: {'; '.join(reasons)}")
-    options, read = recorded(places[1]), partial(_open, before)
+    options, read, stored = recorded(places[1]), partial(expand.weight, before), partial(expand.weight, after)
     rounded = next(iter(after.tensors.values())).open().dtype.itemsize < torch.float32.itemsize
-    exact = _unrounded(places, target, after, options) if rounded and (places[1] / PLAN).exists() else after
-    found = verify(source, read, target, partial(_open, exact), options)
-    if rounded:
-        measured = found.float64 if exact is after else drift_of_stored(source, read, target, partial(_open, after), options)
-        found = replace(found, stored=measured)
-    return found, options
+    if not (rounded and (places[1] / PLAN).exists()):
+        return verify(source, read, target, stored, options), options, rounded
+    exact = _unrounded(places, target, after, options)
+    return verify(source, read, target, partial(expand.weight, exact), options, stored=stored), options, False
 
 
 def _unrounded(places: tuple[Path, Path], target: PretrainedConfig, stored: State, options: Options) -> State:
@@ -79,11 +77,7 @@ def recorded(folder: Path) -> Options:
     return options
 
 
-def _open(state: State, name: str) -> Tensor:
-    return state.tensors[name].open().float()
-
-
-def show(found: Verification, options: Options, console: Console) -> None:
+def show(found: Verification, options: Options, rounded: bool, console: Console) -> None:
     """Print the measurements and the verdict."""
     gates = found.as_json()["gates"]
     sheet = Sheet("measured", "relative difference", "gate", box=None, pad_edge=False)
@@ -94,9 +88,9 @@ def show(found: Verification, options: Options, console: Console) -> None:
     console.print(sheet)
     for space, measure in found.symmetry.items():
         console.print(f"symmetry     {space}: gradients of copies differ by {measure:.2e}{'' if measure > 1e-6 else ' - copies will stay copies'}", highlight=False)
-    if found.stored == found.float64:
+    if rounded:
         console.print("stored       in less than float32: the rounding is part of the difference", highlight=False)
-    elif found.stored is not None:
+    if found.stored is not None:
         console.print(f"stored       in less than float32: rounding makes the difference {found.stored:.2e}; the verdict is that of the float32 weights, "
                       f"grown once more, of which every stored tensor is the rounding", highlight=False)
     if found.tolerance:

@@ -20,7 +20,8 @@ from pipeline.growth.engine import Growth
 from pipeline.growth.method import Options
 from pipeline.growth.moments import Moment
 from pipeline.growth.plan import Plan
-from pipeline.growth.verify import Verification, drift_of_stored, verify
+from pipeline.growth.verify import Verification, verify
+from pipeline.processes import WORKERS
 from pipeline.state import State, by_rows
 from pipeline.versions import installed
 
@@ -102,7 +103,7 @@ def _read(job: Job, slot: str, name: str, rows: range) -> Tensor:
     """Rows of a source tensor in float32; no slot: of a weight."""
     tensor = (job.state.slots[slot] if slot else job.state.tensors)[name].rows(rows).float()
     if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():  # the sum first: it may overflow, but it is fast
-        raise UserError(f"{job.source}: '{f'{slot} of {name}' if slot else name}' holds NaN or infinite values; the source has diverged, use an older checkpoint")
+        raise UserError(f"{job.source}: '{f'{slot} of {name}' if slot else name}' holds NaN or infinite values; the file is damaged (lemon check tells) or the source has diverged; use an older checkpoint")
     return tensor
 
 
@@ -110,14 +111,14 @@ def _verify(job: Job, staged: Path) -> Verification:
     """What counts is what lies on disk: the large model is read back from the files that will be published. Files in less
     than float32 are measured too, but the verdict is that of the float32 weights they were rounded from."""
     written, config = checkpoints.read(staged)
-    stored, small = partial(_open, written), partial(_open, job.state)
+    stored, small = partial(weight, written), partial(weight, job.state)
     if job.form.dtype == "float32":
         return verify(job.small, small, config, stored, job.plan.options)
-    exact = verify(job.small, small, config, partial(_open, grown(job)), job.plan.options)
-    return replace(exact, stored=drift_of_stored(job.small, small, config, stored, job.plan.options))
+    return verify(job.small, small, config, partial(weight, grown(job)), job.plan.options, stored=stored)
 
 
-def _open(state: State, name: str) -> Tensor:
+def weight(state: State, name: str) -> Tensor:
+    """One tensor of a state, in float32."""
     return state.tensors[name].open().float()
 
 
@@ -163,7 +164,7 @@ def into_stage(job: Job, folder: StageFolder, facts: dict, say: Say = print) -> 
     out = folder.checkpoints / "step-0000000"
     if out.exists():  # published, and killed before the stage was marked finished
         shutil.rmtree(out)
-    measured = carry_out(job, out, say)
+    measured = carry_out(job, out, say, WORKERS)
     folder.ledger.truncate(-1)
     for kind, flops in spent(job, measured.samples).items():
         folder.ledger.append(step=0, kind=kind, flops=flops, samples=measured.samples if kind == "verify" else 0, tokens=0)

@@ -1,15 +1,11 @@
 """The offline commands: what they take, and which part does the work. Nothing heavy is imported before it is needed."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.processes import huge_pages
-
-WORKERS = len(os.sched_getaffinity(0)) + 1
-"""One more than the CPUs: now and then one of them waits for the disk."""
+from pipeline.processes import WORKERS, huge_pages
 
 
 def add_parsers(commands: argparse._SubParsersAction) -> None:
@@ -155,11 +151,11 @@ def _verify(options: argparse.Namespace) -> int:
     huge_pages()
     from pipeline import comparison
 
-    found, chosen = comparison.compare(options.small, options.large)
+    found, chosen, rounded = comparison.compare(options.small, options.large)
     if options.json:
         print(json.dumps({"small": str(options.small), "large": str(options.large), "method": chosen.method, **found.as_json()}, indent=2))
     else:
-        comparison.show(found, chosen, _console())
+        comparison.show(found, chosen, rounded, _console())
     return 0 if found.lossless else 1
 
 

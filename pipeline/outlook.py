@@ -1,6 +1,5 @@
 """What an expansion will do, before it is done: for people to read, and as data. No tensor is read."""
 
-import os
 from dataclasses import asdict
 
 from rich.console import Console
@@ -14,6 +13,7 @@ from pipeline.flops import cost
 from pipeline.growth import conditions, moments
 from pipeline.growth.engine import METHODS
 from pipeline.growth.maps import MEAN, ZERO, IndexMap, Map, Maps
+from pipeline.processes import WORKERS
 
 GIB = 2**30
 LONGEST = 2048
@@ -51,13 +51,15 @@ def _positions(config: PretrainedConfig) -> dict[str, int]:
 
 def needs(job: Job) -> dict[str, int]:
     """Bytes that the expansion takes. disk: the result; nothing is put aside. memory: what Python and its libraries hold, and
-    what is larger: windows for every writing process, or four times the largest tensor in float32 for the verification,
-    which reads it in float64."""
-    count, largest = models.table(job.large).parameters, max(_size(row.shape) for row in job.plan.rows)
+    what is larger: for every writing process windows and a source tensor (whose mean a window may need), or four times the
+    largest tensor in float32 for the verification, which reads it in float64."""
+    small, large = models.table(job.small), models.table(job.large)
+    count, largest, source = large.parameters, *(max(_size(table.shape(row)) for row in table.rows()) for table in (large, small))
+    writers = min(WORKERS, {"huggingface": 1, "universal": WORKERS, "zero": job.form.world_size}[job.form.layout])
     width = {"float32": 4, "bfloat16": 2, "float16": 2}[job.form.dtype]
     native = 12 * count + (0 if job.form.zero_stage == 3 else (2 if job.form.bf16 else 4) * count)
     disk = {"huggingface": width * count, "universal": 12 * count, "zero": native}[job.form.layout]
-    return {"disk": disk, "memory": LIBRARIES + max((os.cpu_count() + 1) * WRITER, 16 * largest)}
+    return {"disk": disk, "memory": LIBRARIES + max(writers * (WRITER + 4 * source), 16 * largest)}
 
 
 def _size(shape: tuple[int, ...]) -> int:

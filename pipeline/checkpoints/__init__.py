@@ -55,8 +55,6 @@ def locate(path: Path) -> Path:
         raise UserError(f"{path}: no such folder; name a run's stage, a checkpoint folder, or one tag in it")
     if layout(path):
         return path
-    if (path / manifest.NAME).exists():
-        manifest.read(path)  # names the file that is gone
     for folder in (path / "checkpoints", path):
         if newest := manifest.newest(folder):
             return newest
@@ -68,6 +66,8 @@ def locate(path: Path) -> Path:
     stages = {stage.parent.name: read_json(stage) for stage in sorted(path.glob("*/stage.json"))}
     if len(sources := {facts.get("origin") for facts in stages.values() if facts.get("kind") == "expand"} & set(stages)) == 1:
         return locate(path / sources.pop())  # a run: the stage that its one expansion grows from
+    if (path / manifest.NAME).exists():
+        manifest.read(path)  # names the file that is gone
     hint = f"name one of its stages: {', '.join(stages)}" if stages else "it holds no complete checkpoint"
     raise UserError(f"{path}: {hint}")
 

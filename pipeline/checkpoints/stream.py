@@ -1,7 +1,7 @@
 """Writing files as streams of chunks, hashed on the way; several processes share the files.
 
-What is written depends on the files alone, not on the number of processes. Memory holds one tensor at a time, and of
-mapped tensors nothing: their pages are their file's.
+What is written depends on the files alone, not on the number of processes. Memory holds windows of one tensor at a time,
+and of mapped tensors nothing: their pages are their file's.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import multiprocessing
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,21 +102,29 @@ def _require_room(files: list[File], folder: Path) -> None:
         raise UserError(f"{folder}: needs {need / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free; make room or choose another place")
 
 
+class Stopped(Exception):
+    """Another worker has failed: what this one makes will not be published."""
+
+
 class Bar:
-    """Bytes written so far, by all processes; shown on a terminal."""
+    """Bytes written so far, by all processes; shown on a terminal. Tells the workers when to stop."""
 
     def __init__(self, total: int, shown: bool):
-        self.written = multiprocessing.get_context("fork").Value("q", 0)
+        context = multiprocessing.get_context("fork")
+        self.written, self.stopped = context.Value("q", 0), context.Value("b", 0)
         self.progress = Progress(TextColumn("writing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
                                  console=Console(stderr=True), transient=True, disable=not (shown and sys.stderr.isatty()))
         self.task = self.progress.add_task("", total=total)
 
     def count(self, size: int) -> None:
+        """Called by the workers. Raises Stopped once one of them has failed."""
+        if self.stopped.get_obj().value:
+            raise Stopped
         with self.written.get_lock():
             self.written.value += size
 
     def show(self) -> None:
-        self.progress.update(self.task, completed=self.written.value)
+        self.progress.update(self.task, completed=self.written.get_obj().value)  # a worker may have died with the lock
 
     def __enter__(self) -> "Bar":
         self.progress.start()
@@ -138,19 +146,28 @@ def _shared(tasks: list[Task], workers: int, bar: Bar, ended: Callable[[int], No
     _SHARE = tasks, bar
     try:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), initializer=_begin) as pool:
-            pending = running = [pool.submit(_numbered, number) for number in range(len(tasks))]
+            running = {pool.submit(_numbered, number): number for number in range(len(tasks))}
             try:
-                while pending:
-                    done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                    bar.show()
-                    for future in done:
-                        future.result()
-                        ended(running.index(future))
+                _follow(running, bar, ended)
+            except BaseException:
+                bar.stopped.value = True
+                raise
             finally:
                 pool.shutdown(cancel_futures=True)
             return [future.result() for future in running]
     finally:
         _SHARE = [], None
+
+
+def _follow(running: dict[Future, int], bar: Bar, ended: Callable[[int], None]) -> None:
+    """Wait for all of them, and raise what the first that fails has raised."""
+    pending = set(running)
+    while pending:
+        done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+        bar.show()
+        for future in done:
+            future.result()
+            ended(running[future])
 
 
 def _begin() -> None:

@@ -8,6 +8,7 @@ mind; the manifest holds the SHA-256 of the whole file.
 import math
 import mmap
 import struct
+import warnings
 import zipfile
 from collections.abc import Iterator
 from functools import partial
@@ -21,9 +22,6 @@ from pipeline.checkpoints.stream import Chunks, File, Piece, content
 from pipeline.errors import UserError
 from pipeline.state import Entry
 
-RESERVED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
-"""Addresses without memory behind them, whatever their size; Python names the last flag since 3.13."""
-
 
 class Draft:
     """The content of one file: any tree of dicts, lists and plain values, with holes for tensors."""
@@ -34,8 +32,7 @@ class Draft:
     def hole(self, pieces: list[Piece], shape: tuple[int, ...] | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """A tensor of the tree that is filled by `pieces`; flat without a `shape`. Its own memory is never touched."""
         shape = (sum(piece.length for piece in pieces),) if shape is None else shape
-        size = math.prod(shape) * dtype.itemsize
-        empty = torch.frombuffer(mmap.mmap(-1, size, flags=RESERVED), dtype=dtype).view(shape) if size else torch.empty(shape, dtype=dtype)
+        empty = _addresses(math.prod(shape), dtype).view(shape)
         self.fills[id(empty)] = empty, pieces
         return empty
 
@@ -69,6 +66,18 @@ class Draft:
         met = list(dict.fromkeys(id(tensor) for tensor in _tensors(tree)))
         places = _records(skeleton)
         return {places[f"data/{number}"]: self.fills[tensor] for number, tensor in enumerate(met) if self.fills[tensor][0].numel()}
+
+
+def _addresses(count: int, dtype: torch.dtype) -> Tensor:
+    """A tensor without memory behind it: read-only pages that nobody touches count for no limit but that of addresses."""
+    if not count:
+        return torch.empty(0, dtype=dtype)
+    try:
+        pages = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
+    except OSError as error:
+        raise UserError(f"{count * dtype.itemsize / 2**30:.2f} GiB of addresses are not to be had ({error.strerror}); raise the limit (ulimit -v)") from error
+    with warnings.catch_warnings(action="ignore"):  # that it cannot be written to
+        return torch.frombuffer(pages, dtype=dtype)
 
 
 def _records(path: Path) -> dict[str, int]:

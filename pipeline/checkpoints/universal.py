@@ -8,6 +8,7 @@ and group 0's hyper-parameters among all groups; `engine.load` repairs the last.
 
 import io
 import math
+from functools import partial
 from pathlib import Path
 
 import deepspeed
@@ -75,8 +76,9 @@ def _step(folder: Path, name: str, optimizer: dict) -> float:
 
 
 def _entry(folder: Path, name: str, slot: str, shape: tuple[int, ...] | None) -> Entry:
-    tensor = _load(folder / "zero" / name / f"{slot}.pt", shape)  # mapped: it takes addresses, not memory
-    return Entry(tuple(tensor.shape), lambda: tensor)
+    path = folder / "zero" / name / f"{slot}.pt"
+    held = tuple(_load(path, None).shape)
+    return Entry(shape or held, partial(_load, path, shape))
 
 
 def _load(path: Path, shape: tuple[int, ...] | None) -> Tensor:

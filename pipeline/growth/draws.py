@@ -19,7 +19,8 @@ def normal(shape: tuple[int, ...], rows: Tensor, std: float, seeds: Seeds) -> Te
     width = math.prod(shape[1:])
     height = max(1, BLOCK // max(1, width))
     blocks, place = (rows // height).unique(return_inverse=True)
-    drawn = [_block(seeds(*([str(number)] if number else [])), min(height, shape[0] - number * height), width, std) for number in blocks.tolist()]
+    drawn = [_block(seeds(*([str(number)] if number else [])), min(height, shape[0] - number * height), width, std)
+             for number in blocks.tolist()]
     return torch.cat(drawn)[place * height + rows % height].view(-1, *shape[1:])
 
 

@@ -1,4 +1,4 @@
-"""Carrying a plan out: W* = sum_j c_j E_out W_j R_in^T + N, one tensor at a time.
+"""Carrying a plan out: W* = sum_j c_j E_out W_j R_in^T + N, one window of rows at a time.
 
 Where a tensor writes a space its axis goes by E, where it reads by R, where it is a norm's gain by eta * E. A gradient
 transforms by the transpose of that: `gradient_map`. Everything is differentiable in E, R, c and W.
@@ -71,10 +71,11 @@ class Growth:
 
     def tensor(self, row: Row, read: Read, rows: range | None = None) -> Tensor:
         """One target tensor, or its `rows` along the first axis: only those are computed, and only what they need is read."""
-        param, rows = self.params[row.target], rows or range(row.shape[0])
+        param, rows = self.params[row.target], range(row.shape[0]) if rows is None else rows
         if row.fresh:
             return self._fresh(row, param, rows)
-        terms = [(source.weight, self.map(self._opener(row, param, source.name, read), param, source.maps, weight_map, rows)) for source in row.sources]
+        terms = [(source.weight, self.map(self._opener(row, param, source.name, read), param, source.maps, weight_map, rows))
+                 for source in row.sources]
         terms += [(1.0, self._noise(row, param, axis, rows)) for axis in row.noise]
         return self._appended(row, param, combined(terms) if terms else self._full(row, rows, row.fill), rows)
 
@@ -89,7 +90,8 @@ class Growth:
     def _first(self, open: Open, param: Param, number: int, chosen: Map) -> Tensor:
         """The map along the first axis, in space `number` of it: of W only the rows that it needs are opened."""
         begin = sum(self.source.spaces[name].size for name in param.axes[0].spaces[:number])
-        return chosen.counted_from(chosen.needs).apply(open(range(begin + chosen.needs.start, begin + chosen.needs.stop)), 0)
+        needs = chosen.needs
+        return chosen.counted_from(needs).apply(open(range(begin + needs.start, begin + needs.stop)), 0)
 
     def along(self, axis: int, label: Axis, maps: str, view: View, rows: range) -> Iterator[tuple[int, Map]]:
         """(number, map) of the spaces along an axis; along the first one only what is in `rows`."""
@@ -135,17 +137,17 @@ class Growth:
         """N = s * (Z - Z E (E^T E)^-1 E^T): the target's own fresh initialisation, as far as it is not seen along `axis`."""
         label, draw = param.axes[axis], partial(self._normal, row, param, scale=self.plan.options.noise)
         if axis == 0:
-            return _joined([self._unseen_rows(draw, label, number, name, window) for number, name, window in self._windows(0, label, rows)], 0)
+            return _joined([self._unseen_rows(row, draw, label, *part) for part in self._windows(0, label, rows)], 0)
         parts = draw(torch.arange(rows.start, rows.stop), "noise", str(axis)).split([self.target.spaces[name].size for name in label.spaces], axis)
         unseen = [chosen.unseen(part, axis) if (chosen := self._seen(label, name)) else torch.zeros_like(part)
                   for part, name in zip(parts, label.spaces, strict=True)]
         return _joined(unseen, axis)
 
-    def _unseen_rows(self, draw: Callable[..., Tensor], label: Axis, number: int, name: str, window: range) -> Tensor:
+    def _unseen_rows(self, row: Row, draw: Callable[..., Tensor], label: Axis, number: int, name: str, window: range) -> Tensor:
         """Along the first axis rows hang together: those of one source are drawn with it."""
         begin, chosen = sum(self.target.spaces[before].size for before in label.spaces[:number]), self._seen(label, name)
         if chosen is None:
-            return torch.zeros_like(draw(begin + torch.arange(window.start, window.stop), "noise", "0"))
+            return self._full(row, window, 0.0)
         kin = chosen.kin(window)
         unseen = chosen.among(kin).unseen(draw(begin + kin, "noise", "0"), 0)
         return unseen.narrow(0, int(torch.searchsorted(kin, window.start)), len(window))

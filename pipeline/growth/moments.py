@@ -1,9 +1,9 @@
 """Growing Adam's moments: a gradient transforms by the transpose of equation (1), its square by the squared maps.
 
 Entries without a past (remainders, appended rows) get a first moment of 0 and, as second moment, the mean of the known
-ones in their row, whole rows that of their tensor; what a new layer writes gets a first moment of 0 and the second moments of the layer it stands
-behind: a zero beside a large step count would make their first updates sqrt(1 / (1 - beta_2)) times too large. The step
-count is the source's.
+ones in their row, whole rows that of their tensor; what a new layer writes gets a first moment of 0 and the second moments
+of the layer it stands behind: a zero beside a large step count would make their first updates sqrt(1 / (1 - beta_2)) times
+too large. The step count is the source's.
 """
 
 import math
@@ -20,6 +20,8 @@ from pipeline.growth.engine import Growth, Read, View, combined, gradient_map, s
 from pipeline.growth.maps import Map
 from pipeline.growth.plan import Plan, Row
 
+READ = 1 << 22
+"""Elements of a source tensor that are summed up at a time."""
 VIEWS: dict[str, View] = {"exp_avg": gradient_map, "exp_avg_sq": square_map}
 
 
@@ -54,11 +56,13 @@ class Moment:
 
     def rows(self, rows: range | None = None) -> Tensor:
         """All of it, or its `rows` along the first axis."""
-        rows = rows or range(self.row.shape[0])
+        rows = range(self.row.shape[0]) if rows is None else rows
+        if self.slot == "exp_avg" and not self.row.sources:
+            return torch.zeros((len(rows), *self.row.shape[1:]), dtype=self.growth.dtype)
         view = VIEWS[self.slot]
         grown = combined([(weight, self.growth.map(partial(self._open, name), self._param, "", view, rows)) for name, weight in self._terms])
         if self.slot == "exp_avg":
-            return grown if self.row.sources else torch.zeros_like(grown)
+            return grown
         known = self._known(0, rows).view(-1, *[1] * (grown.dim() - 1))
         return torch.where(known, self._filled(grown), self.typical) if not known.all() else self._filled(grown)
 
@@ -75,29 +79,33 @@ class Moment:
     @cached_property
     def typical(self) -> float:
         """The mean of all known entries, for rows without a past: the sum of all over the number of known ones."""
-        total = sum(weight * self._summed(self._open(name)) for name, weight in self._terms)
+        total = sum(weight * self._summed(name) for name, weight in self._terms)
         known = math.prod(int(self._known(axis).sum()) for axis in range(len(self.row.shape)))
         return total / known if known else 0.0
 
-    def _summed(self, tensor: Tensor) -> float:
-        """The sum of what `tensor` grows to: axis by axis, last first, every entry times the weights that it occurs with."""
-        for axis in reversed(range(tensor.dim())):
-            tensor = tensor @ torch.cat([chosen.back(torch.ones_like(often), 0) for chosen, often in self._along(axis)])
-        return tensor.item()
+    def _summed(self, name: str) -> float:
+        """The sum of what source tensor `name` grows to: its entries, axis by axis, times the weights that they occur with."""
+        first, *others = [torch.cat([chosen.back(torch.ones_like(made), 0) for chosen, made in self._along(axis)]) for axis in range(len(self.row.shape))]
+        height, total = max(1, READ // math.prod(len(weights) for weights in others)), 0.0
+        for start in range(0, len(first), height):
+            tensor = self._open(name, range(start, min(start + height, len(first))))
+            for weights in reversed(others):
+                tensor = tensor @ weights
+            total += (tensor @ first[start : start + height]).item()
+        return total
 
     def _known(self, axis: int, rows: range | None = None) -> Tensor:
         """Which entries along an axis have a past."""
-        return torch.cat([often > 0 for _, often in self._along(axis, rows)])
+        return torch.cat([made > 0 for _, made in self._along(axis, rows)])
 
     def _along(self, axis: int, rows: range | None = None) -> Iterator[tuple[Map, Tensor]]:
         """The maps of an axis, each with what it makes of ones."""
         label = self._param.axes[axis]
-        for number, chosen in self.growth.along(axis, label, "", VIEWS[self.slot], rows or range(self.row.shape[0])):
+        for number, chosen in self.growth.along(axis, label, "", VIEWS[self.slot], range(self.row.shape[0]) if rows is None else rows):
             yield chosen, chosen.apply(torch.ones(self.growth.source.spaces[label.spaces[number]].size, dtype=self.growth.dtype), 0)
 
-    def _open(self, name: str, rows: range | None = None) -> Tensor:
-        size = sum(self.growth.source.spaces[space].size for space in self._param.axes[0].spaces)
-        return self.read(name, rows or range(size)).to(self.growth.dtype)
+    def _open(self, name: str, rows: range) -> Tensor:
+        return self.read(name, rows).to(self.growth.dtype)
 
     @property
     def _param(self) -> Param:

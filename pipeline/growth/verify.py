@@ -10,7 +10,6 @@ difference that vanishes with eps is added to both gates.
 """
 
 from dataclasses import asdict, dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,7 +33,7 @@ class Verification:
     tolerance: what post-LN depth adds to the gates, the part of `float64` that vanishes with the norms' epsilon. drift: the
     residual stream behind each source layer, in float64. symmetry: how far gradients of copies differ, by space. loss:
     cross-entropy of the probe before and after, where the vocabulary grew. stored: the difference, in float64, of a result
-    stored in less than float32.
+    stored in less than float32; the others are then those of the weights that it is the rounding of.
     """
 
     float64: float
@@ -107,24 +106,18 @@ class Pair:
 
 
 def verify(source: PretrainedConfig, small: Weights, target: PretrainedConfig, large: Weights, options: Options, *,
-           samples: int = 2) -> Verification:
+           stored: Weights | None = None, samples: int = 2) -> Verification:
     """Run both models on the same probe in float32 and in float64, one at a time, and of it one module's weights. Weights are
-    read by published name."""
+    read by published name. stored: `large` as it was rounded to less than float32, measured beside it, no part of the verdict."""
     pair, inputs = Pair(source, target, options), probe(source, options.seed, samples)
     trace, copies = symmetry(target, large, pair.maps, inputs, options.seed)
     single = pair.difference(run(source, small, inputs, torch.float32), trace)
-    measure = partial(pair.traces, small, large, inputs, torch.float64)
-    exact = measure()
+    exact = pair.traces(small, large, inputs, torch.float64)
     found, drift, losses = pair.difference(*exact), pair.drift(*exact), pair.losses(*exact, inputs)
+    rounded = None if stored is None else pair.difference(exact[0], run(target, stored, inputs, torch.float64))
     del exact
-    tolerance = max(0.0, found - pair.difference(*measure(bare=True))) if pair.moved else 0.0
-    return Verification(found, single, samples, tolerance, drift, copies, losses)
-
-
-def drift_of_stored(source: PretrainedConfig, small: Weights, target: PretrainedConfig, stored: Weights, options: Options, samples: int = 2) -> float:
-    """The difference in float64 of weights that were rounded to less than float32: reported, never a verdict."""
-    pair = Pair(source, target, options)
-    return pair.difference(*pair.traces(small, stored, probe(source, options.seed, samples), torch.float64))
+    tolerance = max(0.0, found - pair.difference(*pair.traces(small, large, inputs, torch.float64, bare=True))) if pair.moved else 0.0
+    return Verification(found, single, samples, tolerance, drift, copies, losses, rounded)
 
 
 def relative_difference(small: Tensor, large: Tensor) -> float:

@@ -103,7 +103,7 @@ def test_a_random_start_is_a_fresh_model(variant):
     source, target = sample(variant), sample(variant, hidden=48, heads=12, mlp=96, layers=3, vocab=300, positions=60)
     made, target = planned(source, target, method="random")
 
-    def closed(name: str) -> torch.Tensor:
+    def closed(name: str, rows: range) -> torch.Tensor:
         raise AssertionError(f"{name} was opened")
 
     own = dict(models.build(target, seed=1).named_parameters())

@@ -79,6 +79,37 @@ def test_interpolated_tables(patch):
     assert not [row.target for row in growth.plan.rows if not same(row, lambda rows, row=row: growth.tensor(row, rows_of(weights), rows))]
 
 
+@pytest.mark.parametrize("slot", ["", *VIEWS])
+@pytest.mark.parametrize("variant", ["bert-pre-ln", "gpt2", "llama"])
+def test_a_window_reads_what_it_needs(variant, slot):
+    """All windows together read each source row about as often as it is copied, and a mean of all rows; nothing for rows without a
+    past, apart from their mean, which is taken once."""
+    growth, weights = grower(variant, {**WHOLE, "vocab": 6000})
+    read, rows = [], rows_of(weights)
+
+    def counted(name: str, wanted: range) -> torch.Tensor:
+        read.append((name, wanted))
+        return rows(name, wanted)
+
+    for row in (row for row in growth.plan.rows if len(row.shape) == 2 and row.sources):
+        read.clear()
+        in_windows(row, Moment(growth, row, slot, counted).rows if slot else lambda w, row=row: growth.tensor(row, counted, w), 7)
+        source = weights[row.sources[0].name].shape[0]
+        assert sum(len(wanted) for _, wanted in read) <= 4 * row.shape[0] + source, row.target
+        assert row.shape[0] < 1000 or sum(len(wanted) for _, wanted in read) <= 2 * source, row.target
+
+
+def test_blocks_differ(monkeypatch):
+    """Every block has its own numbers, of the same spread; the first has those of a tensor that is one block."""
+    seeds = lambda *words: hash(("seed", *words)) % 2**31  # noqa: E731
+    drawn = draws.normal((100, 16), torch.arange(100), 0.5, seeds)
+    blocks = drawn.split(4)
+    assert all(not torch.equal(one, other) for one, other in zip(blocks, blocks[1:], strict=False)) and 0.45 < drawn.std() < 0.55
+    assert torch.equal(draws.normal((100, 16), torch.tensor([2, 5, 50]), 0.5, seeds), drawn[[2, 5, 50]])
+    monkeypatch.setattr(draws, "BLOCK", 1 << 20)
+    assert torch.equal(draws.normal((4, 16), torch.arange(4), 0.5, seeds), blocks[0])
+
+
 def test_a_rank_draws_no_more_than_its_share(monkeypatch):
     """Half of a matrix costs half of its noise, and a block at most."""
     growth, weights = grower("bert-pre-ln", LARGE)

@@ -17,7 +17,7 @@ from samples import sample
 from test_grown_moments import HYPER, source
 from test_runs import ENVIRONMENT, ROOT
 
-from pipeline import inspection, models
+from pipeline import models
 from pipeline.checkpoints import Format, manifest
 from pipeline.errors import UserError
 from pipeline.inspection import whole

@@ -14,8 +14,10 @@ SMALL, LARGE = gpt2(6, 256, 8), gpt2(9, 384, 12)
 LIBRARIES = 300 * 2**20
 
 
-def bound(config) -> int:
-    """Three times the largest tensor's three states, and 300 MB for Python and its libraries."""
+def bound(config, command: str) -> int:
+    """A reshard holds nothing that grows with the model. An expansion: three times the largest tensor's three states."""
+    if command == "reshard":
+        return LIBRARIES
     table = models.table(config)
     return 3 * 3 * 4 * max(table.numel(row) for row in table.rows()) + LIBRARIES
 
@@ -36,4 +38,4 @@ def test_anonymous_memory_stays_below_its_bound(tmp_path, source, arguments, lar
     names = {"SOURCE": source, "OUT": tmp_path / "out", "TARGET": target}
     _, peak = timed([sys.executable, "-m", "pipeline", *(str(names.get(word, word)) for word in arguments)])
     whole = 12 * models.table(largest).parameters
-    assert peak < bound(largest), f"{peak / 2**20:.0f} MiB, of a state of {whole / 2**20:.0f} MiB"
+    assert peak < bound(largest, arguments[0]), f"{peak / 2**20:.0f} MiB, of a state of {whole / 2**20:.0f} MiB"

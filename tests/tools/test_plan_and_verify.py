@@ -169,7 +169,7 @@ def test_without_a_plan_the_rounding_is_part_of_the_difference(tmp_path, capsys)
     for name in ("plan.json", manifest.NAME):
         (tmp_path / "large" / name).unlink()
     code, found = measured(capsys, tmp_path)
-    assert code == 1 and found["stored"] == found["float64"] > 1e-5
+    assert code == 1 and found["stored"] is None and found["float64"] > 1e-5
     assert "the rounding is part of the difference" in lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")[1]
 
 
