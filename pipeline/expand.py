@@ -67,7 +67,8 @@ def carry_out(job: Job, out: Path, say: Say = print, workers: int = 1) -> Verifi
     origin = manifest.Origin.of(job.source)
     with manifest.writing(out) as staged:
         say(f"expand: {len(job.plan.rows)} tensors, {words(job.plan)}")
-        files, hashed = checkpoints.write(grown(job), job.large, staged, job.form, step=_step(job), workers=workers, progress=True, read=origin.paths)
+        files, hashed = checkpoints.write(grown(job), job.large, staged, job.form, step=_step(job), workers=workers, progress=True,
+                                          read=origin.paths)
         source = origin.facts(hashed)
         files |= checkpoints.copy_beside(job.source, staged)
         measured = _verify(job, staged)
@@ -103,7 +104,9 @@ def _read(job: Job, slot: str, name: str, rows: range) -> Tensor:
     """Rows of a source tensor in float32; no slot: of a weight."""
     tensor = (job.state.slots[slot] if slot else job.state.tensors)[name].rows(rows).float()
     if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():  # the sum first: it may overflow, but it is fast
-        raise UserError(f"{job.source}: '{f'{slot} of {name}' if slot else name}' holds NaN or infinite values; the file is damaged (lemon check tells) or the source has diverged; use an older checkpoint")
+        what = f"{slot} of {name}" if slot else name
+        raise UserError(f"{job.source}: '{what}' holds NaN or infinite values; the file is damaged (lemon check tells) or the source has "
+                        "diverged; use an older checkpoint")
     return tensor
 
 
