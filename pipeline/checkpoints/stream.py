@@ -112,7 +112,7 @@ class Bar:
     def __init__(self, total: int, shown: bool):
         context = multiprocessing.get_context("fork")
         self.written, self.stopped = context.Value("q", 0), context.Value("b", 0)
-        self.progress = Progress(TextColumn("writing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+        self.progress = Progress(TextColumn("writing and hashing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
                                  console=Console(stderr=True), transient=True, disable=not (shown and sys.stderr.isatty()))
         self.task = self.progress.add_task("", total=total)
 
