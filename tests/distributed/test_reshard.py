@@ -17,7 +17,9 @@ from pipeline.state import State
 
 SLOTS = ("exp_avg", "exp_avg_sq")
 CASES = {
-    "stage 0": {"stage": 0}, "stage 0 bf16": {"stage": 0, "bf16": True}, "stage 1": {"stage": 1}, "stage 2 bf16": {"stage": 2, "bf16": True},
+    "stage 0": {"stage": 0}, "stage 0 bf16": {"stage": 0, "bf16": True}, "stage 0 fp16": {"stage": 0, "fp16": True},
+    "stage 1": {"stage": 1}, "stage 1 bf16": {"stage": 1, "bf16": True}, "stage 1 fp16": {"stage": 1, "fp16": True},
+    "stage 2 bf16": {"stage": 2, "bf16": True}, "stage 3 bf16": {"stage": 3, "bf16": True}, "stage 3 fp16": {"stage": 3, "fp16": True},
     "stage 2 fp16": {"stage": 2, "fp16": True}, "stage 2 extras": {"stage": 2, "extras": True}, "stage 3": {"stage": 3},
     "stage 3 extras": {"stage": 3, "extras": True}, "stage 3 sub-groups": {"stage": 3, "zero": {"sub_group_size": 3000}},
     "stage 3 of 3": {"stage": 3, "world": 3}, "stage 1 of 1": {"stage": 1, "world": 1},
@@ -63,7 +65,8 @@ def same(one: State, other: State) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_is_lost(tmp_path, theirs, case, to):
     source = checkpoints.raw(theirs[case])
-    steps = 3.0 if case == "stage 0 bf16" else 2.0  # DeepSpeed makes that optimizer's state by a first step on zeros
+    steps = 3.0 if case in ("stage 0 bf16", "stage 0 fp16") else 2.0  # DeepSpeed makes that optimizer's state by a first step on zeros
+    assert all(source.tensors[name].open().dtype == torch.float32 for group in source.groups for name in group.names)  # the masters
     assert set(source.slots) == set(SLOTS) and set(source.steps.values()) == {steps}
     again = checkpoints.raw(rewritten(theirs[case], tmp_path / "ours", to))
     if to.layout == "universal":
