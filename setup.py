@@ -11,7 +11,7 @@ setup(
     version="0.1.0",
     description="Pretrain a small Transformer, expand it losslessly, go on training, account for every FLOP",
     packages=find_packages(include=["pipeline", "pipeline.*"]),
-    package_data={"pipeline.reporting": ["*.html", "*.css"]},
+    package_data={"pipeline.report": ["templates/*"]},
     python_requires=">=3.11,<3.13",
     install_requires=[
         "torch>=2.11,<2.14",
@@ -24,6 +24,7 @@ setup(
         "safetensors>=0.5",
         "rich>=13",
         "matplotlib>=3.9",
+        "jinja2>=3.1",
         "pillow>=10",
     ],
     extras_require={

@@ -9,7 +9,7 @@ FLOORS = [
     {"axes", "state", "hardware"}, {"flops"},
     {"models", "data", "progress"}, {"growth"},
     {"checkpoints"}, {"engine", "launcher"},
-    {"reporting", "targets"}, {"train", "expand", "report"}, {"check", "outlook", "comparison"}, {"reshard", "inspection", "difference", "export"},
+    {"accounting", "targets"}, {"train", "expand", "report"}, {"check", "outlook", "comparison"}, {"reshard", "inspection", "difference", "export"},
     {"run", "offline"}, {"__main__"},
 ]
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}

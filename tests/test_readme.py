@@ -19,7 +19,7 @@ def tracked(*folders: str) -> list[str]:
     return listed.split()
 
 
-LISTED = [path for path in tracked("configs", "launch", "tools", "pipeline") if "/reporting/" not in path and path != "pipeline/__init__.py"]
+LISTED = [path for path in tracked("configs", "launch", "tools", "pipeline") if "/report/" not in path and path != "pipeline/__init__.py"]
 """One line stands for the report's parts."""
 
 

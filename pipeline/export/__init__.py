@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 from pipeline import checkpoints
+from pipeline.accounting.lineage import Ancestor, lineage
+from pipeline.accounting.recorded_runs import RecordReader
 from pipeline.checkpoints import Format, huggingface, manifest
 from pipeline.data.tokenizers import PIECES, SPECIAL
 from pipeline.errors import UserError
 from pipeline.export.card import card
-from pipeline.export.history import Chapter, history
 from pipeline.folders import read_json, write_json, write_text
 from pipeline.state import State
 from pipeline.versions import installed
@@ -32,14 +33,14 @@ def carry_out(source: Path, out: Path, dtype: str = "float32", source_config: Pa
         raise UserError(f"{out}: exists already; choose another --out or remove it")
     found, form = checkpoints.locate(source), Format("huggingface", dtype=dtype)
     state, config = checkpoints.read(found, source_config)
-    origin, chapters = manifest.Origin.of(found), history(found)
-    data = prepared(chapters)
+    origin, ancestors = manifest.Origin.of(found), lineage(found, RecordReader())[::-1]
+    data = prepared(ancestors)
     with manifest.writing(out) as staged:
         files, hashed = checkpoints.write(state, config, staged, form, workers=workers, progress=True, read=origin.paths)
         _require_same(state, staged, dtype)
         beside = _copy(_beside(found, data), staged)
         facts = read_json(data / "data.json")["facts"] if data else {}
-        write_text(staged / CARD, card(out.resolve().name, config, dtype, chapters, facts, any("token" in name or "vocab" in name for name in beside)))
+        write_text(staged / CARD, card(out.resolve().name, config, dtype, ancestors, facts, any("token" in name or "vocab" in name for name in beside)))
         manifest.publish(staged, out, {
             "kind": "export", **form.as_json(), "step": int(max(state.steps.values(), default=0)), "versions": installed(), "source": origin.facts(hashed),
             "provenance": {**state.provenance, "origin": str(found), "own_flops": 0},
@@ -47,9 +48,9 @@ def carry_out(source: Path, out: Path, dtype: str = "float32", source_config: Pa
     say(f"export: {len(state.tensors)} tensors in {dtype}{', ' + ', '.join(beside) if beside else ''}, a model card")
 
 
-def prepared(chapters: list[Chapter]) -> Path | None:
+def prepared(ancestors: list[Ancestor]) -> Path | None:
     """The prepared data of the last run that the weights went through."""
-    folders = (chapter.run / "data" for chapter in reversed(chapters) if chapter.run)
+    folders = (ancestor.run / "data" for ancestor in reversed(ancestors) if ancestor.run)
     return next((folder for folder in folders if (folder / "data.json").exists()), None)
 
 

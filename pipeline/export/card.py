@@ -4,7 +4,8 @@ import transformers
 from transformers import PretrainedConfig
 
 from pipeline import models
-from pipeline.export.history import Chapter
+from pipeline.accounting.lineage import Ancestor
+from pipeline.accounting.totals import Amounts
 from pipeline.models import Family, Head
 from pipeline.versions import installed
 
@@ -13,7 +14,7 @@ TASKS = {"masked-lm": "fill-mask", "causal-lm": "text-generation", "classifier":
 AUTO = {"masked-lm": "AutoModelForMaskedLM", "causal-lm": "AutoModelForCausalLM"}
 
 
-def card(name: str, config: PretrainedConfig, dtype: str, chapters: list[Chapter], data: dict, tokenizer: bool) -> str:
+def card(name: str, config: PretrainedConfig, dtype: str, ancestors: list[Ancestor], data: dict, tokenizer: bool) -> str:
     """The content of README.md. data: the facts of the prepared data, empty where they are not known."""
     family, table = models.of_config(config), models.table(config)
     head = family.head(config)
@@ -22,8 +23,8 @@ def card(name: str, config: PretrainedConfig, dtype: str, chapters: list[Chapter
         *_front(family, head),
         f"# {name}", "",
         f"A `{family.name}` model (`{head.architecture}`) of {table.parameters:,} parameters, stored in {dtype}: {sizes}.", "",
-        "## How it came to be", "", *[f"{number}. {_told(chapter)}" for number, chapter in enumerate(chapters, 1)], "",
-        "## What it cost", "", *_ledger(chapters), "",
+        "## How it came to be", "", *[f"{number}. {_told(ancestor)}" for number, ancestor in enumerate(ancestors, 1)], "",
+        "## What it cost", "", *_ledger(ancestors), "",
         "## How to load it", "", *_loading(name, family, head, tokenizer), "", *_inputs(data),
         f"Written by {', '.join(f'{library} {version}' for library, version in installed().items())}.", "",
     ])
@@ -34,23 +35,24 @@ def _front(family: Family, head: Head) -> list[str]:
     return ["---", "library_name: transformers", f"pipeline_tag: {task}", "tags:", *[f"- {tag}" for tag in (family.name, "lemon", "model-growth")], "---", ""]
 
 
-def _told(chapter: Chapter) -> str:
-    telling = {"train": _trained, "expand": _expanded, "reshard": _rewritten, "export": _rewritten}.get(chapter.kind, _foreign)
-    return f"**{chapter.name}**: {telling(chapter)}."
+def _told(ancestor: Ancestor) -> str:
+    telling = {"train": _trained, "expand": _expanded, "reshard": _rewritten, "export": _rewritten}.get(ancestor.kind, _foreign)
+    return f"**{ancestor.name}**: {telling(ancestor)}."
 
 
-def _trained(chapter: Chapter) -> str:
-    stage, step = chapter.stage, chapter.manifest.get("step", 0)
+def _trained(ancestor: Ancestor) -> str:
+    stage = ancestor.stage.facts if ancestor.stage else {}
     batch = f" of {stage['settings']['batch']} samples, {stage['settings']['precision']}" if "settings" in stage else ""
-    begin = "from what came before" if (chapter.manifest.get("provenance") or {}).get("origin") else "from scratch"
+    origin = (ancestor.manifest.get("provenance") or {}).get("origin") or stage.get("origin")
+    begin = "from what came before" if origin else "from scratch"
     count = f"{stage['parameters']:,} parameters " if "parameters" in stage else ""
-    loss = f"; evaluation loss {chapter.loss:.4f}" if chapter.loss is not None else ""
-    return f"{count}trained {begin} for {step:,} steps{batch}{loss}"
+    loss = f"; evaluation loss {ancestor.evaluations[-1].loss:.4f}" if ancestor.evaluations else ""
+    return f"{count}trained {begin} for {ancestor.last_step:,} steps{batch}{loss}"
 
 
-def _expanded(chapter: Chapter) -> str:
-    held = chapter.manifest
-    changes = [f"{name} {before:,} -> {after:,}" for name, (before, after) in chapter.plan.get("sizes", {}).items() if before != after]
+def _expanded(ancestor: Ancestor) -> str:
+    held = ancestor.manifest
+    changes = [f"{name} {before:,} -> {after:,}" for name, (before, after) in ancestor.plan.get("sizes", {}).items() if before != after]
     sizes = f" ({', '.join(changes)})" if changes else ""
     moments = "grown" if held.get("optimizer_state") == "grow" else "started afresh"
     return f"expanded by method `{held.get('method', 'unknown')}`{sizes}, optimizer state {moments}; {_verified(held)}"
@@ -66,31 +68,34 @@ def _verified(held: dict) -> str:
     return f"{verdict}: relative difference of the outputs {measured}"
 
 
-def _rewritten(chapter: Chapter) -> str:
-    return f"rewritten in the layout '{chapter.manifest.get('layout')}', no weight changed"
+def _rewritten(ancestor: Ancestor) -> str:
+    return f"rewritten in the layout '{ancestor.manifest.get('layout')}', no weight changed"
 
 
-def _foreign(chapter: Chapter) -> str:
-    there = "made elsewhere" if chapter.place.exists() else "no longer where it was"
+def _foreign(ancestor: Ancestor) -> str:
+    there = "made elsewhere" if ancestor.path.exists() else "no longer where it was"
     return f"{there}; how it was made, and what that cost, is unknown"
 
 
-def _ledger(chapters: list[Chapter]) -> list[str]:
+def _ledger(ancestors: list[Ancestor]) -> list[str]:
     """FLOPs by stage and kind as exact integers, and their sum, which the checkpoint itself knows too."""
-    rows = [(chapter.name, kind, spent) for chapter in chapters for kind, spent in (chapter.spent or {}).items()]
-    rows += [(chapter.name, "not recorded", None) for chapter in chapters if chapter.spent is None]
-    total = (chapters[-1].manifest.get("provenance") or {}).get("flops", "unknown")
-    listed = sum(spent["flops"] for _, _, spent in rows if spent)
+    rows = [(ancestor.name, kind, spent) for ancestor in ancestors for kind, spent in (ancestor.spent or {}).items()]
+    rows += [(ancestor.name, "not recorded", None) for ancestor in ancestors if ancestor.spent is None]
+    total = (ancestors[-1].manifest.get("provenance") or {}).get("flops", "unknown")
+    listed = sum(spent.flops for _, _, spent in rows if spent)
     if isinstance(total, int) and total > listed:
-        rows.append(("before", "not itemised here", {"samples": 0, "tokens": 0, "flops": total - listed}))
-    body = [f"| {name} | {kind} | {_count(spent, 'samples')} | {_count(spent, 'tokens')} | {_count(spent, 'flops') or 'unknown'} |"
-            for name, kind, spent in rows]
+        rows.append(("before", "not itemised here", Amounts(flops=total - listed)))
+    body = [f"| {name} | {kind} | {_amounts(spent)} |" for name, kind, spent in rows]
     return ["| stage | kind | samples | tokens | FLOPs |", "|---|---|---:|---:|---:|", *body,
             f"| **everything** | | | | **{f'{total:,}' if isinstance(total, int) else total}** |"]
 
 
-def _count(spent: dict | None, unit: str) -> str:
-    return f"{spent[unit]:,}" if spent and spent[unit] else ""
+def _amounts(spent: Amounts | None) -> str:
+    """Samples, tokens and FLOPs, as cells of a table."""
+    if spent is None:
+        return " |  | unknown"
+    samples, tokens = (f"{amount:,}" if amount else "" for amount in (spent.samples, spent.tokens))
+    return f"{samples} | {tokens} | {spent.flops:,}"
 
 
 def _loading(name: str, family: Family, head: Head, tokenizer: bool) -> list[str]:

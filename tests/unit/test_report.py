@@ -2,103 +2,36 @@
 
 import json
 import math
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pipeline.accounting.recorded_runs import Evaluation
+from pipeline.accounting.savings import Comparison
+from pipeline.accounting.totals import Amounts
 from pipeline.errors import UserError
 from pipeline.folders import StageFolder, write_json
-from pipeline.report import build, summary, write
-from pipeline.reporting import figures, labels, tables, units
-from pipeline.reporting.drawing import Line, blank, draw, named
-
-SMALL = {"layers": 2, "hidden": 8, "heads": 2, "mlp": 32}
-MEDIUM = {"layers": 2, "hidden": 12, "heads": 3, "mlp": 48}
-LARGE = {"layers": 4, "hidden": 16, "heads": 4, "mlp": 64}
-SCRATCH_LOSS = {0: 8.0, 10: 6.0, 20: 5.0, 40: 4.0}
-LARGE_LOSS = {0: 5.0, 10: 4.5, 20: 3.5}
+from pipeline.report import build, figures, formatting, summary, tables, write
+from pipeline.report.content import Report, Start
+from tests.helpers.opened import opened
+from tests.helpers.pages import Page, texts
+from tests.helpers.runs import LARGE, LARGE_LOSS, MEDIUM, SCRATCH_LOSS, SMALL, STAGES, expand, make_run, simple_run, train
 
 
-def make_run(folder: Path, stages: dict[str, str], kind: str = "text") -> Path:
-    """A run folder without its stages. `stages`: name -> kind."""
-    listed = [{"name": name, "kind": stage} for name, stage in stages.items()]
-    config = {"name": folder.name, "data": {"kind": kind, "dataset": "embedded"}, "stages": listed}
-    (folder / "data").mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    write_json(folder / "data" / "data.json", {"facts": {"kind": kind, "unigram_entropy": 6.2}})
-    return folder
-
-
-def train(run: Path, name: str, sizes: dict, losses: dict[int, float], *, origin: str | None = None, flops: int = 10,
-          recompute: int = 0, finished: bool = True, steps: int | None = None, **facts) -> StageFolder:
-    """A training stage of `max(losses)` steps with `flops` (and `recompute`) FLOPs each, evaluated at `losses`."""
-    done = max(losses)
-    schedule = {"kind": "cosine", "peak": 1e-3, "minimum": 0.0, "initial": 0.0, "warmup": 2, "steps": steps or done}
-    stage = StageFolder(run / name)
-    stage.begin(**{
-        "kind": "train", "name": name, "model": f"model-{sizes['hidden']}", "family": "bert-pre-ln", "sizes": sizes,
-        "parameters": 1234, "origin": origin, "schedule": schedule,
-        "settings": {"batch": 4, "world_size": 2, "optimizer": {"eps": 1e-8}},
-        "flops_per_step": {"train": flops, "recompute": recompute}, "samples_per_step": 4, "tokens_per_step": 32,
-        "steps": steps or done, "device": "CPU <x86>", "versions": {"torch": "2.13"}, **facts,
-    })
-    for step in range(done + 1):
-        if step:
-            stage.metrics.append(step=step, loss=3.0 + 1 / step, lr=1e-3, grad_norm=1.0, seconds=0.5,
-                                 samples_per_second=8.0, tokens_per_second=64.0, mfu=None)
-            stage.ledger.append(step=step, kind="train", flops=flops, samples=4, tokens=32)
-        if step and recompute:
-            stage.ledger.append(step=step, kind="recompute", flops=recompute, samples=0, tokens=0)
-        if step in losses:
-            stage.metrics.append(step=step, eval_loss=losses[step], perplexity=math.exp(losses[step]))
-            stage.ledger.append(step=step, kind="evaluate", flops=7, samples=16, tokens=128)
-    if finished:
-        stage.finish()
-    return stage
-
-
-def expand(run: Path, name: str, source: str, sizes: dict, **facts) -> StageFolder:
-    stage = StageFolder(run / name)
-    gates = {"float64": 2e-6, "float32": 1e-5}
-    stage.begin(**{
-        "kind": "expand", "name": name, "model": f"model-{sizes['hidden']}", "family": "bert-pre-ln", "sizes": sizes,
-        "parameters": 1234, "origin": source, "method": "lemon", "depth": "cancel", "placement": "even",
-        "lossless": True, "verification": {"float64": 3e-8, "float32": 4e-7, "gates": gates}, **facts,
-    })
-    stage.ledger.append(step=0, kind="grow", flops=3, samples=0, tokens=0)
-    stage.ledger.append(step=0, kind="verify", flops=5, samples=2, tokens=16)
-    stage.finish()
-    return stage
-
-
-STAGES = {"small": "train", "grown": "expand", "large": "train", "scratch": "train"}
-
-
-def simple_run(folder: Path, small_flops: int = 3, **large) -> Path:
-    """small (60 FLOPs) -> grown -> large (10 a step, of them 2 recomputed); scratch, 400 FLOPs to loss 4."""
-    run = make_run(folder, STAGES)
-    train(run, "small", SMALL, {0: 8.0, 20: 5.0}, flops=small_flops)
-    expand(run, "grown", "small", LARGE)
-    train(run, "large", LARGE, LARGE_LOSS, **{"origin": "grown", "flops": 8, "recompute": 2, **large})
-    train(run, "scratch", LARGE, SCRATCH_LOSS)
-    return run
-
-
-def only(report: dict) -> dict:
-    (one,) = report["runs"][0]["comparisons"]
+def only(report: Report) -> Comparison:
+    (one,) = report.runs[0].comparisons
     return one
 
 
 def test_savings_given_the_small_model_and_all_in(tmp_path):
     one = only(build([simple_run(tmp_path / "run")]))
-    assert one["target"]["loss"] == 4.0 and "final evaluation loss of 'scratch'" in one["target"]["meaning"]
-    assert one["scratch"]["flops"] == 400
-    assert one["given"]["flops"] == 150  # half way between 4.5 at 100 and 3.5 at 200
-    assert one["given"]["saving_percent"] == pytest.approx(62.5)
-    assert one["source"]["flops"] == 60 and one["all_in"]["flops"] == 210
-    assert one["all_in"]["saving_percent"] == pytest.approx(47.5)
+    assert one.target.loss == 4.0 and "final evaluation loss of 'scratch'" in one.target.meaning
+    assert one.scratch.flops == 400
+    assert one.given.flops == 150  # half way between 4.5 at 100 and 3.5 at 200
+    assert one.given.saving_percent == pytest.approx(62.5)
+    assert one.source.flops == 60 and one.all_in.flops == 210
+    assert one.all_in.saving_percent == pytest.approx(47.5)
 
 
 def test_all_in_counts_the_whole_chain(tmp_path):
@@ -112,12 +45,12 @@ def test_all_in_counts_the_whole_chain(tmp_path):
     train(run, "scratch", LARGE, SCRATCH_LOSS)
     report = build([run])
     one = only(report)
-    assert one["source"]["stages"] == [{"stage": "small", "flops": 60}, {"stage": "medium", "flops": 50}]
-    assert one["given"]["flops"] == 150 and one["all_in"]["flops"] == 260
-    assert one["all_in"]["saving_percent"] == pytest.approx(35.0)
-    starts = {source["stage"]: source["points"][0]["flops"] for source in one["curves"]["sources"]}
+    assert [(source.stage, source.flops) for source in one.source.stages] == [("small", 60), ("medium", 50)]
+    assert one.given.flops == 150 and one.all_in.flops == 260
+    assert one.all_in.saving_percent == pytest.approx(35.0)
+    starts = {source.stage: source.points[0].flops for source in one.curves.sources}
     assert starts == {"small": 0, "medium": 60}
-    assert any("no stage that trains model 'model-12' from scratch" in text for text in report["runs"][0]["remarks"])
+    assert any("no stage that trains model 'model-12' from scratch" in text for text in report.runs[0].remarks)
 
 
 def test_a_continued_stage_pays_for_all_steps_since_the_expansion(tmp_path):
@@ -126,47 +59,47 @@ def test_a_continued_stage_pays_for_all_steps_since_the_expansion(tmp_path):
     config["stages"].append({"name": "more", "kind": "train"})
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     train(run, "more", LARGE, {0: 3.5, 10: 3.0}, origin="large")
-    _, more = build([run], target=3.25)["runs"][0]["comparisons"]
-    assert (more["stage"], more["given"]["flops"], more["source"]["flops"]) == ("more", 250, 60)
+    _, more = build([run], target=3.25).runs[0].comparisons
+    assert (more.stage, more.given.flops, more.source.flops) == ("more", 250, 60)
 
 
 def test_not_reached_is_a_result(tmp_path):
     run = simple_run(tmp_path / "run")
     report = build([run], target=3.0)
     one = only(report)
-    assert one["scratch"]["flops"] is one["given"]["flops"] is one["all_in"]["saving_percent"] is None
-    assert one["given"]["lowest"] == {"step": 20, "flops": 200, "loss": 3.5}
+    assert one.scratch.flops is one.given.flops is one.all_in.saving_percent is None
+    assert one.given.lowest == Evaluation(step=20, flops=200, loss=3.5, perplexity=math.exp(3.5))
     words = "lowest loss 3.5000 (step 20, 200 FLOPs), target 3.0000"
     assert f"'large' has not reached the target: {words}." in summary(report)
-    assert words in write(report, tmp_path / "out").read_text()
+    assert words in Page(write(report, tmp_path / "out").read_text()).words
 
 
 def test_only_the_expanded_stage_reached_the_target(tmp_path):
     report = build([simple_run(tmp_path / "run")], target=3.75)
-    assert only(report)["given"]["flops"] == 175 and only(report)["given"]["saving_percent"] is None
+    assert only(report).given.flops == 175 and only(report).given.saving_percent is None
     assert "'large' reached the target, training from scratch has not" in summary(report)
 
 
 def test_a_loss_is_called_a_loss(tmp_path):
     report = build([simple_run(tmp_path / "run", small_flops=15)])
-    assert only(report)["all_in"]["saving_percent"] == pytest.approx(-12.5)
+    assert only(report).all_in.saving_percent == pytest.approx(-12.5)
     assert "it costs 12.5 % more" in summary(report)
 
 
 def test_a_target_met_before_training_saves_nothing(tmp_path):
     report = build([simple_run(tmp_path / "run")], target=9.0)
-    assert only(report)["given"]["saving_percent"] is None and "nothing to save" in summary(report)
+    assert only(report).given.saving_percent is None and "nothing to save" in summary(report)
 
 
 def test_a_source_that_meets_the_target_is_called_so(tmp_path):
     report = build([simple_run(tmp_path / "run")], target=5.0)
-    assert only(report)["given"]["flops"] == 0 and only(report)["all_in"]["saving_percent"] == pytest.approx(70.0)
+    assert only(report).given.flops == 0 and only(report).all_in.saving_percent == pytest.approx(70.0)
     assert "'small' meets the target already: as 'large' begins, nothing is left to train." in summary(report)
 
 
 def test_a_start_outside_any_run_is_compared_as_given(tmp_path):
     run = simple_run(tmp_path / "run", origin="elsewhere/model")
-    assert only(build([run]))["given"]["flops"] == 150 and only(build([run]))["source"]["unknown"] == "elsewhere/model"
+    assert only(build([run])).given.flops == 150 and only(build([run])).source.unknown == "elsewhere/model"
     write(build([run]), run)
 
 
@@ -174,33 +107,33 @@ def test_unfinished_stages_are_named(tmp_path):
     run = simple_run(tmp_path / "run", finished=False, steps=60)
     (run / "scratch" / "stage.json").unlink()
     report = build([run])
-    assert report["runs"][0]["unfinished"] == ["stage 'large' at step 20 of 60", "stage 'scratch' not started"]
-    assert not report["runs"][0]["comparisons"]
-    page = write(report, run).read_text()
-    assert "Unfinished: stage &#x27;large&#x27; at step 20 of 60; stage" in page and "is not compared" in page
+    assert report.runs[0].unfinished == ["stage 'large' at step 20 of 60", "stage 'scratch' not started"]
+    assert not report.runs[0].comparisons
+    page = Page(write(report, run).read_text())
+    assert "Unfinished: stage 'large' at step 20 of 60; stage" in page.words and "is not compared" in page.words
 
 
 def test_an_unfinished_baseline_is_called_so(tmp_path):
     run = simple_run(tmp_path / "run")
     train(make_run(tmp_path / "other", {}), "x", SMALL, {0: 1.0})  # a stage outside any config is not read
     StageFolder(run / "scratch").begin(**StageFolder(run / "scratch").facts | {"steps": 90})
-    assert "unfinished (step 40 of 90)" in only(build([run]))["target"]["meaning"]
+    assert "unfinished (step 40 of 90)" in only(build([run])).target.meaning
 
 
 def test_a_run_that_has_not_started(tmp_path):
     report = build([make_run(tmp_path / "run", STAGES)])
-    assert report["runs"][0]["ledger"]["everything"] == {"flops": 0, "samples": 0, "tokens": 0}
-    assert "<svg" not in write(report, tmp_path / "out").read_text()
+    assert report.runs[0].ledger.everything == Amounts()
+    assert not Page(write(report, tmp_path / "out").read_text()).pictures
 
 
 def test_no_expansion_and_no_baseline_say_why(tmp_path):
     plain = make_run(tmp_path / "plain", {"scratch": "train"})
     train(plain, "scratch", LARGE, SCRATCH_LOSS)
-    assert build([plain])["runs"][0]["remarks"] == ["Nothing is compared: the run has no expansion."]
+    assert build([plain]).runs[0].remarks == ["Nothing is compared: the run has no expansion."]
     grown = make_run(tmp_path / "grown", {"small": "train", "grown": "expand"})
     train(grown, "small", SMALL, {0: 8.0, 20: 5.0})
     expand(grown, "grown", "small", LARGE)
-    assert build([grown])["runs"][0]["remarks"] == [
+    assert build([grown]).runs[0].remarks == [
         "Expansion 'grown' is not compared: no training stage has started from it yet."
     ]
 
@@ -214,18 +147,19 @@ def test_a_baseline_and_a_source_in_other_runs(tmp_path):
     run = make_run(tmp_path / "run", {"grown": "expand", "large": "train"})
     expand(run, "grown", str(checkpoint), LARGE)
     train(run, "large", LARGE, LARGE_LOSS, origin="grown")
-    (one,) = build([run, baseline])["runs"][0]["comparisons"]
-    assert one["baseline"] == {"run": "baseline", "stage": "scratch"}
-    assert one["source"]["flops"] == 30  # the first ten steps: what the checkpoint holds
-    page = write(build([run, baseline]), tmp_path / "out").read_text()
-    assert "All runs" in page and "baseline: scratch" in page
+    (one,) = build([run, baseline]).runs[0].comparisons
+    assert (one.baseline.run, one.baseline.stage) == ("baseline", "scratch")
+    assert one.source.flops == 30  # the first ten steps: what the checkpoint holds
+    page = Page(write(build([run, baseline]), tmp_path / "out").read_text())
+    assert "All runs" in page.words and any("baseline: scratch" in texts(picture) for picture in page.pictures)
+    assert ["run", "large", "4.0000", "400 FLOPs", "150 FLOPs", "62.5 %", "180 FLOPs", "55.0 %"] in page.rows
 
 
 def test_an_unrecorded_source_leaves_all_in_open(tmp_path):
     run = simple_run(tmp_path / "run")
     expand(run, "grown", "elsewhere/model", LARGE)
     report = build([run])
-    assert only(report)["given"]["saving_percent"] == 62.5 and only(report)["all_in"]["flops"] is None
+    assert only(report).given.saving_percent == 62.5 and only(report).all_in.flops is None
     assert "All-in is not known: the training of 'elsewhere/model' is not recorded." in summary(report)
     write(report, run)
 
@@ -247,68 +181,103 @@ def test_integers_add_exactly(tmp_path):
 def test_continuity_speed_and_models(tmp_path):
     run = simple_run(tmp_path / "run")
     expand(run, "grown", "small", LARGE, verification={"float64": 3e-8, "float32": 2e-5, "gates": {"float32": 1e-5}})
-    content = build([run])["runs"][0]
-    (one,) = content["continuity"]
-    assert one["source_loss"] == 5.0 and one["started"] == [{"stage": "large", "loss": 5.0, "difference": 0.0}]
-    assert [verdict["within"] for verdict in one["verification"]] == [None, False]
-    assert content["unigram_entropy"] == 6.2
-    speed = content["speed"][1]
-    assert (speed["samples_per_second"], speed["mfu"], speed["wall_seconds"]) == (8.0, None, 10.0)
-    assert [model["hidden"] for model in content["models"]] == [8, 16]
-
-
-class Page(HTMLParser):
-    """Collects what a browser would load, the ids, the references to them, and tags that do not close."""
-
-    VOID = {"meta", "link", "br", "img", "path", "use", "rect", "hr"}
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.loads, self.ids, self.references, self.open, self.crossed = [], [], set(), [], []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        for name, value in attributes:
-            if name in ("src", "href", "xlink:href", "srcset", "data", "poster"):
-                self.loads.append(value)
-            if name == "id":
-                self.ids.append(value)
-            if name == "clip-path":
-                self.references.add(value.removeprefix("url(#").removesuffix(")"))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in self.VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID and self.open.pop() != tag:
-            self.crossed.append(tag)
+    content = build([run]).runs[0]
+    (one,) = content.continuity
+    assert one.source_loss == 5.0 and one.started == [Start(stage="large", loss=5.0, difference=0.0)]
+    assert [verdict.within for verdict in one.verification] == [None, False]
+    assert content.unigram_entropy == 6.2
+    speed = content.speed[1]
+    assert (speed.samples_per_second, speed.mfu, speed.wall_seconds) == (8.0, None, 10.0)
+    assert [model["hidden"] for model in content.models] == [8, 16]
 
 
 def test_the_page_is_whole_and_self_contained(tmp_path):
     runs = [simple_run(tmp_path / "a"), simple_run(tmp_path / "b")]
     text = write(build(runs), tmp_path / "out").read_text()
     page = Page(text)
-    assert not page.open and not page.crossed
-    assert all(load.startswith("#") for load in page.loads)
-    for outside in ("http://", "https://", "@import", "url(h", "<script", "<link"):
+    assert not page.unclosed and not page.crossed
+    assert len(page.pictures) == len(page.loads) == 14  # nothing but pictures: three a run, one for both, light and dark
+    for picture in page.pictures:
+        assert texts(picture) and "href" not in picture.replace('xlink:href="#', "")
+    for outside in ("http://", "https://", "@import", "url(", "<script", "<link"):
         assert outside not in text
-    assert text.count("<svg") == 7  # three for each run, one for both
-    assert len(page.ids) == len(set(page.ids))
-    assert {load[1:] for load in page.loads} | page.references <= set(page.ids)
     assert "CPU &lt;x86&gt;" in text and f"{runs[0]} {runs[1]}" in text  # escaped; the command
+
+
+def test_every_text_is_escaped(tmp_path):
+    run = simple_run(tmp_path / "<u>&")
+    page = Page(text := write(build([run]), run).read_text())
+    assert "<u>" not in text and "FLOPs report: <u>&" in page.words and not page.unclosed and not page.crossed
+
+
+def test_times_count_every_step_of_a_window(tmp_path):
+    run = make_run(tmp_path / "run", {"scratch": "train"})
+    stage = train(run, "scratch", LARGE, {0: 8.0})
+    for step in (10, 20, 25):
+        stage.metrics.append(step=step, loss=3.0, lr=1e-3, seconds=0.5, window=10 if step < 25 else 5, mfu=1.12)
+        stage.metrics.append(step=step, eval_loss=4.0, evaluation_seconds=1.5)
+        stage.metrics.append(step=step, save_seconds=0.25)
+    (speed,) = build([run]).runs[0].speed
+    assert (speed.wall_seconds, speed.evaluation_seconds, speed.save_seconds) == (12.5, 4.5, 0.75)
+    assert speed.mfu is None  # above 100 % the peak was measured too low
+    row = next(row for row in Page(write(build([run]), run).read_text()).rows if "12.5 s" in row)
+    assert row[3:7] == ["–", "12.5 s", "4.50 s", "0.75 s"]
+
+
+def test_a_record_without_a_window_stands_for_the_steps_before_it(tmp_path):
+    run = make_run(tmp_path / "run", {"scratch": "train"})
+    stage = train(run, "scratch", LARGE, {0: 8.0})
+    for step in (10, 20, 25):
+        stage.metrics.append(step=step, loss=3.0, lr=1e-3, seconds=0.5)
+    (speed,) = build([run]).runs[0].speed
+    assert (speed.wall_seconds, speed.evaluation_seconds, speed.save_seconds) == (12.5, None, None)
+
+
+def test_report_json_is_the_content(tmp_path):
+    report = build([simple_run(tmp_path / "run")])
+    write(report, tmp_path / "out")
+    held = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert held["format"] == 2 and Report.model_validate(held) == report
+
+
+def test_every_file_is_read_once(tmp_path):
+    runs = [simple_run(tmp_path / "a"), simple_run(tmp_path / "b")]
+    for run in runs:
+        (run / "grown" / "checkpoints" / "step-0000000").mkdir(parents=True)
+        write_json(run / "grown" / "checkpoints" / "step-0000000" / "manifest.json", {"kind": "expand"})
+        write_json(run / "grown" / "plan.json", {"lossy": []})
+    with opened() as counts:
+        build(runs)
+    files = [path for run in runs for path in run.rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {
+        "config.yaml", "data.json", "stage.json", "plan.json", "manifest.json", "metrics.jsonl", "ledger.jsonl",
+    }
+    assert {path: counts[path] for path in files} == dict.fromkeys(files, 1)
+
+
+def test_light_and_dark_figures_differ_in_colours_alone(tmp_path):
+    chart = figures.compared(run := build([simple_run(tmp_path / "run")]).runs[0], run.comparisons)
+    light, dark = (figures.svg(chart, palette).decode() for palette in ("light", "dark"))
+    assert texts(light) == texts(dark)
+    inks = [{name for name, colour in palette.items() if colour in svg} for svg, palette in zip((light, dark), figures.PALETTES.values(), strict=True)]
+    assert inks[0] == inks[1] == {"ink", "muted", "rule", "blue", "orange", "grey"}
+    assert not any(colour in dark for colour in figures.PALETTES["light"].values())
+
+
+def test_the_legend_says_what_the_target_cost(tmp_path):
+    run = build([simple_run(tmp_path / "run")]).runs[0]
+    words = texts(figures.svg(figures.compared(run, run.comparisons), "light").decode())
+    for label in ("scratch, from scratch: 400 FLOPs", "large, expanded: 150 FLOPs, saves 62.5 %",
+                  "large, all-in: 210 FLOPs, saves 47.5 %", "small", "target 4.0000"):
+        assert label in words, words
 
 
 def test_images_get_top1_figures(tmp_path):
     run = make_run(tmp_path / "run", STAGES, "images")
     stage = train(run, "scratch", LARGE, SCRATCH_LOSS)
     stage.metrics.append(step=40, eval_loss=4.0, top1=0.625)
-    text = write(build([run]), run).read_text()
-    assert "top-1 accuracy, %" in text and "62.5 %" in text
+    page = Page(write(build([run]), run).read_text())
+    assert "62.5 %" in page.words and any("top-1 accuracy, %" in texts(picture) for picture in page.pictures)
 
 
 def test_the_page_is_the_same_every_time(tmp_path):
@@ -319,8 +288,8 @@ def test_the_page_is_the_same_every_time(tmp_path):
 def test_thinning_keeps_a_spike():
     steps = [{"step": step, "loss": 9.0 if step == 4321 else 2.0, "lr": 1e-3} for step in range(20_000)]
     record = tables.training(steps)
-    assert [4321, 9.0] in record["raw"] and len(record["raw"]) <= 2 * tables.POINTS
-    assert max(value for _, value in tables.smooth([[s, v] for s, v in enumerate([1, 1, 4, 1, 1])], 3)) == 2.0
+    assert (4321, 9.0) in record.raw and len(record.raw) <= 2 * tables.POINTS
+    assert max(value for _, value in tables.smooth([(s, v) for s, v in enumerate([1, 1, 4, 1, 1])], 3)) == 2.0
 
 
 def test_a_broken_training_is_named(tmp_path):
@@ -329,43 +298,34 @@ def test_a_broken_training_is_named(tmp_path):
     StageFolder(run / "large").metrics.append(step=21, eval_loss=math.nan)
     report = build([run])
     assert "Stage 'large' broke down: its training loss is not a number at step 21." in summary(report)
-    assert only(report)["given"]["flops"] == 150
+    assert only(report).given.flops == 150
     write(report, run)
 
 
-def test_labels_stay_apart():
-    figure, axes = blank("x", "y")
-    lines = [Line([0, 1, 2], [3, 2, 1], "#000000", "one line"), Line([0, 1, 2], [3, 2, 1.01], "#000000", "another")]
-    draw(axes, lines)
-    labels.write(axes, [named(line) for line in lines])
-    (x1, y1), (x2, y2) = (text.xy for text in axes.texts)
-    assert abs(y1 - y2) >= labels.ROW - 1 or abs(x1 - x2) > labels.LETTER * len("one line")
-
-
 def test_colours_follow_the_role(tmp_path):
-    chosen = figures.colours(build([simple_run(tmp_path / "run")])["runs"][0])
-    assert (chosen["scratch"], chosen["large"], chosen["small"]) == (figures.BLUE, figures.ORANGE, figures.GREY)
+    chosen = figures.colours(build([simple_run(tmp_path / "run")]).runs[0])
+    assert (chosen["scratch"], chosen["large"], chosen["small"]) == ("blue", "orange", "grey")
 
 
 @pytest.mark.parametrize(("amount", "text"), [
     (0, "0 FLOPs"), (999, "999 FLOPs"), (1_234_000_000_000_000, "1.23 PFLOPs"), (999_600, "1.00 MFLOPs"), (None, "–"),
 ])
 def test_flops_are_readable(amount, text):
-    assert units.flops(amount) == text
+    assert formatting.flops(amount) == text
 
 
 @pytest.mark.parametrize(("share", "text"), [
     (33.24, "saves 33.2 %"), (-4.0, "costs 4.0 % more"), (0.01, "costs the same"), (None, "no saving can be stated"),
 ])
 def test_savings_in_words(share, text):
-    assert units.saving(share) == text
+    assert formatting.saving(share) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [
     (4.2, "4.20 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (273_700, "3 d 4 h"), (3599.7, "1 h 00 min"),
 ])
 def test_durations_are_readable(seconds, text):
-    assert units.duration(seconds) == text
+    assert formatting.duration(seconds) == text
 
 
 def test_summary_names_the_files(tmp_path):

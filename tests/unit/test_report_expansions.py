@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import pytest
-from test_report import LARGE, LARGE_LOSS, SCRATCH_LOSS, SMALL, Page, expand, make_run, only, simple_run, train
 
 from pipeline.errors import UserError
 from pipeline.folders import write_json
-from pipeline.report import build, write
-from pipeline.reporting import figures
-from pipeline.reporting.drawing import Line, blank, cut, draw
+from pipeline.report import build, figures, write
+from tests.helpers.pages import Page
+from tests.helpers.runs import LARGE, LARGE_LOSS, SCRATCH_LOSS, SMALL, expand, make_run, simple_run, train
 
 GATES = {"float64": 2e-6, "float32": 1e-5}
 REASONS = ["new units come from the next layer", "layers repeat from 2 to 4"]
@@ -34,46 +33,50 @@ def lossy_run(folder: Path) -> Path:
     return run
 
 
-def page(run: Path) -> str:
-    text = write(build([run]), run).read_text()
-    assert not Page(text).open and not Page(text).crossed
-    return text
+def page(run: Path) -> Page:
+    shown = Page(write(build([run]), run).read_text())
+    assert not shown.unclosed and not shown.crossed
+    return shown
 
 
 def test_lossy_as_declared_is_no_failure(tmp_path):
     run = lossy_run(tmp_path / "run")
-    (one,) = build([run])["runs"][0]["continuity"]
-    assert (one["method"], one["lossless"], one["lossy"], one["optimizer_state"]) == ("aki", False, REASONS, "reset")
-    assert [verdict["difference"] for verdict in one["verification"]] == [0.9, 0.9]
-    text = page(run)
-    assert text.count("<td>lossy, as declared</td>") == 2
-    assert f"&#x27;grown&#x27; is lossy, as declared: {REASONS[0]}; {REASONS[1]}." in text
-    assert "Grown by method &#x27;aki&#x27;, lossy, as declared." in text
-    assert "misses the gate" not in text and 'class="bad"' not in text and "within the gate" not in text
+    (one,) = build([run]).runs[0].continuity
+    assert (one.method, one.lossless, one.lossy, one.optimizer_state) == ("aki", False, REASONS, "reset")
+    assert [verdict.difference for verdict in one.verification] == [0.9, 0.9]
+    shown = page(run)
+    assert [row[2:] for row in shown.rows if row[0] == "grown" and "lossy, as declared" in row] == [["9.0e−01", "–", "lossy, as declared"]] * 2
+    assert f"'grown' is lossy, as declared: {REASONS[0]}; {REASONS[1]}." in shown.words
+    assert "Grown by method 'aki', lossy, as declared." in shown.words
+    assert "misses the gate" not in shown.words and "within the gate" not in shown.words
 
 
 def test_a_lossless_method_is_held_to_its_gates(tmp_path):
     kept = page(grown(tmp_path / "kept", verification=measured(1e-8)))
     missed = page(grown(tmp_path / "missed", verification=measured(1e-3)))
-    assert kept.count("within the gate") == 2 and "misses the gate" not in kept
-    assert "lossy" not in kept.split("</figcaption>")[-1]
-    assert missed.count("misses the gate") == 2 and "within the gate" not in missed
-    assert "Grown by method &#x27;lemon&#x27;, lossless." in kept
+    assert kept.words.count("within the gate") == 2 and "misses the gate" not in kept.words
+    assert "lossy" not in kept.words.split("FLOPs ledger")[-1]
+    assert missed.words.count("misses the gate") == 2 and "within the gate" not in missed.words
+    assert "Grown by method 'lemon', lossless." in kept.words
 
 
 def test_everything_a_verification_measured_is_shown(tmp_path):
     more = {"tolerance": 3e-7, "drift": [1e-9, 4e-8], "symmetry": {"query": 0.25, "embed": 2e-3, "mlp": 0.0},
             "loss": [6.9290, 6.9523], "stored": 1.9e-3}
     run = grown(tmp_path / "run", optimizer_state="grow", verification=measured(1e-8, **more))
-    (one,) = build([run])["runs"][0]["continuity"]
-    assert {key: one[key] for key in more} == more
-    text = page(run)
+    (one,) = build([run]).runs[0].continuity
+    assert {key: getattr(one, key) for key in more} == more
+    shown = page(run)
     for words in (
-        "<td>grow</td>", "hold 3.0e−07 for post-LN depth", "the loss goes from 6.9290 to 6.9523",
-        "drifts by 4.0e−08 at most", "float64, as stored", "1.9e−03", "rounding of the stored dtype", '<th scope="col" class="n">embed</th>',
-        '<td class="n">0.250</td><td class="n">2.0e−03</td><td class="n" title="0.0">0</td>',
+        "hold 3.0e−07 for post-LN depth", "the loss goes from 6.9290 to 6.9523", "drifts by 4.0e−08 at most",
+        "Rounding to the stored dtype makes the difference of 'grown' 1.9e−03 in float64",
     ):
-        assert words in text, words
+        assert words in shown.words, words
+    for row in (
+        ["grown", "small", "lemon", "lossless", "grow"], ["expansion", "query", "embed", "mlp"], ["grown", "0.250", "2.0e−03", "0"],
+    ):
+        assert row in shown.rows, row
+    assert "0.0" in shown.titles  # the exact measure, under the pointer
 
 
 def test_spaces_without_copies_leave_a_gap(tmp_path):
@@ -82,28 +85,28 @@ def test_spaces_without_copies_leave_a_gap(tmp_path):
     train(run, "small", SMALL, {0: 8.0, 20: 5.0})
     expand(run, "wide", "small", LARGE, verification=measured(1e-8, symmetry={"query": 0.5}))
     expand(run, "tall", "small", LARGE, verification=measured(1e-8, symmetry={"mlp": 0.75}))
-    text = page(run)
-    assert '<td>wide</td><td class="n">0.500</td><td class="n">–</td>' in text
-    assert '<td>tall</td><td class="n">–</td><td class="n">0.750</td>' in text
+    rows = page(run).rows
+    assert ["wide", "0.500", "–"] in rows and ["tall", "–", "0.750"] in rows
 
 
 def test_a_run_that_recorded_less_stays_readable(tmp_path):
     run = simple_run(tmp_path / "run")
-    (one,) = build([run])["runs"][0]["continuity"]
+    (one,) = build([run]).runs[0].continuity
     nothing = {"lossy": [], "tolerance": 0.0, "drift": [], "symmetry": {}, "loss": None, "stored": None}
-    assert {key: one[key] for key in nothing} == nothing
-    text = page(run)
-    assert "Symmetry" not in text and "post-LN" not in text and text.count("within the gate") == 2
+    assert {key: getattr(one, key) for key in nothing} == nothing
+    words = page(run).words
+    assert "Symmetry" not in words and "post-LN" not in words and words.count("within the gate") == 2
 
 
 def test_an_expansion_that_has_only_begun(tmp_path):
     run = grown(tmp_path / "run", verification={})
-    assert "Verification" not in page(run)
+    assert "Verification" not in page(run).words
 
 
 def test_a_start_outside_any_run_names_no_method(tmp_path):
     run = simple_run(tmp_path / "run", origin="elsewhere/model")
-    assert only(build([run]))["expansion"] is None and "Grown by method" not in page(run)
+    (one,) = build([run]).runs[0].comparisons
+    assert one.expansion is None and "Grown by method" not in page(run).words
 
 
 def test_error_damaged_plan(tmp_path):
@@ -132,25 +135,22 @@ def many(folder: Path, methods: list[str]) -> Path:
 
 
 def test_four_methods_have_four_colours_and_one_figure(tmp_path):
-    content = build([many(tmp_path / "run", list(METHODS))])["runs"][0]
-    assert [one["expansion"]["method"] for one in content["comparisons"]] == ["lemon", "fpi", "aki", "stack"]
+    content = build([many(tmp_path / "run", list(METHODS))]).runs[0]
+    assert [one.expansion.method for one in content.comparisons] == ["lemon", "fpi", "aki", "stack"]
     assert len({figures.colours(content)[stage] for stage in ("lemon", "fpi", "aki", "stack", "scratch", "small")}) == 6
-    drawn = figures.compared(content, content["comparisons"])
-    assert "stack, expanded" in drawn and "all-in" not in drawn
+    labels = [line.label for line in figures.compared(content, content.comparisons).lines if line.label]
+    assert "stack, expanded: 150 FLOPs, saves 62.5 %" in labels and not any("all-in" in label for label in labels)
     page(tmp_path / "run")
 
 
 def test_two_methods_show_what_their_sources_cost(tmp_path):
-    content = build([many(tmp_path / "run", ["by-lemon", "by-aki"])])["runs"][0]
-    drawn = figures.compared(content, content["comparisons"])
-    assert "aki, all-in" in drawn and ">small<" in drawn
+    content = build([many(tmp_path / "run", ["by-lemon", "by-aki"])]).runs[0]
+    labels = [line.label for line in figures.compared(content, content.comparisons).lines]
+    assert "aki, all-in: 210 FLOPs, saves 47.5 %" in labels and labels.count("small") == 1
 
 
 @pytest.mark.parametrize("steep, highest", [(True, 2.0), (False, 9.0)])
 def test_only_a_steep_beginning_is_cut_off(steep, highest):
     """The beginning is where the curve itself begins: behind its source's training that is not 0."""
-    figure, axes = blank("x", "y")
-    lines = [Line([100, 105, 110, 200], [9.0, 8.0, 2.0, 1.0], "#000000", steep=steep)]
-    draw(axes, lines)
-    cut(axes, lines)
-    assert highest < axes.get_ylim()[1] < highest + 1
+    line = figures.Line([100, 105, 110, 200], [9.0, 8.0, 2.0, 1.0], "blue", steep=steep)
+    assert highest < figures.settled([line])[1] < highest + 1

@@ -1,6 +1,8 @@
 """Numbers as people read them. The exact integers stay in report.json."""
 
+import json
 import math
+from typing import Any
 
 PREFIXES = ("", "K", "M", "G", "T", "P", "E", "Z", "Y")
 """Powers of 1000."""
@@ -57,6 +59,19 @@ def scientific(number: float | None) -> str:
     return "–" if number is None else "0" if number == 0 else f"{number:.1e}".replace("-", MINUS)
 
 
+def signed(difference: float | None) -> str:
+    """A difference of losses with its sign; what six decimals would not show is scientific."""
+    if difference is None:
+        return "–"
+    text = scientific(difference) if abs(difference) < 1e-4 else decimal(difference, 6)
+    return f"+{text}" if difference > 0 else text
+
+
+def rate(per_second: float | None) -> str:
+    """Samples or tokens in a second: `12.3`, `51 200`."""
+    return "–" if per_second is None else three_digits(per_second) if per_second < 1000 else count(round(per_second))
+
+
 def saving(share: float | None) -> str:
     """What a saving in per cent means: `saves 49.6 %`, `costs 12.3 % more`."""
     if share is None:
@@ -78,3 +93,25 @@ def duration(seconds: float | None) -> str:
     if whole < 86400:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+SETTINGS = (
+    "schedule", "settings", "flops_per_step", "samples_per_step", "tokens_per_step", "method", "depth", "placement",
+    "noise", "optimizer_state", "lossless", "config_change", "device", "versions",
+)
+"""The facts of a stage that are settings."""
+
+
+def settings(facts: dict[str, Any]) -> dict[str, str]:
+    """The settings among a stage's facts, nested ones flat: `settings.optimizer.eps: 1e-08`."""
+    return _flat({key: facts[key] for key in SETTINGS if key in facts})
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value)
+    return flat

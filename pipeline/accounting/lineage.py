@@ -1,0 +1,139 @@
+"""Where a model came from: back from a stage or a checkpoint, through manifests and run folders, as far as records go."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.accounting.recorded_runs import Evaluation, RecordedStage, RecordReader
+from pipeline.accounting.totals import Amounts, by_kind, training_flops
+
+MANIFEST, CHECKPOINTS = "manifest.json", "checkpoints"
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """A stage or a checkpoint on the way.
+
+    path: the folder, as it was named. stage: the stage that the checkpoint is of; None outside a run. manifest: of the
+    checkpoint (of a stage's newest one, where the stage was named), empty where there is none. plan: what an expansion
+    planned. step: of the checkpoint; None: the whole stage.
+    """
+
+    path: Path
+    stage: RecordedStage | None
+    manifest: dict[str, Any]
+    plan: dict[str, Any]
+    step: int | None
+
+    @property
+    def recorded(self) -> bool:
+        """Whether anything is known of it."""
+        return self.stage is not None or bool(self.manifest)
+
+    @property
+    def kind(self) -> str:
+        """train, expand, reshard, export; foreign where nothing is known."""
+        return self.manifest.get("kind") or (self.stage.kind if self.stage else "foreign")
+
+    @property
+    def name(self) -> str:
+        return self.stage.name if self.stage else self.path.name
+
+    @property
+    def run(self) -> Path | None:
+        """The run folder that it lies in."""
+        return self.stage.path.parent if self.stage else None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """How it was made: stage.json, or else the manifest."""
+        return self.stage.facts if self.stage else self.manifest
+
+    @property
+    def last_step(self) -> int:
+        return self.stage.last_step if self.step is None and self.stage else self.step or 0
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """Those up to its step."""
+        return [point for point in self.stage.evaluations if point.step <= self.last_step] if self.stage else []
+
+    @property
+    def training_flops(self) -> int | None:
+        """Training FLOPs of this part alone; None: not recorded."""
+        if self.stage:
+            return training_flops(self.stage.ledger, self.last_step)
+        return 0 if self.kind in ("expand", "reshard", "export") else None
+
+    @property
+    def spent(self) -> dict[str, Amounts] | None:
+        """Everything spent on this part alone, by kind; outside a run as one sum; None: not recorded."""
+        if self.kind in ("reshard", "export"):
+            return {}
+        if self.stage is None:
+            own = (self.manifest.get("provenance") or {}).get("own_flops")
+            return None if own is None else {self.kind: Amounts(flops=own)}
+        return by_kind([entry for entry in self.stage.ledger if entry["step"] <= self.last_step])
+
+
+def lineage(start: Path, reader: RecordReader) -> list[Ancestor]:
+    """`start`, a stage folder or a checkpoint, and what it came from, nearest first. The last one was trained from
+    scratch, or nothing is recorded of what lies behind it. Raises UserError for damaged files."""
+    found: list[Ancestor] = []
+    ancestor: Ancestor | None = _at(start, reader)
+    while ancestor is not None and all(ancestor.path.resolve() != other.path.resolve() for other in found):
+        found.append(ancestor)
+        ancestor = _origin(ancestor, reader)
+    return found
+
+
+def origins(stage: RecordedStage, reader: RecordReader) -> tuple[list[Ancestor], str | None]:
+    """What `stage` came from, nearest first, as far as all training is recorded; and where the records end, or None."""
+    chain = lineage(stage.path, reader)[1:]
+    for index, ancestor in enumerate(chain):
+        if ancestor.training_flops is None:
+            return chain[:index], str(ancestor.path)
+    return chain, None
+
+
+def _at(path: Path, reader: RecordReader) -> Ancestor:
+    """`path` is a stage folder, its folder of checkpoints, or a checkpoint inside or outside a run."""
+    folder, checkpoint = _split(path.resolve())
+    stage = reader.stage(folder) if (folder / "stage.json").exists() else None
+    if stage is None:
+        checkpoint = path.resolve()
+    held = checkpoint or max((folder / CHECKPOINTS).glob(f"step-*/{MANIFEST}"), default=folder / MANIFEST).parent
+    manifest = reader.json(held / MANIFEST)
+    plan = stage.plan if stage else reader.json(held / "plan.json") if manifest.get("kind") == "expand" else {}
+    step = None if checkpoint is None else manifest.get("step", _step(checkpoint.name))
+    return Ancestor(path, stage, manifest, plan, step)
+
+
+def _split(path: Path) -> tuple[Path, Path | None]:
+    """The stage folder that `path` would belong to, and the checkpoint in it that it would be."""
+    if path.name == CHECKPOINTS:
+        return path.parent, None
+    return (path.parent.parent, path) if path.parent.name == CHECKPOINTS else (path, None)
+
+
+def _step(name: str) -> int | None:
+    found = re.fullmatch(r"step-(\d+)", name)
+    return int(found[1]) if found else None
+
+
+def _origin(ancestor: Ancestor, reader: RecordReader) -> Ancestor | None:
+    """What it was made from: the manifest names the checkpoint, stage.json the stage or a path. A stage of the same run
+    is looked for there first, because runs may be moved; a relative path counts from the run or from where we are."""
+    held, stage = ancestor.manifest, ancestor.stage
+    exact = held.get("source", {}).get("path") or (held.get("provenance") or {}).get("origin")
+    named = stage.facts.get("origin") if stage else None
+    places = [Path(place) for place in (exact, named) if place]
+    if stage and named:
+        beside = stage.path.parent / named
+        moved = [beside / CHECKPOINTS / Path(exact).name] if exact and _step(Path(exact).name) is not None else []
+        places = [*moved, beside, *places]
+    known = next((found for place in places if (found := _at(place, reader)).recorded), None)
+    if known is None and (outside := exact or named):
+        return Ancestor(Path(outside), None, {}, {}, None)
+    return known

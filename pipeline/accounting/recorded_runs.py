@@ -1,0 +1,162 @@
+"""Run folders in memory: what they recorded, every file read once."""
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.errors import UserError
+from pipeline.folders import StageFolder, read_json
+from pipeline.ledger import TRAINING, Records
+
+
+class Content(BaseModel):
+    """Part of a public format: no field may change, none may be misspelt."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Evaluation(Content):
+    """One evaluation of a training stage. flops: training FLOPs spent until then; loss in nats; top1 from 0 to 1."""
+
+    step: int
+    flops: int
+    loss: float
+    perplexity: float | None = None
+    top1: float | None = None
+
+
+def curve(metrics: list[dict], ledger: list[dict]) -> list[Evaluation]:
+    """Every evaluation beside its training FLOPs, in order; one whose loss is not a number has no place on it."""
+    costs = sorted((entry["step"], entry["flops"]) for entry in ledger if entry["kind"] in TRAINING)
+    points, total, next_cost = [], 0, 0
+    for record in (record for record in metrics if "eval_loss" in record):
+        while next_cost < len(costs) and costs[next_cost][0] <= record["step"]:
+            total += costs[next_cost][1]
+            next_cost += 1
+        if math.isfinite(record["eval_loss"]):
+            extras = {key: record.get(key) for key in ("perplexity", "top1")}
+            points.append(Evaluation(step=record["step"], flops=total, loss=record["eval_loss"], **extras))
+    return points
+
+
+@dataclass(frozen=True)
+class RecordedStage:
+    """One stage. facts: stage.json, empty before the stage has started; plan: plan.json, of an expansion only;
+    metrics and ledger: the records of metrics.jsonl and ledger.jsonl."""
+
+    path: Path
+    kind: str
+    facts: dict[str, Any]
+    plan: dict[str, Any]
+    metrics: list[dict]
+    ledger: list[dict]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def finished(self) -> bool:
+        return self.facts.get("status") == "finished"
+
+    @cached_property
+    def steps(self) -> list[dict]:
+        """The records of training steps."""
+        return [record for record in self.metrics if "loss" in record]
+
+    @cached_property
+    def evaluations(self) -> list[Evaluation]:
+        return curve(self.metrics, self.ledger)
+
+    @property
+    def last_step(self) -> int:
+        """The last step that was measured."""
+        steps = [record["step"] for record in self.steps[-1:]] + [point.step for point in self.evaluations[-1:]]
+        return max(steps, default=0)
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """One run folder. title tells it from the other runs of a report; recipe: the config's section on data; data: the
+    facts of data.json."""
+
+    folder: Path
+    title: str
+    recipe: dict[str, Any]
+    data: dict[str, Any]
+    stages: dict[str, RecordedStage]
+
+    @property
+    def trained(self) -> list[RecordedStage]:
+        """The training stages that have started."""
+        return [stage for stage in self.stages.values() if stage.kind == "train" and stage.facts]
+
+
+class RecordReader:
+    """Reads files of run folders, each once."""
+
+    def __init__(self) -> None:
+        self._objects: dict[Path, dict] = {}
+        self._stages: dict[Path, RecordedStage] = {}
+
+    def json(self, path: Path) -> dict:
+        """A JSON object, empty where there is no such file. Raises UserError for a damaged one."""
+        key = path.resolve()
+        if key not in self._objects:
+            self._objects[key] = read_json(path) if path.exists() else {}
+        return self._objects[key]
+
+    def stage(self, path: Path, kind: str = "") -> RecordedStage:
+        """A stage folder. kind: what the config says, for a stage that has not started. Raises UserError."""
+        key = path.resolve()
+        if key not in self._stages:
+            folder = StageFolder(path)
+            facts, plan = self.json(folder.facts_file), self.json(path / "plan.json")
+            records = _whole(folder.metrics), _whole(folder.ledger)
+            self._stages[key] = RecordedStage(path, facts.get("kind", kind), facts, plan, *records)
+        return self._stages[key]
+
+    def runs(self, folders: list[Path]) -> list[RecordedRun]:
+        """Run folders, each once. Raises UserError for a folder that holds no run, or for a damaged file."""
+        distinct = list({folder.resolve(): folder for folder in reversed(folders)}.values())[::-1]
+        configs = [(folder, _config(folder)) for folder in distinct]
+        names = [config["name"] for _, config in configs]
+        return [self._run(folder, config, names.count(config["name"]) == 1) for folder, config in configs]
+
+    def _run(self, folder: Path, config: dict, name_is_unique: bool) -> RecordedRun:
+        stages = {name: self.stage(folder / name, kind) for name, kind in config["stages"]}
+        data = self.json(folder / "data" / "data.json").get("facts", {})
+        return RecordedRun(folder, config["name"] if name_is_unique else str(folder), config["data"], data, stages)
+
+
+def _config(folder: Path) -> dict:
+    """The parts of config.yaml that accounting needs. It is not validated again: an old run must stay readable when
+    a data set or checkpoint folder that it started from has gone."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(
+            f"{folder}: not a run folder (no config.yaml in it); give a folder that 'lemon run' made, such as runs/NAME"
+        )
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {
+            "name": str(config["name"]),
+            "data": {key: value for key, value in config["data"].items() if key != "workers"},
+            "stages": [(stage["name"], stage["kind"]) for stage in config["stages"]],
+        }
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
+        detail = " ".join(str(error).split())
+        raise UserError(f"{path}: not the config of a run ({detail}); restore it, then report again") from error
+
+
+def _whole(records: Records) -> list[dict]:
+    try:
+        return list(records)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{records.path}: not valid JSONL ({error}); the file is damaged") from error

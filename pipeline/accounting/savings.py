@@ -1,0 +1,217 @@
+"""What an expansion saved: training FLOPs to a target loss, from scratch and expanded.
+
+The published comparison counts training FLOPs (forward, backward, recomputation) of the expanded model alone: *given*
+the small model. *All-in* adds the whole training of every model it was grown from.
+"""
+
+from pipeline.accounting.lineage import Ancestor, origins
+from pipeline.accounting.recorded_runs import Content, Evaluation, RecordedRun, RecordedStage, RecordReader
+
+
+class Baseline(Content):
+    """The stage from scratch. run: its title, None for the run that is compared."""
+
+    run: str | None
+    stage: str
+
+
+class Target(Content):
+    """The loss that the costs are compared at, in nats, and where it comes from."""
+
+    loss: float
+    meaning: str
+
+
+class Expansion(Content):
+    """How the stage was grown: by the last expansion before it."""
+
+    stage: str
+    method: str | None
+    lossless: bool | None
+
+
+class SourceStage(Content):
+    stage: str
+    flops: int
+
+
+class Source(Content):
+    """The training before the expansion, oldest first. flops: its sum; None where it is not recorded, `unknown` says of
+    which checkpoint."""
+
+    stages: list[SourceStage]
+    flops: int | None
+    unknown: str | None
+
+
+class Reach(Content):
+    """Training FLOPs at which a curve met the target (None: it did not), its lowest evaluation and its last loss."""
+
+    flops: int | None
+    lowest: Evaluation
+    last: float
+
+
+class Given(Reach):
+    saving_percent: float | None
+
+
+class AllIn(Content):
+    flops: int | None
+    saving_percent: float | None
+
+
+class SourceCurve(Content):
+    stage: str
+    points: list[Evaluation]
+
+
+class Curves(Content):
+    """What a figure draws. A source's curve starts where the one before it ended."""
+
+    scratch: list[Evaluation]
+    expanded: list[Evaluation]
+    sources: list[SourceCurve]
+
+
+class Comparison(Content):
+    """One expanded stage against training the same model from scratch."""
+
+    stage: str
+    model: str
+    baseline: Baseline
+    target: Target
+    expansion: Expansion | None
+    source: Source
+    scratch: Reach
+    given: Given
+    all_in: AllIn
+    curves: Curves
+
+
+def compare_run(run: RecordedRun, places: list[RecordedRun], reader: RecordReader,
+                target: float | None) -> tuple[list[Comparison], list[str]]:
+    """The comparisons of a run, and sentences that say why something could not be compared.
+
+    Compared is what was grown, or began from a checkpoint outside any run. A baseline is looked for in the run itself,
+    then in `places`, other runs on the same data. target: a loss; None: the baseline's own final evaluation loss.
+    """
+    comparisons, remarks, used = [], [], set()
+    for stage in run.trained:
+        chain, unknown = origins(stage, reader)
+        if unknown is None and not any(ancestor.kind == "expand" for ancestor in chain):
+            continue
+        used |= {ancestor.stage.path.resolve() for ancestor in chain if ancestor.stage}
+        baseline = _baseline(run, stage, places)
+        if not stage.evaluations:
+            remarks.append(f"Stage '{stage.name}' is not compared: it has no evaluation yet.")
+        elif baseline is None:
+            remarks.append(_no_baseline(stage))
+        else:
+            comparisons.append(_compare(run, stage, chain, unknown, *baseline, target))
+    expansions = [stage for stage in run.stages.values() if stage.kind == "expand"]
+    remarks += [
+        f"Expansion '{stage.name}' is not compared: no training stage has started from it yet."
+        for stage in expansions if stage.path.resolve() not in used
+    ]
+    if not expansions and not comparisons and not remarks:
+        remarks.append("Nothing is compared: the run has no expansion.")
+    return comparisons, remarks
+
+
+def _no_baseline(stage: RecordedStage) -> str:
+    return (
+        f"Stage '{stage.name}' is not compared: no stage that trains model '{stage.facts['model']}' from scratch has "
+        f"been evaluated; train one without 'start', or add its run to the report."
+    )
+
+
+def _baseline(run: RecordedRun, stage: RecordedStage,
+              places: list[RecordedRun]) -> tuple[RecordedRun, RecordedStage] | None:
+    """The evaluated training stage of the same model that began from scratch."""
+    for place in [run, *(place for place in places if place is not run)]:
+        for other in place.trained:
+            same = all(other.facts.get(key) == stage.facts.get(key) for key in ("model", "family", "sizes"))
+            if same and other.facts.get("origin") is None and other.evaluations and place.recipe == run.recipe:
+                return place, other
+    return None
+
+
+def _compare(run: RecordedRun, stage: RecordedStage, chain: list[Ancestor], unknown: str | None, place: RecordedRun,
+             baseline: RecordedStage, target: float | None) -> Comparison:
+    grown = next((index for index, ancestor in enumerate(chain) if ancestor.kind == "expand"), len(chain))
+    sources = [ancestor for ancestor in reversed(chain[grown:]) if ancestor.kind == "train"]
+    whole_stage = Ancestor(stage.path, stage, {}, {}, None)
+    expanded = joined([*reversed(chain[:grown]), whole_stage])
+    loss = baseline.evaluations[-1].loss if target is None else target
+    scratch, given = reach(baseline.evaluations, loss), reach(expanded, loss)
+    cost = None if unknown else sum(source.training_flops for source in sources)
+    total = None if given.flops is None or cost is None else given.flops + cost
+    listed = [SourceStage(stage=source.name, flops=source.training_flops) for source in sources]
+    return Comparison(
+        stage=stage.name,
+        model=stage.facts["model"],
+        baseline=Baseline(run=None if place is run else place.title, stage=baseline.name),
+        target=Target(loss=loss, meaning=_meaning(baseline, target)),
+        expansion=_expansion(chain[grown]) if grown < len(chain) else None,
+        source=Source(stages=listed, flops=cost, unknown=unknown),
+        scratch=scratch,
+        given=Given(**dict(given), saving_percent=saving(given.flops, scratch.flops)),
+        all_in=AllIn(flops=total, saving_percent=saving(total, scratch.flops)),
+        curves=Curves(scratch=baseline.evaluations, expanded=expanded, sources=[] if unknown else _curves(sources)),
+    )
+
+
+def _expansion(ancestor: Ancestor) -> Expansion:
+    facts = ancestor.facts
+    return Expansion(stage=ancestor.name, method=facts.get("method"), lossless=facts.get("lossless"))
+
+
+def _curves(sources: list[Ancestor]) -> list[SourceCurve]:
+    return [
+        SourceCurve(stage=source.name, points=joined(sources[: index + 1])[-len(source.evaluations):])
+        for index, source in enumerate(sources) if source.evaluations
+    ]
+
+
+def _meaning(baseline: RecordedStage, target: float | None) -> str:
+    if target is not None:
+        return "as given"
+    if baseline.finished:
+        return f"the final evaluation loss of '{baseline.name}'"
+    where = f"step {baseline.evaluations[-1].step} of {baseline.facts['steps']}"
+    return f"the latest evaluation loss of '{baseline.name}', which is unfinished ({where})"
+
+
+def joined(parts: list[Ancestor]) -> list[Evaluation]:
+    """The evaluations of stages that follow each other, the cost of each added to the next."""
+    points, offset = [], 0
+    for part in parts:
+        points += [point.model_copy(update={"flops": point.flops + offset}) for point in part.evaluations]
+        offset += part.training_flops or 0
+    return points
+
+
+def reach(points: list[Evaluation], target: float) -> Reach:
+    """Whether and where a curve meets `target`."""
+    return Reach(
+        flops=crossing(points, target), lowest=min(points, key=lambda point: point.loss), last=points[-1].loss,
+    )
+
+
+def crossing(points: list[Evaluation], target: float) -> int | None:
+    """FLOPs at which the loss first reaches `target`, linear between two evaluations; None: not reached."""
+    before: Evaluation | None = None
+    for point in points:
+        if point.loss <= target:
+            if before is None or before.loss == point.loss:
+                return point.flops
+            share = (before.loss - target) / (before.loss - point.loss)
+            return round(before.flops + share * (point.flops - before.flops))
+        before = point
+    return None
+
+
+def saving(cost: int | None, scratch: int | None) -> float | None:
+    """Per cent of `scratch` saved; negative: it cost more. None where either is unknown, or nothing was to be saved."""
+    return 100 * (scratch - cost) / scratch if cost is not None and scratch else None

@@ -1,0 +1,112 @@
+"""The content of report.json, a public format: everything that the page shows, FLOPs as exact integers."""
+
+from typing import Any, Literal
+
+from pipeline.accounting.recorded_runs import Content, Evaluation
+from pipeline.accounting.savings import Comparison
+from pipeline.accounting.totals import Ledger
+
+FORMAT = 2
+"""2: `save_seconds` and `evaluation_seconds` of a stage's speed; every key is always there, null where nothing is known."""
+
+Series = list[tuple[int, float]]
+"""Pairs of step and value."""
+
+
+class TrainingRecord(Content):
+    """Thinned series. raw keeps the lowest and highest loss of each bin, so that a spike survives; smooth is a centred
+    mean over 2 % of the record; rate is the learning rate. diverged: the first step whose loss is not a number."""
+
+    raw: Series
+    smooth: Series
+    rate: Series
+    diverged: int | None
+
+
+class Stage(Content):
+    """A stage of the config. state: `finished`, or how far it has come; facts: its stage.json."""
+
+    stage: str
+    kind: str
+    state: str
+    finished: bool
+    step: int
+    facts: dict[str, Any]
+    evaluations: list[Evaluation]
+    training: TrainingRecord
+
+
+class Start(Content):
+    """The loss at step 0 of a stage trained from an expansion, and by how much it is above its source's last one."""
+
+    stage: str
+    loss: float | None
+    difference: float | None
+
+
+class Verdict(Content):
+    """A relative difference of outputs and its gate."""
+
+    precision: str
+    difference: float
+    gate: float | None
+    within: bool | None
+
+
+class Continuity(Content):
+    """How an expansion was made, what it promised, and everything that its verification measured."""
+
+    stage: str
+    method: str | None
+    optimizer_state: str | None
+    source: str | None
+    source_loss: float | None
+    started: list[Start]
+    lossless: bool | None
+    lossy: list[str]
+    verification: list[Verdict]
+    tolerance: float
+    drift: list[float]
+    symmetry: dict[str, float]
+    loss: list[float] | None
+    stored: float | None
+
+
+class Speed(Content):
+    """Medians over the recorded steps. wall_seconds: all steps, without evaluation and saving. mfu: 0 to 1."""
+
+    stage: str
+    samples_per_second: float | None
+    tokens_per_second: float | None
+    mfu: float | None
+    wall_seconds: float
+    evaluation_seconds: float | None
+    save_seconds: float | None
+    world_size: int | None
+    device: str | None
+
+
+class Run(Content):
+    """One run folder. unigram_entropy: what a model reaches that knows only how often each token occurs, in nats."""
+
+    title: str
+    folder: str
+    kind: str
+    unigram_entropy: float | None
+    unfinished: list[str]
+    warnings: list[str]
+    comparisons: list[Comparison]
+    remarks: list[str]
+    stages: list[Stage]
+    ledger: Ledger
+    continuity: list[Continuity]
+    speed: list[Speed]
+    models: list[dict[str, Any]]
+
+
+class Report(Content):
+    """All of it. command: what makes this report again."""
+
+    format: Literal[2] = FORMAT
+    command: str
+    runs: list[Run]

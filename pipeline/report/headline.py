@@ -1,0 +1,99 @@
+"""The result of a comparison in words: for the page and for the terminal."""
+
+from dataclasses import dataclass
+
+from pipeline.accounting.savings import Comparison, Reach
+from pipeline.report.formatting import decimal, flops, saving
+
+Part = tuple[str, int]
+"""What was trained (`scratch`, `expanded` or `source`) and what that cost, in FLOPs."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One way to the target. parts: empty when the target was not reached. cost and verdict are the words for it."""
+
+    name: str
+    note: str
+    parts: tuple[Part, ...]
+    cost: str
+    verdict: str = ""
+
+    @property
+    def total(self) -> int:
+        return sum(cost for _, cost in self.parts)
+
+
+def statement(one: Comparison) -> str:
+    """One sentence: what growing saved, given the small model and all-in."""
+    given, loss, source = one.given, one.target.loss, one.source
+    if given.flops is None:
+        return f"'{one.stage}' has not reached the target: {_missed(given, loss)}."
+    if one.scratch.flops is None:
+        return f"'{one.stage}' reached the target, training from scratch has not: {_missed(one.scratch, loss)}."
+    if given.saving_percent is None:
+        return "The target is met before any training: there is nothing to save."
+    small = f"'{source.stages[-1].stage if source.stages else source.unknown}'"
+    start = f"Given {small}, '{one.stage}' {_against_scratch(given.saving_percent)}."
+    if given.flops == 0:
+        start = f"{small} meets the target already: as '{one.stage}' begins, nothing is left to train."
+    if one.all_in.flops is None:
+        return f"{start} All-in is not known: the training of '{source.unknown}' is not recorded."
+    behind = " and ".join(f"'{stage.stage}'" for stage in source.stages)
+    return f"{start} All-in, with the training of {behind} added, it {saving(one.all_in.saving_percent)}."
+
+
+def _against_scratch(percent: float) -> str:
+    """`saves 49.6 % against training from scratch`."""
+    words = saving(percent)
+    return f"{words} {'against' if percent >= 0.05 else 'as' if percent > -0.05 else 'than'} training from scratch"
+
+
+def _missed(place: Reach, target: float) -> str:
+    """How close a curve came that did not reach its target."""
+    lowest = place.lowest
+    spent = f"step {lowest.step}, {flops(lowest.flops)}"
+    return f"lowest loss {decimal(lowest.loss)} ({spent}), target {decimal(target)}"
+
+
+def target(one: Comparison) -> str:
+    """What the comparison is about."""
+    return f"Training FLOPs to an evaluation loss of {decimal(one.target.loss)} ({one.target.meaning})."
+
+
+def growth(one: Comparison) -> str:
+    """By which method it was grown, and whether that kept the function; empty where that is not known."""
+    if one.expansion is None or one.expansion.method is None:
+        return ""
+    kept = "lossless" if one.expansion.lossless else "lossy, as declared"
+    return f"Grown by method '{one.expansion.method}', {kept}."
+
+
+def bars(one: Comparison) -> list[Bar]:
+    """From scratch, given the small model, all-in."""
+    place = f"stage {one.baseline.stage}" + (f" of {one.baseline.run}" if one.baseline.run else "")
+    compared = one.scratch.flops is not None and one.given.flops is not None
+    verdicts = [saving(way.saving_percent) if compared else "" for way in (one.given, one.all_in)]
+    alone = f"training of {one.stage} alone"
+    return [
+        _bar("From scratch", place, "scratch", one.scratch, one.target.loss),
+        _bar("Given the small model", alone, "expanded", one.given, one.target.loss, verdicts[0]),
+        _all_in(one, verdicts[1]),
+    ]
+
+
+def _bar(name: str, note: str, kind: str, place: Reach, loss: float, verdict: str = "") -> Bar:
+    if place.flops is None:
+        return Bar(name, note, (), f"not reached: {_missed(place, loss)}")
+    return Bar(name, note, ((kind, place.flops),), flops(place.flops), verdict)
+
+
+def _all_in(one: Comparison, verdict: str) -> Bar:
+    source = one.source
+    if source.flops is None:
+        return Bar("All-in", "its source's training added", (), f"not known: '{source.unknown}' has no record")
+    note = f"training of {' and '.join(stage.stage for stage in source.stages)} added, {flops(source.flops)}"
+    if one.given.flops is None or one.all_in.flops is None:
+        return Bar("All-in", note, (), "not reached")
+    parts = ("source", source.flops), ("expanded", one.given.flops)
+    return Bar("All-in", note, parts, flops(one.all_in.flops), verdict)

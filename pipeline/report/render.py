@@ -1,0 +1,95 @@
+"""The report for readers: a page that needs no network, the data beside it, a few lines for the terminal."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pipeline.accounting.totals import Amounts, Ledger
+from pipeline.errors import UserError
+from pipeline.folders import write_json, write_text
+from pipeline.report import figures, formatting, headline
+from pipeline.report.content import Report, Run
+
+FILTERS = (
+    formatting.count, formatting.decimal, formatting.duration, formatting.flops, formatting.percent, formatting.rate,
+    formatting.scientific, formatting.signed, formatting.settings,
+)
+
+
+def render(report: Report) -> str:
+    """The whole page, self-contained: every text of a report is escaped by the templates' autoescape."""
+    pages = Environment(
+        loader=PackageLoader("pipeline.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters |= {show.__name__: show for show in FILTERS}
+    pages.filters |= {"source": figures.data_uri, "pairs": pairs, "ledger_rows": ledger_rows, "ledger_sums": ledger_sums}
+    return pages.get_template("page.html").render(
+        report=report, comparisons=pairs(report.runs, "comparisons"),
+        figures=figures, headline=headline, evaluation_figures=evaluation_figures,
+    )
+
+
+def pairs(owners: list[Any], name: str) -> list[tuple[Any, Any]]:
+    """Each owner beside each member of its list `name`."""
+    return [(owner, member) for owner in owners for member in getattr(owner, name)]
+
+
+def ledger_rows(book: Ledger) -> list[tuple[str, str, Amounts]]:
+    """The lines of a ledger; a stage is named on its first one."""
+    before = ["", *(row.stage for row in book.rows)]
+    return [("" if row.stage == above else row.stage, row.kind, row) for above, row in zip(before, book.rows, strict=False)]
+
+
+def ledger_sums(book: Ledger) -> list[tuple[str, str, Amounts]]:
+    """The sums below them."""
+    kinds = [("all stages", kind, spent) for kind, spent in book.by_kind.items()]
+    return [*kinds, ("Training FLOPs", "", book.training), ("Everything", "", book.everything)]
+
+
+def evaluation_figures(run: Run) -> list[tuple[figures.Chart, str]]:
+    """Evaluation against training FLOPs with the name of its caption: a figure for each baseline; for images also
+    top-1."""
+    points = [point for stage in run.stages for point in stage.evaluations]
+    measures = ["loss", "top1"] if any(point.top1 is not None for point in points) else ["loss"]
+    groups: dict[tuple, list] = {}
+    for one in run.comparisons:
+        groups.setdefault((one.baseline.run, one.baseline.stage), []).append(one)
+    if not groups and points:
+        return [(figures.uncompared(run, measure), "alone") for measure in measures]
+    return [
+        (figures.compared(run, group, measure), "crowded" if len(group) >= figures.CROWDED else measure)
+        for group in groups.values() for measure in measures
+    ]
+
+
+def write(report: Report, folder: Path) -> Path:
+    """Write report.html and report.json into `folder`; returns the page's path. Raises UserError."""
+    folder = Path(folder)
+    page, content = folder / "report.html", render(report)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "report.json", report.model_dump())
+        write_text(page, content)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write the report there ({error.strerror}); choose another --out") from error
+    return page
+
+
+def summary(report: Report, page: Path | None = None) -> str:
+    """The headline for the terminal. page: where `write` put it; default, the first run's folder."""
+    lines = [line for run in report.runs for line in _lines(run)]
+    page = page or Path(report.runs[0].folder) / "report.html"
+    return "\n".join([*lines, f"report: {page}", f"data:   {page.with_suffix('.json')}"])
+
+
+def _lines(run: Run) -> list[str]:
+    lines = [run.title]
+    if run.unfinished:
+        lines.append(f"  unfinished: {'; '.join(run.unfinished)}")
+    lines += [f"  {text}" for text in (*run.warnings, *run.remarks)]
+    for one in run.comparisons:
+        lines += [f"  {headline.statement(one)}", f"  {headline.target(one)}"]
+        lines += [f"    {bar.name:<22}  {bar.cost:<14}  {bar.verdict}".rstrip() for bar in headline.bars(one)]
+    return lines

@@ -1,0 +1,161 @@
+"""The parts of a report beside its comparisons: stages, what was spent, whether expansions kept the function, speed."""
+
+import math
+from statistics import median
+from typing import Any
+
+from pipeline.accounting.lineage import origins
+from pipeline.accounting.recorded_runs import RecordedRun, RecordedStage, RecordReader
+from pipeline.report.content import Continuity, Series, Speed, Stage, Start, TrainingRecord, Verdict
+
+MEASURED: dict[str, Any] = {"tolerance": 0.0, "drift": [], "symmetry": {}, "loss": None, "stored": None}
+"""What a verification may hold beside its relative differences, and what stands for it where it holds none."""
+POINTS = 600
+"""Points of a drawn series: more cannot be told apart in a 1000-pixel column."""
+
+
+def stage(stage: RecordedStage) -> Stage:
+    """A stage with its facts, its curve and its thinned training record."""
+    return Stage(
+        stage=stage.name, kind=stage.kind, state=_state(stage), finished=stage.finished, step=stage.last_step,
+        facts=stage.facts, evaluations=stage.evaluations, training=training(stage.steps),
+    )
+
+
+def _state(stage: RecordedStage) -> str:
+    """`finished`, or how far it has come."""
+    if not stage.facts:
+        return "not started"
+    if stage.finished:
+        return "finished"
+    return f"at step {stage.last_step} of {stage.facts['steps']}" if stage.kind == "train" else "running"
+
+
+def warnings(stages: list[Stage]) -> list[str]:
+    """What a reader must know before believing a curve: training that broke down."""
+    return [
+        f"Stage '{stage.stage}' broke down: its training loss is not a number at step {stage.training.diverged}."
+        for stage in stages if stage.training.diverged is not None
+    ]
+
+
+def training(steps: list[dict]) -> TrainingRecord:
+    """The series that figures draw, from the records of training steps."""
+    diverged = next((record["step"] for record in steps if not math.isfinite(record["loss"])), None)
+    finite = [record for record in steps if math.isfinite(record["loss"])]
+    width = -(-len(finite) // (POINTS // 2)) if len(finite) > POINTS else 1
+    losses = [(record["step"], record["loss"]) for record in finite]
+    rates = [(record["step"], record["lr"]) for record in finite][::width]
+    smoothed = smooth(losses, len(losses) // 50)[::width]
+    return TrainingRecord(raw=extremes(losses, width), smooth=smoothed, rate=rates, diverged=diverged)
+
+
+def extremes(pairs: Series, width: int) -> Series:
+    """The lowest and the highest of every `width` pairs, in order of the step."""
+    kept: Series = []
+    for start in range(0, len(pairs), width):
+        chunk = pairs[start : start + width]
+        ends = {min(chunk, key=lambda pair: pair[1]), max(chunk, key=lambda pair: pair[1])}
+        kept += [pair for pair in chunk if pair in ends]
+    return kept
+
+
+def smooth(pairs: Series, width: int) -> Series:
+    """Centred running mean over `width` pairs, narrower at the ends."""
+    sums = [0.0]
+    for _, value in pairs:
+        sums.append(sums[-1] + value)
+    averaged = []
+    for index, (step, _) in enumerate(pairs):
+        reach = min(width // 2, index, len(pairs) - 1 - index)
+        low, high = index - reach, index + reach + 1
+        averaged.append((step, (sums[high] - sums[low]) / (high - low)))
+    return averaged
+
+
+def continuity(run: RecordedRun, reader: RecordReader) -> list[Continuity]:
+    """Every expansion that has started: the source's last evaluation loss beside the step-0 evaluation loss of the
+    stages trained from it, and what was verified."""
+    started = [stage for stage in run.stages.values() if stage.kind == "expand" and stage.facts]
+    return [_continuity(run, stage, reader) for stage in started]
+
+
+def _continuity(run: RecordedRun, expansion: RecordedStage, reader: RecordReader) -> Continuity:
+    chain, unknown = origins(expansion, reader)
+    before = chain[0].evaluations[-1].loss if chain and chain[0].evaluations else None
+    facts, found = expansion.facts, expansion.facts.get("verification", {})
+    return Continuity(
+        stage=expansion.name,
+        source=chain[0].name if chain else unknown,
+        source_loss=before,
+        started=[_start(stage, before) for stage in run.trained if stage.facts.get("origin") == expansion.name],
+        lossy=expansion.plan.get("lossy", []),
+        verification=_verdicts(found),
+        **{key: facts.get(key) for key in ("method", "optimizer_state", "lossless")},
+        **{key: found.get(key, nothing) for key, nothing in MEASURED.items()},
+    )
+
+
+def _start(stage: RecordedStage, before: float | None) -> Start:
+    loss = next((point.loss for point in stage.evaluations if point.step == 0), None)
+    difference = loss - before if loss is not None and before is not None else None
+    return Start(stage=stage.name, loss=loss, difference=difference)
+
+
+def _verdicts(verification: dict) -> list[Verdict]:
+    gates = verification.get("gates", {})
+    found = {key: verification[key] for key in ("float64", "float32") if key in verification}
+    return [
+        Verdict(
+            precision=precision, difference=difference, gate=gates.get(precision),
+            within=difference <= gates[precision] if precision in gates else None,
+        )
+        for precision, difference in found.items()
+    ]
+
+
+def speed(run: RecordedRun) -> list[Speed]:
+    """Speed and time of every training stage that has made a step."""
+    return [_speed(stage) for stage in run.trained if stage.steps]
+
+
+def _speed(stage: RecordedStage) -> Speed:
+    mfu = _median(stage.steps, "mfu")
+    return Speed(
+        stage=stage.name,
+        samples_per_second=_median(stage.steps, "samples_per_second"),
+        tokens_per_second=_median(stage.steps, "tokens_per_second"),
+        mfu=mfu if mfu is not None and mfu <= 1 else None,  # above 1 the peak was measured too low: nothing is known
+        wall_seconds=_wall_seconds(stage.steps),
+        evaluation_seconds=_sum(stage.metrics, "evaluation_seconds"),
+        save_seconds=_sum(stage.metrics, "save_seconds"),
+        world_size=stage.facts["settings"].get("world_size"),
+        device=stage.facts.get("device"),
+    )
+
+
+def _median(records: list[dict], key: str) -> float | None:
+    known = [record[key] for record in records if record.get(key) is not None]
+    return median(known) if known else None
+
+
+def _sum(records: list[dict], key: str) -> float | None:
+    known = [record[key] for record in records if key in record]
+    return sum(known) if known else None
+
+
+def _wall_seconds(steps: list[dict]) -> float:
+    """`seconds` is the mean of the `window` steps that end with the record. Records from before there were windows have
+    the time of their own step alone, which then stands for the steps since the record before."""
+    ends = [0, *(record["step"] for record in steps)]
+    since = [max(1, end - before) for before, end in zip(ends, ends[1:], strict=False)]
+    return sum(record["seconds"] * record.get("window", gap) for record, gap in zip(steps, since, strict=True))
+
+
+def models(run: RecordedRun) -> list[dict[str, Any]]:
+    """The sizes of every model that a stage made or trained, each once."""
+    seen: dict[str, dict[str, Any]] = {}
+    for facts in (stage.facts for stage in run.stages.values() if stage.facts):
+        sizes = {"family": facts["family"], **facts["sizes"], "parameters": facts["parameters"]}
+        seen.setdefault(facts["model"], {"model": facts["model"], **sizes})
+    return list(seen.values())

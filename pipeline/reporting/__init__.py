@@ -1,1 +1,0 @@
-"""The parts of the report: `read` reads the run folders, `compare` and `tables` make the numbers, `page` shows them."""
