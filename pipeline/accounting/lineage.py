@@ -1,4 +1,4 @@
-"""Where a model came from: back from a stage or a checkpoint, through manifests and run folders, as far as records go."""
+"""Where a model came from: back from a stage or a checkpoint, through manifests and run folders."""
 
 import re
 from dataclasses import dataclass

@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.accounting import totals
 from pipeline.accounting.recorded_runs import RecordedRun, RecordReader
 from pipeline.accounting.savings import compare_run
+from pipeline.accounting.speed import speed
 from pipeline.errors import UserError
 from pipeline.report import tables
 from pipeline.report.content import Report, Run
@@ -25,10 +26,9 @@ def build(runs: Sequence[Path | str], *, target: float | None = None) -> Report:
         raise UserError(f"--target {target}: a target is an evaluation loss above 0, such as 3.5")
     reader = RecordReader()
     recorded = reader.runs([Path(folder) for folder in runs])
-    return Report(
-        command=shlex.join(["lemon", "report", *map(str, runs), *([] if target is None else ["--target", str(target)])]),
-        runs=[_run(run, recorded, reader, target) for run in recorded],
-    )
+    options = [] if target is None else ["--target", str(target)]
+    command = shlex.join(["lemon", "report", *map(str, runs), *options])
+    return Report(command=command, runs=[_run(run, recorded, reader, target) for run in recorded])
 
 
 def _run(run: RecordedRun, places: list[RecordedRun], reader: RecordReader, target: float | None) -> Run:
@@ -46,6 +46,6 @@ def _run(run: RecordedRun, places: list[RecordedRun], reader: RecordReader, targ
         stages=stages,
         ledger=totals.ledger(run.stages.values()),
         continuity=tables.continuity(run, reader),
-        speed=tables.speed(run),
+        speed=[speed(stage) for stage in run.trained if stage.steps],
         models=tables.models(run),
     )

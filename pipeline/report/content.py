@@ -4,10 +4,8 @@ from typing import Any, Literal
 
 from pipeline.accounting.recorded_runs import Content, Evaluation
 from pipeline.accounting.savings import Comparison
+from pipeline.accounting.speed import Speed
 from pipeline.accounting.totals import Ledger
-
-FORMAT = 2
-"""2: `save_seconds` and `evaluation_seconds` of a stage's speed; every key is always there, null where nothing is known."""
 
 Series = list[tuple[int, float]]
 """Pairs of step and value."""
@@ -72,20 +70,6 @@ class Continuity(Content):
     stored: float | None
 
 
-class Speed(Content):
-    """Medians over the recorded steps. wall_seconds: all steps, without evaluation and saving. mfu: 0 to 1."""
-
-    stage: str
-    samples_per_second: float | None
-    tokens_per_second: float | None
-    mfu: float | None
-    wall_seconds: float
-    evaluation_seconds: float | None
-    save_seconds: float | None
-    world_size: int | None
-    device: str | None
-
-
 class Run(Content):
     """One run folder. unigram_entropy: what a model reaches that knows only how often each token occurs, in nats."""
 
@@ -105,8 +89,9 @@ class Run(Content):
 
 
 class Report(Content):
-    """All of it. command: what makes this report again."""
+    """All of it. command: what makes this report again. Since format 2 every key is always there, null where nothing is
+    known, and a stage's speed has the seconds of evaluation and saving."""
 
-    format: Literal[2] = FORMAT
+    format: Literal[2] = 2
     command: str
     runs: list[Run]

@@ -19,31 +19,30 @@ from pipeline.report.content import Run, Series
 from pipeline.report.formatting import decimal, flops, saving, scale
 
 PALETTES = {
-    "light": {"ink": "#1c2127", "muted": "#5b6571", "rule": "#d5dae0", "blue": "#0072b2", "orange": "#d55e00",
-              "green": "#00805d", "purple": "#a3497f", "grey": "#7d8791", "sky": "#3b8fd0", "brown": "#8a5d12"},
-    "dark": {"ink": "#e4e8ec", "muted": "#a0abb6", "rule": "#38414a", "blue": "#56a9e8", "orange": "#f28a3c",
-             "green": "#2fbf95", "purple": "#dd8fbd", "grey": "#98a3ae", "sky": "#9bcdf5", "brown": "#d3a04c"},
+    "light": {"page": "#ffffff", "panel": "#f5f7f9", "warn": "#8a4b00", "warned": "#fff4e0", "ink": "#1c2127",
+              "muted": "#5b6571", "rule": "#d5dae0", "blue": "#0072b2", "orange": "#d55e00", "green": "#00805d",
+              "purple": "#a3497f", "grey": "#7d8791", "sky": "#3b8fd0", "brown": "#8a5d12"},
+    "dark": {"page": "#14181c", "panel": "#1d2329", "warn": "#f5c77e", "warned": "#33280f", "ink": "#e4e8ec",
+             "muted": "#a0abb6", "rule": "#38414a", "blue": "#56a9e8", "orange": "#f28a3c", "green": "#2fbf95",
+             "purple": "#dd8fbd", "grey": "#98a3ae", "sky": "#9bcdf5", "brown": "#d3a04c"},
 }
-"""Okabe and Ito's colours, which colour-blind readers can tell apart, darkened for white and lightened for black."""
+"""Of the page and its figures. Okabe and Ito's colours, which the colour-blind can tell apart, for each background."""
 SCRATCH, EXPANDED, OTHER = ("blue", "sky"), ("orange", "purple", "brown", "ink"), ("grey", "green")
 RUNS = ("blue", "orange", "green", "purple", "brown", "sky", "grey")
 CROWDED = 3
 """From so many comparisons on, a figure leaves out what came before the expansions: the bars state it."""
 MEASURES = {"loss": "evaluation loss, nats", "top1": "top-1 accuracy, %"}
-SIZE, FONT = (10.4, 4.8), 11
-"""Inches of 72 points, shown 1000 pixels wide, so that 11 points are 15 pixels."""
 SETTLED = 0.1
 """Share of a line's length whose steep beginning may be cut off: beside it nothing else could be seen."""
 STYLE = {
-    "svg.fonttype": "none",
+    "figure.figsize": (10.4, 4.8), "figure.constrained_layout.use": True, "savefig.dpi": 72,
+    "savefig.transparent": True, "svg.fonttype": "none", "font.size": 11,
     "font.sans-serif": ["Segoe UI", "Roboto", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
-    "font.size": FONT,
     "axes.spines.left": False, "axes.spines.right": False, "axes.spines.top": False,
-    "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
-    "ytick.major.size": 0, "xtick.major.size": 3,
-    "legend.frameon": False, "legend.borderaxespad": 0, "legend.handlelength": 2.4,
-    "lines.solid_capstyle": "round",
+    "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "ytick.major.size": 0, "xtick.major.size": 3,
+    "legend.frameon": False, "legend.borderaxespad": 0, "legend.handlelength": 2.4, "lines.solid_capstyle": "round",
 }
+"""Shown 1000 pixels wide, so that 11 points are 15 pixels."""
 
 
 @dataclass(frozen=True)
@@ -167,16 +166,15 @@ def _against_flops(title: str, measure: str, lines: list[Line]) -> Chart:
 
 def training(run: Run) -> Chart:
     """Training loss against steps: as recorded (light) and smoothed; where an expanded stage's warm-up ends."""
-    expanded, lossy = ({one.stage for one in run.comparisons if which(one)} for which in (bool, _lossy))
-    lines, ends = [], set()
+    chosen, lines = colours(run), []
+    lossy = {one.stage: _lossy(one) for one in run.comparisons}
     for stage in (stage for stage in run.stages if stage.training.smooth):
-        steep = not stage.facts.get("origin") or stage.stage in lossy
-        look = {"colour": colours(run)[stage.stage], "steep": steep}
+        steep = not stage.facts.get("origin") or lossy.get(stage.stage, False)
+        look = {"colour": chosen[stage.stage], "steep": steep}
         lines.append(_series(stage.training.raw, width=0.9, alpha=0.3, **look))
         lines.append(_series(stage.training.smooth, label=stage.stage, **look))
-        if stage.stage in expanded:
-            ends.add(stage.facts["schedule"]["warmup"])
-    events = tuple((step, "end of an expanded model's warm-up") for step in sorted(ends - {0}))
+    ends = {stage.facts["schedule"]["warmup"] for stage in run.stages if stage.stage in lossy} - {0}
+    events = tuple((step, "end of an expanded model's warm-up") for step in sorted(ends))
     return Chart(f"{run.title}: training loss against steps", "step", "training loss, nats", lines, events)
 
 
@@ -203,20 +201,20 @@ def svg(chart: Chart, palette: str) -> bytes:
     inked = {key: ink["muted"] for key in ("axes.edgecolor", "xtick.color", "ytick.color")}
     inked |= {"text.color": ink["ink"], "axes.labelcolor": ink["ink"], "grid.color": ink["rule"]}
     with matplotlib.rc_context({**STYLE, **inked, "svg.hashsalt": chart.title}):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = Figure()
         _draw(figure.add_subplot(), chart, ink)
-        figure.savefig(file, format="svg", dpi=72, transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()
 
 
 def _draw(axes: Axes, chart: Chart, ink: dict[str, str]) -> None:
     for line in chart.lines:
-        look = {"linewidth": line.width, "alpha": line.alpha, "zorder": 2 + line.alpha, "clip_on": line.style != "o"}
-        axes.plot(line.x, line.y, line.style, color=ink[line.colour], label=line.label, **look)
+        look = {"color": ink[line.colour], "label": line.label, "linewidth": line.width, "alpha": line.alpha}
+        axes.plot(line.x, line.y, line.style, zorder=2 + line.alpha, clip_on=line.style != "o", **look)
     for x, meaning in chart.events:
         axes.axvline(x, color=ink["muted"], linewidth=1.4, linestyle=":", label=meaning)
     axes.set(xlabel=chart.x_label, ylabel=chart.y_label, xlim=(0, None), ylim=settled(chart.lines))
-    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     columns = 5 if max(map(len, handles), default=0) <= 16 else 2  # names, or sentences
     axes.legend(handles.values(), handles, loc="lower left", bbox_to_anchor=(0, 1.03), ncols=columns)
@@ -224,10 +222,10 @@ def _draw(axes: Axes, chart: Chart, ink: dict[str, str]) -> None:
 
 def settled(lines: list[Line]) -> tuple[float | None, float | None]:
     """Limits of the y axis: what comes after steep beginnings, and a little room."""
-    seen = []
-    for line in lines:
-        begin = line.x[0] + SETTLED * (line.x[-1] - line.x[0]) if line.steep and line.x else float("-inf")
-        seen += [y for x, y in zip(line.x, line.y, strict=True) if x >= begin]
+    seen = [
+        y for line in lines for x, y in zip(line.x, line.y, strict=True)
+        if not line.steep or x >= line.x[0] + SETTLED * (line.x[-1] - line.x[0])
+    ]
     if not seen:
         return None, None
     room = 0.05 * (max(seen) - min(seen) or 1.0)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 PREFIXES = ("", "K", "M", "G", "T", "P", "E", "Z", "Y")
@@ -32,10 +33,8 @@ def flops(amount: int | None) -> str:
     return f"{three_digits(amount / 1000**power) if power else amount} {prefix}FLOPs"
 
 
-def count(amount: int | None) -> str:
+def count(amount: int) -> str:
     """Exact below ten million (`51 200`), then three digits (`12.3 M`)."""
-    if amount is None:
-        return "–"
     if abs(amount) < 10_000_000:
         return f"{amount:,}".replace(",", THIN)
     power, prefix = scale(amount)
@@ -102,16 +101,13 @@ SETTINGS = (
 """The facts of a stage that are settings."""
 
 
-def settings(facts: dict[str, Any]) -> dict[str, str]:
+def settings(facts: dict[str, Any], keys: Iterable[str] = SETTINGS, prefix: str = "") -> dict[str, str]:
     """The settings among a stage's facts, nested ones flat: `settings.optimizer.eps: 1e-08`."""
-    return _flat({key: facts[key] for key in SETTINGS if key in facts})
-
-
-def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
-    for key, value in facts.items():
+    for key in (key for key in keys if key in facts):
+        value = facts[key]
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= settings(value, value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value if isinstance(value, str) else json.dumps(value)
     return flat

@@ -5,23 +5,20 @@ from dataclasses import dataclass
 from pipeline.accounting.savings import Comparison, Reach
 from pipeline.report.formatting import decimal, flops, saving
 
-Part = tuple[str, int]
-"""What was trained (`scratch`, `expanded` or `source`) and what that cost, in FLOPs."""
-
-
 @dataclass(frozen=True)
 class Bar:
-    """One way to the target. parts: empty when the target was not reached. cost and verdict are the words for it."""
+    """One way to the target. parts: what was trained (`scratch`, `expanded` or `source`) and what that cost in FLOPs,
+    None where the target was not reached. cost and verdict are the words for it."""
 
     name: str
     note: str
-    parts: tuple[Part, ...]
+    parts: tuple[tuple[str, int | None], ...]
     cost: str
     verdict: str = ""
 
     @property
     def total(self) -> int:
-        return sum(cost for _, cost in self.parts)
+        return sum(cost or 0 for _, cost in self.parts)
 
 
 def statement(one: Comparison) -> str:
@@ -71,29 +68,21 @@ def growth(one: Comparison) -> str:
 
 def bars(one: Comparison) -> list[Bar]:
     """From scratch, given the small model, all-in."""
-    place = f"stage {one.baseline.stage}" + (f" of {one.baseline.run}" if one.baseline.run else "")
-    compared = one.scratch.flops is not None and one.given.flops is not None
+    baseline, compared = one.baseline, one.scratch.flops is not None and one.given.flops is not None
+    place = f"stage {baseline.stage}" + (f" of {baseline.run}" if baseline.run else "")
     verdicts = [saving(way.saving_percent) if compared else "" for way in (one.given, one.all_in)]
-    alone = f"training of {one.stage} alone"
-    return [
-        _bar("From scratch", place, "scratch", one.scratch, one.target.loss),
-        _bar("Given the small model", alone, "expanded", one.given, one.target.loss, verdicts[0]),
-        _all_in(one, verdicts[1]),
-    ]
-
-
-def _bar(name: str, note: str, kind: str, place: Reach, loss: float, verdict: str = "") -> Bar:
-    if place.flops is None:
-        return Bar(name, note, (), f"not reached: {_missed(place, loss)}")
-    return Bar(name, note, ((kind, place.flops),), flops(place.flops), verdict)
-
-
-def _all_in(one: Comparison, verdict: str) -> Bar:
-    source = one.source
+    own, loss = ("expanded", one.given.flops), one.target.loss
+    scratch = Bar("From scratch", place, (("scratch", one.scratch.flops),), _cost(one.scratch, loss))
+    given = Bar("Given the small model", f"training of {one.stage} alone", (own,), _cost(one.given, loss), verdicts[0])
+    source, total = one.source, one.all_in.flops
     if source.flops is None:
-        return Bar("All-in", "its source's training added", (), f"not known: '{source.unknown}' has no record")
+        unknown = f"not known: '{source.unknown}' has no record"
+        return [scratch, given, Bar("All-in", "its source's training added", (), unknown)]
     note = f"training of {' and '.join(stage.stage for stage in source.stages)} added, {flops(source.flops)}"
-    if one.given.flops is None or one.all_in.flops is None:
-        return Bar("All-in", note, (), "not reached")
-    parts = ("source", source.flops), ("expanded", one.given.flops)
-    return Bar("All-in", note, parts, flops(one.all_in.flops), verdict)
+    if total is None:
+        return [scratch, given, Bar("All-in", note, (), "not reached")]
+    return [scratch, given, Bar("All-in", note, (("source", source.flops), own), flops(total), verdicts[1])]
+
+
+def _cost(place: Reach, target: float) -> str:
+    return f"not reached: {_missed(place, target)}" if place.flops is None else flops(place.flops)

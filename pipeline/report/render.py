@@ -5,17 +5,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.accounting.totals import Amounts, Ledger
 from pipeline.errors import UserError
 from pipeline.folders import write_json, write_text
 from pipeline.report import figures, formatting, headline
 from pipeline.report.content import Report, Run
-
-FILTERS = (
-    formatting.count, formatting.decimal, formatting.duration, formatting.flops, formatting.percent, formatting.rate,
-    formatting.scientific, formatting.signed, formatting.settings,
-)
-
 
 def render(report: Report) -> str:
     """The whole page, self-contained: every text of a report is escaped by the templates' autoescape."""
@@ -23,8 +16,9 @@ def render(report: Report) -> str:
         loader=PackageLoader("pipeline.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters |= {show.__name__: show for show in FILTERS}
-    pages.filters |= {"source": figures.data_uri, "pairs": pairs, "ledger_rows": ledger_rows, "ledger_sums": ledger_sums}
+    words = ("count", "decimal", "duration", "flops", "percent", "rate", "scientific", "settings", "signed")
+    pages.filters |= {name: getattr(formatting, name) for name in words}
+    pages.filters |= {"source": figures.data_uri, "pairs": pairs}
     return pages.get_template("page.html").render(
         report=report, comparisons=pairs(report.runs, "comparisons"),
         figures=figures, headline=headline, evaluation_figures=evaluation_figures,
@@ -34,18 +28,6 @@ def render(report: Report) -> str:
 def pairs(owners: list[Any], name: str) -> list[tuple[Any, Any]]:
     """Each owner beside each member of its list `name`."""
     return [(owner, member) for owner in owners for member in getattr(owner, name)]
-
-
-def ledger_rows(book: Ledger) -> list[tuple[str, str, Amounts]]:
-    """The lines of a ledger; a stage is named on its first one."""
-    before = ["", *(row.stage for row in book.rows)]
-    return [("" if row.stage == above else row.stage, row.kind, row) for above, row in zip(before, book.rows, strict=False)]
-
-
-def ledger_sums(book: Ledger) -> list[tuple[str, str, Amounts]]:
-    """The sums below them."""
-    kinds = [("all stages", kind, spent) for kind, spent in book.by_kind.items()]
-    return [*kinds, ("Training FLOPs", "", book.training), ("Everything", "", book.everything)]
 
 
 def evaluation_figures(run: Run) -> list[tuple[figures.Chart, str]]:

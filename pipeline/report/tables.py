@@ -1,12 +1,12 @@
 """The parts of a report beside its comparisons: stages, what was spent, whether expansions kept the function, speed."""
 
 import math
-from statistics import median
+from itertools import accumulate
 from typing import Any
 
 from pipeline.accounting.lineage import origins
 from pipeline.accounting.recorded_runs import RecordedRun, RecordedStage, RecordReader
-from pipeline.report.content import Continuity, Series, Speed, Stage, Start, TrainingRecord, Verdict
+from pipeline.report.content import Continuity, Series, Stage, Start, TrainingRecord, Verdict
 
 MEASURED: dict[str, Any] = {"tolerance": 0.0, "drift": [], "symmetry": {}, "loss": None, "stored": None}
 """What a verification may hold beside its relative differences, and what stands for it where it holds none."""
@@ -62,15 +62,10 @@ def extremes(pairs: Series, width: int) -> Series:
 
 def smooth(pairs: Series, width: int) -> Series:
     """Centred running mean over `width` pairs, narrower at the ends."""
-    sums = [0.0]
-    for _, value in pairs:
-        sums.append(sums[-1] + value)
-    averaged = []
-    for index, (step, _) in enumerate(pairs):
-        reach = min(width // 2, index, len(pairs) - 1 - index)
-        low, high = index - reach, index + reach + 1
-        averaged.append((step, (sums[high] - sums[low]) / (high - low)))
-    return averaged
+    sums = list(accumulate((value for _, value in pairs), initial=0.0))
+    reach = [min(width // 2, index, len(pairs) - 1 - index) for index in range(len(pairs))]
+    means = [(sums[index + far + 1] - sums[index - far]) / (2 * far + 1) for index, far in enumerate(reach)]
+    return [(step, mean) for (step, _), mean in zip(pairs, means, strict=True)]
 
 
 def continuity(run: RecordedRun, reader: RecordReader) -> list[Continuity]:
@@ -112,44 +107,6 @@ def _verdicts(verification: dict) -> list[Verdict]:
         )
         for precision, difference in found.items()
     ]
-
-
-def speed(run: RecordedRun) -> list[Speed]:
-    """Speed and time of every training stage that has made a step."""
-    return [_speed(stage) for stage in run.trained if stage.steps]
-
-
-def _speed(stage: RecordedStage) -> Speed:
-    mfu = _median(stage.steps, "mfu")
-    return Speed(
-        stage=stage.name,
-        samples_per_second=_median(stage.steps, "samples_per_second"),
-        tokens_per_second=_median(stage.steps, "tokens_per_second"),
-        mfu=mfu if mfu is not None and mfu <= 1 else None,  # above 1 the peak was measured too low: nothing is known
-        wall_seconds=_wall_seconds(stage.steps),
-        evaluation_seconds=_sum(stage.metrics, "evaluation_seconds"),
-        save_seconds=_sum(stage.metrics, "save_seconds"),
-        world_size=stage.facts["settings"].get("world_size"),
-        device=stage.facts.get("device"),
-    )
-
-
-def _median(records: list[dict], key: str) -> float | None:
-    known = [record[key] for record in records if record.get(key) is not None]
-    return median(known) if known else None
-
-
-def _sum(records: list[dict], key: str) -> float | None:
-    known = [record[key] for record in records if key in record]
-    return sum(known) if known else None
-
-
-def _wall_seconds(steps: list[dict]) -> float:
-    """`seconds` is the mean of the `window` steps that end with the record. Records from before there were windows have
-    the time of their own step alone, which then stands for the steps since the record before."""
-    ends = [0, *(record["step"] for record in steps)]
-    since = [max(1, end - before) for before, end in zip(ends, ends[1:], strict=False)]
-    return sum(record["seconds"] * record.get("window", gap) for record, gap in zip(steps, since, strict=True))
 
 
 def models(run: RecordedRun) -> list[dict[str, Any]]:

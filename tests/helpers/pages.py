@@ -18,7 +18,8 @@ class Page(HTMLParser):
         self.loads, self.titles, self.rows, self.unclosed, self.crossed, self._words = [], [], [], [], [], []
         self.feed(text)
         self.close()
-        self.pictures = [base64.b64decode(load.removeprefix(PICTURE)).decode() for load in self.loads if load.startswith(PICTURE)]
+        encoded = [load.removeprefix(PICTURE) for load in self.loads if load.startswith(PICTURE)]
+        self.pictures = [base64.b64decode(picture).decode() for picture in encoded]
 
     @property
     def words(self) -> str:
@@ -47,4 +48,5 @@ class Page(HTMLParser):
 
 def texts(svg: str) -> list[str]:
     """The words of a figure. Raises ParseError for an SVG that is no XML."""
-    return ["".join(element.itertext()) for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+    found = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+    return ["".join(element.itertext()) for element in found]

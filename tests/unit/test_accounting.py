@@ -40,7 +40,9 @@ def test_curve_joins_evaluations_with_training_flops():
     assert curve(metrics, ledger) == points((0, 0, 4.0), (2, 20, 2.0), (4, 40, 0.0))
 
 
-@pytest.mark.parametrize("target, flops", [(5.0, 0), (4.0, 0), (3.0, 10), (2.0, 20), (1.5, 25), (0.0, 40), (-1.0, None)])
+@pytest.mark.parametrize("target, flops", [
+    (5.0, 0), (4.0, 0), (3.0, 10), (2.0, 20), (1.5, 25), (0.0, 40), (-1.0, None),
+])
 def test_crossing_is_linear_between_evaluations(target, flops):
     assert crossing(points((0, 0, 4.0), (2, 20, 2.0), (4, 40, 0.0)), target) == flops
 
@@ -72,7 +74,8 @@ def test_a_manifest_names_the_step_that_was_taken(tmp_path):
     checkpoint(run / "grown" / "checkpoints" / "step-0000000", kind="expand", source={"path": source})
     *_, small = lineage(run / "large", RecordReader())
     assert (small.name, small.step, small.training_flops) == ("small", 10, 30)
-    assert small.spent == {"train": Amounts(flops=30, samples=40, tokens=320), "evaluate": Amounts(flops=7, samples=16, tokens=128)}
+    evaluated = Amounts(flops=7, samples=16, tokens=128)
+    assert small.spent == {"train": Amounts(flops=30, samples=40, tokens=320), "evaluate": evaluated}
 
 
 def test_checkpoints_outside_a_run_are_followed(tmp_path):
@@ -81,7 +84,8 @@ def test_checkpoints_outside_a_run_are_followed(tmp_path):
     train(source, "small", SMALL, {0: 8.0, 20: 5.0}, flops=3)
     taken = source / "small" / "checkpoints" / "step-0000020"
     resharded = checkpoint(tmp_path / "resharded", kind="reshard", source={"path": str(taken)})
-    by_hand = checkpoint(tmp_path / "by-hand", kind="expand", method="lemon", lossless=True, source={"path": str(resharded)})
+    grown = {"kind": "expand", "method": "lemon", "lossless": True, "source": {"path": str(resharded)}}
+    by_hand = checkpoint(tmp_path / "by-hand", **grown)
     run = make_run(tmp_path / "run", {"large": "train", "scratch": "train"})
     train(run, "large", LARGE, LARGE_LOSS, origin=str(by_hand))
     train(run, "scratch", LARGE, SCRATCH_LOSS)

@@ -16,7 +16,9 @@ from pipeline.report import build, figures, formatting, summary, tables, write
 from pipeline.report.content import Report, Start
 from tests.helpers.opened import opened
 from tests.helpers.pages import Page, texts
-from tests.helpers.runs import LARGE, LARGE_LOSS, MEDIUM, SCRATCH_LOSS, SMALL, STAGES, expand, make_run, simple_run, train
+from tests.helpers.runs import (
+    LARGE, LARGE_LOSS, MEDIUM, SCRATCH_LOSS, SMALL, STAGES, expand, make_run, simple_run, train,
+)
 
 
 def only(report: Report) -> Comparison:
@@ -173,7 +175,8 @@ def test_integers_add_exactly(tmp_path):
     assert book["by_kind"]["train"]["flops"] == train_flops
     assert book["training"]["flops"] == train_flops + 20
     assert book["everything"]["flops"] == train_flops + 20 + 9 * 7 + 3 + 5
-    assert book["everything"] == {unit: sum(row[unit] for row in book["rows"]) for unit in ("flops", "samples", "tokens")}
+    sums = {unit: sum(row[unit] for row in book["rows"]) for unit in ("flops", "samples", "tokens")}
+    assert book["everything"] == sums
     assert sum(row["share_percent"] for row in book["rows"]) == pytest.approx(100)
     assert [row["kind"] for row in book["rows"] if row["stage"] == "large"] == ["train", "recompute", "evaluate"]
 
@@ -196,7 +199,7 @@ def test_the_page_is_whole_and_self_contained(tmp_path):
     text = write(build(runs), tmp_path / "out").read_text()
     page = Page(text)
     assert not page.unclosed and not page.crossed
-    assert len(page.pictures) == len(page.loads) == 14  # nothing but pictures: three a run, one for both, light and dark
+    assert len(page.pictures) == len(page.loads) == 14  # three a run, one for both, each light and dark; nothing else
     for picture in page.pictures:
         assert texts(picture) and "href" not in picture.replace('xlink:href="#', "")
     for outside in ("http://", "https://", "@import", "url(", "<script", "<link"):
@@ -259,7 +262,8 @@ def test_light_and_dark_figures_differ_in_colours_alone(tmp_path):
     chart = figures.compared(run := build([simple_run(tmp_path / "run")]).runs[0], run.comparisons)
     light, dark = (figures.svg(chart, palette).decode() for palette in ("light", "dark"))
     assert texts(light) == texts(dark)
-    inks = [{name for name, colour in palette.items() if colour in svg} for svg, palette in zip((light, dark), figures.PALETTES.values(), strict=True)]
+    pairs = zip((light, dark), figures.PALETTES.values(), strict=True)
+    inks = [{name for name, colour in palette.items() if colour in svg} for svg, palette in pairs]
     assert inks[0] == inks[1] == {"ink", "muted", "rule", "blue", "orange", "grey"}
     assert not any(colour in dark for colour in figures.PALETTES["light"].values())
 
