@@ -137,7 +137,7 @@ def overlay(runs: list[Run]) -> Chart:
             lines.setdefault(place, scratch)
             lines[name] = _line(one.curves.expanded, "loss", colour, name, steep=_lossy(one))
             if one.source.flops:
-                lines[f"{name}, all-in"] = _behind(lines[name], one.source.flops, f"{name}, all-in")
+                lines[f"{name}, all-in"] = _behind(lines[name], one.source.flops, None)
     return _against_flops("All runs: evaluation loss against training FLOPs", "loss", list(lines.values()))
 
 
@@ -147,7 +147,7 @@ def _line(points: list[Evaluation], measure: str, colour: str, label: str, **loo
     return Line([x for x, _ in known], [factor * y for _, y in known], colour, label, **look)
 
 
-def _behind(line: Line, cost: int, label: str) -> Line:
+def _behind(line: Line, cost: int, label: str | None) -> Line:
     """The line once more, dashed, behind what its sources cost."""
     return replace(line, x=[x + cost for x in line.x], label=label, style="--", width=1.6)
 
@@ -216,7 +216,7 @@ def _draw(axes: Axes, chart: Chart, ink: dict[str, str]) -> None:
     axes.set(xlabel=chart.x_label, ylabel=chart.y_label, xlim=(0, None), ylim=settled(chart.lines))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    columns = 5 if max(map(len, handles), default=0) <= 16 else 2  # names, or sentences
+    columns = max(1, 100 // (6 + max(map(len, handles), default=0)))  # a row holds about 100 letters
     axes.legend(handles.values(), handles, loc="lower left", bbox_to_anchor=(0, 1.03), ncols=columns)
 
 
@@ -228,5 +228,5 @@ def settled(lines: list[Line]) -> tuple[float | None, float | None]:
     ]
     if not seen:
         return None, None
-    room = 0.05 * (max(seen) - min(seen) or 1.0)
+    room = 0.05 * (max(seen) - min(seen) or abs(max(seen)) or 1.0)
     return min(seen) - room, max(seen) + room

@@ -156,3 +156,8 @@ def test_only_a_steep_beginning_is_cut_off(steep, highest):
     """The beginning is where the curve itself begins: behind its source's training that is not 0."""
     line = figures.Line([100, 105, 110, 200], [9.0, 8.0, 2.0, 1.0], "blue", steep=steep)
     assert highest < figures.settled([line])[1] < highest + 1
+
+
+def test_a_flat_line_lies_in_the_middle():
+    low, high = figures.settled([figures.Line([0, 1], [1e-3, 1e-3], "blue")])
+    assert 0 < low < 1e-3 < high < 2e-3
