@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pipeline.accounting.savings import Comparison, Reach
 from pipeline.report.formatting import decimal, flops, saving
 
+
 @dataclass(frozen=True)
 class Bar:
     """One way to the target. parts: what was trained (`scratch`, `expanded` or `source`) and what that cost in FLOPs,

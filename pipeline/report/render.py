@@ -10,6 +10,7 @@ from pipeline.folders import write_json, write_text
 from pipeline.report import figures, formatting, headline
 from pipeline.report.content import Report, Run
 
+
 def render(report: Report) -> str:
     """The whole page, self-contained: every text of a report is escaped by the templates' autoescape."""
     pages = Environment(
@@ -31,8 +32,7 @@ def pairs(owners: list[Any], name: str) -> list[tuple[Any, Any]]:
 
 
 def evaluation_figures(run: Run) -> list[tuple[figures.Chart, str]]:
-    """Evaluation against training FLOPs with the name of its caption: a figure for each baseline; for images also
-    top-1."""
+    """Evaluation against training FLOPs, with the name of its caption, for each baseline; for images also top-1."""
     points = [point for stage in run.stages for point in stage.evaluations]
     measures = ["loss", "top1"] if any(point.top1 is not None for point in points) else ["loss"]
     groups: dict[tuple, list] = {}

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import yaml
@@ -17,7 +16,16 @@ from pipeline.report.content import Report, Start
 from tests.helpers.opened import opened
 from tests.helpers.pages import Page, texts
 from tests.helpers.runs import (
-    LARGE, LARGE_LOSS, MEDIUM, SCRATCH_LOSS, SMALL, STAGES, expand, make_run, simple_run, train,
+    LARGE,
+    LARGE_LOSS,
+    MEDIUM,
+    SCRATCH_LOSS,
+    SMALL,
+    STAGES,
+    expand,
+    make_run,
+    simple_run,
+    train,
 )
 
 
