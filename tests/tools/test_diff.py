@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import lemon, saved
-from layouts import FORMATS, foreign, state
 from safetensors.torch import load_file, save_file
-from samples import sample
-from test_grown_moments import source
 
 from pipeline import difference, models
 from pipeline.checkpoints import Format
 from pipeline.state import Group, State, in_memory
+from tests.helpers.checkpoints import FORMATS, foreign, saved, source, state
+from tests.helpers.cli import lemon
+from tests.helpers.samples import sample
 
 
 @pytest.fixture(scope="module")
