@@ -33,9 +33,9 @@ def mark_what_is_not_drawn(items: Iterable[pytest.Item]) -> None:
     seed, tests = todays_seed(), defaultdict(list)
     for item in items:
         if isinstance(item, pytest.Function) and item.get_closest_marker("rotated"):
-            tests[item.path, item.originalname].append(item)
-    for (path, name), same in tests.items() if seed else ():
-        drawn = _drawn(same, f"{seed} {path.relative_to(ROOT)}::{name}")
+            tests[item.nodeid.partition("[")[0]].append(item)
+    for name, same in tests.items() if seed else ():
+        drawn = _drawn(same, f"{seed} {name}")
         for item in (item for item in same if _case(item) not in drawn):
             item.add_marker("slow")
 

@@ -10,16 +10,41 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from tests.helpers.cli import ROOT, environment
 
-START_SECONDS, JOB_SECONDS, END_SECONDS = 120.0, 300.0, 20.0
-"""How long workers may take to be there, to do one job, and to end."""
+START_SECONDS, JOB_SECONDS, END_SECONDS, GRACE_SECONDS = 120.0, 300.0, 20.0, 3.0
+"""How long workers may take to be there, to do one job, and to end: in peace, and after one of them has failed."""
 
 
 class WorkerFailure(AssertionError):
     """A worker died, did not answer in time, or raised; holds its traceback or the end of what the workers have printed."""
+
+
+class Connection:
+    """Lines of JSON to and from one worker."""
+
+    def __init__(self, link: socket.socket):
+        link.settimeout(JOB_SECONDS)
+        self.link, self.lines = link, link.makefile("rw", encoding="utf-8")
+
+    def fileno(self) -> int:
+        """For `select`."""
+        return self.link.fileno()
+
+    def send(self, message: dict) -> None:
+        print(json.dumps(message), file=self.lines, flush=True)
+
+    def receive(self) -> dict | None:
+        """None when the worker is gone."""
+        line = self.lines.readline()
+        return json.loads(line) if line else None
+
+    def close(self) -> None:
+        with suppress(OSError):  # the other side was quicker
+            self.lines.close()
+        self.link.close()
 
 
 class WorkerPool:
@@ -33,12 +58,11 @@ class WorkerPool:
         self.folder = tempfile.TemporaryDirectory(prefix="workers-")  # a short path: a socket's has at most 107 bytes
         self.output = (Path(self.folder.name) / "output").open("wb")
         self.process: subprocess.Popen[bytes] | None = None
-        self.connections: list[IO[str]] = []
-        self.sockets: list[socket.socket] = []
+        self.connections: dict[int, Connection] = {}
         try:
             self._start()
         except BaseException:
-            self.close()
+            self.close(GRACE_SECONDS)
             raise
 
     @property
@@ -48,30 +72,29 @@ class WorkerPool:
     def run(self, function: str, job: dict) -> Any:
         """What `function` ("module:name") of rank 0 returns for the job; every rank runs it. Raises WorkerFailure."""
         try:
-            for lines in self.connections:
-                print(json.dumps({"function": function, "job": job}), file=lines, flush=True)
+            for connection in self.connections.values():
+                connection.send({"function": function, "job": job})
             return self._answers()[0]
         except OSError as error:
             raise self._failure(f"the workers hung up ({error})") from error
         except BaseException:
-            self.close()
+            self.close(GRACE_SECONDS)
             raise
 
-    def close(self) -> None:
-        """End the workers and remove what they had."""
-        self._end()
+    def close(self, seconds: float = END_SECONDS) -> None:
+        """End the workers, which have some seconds for it, and remove what they had."""
+        self._end(seconds)
         self.output.close()
         self.folder.cleanup()
 
-    def _end(self) -> None:
+    def _end(self, seconds: float) -> None:
         """Hang up, which ends the workers; whoever does not end is killed."""
-        for each in [*self.connections, *self.sockets]:
-            with suppress(OSError):  # the other side was quicker
-                each.close()
-        self.connections, self.sockets = [], []
+        for connection in self.connections.values():
+            connection.close()
+        self.connections = {}
         if self.process is not None:
             try:
-                self.process.wait(END_SECONDS)
+                self.process.wait(seconds)
             except subprocess.TimeoutExpired:
                 self.process.kill()  # its workers have asked the kernel to end with it
                 self.process.wait()
@@ -87,21 +110,21 @@ class WorkerPool:
                        "-m", "tests.helpers.scripts.worker", address]
             self.process = subprocess.Popen(command, stdout=self.output, stderr=subprocess.STDOUT, cwd=ROOT,
                                             env=environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore"))
-            arrived = dict(self._accepted(listener) for _ in range(self.world))
-        self.connections = [arrived[rank] for rank in range(self.world)]
+            while len(self.connections) < self.world:
+                connection = self._accepted(listener)
+                hello = connection.receive()
+                if hello is None:
+                    raise self._failure("a worker died at once")
+                self.connections[hello["rank"]] = connection
 
-    def _accepted(self, listener: socket.socket) -> tuple[int, IO[str]]:
-        """Rank and connection of the next worker that calls."""
+    def _accepted(self, listener: socket.socket) -> Connection:
+        """The next worker that calls."""
         deadline = time.monotonic() + START_SECONDS
         while self.usable and time.monotonic() < deadline:
             try:
-                connection, _ = listener.accept()
+                return Connection(listener.accept()[0])
             except TimeoutError:
                 continue
-            connection.settimeout(JOB_SECONDS)
-            self.sockets.append(connection)
-            lines = connection.makefile("rw", encoding="utf-8")
-            return json.loads(lines.readline())["rank"], lines
         raise self._failure("a worker did not start")
 
     def _answers(self) -> dict[int, Any]:
@@ -113,10 +136,9 @@ class WorkerPool:
             if not ready:
                 raise self._failure(f"ranks {waiting} did not answer within {JOB_SECONDS:.0f} s")
             for rank in (rank for rank in waiting if self.connections[rank] in ready):
-                line = self.connections[rank].readline()
-                if not line:
+                answer = self.connections[rank].receive()
+                if answer is None:
                     raise self._failure(f"rank {rank} died")
-                answer = json.loads(line)
                 if "error" in answer:
                     raise WorkerFailure(f"rank {rank} of {self.world}:\n{answer['error']}")
                 answers[rank] = answer["result"]
@@ -125,7 +147,7 @@ class WorkerPool:
     def _failure(self, what: str) -> WorkerFailure:
         """The pool is closed, so that all that the workers had to say is there."""
         path = Path(self.output.name)
-        self._end()
+        self._end(GRACE_SECONDS)
         said = path.read_text(encoding="utf-8", errors="replace")[-6000:]
         self.close()
         return WorkerFailure(f"{what}; the workers' output ends with\n{said}")

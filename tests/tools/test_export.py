@@ -218,12 +218,12 @@ def test_what_is_on_disk_is_held_against_its_source(tmp_path):
     """A number that changes between writing and publishing, as on a faulty disk."""
     folder = source(tmp_path, Format("huggingface"))
     state, _ = checkpoints.read(folder)
-    export._require_same(state, folder, "float32")
+    export.require_same_on_disk(state, folder, "float32")
     shutil.copytree(folder, tmp_path / "other")
     path = tmp_path / "other" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
     with pytest.raises(UserError, match="does not read back as it was written; the disk is faulty, nothing was published"):
-        export._require_same(state, tmp_path / "other", "float32")
+        export.require_same_on_disk(state, tmp_path / "other", "float32")
 
 
 def test_the_tokenizer_goes_along_and_gives_the_trainings_ids(run, tmp_path, capsys):

@@ -205,9 +205,9 @@ def test_groups_that_contradict_the_weights(tmp_path):
         ((held.groups[0], Group(("b", "c", "d"), {})), "an optimizer group has 'd', of which there are no weights"),
     ]:
         with pytest.raises(UserError, match=complaint):
-            whole._require_agreement(tmp_path, replace(held, groups=groups))
+            whole.require_agreement(tmp_path, replace(held, groups=groups))
     with pytest.raises(UserError, match="exp_avg of 'b' is missing"):
-        whole._require_agreement(tmp_path, replace(held, slots={"exp_avg": {"a": held.slots["exp_avg"]["a"]}}))
+        whole.require_agreement(tmp_path, replace(held, slots={"exp_avg": {"a": held.slots["exp_avg"]["a"]}}))
 
 
 def test_hugging_face_folders_without_a_manifest(tmp_path, capsys):
