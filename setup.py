@@ -4,12 +4,29 @@ The upper bound on torch keeps pip from fetching a CUDA build where a CPU one is
 a GPU machine already has.
 """
 
+import ast
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+
+def version() -> str:
+    """`__version__` of the package, read without importing it: its dependencies may not be there yet."""
+    source = Path(__file__).with_name("pipeline") / "__init__.py"
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and [target.id for target in node.targets if isinstance(target, ast.Name)] == ["__version__"]:
+            return ast.literal_eval(node.value)
+    raise SystemExit(f"{source}: no __version__ = \"…\" at the top level")
+
+
+TEST = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "scikit-learn>=1.5", "kornia>=0.8", "tensorboard>=2.17"]
 
 setup(
     name="lemon-pipeline",
-    version="0.1.0",
+    version=version(),
     description="Pretrain a small Transformer, expand it losslessly, go on training, account for every FLOP",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
     packages=find_packages(include=["pipeline", "pipeline.*"]),
     package_data={"pipeline.report": ["templates/*"]},
     python_requires=">=3.11,<3.13",
@@ -18,20 +35,24 @@ setup(
         "deepspeed>=0.19.8,<0.20",
         "transformers>=5.17,<6",
         "datasets>=5,<6",
-        "sentencepiece>=0.2",
-        "pyyaml>=6",
-        "pydantic>=2.10",
-        "safetensors>=0.5",
-        "rich>=13",
-        "matplotlib>=3.9",
         "jinja2>=3.1",
+        "matplotlib>=3.9",
+        "numpy>=2",
         "pillow>=10",
+        "pyarrow>=19",
+        "pydantic>=2.10",
+        "pydantic-core>=2.27",
+        "pyyaml>=6",
+        "rich>=13",
+        "safetensors>=0.5",
+        "sentencepiece>=0.2",
     ],
     extras_require={
         "quickstart": ["scikit-learn>=1.5"],
         "vision": ["kornia>=0.8"],
         "tracking": ["tensorboard>=2.17"],
-        "test": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "scikit-learn>=1.5", "kornia>=0.8", "tensorboard>=2.17"],
+        "test": TEST,
+        "dev": [*TEST, "ruff>=0.14", "mypy>=1.18", "pre-commit>=4", "types-PyYAML>=6"],
     },
     entry_points={"console_scripts": ["lemon=pipeline.__main__:main"]},
 )

@@ -22,12 +22,14 @@ import threading
 import time
 from pathlib import Path
 
-import deepspeed
-import torch
-from states import SIZES, written
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script it sees its own folder only
 
-from pipeline import __version__, models
-from pipeline.checkpoints import Format
+import deepspeed  # noqa: E402
+import torch  # noqa: E402
+
+from benchmarks.states import SIZES, written  # noqa: E402
+from pipeline import __version__, models  # noqa: E402
+from pipeline.checkpoints import Format  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"}

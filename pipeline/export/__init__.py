@@ -37,7 +37,7 @@ def carry_out(source: Path, out: Path, dtype: str = "float32", source_config: Pa
     data = prepared(ancestors)
     with manifest.writing(out) as staged:
         files, hashed = checkpoints.write(state, config, staged, form, workers=workers, progress=True, read=origin.paths)
-        _require_same(state, staged, dtype)
+        require_same_on_disk(state, staged, dtype)
         beside = _copy(_beside(found, data), staged)
         facts = read_json(data / "data.json")["facts"] if data else {}
         write_text(staged / CARD, card(out.resolve().name, config, dtype, ancestors, facts, any("token" in name or "vocab" in name for name in beside)))
@@ -54,8 +54,8 @@ def prepared(ancestors: list[Ancestor]) -> Path | None:
     return next((folder for folder in folders if (folder / "data.json").exists()), None)
 
 
-def _require_same(state: State, staged: Path, dtype: str) -> None:
-    """What counts is what lies on disk: every tensor is read back and held against its source, rounded once."""
+def require_same_on_disk(state: State, staged: Path, dtype: str) -> None:
+    """What counts is what lies on disk: every tensor is read back and held against its source, rounded once. Raises UserError."""
     written, stored = huggingface.read(staged), huggingface.DTYPES[dtype][0]
     for name, entry in state.tensors.items():
         pair = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (entry.open().to(stored), written.tensors[name].open())]

@@ -52,7 +52,7 @@ def require_structure(folder: Path) -> None:
     for path in sorted(folder.rglob("*.pt")):
         zero_files.open_file(path)
     state = checkpoints.raw(folder)
-    _require_agreement(folder, state)
+    require_agreement(folder, state)
     if checkpoints.layout(folder) == "huggingface":
         _require_index(folder, state)
     elif form(folder).get("zero_stage") == 3:
@@ -61,8 +61,8 @@ def require_structure(folder: Path) -> None:
         checkpoints.read(folder)
 
 
-def _require_agreement(folder: Path, state: State) -> None:
-    """Groups, slots and tensors speak of the same parameters, in the same shapes, and every one can be opened."""
+def require_agreement(folder: Path, state: State) -> None:
+    """Groups, slots and tensors speak of the same parameters, in the same shapes, and every one can be opened. Raises UserError."""
     counted = Counter(name for group in state.groups for name in group.names)
     if twice := [name for name, count in counted.items() if count > 1]:
         raise UserError(f"{folder}: '{twice[0]}' is in two optimizer groups; the files do not belong together")

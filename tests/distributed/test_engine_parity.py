@@ -1,15 +1,13 @@
 """ZeRO 0 to 3 on two ranks follow one plain PyTorch process: accumulation, clipping, two groups of different decay."""
 
-import json
-
 import pytest
 import torch
-from parity_task import BATCH, batch, model_config, stage
-from workers import torchrun
 
 from pipeline import models
+from tests.helpers.parity_task import BATCH, batch, model_config, stage
 
 STEPS = 6
+ENGINE = "tests.helpers.scripts.engine_losses:train"
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +39,17 @@ def _plain(name: str) -> list[float]:
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("name, checkpointing", [("bert-pre-ln", False), ("vit", True)])
-def test_losses_follow_plain_pytorch(tmp_path, plain, name, zero_stage, checkpointing):
+def test_losses_follow_plain_pytorch(workers, plain, name, zero_stage, checkpointing):
     """1e-5: float32 sums in another order; measured at most 1e-6 over these steps."""
-    out = tmp_path / "losses.json"
     fields = {"zero_stage": zero_stage, "micro_batch": BATCH // 4, "activation_checkpointing": checkpointing}
-    torchrun("engine_losses.py", {"family": name, "stage": fields, "steps": STEPS, "out": str(out)}, 2)
-    losses = json.loads(out.read_text())
+    losses = workers.run(ENGINE, {"family": name, "stage": fields, "steps": STEPS}, world=2)
     assert losses == pytest.approx(plain[name], abs=1e-5)
     assert len(set(losses)) == STEPS
 
 
-def test_bf16_stays_near(tmp_path, plain):
+def test_bf16_stays_near(workers, plain):
     """bf16 has 8 bits of mantissa: losses of about 4 agree to some 1e-2; the loss itself is taken in float32."""
-    out = tmp_path / "losses.json"
     fields = {"zero_stage": 2, "micro_batch": BATCH // 4, "precision": "bf16"}
-    torchrun("engine_losses.py", {"family": "bert-pre-ln", "stage": fields, "steps": STEPS, "out": str(out)}, 2)
-    losses = json.loads(out.read_text())
+    losses = workers.run(ENGINE, {"family": "bert-pre-ln", "stage": fields, "steps": STEPS}, world=2)
     assert losses == pytest.approx(plain["bert-pre-ln"], abs=3e-2)
     assert losses != pytest.approx(plain["bert-pre-ln"], abs=1e-6)

@@ -5,34 +5,17 @@ import json
 import pytest
 import torch
 import yaml
-from growing import randomised
-from samples import sample
-from test_runs import config, lemon, records
 
-from pipeline import checkpoints, difference, expand, models
+from pipeline import checkpoints, difference, expand
 from pipeline.checkpoints import Format, manifest, stream
 from pipeline.growth import draws
 from pipeline.growth.method import Options
-from pipeline.state import Group, State, in_memory
+from tests.helpers.checkpoints import source
+from tests.helpers.cli import run_lemon as lemon
+from tests.helpers.runs import records, tiny_run
+from tests.helpers.samples import sample
 
 LARGE = {"layers": 3, "hidden": 20, "heads": 5, "mlp": 33}
-HYPER = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6}
-
-
-def source(folder, form: Format, variant: str = "bert-pre-ln"):
-    """A checkpoint in mid-training: random weights, moments, 7 steps."""
-    config = sample(variant)
-    weights = randomised(config, seed=1)
-    slots = {"exp_avg": in_memory((n, t.float() * 0.01) for n, t in randomised(config, seed=2).items()),
-             "exp_avg_sq": in_memory((n, t.float() ** 2 * 1e-4) for n, t in randomised(config, seed=3).items())}
-    groups = tuple(Group(g.names, {**HYPER, "weight_decay": decay}) for g, decay in zip(checkpoints.decay_groups(config), (0.1, 0.0), strict=True))
-    state = State(in_memory((n, t.float()) for n, t in weights.items()), slots=slots, steps=dict.fromkeys(weights, 7.0), groups=groups,
-                  aliases=models.table(config).aliases)
-    staged = manifest.staging(folder / "small")
-    checkpoints.write(state, config, staged, form, step=7)
-    manifest.publish(staged, folder / "small", {**form.as_json(), "step": 7})
-    return folder / "small"
-
 
 @pytest.mark.parametrize("form", [Format("zero", 1, 3), Format("zero", 2, 2), Format("zero", 3, 2), Format("universal")], ids=lambda f: f"{f.layout}-{f.zero_stage}")
 def test_every_layout_keeps_the_grown_moments(tmp_path, form):
@@ -71,7 +54,7 @@ def test_a_result_without_room_for_moments_is_refused(tmp_path):
 @pytest.mark.parametrize("state, steps", [("grow", 24 + 6), ("reset", 6)])
 def test_the_engine_goes_on_with_them(tmp_path, state, steps):
     """The large stage starts at the small one's last loss, and its AdamW counts on from the small one's steps, or from 0."""
-    path = config(tmp_path)
+    path = tiny_run(tmp_path)
     content = yaml.safe_load(path.read_text())
     content["stages"][1]["optimizer_state"] = state
     content["stages"][2]["schedule"]["fraction"] = 0.25
@@ -94,7 +77,7 @@ def test_universal_goes_into_stage_3_as_native_does(tmp_path):
 
     The same expansion in both layouts, trained on: losses equal to float32's own rounding.
     """
-    path = config(tmp_path)
+    path = tiny_run(tmp_path)
     content = yaml.safe_load(path.read_text())
     small, grown, large = content["stages"][:3]
     path.write_text(yaml.safe_dump({**content, "stages": [small]}))

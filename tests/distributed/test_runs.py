@@ -7,64 +7,15 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import yaml
 
-ROOT = Path(__file__).parents[2]
-STEPS = 24
-
-
-def config(folder: Path, **top) -> Path:
-    """A chain of a few seconds on the embedded images: ZeRO-2 small, an indivisible expansion, ZeRO-1 large, scratch."""
-    rate = {"peak": 1e-3, "minimum": 1e-4, "warmup": "4 steps", "horizon": f"{STEPS} steps"}
-    train = {"kind": "train", "batch": 16, "evaluate_every": "8 steps", "save_every": "5 steps"}
-    content = {
-        "name": "tiny", "folder": str(folder / "run"), "processes": 2, "seed": 1,
-        "data": {"kind": "images", "dataset": "embedded", "size": 8, "channels": 1, "augment": "shift", "evaluation_images": 60},
-        "models": {"small": {"family": "vit", "layers": 2, "hidden": 24, "heads": 3, "patch": 4, "dropout": 0.1},
-                   "large": {"family": "vit", "layers": 3, "hidden": 40, "heads": 5, "patch": 4, "dropout": 0.1}},
-        "stages": [
-            {**train, "name": "small", "model": "small", "zero_stage": 2, "schedule": rate, "tensorboard": True},
-            {"kind": "expand", "name": "grown", "source": "small", "model": "large", "depth": "cancel"},
-            {**train, "name": "large", "model": "large", "start": "grown", "zero_stage": 1, "schedule": {**rate, "kind": "lemon", "fraction": 0.5}},
-            {**train, "name": "scratch", "model": "large", "zero_stage": 3, "schedule": rate},
-        ], **top,
-    }
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "pipeline", *map(str, arguments)]
-
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
-for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-    ENVIRONMENT.pop(name, None)
-
-
-def lemon(*arguments: object, timeout: int = 300) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, env=ENVIRONMENT, timeout=timeout, cwd=ROOT)
-
-
-def start(*arguments: object) -> subprocess.Popen:
-    return subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT)
-
-
-def records(run: Path, stage: str) -> list[dict]:
-    path = run / stage / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
-
-
-def losses(run: Path, stage: str) -> list[tuple]:
-    return [(r["step"], r.get("loss"), r.get("eval_loss")) for r in records(run, stage)]
-
-
-def ledger(run: Path, stage: str) -> list[dict]:
-    return [json.loads(line) for line in (run / stage / "ledger.jsonl").read_text().splitlines()]
+from tests.helpers.cli import ROOT, environment
+from tests.helpers.cli import run_lemon as lemon
+from tests.helpers.cli import start_lemon as start
+from tests.helpers.runs import STEPS, ledger, losses, records, tiny_run
 
 
 def workers_of(parent: int) -> list[int]:
@@ -95,11 +46,15 @@ def wait_for(condition, seconds: float = 120):
     return value
 
 
+TENSORBOARD = str(find_spec("tensorboard") is not None).lower()
+"""Whether the small stage writes TensorBoard's events: the package is an extra."""
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """The run that nobody interrupted."""
     folder = tmp_path_factory.mktemp("finished")
-    done = lemon("run", config(folder))
+    done = lemon("run", tiny_run(folder), f"stages.small.tensorboard={TENSORBOARD}")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder
 
@@ -116,6 +71,7 @@ def test_the_chain_ends_with_a_report(finished):
 
 
 def test_tensorboard_on_request(finished):
+    pytest.importorskip("tensorboard")
     assert list((finished / "run" / "small" / "tensorboard").glob("events.*"))
     assert not (finished / "run" / "large" / "tensorboard").exists()
 
@@ -144,7 +100,7 @@ def test_other_settings_do_not_continue_a_run(finished):
 @pytest.mark.parametrize("victim", ["parent", "worker"])
 def test_killed_anywhere_it_ends_with_the_same_losses(finished, tmp_path, victim):
     """SIGKILL at several moments: while starting, in the middle of a step, right after a checkpoint, in the large stage."""
-    path = config(tmp_path)
+    path = tiny_run(tmp_path)
     run = tmp_path / "run"
     moments = [
         lambda: run.exists(),
@@ -174,7 +130,7 @@ LONG = "stages.small.schedule.horizon=5000 steps"
 
 
 def test_a_second_start_is_refused_while_a_worker_lives(tmp_path):
-    path = config(tmp_path)
+    path = tiny_run(tmp_path)
     process = start("train", path, "--stage", "small", LONG)
     wait_for(lambda: records(tmp_path / "run", "small"))
     refused = lemon("run", path, LONG)
@@ -187,7 +143,7 @@ def test_a_second_start_is_refused_while_a_worker_lives(tmp_path):
 
 
 def test_a_worker_that_dies_takes_the_job_down_with_its_message(tmp_path):
-    path = config(tmp_path)
+    path = tiny_run(tmp_path)
     process = start("train", path, "--stage", "small", LONG)
     wait_for(lambda: records(tmp_path / "run", "small"))
     os.kill(wait_for(lambda: workers_of(process.pid))[0], signal.SIGKILL)
@@ -196,14 +152,14 @@ def test_a_worker_that_dies_takes_the_job_down_with_its_message(tmp_path):
 
 
 def test_divergence_is_told_in_one_line(tmp_path):
-    done = lemon("train", config(tmp_path), "--stage", "small", "stages.small.schedule.peak=1e30", "stages.small.optimizer.clip=0")
+    done = lemon("train", tiny_run(tmp_path), "--stage", "small", "stages.small.schedule.peak=1e30", "stages.small.optimizer.clip=0")
     assert done.returncode == 2 and "lower schedule.peak" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_two_nodes_on_loopback_give_the_losses_of_one(finished, tmp_path):
     """launch/torchrun.sh, one process on each of two launchers. 1e-5: a rank that has its node to itself runs two
     threads, which sum in another order; measured 1e-8 to 1e-7 after a few steps."""
-    path = config(tmp_path, processes=1)
+    path = tiny_run(tmp_path, processes=1)
     both = [two_nodes(path, rank, port) for port in [free_port()] for rank in (0, 1)]
     for process in both:
         _, said = process.communicate(timeout=300)
@@ -228,11 +184,11 @@ def two_nodes(path: Path, rank: int, port: int) -> subprocess.Popen:
     script.write_text(lines)
     (script.parent / "environment.sh").write_text((ROOT / "launch" / "environment.sh").read_text())
     nodes = {"NODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return subprocess.Popen(["bash", str(script), str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**ENVIRONMENT, **nodes}, cwd=ROOT)
+    return subprocess.Popen(["bash", str(script), str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(**nodes), cwd=ROOT)
 
 
 def test_a_node_that_fails_takes_the_waiting_one_with_it(tmp_path):
-    path = config(tmp_path, processes=1)
+    path = tiny_run(tmp_path, processes=1)
     both = [start("run", path, "data.dataset=/nowhere/at/all", "--nodes", 2, "--node-rank", rank) for rank in (1, 0)]
     try:
         said = [process.communicate(timeout=60)[1] for process in both]
@@ -244,7 +200,7 @@ def test_a_node_that_fails_takes_the_waiting_one_with_it(tmp_path):
 
 
 def test_ctrl_c_stops_without_a_traceback(tmp_path):
-    path = config(tmp_path)
+    path = tiny_run(tmp_path)
     process = start("train", path, "--stage", "small", LONG)
     wait_for(lambda: records(tmp_path / "run", "small"))
     process.send_signal(signal.SIGINT)
@@ -264,7 +220,7 @@ BAD = [
 
 @pytest.mark.parametrize("overrides, complaint", BAD, ids=[b[1][:20] for b in BAD])
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, overrides, complaint):
-    done = lemon("run", config(tmp_path), *overrides)
+    done = lemon("run", tiny_run(tmp_path), *overrides)
     assert done.returncode == 2 and complaint in done.stderr and "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1
     assert not any((tmp_path / "run").glob("*/stage.json"))

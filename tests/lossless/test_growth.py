@@ -7,7 +7,14 @@ import copy
 
 import pytest
 import torch
-from growing import (
+
+from pipeline import models
+from pipeline.axes import Table
+from pipeline.config import ModelSizes
+from pipeline.errors import UserError
+from pipeline.growth.method import Options
+from pipeline.growth.verify import verify
+from tests.helpers.growing import (
     EXACT,
     GROUPED,
     POST_NORM,
@@ -22,14 +29,7 @@ from growing import (
     rows_of,
     times,
 )
-from samples import SMALL, VARIANTS, sample
-
-from pipeline import models
-from pipeline.axes import Table
-from pipeline.config import ModelSizes
-from pipeline.errors import UserError
-from pipeline.growth.method import Options
-from pipeline.growth.verify import verify
+from tests.helpers.samples import SMALL, VARIANTS, sample
 
 WIDTHS = {
     "double": times(2), "triple": times(3), "odd width": {"hidden": 20, "heads": 5, "mlp": 33},

@@ -8,8 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from growing import dense, growth, planned, randomised, rows_of, times
-from samples import CLASSES, IMAGE, POSITIONS, VOCAB, sample
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -20,6 +18,8 @@ from pipeline.growth.engine import Growth
 from pipeline.growth.maps import DenseMap, Maps, SpaceMap
 from pipeline.growth.method import Layer, Method, Options, Term
 from pipeline.growth.plan import Plan, make
+from tests.helpers.growing import dense, growth, planned, randomised, rows_of, times
+from tests.helpers.samples import CLASSES, IMAGE, POSITIONS, VOCAB, sample
 
 STEPS, RATE = 20, 0.01
 

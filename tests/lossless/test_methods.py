@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from growing import EXACT, POST_NORM, TABLES, difference, grown, growth, planned, randomised, times
-from samples import VARIANTS, sample
 
 from pipeline import models
 from pipeline.growth.engine import METHODS
 from pipeline.growth.verify import verify
+from tests.helpers.growing import EXACT, POST_NORM, TABLES, difference, grown, growth, planned, randomised, times
+from tests.helpers.samples import VARIANTS, sample
 
 CHOSEN = ["bert-pre-ln", "bert", "vit", "gpt2", "qwen3 tied", "dinov2"]
 SIZES = {

@@ -10,14 +10,27 @@ from dataclasses import replace
 
 import pytest
 import torch
-from growing import EXACT, GROUPED, TABLES, WITH_LOGITS, gradients, grown, growth, planned, randomised, rows_of, times, writes_stream
-from samples import CLASSES, VOCAB, sample
 
 from pipeline.errors import UserError
 from pipeline.growth.engine import Growth, weight_map
 from pipeline.growth.moments import VIEWS, Moment, refusals, require
 from pipeline.growth.plan import Plan, Source
 from pipeline.growth.probe import probe
+from tests.helpers.growing import (
+    EXACT,
+    GROUPED,
+    TABLES,
+    WITH_LOGITS,
+    gradients,
+    grown,
+    growth,
+    planned,
+    randomised,
+    rows_of,
+    times,
+    writes_stream,
+)
+from tests.helpers.samples import CLASSES, VOCAB, sample
 
 WHOLE = {
     "double": times(2), "triple": times(3), "mlp only": {"mlp": 33}, "vocabulary and positions": times(2, vocab=70, positions=20),

@@ -3,12 +3,12 @@
 import re
 
 import pytest
-from growing import TABLES, planned, times
-from samples import sample
 
 from pipeline import models
 from pipeline.errors import UserError
 from pipeline.growth.engine import METHODS
+from tests.helpers.growing import TABLES, planned, times
+from tests.helpers.samples import sample
 
 SHRINKS = "; an expansion only grows"
 REMAINDER = "the norm needs the mean in the remainder, its readers need copies; choose a multiple of 12"

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from growing import GROUPED, dense, grown, growth, planned, randomised, rows_of, times
-from samples import VARIANTS, sample
 
 from pipeline import models
 from pipeline.growth.method import Options
 from pipeline.growth.probe import probe
 from pipeline.growth.symmetry import symmetry
 from pipeline.growth.verify import Pair
+from tests.helpers.growing import GROUPED, dense, grown, growth, planned, randomised, rows_of, times
+from tests.helpers.samples import VARIANTS, sample
 
 LARGER_HEADS = {"hidden": 24, "heads": 3, "mlp": 48}
 GROWTHS = [(variant, times(2)) for variant in VARIANTS] + [(variant, LARGER_HEADS) for variant in VARIANTS if variant not in GROUPED]

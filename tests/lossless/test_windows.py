@@ -4,10 +4,8 @@ from functools import partial
 
 import pytest
 import torch
-from growing import randomised, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import IMAGES, VARIANTS, sample
 
 from pipeline import models
 from pipeline.growth import draws
@@ -17,6 +15,8 @@ from pipeline.growth.moments import VIEWS, Moment, refusals
 from pipeline.growth.plan import Row
 from pipeline.state import by_rows
 from pipeline.streams import derive
+from tests.helpers.growing import randomised, rows_of
+from tests.helpers.samples import IMAGES, VARIANTS, sample
 
 LARGE = {"hidden": 28, "heads": 7, "mlp": 45, "layers": 4}
 """No size is a multiple."""
@@ -116,12 +116,13 @@ def test_blocks_differ(monkeypatch):
 def test_a_rank_draws_no_more_than_its_share(monkeypatch):
     """Half of a matrix costs half of its noise, and a block at most."""
     growth, weights = grower("bert-pre-ln", LARGE)
-    row, drawn, block = next(row for row in growth.plan.rows if row.noise and len(row.shape) == 2), [], draws._block
-    monkeypatch.setattr(draws, "_block", lambda *how: drawn.append(1) or block(*how))
+    row, drawn, normal = next(row for row in growth.plan.rows if row.noise and len(row.shape) == 2), [], torch.Tensor.normal_
+    monkeypatch.setattr(torch.Tensor, "normal_", lambda self, *how, **more: drawn.append(self.numel()) or normal(self, *how, **more))
     growth.tensor(row, rows_of(weights))
-    whole = len(drawn)
+    whole, block = sum(drawn), max(drawn)
+    drawn.clear()
     growth.tensor(row, rows_of(weights), range(row.shape[0] // 2))
-    assert whole >= 8 and len(drawn) - whole <= whole / 2 + 1
+    assert whole >= 8 * block and sum(drawn) <= whole / 2 + block
 
 
 @given(st.integers(0, 59), st.integers(0, 59))

@@ -4,11 +4,11 @@ import weakref
 
 import pytest
 import torch
-from samples import VARIANTS, sample
 
 from pipeline import models
 from pipeline.growth.probe import fitted, probe
 from pipeline.models.lazy import lazy, recomputed
+from tests.helpers.samples import VARIANTS, sample
 
 
 def randomised(config) -> dict[str, torch.Tensor]:

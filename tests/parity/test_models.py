@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from samples import POSITIONS, VARIANTS, VOCAB, sample
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertForMaskedLM, RobertaPreLayerNormConfig
 from transformers.models.roberta_prelayernorm.modeling_roberta_prelayernorm import RobertaPreLayerNormEncoder
 
 from pipeline import models
+from tests.helpers.samples import POSITIONS, VARIANTS, VOCAB, sample
 
 TIGHT = {"rtol": 0, "atol": 1e-12}
 """float64: the same operations in the same order, but for fused attention."""

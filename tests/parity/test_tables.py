@@ -3,11 +3,11 @@
 import pytest
 import torch
 from safetensors import safe_open
-from samples import IMAGE, POSITIONS, VARIANTS, VOCAB, facts, sample
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import models
 from pipeline.flops import cost
+from tests.helpers.samples import IMAGE, POSITIONS, VARIANTS, VOCAB, facts, sample
 
 BATCH = 2
 TRAINED = {"bert-pre-ln", "bert-pre-ln transform", "bert"}

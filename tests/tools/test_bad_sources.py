@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import change, lemon, saved, wanted
+
+from tests.helpers.checkpoints import change, saved, wanted
+from tests.helpers.cli import lemon
 
 LARGE = {"hidden": 24, "heads": 6, "mlp": 48}
 

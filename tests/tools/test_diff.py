@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import lemon, saved
-from layouts import FORMATS, foreign, state
 from safetensors.torch import load_file, save_file
-from samples import sample
-from test_grown_moments import source
 
 from pipeline import difference, models
 from pipeline.checkpoints import Format
 from pipeline.state import Group, State, in_memory
+from tests.helpers.checkpoints import FORMATS, foreign, saved, source, state
+from tests.helpers.cli import lemon
+from tests.helpers.samples import sample
 
 
 @pytest.fixture(scope="module")
@@ -86,19 +85,30 @@ def test_without_configs_names_are_those_of_the_files(tmp_path, capsys):
     assert code == 0 and found["names"] == "of the files" and found["tensors"]["weights"]["equal"] == 5
 
 
-def test_the_worst_come_first_and_bits_count():
+def files(folder: Path, **tensors: torch.Tensor) -> Path:
+    """A folder of weights with these names, of no model that we know."""
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def test_the_worst_come_first(tmp_path):
     names = [f"n{number}" for number in range(9)]
-    one = in_memory((name, torch.ones(3)) for name in names)
-    other = in_memory((name, torch.ones(3) + number * 0.25) for number, name in enumerate(names))
-    part = difference._part(one, other).as_json()
+    one = files(tmp_path / "a", **{name: torch.ones(3) for name in names})
+    other = files(tmp_path / "b", **{name: torch.ones(3) + number * 0.25 for number, name in enumerate(names)})
+    part = difference.compare(one, other).parts["weights"].as_json()
     assert (part["equal"], part["different"]) == (1, 8) and [gap["name"] for gap in part["worst"]] == ["n8", "n7", "n6", "n5", "n4"]
     assert part["worst"][0] == {"name": "n8", "numbers": 3, "of": 3, "largest": 2.0, "relative": 2 / 3}
-    signed = difference._gap("zero", torch.zeros(2), -torch.zeros(2))
-    assert (signed.numbers, signed.largest, signed.relative) == (2, 0.0, 0.0)
-    nan = torch.tensor([float("nan"), 1.0])
-    assert difference._gap("nan", nan, nan.clone()) is None
-    assert difference._gap("types", torch.tensor([1.5], dtype=torch.bfloat16), torch.tensor([1.5])) is None
-    assert difference._gap("empty", torch.empty(0), torch.empty(0)) is None
+
+
+def test_bits_count(tmp_path):
+    """0 and -0 differ, by nothing; a NaN is equal to itself; a number is the same in a wider type."""
+    same = {"nan": torch.tensor([float("nan"), 1.0]), "empty": torch.empty(0)}
+    one = files(tmp_path / "a", **same, zero=torch.zeros(2), types=torch.tensor([1.5], dtype=torch.bfloat16))
+    other = files(tmp_path / "b", **same, zero=-torch.zeros(2), types=torch.tensor([1.5]))
+    part = difference.compare(one, other).parts["weights"]
+    assert part.equal == 3
+    assert [(gap.name, gap.numbers, gap.largest, gap.relative) for gap in part.gaps] == [("zero", 2, 0.0, 0.0)]
 
 
 def test_configs_bring_the_names_of_two_layouts_together(tmp_path, capsys):

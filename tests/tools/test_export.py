@@ -3,19 +3,12 @@
 import json
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 import yaml
-from folders import lemon, saved
-from growing import randomised
-from samples import sample
-from test_grown_moments import source
-from test_runs import ENVIRONMENT, ROOT, command
 from transformers import AutoTokenizer
 
 from pipeline import checkpoints, export, models
@@ -23,6 +16,10 @@ from pipeline.checkpoints import Format, manifest
 from pipeline.data import tokenizers
 from pipeline.errors import UserError
 from pipeline.growth.probe import probe
+from tests.helpers.checkpoints import reseal, saved, source
+from tests.helpers.cli import lemon, run_lemon, run_python
+from tests.helpers.growing import randomised
+from tests.helpers.samples import sample
 
 FORMATS = [Format("zero", 1, 3), Format("zero", 2, 2, bf16=True), Format("zero", 3, 2), Format("universal"), Format("huggingface")]
 HEADS = {"bert-pre-ln": "import pipeline.models", "vit": "import ViTForImageClassification", "gpt2": "import GPT2LMHeadModel",
@@ -141,7 +138,7 @@ def run(tmp_path_factory) -> Path:
         ],
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
-    done = subprocess.run(command("run", folder / "tiny.yaml"), capture_output=True, text=True, env=ENVIRONMENT, timeout=300, cwd=ROOT)
+    done = run_lemon("run", folder / "tiny.yaml")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder / "run"
 
@@ -196,8 +193,7 @@ def test_what_is_gone_is_said(run, tmp_path, capsys):
     path = whole / "grown" / "checkpoints" / "step-0000000" / "manifest.json"
     held = json.loads(path.read_text())
     held["source"]["path"] = held["provenance"]["origin"] = str(tmp_path / "gone" / "step-0000006")
-    held["sha256"] = manifest._digest({key: value for key, value in held.items() if key != "sha256"})
-    path.write_text(json.dumps(held, indent=2) + "\n")
+    reseal(path.parent, held)
     card = (exported(capsys, whole / "grown") / "README.md").read_text()
     assert "1. **step-0000006**: no longer where it was; how it was made, and what that cost, is unknown." in card
     assert f"| before | not itemised here |  |  | {sum(entries(run, 'small').values()):,} |" in card
@@ -222,12 +218,12 @@ def test_what_is_on_disk_is_held_against_its_source(tmp_path):
     """A number that changes between writing and publishing, as on a faulty disk."""
     folder = source(tmp_path, Format("huggingface"))
     state, _ = checkpoints.read(folder)
-    export._require_same(state, folder, "float32")
+    export.require_same_on_disk(state, folder, "float32")
     shutil.copytree(folder, tmp_path / "other")
     path = tmp_path / "other" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
     with pytest.raises(UserError, match="does not read back as it was written; the disk is faulty, nothing was published"):
-        export._require_same(state, tmp_path / "other", "float32")
+        export.require_same_on_disk(state, tmp_path / "other", "float32")
 
 
 def test_the_tokenizer_goes_along_and_gives_the_trainings_ids(run, tmp_path, capsys):
@@ -247,5 +243,5 @@ def trained_ids(run: Path) -> dict[str, int]:
 
 
 def test_the_script_is_the_command():
-    done = subprocess.run([sys.executable, str(ROOT / "tools" / "export_hf.py"), "--help"], capture_output=True, text=True, env=ENVIRONMENT, timeout=60, cwd=ROOT)
+    done = run_python("tools/export_hf.py", "--help")
     assert done.returncode == 0 and "HF_DIR" in done.stdout

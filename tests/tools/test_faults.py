@@ -1,21 +1,17 @@
 """What survives: a tool killed at every phase of writing, a full disk, two tools at one place."""
 
-import os
 import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from folders import lemon, saved, wanted
 
 from pipeline import checkpoints
 from pipeline.checkpoints import manifest
 from pipeline.errors import UserError
+from tests.helpers.checkpoints import saved, wanted
+from tests.helpers.cli import lemon, run_python
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "TRANSFORMERS_VERBOSITY": "error"}
 POINTS = ["opened", "midway", "files", "verified", "manifest", "renamed"]
 
 
@@ -28,16 +24,12 @@ def commands(folder: Path) -> dict[str, list[str]]:
     }
 
 
-def run(*arguments: str, **options) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=ENVIRONMENT, timeout=120, **options)
-
-
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("command", ["expand", "reshard"])
 def test_a_killed_tool_leaves_all_or_nothing(tmp_path, capsys, command, point):
     arguments = commands(tmp_path)[command]
     before = manifest.hashes(tmp_path / "small", manifest.listing(tmp_path / "small"))
-    killed = run(str(Path(__file__).with_name("killed.py")), point, *arguments)
+    killed = run_python("-m", "tests.helpers.scripts.killed", point, *arguments)
     assert killed.returncode == -9, killed.stderr
     assert manifest.hashes(tmp_path / "small", list(before)) == before
     if point == "renamed":
@@ -54,7 +46,7 @@ def test_a_killed_tool_leaves_all_or_nothing(tmp_path, capsys, command, point):
 
 def test_a_killed_worker_is_reported(tmp_path):
     arguments = commands(tmp_path)["reshard"]
-    killed = run(str(Path(__file__).with_name("killed.py")), "worker", *arguments, "--workers", "2")
+    killed = run_python("-m", "tests.helpers.scripts.killed", "worker", *arguments, "--workers", "2")
     assert killed.returncode == 2 and "a worker process was killed while writing (out of memory?); use fewer workers" in killed.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "target.json"]
 
@@ -64,7 +56,7 @@ def test_a_disk_that_fills_up(tmp_path, command):
     """A limit on the size of files stands for the full disk: the write fails in the same place with the same kind of error."""
     arguments = commands(tmp_path)[command]
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
-    stopped = run("-m", "pipeline", *arguments, preexec_fn=limit)
+    stopped = run_python("-m", "pipeline", *arguments, preexec_fn=limit)
     assert stopped.returncode == 2 and stopped.stderr.count("lemon:") == 1 and "cannot be written" in stopped.stderr, stopped.stderr
     assert "make room or choose another place" in stopped.stderr and "Traceback" not in stopped.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "target.json"]

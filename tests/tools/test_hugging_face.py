@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from folders import change, lemon, saved, wanted
 from safetensors import safe_open
 from safetensors.torch import load_file
-from samples import VARIANTS, sample
 
 from pipeline import models
 from pipeline.checkpoints import manifest
+from tests.helpers.checkpoints import change, saved, wanted
+from tests.helpers.cli import lemon
+from tests.helpers.samples import VARIANTS, sample
 
 LARGE = {"layers": 3, "hidden": 24, "heads": 6, "mlp": 48}
 

@@ -3,25 +3,21 @@
 import json
 import random
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from folders import lemon, saved
-from growing import randomised
-from layouts import FORMATS, foreign, state
-from samples import sample
-from test_grown_moments import HYPER, source
-from test_runs import ENVIRONMENT, ROOT
 
 from pipeline import models
 from pipeline.checkpoints import Format, manifest
 from pipeline.errors import UserError
 from pipeline.inspection import whole
 from pipeline.state import Group
+from tests.helpers.checkpoints import FORMATS, HYPER, foreign, reseal, saved, source, state
+from tests.helpers.cli import lemon, run_python
+from tests.helpers.growing import randomised
+from tests.helpers.samples import sample
 
 SLOTS = {"exp_avg": 38, "exp_avg_sq": 38}
 
@@ -122,7 +118,7 @@ def test_every_bit_of_numbers_in_a_manifest(held, tmp_path):
     path = folder / manifest.NAME
     kept = json.loads(path.read_text())
     content = {key: value for key, value in kept.items() if key != "sha256"} | {"small": 1e-05, "long": 0.1 + 0.2, "text": "\u00e9"}
-    path.write_text(json.dumps({**content, "sha256": manifest._digest(content)}, indent=2) + "\n")
+    reseal(folder, content)
     whole.check(folder)
     text = path.read_bytes()
     for position in range(8 * text.index(b'"small"'), 8 * len(text)):
@@ -209,9 +205,9 @@ def test_groups_that_contradict_the_weights(tmp_path):
         ((held.groups[0], Group(("b", "c", "d"), {})), "an optimizer group has 'd', of which there are no weights"),
     ]:
         with pytest.raises(UserError, match=complaint):
-            whole._require_agreement(tmp_path, replace(held, groups=groups))
+            whole.require_agreement(tmp_path, replace(held, groups=groups))
     with pytest.raises(UserError, match="exp_avg of 'b' is missing"):
-        whole._require_agreement(tmp_path, replace(held, slots={"exp_avg": {"a": held.slots["exp_avg"]["a"]}}))
+        whole.require_agreement(tmp_path, replace(held, slots={"exp_avg": {"a": held.slots["exp_avg"]["a"]}}))
 
 
 def test_hugging_face_folders_without_a_manifest(tmp_path, capsys):
@@ -235,6 +231,6 @@ def test_hugging_face_folders_without_a_manifest(tmp_path, capsys):
                                              ("diff_checkpoints.py", ["diff", "HELD", "HELD"])])
 def test_the_scripts_are_the_commands(held, capsys, script, command):
     command = [str(held["3 on 2"]) if word == "HELD" else word for word in command]
-    done = subprocess.run([sys.executable, str(ROOT / "tools" / script), *command[1:]], capture_output=True, text=True, env=ENVIRONMENT, timeout=60, cwd=ROOT)
+    done = run_python(f"tools/{script}", *command[1:])
     assert done.returncode == 0, done.stderr
     assert lemon(capsys, *command)[:2] == (0, done.stdout)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import lemon
-from layouts import foreign, state
 
 from pipeline.checkpoints import Format, zero_files
+from tests.helpers.checkpoints import foreign, state
+from tests.helpers.cli import lemon
 
 LAYOUTS = {
     "1 on 2": Format("zero", 1, 2), "2 on 2, bf16": Format("zero", 2, 2, bf16=True), "3 on 2": Format("zero", 3, 2), "universal": Format("universal"),

@@ -4,9 +4,9 @@ import json
 import sys
 
 import pytest
-from reshard_speed import timed
-from states import gpt2, written
 
+from benchmarks.reshard_speed import timed
+from benchmarks.states import gpt2, written
 from pipeline import models
 from pipeline.checkpoints import Format
 

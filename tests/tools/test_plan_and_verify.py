@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import change, lemon, saved, wanted
 
 from pipeline import checkpoints
 from pipeline.checkpoints import manifest
 from pipeline.state import Entry
+from tests.helpers.checkpoints import change, saved, wanted
+from tests.helpers.cli import lemon
 
 ROOT = Path(__file__).parents[2]
 LARGE = {"layers": 4, "hidden": 20, "heads": 5, "mlp": 33}

@@ -3,11 +3,12 @@
 import json
 
 import pytest
-from folders import lemon, saved
-from samples import sample
 
 from pipeline import checkpoints, models, targets
 from pipeline.errors import UserError
+from tests.helpers.checkpoints import saved
+from tests.helpers.cli import lemon
+from tests.helpers.samples import sample
 
 YAML = """
 name: t

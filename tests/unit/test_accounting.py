@@ -10,7 +10,7 @@ from pipeline.accounting.recorded_runs import Evaluation, RecordReader, curve
 from pipeline.accounting.savings import crossing
 from pipeline.accounting.totals import Amounts, by_kind, training_flops
 from pipeline.report import build
-from tests.helpers.runs import LARGE, LARGE_LOSS, SCRATCH_LOSS, SMALL, expand, make_run, simple_run, train
+from tests.helpers.invented_runs import LARGE, LARGE_LOSS, SCRATCH_LOSS, SMALL, expand, make_run, simple_run, train
 
 
 def points(*known: tuple[int, int, float]) -> list[Evaluation]:

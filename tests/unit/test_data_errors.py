@@ -15,11 +15,11 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from invented_text import config, quiet, some_documents, text_file
 
 from pipeline.config import ImageData, TextData
 from pipeline.data import evaluation_batches, open_prepared, prepare, train_batches
 from pipeline.errors import UserError
+from tests.helpers.invented_text import config, quiet, some_documents, text_file
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,7 +15,7 @@ from pipeline.report import build, figures, formatting, summary, tables, write
 from pipeline.report.content import Report, Start
 from tests.helpers.opened import opened
 from tests.helpers.pages import Page, texts
-from tests.helpers.runs import (
+from tests.helpers.invented_runs import (
     LARGE,
     LARGE_LOSS,
     MEDIUM,

@@ -8,7 +8,7 @@ from pipeline.errors import UserError
 from pipeline.folders import write_json
 from pipeline.report import build, figures, write
 from tests.helpers.pages import Page
-from tests.helpers.runs import LARGE, LARGE_LOSS, SCRATCH_LOSS, SMALL, expand, make_run, simple_run, train
+from tests.helpers.invented_runs import LARGE, LARGE_LOSS, SCRATCH_LOSS, SMALL, expand, make_run, simple_run, train
 
 GATES = {"float64": 2e-6, "float32": 1e-5}
 REASONS = ["new units come from the next layer", "layers repeat from 2 to 4"]

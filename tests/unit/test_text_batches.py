@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from invented_text import config, quiet, some_documents, text_file
 
 from pipeline.config import TextData
 from pipeline.data import evaluation_batches, prepare, train_batches
 from pipeline.data.text import TextSamples
+from tests.helpers.invented_text import config, quiet, some_documents, text_file
 
 ROOT = Path(__file__).resolve().parents[2]
 

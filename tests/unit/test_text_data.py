@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from invented_text import config, quiet, some_documents, text_file
 
 from pipeline.config import TextData
 from pipeline.data import open_prepared, prepare, train_batches
@@ -18,6 +17,7 @@ from pipeline.data.documents import Census, Corpus, from_table, hold_out, read_f
 from pipeline.data.text import TextSamples, id_type
 from pipeline.data.tokenizers import load
 from pipeline.errors import UserError
+from tests.helpers.invented_text import config, quiet, some_documents, text_file
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT.parent / "shared" / "data"

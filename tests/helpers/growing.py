@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable
 
 import torch
-from samples import SMALL, VARIANTS, sample
 from transformers import PretrainedConfig
 
 from pipeline import models
@@ -15,6 +14,7 @@ from pipeline.growth.method import Options
 from pipeline.growth.plan import Plan
 from pipeline.growth.probe import Inputs, cast, fitted, probe, run
 from pipeline.growth.verify import Pair, relative_difference
+from tests.helpers.samples import SMALL, VARIANTS, sample
 
 EXACT = 1e-10
 """The largest relative difference of what is grown in float64, without a final cast, and run in float64."""

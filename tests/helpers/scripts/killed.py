@@ -1,6 +1,6 @@
 """Run a `lemon` command that kills itself at a chosen moment of writing, as `kill -9` would.
 
-    killed.py POINT COMMAND …
+    python -m tests.helpers.scripts.killed POINT COMMAND …
 
 POINT: opened (a file is made), midway (in the middle of a file), files (all written, nothing verified), verified (before the
 manifest), manifest (written, not yet renamed), renamed (published, not yet synced), worker (one worker process only).
@@ -9,10 +9,12 @@ manifest), manifest (written, not yet renamed), renamed (published, not yet sync
 import os
 import signal
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 from pipeline.__main__ import main
 from pipeline.checkpoints import manifest, stream
-
 
 TOOL = os.getpid()
 
@@ -32,32 +34,45 @@ def after(function, then=die):
     return wrapped
 
 
-def dying_midway(file: stream.File) -> stream.File:
-    def chunks():
-        yield next(iter(file.chunks()))
-        die()
+def writing(chunks: Callable[[stream.File], stream.Chunks]) -> None:
+    """From now on every file is written with these chunks."""
+    write = stream.write
+    stream.write = lambda files, *how, **more: write([replace(file, chunks=partial(chunks, file)) for file in files], *how, **more)
 
-    return stream.File(file.name, file.size, chunks)
+
+def die_when_opened(file: stream.File) -> stream.Chunks:
+    """Chunks are asked for once the file is open."""
+    die()
+    yield from file.chunks()
+
+
+def die_midway(file: stream.File) -> stream.Chunks:
+    yield next(iter(file.chunks()))
+    die()
+
+
+def kill_worker(file: stream.File) -> stream.Chunks:
+    os.kill(os.getpid(), signal.SIGKILL)
+    yield from file.chunks()
 
 
 def arm(point: str) -> None:
-    write, one, replace = stream.write, stream._one, manifest.os.replace
-    if point == "opened":
-        stream._one = lambda file, folder, count: ((folder / file.name).parent.mkdir(parents=True, exist_ok=True), (folder / file.name).open("wb"), die())
-    elif point == "midway":
-        stream._one = lambda file, folder, count: one(dying_midway(file), folder, count)
-    elif point == "worker":
-        stream._one = lambda file, folder, count: os.kill(os.getpid(), signal.SIGKILL)
+    rename = os.replace
+    if point in CHUNKS:
+        writing(CHUNKS[point])
     elif point == "files":
-        stream.write = after(write)
+        stream.write = after(stream.write)
     elif point == "verified":
         manifest.publish = die
     elif point == "manifest":
         manifest.sync = lambda path: die() if path.is_dir() and (path / manifest.NAME).exists() else None
     elif point == "renamed":
-        manifest.os = type("os", (), {**vars(os), "replace": staticmethod(lambda a, b: (replace(a, b), die()) if os.path.isdir(a) else replace(a, b))})
+        os.replace = lambda old, new: die(rename(old, new)) if os.path.isdir(old) else rename(old, new)
     else:
         raise SystemExit(f"no point '{point}'")
+
+
+CHUNKS = {"opened": die_when_opened, "midway": die_midway, "worker": kill_worker}
 
 
 if __name__ == "__main__":

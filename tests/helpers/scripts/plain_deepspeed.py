@@ -2,18 +2,20 @@
 
 Started under torchrun with one JSON argument: stage, steps, first (number of the first step), seed, bf16, fp16, zero
 (more keys of zero_optimization), extras (a frozen embedding and a module with a buffer), load / again / save ({"dir", "tag"} or
-null; `again`: save what was loaded, before any step), universal, out (a JSON file for the losses, written by rank 0).
+null; `again`: save what was loaded, before any step), universal. Rank 0 prints the losses as JSON.
 """
 
 import json
 import os
 import sys
 
-import deepspeed
-import deepspeed.ops
-import torch
-import torch.distributed as dist
-from transformers import BertConfig, BertForMaskedLM
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed  # noqa: E402 - it chooses its accelerator while it is imported
+import deepspeed.ops  # noqa: E402
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from transformers import BertConfig, BertForMaskedLM  # noqa: E402
 
 HYPER = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6}
 
@@ -53,19 +55,32 @@ def loss(net: torch.nn.Module, step: int, rank: int, world: int) -> torch.Tensor
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[mine].flatten())
 
 
-def main(job: dict) -> None:
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    torch.set_num_threads(1)
-    deepspeed.init_distributed("gloo", verbose=False)
-    rank, world = dist.get_rank(), dist.get_world_size()
-    net = model(job["seed"], job.get("extras", False))
-    engine, *_ = deepspeed.initialize(model=net, optimizer=torch.optim.AdamW(groups(net)), dist_init_required=False, config={
+def settings(job: dict, world: int) -> dict:
+    """DeepSpeed's JSON."""
+    return {
         "train_micro_batch_size_per_gpu": 12 // world, "gradient_accumulation_steps": 1, "gradient_clipping": 0.5,
         "zero_optimization": {"stage": job["stage"], **job.get("zero", {})}, "bf16": {"enabled": job.get("bf16", False)},
         "fp16": {"enabled": job.get("fp16", False), "initial_scale_power": 8},
         "checkpoint": {"load_universal": job.get("universal", False)},
         "steps_per_print": 10**9, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
-    })
+    }
+
+
+def supports(job: dict) -> bool:
+    """Whether DeepSpeed can train in the job's precision on this device."""
+    accelerator = deepspeed.accelerator.get_accelerator()
+    asked = {"fp16": accelerator.is_fp16_supported, "bf16": accelerator.is_bf16_supported}
+    return all(bool(supported()) for precision, supported in asked.items() if job.get(precision))
+
+
+def train(job: dict) -> list[float]:
+    """The losses of the job's steps, means over all ranks; every rank of the process group calls this."""
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    torch.set_num_threads(1)
+    deepspeed.init_distributed("gloo", verbose=False)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    net = model(job["seed"], job.get("extras", False))
+    engine, *_ = deepspeed.initialize(model=net, optimizer=torch.optim.AdamW(groups(net)), dist_init_required=False, config=settings(job, world))
     if job.get("load"):
         found, _ = engine.load_checkpoint(job["load"]["dir"], tag=job["load"]["tag"])
         assert found is not None
@@ -81,13 +96,13 @@ def main(job: dict) -> None:
         losses.append(total.item() / world)
     if job.get("save"):
         engine.save_checkpoint(job["save"]["dir"], tag=job["save"]["tag"])
-    if rank == 0 and job.get("out"):
-        with open(job["out"], "w") as file:
-            json.dump(losses, file)
     dist.barrier()
-    os._exit(0)  # gloo's threads may abort the interpreter's teardown
+    engine.destroy()
+    return losses
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    main(json.loads(sys.argv[1]))
+    found = train(json.loads(sys.argv[1]))
+    if dist.get_rank() == 0:
+        print(json.dumps(found), flush=True)
+    os._exit(0)  # gloo's threads may abort the interpreter's teardown

@@ -1,0 +1,82 @@
+"""Checkpoints of every kind: in every layout, of a model that nobody knows, and folders as `transformers` saves them."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline import checkpoints, models
+from pipeline.checkpoints import Format, manifest, stream, zero_write
+from pipeline.state import Group, State, in_memory
+from tests.helpers.growing import randomised
+from tests.helpers.samples import sample
+
+FORMATS = {"1 on 3": Format("zero", 1, 3), "2 on 2, bf16": Format("zero", 2, 2, bf16=True), "3 on 2": Format("zero", 3, 2), "3 on 4": Format("zero", 3, 4),
+           "universal": Format("universal"), "huggingface": Format("huggingface")}
+HYPER = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6}
+"""Hyper-parameters of every optimizer group; the weight decay is each group's own."""
+
+
+def source(folder: Path, form: Format, variant: str = "bert-pre-ln") -> Path:
+    """A checkpoint in mid-training: random weights, moments, 7 steps."""
+    config = sample(variant)
+    weights = randomised(config, seed=1)
+    slots = {"exp_avg": in_memory((n, t.float() * 0.01) for n, t in randomised(config, seed=2).items()),
+             "exp_avg_sq": in_memory((n, t.float() ** 2 * 1e-4) for n, t in randomised(config, seed=3).items())}
+    groups = tuple(Group(g.names, {**HYPER, "weight_decay": decay}) for g, decay in zip(checkpoints.decay_groups(config), (0.1, 0.0), strict=True))
+    held = State(in_memory((n, t.float()) for n, t in weights.items()), slots=slots, steps=dict.fromkeys(weights, 7.0), groups=groups,
+                 aliases=models.table(config).aliases)
+    staged = manifest.staging(folder / "small")
+    checkpoints.write(held, config, staged, form, step=7)
+    manifest.publish(staged, folder / "small", {**form.as_json(), "step": 7})
+    return folder / "small"
+
+
+def state() -> State:
+    """Of no model that we know: two groups, a frozen parameter, a tied one, a buffer."""
+    generator = torch.Generator().manual_seed(4)
+    shapes = {"a": (5, 7), "b": (3,), "c": (1,), "frozen": (2, 3)}
+    entries = [in_memory((n, torch.randn(s, generator=generator)) for n, s in shapes.items()) for _ in range(3)]
+    slots = {slot: {n: e for n, e in held.items() if n != "frozen"} for slot, held in zip(zero_write.SLOTS, entries[1:], strict=True)}
+    groups = Group(("a",), {**HYPER, "weight_decay": 0.1}), Group(("b", "c"), {**HYPER, "weight_decay": 0.0})
+    return State(entries[0], slots=slots, steps={"a": 4.0, "b": 4.0, "c": 4.0}, groups=groups, aliases={"tied": "a"}, frozen=("frozen",),
+                 buffers=in_memory([("mask", torch.ones(4))]))
+
+
+def foreign(folder: Path, held: State | None = None, form: Format = Format("zero", 2, 2)) -> Path:
+    """Files as DeepSpeed leaves them: no manifest, no config."""
+    folder.mkdir(parents=True)
+    stream.write(checkpoints.files(held or state(), folder, form, step=4), folder)
+    return folder
+
+
+def reseal(folder: Path, content: dict) -> None:
+    """Write `content` as the folder's manifest with a right hash of itself: SHA-256 of its JSON with sorted keys."""
+    content = {key: value for key, value in content.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps({**content, "sha256": digest}, indent=2) + "\n")
+
+
+def saved(folder: Path, variant: str, dtype: torch.dtype = torch.float32, **sizes: object) -> Path:
+    """A model saved by `transformers` itself, gains and biases random too."""
+    config = sample(variant, **{"eps": 1e-6, **sizes})
+    weights = {name: tensor.float() for name, tensor in randomised(config).items()}
+    models.fill(models.build(config), weights.__getitem__).to(dtype).save_pretrained(folder)
+    return folder
+
+
+def wanted(path: Path, variant: str, **sizes: object) -> Path:
+    """A config.json of the target."""
+    path.write_text(sample(variant, **{"eps": 1e-6, **sizes}).to_json_string(use_diff=False))
+    return path
+
+
+def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """Rewrite the weights of a folder by `edit(tensors)`."""
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

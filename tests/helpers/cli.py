@@ -1,0 +1,48 @@
+"""The command line, inside this process and as a process of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The repository."""
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a child process: this checkout first, DeepSpeed on the CPU, no launcher around it."""
+    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    return {**inherited, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "TRANSFORMERS_VERBOSITY": "error", **more}
+
+
+def lemon(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command that runs in this process."""
+    capsys.readouterr()  # what made its folders has its own things to say
+    code = main(list(map(str, arguments)))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def run_python(*arguments: object, timeout: float = 120, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A script or module (`-m name`) run to its end by this interpreter, from the repository's root."""
+    command = [sys.executable, *map(str, arguments)]
+    options = {"capture_output": True, "cwd": ROOT, **options}
+    return subprocess.run(command, text=True, env=env or environment(), timeout=timeout, check=False, **options)
+
+
+def run_lemon(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """A command run to its end in a process of its own."""
+    return run_python("-m", "pipeline", *arguments, timeout=timeout)
+
+
+def start_lemon(*arguments: object) -> subprocess.Popen[str]:
+    """A command that goes on in the background; what it says on stderr can be read."""
+    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(), cwd=ROOT)
