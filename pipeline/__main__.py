@@ -137,9 +137,9 @@ def _work(loaded: config.Config, name: str) -> None:
     loaded.path.mkdir(parents=True, exist_ok=True)
     held = launcher.become_worker(loaded.path)
     try:
-        from pipeline import check, engine, train
+        from pipeline import engine, fingerprint, train
 
-        check.same_settings(loaded, loaded.stage(name))  # under plain torchrun nobody did it before
+        fingerprint.require_same(loaded, loaded.stage(name))  # under plain torchrun nobody did it before
         train.run(loaded, loaded.stage(name), engine.join())
         engine.leave()
     except BaseException as error:

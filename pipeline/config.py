@@ -5,30 +5,27 @@ A config is YAML; any key can be overridden on the command line as `dotted.key=v
 before anything is started.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from pipeline.complaints import explain
-from pipeline.durations import Duration
+from pipeline.complaints import Problems, explain
+from pipeline.durations import Duration, PositiveDuration
 from pipeline.errors import UserError, nearest
+from pipeline.schedules import Schedule
+from pipeline.strict import Strict
 
 
-def _positive(duration: Duration) -> Duration:
-    if duration.amount <= 0:
-        raise ValueError(f"'{duration}' is no time at all; choose more than 0")
-    return duration
+def _usable_as_folder(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise ValueError(f"'{name}' cannot name a folder; use letters, digits, '_', '.' and '-', a letter or digit first")
+    return name
 
 
-Positive = Annotated[Duration, AfterValidator(_positive)]
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors; a loaded config never changes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+Name = Annotated[str, AfterValidator(_usable_as_folder)]
 
 
 class Tokenizer(Strict):
@@ -106,27 +103,6 @@ class ModelSizes(Strict):
         return self.mlp or 4 * self.hidden
 
 
-class Schedule(Strict):
-    """Linear warm-up, then decay to `minimum` at the horizon. `lemon` is the from-scratch cosine with its
-    horizon shortened to `fraction * horizon`."""
-
-    kind: Literal["cosine", "linear", "constant", "lemon"] = "cosine"
-    peak: float = Field(gt=0)
-    minimum: float = Field(0.0, ge=0)
-    initial: float = Field(0.0, ge=0, description="rate at step 0 of the warm-up")
-    warmup: Duration = Duration.parse("0 steps")
-    horizon: Positive
-    fraction: float | None = Field(None, gt=0, le=1, description="lemon only")
-
-    @model_validator(mode="after")
-    def _fits(self):
-        if (self.kind == "lemon") != (self.fraction is not None):
-            raise ValueError("'fraction' goes with kind 'lemon' and with no other")
-        if max(self.minimum, self.initial) > self.peak:
-            raise ValueError(f"minimum {self.minimum} and initial {self.initial} may not be above peak {self.peak}")
-        return self
-
-
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -143,7 +119,7 @@ class TrainStage(Strict):
     """Train one model. `start` names an earlier stage (or a checkpoint folder); without it, from scratch."""
 
     kind: Literal["train"]
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: Name
     model: str
     start: str | None = None
     batch: int = Field(ge=1, description="samples per optimizer step, over all ranks")
@@ -153,8 +129,8 @@ class TrainStage(Strict):
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
     activation_checkpointing: bool = False
-    evaluate_every: Positive = Duration.parse("100 steps")
-    save_every: Positive = Duration.parse("200 steps")
+    evaluate_every: PositiveDuration = Duration.parse("100 steps")
+    save_every: PositiveDuration = Duration.parse("200 steps")
     log_every: int = Field(1, ge=1, description="steps between two records in metrics.jsonl")
     keep: int = Field(2, ge=1, description="newest checkpoints kept")
     tensorboard: bool = False
@@ -168,7 +144,7 @@ class ExpandStage(Strict):
     """Expand an earlier stage's newest checkpoint into `model`."""
 
     kind: Literal["expand"]
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: Name
     source: str
     model: str
     method: Literal["lemon", "net2net", "fpi", "aki", "stack", "interpolate", "random"] = "lemon"
@@ -189,7 +165,7 @@ Data = Annotated[TextData | ImageData, Field(discriminator="kind")]
 class Config(Strict):
     """A whole run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: Name
     seed: int = Field(0, ge=0)
     folder: str = Field("runs/{name}", description="where the run lives; {name} is replaced")
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="workers on each node; auto: one per GPU, else 2")
@@ -208,46 +184,38 @@ class Config(Strict):
                 return stage
         raise UserError(f"no stage '{name}' in config '{self.name}'{nearest(name, [s.name for s in self.stages])}")
 
-    def fingerprint(self, stage: TrainStage | ExpandStage) -> dict:
-        """The settings that decide a stage's numbers, those of its origins included; a stage begun with others cannot
-        be continued."""
-        chosen = stage.model_dump(mode="json", exclude={"keep", "tensorboard", "log_every"})
-        data = self.data.model_dump(mode="json", exclude={"workers"})
-        own = {"seed": self.seed, "data": data, "model": self.models[stage.model].model_dump(mode="json"), "stage": chosen}
-        origin = next((s for s in self.stages if s.name == stage.origin), None)
-        return {**own, "origin": self.fingerprint(origin) if origin else {}}
-
     @model_validator(mode="after")
     def _stages_fit(self):
-        seen: dict[str, TrainStage | ExpandStage] = {}
+        earlier: dict[str, TrainStage | ExpandStage] = {}
+        problems: list[str] = []
         for stage in self.stages:
-            if stage.name in seen or stage.name == "data":
-                raise ValueError(f"stages.{stage.name}: the name is taken; give each stage its own")
-            if stage.model not in self.models:
-                raise ValueError(f"stages.{stage.name}.model: no model '{stage.model}'{nearest(stage.model, self.models)}")
-            origin = stage.origin
-            if origin and origin not in seen and not Path(origin).exists():
-                raise ValueError(f"stages.{stage.name}: '{origin}' is no earlier stage and no folder{nearest(origin, seen)}")
-            if isinstance(stage, ExpandStage) and origin in seen:
-                _not_smaller(stage, self.models[seen[origin].model], self.models[stage.model])
-            seen[stage.name] = stage
+            problems += self._problems_of(stage, earlier)
+            earlier.setdefault(stage.name, stage)
+        if problems:
+            raise Problems(problems)
         return self
 
+    def _problems_of(self, stage: TrainStage | ExpandStage, earlier: dict[str, TrainStage | ExpandStage]) -> list[str]:
+        """What does not fit between a stage, the models and the stages before it."""
+        found, origin = [], stage.origin
+        if stage.name in earlier or stage.name == "data":
+            found.append(f"stages.{stage.name}: the name is taken; give each stage its own")
+        if stage.model not in self.models:
+            found.append(f"stages.{stage.name}.model: no model '{stage.model}'{nearest(stage.model, self.models)}")
+        if origin and origin not in earlier and not Path(origin).exists():
+            found.append(f"stages.{stage.name}: '{origin}' is no earlier stage and no folder{nearest(origin, earlier)}")
+        if isinstance(stage, ExpandStage) and origin in earlier and {stage.model, earlier[origin].model} <= self.models.keys():
+            found += _shrunk(stage, self.models[earlier[origin].model], self.models[stage.model])
+        return found
 
-def _not_smaller(stage: ExpandStage, source: ModelSizes, target: ModelSizes) -> None:
-    for size in ("layers", "hidden", "heads", "mlp_units"):
-        if getattr(target, size) < getattr(source, size):
-            raise ValueError(
-                f"stages.{stage.name}: target model '{stage.model}' has {size} {getattr(target, size)}, fewer than its "
-                f"source's {getattr(source, size)}; an expansion cannot shrink"
-            )
 
-
-SECTIONS: dict[str, type[Strict]] = {
-    "text": TextData, "images": ImageData, "train": TrainStage, "expand": ExpandStage, "tokenizer": Tokenizer,
-    "schedule": Schedule, "optimizer": Optimizer, "models": ModelSizes,
-}
-"""The part of the schema behind each key, for naming the keys that exist where an unknown one stood."""
+def _shrunk(stage: ExpandStage, source: ModelSizes, target: ModelSizes) -> list[str]:
+    return [
+        f"stages.{stage.name}: target model '{stage.model}' has {key} {getattr(target, size)}, fewer than its "
+        f"source's {getattr(source, size)}; an expansion cannot shrink"
+        for key, size in (("layers", "layers"), ("hidden", "hidden"), ("heads", "heads"), ("mlp", "mlp_units"))
+        if getattr(target, size) < getattr(source, size)
+    ]
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -266,7 +234,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{path}: {explain(error, tree, SECTIONS, Config)}") from error
+        raise UserError(f"{path}: {explain(error, tree, Config)}") from error
 
 
 def dump(config: Strict) -> str:

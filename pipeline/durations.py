@@ -8,9 +8,9 @@ import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import AfterValidator, GetCoreSchemaHandler
 from pydantic_core import core_schema
 
 UNITS = ("steps", "samples", "tokens", "epochs", "flops")
@@ -64,3 +64,13 @@ class Duration:
             lambda value: value if isinstance(value, cls) else cls.parse(value),
             serialization=core_schema.plain_serializer_function_ser_schema(str),
         )
+
+
+def _positive(duration: Duration) -> Duration:
+    if duration.amount <= 0:
+        raise ValueError(f"'{duration}' is not positive; choose more than 0")
+    return duration
+
+
+PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
+"""A duration of more than nothing, as a field of a config."""

@@ -7,10 +7,12 @@ changed between versions (clipping and overflow checks in 0.19.3, time-outs in 0
 import datetime
 import logging
 import math
+import multiprocessing
 import os
 import shutil
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -19,6 +21,7 @@ import deepspeed
 import deepspeed.ops
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -75,6 +78,27 @@ def leave() -> NoReturn:
     os._exit(0)
 
 
+def supported_precisions() -> set[str]:
+    """The values of `precision` that DeepSpeed can train in on this machine's devices, as its accelerator says."""
+    return {"fp32"} | ({"bf16"} if get_accelerator().is_bf16_supported() else set())
+
+
+def precisions_of_workers() -> set[str]:
+    """`supported_precisions`, asked in a child process: asking takes up memory of the GPU, and the process that starts
+    the workers lives as long as they do."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        return pool.submit(supported_precisions).result()
+
+
+def require_precision(stage: TrainStage, supported: set[str]) -> None:
+    """Raises UserError when `stage` is to be trained in a precision that is not among the supported ones."""
+    if stage.precision not in supported:
+        raise UserError(
+            f"stages.{stage.name}.precision: {stage.precision} is not supported by this machine's {get_accelerator().device_name()} devices; "
+            f"choose {' or '.join(sorted(supported))}"
+        )
+
+
 def agreed(newest: Path | None) -> Path | None:
     """Rank 0's newest checkpoint, for every rank: a shared file system may show them different ones. Raises UserError."""
     held = [newest]
@@ -114,6 +138,7 @@ class Engine:
     def __init__(self, model: PreTrainedModel, stage: TrainStage, world: World, seed: int, start: Path | None = None):
         """`start`: a checkpoint that `load` will be given; its layout must be known before DeepSpeed is built."""
         self.stage, self.world, self.seed, self.config = stage, world, seed, model.config
+        require_precision(stage, supported_precisions())
         self.json = settings(stage, world.size, universal=start is not None and checkpoints.layout(start) == "universal")
         if stage.activation_checkpointing:
             model.config.use_cache = False
@@ -139,6 +164,7 @@ class Engine:
             group["lr"] = rate
         total = torch.zeros((), device=self.world.device, dtype=torch.float64)
         for part, batch in enumerate(batches):
+            # Masks belong to this rank and part, so another micro_batch or world size draws others.
             torch.manual_seed(derive(self.seed, "dropout", self.stage.name, number, part, self.world.rank))
             losses = self._losses(batch)[0]
             self.deepspeed.backward(losses.mean())

@@ -12,7 +12,7 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     text = "say what an expansion would do, and what it needs; no tensor is read"
     command = commands.add_parser("plan", help=text, description=text)
     _expansion_options(command)
-    command.add_argument("--save", type=Path, default=Path("plan.json"), help="where the whole plan goes (default plan.json)")
+    command.add_argument("--out", type=Path, metavar="FILE", help="write the whole plan there, as JSON (default: it is printed only)")
     text = "expand a checkpoint to a larger model that computes the same function"
     command = commands.add_parser("expand", help=text, description=text)
     _expansion_options(command)
@@ -102,8 +102,9 @@ def _plan(options: argparse.Namespace) -> None:
     job = _job(options)
     content = outlook.outlook(job)
     outlook.show(job, content, _console())
-    folders.write_json(options.save, content)
-    print(f"plan: wrote {options.save}")
+    if options.out:
+        folders.write_json(options.out, content)
+        print(f"plan: wrote {options.out}")
 
 
 def _expand(options: argparse.Namespace) -> None:

@@ -38,14 +38,21 @@ class Progress:
         if self.writer:
             self.writer.close()
 
-    def move(self, step: int) -> None:
+    def begin(self, step: int, peak: float | None, ranks: int, device: str) -> None:
+        """Say where the stage begins, and what its MFU is measured against: `peak` FLOP/s of all `ranks` together."""
         self.bar.update(self.task, completed=step)
-        if step and self.speaks:
+        if not self.speaks:
+            return
+        if step:
             self._say(f"{self.stage}: resumed at step {step} of {self.total}")
+        if peak is None:
+            self._say(f"{self.stage}: the peak of this device ({device}) is not known; no MFU is reported")
+        else:
+            self._say(f"{self.stage}: MFU counts from a peak of {peak:.3g} FLOP/s ({device}, {ranks} ranks together)")
 
     def step(self, record: dict) -> None:
         """A training record, see ledger.py."""
-        mfu = f"  MFU {100 * record['mfu']:.0f} %" if record["mfu"] else ""
+        mfu = "" if record["mfu"] is None else f"  MFU {100 * record['mfu']:.0f} %"
         status = f"loss {record['loss']:.3f}  lr {record['lr']:.1e}  {record[self.rate_key]:,.0f} {self.unit}{mfu}"
         self.bar.update(self.task, completed=record["step"], status=status)
         self._log_scalars(record, "train")

@@ -10,6 +10,7 @@ from rich.console import Console
 from pipeline import folders, launcher
 from pipeline.config import Config, ExpandStage, TrainStage, dump
 from pipeline.errors import UserError
+from pipeline.fingerprint import Fingerprint
 from pipeline.folders import StageFolder
 from pipeline.launcher import Nodes
 
@@ -100,7 +101,7 @@ def _expand(config: Config, stage: ExpandStage, folder: StageFolder, nodes: Node
     source = train.origin(config, stage.source)
     job = expand.plan(source, target, check.options(stage, config.seed), form_for(config, stage, nodes), keeps=stage.optimizer_state == "grow")
     shown = {"layers": sizes.layers, "hidden": sizes.hidden, "heads": sizes.heads, "mlp": sizes.mlp_units}
-    facts = expand.describe(job, config.fingerprint(stage), stage.name, stage.model, stage.source, shown)
+    facts = expand.describe(job, Fingerprint.of(config, stage).settings(), stage.name, stage.model, stage.source, shown)
     console.print(f"[bold]{stage.name}[/bold]: {job.source} -> '{stage.model}' by method '{stage.method}'")
     expand.into_stage(job, folder, facts, console.print)
 

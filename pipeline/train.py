@@ -6,7 +6,8 @@ All randomness is a function of (seed, step); a resumed run ends with the number
 import itertools
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PretrainedConfig
@@ -14,15 +15,17 @@ from transformers import PretrainedConfig
 from pipeline import checkpoints, models
 from pipeline.checkpoints import manifest
 from pipeline.config import Config, TrainStage, dump
-from pipeline.data import Prepared, evaluation_batches, open_prepared, train_batches
+from pipeline.data import Batch, Prepared, evaluation_batches, open_prepared, train_batches
 from pipeline.durations import Pace
 from pipeline.engine import Engine, World, agreed
 from pipeline.errors import UserError
+from pipeline.fingerprint import Fingerprint
 from pipeline.flops import Cost, cost
 from pipeline.folders import StageFolder, write_text
-from pipeline.hardware import describe, peak_flops
+from pipeline.hardware import describe, peak_of_all_ranks
+from pipeline.ledger import Window
 from pipeline.progress import Progress
-from pipeline.schedule import Rates, resolve
+from pipeline.schedules import Rates
 from pipeline.streams import derive
 from pipeline.versions import installed
 
@@ -57,7 +60,7 @@ def plan(config: Config, stage: TrainStage) -> Job:
     start = _start(config, stage, folder)
     model = _model_config(config, stage, data, start)
     worth = pace(stage, model, data)
-    return Job(config, stage, folder, data, model, _cost(model, data), worth, resolve(stage.schedule, worth), start)
+    return Job(config, stage, folder, data, model, _cost(model, data), worth, rates(folder, stage, worth), start)
 
 
 def _cost(model: PretrainedConfig, data: Prepared) -> Cost:
@@ -69,6 +72,13 @@ def pace(stage: TrainStage, model: PretrainedConfig, data: Prepared) -> Pace:
     price = _cost(model, data)
     per_sample = price.train + (price.recompute if stage.activation_checkpointing else 0)
     return Pace(stage.batch, stage.batch * data.facts["tokens_per_sample"], stage.batch * per_sample, data.size)
+
+
+def rates(folder: StageFolder, stage: TrainStage, worth: Pace) -> Rates:
+    """The stage's schedule in steps. A stage that was begun keeps those it began with: a duration in FLOPs would become
+    another number of steps under other activation checkpointing. Raises UserError when the schedule does not fit."""
+    begun = folder.facts.get("schedule")
+    return replace(stage.schedule.resolve(worth), **(begun or {}))
 
 
 def _start(config: Config, stage: TrainStage, folder: StageFolder) -> Path | None:
@@ -121,8 +131,20 @@ def facts(job: Job, world: World) -> dict:
             "recompute": stage.batch * job.cost.recompute if stage.activation_checkpointing else 0,
         },
         "samples_per_step": stage.batch, "tokens_per_step": job.pace.tokens,
-        "device": describe(world.device.type), "versions": installed(), "fingerprint": job.config.fingerprint(stage),
+        "device": describe(world.device.type), "versions": installed(), "fingerprint": Fingerprint.of(job.config, stage).settings(),
     }
+
+
+MAY_CHANGE = ("settings", "flops_per_step", "device", "versions")
+"""Facts that a stage may be continued with others of; its fingerprint says which settings may change."""
+
+
+def continued(recorded: dict, now: dict, step: int) -> dict:
+    """The facts of a stage that goes on from `step`: those of `now`, and under `earlier` what others held until then."""
+    changed = {key: recorded[key] for key in MAY_CHANGE if key in recorded and recorded[key] != now[key]}
+    earlier = recorded.get("earlier", []) + ([{"until_step": step, **changed}] if changed else [])
+    kept = {key: now[key] for key in (*MAY_CHANGE, "fingerprint")}
+    return {**recorded, **kept, **({"earlier": earlier} if earlier else {})}
 
 
 def facts_line(job: Job) -> str:
@@ -142,8 +164,7 @@ def run(config: Config, stage: TrainStage, world: World) -> None:
         config_file = config.path / "config.yaml"
         if not config_file.exists():
             write_text(config_file, dump(config))
-        if not job.folder.facts:
-            job.folder.begin(**facts(job, world))
+        job.folder.begin(**(continued(job.folder.facts, facts(job, world), step) if resume else facts(job, world)))
         job.folder.checkpoints.mkdir(exist_ok=True)
         manifest.prune(job.folder.checkpoints, stage.keep)
         job.folder.metrics.truncate(step if resume else -1)
@@ -181,47 +202,51 @@ class Loop:
     """The steps of one stage; rank 0 keeps the records."""
 
     def __init__(self, job: Job, engine: Engine, world: World):
-        self.job, self.engine, self.world = job, engine, world
+        self.job, self.engine, self.world, self.window = job, engine, world, Window()
         self.shared = {"micro_batch": engine.micro_batch, "rank": world.rank, "world": world.size}
-        self.peak = peak_flops(world.device.type, job.stage.precision)
         self.progress = Progress(job.stage.name, job.rates.steps, job.folder.path, job.data.facts["kind"], world.first, job.stage.tensorboard)
+        self.peak = peak_of_all_ranks(world.device.type, job.stage.precision)
 
     def run(self, step: int, resumed: bool) -> None:
         stage, total = self.job.stage, self.job.rates.steps
         batches = train_batches(self.job.data, self.job.config.data, self.job.config.seed, batch=stage.batch, first_step=step, **self.shared)
-        logged = step
         with self.progress:
-            self.progress.move(step)
+            self.progress.begin(step, self.peak.flops, self.world.size, f"{self.world.device.type} {stage.precision}")
             if not resumed:
                 self._evaluate(0)
             while step < total:
-                begun = time.perf_counter()
-                loss, norm = self.engine.step(list(itertools.islice(batches, self.engine.accumulation)), step, rate := self.job.rates.at(step))
+                rate = self.job.rates.at(step)
+                self._step(batches, step, rate)
                 step += 1
-                self._check(step, loss, norm)
                 save = step % self.job.save_every == 0 or step == total
                 evaluate = step % self.job.evaluate_every == 0 or step == total
                 if step % stage.log_every == 0 or save or evaluate:
-                    self._record(step, step - logged, loss, norm, rate, time.perf_counter() - begun)
-                    logged = step
+                    self._record(step, rate)
                 if evaluate:
                     self._evaluate(step)
                 if save:
                     self._save(step)
 
+    def _step(self, batches: Iterator[Batch], step: int, rate: float) -> None:
+        begun = time.perf_counter()
+        loss, norm = self.engine.step(list(itertools.islice(batches, self.engine.accumulation)), step, rate)
+        self._check(step + 1, loss, norm)
+        self.window.add(loss, norm, time.perf_counter() - begun)
+
     def _check(self, step: int, loss: float, norm: float | None) -> None:
         if not math.isfinite(loss) or (norm is not None and not math.isfinite(norm)):
             raise UserError(f"stage '{self.job.stage.name}': loss {loss}, gradient norm {norm} at step {step}; lower schedule.peak, lengthen the warm-up, or clip")
 
-    def _record(self, step: int, steps: int, loss: float, norm: float | None, rate: float, seconds: float) -> None:
+    def _record(self, step: int, rate: float) -> None:
+        """Means over the steps since the last record, and their cost."""
+        steps, means = len(self.window), self.window.close()
         if not self.world.first:
             return
-        job, speed = self.job, 1 / seconds
-        useful = job.stage.batch * job.cost.train * speed
-        mfu = useful / (self.peak * self.world.size) if self.peak else None
+        job, speed = self.job, 1 / means["seconds"]
         record = {
-            "step": step, "loss": loss, "lr": rate, "grad_norm": norm, "seconds": seconds,
-            "samples_per_second": job.pace.samples * speed, "tokens_per_second": job.pace.tokens * speed, "mfu": mfu,
+            "step": step, "loss": means["loss"], "lr": rate, "grad_norm": means["grad_norm"], "seconds": means["seconds"],
+            "samples_per_second": job.pace.samples * speed, "tokens_per_second": job.pace.tokens * speed,
+            "mfu": self.peak.utilization(job.stage.batch * job.cost.train * speed), "window": steps,
         }
         job.folder.metrics.append(**record)
         worth = {"samples": steps * job.pace.samples, "tokens": steps * job.pace.tokens}
@@ -232,20 +257,23 @@ class Loop:
 
     def _evaluate(self, step: int) -> None:
         batches = evaluation_batches(self.job.data, self.job.config.data, self.job.config.seed, **self.shared)
+        begun = time.perf_counter()
         result = self.engine.evaluate(batches, self.job.data.facts["kind"])
+        seconds = time.perf_counter() - begun
         self._check(step, result["eval_loss"], None)
         if self.world.first:
             count = self.job.data.facts["evaluation"]
-            self.job.folder.metrics.append(step=step, **result)
+            self.job.folder.metrics.append(step=step, **result, evaluation_seconds=seconds)
             tokens = count * self.job.data.facts["tokens_per_sample"]
             self.job.folder.ledger.append(step=step, kind="evaluate", flops=count * self.job.cost.forward, samples=count, tokens=tokens)
             self.progress.evaluation(step, result)
 
     def _save(self, step: int) -> None:
-        job = self.job
+        job, begun = self.job, time.perf_counter()
         self.engine.save(job.folder.checkpoints, step, {"kind": "train", "provenance": self._provenance() if self.world.first else {}})
         if self.world.first:
             manifest.prune(job.folder.checkpoints, job.stage.keep)
+            job.folder.metrics.append(step=step, save_seconds=time.perf_counter() - begun)
 
     def _provenance(self) -> dict:
         """Where the weights come from and every FLOP spent on them, the origin's included."""

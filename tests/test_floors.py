@@ -12,16 +12,17 @@ PACKAGE = ROOT / "pipeline"
 
 FLOORS = """
     errors
-    durations streams processes versions complaints
+    durations streams processes versions complaints strict
+    schedules
     config ledger
-    schedule folders
-    axes state hardware
+    folders
+    axes state hardware fingerprint
     flops
     models data progress
     growth
     checkpoints
     engine launcher
-    reporting targets
+    accounting targets
     train expand report
     check outlook comparison
     reshard inspection difference export

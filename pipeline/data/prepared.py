@@ -9,7 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import ImageData, TextData
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.complaints import explain
+from pipeline.config import Data, ImageData, TextData
 from pipeline.data import images, text
 from pipeline.errors import UserError
 from pipeline.folders import read_json, write_json
@@ -92,10 +95,21 @@ def _record(folder: Path) -> dict:
 
 def _same(folder: Path, data: TextData | ImageData, seed: int) -> None:
     record = _record(folder)
-    before, now = record["data"] | {"seed": record["seed"]}, data.model_dump(mode="json") | {"seed": seed}
+    before, now = _with_defaults(folder, record["data"]) | {"seed": record["seed"]}, data.model_dump(mode="json") | {"seed": seed}
     for key in sorted((before.keys() | now.keys()) - READ_LATER):
         if before.get(key) != now.get(key):
             raise UserError(
                 f"{folder}: prepared with {key} {before.get(key)!r}, and the config has {now.get(key)!r}; "
                 "remove the folder to prepare again, or give the run another name"
             )
+
+
+def _with_defaults(folder: Path, recorded: dict) -> dict:
+    """The data config that a folder was prepared from; a key that is younger than the folder has its default."""
+    try:
+        return TypeAdapter(Data).validate_python(recorded).model_dump(mode="json")
+    except ValidationError as error:
+        raise UserError(
+            f"{folder}: prepared with settings that this version does not know: {explain(error, recorded, Data)}; "
+            "remove the folder to prepare again"
+        ) from error

@@ -70,6 +70,16 @@ def test_the_chain_ends_with_a_report(finished):
     assert manifest["provenance"]["flops"] == sum(spent.values())
 
 
+def test_records_say_what_each_part_took(finished):
+    run = finished / "run"
+    for stage in ("small", "large", "scratch"):
+        steps, evaluations, saves = ([r for r in records(run, stage) if key in r] for key in ("loss", "eval_loss", "save_seconds"))
+        assert all(r["window"] == 1 and r["seconds"] > 0 and 0 < r["mfu"] <= 1 for r in steps)
+        assert all(r["evaluation_seconds"] > 0 for r in evaluations)
+        assert [r["step"] for r in saves] == [s for s in range(1, len(steps) + 1) if s % 5 == 0 or s == len(steps)]
+        assert "MFU counts from a peak of" in (run / stage / "log.txt").read_text()
+
+
 def test_tensorboard_on_request(finished):
     pytest.importorskip("tensorboard")
     assert list((finished / "run" / "small" / "tensorboard").glob("events.*"))
@@ -94,7 +104,45 @@ def test_finished_stages_are_skipped(finished):
 def test_other_settings_do_not_continue_a_run(finished):
     done = lemon("run", finished / "tiny.yaml", "stages.small.schedule.peak=0.5")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "begun with stage.schedule.peak = 0.001, the config now says 0.5" in done.stderr and "take another folder (folder=…)" in done.stderr
+    assert "small: begun with other settings: stage.schedule.peak was 0.001, is now 0.5; " in done.stderr
+    assert "take another folder (folder=…)" in done.stderr
+
+
+def test_a_run_goes_on_with_other_memory_and_cadence(finished, tmp_path):
+    """As after an out-of-memory error, and with a record that lacks a key which the schema has got since. The losses are
+    means of those that were recorded step by step; activation checkpointing computes the same numbers again."""
+    path, run = tiny_run(tmp_path), tmp_path / "run"
+    process = start("train", path, "--stage", "small")
+    wait_for(lambda: any(r["step"] >= 6 for r in records(run, "small")))
+    children = workers_of(process.pid)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(alive(child) for child in children), 20)
+    facts = json.loads((run / "small" / "stage.json").read_text())
+    del facts["fingerprint"]["stage"]["precision"]
+    (run / "small" / "stage.json").write_text(json.dumps(facts))
+    changes = {"save_every": "7 steps", "evaluate_every": "6 steps", "log_every": "3", "activation_checkpointing": "true"}
+    done = lemon("train", path, "--stage", "small", *(f"stages.small.{key}={value}" for key, value in changes.items()))
+    assert done.returncode == 0, done.stderr[-4000:]
+    expected = {r["step"]: r["loss"] for r in records(finished / "run", "small") if "loss" in r}
+    found = [r for r in records(run, "small") if "loss" in r]
+    assert sum(r["window"] for r in found) == STEPS and any(r["window"] == 3 for r in found)
+    for record in found:
+        steps = range(record["step"] - record["window"] + 1, record["step"] + 1)
+        assert record["loss"] == pytest.approx(sum(expected[step] for step in steps) / len(steps), rel=1e-12)
+    facts = json.loads((run / "small" / "stage.json").read_text())
+    assert facts["settings"]["activation_checkpointing"] and facts["flops_per_step"]["recompute"] > 0
+    assert [not one["settings"]["activation_checkpointing"] for one in facts["earlier"]] == [True]
+    assert facts["fingerprint"]["stage"]["precision"] == "fp32"
+
+
+def test_another_zero_stage_is_refused_where_the_shards_are_read(tmp_path):
+    path, run = tiny_run(tmp_path), tmp_path / "run"
+    assert lemon("train", path, "--stage", "small", "stages.small.schedule.horizon=6 steps").returncode == 0
+    facts = json.loads((run / "small" / "stage.json").read_text())
+    (run / "small" / "stage.json").write_text(json.dumps({**facts, "status": "running"}))
+    done = lemon("train", path, "--stage", "small", "stages.small.schedule.horizon=6 steps", "stages.small.zero_stage=1")
+    assert done.returncode == 2 and "written as ZeRO stage 2 on 2 ranks, this stage runs as ZeRO stage 1" in done.stderr
 
 
 @pytest.mark.parametrize("victim", ["parent", "worker"])

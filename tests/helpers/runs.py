@@ -39,7 +39,8 @@ def records(run: Path, stage: str) -> list[dict]:
 
 def losses(run: Path, stage: str) -> list[tuple]:
     """(step, training loss, evaluation loss) of every record."""
-    return [(record["step"], record.get("loss"), record.get("eval_loss")) for record in records(run, stage)]
+    return [(record["step"], record.get("loss"), record.get("eval_loss")) for record in records(run, stage)
+            if "save_seconds" not in record]
 
 
 def ledger(run: Path, stage: str) -> list[dict]:

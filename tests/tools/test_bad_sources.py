@@ -131,7 +131,7 @@ def test_alternating_attention_cannot_grow_in_depth(tmp_path, capsys):
 def test_options_that_contradict(tmp_path, capsys, more, complaint):
     saved(tmp_path / "small", "vit")
     target = wanted(tmp_path / "target.json", "vit", **LARGE)
-    for command in (["expand", "--out", tmp_path / "large"], ["plan", "--save", tmp_path / "plan.json"]):
+    for command in (["expand", "--out", tmp_path / "large"], ["plan", "--out", tmp_path / "plan.json"]):
         code, _, err = lemon(capsys, *command, "--source", tmp_path / "small", "--target", target, *more)
         assert code == 2 and complaint in err and err.count("\n") == 1, err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "target.json"]

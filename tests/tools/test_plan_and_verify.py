@@ -21,7 +21,7 @@ LARGE = {"layers": 4, "hidden": 20, "heads": 5, "mlp": 33}
 
 def planned(capsys, folder, variant: str, *more: object, **sizes) -> tuple[dict, str]:
     target = wanted(folder / "target.json", variant, **{**LARGE, **sizes})
-    code, out, err = lemon(capsys, "plan", "--source", folder / "small", "--target", target, "--save", folder / "plan.json", *more)
+    code, out, err = lemon(capsys, "plan", "--source", folder / "small", "--target", target, "--out", folder / "plan.json", *more)
     assert code == 0, err
     return json.loads((folder / "plan.json").read_text()), out
 
@@ -85,7 +85,7 @@ def test_what_is_lossy_and_why(tmp_path, capsys):
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, capsys):
     saved(tmp_path / "small", "bert")
     target = wanted(tmp_path / "target.json", "bert", **LARGE)
-    code, _, err = lemon(capsys, "plan", "--source", tmp_path / "small", "--target", target, "--save", tmp_path / "plan.json")
+    code, _, err = lemon(capsys, "plan", "--source", tmp_path / "small", "--target", target, "--out", tmp_path / "plan.json")
     assert code == 2 and "post-LN cannot grow losslessly from 12 to 20" in err and not (tmp_path / "plan.json").exists()
 
 

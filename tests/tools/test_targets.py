@@ -60,5 +60,5 @@ def test_impossible_sizes_are_one_line(tmp_path, capsys):
     small = saved(tmp_path / "small", "llama")
     target = {**sample("llama").to_dict(), "hidden_size": 22}
     (tmp_path / "t.json").write_text(json.dumps(target))
-    code, _, err = lemon(capsys, "plan", "--source", small, "--target", tmp_path / "t.json", "--save", tmp_path / "plan.json")
+    code, _, err = lemon(capsys, "plan", "--source", small, "--target", tmp_path / "t.json", "--out", tmp_path / "plan.json")
     assert code == 2 and err.count("\n") == 1 and "not a config of 'llama'" in err and "22" in err

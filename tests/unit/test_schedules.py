@@ -1,17 +1,21 @@
 """Rates pinned to numbers computed by hand; durations in every unit."""
 
-import pytest
+import math
+from typing import get_args
 
-from pipeline.config import Schedule
+import pytest
+from pydantic import TypeAdapter
+
 from pipeline.durations import Duration, Pace
 from pipeline.errors import UserError
-from pipeline.schedule import resolve
+from pipeline.schedules import Schedule
 
 PACE = Pace(samples=10, tokens=1000, flops=10**9, samples_per_epoch=200)
 
 
 def rates(**fields):
-    return resolve(Schedule.model_validate({"peak": 1.0, "minimum": 0.1, "warmup": "10 steps", "horizon": "110 steps", **fields}), PACE)
+    given = {"peak": 1.0, "minimum": 0.1, "warmup": "10 steps", "horizon": "110 steps", **fields}
+    return TypeAdapter(Schedule).validate_python(given).resolve(PACE)
 
 
 @pytest.mark.parametrize("text, steps", [
@@ -38,6 +42,7 @@ def test_durations_are_written_as_they_are_read():
 
 def test_cosine():
     cosine = rates(kind="cosine")
+    assert rates() == cosine, "a schedule is a cosine where it does not say"
     assert [cosine.at(step) for step in (0, 5, 10, 60, 110, 500)] == pytest.approx([0, 0.5, 1.0, 0.55, 0.1, 0.1])
     assert cosine.at(35) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + 2**-0.5))
 
@@ -68,7 +73,48 @@ def test_a_warmup_must_end_before_the_horizon():
         rates(horizon="10 steps")
 
 
+def test_warmup_stable_decay():
+    """Up to 1 in 10 steps, there until 90, down to 0.1 in the last 20."""
+    wsd = rates(kind="wsd", decay="20 steps")
+    assert [wsd.at(step) for step in (0, 5, 10, 50, 90, 95, 100, 105, 110, 500)] == pytest.approx([0, 0.5, 1, 1, 1, 0.775, 0.55, 0.325, 0.1, 0.1])
+    assert wsd.steps == 110
+    assert rates(kind="wsd", decay="2 epochs", horizon="10 epochs").at(180) == pytest.approx(0.55), "20 steps are an epoch"
+    assert rates(kind="wsd", decay="100 steps").at(60) == pytest.approx(0.55), "no stable part: a line from the warm-up on"
+
+
+def test_a_decay_fits_behind_the_warmup():
+    with pytest.raises(UserError, match="a warm-up of 10 steps and a decay of 101 steps do not fit into the horizon of 110 steps"):
+        rates(kind="wsd", decay="101 steps")
+
+
+EXTRA = {"lemon": {"fraction": 1.0}, "wsd": {"decay": "50 steps"}}
+KINDS = [get_args(one.model_fields["kind"].annotation)[0] for one in get_args(get_args(Schedule)[0])]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_warms_up_and_stays_where_it_ended(kind):
+    made = rates(kind=kind, initial=0.2, **EXTRA.get(kind, {}))
+    assert [made.at(step) for step in (0, 5, 10)] == pytest.approx([0.2, 0.6, 1.0])
+    assert made.at(110) == made.at(10**6) == pytest.approx(1.0 if kind == "constant" else 0.1)
+    assert all(made.at(step) >= made.at(step + 1) for step in range(10, 110))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_facts_of_every_kind_say_what_a_report_shows(kind):
+    facts = vars(rates(kind=kind, **EXTRA.get(kind, {})))
+    assert {"kind": kind, "peak": 1.0, "minimum": 0.1, "initial": 0.0, "warmup": 10, "steps": 110}.items() <= facts.items()
+
+
+def test_no_two_kinds_give_the_same_rates():
+    """None falls through to another."""
+    curves = {tuple(rates(kind=kind, **EXTRA.get(kind, {})).at(step) for step in range(110)) for kind in KINDS if kind != "lemon"}
+    assert len(curves) == len(KINDS) - 1
+    assert math.isclose(rates(kind="lemon", fraction=0.5).at(55), 0.1), "a lemon is a shorter cosine"
+
+
 def test_a_fraction_goes_with_lemon_only():
-    for fields in ({"kind": "lemon"}, {"kind": "cosine", "fraction": 0.5}):
-        with pytest.raises(ValueError, match="'fraction' goes with kind 'lemon'"):
-            rates(**fields)
+    assert rates(kind="linear", fraction=None) == rates(kind="linear"), "as older configs were written out"
+    with pytest.raises(ValueError, match="fraction"):
+        rates(kind="cosine", fraction=0.5)
+    with pytest.raises(ValueError, match="fraction"):
+        rates(kind="lemon")

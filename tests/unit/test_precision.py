@@ -1,0 +1,23 @@
+"""A precision that the devices do not support is told before anything starts."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import config
+from pipeline.engine import precisions_of_workers, require_precision, supported_precisions
+from pipeline.errors import UserError
+
+BERT = Path(__file__).parents[2] / "configs" / "quickstart" / "bert.yaml"
+
+
+def test_an_unsupported_precision_is_one_line():
+    stage = config.load(BERT, ["stages.small.precision=bf16"]).stage("small")
+    require_precision(stage, {"fp32", "bf16"})
+    with pytest.raises(UserError, match="^stages.small.precision: bf16 is not supported by this machine's .* devices; choose fp32$"):
+        require_precision(stage, {"fp32"})
+
+
+def test_what_is_supported_is_asked_of_deepspeed():
+    assert {"fp32"} <= supported_precisions() <= {"fp32", "bf16"}
+    assert precisions_of_workers() == supported_precisions()
