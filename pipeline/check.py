@@ -19,8 +19,8 @@ from pipeline.growth.plan import Plan
 
 
 def before_data(config: Config, ranks: int) -> None:
-    """What needs no data: families, batches, ranks, precisions, and what the folder already holds. Raises UserError that
-    tells all problems."""
+    """What needs no data: families, batches, ranks, precisions, and what the folder already holds. Raises UserError
+    that tells all problems."""
     precisions = precisions_of_workers()
     all_of(partial(_stage_before_data, config, stage, ranks, precisions) for stage in config.stages)
 
@@ -34,15 +34,17 @@ def _stage_before_data(config: Config, stage: TrainStage | ExpandStage, ranks: i
 
 
 def after_data(config: Config) -> None:
-    """What the data decide: model sizes, steps, and whether every growth can be lossless. Raises UserError that tells all
-    problems."""
+    """What the data decide: model sizes, steps, and whether every growth can be lossless. Raises UserError that tells
+    all problems."""
     data = open_prepared(config.path / "data")
     all_of(partial(models.trained, sizes, data.facts) for sizes in config.models.values())
     made = {name: models.trained(sizes, data.facts) for name, sizes in config.models.items()}
     all_of(partial(_stage_after_data, config, stage, data, made) for stage in config.stages)
 
 
-def _stage_after_data(config: Config, stage: TrainStage | ExpandStage, data: Prepared, made: dict[str, PretrainedConfig]) -> None:
+def _stage_after_data(
+    config: Config, stage: TrainStage | ExpandStage, data: Prepared, made: dict[str, PretrainedConfig]
+) -> None:
     if isinstance(stage, TrainStage):
         train.rates(StageFolder(config.path / stage.name), stage, train.pace(stage, made[stage.model], data))
     elif source := next((s for s in config.stages if s.name == stage.source), None):

@@ -133,8 +133,9 @@ def _section(schema: Any, location: Iterable[Any]) -> Any:
         return _section(schema.model_fields[first].annotation, rest)
     if get_origin(schema) in (Union, UnionType):
         branches = [branch for branch in get_args(schema) if branch is not NoneType]
-        optional = len(branches) == 1
-        return _section(*((branches[0], location) if optional else (next(b for b in branches if _tag(b) == first), rest)))
+        if len(branches) == 1:  # X or None, of which the location does not name X
+            return _section(branches[0], location)
+        return _section(next(branch for branch in branches if _tag(branch) == first), rest)
     return _section(get_args(schema)[-1], rest)  # an entry of a list or of a mapping
 
 
@@ -160,4 +161,6 @@ def _place(one: Any, tree: Any) -> tuple[str, bool]:
 
 
 def _holds(node: Any, part: Any) -> bool:
-    return part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int) and part < len(node)
+    if isinstance(node, dict):
+        return part in node
+    return isinstance(node, list) and isinstance(part, int) and part < len(node)

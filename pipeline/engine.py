@@ -60,7 +60,7 @@ def join() -> World:
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.set_float32_matmul_precision("high")  # fp32 products run in TF32, as hardware.peak_flops counts them
+        torch.set_float32_matmul_precision("high")  # fp32 products run in TF32, as hardware.DATA_SHEETS counts them
     else:
         # On the CPU accelerator DeepSpeed compiles this op at start; training never uses it, and a stale lock hangs it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -93,8 +93,9 @@ def precisions_of_workers() -> set[str]:
 def require_precision(stage: TrainStage, supported: set[str]) -> None:
     """Raises UserError when `stage` is to be trained in a precision that is not among the supported ones."""
     if stage.precision not in supported:
+        device = get_accelerator().device_name()
         raise UserError(
-            f"stages.{stage.name}.precision: {stage.precision} is not supported by this machine's {get_accelerator().device_name()} devices; "
+            f"stages.{stage.name}.precision: {stage.precision} is not supported by this machine's {device} devices; "
             f"choose {' or '.join(sorted(supported))}"
         )
 

@@ -57,11 +57,12 @@ def require_same(config: Config, stage: TrainStage | ExpandStage) -> None:
     recorded = folder.facts.get("fingerprint")
     if recorded is None:
         return
-    before = _read(folder.path, recorded).settings()
-    changes = [f"{place} was {_shown(old)}, is now {_shown(new)}" for place, old, new in differences(before, Fingerprint.of(config, stage).settings())]
+    before, now = _read(folder.path, recorded).settings(), Fingerprint.of(config, stage).settings()
+    changes = [f"{place} was {_shown(old)}, is now {_shown(new)}" for place, old, new in differences(before, now)]
     if changes:
         raise UserError(
-            f"{folder.path}: begun with other settings: {'; '.join(changes)}; take another folder (folder=…) or remove {folder.path}"
+            f"{folder.path}: begun with other settings: {'; '.join(changes)}; "
+            f"take another folder (folder=…) or remove {folder.path}"
         )
 
 
@@ -70,8 +71,8 @@ def _read(folder: Path, recorded: dict) -> Fingerprint:
         return Fingerprint.model_validate(recorded)
     except ValidationError as error:
         raise UserError(
-            f"{folder}: begun with settings that this version does not know: {explain(error, recorded, Fingerprint)}; continue with the "
-            f"version that began it, take another folder (folder=…), or remove {folder}"
+            f"{folder}: begun with settings that this version does not know: {explain(error, recorded, Fingerprint)}; "
+            f"continue with the version that began it, take another folder (folder=…), or remove {folder}"
         ) from error
 
 

@@ -18,9 +18,9 @@ DATA_SHEETS: dict[str, tuple[float | None, float]] = {
     "L40S": (362e12, 183e12), "L40": (181e12, 90.5e12), "L4": (121e12, 60e12),
     "V100": (None, 15.7e12), "V100 PCIE": (None, 14e12), "V100S": (None, 16.4e12), "T4": (None, 8.1e12),
 }
-"""FLOP/s of dense products, bf16 and fp32, by the words of the device's name; from NVIDIA's data sheets, whose figures "with
-sparsity" are twice these. fp32 runs in TF32 where the tensor cores have it (Ampere and later); those of V100 and T4 know
-fp16 alone, so fp32 is the CUDA cores' there, and bf16 is emulated, for which there is no figure."""
+"""FLOP/s of dense products, bf16 and fp32, by the words of the device's name; from NVIDIA's data sheets, whose figures
+"with sparsity" are twice these. fp32 runs in TF32 where the tensor cores have it (Ampere and later); those of V100 and
+T4 know fp16 alone, so fp32 is the CUDA cores' there, and bf16 is emulated, for which there is no figure."""
 
 SECONDS, FEWEST = 1.0, 5
 """A CPU's peak is the best of the products that fit into so many seconds, and of no fewer than so many products."""

@@ -4,9 +4,10 @@ A stage keeps two files. `metrics.jsonl`: what was measured, one object for each
     training record  step, loss, lr, grad_norm, seconds, samples_per_second, tokens_per_second, mfu, window
     evaluation       step, eval_loss, perplexity or top1, evaluation_seconds
     checkpoint       step, save_seconds
-A training record stands for the `window` steps up to `step`: loss, norm, seconds and speeds are means over them, `lr` is
-the last one's; `seconds` is the time of one step, without evaluation and saving. `ledger.jsonl`: what was spent since the previous entry of its kind
-(`step, kind, flops, samples, tokens`), FLOPs as integers, so that stages add up exactly.
+A training record stands for the `window` steps up to `step`: loss, norm, seconds and speeds are means over them, `lr`
+is the last one's; `seconds` is the time of one step, without evaluation and saving. `ledger.jsonl`: what was spent
+since the previous entry of its kind (`step, kind, flops, samples, tokens`), FLOPs as integers, so that stages add up
+exactly.
 """
 
 import json

@@ -165,8 +165,8 @@ class WarmupStableDecaySchedule(_Schedule):
         shared, decay = self._shared(pace, self.horizon.steps(pace)), self.decay.steps(pace)
         if shared["warmup"] + decay > shared["steps"]:
             raise UserError(
-                f"schedule: a warm-up of {shared['warmup']} steps and a decay of {decay} steps do not fit into the horizon of "
-                f"{shared['steps']} steps; shorten one of them"
+                f"schedule: a warm-up of {shared['warmup']} steps and a decay of {decay} steps do not fit into the "
+                f"horizon of {shared['steps']} steps; shorten one of them"
             )
         return WarmupStableDecayRates(**shared, decay=decay)
 

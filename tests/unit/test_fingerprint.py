@@ -16,21 +16,50 @@ BERT = Path(__file__).parents[2] / "configs" / "quickstart" / "bert.yaml"
 OLDER = {
     "seed": 0,
     "data": {
-        "kind": "text", "dataset": "embedded", "subset": None, "evaluation": None, "column": "text",
-        "tokenizer": {"kind": "sentencepiece", "vocab_size": 2048, "path": None}, "block": 64, "mask": 0.3, "evaluation_blocks": 256,
+        "kind": "text",
+        "dataset": "embedded",
+        "subset": None,
+        "evaluation": None,
+        "column": "text",
+        "tokenizer": {"kind": "sentencepiece", "vocab_size": 2048, "path": None},
+        "block": 64,
+        "mask": 0.3,
+        "evaluation_blocks": 256,
     },
     "model": {
-        "family": "bert-pre-ln", "layers": 3, "hidden": 96, "heads": 3, "kv_heads": None, "mlp": None, "patch": None, "dropout": 0.0,
-        "eps": 1e-12, "init": 0.05,
+        "family": "bert-pre-ln",
+        "layers": 3,
+        "hidden": 96,
+        "heads": 3,
+        "kv_heads": None,
+        "mlp": None,
+        "patch": None,
+        "dropout": 0.0,
+        "eps": 1e-12,
+        "init": 0.05,
     },
     "stage": {
-        "kind": "train", "name": "small", "model": "small", "start": None, "batch": 64, "micro_batch": None,
+        "kind": "train",
+        "name": "small",
+        "model": "small",
+        "start": None,
+        "batch": 64,
+        "micro_batch": None,
         "schedule": {
-            "kind": "cosine", "peak": 0.002, "minimum": 0.0002, "initial": 0.0, "warmup": "50 steps", "horizon": "550 steps",
+            "kind": "cosine",
+            "peak": 0.002,
+            "minimum": 0.0002,
+            "initial": 0.0,
+            "warmup": "50 steps",
+            "horizon": "550 steps",
             "fraction": None,
         },
-        "optimizer": {"betas": [0.9, 0.999], "eps": 1e-08, "weight_decay": 0.01, "clip": 1.0}, "precision": "fp32", "zero_stage": 2,
-        "activation_checkpointing": False, "evaluate_every": "50 steps", "save_every": "200 steps",
+        "optimizer": {"betas": [0.9, 0.999], "eps": 1e-08, "weight_decay": 0.01, "clip": 1.0},
+        "precision": "fp32",
+        "zero_stage": 2,
+        "activation_checkpointing": False,
+        "evaluate_every": "50 steps",
+        "save_every": "200 steps",
     },
     "origin": {},
 }
@@ -48,7 +77,10 @@ def refusal(folder: Path, recorded: dict, *overrides: str) -> str:
     loaded, stage = begun(folder, recorded, *overrides)
     with pytest.raises(UserError) as caught:
         require_same(loaded, loaded.stage(recorded["stage"]["name"]))
-    assert str(caught.value).startswith(f"{stage.path}: begun with ") and str(stage.path) in str(caught.value).split("; ")[-1]
+    assert (
+        str(caught.value).startswith(f"{stage.path}: begun with ")
+        and str(stage.path) in str(caught.value).split("; ")[-1]
+    )
     return str(caught.value)
 
 
@@ -68,8 +100,20 @@ def test_a_record_of_the_version_before_goes_on(tmp_path):
     require_same(loaded, loaded.stage("small"))
 
 
-YOUNGER = ["model.kv_heads", "model.dropout", "data.column", "data.tokenizer.path", "stage.optimizer.eps", "stage.precision", "stage.start",
-           "stage.schedule.initial", "stage.schedule.fraction", "origin", "seed", "stage.schedule.kind"]
+YOUNGER = [
+    "model.kv_heads",
+    "model.dropout",
+    "data.column",
+    "data.tokenizer.path",
+    "stage.optimizer.eps",
+    "stage.precision",
+    "stage.start",
+    "stage.schedule.initial",
+    "stage.schedule.fraction",
+    "origin",
+    "seed",
+    "stage.schedule.kind",
+]
 
 
 @pytest.mark.parametrize("place", YOUNGER)
@@ -79,7 +123,9 @@ def test_a_key_that_the_record_lacks_has_its_default(tmp_path, place):
 
 
 def test_a_key_that_the_record_lacks_is_compared_by_its_default(tmp_path):
-    said = refusal(tmp_path, without(OLDER, "stage.optimizer.weight_decay"), "stages.small.optimizer={weight_decay: 0.1}")
+    said = refusal(
+        tmp_path, without(OLDER, "stage.optimizer.weight_decay"), "stages.small.optimizer={weight_decay: 0.1}"
+    )
     assert "stage.optimizer.weight_decay was 0.01, is now 0.1; take" in said and "None" not in said
 
 
@@ -95,20 +141,43 @@ def test_a_recorded_value_counts_whatever_the_default_is_now(tmp_path):
 def test_a_recorded_key_that_is_unknown_is_named(tmp_path):
     recorded = copy.deepcopy(OLDER)
     recorded["stage"]["optimizer"]["amsgrad"] = True
-    assert "settings that this version does not know: stage.optimizer.amsgrad: unknown key" in refusal(tmp_path, recorded)
+    assert "settings that this version does not know: stage.optimizer.amsgrad: unknown key" in refusal(
+        tmp_path, recorded
+    )
 
 
 def test_all_differences_are_told_at_once(tmp_path):
-    said = refusal(tmp_path, OLDER, "seed=3", "stages.small.batch=32", "data.mask=0.15", "models.small.mlp=100",
-                   "stages.small.schedule={kind: wsd, peak: 0.002, horizon: 550 steps, decay: 9 steps}")
-    for part in ("seed was 0, is now 3", "data.mask was 0.3, is now 0.15", "model.mlp was not set, is now 100", "stage.batch was 64, is now 32",
-                 "stage.schedule.kind was cosine, is now wsd", "stage.schedule.decay was not set, is now 9 steps"):
+    said = refusal(
+        tmp_path,
+        OLDER,
+        "seed=3",
+        "stages.small.batch=32",
+        "data.mask=0.15",
+        "models.small.mlp=100",
+        "stages.small.schedule={kind: wsd, peak: 0.002, horizon: 550 steps, decay: 9 steps}",
+    )
+    for part in (
+        "seed was 0, is now 3",
+        "data.mask was 0.3, is now 0.15",
+        "model.mlp was not set, is now 100",
+        "stage.batch was 64, is now 32",
+        "stage.schedule.kind was cosine, is now wsd",
+        "stage.schedule.decay was not set, is now 9 steps",
+    ):
         assert part in said
     assert "\n" not in said
 
 
-FREE = ["evaluate_every=7 steps", "save_every=7 steps", "log_every=10", "keep=5", "micro_batch=8", "activation_checkpointing=true",
-        "tensorboard=true", "zero_stage=1"]
+FREE = [
+    "evaluate_every=7 steps",
+    "save_every=7 steps",
+    "log_every=10",
+    "keep=5",
+    "micro_batch=8",
+    "activation_checkpointing=true",
+    "tensorboard=true",
+    "zero_stage=1",
+]
 
 
 @pytest.mark.parametrize("setting", FREE)
@@ -117,7 +186,13 @@ def test_what_changes_no_numbers_may_change(tmp_path, setting):
     require_same(loaded, loaded.stage("small"))
 
 
-DECIDING = ["batch=32", "precision=bf16", "schedule.peak=1e-3", "schedule.warmup=9 steps", "optimizer={betas: [0.9, 0.95]}"]
+DECIDING = [
+    "batch=32",
+    "precision=bf16",
+    "schedule.peak=1e-3",
+    "schedule.warmup=9 steps",
+    "optimizer={betas: [0.9, 0.95]}",
+]
 
 
 @pytest.mark.parametrize("setting", DECIDING)
@@ -132,7 +207,9 @@ def test_an_origin_counts_by_what_decides_its_numbers(tmp_path):
     require_same(changed, changed.stage("large"))
     assert "origin.origin.stage.batch was 64, is now 32" in refusal(tmp_path, recorded, "stages.small.batch=32")
     assert "origin.stage.noise was 1.0, is now 0.5" in refusal(tmp_path, recorded, "stages.grown.noise=0.5")
-    assert "stage.start was grown, is now not set; origin was set, is now not set" in refusal(tmp_path, recorded, "stages.large.start=null")
+    assert "stage.start was grown, is now not set; origin was set, is now not set" in refusal(
+        tmp_path, recorded, "stages.large.start=null"
+    )
 
 
 def test_what_is_recorded_is_read_as_the_same():
@@ -147,7 +224,13 @@ def test_differences_are_leaves():
     assert list(differences(before, now)) == [("a.c", 2, 5), ("d", 3, None), ("g", None, 0)]
 
 
-FACTS = {"settings": {"micro_batch": 8}, "flops_per_step": {"train": 10}, "device": "one", "versions": {"torch": "2"}, "fingerprint": {}}
+FACTS = {
+    "settings": {"micro_batch": 8},
+    "flops_per_step": {"train": 10},
+    "device": "one",
+    "versions": {"torch": "2"},
+    "fingerprint": {},
+}
 
 
 def test_a_continued_stage_says_what_it_was_trained_with_and_until_when():

@@ -7,13 +7,26 @@ import torch.distributed as dist
 from pipeline.hardware import Peak, data_sheet, peak_of_all_ranks
 
 
-@pytest.mark.parametrize("name, bf16, fp32", [
-    ("NVIDIA H100 80GB HBM3", 989e12, 494e12), ("NVIDIA H100 PCIe", 756e12, 378e12), ("NVIDIA H200", 989e12, 494e12),
-    ("NVIDIA A100-SXM4-80GB", 312e12, 156e12), ("NVIDIA A10", 125e12, 62.5e12), ("NVIDIA A10G", 70e12, 35e12),
-    ("NVIDIA L4", 121e12, 60e12), ("NVIDIA L40", 181e12, 90.5e12), ("NVIDIA L40S", 362e12, 183e12),
-    ("Tesla V100-SXM2-16GB", None, 15.7e12), ("Tesla V100-PCIE-16GB", None, 14e12), ("Tesla T4", None, 8.1e12),
-    ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None, None), ("NVIDIA GeForce GTX 1080", None, None), ("NVIDIA T400", None, None),
-])
+@pytest.mark.parametrize(
+    "name, bf16, fp32",
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12, 494e12),
+        ("NVIDIA H100 PCIe", 756e12, 378e12),
+        ("NVIDIA H200", 989e12, 494e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12, 156e12),
+        ("NVIDIA A10", 125e12, 62.5e12),
+        ("NVIDIA A10G", 70e12, 35e12),
+        ("NVIDIA L4", 121e12, 60e12),
+        ("NVIDIA L40", 181e12, 90.5e12),
+        ("NVIDIA L40S", 362e12, 183e12),
+        ("Tesla V100-SXM2-16GB", None, 15.7e12),
+        ("Tesla V100-PCIE-16GB", None, 14e12),
+        ("Tesla T4", None, 8.1e12),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None, None),
+        ("NVIDIA GeForce GTX 1080", None, None),
+        ("NVIDIA T400", None, None),
+    ],
+)
 def test_data_sheets_are_found_by_whole_words(name, bf16, fp32):
     assert (data_sheet(name, "bf16"), data_sheet(name, "fp32")) == (bf16, fp32)
 

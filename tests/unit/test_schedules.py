@@ -18,18 +18,33 @@ def rates(**fields):
     return TypeAdapter(Schedule).validate_python(given).resolve(PACE)
 
 
-@pytest.mark.parametrize("text, steps", [
-    ("600 steps", 600), ("1 step", 1), ("1e4 tokens", 10), ("10001 tokens", 11), ("3 epochs", 60), ("0.5 epochs", 10),
-    ("1e12 flops", 1000), ("1_000 samples", 100), ("2.5e9 flops", 3),
-])
+@pytest.mark.parametrize(
+    "text, steps",
+    [
+        ("600 steps", 600),
+        ("1 step", 1),
+        ("1e4 tokens", 10),
+        ("10001 tokens", 11),
+        ("3 epochs", 60),
+        ("0.5 epochs", 10),
+        ("1e12 flops", 1000),
+        ("1_000 samples", 100),
+        ("2.5e9 flops", 3),
+    ],
+)
 def test_durations_become_steps_rounded_up(text, steps):
     assert Duration.parse(text).steps(PACE) == steps
 
 
-@pytest.mark.parametrize("text, complaint", [
-    (600, "a number and a unit"), ("600", "a number and a unit"), ("many steps", "a number and a unit"),
-    ("3 weeks", "unknown unit 'weeks' in '3 weeks'; known: steps, samples, tokens, epochs, flops"),
-])
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        (600, "a number and a unit"),
+        ("600", "a number and a unit"),
+        ("many steps", "a number and a unit"),
+        ("3 weeks", "unknown unit 'weeks' in '3 weeks'; known: steps, samples, tokens, epochs, flops"),
+    ],
+)
 def test_bad_durations_say_what_is_wrong(text, complaint):
     with pytest.raises(ValueError, match=complaint):
         Duration.parse(text)
@@ -49,7 +64,9 @@ def test_cosine():
 
 def test_linear_constant_and_a_warmup_that_does_not_start_at_zero():
     assert [rates(kind="linear").at(step) for step in (10, 35, 60, 110)] == pytest.approx([1.0, 0.775, 0.55, 0.1])
-    assert [rates(kind="constant", initial=0.2).at(step) for step in (0, 5, 10, 109)] == pytest.approx([0.2, 0.6, 1.0, 1.0])
+    assert [rates(kind="constant", initial=0.2).at(step) for step in (0, 5, 10, 109)] == pytest.approx(
+        [0.2, 0.6, 1.0, 1.0]
+    )
 
 
 def test_lemon_keeps_the_peak_and_shortens_the_horizon():
@@ -76,14 +93,22 @@ def test_a_warmup_must_end_before_the_horizon():
 def test_warmup_stable_decay():
     """Up to 1 in 10 steps, there until 90, down to 0.1 in the last 20."""
     wsd = rates(kind="wsd", decay="20 steps")
-    assert [wsd.at(step) for step in (0, 5, 10, 50, 90, 95, 100, 105, 110, 500)] == pytest.approx([0, 0.5, 1, 1, 1, 0.775, 0.55, 0.325, 0.1, 0.1])
+    assert [wsd.at(step) for step in (0, 5, 10, 50, 90, 95, 100, 105, 110, 500)] == pytest.approx(
+        [0, 0.5, 1, 1, 1, 0.775, 0.55, 0.325, 0.1, 0.1]
+    )
     assert wsd.steps == 110
-    assert rates(kind="wsd", decay="2 epochs", horizon="10 epochs").at(180) == pytest.approx(0.55), "20 steps are an epoch"
-    assert rates(kind="wsd", decay="100 steps").at(60) == pytest.approx(0.55), "no stable part: a line from the warm-up on"
+    assert rates(kind="wsd", decay="2 epochs", horizon="10 epochs").at(180) == pytest.approx(0.55), (
+        "20 steps are an epoch"
+    )
+    assert rates(kind="wsd", decay="100 steps").at(60) == pytest.approx(0.55), (
+        "no stable part: a line from the warm-up on"
+    )
 
 
 def test_a_decay_fits_behind_the_warmup():
-    with pytest.raises(UserError, match="a warm-up of 10 steps and a decay of 101 steps do not fit into the horizon of 110 steps"):
+    with pytest.raises(
+        UserError, match="a warm-up of 10 steps and a decay of 101 steps do not fit into the horizon of 110 steps"
+    ):
         rates(kind="wsd", decay="101 steps")
 
 
@@ -102,12 +127,23 @@ def test_every_kind_warms_up_and_stays_where_it_ended(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_facts_of_every_kind_say_what_a_report_shows(kind):
     facts = vars(rates(kind=kind, **EXTRA.get(kind, {})))
-    assert {"kind": kind, "peak": 1.0, "minimum": 0.1, "initial": 0.0, "warmup": 10, "steps": 110}.items() <= facts.items()
+    assert {
+        "kind": kind,
+        "peak": 1.0,
+        "minimum": 0.1,
+        "initial": 0.0,
+        "warmup": 10,
+        "steps": 110,
+    }.items() <= facts.items()
 
 
 def test_no_two_kinds_give_the_same_rates():
     """None falls through to another."""
-    curves = {tuple(rates(kind=kind, **EXTRA.get(kind, {})).at(step) for step in range(110)) for kind in KINDS if kind != "lemon"}
+    curves = {
+        tuple(rates(kind=kind, **EXTRA.get(kind, {})).at(step) for step in range(110))
+        for kind in KINDS
+        if kind != "lemon"
+    }
     assert len(curves) == len(KINDS) - 1
     assert math.isclose(rates(kind="lemon", fraction=0.5).at(55), 0.1), "a lemon is a shorter cosine"
 
