@@ -29,6 +29,7 @@ from tests.helpers.growing import (
     rows_of,
     times,
 )
+from tests.helpers.rotation import rotated
 from tests.helpers.samples import SMALL, VARIANTS, sample
 
 WIDTHS = {
@@ -79,12 +80,14 @@ def check(variant: str, small: dict, large: dict, **options) -> None:
     assert difference(source, weights, target, tensors, **options) <= EXACT
 
 
+@rotated(one_in=2, of=("variant", "sizes"), alike=lambda variant, sizes: variant)
 @pytest.mark.parametrize("sizes", WIDTHS.values(), ids=WIDTHS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_width_is_lossless(variant, sizes):
     check(variant, {}, sizes)
 
 
+@rotated(one_in=3, of=("variant", "sizes", "depth", "placement"), alike=lambda variant, sizes, depth, placement: (variant, depth))
 @pytest.mark.parametrize("depth, placement", WAYS, ids=map("-".join, WAYS))
 @pytest.mark.parametrize("sizes", DEPTHS.values(), ids=DEPTHS)
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -98,6 +101,7 @@ def test_larger_heads_are_lossless(variant, sizes):
     check(variant, {}, sizes)
 
 
+@rotated(one_in=2, of=("variant", "small", "large"), alike=lambda variant, small, large: variant)
 @pytest.mark.parametrize("small, large", GROUPS, ids=str)
 @pytest.mark.parametrize("variant", GROUPED)
 def test_groups_of_keys_and_values_are_lossless(variant, small, large):
