@@ -18,12 +18,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pipeline import checkpoints, expand, models
-from pipeline.checkpoints import Format
-from pipeline.config import ModelSizes
-from pipeline.growth.method import Options
-from pipeline.hardware import settle
-from pipeline.state import State, in_memory
+from pipeline import checkpoints, models
+from pipeline.checkpoints import CheckpointLayout
+from pipeline.checkpoints.state import State, in_memory
+from pipeline.config.schema import ModelSizes
+from pipeline.expansion import expand
+from pipeline.growth.method import ExpansionOptions
+from pipeline.training.hardware import settle
 
 FACTS = {"kind": "text", "vocab_size": 30522, "block": 512, "scored": 76}
 
@@ -47,16 +48,24 @@ def read(folder: Path) -> int:
 
 def initialise_and_write(config, path: Path, times: dict[str, list[float]]) -> None:
     model = timed("random initialisation", lambda: models.build(config), times)
-    weights = {row.name: dict(model.named_parameters())[row.module].data for row in models.table(config).rows()}
+    weights = {
+        row.name: dict(model.named_parameters())[row.module].data for row in models.architecture_of(config).rows()
+    }
     timed("write the result", lambda: save_file(weights, path), times)
 
 
 def measure(small, large, folder: Path, times: dict[str, list[float]]) -> None:
     timed("read the source", lambda: read(folder / "source"), times)
     initialise_and_write(large, folder / "plain.safetensors", times)
-    job = expand.plan(folder / "source", large, Options(depth="cancel"), Format("huggingface"))
-    timed("expand", lambda: checkpoints.write(expand.grown(job), job.large, folder / "grown", job.form), times)
-    timed("expand, verify, hash, sync, publish", lambda: expand.carry_out(job, folder / "published", lambda line: None), times)
+    job = expand.plan_expansion(
+        folder / "source", large, ExpansionOptions(depth="cancel"), CheckpointLayout("huggingface")
+    )
+    timed("expand", lambda: checkpoints.write(expand.grown(job), job.large, folder / "grown", job.layout), times)
+    timed(
+        "expand, verify, hash, sync, publish",
+        lambda: expand.execute_expansion(job, folder / "published", lambda line: None),
+        times,
+    )
     shutil.rmtree(folder / "grown")
     shutil.rmtree(folder / "published")
 
@@ -71,15 +80,15 @@ def main() -> None:
     small, large = (configure(*each) for each in sizes)
     folder = Path(tempfile.mkdtemp(dir=options.folder))
     try:
-        parameters = {row.module: row.name for row in models.table(small).rows()}
+        parameters = {row.module: row.name for row in models.architecture_of(small).rows()}
         source = State(in_memory((parameters[name], p.data) for name, p in models.build(small).named_parameters()))
-        checkpoints.write(source, small, folder / "source", Format("huggingface"))
+        checkpoints.write(source, small, folder / "source", CheckpointLayout("huggingface"))
         times: dict[str, list[float]] = {}
         for _ in range(2):
             measure(small, large, folder, times)
     finally:
         shutil.rmtree(folder)
-    report(times, models.table(small).parameters, models.table(large).parameters)
+    report(times, models.architecture_of(small).parameters, models.architecture_of(large).parameters)
 
 
 def report(times: dict[str, list[float]], before: int, after: int) -> None:

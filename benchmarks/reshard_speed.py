@@ -28,8 +28,8 @@ import deepspeed  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks.states import SIZES, written  # noqa: E402
-from pipeline import __version__, models  # noqa: E402
-from pipeline.checkpoints import Format  # noqa: E402
+from pipeline import __version__, models
+from pipeline.checkpoints import CheckpointLayout
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"}
@@ -41,7 +41,10 @@ def anonymous(root: int) -> int:
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
             fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-            parents[int(fields["Pid"])], sizes[int(fields["Pid"])] = int(fields["PPid"]), int(fields.get("RssAnon", "0").split()[0]) * 1024
+            parents[int(fields["Pid"])], sizes[int(fields["Pid"])] = (
+                int(fields["PPid"]),
+                int(fields.get("RssAnon", "0").split()[0]) * 1024,
+            )
         except OSError:
             continue  # it ended while we looked
     mine = {root}
@@ -53,7 +56,9 @@ def anonymous(root: int) -> int:
 def timed(command: list[str], **options) -> tuple[float, int]:
     """Seconds and largest RssAnon of a command. Raises when it fails."""
     begun = time.perf_counter()
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
     peak, done = [0], threading.Event()
 
     def watch() -> None:
@@ -86,14 +91,48 @@ def hashing(folders: list[Path]) -> str:
 
 def compare(size: str, stage: int, work: Path) -> list[tuple[str, float, int, int]]:
     """(side, seconds, RssAnon, files written) of every side."""
-    source, lemon = written(work / "source" / "step", SIZES[size], Format("zero", stage, 2)), [sys.executable, "-m", "pipeline"]
+    source, lemon = (
+        written(work / "source" / "step", SIZES[size], CheckpointLayout("zero", stage, 2)),
+        [sys.executable, "-m", "pipeline"],
+    )
     (work / "source" / "latest").write_text("step")
     sides = {
         "cp": (["cp", "-r", str(source), str(work / "out")], work / "out"),
-        "lemon reshard": ([*lemon, "reshard", str(source), "--out", str(work / "out"), "--zero-stage", str(stage), "--world-size", "3"], work / "out"),
-        "zero_to_fp32.py": ([sys.executable, "-m", "deepspeed.utils.zero_to_fp32", str(source.parent), str(work / "out")], work / "out"),
-        "ds_to_universal.py": ([sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state", "--num_merge_workers", "2",
-                                "--num_extract_workers", "2", "--input_folder", str(source), "--output_folder", str(work / "out")], work / "out"),
+        "lemon reshard": (
+            [
+                *lemon,
+                "reshard",
+                str(source),
+                "--out",
+                str(work / "out"),
+                "--zero-stage",
+                str(stage),
+                "--world-size",
+                "3",
+            ],
+            work / "out",
+        ),
+        "zero_to_fp32.py": (
+            [sys.executable, "-m", "deepspeed.utils.zero_to_fp32", str(source.parent), str(work / "out")],
+            work / "out",
+        ),
+        "ds_to_universal.py": (
+            [
+                sys.executable,
+                "-m",
+                "deepspeed.checkpoint.ds_to_universal",
+                "--inject_missing_state",
+                "--num_merge_workers",
+                "2",
+                "--num_extract_workers",
+                "2",
+                "--input_folder",
+                str(source),
+                "--output_folder",
+                str(work / "out"),
+            ],
+            work / "out",
+        ),
     }
     rows = []
     copied = shell(f"cp -r {source} {work / 'out'}; sync")[0]
@@ -112,24 +151,53 @@ def expansion(size: str, stage: int, work: Path) -> list[tuple[str, float, int, 
     import json
 
     target = {"tiny": "tiny-grown", "1.3b": "2.1b"}[size]
-    source = written(work / "source" / "step", SIZES[size], Format("zero", stage, 2))
+    source = written(work / "source" / "step", SIZES[size], CheckpointLayout("zero", stage, 2))
     (work / "target.json").write_text(json.dumps(SIZES[target].to_dict()))
-    command = [sys.executable, "-m", "pipeline", "expand", "--source", str(source), "--target", str(work / "target.json"), "--out", str(work / "out"),
-               "--zero-stage", str(stage), "--world-size", "2", "--optimizer-state", "grow", "--depth", "cancel"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "expand",
+        "--source",
+        str(source),
+        "--target",
+        str(work / "target.json"),
+        "--out",
+        str(work / "out"),
+        "--zero-stage",
+        str(stage),
+        "--world-size",
+        "2",
+        "--optimizer-state",
+        "grow",
+        "--depth",
+        "cancel",
+    ]
     seconds, peak = timed(command)
     rows = [("lemon expand", seconds, peak, sum(1 for path in (work / "out").rglob("*") if path.is_file()))]
     hashed = shell(hashing([source, work / "out"]))[0]
     copied = shell(f"cp -r {work / 'out'} {work / 'copy'}; sync")[0]
-    print(f"{models.table(SIZES[size]).parameters:,} -> {models.table(SIZES[target]).parameters:,} parameters, {total(work / 'out') / 2**30:.1f} GiB written")
-    return [("floor: cp + sync of the result, sha256 of both", copied + hashed, 0, 0), ("of which sha256", hashed, 0, 0), *rows]
+    print(
+        f"{models.architecture_of(SIZES[size]).parameters:,} -> {models.architecture_of(SIZES[target]).parameters:,} parameters, {total(work / 'out') / 2**30:.1f} GiB written"
+    )
+    return [
+        ("floor: cp + sync of the result, sha256 of both", copied + hashed, 0, 0),
+        ("of which sha256", hashed, 0, 0),
+        *rows,
+    ]
 
 
 def show(size: str, stage: int, rows: list[tuple[str, float, int, int]]) -> None:
     floor = rows[0][1]
-    print(f"{size}, ZeRO-{stage}, world size 2, {models.table(SIZES[size]).parameters:,} parameters; torch {torch.__version__}, "
-          f"deepspeed {deepspeed.__version__}, lemon {__version__}, {os.cpu_count()} CPUs")
+    print(
+        f"{size}, ZeRO-{stage}, world size 2, {models.architecture_of(SIZES[size]).parameters:,} parameters; torch {torch.__version__}, "
+        f"deepspeed {deepspeed.__version__}, lemon {__version__}, {os.cpu_count()} CPUs"
+    )
     for name, seconds, peak, files in rows:
-        print(f"  {name:48s} {seconds:8.1f} s {seconds / floor:7.2f} x floor   RssAnon {peak / 2**20:7.0f} MiB   {files or '':>6} files", flush=True)
+        print(
+            f"  {name:48s} {seconds:8.1f} s {seconds / floor:7.2f} x floor   RssAnon {peak / 2**20:7.0f} MiB   {files or '':>6} files",
+            flush=True,
+        )
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import GPT2Config, PretrainedConfig
 
 from pipeline import checkpoints, models
-from pipeline.checkpoints import Format, manifest
-from pipeline.config import ModelSizes
-from pipeline.state import Entry, State
+from pipeline.checkpoints import CheckpointLayout, manifest
+from pipeline.checkpoints.state import LazyTensor, State
+from pipeline.config.schema import ModelSizes
 
 FACTS = {"kind": "text", "vocab_size": 30522, "block": 512, "scored": 76}
 
@@ -25,32 +25,61 @@ def gpt2(layers: int, hidden: int, heads: int) -> PretrainedConfig:
 
 
 SIZES = {
-    "tiny": gpt2(2, 64, 4), "bert-large": bert(24, 1024, 16), "1.3b": gpt2(24, 2048, 16), "2.1b": gpt2(25, 2560, 20), "tiny-grown": gpt2(3, 80, 5),
+    "tiny": gpt2(2, 64, 4),
+    "bert-large": bert(24, 1024, 16),
+    "1.3b": gpt2(24, 2048, 16),
+    "2.1b": gpt2(25, 2560, 20),
+    "tiny-grown": gpt2(3, 80, 5),
 }
 """gpt2 1.3b: 1,315 million parameters; 2.1b: 2,102 million."""
 
 
 def _drawn(name: str, shape: tuple[int, ...], scale: float, positive: bool, offset: float) -> Tensor:
-    tensor = torch.empty(shape).normal_(offset, scale, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+    tensor = torch.empty(shape).normal_(
+        offset, scale, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    )
     return tensor.square_() if positive else tensor
 
 
 def state(config: PretrainedConfig) -> State:
     """A state in mid-training: 1,000 steps."""
-    table = models.table(config)
+    architecture = models.architecture_of(config)
 
-    def drawn(slot: str, scale: float, positive: bool = False) -> dict[str, Entry]:
-        return {row.name: Entry(table.shape(row), partial(_drawn, slot + row.name, table.shape(row), scale, positive,
-                                                          float(slot == "" and row.axes[0].role == "gain"))) for row in table.rows()}
+    def drawn(slot: str, scale: float, positive: bool = False) -> dict[str, LazyTensor]:
+        return {
+            row.name: LazyTensor(
+                architecture.shape(row),
+                partial(
+                    _drawn,
+                    slot + row.name,
+                    architecture.shape(row),
+                    scale,
+                    positive,
+                    float(slot == "" and row.axes[0].role == "gain"),
+                ),
+            )
+            for row in architecture.rows()
+        }
 
     slots = {"exp_avg": drawn("exp_avg", 1e-4), "exp_avg_sq": drawn("exp_avg_sq", 1e-3, positive=True)}
-    bare = State(drawn("", 0.02), slots=slots, steps={row.name: 1000.0 for row in table.rows()}, aliases=table.aliases)
-    return State(bare.tensors, slots=slots, steps=bare.steps, aliases=table.aliases, groups=checkpoints.fresh_groups(config, bare))
+    bare = State(
+        drawn("", 0.02),
+        slots=slots,
+        steps={row.name: 1000.0 for row in architecture.rows()},
+        aliases=architecture.aliases,
+    )
+    return State(
+        bare.tensors,
+        slots=slots,
+        steps=bare.steps,
+        aliases=architecture.aliases,
+        groups=checkpoints.fresh_groups(config, bare),
+    )
 
 
-def written(folder: Path, config: PretrainedConfig, form: Format, workers: int = 2) -> Path:
+def written(folder: Path, config: PretrainedConfig, layout: CheckpointLayout, workers: int = 2) -> Path:
     """Publish such a state as a checkpoint."""
     with manifest.writing(folder) as staged:
-        files, _ = checkpoints.write(state(config), config, staged, form, step=1000, workers=workers)
-        manifest.publish(staged, folder, {**form.as_json(), "step": 1000, "provenance": {"flops": "unknown"}}, files)
+        files, _ = checkpoints.write(state(config), config, staged, layout, step=1000, workers=workers)
+        manifest.publish(staged, folder, {**layout.as_json(), "step": 1000, "provenance": {"flops": "unknown"}}, files)
     return folder

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.__main__ import parser
+from pipeline.cli import parser
 from pipeline.config import load
 
 ROOT = Path(__file__).parent.parent
@@ -19,7 +19,11 @@ def tracked(*folders: str) -> list[str]:
     return listed.split()
 
 
-LISTED = [path for path in tracked("configs", "launch", "tools", "pipeline") if "/report/" not in path and path != "pipeline/__init__.py"]
+LISTED = [
+    path
+    for path in tracked("configs", "launch", "tools", "pipeline")
+    if "/report/" not in path and path != "pipeline/__init__.py"
+]
 """One line stands for the report's parts."""
 
 
@@ -54,4 +58,7 @@ def test_the_example_is_the_quick_starts():
     config = load(ROOT / "configs" / "quickstart" / "bert.yaml")
     for name in ("small", "large"):
         sizes = config.models[name]
-        assert f"{name}: {{family: {sizes.family}, layers: {sizes.layers}, hidden: {sizes.hidden}, heads: {sizes.heads}}}" in README
+        assert (
+            f"{name}: {{family: {sizes.family}, layers: {sizes.layers}, hidden: {sizes.hidden}, heads: {sizes.heads}}}"
+            in README
+        )

@@ -6,6 +6,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.__main__ import main  # noqa: E402
+from pipeline.cli import main
 
 sys.exit(main(["check", *sys.argv[1:]]))

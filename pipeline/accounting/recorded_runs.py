@@ -11,8 +11,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import UserError
-from pipeline.folders import StageFolder, read_json
-from pipeline.ledger import TRAINING, Records
+from pipeline.records.run_folder import StageFolder, read_json
+from pipeline.records.stage_records import TRAINING, Records
 
 
 class Content(BaseModel):

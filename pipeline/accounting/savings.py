@@ -89,8 +89,9 @@ class Comparison(Content):
     curves: Curves
 
 
-def compare_run(run: RecordedRun, places: list[RecordedRun], reader: RecordReader,
-                target: float | None) -> tuple[list[Comparison], list[str]]:
+def compare_run(
+    run: RecordedRun, places: list[RecordedRun], reader: RecordReader, target: float | None
+) -> tuple[list[Comparison], list[str]]:
     """The comparisons of a run, and sentences that say why something could not be compared.
 
     Compared is what was grown, or began from a checkpoint outside any run. A baseline is looked for in the run itself,
@@ -112,7 +113,8 @@ def compare_run(run: RecordedRun, places: list[RecordedRun], reader: RecordReade
     expansions = [stage for stage in run.stages.values() if stage.kind == "expand"]
     remarks += [
         f"Expansion '{stage.name}' is not compared: no training stage has started from it yet."
-        for stage in expansions if stage.path.resolve() not in used
+        for stage in expansions
+        if stage.path.resolve() not in used
     ]
     if not expansions and not comparisons and not remarks:
         remarks.append("Nothing is compared: the run has no expansion.")
@@ -126,8 +128,9 @@ def _no_baseline(stage: RecordedStage) -> str:
     )
 
 
-def _baseline(run: RecordedRun, stage: RecordedStage,
-              places: list[RecordedRun]) -> tuple[RecordedRun, RecordedStage] | None:
+def _baseline(
+    run: RecordedRun, stage: RecordedStage, places: list[RecordedRun]
+) -> tuple[RecordedRun, RecordedStage] | None:
     """The evaluated training stage of the same model that began from scratch."""
     for place in [run, *(place for place in places if place is not run)]:
         for other in place.trained:
@@ -137,8 +140,15 @@ def _baseline(run: RecordedRun, stage: RecordedStage,
     return None
 
 
-def _compare(run: RecordedRun, stage: RecordedStage, chain: list[Ancestor], unknown: str | None, place: RecordedRun,
-             baseline: RecordedStage, target: float | None) -> Comparison:
+def _compare(
+    run: RecordedRun,
+    stage: RecordedStage,
+    chain: list[Ancestor],
+    unknown: str | None,
+    place: RecordedRun,
+    baseline: RecordedStage,
+    target: float | None,
+) -> Comparison:
     grown = next((index for index, ancestor in enumerate(chain) if ancestor.kind == "expand"), len(chain))
     sources = [ancestor for ancestor in reversed(chain[grown:]) if ancestor.kind == "train"]
     whole_stage = Ancestor(stage.path, stage, {}, {}, None)
@@ -169,8 +179,9 @@ def _expansion(ancestor: Ancestor) -> Expansion:
 
 def _curves(sources: list[Ancestor]) -> list[SourceCurve]:
     return [
-        SourceCurve(stage=source.name, points=joined(sources[: index + 1])[-len(source.evaluations):])
-        for index, source in enumerate(sources) if source.evaluations
+        SourceCurve(stage=source.name, points=joined(sources[: index + 1])[-len(source.evaluations) :])
+        for index, source in enumerate(sources)
+        if source.evaluations
     ]
 
 
@@ -194,9 +205,7 @@ def joined(parts: list[Ancestor]) -> list[Evaluation]:
 
 def reach(points: list[Evaluation], target: float) -> Reach:
     """Whether and where a curve meets `target`."""
-    return Reach(
-        flops=crossing(points, target), lowest=min(points, key=lambda point: point.loss), last=points[-1].loss,
-    )
+    return Reach(flops=crossing(points, target), lowest=min(points, key=lambda point: point.loss), last=points[-1].loss)
 
 
 def crossing(points: list[Evaluation], target: float) -> int | None:

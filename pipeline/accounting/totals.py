@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from pipeline.accounting.recorded_runs import Content, RecordedStage
-from pipeline.ledger import TRAINING
+from pipeline.records.stage_records import TRAINING
 
 KINDS = (*TRAINING, "evaluate", "verify", "grow")
 """The order in which kinds of cost are listed; any other follows."""
@@ -60,10 +60,13 @@ def ledger(stages: Iterable[RecordedStage]) -> Ledger:
     total = Amounts.of(entries)
     rows = [
         LedgerRow(
-            stage=stage.name, kind=kind, **dict(spent),
+            stage=stage.name,
+            kind=kind,
+            **dict(spent),
             share_percent=100 * spent.flops / total.flops if total.flops else 0.0,
         )
-        for stage in stages for kind, spent in by_kind(stage.ledger).items()
+        for stage in stages
+        for kind, spent in by_kind(stage.ledger).items()
     ]
     training = Amounts.of(entry for entry in entries if entry["kind"] in TRAINING)
     return Ledger(rows=rows, by_kind=by_kind(entries), training=training, everything=total)

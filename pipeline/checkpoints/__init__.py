@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.axes import Table
-from pipeline.checkpoints import huggingface, manifest, names, stream, universal, zero_read, zero_write
-from pipeline.checkpoints.stream import File
-from pipeline.config import TrainStage
+from pipeline.checkpoints import manifest, names
+from pipeline.checkpoints.layouts import huggingface, universal, zero_read, zero_write
+from pipeline.checkpoints.serialization import byte_stream
+from pipeline.checkpoints.serialization.byte_stream import File
+from pipeline.checkpoints.state import Group, LazyTensor, State
+from pipeline.config.schema import TrainStage
 from pipeline.errors import UserError
-from pipeline.folders import read_json
-from pipeline.state import Entry, Group, State
+from pipeline.models.architecture import Architecture
+from pipeline.records.run_folder import read_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -29,31 +31,31 @@ CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
-class Format:
+class CheckpointLayout:
     """How a checkpoint is written. `zero_stage` and `world_size` count for native ZeRO, `bf16` for its file names; `dtype`
     for Hugging Face files (the others hold float32)."""
 
-    layout: str = "zero"
+    name: str = "zero"
     zero_stage: int = 1
     world_size: int = 2
     bf16: bool = False
     dtype: str = "float32"
 
     @classmethod
-    def of(cls, stage: TrainStage, world: int) -> "Format":
+    def of(cls, stage: TrainStage, world: int) -> "CheckpointLayout":
         """The native layout in which a training stage on `world` ranks reads and writes."""
         return cls("zero", stage.zero_stage, world, stage.precision == "bf16")
 
     def as_json(self) -> dict:
-        more = {"zero": ("zero_stage", "world_size", "bf16"), "huggingface": ("dtype",)}.get(self.layout, ())
-        return {"layout": self.layout, **{name: getattr(self, name) for name in more}}
+        more = {"zero": ("zero_stage", "world_size", "bf16"), "huggingface": ("dtype",)}.get(self.name, ())
+        return {"layout": self.name, **{name: getattr(self, name) for name in more}}
 
 
 def locate(path: Path) -> Path:
     """The tag folder that `path` means: itself, the newest complete checkpoint in it, or of a stage. Raises UserError."""
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; name a run's stage, a checkpoint folder, or one tag in it")
-    if layout(path):
+    if detect_layout(path):
         return path
     for folder in (path / "checkpoints", path):
         if newest := manifest.newest(folder):
@@ -64,7 +66,12 @@ def locate(path: Path) -> Path:
             raise UserError(f"{path / 'latest'}: names no tag ('{tag}'); name the tag folder itself")
         return locate(path / tag)
     stages = {stage.parent.name: read_json(stage) for stage in sorted(path.glob("*/stage.json"))}
-    if len(sources := {facts.get("origin") for facts in stages.values() if facts.get("kind") == "expand"} & set(stages)) == 1:
+    if (
+        len(
+            sources := {facts.get("origin") for facts in stages.values() if facts.get("kind") == "expand"} & set(stages)
+        )
+        == 1
+    ):
         return locate(path / sources.pop())  # a run: the stage that its one expansion grows from
     if (path / manifest.NAME).exists():
         manifest.read(path)  # names the file that is gone
@@ -72,7 +79,7 @@ def locate(path: Path) -> Path:
     raise UserError(f"{path}: {hint}")
 
 
-def layout(folder: Path) -> str | None:
+def detect_layout(folder: Path) -> str | None:
     """Which layout a tag folder has; None when it is no tag folder."""
     if (folder / "zero").is_dir():
         return "universal"
@@ -83,7 +90,7 @@ def layout(folder: Path) -> str | None:
 
 def default_layout(source: Path) -> str:
     """A Hugging Face source gives a Hugging Face result, any other native ZeRO."""
-    return "huggingface" if layout(locate(source)) == "huggingface" else "zero"
+    return "huggingface" if detect_layout(locate(source)) == "huggingface" else "zero"
 
 
 def config_file(folder: Path, config: Path | None = None) -> Path:
@@ -91,7 +98,11 @@ def config_file(folder: Path, config: Path | None = None) -> Path:
     place = config or folder
     place = place / CONFIG if place.is_dir() else place
     if not place.exists():
-        raise UserError(f"{config}: no such config" if config else f"{folder}: holds no {CONFIG}; name the source's config with --source-config")
+        raise UserError(
+            f"{config}: no such config"
+            if config
+            else f"{folder}: holds no {CONFIG}; name the source's config with --source-config"
+        )
     return place
 
 
@@ -103,7 +114,7 @@ def raw(folder: Path) -> State:
 
 
 def _layout(folder: Path) -> str:
-    if found := layout(folder):
+    if found := detect_layout(folder):
         return found
     raise UserError(f"{folder}: holds no checkpoint that we know (native ZeRO, universal, or Hugging Face)")
 
@@ -116,21 +127,25 @@ def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedCon
     from pipeline import models
 
     family, found = models.read_config(config_file(folder, config))
-    table, state = models.table(found), raw(folder)
-    known = names.published(set(state.tensors), table, family.heads[0].model_class.base_model_prefix)
+    architecture, state = models.architecture_of(found), raw(folder)
+    known = names.published(set(state.tensors), architecture, family.heads[0].model_class.base_model_prefix)
     state = replace(state, tensors={n: e for n, e in state.tensors.items() if n in known}).renamed(known)
-    state = replace(state, aliases=table.aliases)
-    return replace(state, tensors=_shaped(folder, state, table), slots=_shaped_slots(state, table)), found
+    state = replace(state, aliases=architecture.aliases)
+    return replace(state, tensors=_shaped(folder, state, architecture), slots=_shaped_slots(state, architecture)), found
 
 
-def _shaped(folder: Path, state: State, table: Table) -> dict[str, Entry]:
+def _shaped(folder: Path, state: State, architecture: Architecture) -> dict[str, LazyTensor]:
     """The tensors in the table's order and shapes; names and sizes must be the table's, or what follows is shifted silently.
     DeepSpeed's universal files of stage 3 are flat: they get their shape here."""
-    wanted = {row.name: table.shape(row) for row in table.rows()}
+    wanted = {row.name: architecture.shape(row) for row in architecture.rows()}
     if missing := sorted(set(wanted) - set(state.tensors)):
-        raise UserError(f"{folder}: {len(missing)} tensors of the config's model are missing, such as '{missing[0]}'; is it the right config?")
+        raise UserError(
+            f"{folder}: {len(missing)} tensors of the config's model are missing, such as '{missing[0]}'; is it the right config?"
+        )
     if extra := sorted(set(state.tensors) - set(wanted)):
-        raise UserError(f"{folder}: {len(extra)} tensors belong to no part of the config's model, such as '{extra[0]}'; is it the right config?")
+        raise UserError(
+            f"{folder}: {len(extra)} tensors belong to no part of the config's model, such as '{extra[0]}'; is it the right config?"
+        )
     for name, shape in wanted.items():
         held = state.tensors[name].shape
         if held != shape and held != (math.prod(shape),):
@@ -138,45 +153,76 @@ def _shaped(folder: Path, state: State, table: Table) -> dict[str, Entry]:
     return {name: _as(state.tensors[name], shape) for name, shape in wanted.items()}
 
 
-def _shaped_slots(state: State, table: Table) -> dict[str, dict[str, Entry]]:
-    shapes = {row.name: table.shape(row) for row in table.rows()}
-    return {slot: {name: _as(entry, shapes[name]) for name, entry in entries.items()} for slot, entries in state.slots.items()}
+def _shaped_slots(state: State, architecture: Architecture) -> dict[str, dict[str, LazyTensor]]:
+    shapes = {row.name: architecture.shape(row) for row in architecture.rows()}
+    return {
+        slot: {name: _as(entry, shapes[name]) for name, entry in entries.items()}
+        for slot, entries in state.slots.items()
+    }
 
 
-def _as(entry: Entry, shape: tuple[int, ...]) -> Entry:
-    return Entry(shape, lambda: entry.open().view(shape), entry.window)
+def _as(entry: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
+    return LazyTensor(shape, lambda: entry.open().view(shape), entry.window)
 
 
-def write(state: State, config: PretrainedConfig, folder: Path, form: Format, *, step: int = 0, workers: int = 1,
-          progress: bool = False, read: Sequence[Path] = ()) -> tuple[dict[str, dict], dict[Path, dict]]:
+def write(
+    state: State,
+    config: PretrainedConfig,
+    folder: Path,
+    layout: CheckpointLayout,
+    *,
+    step: int = 0,
+    workers: int = 1,
+    progress: bool = False,
+    read: Sequence[Path] = (),
+) -> tuple[dict[str, dict], dict[Path, dict]]:
     """Write `state` (published names) into the staged tag folder in the layout of `form`, config.json with it. Returns size
     and SHA-256 of every file, for the manifest, and of the files `read`, which are hashed meanwhile."""
     from pipeline import models
 
     folder.mkdir(parents=True, exist_ok=True)
-    spelled = state if form.layout == "huggingface" else state.renamed({row.name: row.module for row in models.table(config).rows()})
-    return stream.write([config_of(config, form), *files(spelled, folder, form, step=step)], folder, workers, progress, read)
+    spelled = (
+        state
+        if layout.name == "huggingface"
+        else state.renamed({row.name: row.module for row in models.architecture_of(config).rows()})
+    )
+    return byte_stream.write(
+        [config_of(config, layout), *files(spelled, folder, layout, step=step)], folder, workers, progress, read
+    )
 
 
-def config_of(config: PretrainedConfig, form: Format) -> File:
+def config_of(config: PretrainedConfig, layout: CheckpointLayout) -> File:
     """The model's config.json, with the dtype that the files of `form` have."""
     from pipeline import models
 
-    text = models.config_text(config, form.dtype).encode()
+    text = models.config_text(config, layout.dtype).encode()
     return File(CONFIG, len(text), lambda: iter([text]))
 
 
-def files(state: State, folder: Path, form: Format, *, step: int = 0) -> list[File]:
+def files(state: State, folder: Path, layout: CheckpointLayout, *, step: int = 0) -> list[File]:
     """The files of `state`, in the names that the layout of `form` has."""
-    if form.layout == "huggingface":
-        return huggingface.files(state, form.dtype)
-    if form.layout == "universal":
+    if layout.name == "huggingface":
+        return huggingface.files(state, layout.dtype)
+    if layout.name == "universal":
         return universal.files(state, folder, step=step)
-    return zero_write.files(state, folder, stage=form.zero_stage, world=form.world_size, bf16=form.bf16, step=step)
+    return zero_write.files(
+        state, folder, stage=layout.zero_stage, world=layout.world_size, bf16=layout.bf16, step=step
+    )
 
 
-BESIDE = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
-          "vocab.json", "merges.txt", "spiece.model", "preprocessor_config.json", "generation_config.json")
+BESIDE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "preprocessor_config.json",
+    "generation_config.json",
+)
 """Files of Hugging Face folders that say how a model is used; they go along as they are."""
 
 
@@ -193,7 +239,7 @@ def decay_groups(config: PretrainedConfig) -> tuple[Group, Group]:
     `named_parameters()`: DeepSpeed's flat files name nothing, so the order is the layout."""
     from pipeline import models
 
-    rows = {row.module: row for row in models.table(config).rows()}
+    rows = {row.module: row for row in models.architecture_of(config).rows()}
     order = [rows[name] for name, _ in models.build(config, device="meta").named_parameters()]
     return Group(tuple(r.name for r in order if r.decay)), Group(tuple(r.name for r in order if not r.decay))
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.folders import read_json, write_json
+from pipeline.records.run_folder import read_json, write_json
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -47,7 +47,9 @@ def writing(final: Path) -> Iterator[Path]:
         try:
             yield staged
         finally:
-            if staged.exists() and os.path.samestat(os.fstat(handle), staged.stat()):  # not published, and nobody else's
+            if staged.exists() and os.path.samestat(
+                os.fstat(handle), staged.stat()
+            ):  # not published, and nobody else's
                 shutil.rmtree(staged, ignore_errors=True)
     finally:
         os.close(handle)
@@ -74,7 +76,9 @@ def sha256(path: Path, done: Callable[[int], None] = _silent) -> str:
 
 def listing(folder: Path) -> list[str]:
     """The files below `folder`, but for the manifest."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
+    return sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path != folder / NAME
+    )
 
 
 def hashed(path: Path, done: Callable[[int], None] = _silent) -> dict:
@@ -156,7 +160,9 @@ def _own(path: Path) -> dict:
     content = read_json(path)
     whole = isinstance(content, dict) and path.read_bytes() == (json.dumps(content, indent=2) + "\n").encode()
     if not whole or content.pop("sha256", None) != _digest(content):
-        raise UserError(f"{path}: the manifest does not match its own hash; the checkpoint is damaged, use an older one")
+        raise UserError(
+            f"{path}: the manifest does not match its own hash; the checkpoint is damaged, use an older one"
+        )
     return content
 
 
@@ -170,7 +176,9 @@ def verify(folder: Path, workers: int = 1, done: Callable[[int], None] = _silent
 def _require_same(folder: Path, wanted: dict[str, dict], found: dict[str, dict]) -> None:
     for name, facts in wanted.items():
         if found[name]["sha256"] != facts["sha256"]:
-            raise UserError(f"{folder / name}: its SHA-256 is not the manifest's; the file is damaged, use an older checkpoint")
+            raise UserError(
+                f"{folder / name}: its SHA-256 is not the manifest's; the file is damaged, use an older checkpoint"
+            )
 
 
 def complete(folder: Path) -> list[Path]:

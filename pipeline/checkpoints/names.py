@@ -3,26 +3,26 @@ read for one with a head and the other way round, TensorFlow's old spelling of n
 
 from fnmatch import fnmatchcase
 
-from pipeline.axes import Table
+from pipeline.models.architecture import Architecture
 
 LEGACY = {".gamma": ".weight", ".beta": ".bias"}
 
 
-def published(held: set[str], table: Table, prefix: str) -> dict[str, str]:
+def published(held: set[str], architecture: Architecture, prefix: str) -> dict[str, str]:
     """Held name -> published name, for every held tensor but those that `table` ignores. A name that fits nothing stays.
 
     prefix: what a model with a head puts before its bare model's names ("bert").
     """
-    modules = {row.module: row.name for row in table.rows()}
+    modules = {row.module: row.name for row in architecture.rows()}
     wanted = set(modules.values())
     names = {}
     for name in held:
         spellings = [modules.get(text, text) for text in _spellings(name, prefix)]
         found = next((text for text in spellings if text in wanted), None)
-        alias = next((table.aliases[text] for text in spellings if text in table.aliases), None)
+        alias = next((architecture.aliases[text] for text in spellings if text in architecture.aliases), None)
         if found or alias:
             names[name] = found or alias
-        elif not any(fnmatchcase(text, pattern) for text in spellings for pattern in table.ignored):
+        elif not any(fnmatchcase(text, pattern) for text in spellings for pattern in architecture.ignored):
             names[name] = name
     return _owners_first(names, held)
 

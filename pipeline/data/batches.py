@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.config import ImageData, TextData
+from pipeline.config.schema import ImageData, TextData
 from pipeline.data.prepared import Prepared
 from pipeline.data.sampler import evaluation_numbers, locate, training_numbers
 from pipeline.errors import UserError
-from pipeline.processes import die_with_parent
+from pipeline.records.processes import die_with_parent
 
 
 @dataclass
@@ -38,8 +38,15 @@ class Numbered(Dataset):
 
 
 def train_batches(
-    prepared: Prepared, data: TextData | ImageData, seed: int, *,
-    batch: int, micro_batch: int, rank: int, world: int, first_step: int,
+    prepared: Prepared,
+    data: TextData | ImageData,
+    seed: int,
+    *,
+    batch: int,
+    micro_batch: int,
+    rank: int,
+    world: int,
+    first_step: int,
 ) -> Iterator[Batch]:
     """This rank's micro-batches from optimizer step `first_step` on, batch / (micro_batch * world) a step, endless.
 
@@ -77,8 +84,12 @@ def evaluation_batches(
 
 def _load(read: Callable[[np.ndarray], Batch], numbers: Iterable[range], workers: int) -> Iterator[Batch]:
     loader = DataLoader(
-        Numbered(read), batch_sampler=numbers, num_workers=workers, collate_fn=_as_is,
-        worker_init_fn=_begin, multiprocessing_context="fork" if workers else None,
+        Numbered(read),
+        batch_sampler=numbers,
+        num_workers=workers,
+        collate_fn=_as_is,
+        worker_init_fn=_begin,
+        multiprocessing_context="fork" if workers else None,
         generator=torch.Generator(),  # a loader draws once when it starts; not from the stream that dropout uses
     )
     return _raising(iter(loader))

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from pipeline.config import TextData
+from pipeline.config.schema import TextData
 from pipeline.data import embedded
 from pipeline.data.sources import from_hub, is_local, local_files, one_line, without
 from pipeline.errors import UserError
@@ -80,13 +80,18 @@ def _from_files(files: list[Path], column: str) -> Corpus:
 
 def from_table(data: TextData, split: str) -> Corpus:
     """A split of a hub data set. Raises UserError."""
-    table = from_hub(str(data.dataset), data.subset, split)
+    architecture = from_hub(str(data.dataset), data.subset, split)
     where = f"{data.dataset}, split {split}"
-    _has_column(where, data.column, table.column_names)
-    parts = table.select_columns([data.column])
-    return Corpus(where, lambda: (
-        document for part in parts.iter(batch_size=1000) for document in _texts(part[data.column], where, data.column)
-    ))
+    _has_column(where, data.column, architecture.column_names)
+    parts = architecture.select_columns([data.column])
+    return Corpus(
+        where,
+        lambda: (
+            document
+            for part in parts.iter(batch_size=1000)
+            for document in _texts(part[data.column], where, data.column)
+        ),
+    )
 
 
 def read_file(path: Path, column: str) -> Iterator[str]:

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet
 import torch
 
-from pipeline.config import ImageData
+from pipeline.config.schema import ImageData
 from pipeline.data import augment, embedded
 from pipeline.data.sampler import position
 from pipeline.data.sources import from_hub, is_local, local_files, one_line, without
 from pipeline.errors import UserError
-from pipeline.streams import derive
+from pipeline.rng import derive
 
 PICTURES = (".png", ".jpg", ".jpeg")
 KNOWN = (".parquet", *PICTURES)
@@ -49,8 +49,14 @@ def build(data: ImageData, seed: int, folder: Path, say: Callable[[str], None]) 
         split.save_to_disk(folder / name)
     shutil.rmtree(folder / "cache", ignore_errors=True)
     facts = {
-        "kind": "images", "size": data.size, "channels": data.channels, "classes": len(classes), "class_names": classes,
-        "training": len(training), "evaluation": len(evaluation), "tokens_per_sample": 1,
+        "kind": "images",
+        "size": data.size,
+        "channels": data.channels,
+        "classes": len(classes),
+        "class_names": classes,
+        "training": len(training),
+        "evaluation": len(evaluation),
+        "tokens_per_sample": 1,
     }
     say(f"images: {len(training):,} for training, {len(evaluation):,} for evaluation, {len(classes)} classes")
     return facts | _measure(ImageSamples(folder, facts | {"mean": [0.0], "std": [1.0]}), seed)
@@ -80,7 +86,9 @@ def _sources(data: ImageData, cache: Path) -> tuple[datasets.Dataset, datasets.D
 
 def _digits(data: ImageData) -> datasets.Dataset:
     pixels, labels = embedded.digits()
-    return _table(data, [{"bytes": _png(image), "path": None} for image in pixels], [str(label) for label in labels])
+    return _architecture(
+        data, [{"bytes": _png(image), "path": None} for image in pixels], [str(label) for label in labels]
+    )
 
 
 def _png(pixels: np.ndarray) -> bytes:
@@ -89,24 +97,24 @@ def _png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _table(data: ImageData, images: list, labels: list[str]) -> datasets.Dataset:
+def _architecture(data: ImageData, images: list, labels: list[str]) -> datasets.Dataset:
     features = datasets.Features({data.column: datasets.Image(), data.label: datasets.Value("string")})
     return datasets.Dataset.from_dict({data.column: images, data.label: labels}, features=features)
 
 
 def _from_files(files: list[Path], data: ImageData, cache: Path) -> datasets.Dataset:
     """Parquet files as they are; pictures with the name of their folder as label."""
-    tables = [file for file in files if file.name.lower().endswith(".parquet")]
-    if not tables:
-        return _table(data, [str(file) for file in files], [file.parent.name for file in files])
-    if len(tables) < len(files):
-        raise UserError(f"{tables[0]}: parquet files and pictures together; give data.dataset one kind")
-    for file in tables:
+    architectures = [file for file in files if file.name.lower().endswith(".parquet")]
+    if not architectures:
+        return _architecture(data, [str(file) for file in files], [file.parent.name for file in files])
+    if len(architectures) < len(files):
+        raise UserError(f"{architectures[0]}: parquet files and pictures together; give data.dataset one kind")
+    for file in architectures:
         _has_columns(file, data)
     try:
-        return datasets.Dataset.from_parquet([str(file) for file in tables], cache_dir=str(cache))
+        return datasets.Dataset.from_parquet([str(file) for file in architectures], cache_dir=str(cache))
     except (datasets.exceptions.DatasetsError, pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{tables[0]}: cannot read the images ({one_line(error.__cause__ or error)})") from error
+        raise UserError(f"{architectures[0]}: cannot read the images ({one_line(error.__cause__ or error)})") from error
 
 
 def _has_columns(file: Path, data: ImageData) -> None:

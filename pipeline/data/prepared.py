@@ -11,11 +11,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.complaints import explain
-from pipeline.config import Data, ImageData, TextData
+from pipeline.config.schema import Data, ImageData, TextData
+from pipeline.config.validation_errors import explain
 from pipeline.data import images, text
 from pipeline.errors import UserError
-from pipeline.folders import read_json, write_json
+from pipeline.records.run_folder import read_json, write_json
 
 READ_LATER = {"workers", "augment"}
 """Keys of the data config that change how samples are read, not what is stored."""
@@ -95,7 +95,10 @@ def _record(folder: Path) -> dict:
 
 def _same(folder: Path, data: TextData | ImageData, seed: int) -> None:
     record = _record(folder)
-    before, now = _with_defaults(folder, record["data"]) | {"seed": record["seed"]}, data.model_dump(mode="json") | {"seed": seed}
+    before, now = (
+        _with_defaults(folder, record["data"]) | {"seed": record["seed"]},
+        data.model_dump(mode="json") | {"seed": seed},
+    )
     for key in sorted((before.keys() | now.keys()) - READ_LATER):
         if before.get(key) != now.get(key):
             raise UserError(

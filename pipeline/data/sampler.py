@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline.streams import derive
+from pipeline.rng import derive
 
 ROUNDS = 8
 """Four rounds make a Feistel network pseudo-random (Luby and Rackoff, 1988); the halves of small sets are a few

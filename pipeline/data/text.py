@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.config import TextData
+from pipeline.config.schema import TextData
 from pipeline.data import tokenizers
 from pipeline.data.documents import Census, Corpus, corpora, fingerprint, hold_out
 from pipeline.errors import UserError
-from pipeline.streams import derive
+from pipeline.rng import derive
 
 MASKED, RANDOM = 0.8, 0.1
 CHARACTERS_PER_TOKEN = 12
@@ -49,9 +49,15 @@ def build(data: TextData, seed: int, folder: Path, say: Callable[[str], None]) -
     _enough(blocks, 1, data, training.name)
     say(f"packed: {blocks:,} training blocks of {data.block} tokens, {scored:,} evaluation blocks")
     facts = {
-        "kind": "text", "vocab_size": pieces.size, "block": data.block, "scored": data.scored,
-        "tokens_per_sample": data.block, "training": blocks, "evaluation": scored,
-        "documents": len(census.characters), "special": pieces.special,
+        "kind": "text",
+        "vocab_size": pieces.size,
+        "block": data.block,
+        "scored": data.scored,
+        "tokens_per_sample": data.block,
+        "training": blocks,
+        "evaluation": scored,
+        "documents": len(census.characters),
+        "special": pieces.special,
     }
     return facts | _context_free(TextSamples(folder, facts), seed)
 
@@ -88,9 +94,7 @@ def id_type(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
-def pack(
-    corpus: Iterable[str], pieces: tokenizers.Pieces, block: int, path: Path, most: int | None = None
-) -> int:
+def pack(corpus: Iterable[str], pieces: tokenizers.Pieces, block: int, path: Path, most: int | None = None) -> int:
     """Write the stream of `corpus`, cut to whole rows of block - 2 ids (at most `most` rows); returns the rows."""
     width, rows = block - 2, 0
     pending = np.empty(0, dtype=id_type(pieces.size))

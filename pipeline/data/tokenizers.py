@@ -12,7 +12,7 @@ from typing import Protocol
 
 import sentencepiece
 
-from pipeline.config import Tokenizer
+from pipeline.config.schema import Tokenizer
 from pipeline.data.sources import is_local, one_line
 from pipeline.errors import UserError
 
@@ -51,9 +51,21 @@ class SentencePiece:
         pad, unk, start, end, mask = PIECES
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=lines, model_writer=model, model_type="bpe", vocab_size=vocab_size, num_threads=1,
-                pad_id=0, unk_id=1, bos_id=2, eos_id=3, pad_piece=pad, unk_piece=unk, bos_piece=start, eos_piece=end,
-                control_symbols=[mask], minloglevel=2,
+                sentence_iterator=lines,
+                model_writer=model,
+                model_type="bpe",
+                vocab_size=vocab_size,
+                num_threads=1,
+                pad_id=0,
+                unk_id=1,
+                bos_id=2,
+                eos_id=3,
+                pad_piece=pad,
+                unk_piece=unk,
+                bos_piece=start,
+                eos_piece=end,
+                control_symbols=[mask],
+                minloglevel=2,
             )
         except (RuntimeError, OSError) as error:
             raise UserError(
@@ -111,8 +123,12 @@ class Pretrained:
 
     def encode(self, documents: list[str]) -> list[list[int]]:
         return self.tokenizer(
-            documents, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False,
-            return_token_type_ids=False, verbose=False,
+            documents,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
         )["input_ids"]
 
     def save(self, folder: Path) -> None:

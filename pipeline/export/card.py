@@ -7,36 +7,68 @@ from pipeline import models
 from pipeline.accounting.lineage import Ancestor
 from pipeline.accounting.totals import Amounts
 from pipeline.models import Family, Head
-from pipeline.versions import installed
+from pipeline.records.versions import installed
 
-TASKS = {"masked-lm": "fill-mask", "causal-lm": "text-generation", "classifier": "image-classification", "distilled": "image-classification"}
+TASKS = {
+    "masked-lm": "fill-mask",
+    "causal-lm": "text-generation",
+    "classifier": "image-classification",
+    "distilled": "image-classification",
+}
 """The hub's name for what a model with such a head does; a bare model gives features."""
 AUTO = {"masked-lm": "AutoModelForMaskedLM", "causal-lm": "AutoModelForCausalLM"}
 
 
-def card(name: str, config: PretrainedConfig, dtype: str, ancestors: list[Ancestor], data: dict, tokenizer: bool) -> str:
+def card(
+    name: str, config: PretrainedConfig, dtype: str, ancestors: list[Ancestor], data: dict, tokenizer: bool
+) -> str:
     """The content of README.md. data: the facts of the prepared data, empty where they are not known."""
-    family, table = models.of_config(config), models.table(config)
+    family, architecture = models.of_config(config), models.architecture_of(config)
     head = family.head(config)
-    sizes = ", ".join(f"{space} {size:,}" for space, size in table.measures().items())
-    return "\n".join([
-        *_front(family, head),
-        f"# {name}", "",
-        f"A `{family.name}` model (`{head.architecture}`) of {table.parameters:,} parameters, stored in {dtype}: {sizes}.", "",
-        "## How it came to be", "", *[f"{number}. {_told(ancestor)}" for number, ancestor in enumerate(ancestors, 1)], "",
-        "## What it cost", "", *_ledger(ancestors), "",
-        "## How to load it", "", *_loading(name, family, head, tokenizer), "", *_inputs(data),
-        f"Written by {', '.join(f'{library} {version}' for library, version in installed().items())}.", "",
-    ])
+    sizes = ", ".join(f"{space} {size:,}" for space, size in architecture.measures().items())
+    return "\n".join(
+        [
+            *_front(family, head),
+            f"# {name}",
+            "",
+            f"A `{family.name}` model (`{head.class_name}`) of {architecture.parameters:,} parameters, stored in {dtype}: {sizes}.",
+            "",
+            "## How it came to be",
+            "",
+            *[f"{number}. {_told(ancestor)}" for number, ancestor in enumerate(ancestors, 1)],
+            "",
+            "## What it cost",
+            "",
+            *_ledger(ancestors),
+            "",
+            "## How to load it",
+            "",
+            *_loading(name, family, head, tokenizer),
+            "",
+            *_inputs(data),
+            f"Written by {', '.join(f'{library} {version}' for library, version in installed().items())}.",
+            "",
+        ]
+    )
 
 
 def _front(family: Family, head: Head) -> list[str]:
     task = TASKS.get(head.name, "image-feature-extraction" if family.data == "images" else "feature-extraction")
-    return ["---", "library_name: transformers", f"pipeline_tag: {task}", "tags:", *[f"- {tag}" for tag in (family.name, "lemon", "model-growth")], "---", ""]
+    return [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {task}",
+        "tags:",
+        *[f"- {tag}" for tag in (family.name, "lemon", "model-growth")],
+        "---",
+        "",
+    ]
 
 
 def _told(ancestor: Ancestor) -> str:
-    telling = {"train": _trained, "expand": _expanded, "reshard": _rewritten, "export": _rewritten}.get(ancestor.kind, _foreign)
+    telling = {"train": _trained, "expand": _expanded, "reshard": _rewritten, "export": _rewritten}.get(
+        ancestor.kind, _foreign
+    )
     return f"**{ancestor.name}**: {telling(ancestor)}."
 
 
@@ -52,7 +84,11 @@ def _trained(ancestor: Ancestor) -> str:
 
 def _expanded(ancestor: Ancestor) -> str:
     held = ancestor.manifest
-    changes = [f"{name} {before:,} -> {after:,}" for name, (before, after) in ancestor.plan.get("sizes", {}).items() if before != after]
+    changes = [
+        f"{name} {before:,} -> {after:,}"
+        for name, (before, after) in ancestor.plan.get("sizes", {}).items()
+        if before != after
+    ]
     sizes = f" ({', '.join(changes)})" if changes else ""
     moments = "grown" if held.get("optimizer_state") == "grow" else "started afresh"
     return f"expanded by method `{held.get('method', 'unknown')}`{sizes}, optimizer state {moments}; {_verified(held)}"
@@ -63,8 +99,14 @@ def _verified(held: dict) -> str:
     found = held.get("verification")
     if not found:
         return "no verification is recorded"
-    measured = ", ".join(f"{found[dtype]:.1e} in {dtype} (gate {found['gates'][dtype]:.0e})" for dtype in ("float64", "float32"))
-    verdict = "verified lossless" if found["lossless"] else "lossy, as declared" + (f" ({'; '.join(held['lossy'])})" if held.get("lossy") else "")
+    measured = ", ".join(
+        f"{found[dtype]:.1e} in {dtype} (gate {found['gates'][dtype]:.0e})" for dtype in ("float64", "float32")
+    )
+    verdict = (
+        "verified lossless"
+        if found["lossless"]
+        else "lossy, as declared" + (f" ({'; '.join(held['lossy'])})" if held.get("lossy") else "")
+    )
     return f"{verdict}: relative difference of the outputs {measured}"
 
 
@@ -86,8 +128,12 @@ def _ledger(ancestors: list[Ancestor]) -> list[str]:
     if isinstance(total, int) and total > listed:
         rows.append(("before", "not itemised here", Amounts(flops=total - listed)))
     body = [f"| {name} | {kind} | {_amounts(spent)} |" for name, kind, spent in rows]
-    return ["| stage | kind | samples | tokens | FLOPs |", "|---|---|---:|---:|---:|", *body,
-            f"| **everything** | | | | **{f'{total:,}' if isinstance(total, int) else total}** |"]
+    return [
+        "| stage | kind | samples | tokens | FLOPs |",
+        "|---|---|---:|---:|---:|",
+        *body,
+        f"| **everything** | | | | **{f'{total:,}' if isinstance(total, int) else total}** |",
+    ]
 
 
 def _amounts(spent: Amounts | None) -> str:
@@ -100,13 +146,30 @@ def _amounts(spent: Amounts | None) -> str:
 
 def _loading(name: str, family: Family, head: Head, tokenizer: bool) -> list[str]:
     """A snippet that runs as it stands, beside the folder."""
-    known = hasattr(transformers, head.architecture)
-    chosen = head.architecture if known else AUTO.get(head.name, "AutoModel")
-    code = [f"from transformers import {chosen}{', AutoTokenizer' if tokenizer else ''}", "", f'model = {chosen}.from_pretrained("{name}")']
+    known = hasattr(transformers, head.class_name)
+    chosen = head.class_name if known else AUTO.get(head.name, "AutoModel")
+    code = [
+        f"from transformers import {chosen}{', AutoTokenizer' if tokenizer else ''}",
+        "",
+        f'model = {chosen}.from_pretrained("{name}")',
+    ]
     if tokenizer:
         code.append(f'tokenizer = AutoTokenizer.from_pretrained("{name}")')
-    note = [] if known else [f"The family `{family.name}` is not one of `transformers`: install this project, whose `pipeline.models` registers it.", ""]
-    return [*note, "```python", *([] if known else [f"import pipeline.models  # registers '{family.name}'"]), *code, "```"]
+    note = (
+        []
+        if known
+        else [
+            f"The family `{family.name}` is not one of `transformers`: install this project, whose `pipeline.models` registers it.",
+            "",
+        ]
+    )
+    return [
+        *note,
+        "```python",
+        *([] if known else [f"import pipeline.models  # registers '{family.name}'"]),
+        *code,
+        "```",
+    ]
 
 
 def _inputs(data: dict) -> list[str]:
@@ -116,5 +179,8 @@ def _inputs(data: dict) -> list[str]:
     if data.get("kind") == "images":
         mean, std = (", ".join(f"{value:.6g}" for value in data[key]) for key in ("mean", "std"))
         size = f"{data['channels']} x {data['size']} x {data['size']}"
-        return [f"It was trained on images of {size} pixels from 0 to 1, less the mean ({mean}) and divided by the deviation ({std}).", ""]
+        return [
+            f"It was trained on images of {size} pixels from 0 to 1, less the mean ({mean}) and divided by the deviation ({std}).",
+            "",
+        ]
     return []

@@ -12,14 +12,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.axes import Table
 from pipeline.growth.maps import ZERO, IndexMap, Maps, SpaceMap, copies, full_copies
+from pipeline.models.architecture import Architecture
 
 Pick = Callable[[int, int], Tensor]
 """(source units, target units) -> the source unit of each target unit."""
 
 
-def attention(source: Table, target: Table, pick: Pick, eta: float) -> Maps:
+def attention(source: Architecture, target: Architecture, pick: Pick, eta: float) -> Maps:
     """The maps of the four spaces. `eta`: the norms' factor, which queries and keys need when a norm that does not grow
     shares its epsilon with them (growth-math, section 4)."""
     names = target.attention
@@ -37,10 +37,12 @@ def attention(source: Table, target: Table, pick: Pick, eta: float) -> Maps:
     }
 
 
-def missing(source: Table, target: Table, groups: Tensor) -> int:
+def missing(source: Architecture, target: Architecture, groups: Tensor) -> int:
     """How many source query heads would occur nowhere in the target."""
     names = target.attention
-    heads = _heads(groups, source.spaces[names.query].count, source.spaces[names.key].count, target.spaces[names.query].count)
+    heads = _heads(
+        groups, source.spaces[names.query].count, source.spaces[names.key].count, target.spaces[names.query].count
+    )
     return source.spaces[names.query].count - len(heads.unique())
 
 
@@ -76,9 +78,15 @@ def _written(units: Tensor, inside: IndexMap, gradient: float, scale: float, siz
 
 def _key(units: Tensor, inside: IndexMap, scale: float, size: int) -> SpaceMap:
     """Keys. `blind`: the same copies within every target head, which is all that the queries look at."""
-    counts = torch.bincount(units).to(torch.float64)[units].repeat_interleave(len(inside.index)) * (len(inside.index) // inside.source)
+    counts = torch.bincount(units).to(torch.float64)[units].repeat_interleave(len(inside.index)) * (
+        len(inside.index) // inside.source
+    )
     written = _spread(units, inside, size).scaled(scale)
-    blind = _spread(torch.arange(len(units)), inside, len(units) * inside.source) if len(inside.index) > inside.source else None
+    blind = (
+        _spread(torch.arange(len(units)), inside, len(units) * inside.source)
+        if len(inside.index) > inside.source
+        else None
+    )
     return SpaceMap(written, IndexMap(written.index, 1 / counts / scale, size), written, blind=blind)
 
 

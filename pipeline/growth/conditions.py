@@ -2,22 +2,32 @@
 
 import torch
 
-from pipeline.axes import Space, Table
 from pipeline.growth.attention import missing
+from pipeline.models.architecture import Architecture, Space
 
 
-def impossible(source: Table, target: Table) -> list[str]:
+def impossible(source: Architecture, target: Architecture) -> list[str]:
     """Why no method can grow `source` into `target`; empty when one can."""
     if source.family != target.family:
-        return [f"the source is a '{source.family}', the target a '{target.family}'; choose a target of the source's family"]
+        return [
+            f"the source is a '{source.family}', the target a '{target.family}'; choose a target of the source's family"
+        ]
     if {row.name for row in source.params} != {row.name for row in target.params}:
         lacking = sorted({row.name for row in source.params} ^ {row.name for row in target.params})
-        return [f"source and target do not have the same parameters: only one has '{lacking[0]}'; give the target the source's options"]
+        return [
+            f"source and target do not have the same parameters: only one has '{lacking[0]}'; give the target the source's options"
+        ]
     before, after = source.measures(), target.measures()
-    shrinks = [f"{name} shrinks from {before[name]} to {after[name]}; an expansion only grows"
-               for name in after if after[name] < before[name] and not _regrouped(name, before, after)]
-    fixed = [f"{name} changes from {source.spaces[name].size} to {space.size}; it has to stay as it is"
-             for name, space in target.spaces.items() if space.kind == "fixed" and space.size != source.spaces[name].size and not _is_head(space, target)]
+    shrinks = [
+        f"{name} shrinks from {before[name]} to {after[name]}; an expansion only grows"
+        for name in after
+        if after[name] < before[name] and not _regrouped(name, before, after)
+    ]
+    fixed = [
+        f"{name} changes from {source.spaces[name].size} to {space.size}; it has to stay as it is"
+        for name, space in target.spaces.items()
+        if space.kind == "fixed" and space.size != source.spaces[name].size and not _is_head(space, target)
+    ]
     return shrinks + fixed + ([] if shrinks else _heads(source, target))
 
 
@@ -26,32 +36,38 @@ def _regrouped(name: str, before: dict[str, int], after: dict[str, int]) -> bool
     return name == "heads" and after["kv heads"] > before["kv heads"]
 
 
-def _is_head(space: Space, table: Table) -> bool:
+def _is_head(space: Space, architecture: Architecture) -> bool:
     """A norm's space over head_dim: its size is judged with the heads."""
-    return space.size == table.spaces[table.attention.query].unit and table.attention.qk_norm
+    return space.size == architecture.spaces[architecture.attention.query].unit and architecture.attention.qk_norm
 
 
-def _heads(source: Table, target: Table) -> list[str]:
+def _heads(source: Architecture, target: Architecture) -> list[str]:
     names = target.attention
     before, after = source.spaces[names.query], target.spaces[names.query]
     groups = source.spaces[names.key].count, target.spaces[names.key].count
     if names.rope and after.unit != before.unit:
-        return [f"rotary positions depend on head_dim, which changes from {before.unit} to {after.unit}; give the target heads of {before.unit}"]
+        return [
+            f"rotary positions depend on head_dim, which changes from {before.unit} to {after.unit}; give the target heads of {before.unit}"
+        ]
     if after.count % groups[1]:
-        return [f"{after.count} heads do not fall into {groups[1]} groups of keys and values; choose a multiple of {groups[1]}"]
+        return [
+            f"{after.count} heads do not fall into {groups[1]} groups of keys and values; choose a multiple of {groups[1]}"
+        ]
     if lost := missing(source, target, torch.arange(groups[1]) % groups[0]):
-        return [f"{lost} of the {before.count} query heads would occur nowhere: {after.count} heads in {groups[1]} groups are too few "
-                f"for {before.count} in {groups[0]}; choose more heads or groups"]
+        return [
+            f"{lost} of the {before.count} query heads would occur nowhere: {after.count} heads in {groups[1]} groups are too few "
+            f"for {before.count} in {groups[0]}; choose more heads or groups"
+        ]
     return []
 
 
-def inexact(source: Table, target: Table) -> list[str]:
+def inexact(source: Architecture, target: Architecture) -> list[str]:
     """Why LEMON's rules cannot be exact where something has to give; empty when they are."""
     return [reason for name, space in target.spaces.items() for reason in _space(source.spaces[name], space, target)]
 
 
-def _space(source: Space, target: Space, table: Table) -> list[str]:
-    post_ln = target.kind == "stream" and table.post_norm
+def _space(source: Space, target: Space, architecture: Architecture) -> list[str]:
+    post_ln = target.kind == "residual" and architecture.post_norm
     if target.size % source.size and (target.kind == "inner" or post_ln):
         where = "a dense-activation-norm head" if target.kind == "inner" else "post-LN"
         return [
@@ -61,40 +77,56 @@ def _space(source: Space, target: Space, table: Table) -> list[str]:
     return []
 
 
-def interpolated(source: Table, target: Table) -> list[str]:
+def interpolated(source: Architecture, target: Architecture) -> list[str]:
     """What a larger image changes: no function of small images is a function of large ones."""
-    return [f"{name} grows from {source.spaces[name].size} to {space.size} by interpolation"
-            for name, space in target.spaces.items() if space.kind in ("grid", "pixels") and space.size != source.spaces[name].size]
+    return [
+        f"{name} grows from {source.spaces[name].size} to {space.size} by interpolation"
+        for name, space in target.spaces.items()
+        if space.kind in ("grid", "pixels") and space.size != source.spaces[name].size
+    ]
 
 
-def deeper(source: Table, target: Table) -> list[str]:
+def deeper(source: Architecture, target: Architecture) -> list[str]:
     """Repeated layers compute something else."""
     return [f"layers repeat from {source.layers} to {target.layers}"] if target.layers > source.layers else []
 
 
-def wider(source: Table, target: Table) -> list[str]:
+def wider(source: Architecture, target: Architecture) -> list[str]:
     """Copies without the rules for a remainder change what a norm sees."""
-    before, after = source.stream.size, target.stream.size
-    return [f"{target.stream.name} grows from {before} to {after}, no multiple: the norms see another variance"] if after % before else []
+    before, after = source.residual.size, target.residual.size
+    return (
+        [f"{target.residual.name} grows from {before} to {after}, no multiple: the norms see another variance"]
+        if after % before
+        else []
+    )
 
 
-def width_changes(source: Table, target: Table, method: str) -> list[str]:
+def width_changes(source: Architecture, target: Architecture, method: str) -> list[str]:
     """Refusals of a method that grows in depth only."""
     before, after = source.measures(), target.measures()
-    grown = [f"{name} from {before[name]} to {after[name]}" for name in after
-             if name != "layers" and after[name] != before[name] and (name != "kv heads" or source.grouped)]
-    return [f"'{method}' grows in depth only, and the target grows {', '.join(grown)}; use lemon, fpi or aki"] if grown else []
+    grown = [
+        f"{name} from {before[name]} to {after[name]}"
+        for name in after
+        if name != "layers" and after[name] != before[name] and (name != "kv heads" or source.grouped)
+    ]
+    return (
+        [f"'{method}' grows in depth only, and the target grows {', '.join(grown)}; use lemon, fpi or aki"]
+        if grown
+        else []
+    )
 
 
-def holding(source: Table, target: Table, change: dict[str, float], moved: bool) -> list[str]:
+def holding(source: Architecture, target: Architecture, change: dict[str, float], moved: bool) -> list[str]:
     """What the exactness of this growth rests on, in words."""
-    before, after, names = source.stream.size, target.stream.size, target.attention
+    before, after, names = source.residual.size, target.residual.size, target.attention
     norm = "RMSNorm" if target.rms else "LayerNorm"
     lines = []
     if after != before:
         copies, rest = divmod(after, before)
         remainder = "" if not rest else f" and {rest} zeros" if target.rms else f" and the mean {rest} times"
-        lines.append(f"{norm} sees {copies} full {'copy' if copies == 1 else 'copies'}{remainder}; the config's {target.eps} becomes {change[target.eps]:.6g}")
+        lines.append(
+            f"{norm} sees {copies} full {'copy' if copies == 1 else 'copies'}{remainder}; the config's {target.eps} becomes {change[target.eps]:.6g}"
+        )
     if target.post_norm:
         lines.append("post-LN: exact at whole multiples of the width")
     if any(space.kind == "inner" for space in target.spaces.values()):
@@ -103,8 +135,11 @@ def holding(source: Table, target: Table, change: dict[str, float], moved: bool)
         lines.append(f"rotary positions: head_dim stays {target.spaces[names.query].unit}")
     if target.grouped:
         lines.append("groups share keys and values: every query head occurs, W_O divides by how often")
-    lines += [f"{space.name}: {space.size - source.spaces[name].size} rows appended; old outputs stay, new rows start fresh, new biases at 0"
-              for name, space in target.spaces.items() if space.kind == "table" and space.size > source.spaces[name].size]
+    lines += [
+        f"{space.name}: {space.size - source.spaces[name].size} rows appended; old outputs stay, new rows start fresh, new biases at 0"
+        for name, space in target.spaces.items()
+        if space.kind == "table" and space.size > source.spaces[name].size
+    ]
     if moved:
         lines.append(f"post-LN depth: the affine moves to the new layer, exact up to O({target.eps}), measured")
     return lines

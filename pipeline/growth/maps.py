@@ -44,7 +44,9 @@ class IndexMap:
         step = (self.index[:-1] >= 0).long()
         broken = (self.index[1:] - self.index[:-1] != step) | (self.weight[1:] != self.weight[:-1])
         starts = [0, *(broken.nonzero().flatten() + 1).tolist(), len(self.index)] if len(self.index) else [0]
-        return tuple(Run(a, int(self.index[a]), b - a, float(self.weight[a])) for a, b in zip(starts, starts[1:], strict=False))
+        return tuple(
+            Run(a, int(self.index[a]), b - a, float(self.weight[a])) for a, b in zip(starts, starts[1:], strict=False)
+        )
 
     @property
     def identity(self) -> bool:
@@ -229,7 +231,7 @@ def same(size: int) -> SpaceMap:
 def full_copies(source: int, target: int, remainder: int, weight: float = 1.0) -> IndexMap:
     """k = target // source full copies times `weight`; the r remaining entries are ZERO or MEAN."""
     index = torch.arange(target) % source
-    index[source * (target // source):] = remainder
+    index[source * (target // source) :] = remainder
     return IndexMap(index, torch.full((target,), weight, dtype=torch.float64), source)
 
 
@@ -245,24 +247,33 @@ def circular(source: int, target: int) -> SpaceMap:
     return shared(torch.arange(target) % source, source)
 
 
-def stream(source: int, target: int, rms: bool = False) -> SpaceMap:
+def residual(source: int, target: int, rms: bool = False) -> SpaceMap:
     """The residual stream. Read by LayerNorm, the remainder is the mean, so that mean and (up to eta^2) variance are
     kept; read by RMSNorm it is zero, so that the mean square is."""
     written = full_copies(source, target, ZERO if rms else MEAN)
-    return SpaceMap(written, full_copies(source, target, ZERO, source / _covered(source, target)), written, eta(source, target))
+    return SpaceMap(
+        written, full_copies(source, target, ZERO, source / _covered(source, target)), written, eta(source, target)
+    )
 
 
 def normed(source: int, target: int) -> SpaceMap:
-    """A norm's output: the remainder is zero. A gain's remainder meets zero and is free: the mean keeps it alive."""
+    """A norm's output: the remainder is zero. A gain's remainder meets zero and is free: the mean grow_optimizer_state it alive."""
     share = source / _covered(source, target)
-    return SpaceMap(full_copies(source, target, ZERO), full_copies(source, target, ZERO, share), full_copies(source, target, MEAN), eta(source, target))
+    return SpaceMap(
+        full_copies(source, target, ZERO),
+        full_copies(source, target, ZERO, share),
+        full_copies(source, target, MEAN),
+        eta(source, target),
+    )
 
 
 def tied(source: int, target: int, rms: bool = False) -> SpaceMap:
     """A norm's output read by the grown token embedding, which counts each source entry k times: divide by k."""
     share = source / _covered(source, target)
     read = full_copies(source, target, ZERO if rms else MEAN)  # as the embedding writes the stream
-    return SpaceMap(full_copies(source, target, ZERO, share), read, full_copies(source, target, MEAN, share), eta(source, target))
+    return SpaceMap(
+        full_copies(source, target, ZERO, share), read, full_copies(source, target, MEAN, share), eta(source, target)
+    )
 
 
 def appended(source: int, target: int) -> SpaceMap:

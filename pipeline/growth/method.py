@@ -6,12 +6,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from pipeline.axes import Table
 from pipeline.growth.maps import Maps
+from pipeline.models.architecture import Architecture
 
 
 @dataclass(frozen=True)
-class Options:
+class ExpansionOptions:
     """What a user chooses. noise: the scale s of N = s * (projected fresh initialisation)."""
 
     method: str = "lemon"
@@ -31,7 +31,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerOrigin:
     """Where a target layer comes from. A `new` one adds nothing to the residual stream at step 0."""
 
     terms: tuple[Term, ...]
@@ -52,9 +52,9 @@ class Method:
     """
 
     name: str
-    maps: Callable[[Table, Table, int], dict[str, Maps]]
-    layers: Callable[[int, int, Options], tuple[Layer, ...]]
-    refusals: Callable[[Table, Table], list[str]]
-    lossy: Callable[[Table, Table], list[str]]
+    maps: Callable[[Architecture, Architecture, int], dict[str, Maps]]
+    layers: Callable[[int, int, ExpansionOptions], tuple[LayerOrigin, ...]]
+    refusals: Callable[[Architecture, Architecture], list[str]]
+    lossy: Callable[[Architecture, Architecture], list[str]]
     noise: bool = False
     fresh: bool = False

@@ -9,15 +9,27 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from pipeline.axes import Table
-from pipeline.config import ModelSizes
+from pipeline.config.schema import ModelSizes
 from pipeline.errors import UserError, nearest
-from pipeline.models import bert, bert_pre_ln, dinov2, gpt2, llama, vit
+from pipeline.models.architecture import Architecture
+from pipeline.models.families import bert, bert_pre_ln, dinov2, gpt2, llama, vit
 from pipeline.models.family import Facts, Family, Head
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (
-    bert_pre_ln.FAMILY, bert.BERT, bert.ROBERTA, vit.VIT, vit.DEIT, dinov2.FAMILY, gpt2.FAMILY, llama.LLAMA, llama.MISTRAL, llama.QWEN3,
-)}
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        bert_pre_ln.FAMILY,
+        bert.BERT,
+        bert.ROBERTA,
+        vit.VIT,
+        vit.DEIT,
+        dinov2.FAMILY,
+        gpt2.FAMILY,
+        llama.LLAMA,
+        llama.MISTRAL,
+        llama.QWEN3,
+    )
+}
 
 
 def family(name: str) -> Family:
@@ -32,7 +44,9 @@ def trained(sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
     known = family(sizes.family)
     if known.configure is None:
         able = ", ".join(name for name, each in FAMILIES.items() if each.configure)
-        raise UserError(f"model family '{sizes.family}' can be expanded but not trained by this pipeline; trained are {able}")
+        raise UserError(
+            f"model family '{sizes.family}' can be expanded but not trained by this pipeline; trained are {able}"
+        )
     return known.configure(sizes, facts)
 
 
@@ -41,9 +55,9 @@ def of_config(config: PretrainedConfig) -> Family:
     return next(known for known in FAMILIES.values() if known.config_class is type(config))
 
 
-def table(config: PretrainedConfig) -> Table:
+def architecture_of(config: PretrainedConfig) -> Architecture:
     """The architecture of a config."""
-    return of_config(config).head(config).table(config)
+    return of_config(config).head(config).architecture(config)
 
 
 def recognise(content: dict, where: str) -> tuple[Family, PretrainedConfig]:
@@ -54,21 +68,30 @@ def recognise(content: dict, where: str) -> tuple[Family, PretrainedConfig]:
         raise UserError(f"{where}: model_type '{kind}' is no family of ours{nearest(str(kind), FAMILIES)}")
     try:
         config = known.config_class.from_dict(content)
-        sizes = {space.size for space in table(config).spaces.values()}
+        sizes = {space.size for space in architecture_of(config).spaces.values()}
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except Exception as error:  # transformers and its strict dataclasses raise many kinds for wrong values
         raise UserError(f"{where}: not a config of '{kind}': {' '.join(str(error).split())[:160]}") from error
     stated = getattr(config, "head_dim", None)  # without it, the heads share the width
     if min(sizes) < 1 or not stated and config.hidden_size % config.num_attention_heads:
-        raise UserError(f"{where}: impossible sizes: hidden_size {config.hidden_size}, num_attention_heads {config.num_attention_heads}, smallest space {min(sizes)}")
+        raise UserError(
+            f"{where}: impossible sizes: hidden_size {config.hidden_size}, num_attention_heads {config.num_attention_heads}, smallest space {min(sizes)}"
+        )
     return known, config
 
 
 def config_text(config: PretrainedConfig, dtype: str = "float32") -> str:
     """The content of config.json, with the architecture any reader of Hugging Face files knows, and the dtype it loads in."""
     content = json.loads(config.to_json_string(use_diff=False))
-    return json.dumps({**content, "architectures": [of_config(config).head(config).architecture], "dtype": dtype}, indent=2, sort_keys=True) + "\n"
+    return (
+        json.dumps(
+            {**content, "architectures": [of_config(config).head(config).class_name], "dtype": dtype},
+            indent=2,
+            sort_keys=True,
+        )
+        + "\n"
+    )
 
 
 def read_config(path: Path) -> tuple[Family, PretrainedConfig]:
@@ -93,10 +116,24 @@ def fill(model: PreTrainedModel, read: Callable[[str], Tensor]) -> PreTrainedMod
     """Copy every parameter of the model from `read(published name)`, keeping the dtype that is read."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for row in table(model.config).rows():
+        for row in architecture_of(model.config).rows():
             parameters[row.module].data = read(row.name).detach().clone()
     model.tie_weights()
     return model
 
 
-__all__ = ["FAMILIES", "Facts", "Family", "Head", "build", "config_text", "family", "fill", "of_config", "read_config", "recognise", "table", "trained"]
+__all__ = [
+    "FAMILIES",
+    "Facts",
+    "Family",
+    "Head",
+    "build",
+    "config_text",
+    "family",
+    "fill",
+    "of_config",
+    "read_config",
+    "recognise",
+    "architecture_of",
+    "trained",
+]

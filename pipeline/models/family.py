@@ -5,15 +5,30 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from pipeline.axes import Param, Space, Table, heads, spaces
-from pipeline.config import ModelSizes
+from pipeline.config.schema import ModelSizes
 from pipeline.errors import UserError
+from pipeline.models.architecture import Architecture, ParamSpec, Space, heads, spaces
 
 Facts = dict
 """What `prepare` found out about the data: vocabulary, block length, image size, classes, …"""
 
-TEXT_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings")
-IMAGE_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "pooler_output_size")
+TEXT_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
+IMAGE_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "image_size",
+    "patch_size",
+    "pooler_output_size",
+)
 
 
 @dataclass(frozen=True)
@@ -22,10 +37,10 @@ class Head:
 
     name: str
     model_class: type[PreTrainedModel]
-    table: Callable[[PretrainedConfig], Table]
+    architecture: Callable[[PretrainedConfig], Architecture]
 
     @property
-    def architecture(self) -> str:
+    def class_name(self) -> str:
         """The name in a config's `architectures`. A subclass of a `transformers` model goes by its parent's name,
         which any other reader knows."""
         ours = self.model_class.__module__.startswith("transformers")
@@ -54,44 +69,65 @@ class Family:
 
     def head(self, config: PretrainedConfig) -> Head:
         """The head that `config` names in `architectures`; without a name, the first. Raises UserError for an unknown one."""
-        known = {head.architecture: head for head in self.heads}
-        wanted = (config.architectures or [self.heads[0].architecture])[0]
-        wanted = next((name for name, head in known.items() if head.model_class.__name__ == wanted), wanted)  # `save_pretrained` of ours
+        known = {head.class_name: head for head in self.heads}
+        wanted = (config.architectures or [self.heads[0].class_name])[0]
+        wanted = next(
+            (name for name, head in known.items() if head.model_class.__name__ == wanted), wanted
+        )  # `save_pretrained` of ours
         if wanted not in known:
-            raise UserError(f"architecture '{wanted}' of family '{self.name}' is not known; known are {', '.join(known)}")
+            raise UserError(
+                f"architecture '{wanted}' of family '{self.name}' is not known; known are {', '.join(known)}"
+            )
         return known[wanted]
 
 
 def resized(sizes: ModelSizes) -> dict:
     """What a model's sizes are called in a config of `transformers`, in most families."""
     return {
-        "hidden_size": sizes.hidden, "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads,
-        "intermediate_size": sizes.mlp_units, "hidden_dropout_prob": sizes.dropout,
-        "attention_probs_dropout_prob": sizes.dropout, "initializer_range": sizes.init,
+        "hidden_size": sizes.hidden,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "intermediate_size": sizes.mlp_units,
+        "hidden_dropout_prob": sizes.dropout,
+        "attention_probs_dropout_prob": sizes.dropout,
+        "initializer_range": sizes.init,
     }
 
 
 def text_config(config_class: type[PretrainedConfig], sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
     """A BERT-like config: the vocabulary and the number of positions come from the data."""
     if facts["kind"] != "text":
-        raise UserError(f"model family '{sizes.family}' reads text, the data are {facts['kind']}; choose a text data set")
+        raise UserError(
+            f"model family '{sizes.family}' reads text, the data are {facts['kind']}; choose a text data set"
+        )
     return config_class(
-        vocab_size=facts["vocab_size"], max_position_embeddings=facts["block"], layer_norm_eps=sizes.eps, pad_token_id=None,
+        vocab_size=facts["vocab_size"],
+        max_position_embeddings=facts["block"],
+        layer_norm_eps=sizes.eps,
+        pad_token_id=None,
         **resized(sizes),
     )
 
 
-def bert_table(family: str, config: PretrainedConfig, params: tuple[Param, ...], *more: Space, **options) -> Table:
+def bert_architecture(
+    family: str, config: PretrainedConfig, params: tuple[ParamSpec, ...], *more: Space, **options
+) -> Architecture:
     """A BERT-like table: the spaces that every one has, and `more` of its own."""
-    return Table(
+    return Architecture(
         family=family,
         spaces=spaces(
-            Space("embed", config.hidden_size, "stream"), *more,
+            Space("embed", config.hidden_size, "residual"),
+            *more,
             *heads(config.num_attention_heads, config.hidden_size // config.num_attention_heads),
-            Space("mlp", config.intermediate_size, "mlp"), Space("vocab", config.vocab_size, "table"),
-            Space("positions", config.max_position_embeddings, "table"), Space("types", config.type_vocab_size, "table"),
+            Space("mlp", config.intermediate_size, "mlp"),
+            Space("vocab", config.vocab_size, "table"),
+            Space("positions", config.max_position_embeddings, "table"),
+            Space("types", config.type_vocab_size, "table"),
         ),
-        layers=config.num_hidden_layers, params=params, eps="layer_norm_eps", **options,
+        layers=config.num_hidden_layers,
+        params=params,
+        eps="layer_norm_eps",
+        **options,
     )
 
 

@@ -19,12 +19,38 @@ from pipeline.report.content import Run, Series
 from pipeline.report.formatting import decimal, flops, saving, scale
 
 PALETTES = {
-    "light": {"page": "#ffffff", "panel": "#f5f7f9", "warn": "#8a4b00", "warned": "#fff4e0", "ink": "#1c2127",
-              "muted": "#5b6571", "rule": "#d5dae0", "blue": "#0072b2", "orange": "#d55e00", "green": "#00805d",
-              "purple": "#a3497f", "grey": "#7d8791", "sky": "#3b8fd0", "brown": "#8a5d12"},
-    "dark": {"page": "#14181c", "panel": "#1d2329", "warn": "#f5c77e", "warned": "#33280f", "ink": "#e4e8ec",
-             "muted": "#a0abb6", "rule": "#38414a", "blue": "#56a9e8", "orange": "#f28a3c", "green": "#2fbf95",
-             "purple": "#dd8fbd", "grey": "#98a3ae", "sky": "#9bcdf5", "brown": "#d3a04c"},
+    "light": {
+        "page": "#ffffff",
+        "panel": "#f5f7f9",
+        "warn": "#8a4b00",
+        "warned": "#fff4e0",
+        "ink": "#1c2127",
+        "muted": "#5b6571",
+        "rule": "#d5dae0",
+        "blue": "#0072b2",
+        "orange": "#d55e00",
+        "green": "#00805d",
+        "purple": "#a3497f",
+        "grey": "#7d8791",
+        "sky": "#3b8fd0",
+        "brown": "#8a5d12",
+    },
+    "dark": {
+        "page": "#14181c",
+        "panel": "#1d2329",
+        "warn": "#f5c77e",
+        "warned": "#33280f",
+        "ink": "#e4e8ec",
+        "muted": "#a0abb6",
+        "rule": "#38414a",
+        "blue": "#56a9e8",
+        "orange": "#f28a3c",
+        "green": "#2fbf95",
+        "purple": "#dd8fbd",
+        "grey": "#98a3ae",
+        "sky": "#9bcdf5",
+        "brown": "#d3a04c",
+    },
 }
 """Of the page and its figures. Okabe and Ito's colours, which the colour-blind can tell apart, for each background."""
 SCRATCH, EXPANDED, OTHER = ("blue", "sky"), ("orange", "purple", "brown", "ink"), ("grey", "green")
@@ -35,12 +61,25 @@ MEASURES = {"loss": "evaluation loss, nats", "top1": "top-1 accuracy, %"}
 SETTLED = 0.1
 """Share of a line's length whose steep beginning may be cut off: beside it nothing else could be seen."""
 STYLE = {
-    "figure.figsize": (10.4, 4.8), "figure.constrained_layout.use": True, "savefig.dpi": 72,
-    "savefig.transparent": True, "svg.fonttype": "none", "font.size": 11,
+    "figure.figsize": (10.4, 4.8),
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 72,
+    "savefig.transparent": True,
+    "svg.fonttype": "none",
+    "font.size": 11,
     "font.sans-serif": ["Segoe UI", "Roboto", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
-    "axes.spines.left": False, "axes.spines.right": False, "axes.spines.top": False,
-    "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "ytick.major.size": 0, "xtick.major.size": 3,
-    "legend.frameon": False, "legend.borderaxespad": 0, "legend.handlelength": 2.4, "lines.solid_capstyle": "round",
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "ytick.major.size": 0,
+    "xtick.major.size": 3,
+    "legend.frameon": False,
+    "legend.borderaxespad": 0,
+    "legend.handlelength": 2.4,
+    "lines.solid_capstyle": "round",
 }
 """Shown 1000 pixels wide, so that 11 points are 15 pixels."""
 
@@ -121,7 +160,8 @@ def uncompared(run: Run, measure: str = "loss") -> Chart:
     """Every training stage against its own training FLOPs, where nothing is compared."""
     lines = [
         _line(stage.evaluations, measure, colours(run)[stage.stage], stage.stage, steep=True)
-        for stage in run.stages if stage.evaluations
+        for stage in run.stages
+        if stage.evaluations
     ]
     return _against_flops(f"{run.title}: {MEASURES[measure]}, against training FLOPs", measure, lines)
 
@@ -223,7 +263,9 @@ def _draw(axes: Axes, chart: Chart, ink: dict[str, str]) -> None:
 def settled(lines: list[Line]) -> tuple[float | None, float | None]:
     """Limits of the y axis: what comes after steep beginnings, and a little room."""
     seen = [
-        y for line in lines for x, y in zip(line.x, line.y, strict=True)
+        y
+        for line in lines
+        for x, y in zip(line.x, line.y, strict=True)
         if not line.steep or x >= line.x[0] + SETTLED * (line.x[-1] - line.x[0])
     ]
     if not seen:

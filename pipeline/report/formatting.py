@@ -95,8 +95,20 @@ def duration(seconds: float | None) -> str:
 
 
 SETTINGS = (
-    "schedule", "settings", "flops_per_step", "samples_per_step", "tokens_per_step", "method", "depth", "placement",
-    "noise", "optimizer_state", "lossless", "config_change", "device", "versions",
+    "schedule",
+    "settings",
+    "flops_per_step",
+    "samples_per_step",
+    "tokens_per_step",
+    "method",
+    "depth",
+    "placement",
+    "noise",
+    "optimizer_state",
+    "lossless",
+    "config_change",
+    "device",
+    "versions",
 )
 """The facts of a stage that are settings."""
 

@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.errors import UserError
-from pipeline.folders import write_json, write_text
+from pipeline.records.run_folder import write_json, write_text
 from pipeline.report import figures, formatting, headline
 from pipeline.report.content import Report, Run
 
@@ -14,15 +14,21 @@ from pipeline.report.content import Report, Run
 def render(report: Report) -> str:
     """The whole page, self-contained: every text of a report is escaped by the templates' autoescape."""
     pages = Environment(
-        loader=PackageLoader("pipeline.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("pipeline.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
     )
     words = ("count", "decimal", "duration", "flops", "percent", "rate", "scientific", "settings", "signed")
     pages.filters |= {name: getattr(formatting, name) for name in words}
     pages.filters |= {"source": figures.data_uri, "pairs": pairs}
     return pages.get_template("page.html").render(
-        report=report, comparisons=pairs(report.runs, "comparisons"),
-        figures=figures, headline=headline, evaluation_figures=evaluation_figures,
+        report=report,
+        comparisons=pairs(report.runs, "comparisons"),
+        figures=figures,
+        headline=headline,
+        evaluation_figures=evaluation_figures,
     )
 
 
@@ -42,7 +48,8 @@ def evaluation_figures(run: Run) -> list[tuple[figures.Chart, str]]:
         return [(figures.uncompared(run, measure), "alone") for measure in measures]
     return [
         (figures.compared(run, group, measure), "crowded" if len(group) >= figures.CROWDED else measure)
-        for group in groups.values() for measure in measures
+        for group in groups.values()
+        for measure in measures
     ]
 
 

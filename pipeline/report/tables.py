@@ -17,8 +17,14 @@ POINTS = 600
 def stage(stage: RecordedStage) -> Stage:
     """A stage with its facts, its curve and its thinned training record."""
     return Stage(
-        stage=stage.name, kind=stage.kind, state=_state(stage), finished=stage.finished, step=stage.last_step,
-        facts=stage.facts, evaluations=stage.evaluations, training=training(stage.steps),
+        stage=stage.name,
+        kind=stage.kind,
+        state=_state(stage),
+        finished=stage.finished,
+        step=stage.last_step,
+        facts=stage.facts,
+        evaluations=stage.evaluations,
+        training=training(stage.steps),
     )
 
 
@@ -35,7 +41,8 @@ def warnings(stages: list[Stage]) -> list[str]:
     """What a reader must know before believing a curve: training that broke down."""
     return [
         f"Stage '{stage.stage}' broke down: its training loss is not a number at step {stage.training.diverged}."
-        for stage in stages if stage.training.diverged is not None
+        for stage in stages
+        if stage.training.diverged is not None
     ]
 
 
@@ -102,7 +109,9 @@ def _verdicts(verification: dict) -> list[Verdict]:
     found = {key: verification[key] for key in ("float64", "float32") if key in verification}
     return [
         Verdict(
-            precision=precision, difference=difference, gate=gates.get(precision),
+            precision=precision,
+            difference=difference,
+            gate=gates.get(precision),
             within=difference <= gates[precision] if precision in gates else None,
         )
         for precision, difference in found.items()

@@ -20,10 +20,15 @@ def _plain(name: str) -> list[float]:
     config = model_config(name)
     net = models.build(config, seed=5).train()
     wanted = stage(micro_batch=1).optimizer
-    matrices = {row.module for row in models.table(config).rows() if row.use in ("matmul", "both")}
+    matrices = {row.module for row in models.architecture_of(config).rows() if row.use in ("matmul", "both")}
     split = [[p for n, p in net.named_parameters() if (n in matrices) is decayed] for decayed in (True, False)]
     shared = {"lr": 1e-3, "betas": wanted.betas, "eps": wanted.eps}
-    optimizer = torch.optim.AdamW([{"params": split[0], "weight_decay": wanted.weight_decay, **shared}, {"params": split[1], "weight_decay": 0.0, **shared}])
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": split[0], "weight_decay": wanted.weight_decay, **shared},
+            {"params": split[1], "weight_decay": 0.0, **shared},
+        ]
+    )
     losses = []
     for step in range(STEPS):
         whole = batch(name, step, 0, BATCH)

@@ -6,10 +6,12 @@ import pytest
 import torch
 import yaml
 
-from pipeline import checkpoints, difference, expand
-from pipeline.checkpoints import Format, manifest, stream
-from pipeline.growth import draws
-from pipeline.growth.method import Options
+from pipeline import checkpoints
+from pipeline.checkpoints import CheckpointLayout, diff, manifest
+from pipeline.checkpoints.serialization import byte_stream
+from pipeline.expansion import expand
+from pipeline.growth import initialization
+from pipeline.growth.method import ExpansionOptions
 from tests.helpers.checkpoints import source
 from tests.helpers.cli import run_lemon as lemon
 from tests.helpers.runs import records, tiny_run
@@ -17,10 +19,22 @@ from tests.helpers.samples import sample
 
 LARGE = {"layers": 3, "hidden": 20, "heads": 5, "mlp": 33}
 
-@pytest.mark.parametrize("form", [Format("zero", 1, 3), Format("zero", 2, 2), Format("zero", 3, 2), Format("universal")], ids=lambda f: f"{f.layout}-{f.zero_stage}")
-def test_every_layout_keeps_the_grown_moments(tmp_path, form):
-    job = expand.plan(source(tmp_path, form), sample("bert-pre-ln", **LARGE), Options(), form, keeps=True)
-    expand.carry_out(job, tmp_path / "large", lambda line: None)
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        CheckpointLayout("zero", 1, 3),
+        CheckpointLayout("zero", 2, 2),
+        CheckpointLayout("zero", 3, 2),
+        CheckpointLayout("universal"),
+    ],
+    ids=lambda f: f"{f.name}-{f.zero_stage}",
+)
+def test_every_layout_keeps_the_grown_moments(tmp_path, layout):
+    job = expand.plan_expansion(
+        source(tmp_path, layout), sample("bert-pre-ln", **LARGE), ExpansionOptions(), layout, grow_optimizer_state=True
+    )
+    expand.execute_expansion(job, tmp_path / "large", lambda line: None)
     state, _ = checkpoints.read(tmp_path / "large")
     wanted = expand.grown(job)
     assert set(state.steps.values()) == {7.0}
@@ -33,22 +47,36 @@ def test_every_layout_keeps_the_grown_moments(tmp_path, form):
 
 def test_neither_workers_nor_ranks_change_what_is_grown(tmp_path, monkeypatch):
     """Small windows and blocks, so that every tensor is made in many pieces, otherwise cut for every number of ranks."""
-    monkeypatch.setattr(stream, "WINDOW", 50)
-    monkeypatch.setattr(draws, "BLOCK", 64)
-    small, target = source(tmp_path, Format("zero", 3, 2)), sample("bert-pre-ln", **LARGE, vocab=70)
+    monkeypatch.setattr(byte_stream, "WINDOW", 50)
+    monkeypatch.setattr(initialization, "BLOCK", 64)
+    small, target = source(tmp_path, CheckpointLayout("zero", 3, 2)), sample("bert-pre-ln", **LARGE, vocab=70)
     made = []
     for number, (ranks, workers) in enumerate([(3, 1), (3, 2), (3, 5), (1, 2), (4, 2)]):
-        job = expand.plan(small, target, Options(depth="cancel"), Format("zero", 3, ranks), keeps=True)
-        expand.carry_out(job, tmp_path / str(number), lambda line: None, workers)
+        job = expand.plan_expansion(
+            small,
+            target,
+            ExpansionOptions(depth="cancel"),
+            CheckpointLayout("zero", 3, ranks),
+            grow_optimizer_state=True,
+        )
+        expand.execute_expansion(job, tmp_path / str(number), lambda line: None, workers)
         made.append(tmp_path / str(number))
     files = [manifest.read(folder)["files"] for folder in made[:3]]
     assert files[0] == files[1] == files[2]
-    assert all(difference.compare(made[0], other).equal for other in made[3:])
+    assert all(diff.compare(made[0], other).equal for other in made[3:])
 
 
 def test_a_result_without_room_for_moments_is_refused(tmp_path):
-    with pytest.raises(checkpoints.UserError, match="Hugging Face files hold no optimizer state; use --format zero or universal"):
-        expand.plan(source(tmp_path, Format("zero", 1, 2)), sample("bert-pre-ln", **LARGE), Options(), Format("huggingface"), keeps=True)
+    with pytest.raises(
+        checkpoints.UserError, match="Hugging Face files hold no optimizer state; use --format zero or universal"
+    ):
+        expand.plan_expansion(
+            source(tmp_path, CheckpointLayout("zero", 1, 2)),
+            sample("bert-pre-ln", **LARGE),
+            ExpansionOptions(),
+            CheckpointLayout("huggingface"),
+            grow_optimizer_state=True,
+        )
 
 
 @pytest.mark.parametrize("state, steps", [("grow", 24 + 6), ("reset", 6)])
@@ -84,8 +112,20 @@ def test_universal_goes_into_stage_3_as_native_does(tmp_path):
     assert lemon("run", path).returncode == 0
     losses = {}
     for layout in ("zero", "universal"):
-        done = lemon("expand", "--source", tmp_path / "run" / "small", "--target", f"{path}:large", "--out", tmp_path / layout, "--format", layout,
-                     "--optimizer-state", "grow", *(["--zero-stage", "3"] if layout == "zero" else []))
+        done = lemon(
+            "expand",
+            "--source",
+            tmp_path / "run" / "small",
+            "--target",
+            f"{path}:large",
+            "--out",
+            tmp_path / layout,
+            "--format",
+            layout,
+            "--optimizer-state",
+            "grow",
+            *(["--zero-stage", "3"] if layout == "zero" else []),
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         stage = {**large, "start": str(tmp_path / layout), "zero_stage": 3}
         path.write_text(yaml.safe_dump({**content, "folder": str(tmp_path / f"run-{layout}"), "stages": [stage]}))

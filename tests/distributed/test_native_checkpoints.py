@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from pipeline import checkpoints
-from pipeline.checkpoints import stream, zero_read, zero_write
-from pipeline.state import State
+from pipeline.checkpoints.layouts import zero_read, zero_write
+from pipeline.checkpoints.serialization import byte_stream
+from pipeline.checkpoints.state import State
 
 
 def write(state: State, folder: Path, **how) -> None:
-    stream.write(zero_write.files(state, folder, **how), folder, workers=2)
+    byte_stream.write(zero_write.files(state, folder, **how), folder, workers=2)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -28,12 +29,17 @@ def test_what_we_write_reads_back_to_the_bit(tmp_path, stage):
 
 
 def _random_state() -> dict:
-    from pipeline.state import Group, in_memory
+    from pipeline.checkpoints.state import Group, in_memory
 
     shapes = {"a": (5, 7), "b": (3,), "c": (1,), "d": (11, 2, 2)}
     make = lambda: in_memory((name, torch.randn(shape)) for name, shape in shapes.items())  # noqa: E731
     groups = (Group(("a", "d"), {"lr": 0.1, "weight_decay": 0.1}), Group(("b", "c"), {"lr": 0.1, "weight_decay": 0.0}))
-    return {"tensors": make(), "slots": {slot: make() for slot in zero_write.SLOTS}, "steps": dict.fromkeys(shapes, 4.0), "groups": groups}
+    return {
+        "tensors": make(),
+        "slots": {slot: make() for slot in zero_write.SLOTS},
+        "steps": dict.fromkeys(shapes, 4.0),
+        "groups": groups,
+    }
 
 
 def test_a_missing_rank_is_named(tmp_path):

@@ -6,23 +6,34 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import checkpoints, reshard
-from pipeline.__main__ import main
-from pipeline.checkpoints import Format, manifest, zero_stage_0
+from pipeline import checkpoints
+from pipeline.checkpoints import CheckpointLayout, manifest, reshard
+from pipeline.checkpoints.layouts import zero_stage_0
+from pipeline.checkpoints.state import State
+from pipeline.cli import main
 from pipeline.errors import UserError
-from pipeline.state import State
 from tests.helpers.cli import run_python
 from tests.helpers.rotation import rotated
 from tests.helpers.workers import WorkerPools
 
 SLOTS = ("exp_avg", "exp_avg_sq")
 CASES = {
-    "stage 0": {"stage": 0}, "stage 0 bf16": {"stage": 0, "bf16": True}, "stage 0 fp16": {"stage": 0, "fp16": True},
-    "stage 1": {"stage": 1}, "stage 1 bf16": {"stage": 1, "bf16": True}, "stage 1 fp16": {"stage": 1, "fp16": True},
-    "stage 2 bf16": {"stage": 2, "bf16": True}, "stage 3 bf16": {"stage": 3, "bf16": True}, "stage 3 fp16": {"stage": 3, "fp16": True},
-    "stage 2 fp16": {"stage": 2, "fp16": True}, "stage 2 extras": {"stage": 2, "extras": True}, "stage 3": {"stage": 3},
-    "stage 3 extras": {"stage": 3, "extras": True}, "stage 3 sub-groups": {"stage": 3, "zero": {"sub_group_size": 3000}},
-    "stage 3 of 3": {"stage": 3, "world": 3}, "stage 1 of 1": {"stage": 1, "world": 1},
+    "stage 0": {"stage": 0},
+    "stage 0 bf16": {"stage": 0, "bf16": True},
+    "stage 0 fp16": {"stage": 0, "fp16": True},
+    "stage 1": {"stage": 1},
+    "stage 1 bf16": {"stage": 1, "bf16": True},
+    "stage 1 fp16": {"stage": 1, "fp16": True},
+    "stage 2 bf16": {"stage": 2, "bf16": True},
+    "stage 3 bf16": {"stage": 3, "bf16": True},
+    "stage 3 fp16": {"stage": 3, "fp16": True},
+    "stage 2 fp16": {"stage": 2, "fp16": True},
+    "stage 2 extras": {"stage": 2, "extras": True},
+    "stage 3": {"stage": 3},
+    "stage 3 extras": {"stage": 3, "extras": True},
+    "stage 3 sub-groups": {"stage": 3, "zero": {"sub_group_size": 3000}},
+    "stage 3 of 3": {"stage": 3, "world": 3},
+    "stage 1 of 1": {"stage": 1, "world": 1},
 }
 """Every layout that DeepSpeed's engine writes here; `extras`: a frozen parameter and a buffer."""
 
@@ -58,8 +69,8 @@ def whole(workers) -> list[float]:
     return workers.train(stage=2, world=2, first=0, steps=5)
 
 
-def rewritten(source: Path, out: Path, form: Format, workers: int = 2) -> Path:
-    reshard.carry_out(reshard.plan(source, form), out, workers, lambda line: None)
+def rewritten(source: Path, out: Path, layout: CheckpointLayout, workers: int = 2) -> Path:
+    reshard.execute_reshard(reshard.plan_reshard(source, layout), out, workers, lambda line: None)
     manifest.verify(out)
     return out
 
@@ -76,17 +87,38 @@ def same(one: State, other: State) -> None:
 
 
 @rotated(one_in=2, of="case", alike=lambda case: (CASES[case]["stage"], "world" in CASES[case]))
-@pytest.mark.parametrize("to", [Format("zero", 1, 3), Format("zero", 2, 1), Format("zero", 3, 2), Format("zero", 3, 4), Format("universal")],
-                         ids=lambda f: f"{f.layout}-{f.zero_stage}-{f.world_size}")
+@pytest.mark.parametrize(
+    "to",
+    [
+        CheckpointLayout("zero", 1, 3),
+        CheckpointLayout("zero", 2, 1),
+        CheckpointLayout("zero", 3, 2),
+        CheckpointLayout("zero", 3, 4),
+        CheckpointLayout("universal"),
+    ],
+    ids=lambda f: f"{f.name}-{f.zero_stage}-{f.world_size}",
+)
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_is_lost(tmp_path, theirs, case, to):
     source = checkpoints.raw(theirs[case])
-    steps = 3.0 if case in ("stage 0 bf16", "stage 0 fp16") else 2.0  # DeepSpeed makes that optimizer's state by a first step on zeros
-    assert all(source.tensors[name].open().dtype == torch.float32 for group in source.groups for name in group.names)  # the masters
+    steps = (
+        3.0 if case in ("stage 0 bf16", "stage 0 fp16") else 2.0
+    )  # DeepSpeed makes that optimizer's state by a first step on zeros
+    assert all(
+        source.tensors[name].open().dtype == torch.float32 for group in source.groups for name in group.names
+    )  # the masters
     assert set(source.slots) == set(SLOTS) and set(source.steps.values()) == {steps}
     again = checkpoints.raw(rewritten(theirs[case], tmp_path / "ours", to))
-    if to.layout == "universal":
-        same(State({n: e for n, e in source.tensors.items() if n not in source.frozen}, slots=source.slots, steps=source.steps, groups=source.groups), again)
+    if to.name == "universal":
+        same(
+            State(
+                {n: e for n, e in source.tensors.items() if n not in source.frozen},
+                slots=source.slots,
+                steps=source.steps,
+                groups=source.groups,
+            ),
+            again,
+        )
     else:
         same(source, again)
         assert again.frozen == source.frozen and set(again.buffers) == set(source.buffers)
@@ -94,17 +126,31 @@ def test_nothing_is_lost(tmp_path, theirs, case, to):
 
 
 @rotated(one_in=2, of=("case", "to", "stage", "world"), alike=lambda case, to, stage, world: (to, stage))
-@pytest.mark.parametrize("case, to, stage, world", [
-    ("stage 0", "zero", 2, 2), ("stage 0", "zero", 3, 3), ("stage 1", "zero", 3, 1), ("stage 3", "zero", 1, 4), ("stage 3", "zero", 2, 3),
-    ("stage 1 of 1", "zero", 3, 4), ("stage 3 of 3", "zero", 3, 2), ("stage 3 sub-groups", "zero", 2, 1),
-    ("stage 3 of 3", "universal", 1, 2), ("stage 1", "universal", 2, 3), ("stage 3", "universal", 2, 4), ("stage 0", "universal", 1, 1),
-])
+@pytest.mark.parametrize(
+    "case, to, stage, world",
+    [
+        ("stage 0", "zero", 2, 2),
+        ("stage 0", "zero", 3, 3),
+        ("stage 1", "zero", 3, 1),
+        ("stage 3", "zero", 1, 4),
+        ("stage 3", "zero", 2, 3),
+        ("stage 1 of 1", "zero", 3, 4),
+        ("stage 3 of 3", "zero", 3, 2),
+        ("stage 3 sub-groups", "zero", 2, 1),
+        ("stage 3 of 3", "universal", 1, 2),
+        ("stage 1", "universal", 2, 3),
+        ("stage 3", "universal", 2, 4),
+        ("stage 0", "universal", 1, 1),
+    ],
+)
 def test_the_plain_script_goes_on_as_if_nothing_had_been(tmp_path, workers, theirs, whole, case, to, stage, world):
     """What its engine holds after the load is, to the bit, what the source held: it saves that again at once. Then the losses.
     1e-5: other stages and world sizes sum gradients in another order (the parity test's tolerance)."""
-    ours = rewritten(theirs[case], tmp_path / "ours" / "two", Format(to, stage, world))
+    ours = rewritten(theirs[case], tmp_path / "ours" / "two", CheckpointLayout(to, stage, world))
     again = tmp_path / "again" / "two"
-    losses = workers.train(stage=stage, world=world, first=2, steps=3, load=ours, again=again, universal=to == "universal")
+    losses = workers.train(
+        stage=stage, world=world, first=2, steps=3, load=ours, again=again, universal=to == "universal"
+    )
     same(checkpoints.raw(theirs[case]), checkpoints.raw(again))
     assert losses == pytest.approx(whole[2:], abs=1e-5)
 
@@ -112,20 +158,26 @@ def test_the_plain_script_goes_on_as_if_nothing_had_been(tmp_path, workers, thei
 @pytest.mark.parametrize("case, stage", [("stage 2 extras", 3), ("stage 3 extras", 2)])
 def test_frozen_parameters_and_buffers_arrive_in_the_engine(tmp_path, workers, theirs, case, stage):
     """The script loads ours at another seed, takes no step, and saves: what was in the source is in its file."""
-    ours = rewritten(theirs[case], tmp_path / "ours" / "two", Format("zero", stage, 2))
+    ours = rewritten(theirs[case], tmp_path / "ours" / "two", CheckpointLayout("zero", stage, 2))
     workers.train(stage=stage, world=2, first=2, steps=0, load=ours, save=tmp_path / "again" / "two", extras=True)
     source, again = checkpoints.raw(theirs[case]), checkpoints.raw(tmp_path / "again" / "two")
     same(source, again)
-    assert torch.equal(source.buffers["seen"].open(), again.buffers["seen"].open()) and source.buffers["seen"].open().sum() > 0
+    assert (
+        torch.equal(source.buffers["seen"].open(), again.buffers["seen"].open())
+        and source.buffers["seen"].open().sum() > 0
+    )
 
 
 def test_sub_groups_are_cut_as_the_engine_cuts_them(tmp_path, workers, theirs, whole):
     """Written with DeepSpeed's own limit of this case, the engine resumes it."""
-    from pipeline.checkpoints import stream, zero_write
+    from pipeline.checkpoints.layouts import zero_write
+    from pipeline.checkpoints.serialization import byte_stream
 
     ours = tmp_path / "ours" / "two"
     ours.mkdir(parents=True)
-    stream.write(zero_write.files(checkpoints.raw(theirs["stage 1"]), ours, stage=3, world=2, step=2, sub_group=3000), ours)
+    byte_stream.write(
+        zero_write.files(checkpoints.raw(theirs["stage 1"]), ours, stage=3, world=2, step=2, sub_group=3000), ours
+    )
     losses = workers.train(stage=3, world=2, first=2, steps=2, load=ours, zero={"sub_group_size": 3000})
     assert losses == pytest.approx(whole[2:4], abs=1e-5)
 
@@ -137,13 +189,21 @@ def convert(*arguments: object) -> None:
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeeds_own_converters_read_ours(tmp_path, theirs, stage):
-    ours = rewritten(theirs["stage 1"], tmp_path / "ours" / "two", Format("zero", stage, 3))
+    ours = rewritten(theirs["stage 1"], tmp_path / "ours" / "two", CheckpointLayout("zero", stage, 3))
     (tmp_path / "ours" / "latest").write_text("two")
     convert(theirs["stage 1"].parent / "zero_to_fp32.py", tmp_path / "ours", tmp_path / "fp32")
     source = checkpoints.raw(theirs["stage 1"])
     held = torch.load(tmp_path / "fp32" / "pytorch_model.bin", weights_only=True)
     assert all(torch.equal(held[name], entry.open()) for name, entry in source.tensors.items())
-    convert("-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state", "--input_folder", ours, "--output_folder", tmp_path / "universal")
+    convert(
+        "-m",
+        "deepspeed.checkpoint.ds_to_universal",
+        "--inject_missing_state",
+        "--input_folder",
+        ours,
+        "--output_folder",
+        tmp_path / "universal",
+    )
     again = checkpoints.raw(tmp_path / "universal")
     assert [g.names for g in again.groups] == [g.names for g in source.groups]
     for name, entry in source.tensors.items():
@@ -153,7 +213,7 @@ def test_deepspeeds_own_converters_read_ours(tmp_path, theirs, stage):
 
 def test_the_result_does_not_depend_on_the_workers(tmp_path, theirs):
     for workers in (1, 2, 5):
-        rewritten(theirs["stage 3"], tmp_path / str(workers), Format("zero", 2, 3), workers)
+        rewritten(theirs["stage 3"], tmp_path / str(workers), CheckpointLayout("zero", 2, 3), workers)
     files = [manifest.read(tmp_path / str(workers))["files"] for workers in (1, 2, 5)]
     assert files[0] == files[1] == files[2]
 
@@ -165,20 +225,38 @@ def test_mixed_shards_are_refused(tmp_path, workers):
     other = tmp_path / "other"
     workers.train(stage=2, world=2, first=0, steps=2, save=other / "two")
     (folder / "one" / name).write_bytes((other / "two" / name).read_bytes())
-    with pytest.raises(UserError, match="stand at different steps .rank 0: 1, rank 1: 2.; shards of two checkpoints are mixed"):
-        reshard.plan(folder / "one", Format("zero", 1, 2))
+    with pytest.raises(
+        UserError, match="stand at different steps .rank 0: 1, rank 1: 2.; shards of two checkpoints are mixed"
+    ):
+        reshard.plan_reshard(folder / "one", CheckpointLayout("zero", 1, 2))
 
 
 def test_names_of_stage_0_that_cannot_be_told():
     module = [("a", (2,)), ("b", (2,)), ("c", (3,))]
     assert len(zero_stage_0.merges(module, [[(2,)], [(2,), (3,)]], lambda a, b: a == b)) == 2
     assert zero_stage_0.merges(module, [[(2,), (2,)], [(3,)]], lambda a, b: a == b) == [[["a", "b"], ["c"]]]
-    assert zero_stage_0.merges([("a", (1,)), ("b", (2,)), ("c", (3,))], [[(1,), (3,)]], lambda a, b: a == b) == [[["a", "c"]]]
+    assert zero_stage_0.merges([("a", (1,)), ("b", (2,)), ("c", (3,))], [[(1,), (3,)]], lambda a, b: a == b) == [
+        [["a", "c"]]
+    ]
     assert zero_stage_0.merges(module, [[(9,)]], lambda a, b: a == b) == []
 
 
 def test_the_command(tmp_path, theirs, capsys):
-    assert main(["reshard", str(theirs["stage 3"]), "--out", str(tmp_path / "ours"), "--zero-stage", "1", "--world-size", "4"]) == 0
+    assert (
+        main(
+            [
+                "reshard",
+                str(theirs["stage 3"]),
+                "--out",
+                str(tmp_path / "ours"),
+                "--zero-stage",
+                "1",
+                "--world-size",
+                "4",
+            ]
+        )
+        == 0
+    )
     assert "reshard: wrote" in capsys.readouterr().out and manifest.read(tmp_path / "ours")["world_size"] == 4
     assert main(["reshard", str(theirs["stage 3"]), "--out", str(tmp_path / "ours")]) == 2
     assert "exists already; choose another --out or remove it" in capsys.readouterr().err

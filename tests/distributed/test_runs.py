@@ -61,7 +61,9 @@ def finished(tmp_path_factory) -> Path:
 
 def test_the_chain_ends_with_a_report(finished):
     run = finished / "run"
-    assert {"config.yaml", "report.html", "report.json", "data", "small", "grown", "large", "scratch"} <= {p.name for p in run.iterdir()}
+    assert {"config.yaml", "report.html", "report.json", "data", "small", "grown", "large", "scratch"} <= {
+        p.name for p in run.iterdir()
+    }
     assert [r["step"] for r in records(run, "small") if "loss" in r] == list(range(1, STEPS + 1))
     assert [r["step"] for r in records(run, "large") if "eval_loss" in r] == [0, 8, STEPS // 2]
     manifest = json.loads((run / "large/checkpoints/step-0000012/manifest.json").read_text())
@@ -73,7 +75,9 @@ def test_the_chain_ends_with_a_report(finished):
 def test_records_say_what_each_part_took(finished):
     run = finished / "run"
     for stage in ("small", "large", "scratch"):
-        steps, evaluations, saves = ([r for r in records(run, stage) if key in r] for key in ("loss", "eval_loss", "save_seconds"))
+        steps, evaluations, saves = (
+            [r for r in records(run, stage) if key in r] for key in ("loss", "eval_loss", "save_seconds")
+        )
         assert all(r["window"] == 1 and r["seconds"] > 0 and 0 < r["mfu"] <= 1 for r in steps)
         assert all(r["evaluation_seconds"] > 0 for r in evaluations)
         assert [r["step"] for r in saves] == [s for s in range(1, len(steps) + 1) if s % 5 == 0 or s == len(steps)]
@@ -121,7 +125,12 @@ def test_a_run_goes_on_with_other_memory_and_cadence(finished, tmp_path):
     facts = json.loads((run / "small" / "stage.json").read_text())
     del facts["fingerprint"]["stage"]["precision"]
     (run / "small" / "stage.json").write_text(json.dumps(facts))
-    changes = {"save_every": "7 steps", "evaluate_every": "6 steps", "log_every": "3", "activation_checkpointing": "true"}
+    changes = {
+        "save_every": "7 steps",
+        "evaluate_every": "6 steps",
+        "log_every": "3",
+        "activation_checkpointing": "true",
+    }
     done = lemon("train", path, "--stage", "small", *(f"stages.small.{key}={value}" for key, value in changes.items()))
     assert done.returncode == 0, done.stderr[-4000:]
     expected = {r["step"]: r["loss"] for r in records(finished / "run", "small") if "loss" in r}
@@ -141,7 +150,9 @@ def test_another_zero_stage_is_refused_where_the_shards_are_read(tmp_path):
     assert lemon("train", path, "--stage", "small", "stages.small.schedule.horizon=6 steps").returncode == 0
     facts = json.loads((run / "small" / "stage.json").read_text())
     (run / "small" / "stage.json").write_text(json.dumps({**facts, "status": "running"}))
-    done = lemon("train", path, "--stage", "small", "stages.small.schedule.horizon=6 steps", "stages.small.zero_stage=1")
+    done = lemon(
+        "train", path, "--stage", "small", "stages.small.schedule.horizon=6 steps", "stages.small.zero_stage=1"
+    )
     assert done.returncode == 2 and "written as ZeRO stage 2 on 2 ranks, this stage runs as ZeRO stage 1" in done.stderr
 
 
@@ -200,7 +211,14 @@ def test_a_worker_that_dies_takes_the_job_down_with_its_message(tmp_path):
 
 
 def test_divergence_is_told_in_one_line(tmp_path):
-    done = lemon("train", tiny_run(tmp_path), "--stage", "small", "stages.small.schedule.peak=1e30", "stages.small.optimizer.clip=0")
+    done = lemon(
+        "train",
+        tiny_run(tmp_path),
+        "--stage",
+        "small",
+        "stages.small.schedule.peak=1e30",
+        "stages.small.optimizer.clip=0",
+    )
     assert done.returncode == 2 and "lower schedule.peak" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -213,7 +231,9 @@ def test_two_nodes_on_loopback_give_the_losses_of_one(finished, tmp_path):
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said[-4000:]
     for stage in ("small", "large", "scratch"):
-        ours, theirs = ([r.get("loss", r.get("eval_loss")) for r in records(f / "run", stage)] for f in (tmp_path, finished))
+        ours, theirs = (
+            [r.get("loss", r.get("eval_loss")) for r in records(f / "run", stage)] for f in (tmp_path, finished)
+        )
         assert ours == pytest.approx(theirs, abs=1e-5)
     assert (tmp_path / "run" / "report.html").exists()
 
@@ -226,13 +246,25 @@ def free_port() -> int:
 
 def two_nodes(path: Path, rank: int, port: int) -> subprocess.Popen:
     """The script itself; the environment it makes is this one, so that nothing is installed here."""
-    lines = (ROOT / "launch" / "torchrun.sh").read_text().replace("ensure_environment quickstart", ":").replace("exec lemon", f"exec {sys.executable} -m pipeline")
+    lines = (
+        (ROOT / "launch" / "torchrun.sh")
+        .read_text()
+        .replace("ensure_environment quickstart", ":")
+        .replace("exec lemon", f"exec {sys.executable} -m pipeline")
+    )
     script = path.parent / "launch" / f"torchrun-{rank}.sh"
     script.parent.mkdir(exist_ok=True)
     script.write_text(lines)
     (script.parent / "environment.sh").write_text((ROOT / "launch" / "environment.sh").read_text())
     nodes = {"NODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return subprocess.Popen(["bash", str(script), str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(**nodes), cwd=ROOT)
+    return subprocess.Popen(
+        ["bash", str(script), str(path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**nodes),
+        cwd=ROOT,
+    )
 
 
 def test_a_node_that_fails_takes_the_waiting_one_with_it(tmp_path):

@@ -9,29 +9,47 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline import checkpoints, models
-from pipeline.checkpoints import Format, manifest, stream, zero_write
-from pipeline.state import Group, State, in_memory
+from pipeline.checkpoints import CheckpointLayout, manifest
+from pipeline.checkpoints.layouts import zero_write
+from pipeline.checkpoints.serialization import byte_stream
+from pipeline.checkpoints.state import Group, State, in_memory
 from tests.helpers.growing import randomised
 from tests.helpers.samples import sample
 
-FORMATS = {"1 on 3": Format("zero", 1, 3), "2 on 2, bf16": Format("zero", 2, 2, bf16=True), "3 on 2": Format("zero", 3, 2), "3 on 4": Format("zero", 3, 4),
-           "universal": Format("universal"), "huggingface": Format("huggingface")}
+FORMATS = {
+    "1 on 3": CheckpointLayout("zero", 1, 3),
+    "2 on 2, bf16": CheckpointLayout("zero", 2, 2, bf16=True),
+    "3 on 2": CheckpointLayout("zero", 3, 2),
+    "3 on 4": CheckpointLayout("zero", 3, 4),
+    "universal": CheckpointLayout("universal"),
+    "huggingface": CheckpointLayout("huggingface"),
+}
 HYPER = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6}
 """Hyper-parameters of every optimizer group; the weight decay is each group's own."""
 
 
-def source(folder: Path, form: Format, variant: str = "bert-pre-ln") -> Path:
+def source(folder: Path, layout: CheckpointLayout, variant: str = "bert-pre-ln") -> Path:
     """A checkpoint in mid-training: random weights, moments, 7 steps."""
     config = sample(variant)
     weights = randomised(config, seed=1)
-    slots = {"exp_avg": in_memory((n, t.float() * 0.01) for n, t in randomised(config, seed=2).items()),
-             "exp_avg_sq": in_memory((n, t.float() ** 2 * 1e-4) for n, t in randomised(config, seed=3).items())}
-    groups = tuple(Group(g.names, {**HYPER, "weight_decay": decay}) for g, decay in zip(checkpoints.decay_groups(config), (0.1, 0.0), strict=True))
-    held = State(in_memory((n, t.float()) for n, t in weights.items()), slots=slots, steps=dict.fromkeys(weights, 7.0), groups=groups,
-                 aliases=models.table(config).aliases)
+    slots = {
+        "exp_avg": in_memory((n, t.float() * 0.01) for n, t in randomised(config, seed=2).items()),
+        "exp_avg_sq": in_memory((n, t.float() ** 2 * 1e-4) for n, t in randomised(config, seed=3).items()),
+    }
+    groups = tuple(
+        Group(g.names, {**HYPER, "weight_decay": decay})
+        for g, decay in zip(checkpoints.decay_groups(config), (0.1, 0.0), strict=True)
+    )
+    held = State(
+        in_memory((n, t.float()) for n, t in weights.items()),
+        slots=slots,
+        steps=dict.fromkeys(weights, 7.0),
+        groups=groups,
+        aliases=models.architecture_of(config).aliases,
+    )
     staged = manifest.staging(folder / "small")
-    checkpoints.write(held, config, staged, form, step=7)
-    manifest.publish(staged, folder / "small", {**form.as_json(), "step": 7})
+    checkpoints.write(held, config, staged, layout, step=7)
+    manifest.publish(staged, folder / "small", {**layout.as_json(), "step": 7})
     return folder / "small"
 
 
@@ -40,16 +58,26 @@ def state() -> State:
     generator = torch.Generator().manual_seed(4)
     shapes = {"a": (5, 7), "b": (3,), "c": (1,), "frozen": (2, 3)}
     entries = [in_memory((n, torch.randn(s, generator=generator)) for n, s in shapes.items()) for _ in range(3)]
-    slots = {slot: {n: e for n, e in held.items() if n != "frozen"} for slot, held in zip(zero_write.SLOTS, entries[1:], strict=True)}
+    slots = {
+        slot: {n: e for n, e in held.items() if n != "frozen"}
+        for slot, held in zip(zero_write.SLOTS, entries[1:], strict=True)
+    }
     groups = Group(("a",), {**HYPER, "weight_decay": 0.1}), Group(("b", "c"), {**HYPER, "weight_decay": 0.0})
-    return State(entries[0], slots=slots, steps={"a": 4.0, "b": 4.0, "c": 4.0}, groups=groups, aliases={"tied": "a"}, frozen=("frozen",),
-                 buffers=in_memory([("mask", torch.ones(4))]))
+    return State(
+        entries[0],
+        slots=slots,
+        steps={"a": 4.0, "b": 4.0, "c": 4.0},
+        groups=groups,
+        aliases={"tied": "a"},
+        frozen=("frozen",),
+        buffers=in_memory([("mask", torch.ones(4))]),
+    )
 
 
-def foreign(folder: Path, held: State | None = None, form: Format = Format("zero", 2, 2)) -> Path:
+def foreign(folder: Path, held: State | None = None, layout: CheckpointLayout = CheckpointLayout("zero", 2, 2)) -> Path:
     """Files as DeepSpeed leaves them: no manifest, no config."""
     folder.mkdir(parents=True)
-    stream.write(checkpoints.files(held or state(), folder, form, step=4), folder)
+    byte_stream.write(checkpoints.files(held or state(), folder, layout, step=4), folder)
     return folder
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.__main__ import main
+from pipeline.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 """The repository."""
@@ -30,7 +30,9 @@ def lemon(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, 
     return code, captured.out, captured.err
 
 
-def run_python(*arguments: object, timeout: float = 120, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+def run_python(
+    *arguments: object, timeout: float = 120, env: Mapping[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """A script or module (`-m name`) run to its end by this interpreter, from the repository's root."""
     command = [sys.executable, *map(str, arguments)]
     options = {"capture_output": True, "cwd": ROOT, **options}
@@ -45,4 +47,6 @@ def run_lemon(*arguments: object, timeout: float = 300) -> subprocess.CompletedP
 def start_lemon(*arguments: object) -> subprocess.Popen[str]:
     """A command that goes on in the background; what it says on stderr can be read."""
     command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(), cwd=ROOT)
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(), cwd=ROOT
+    )

@@ -7,32 +7,32 @@ import torch
 from transformers import PretrainedConfig
 
 from pipeline import models
-from pipeline.axes import Table
-from pipeline.growth.engine import Growth, plan
+from pipeline.growth.execute import PlanExecutor, plan_growth
 from pipeline.growth.maps import IndexMap, Map
-from pipeline.growth.method import Options
-from pipeline.growth.plan import Plan
-from pipeline.growth.probe import Inputs, cast, fitted, probe, run
-from pipeline.growth.verify import Pair, relative_difference
+from pipeline.growth.method import ExpansionOptions
+from pipeline.growth.plan import GrowthPlan
+from pipeline.growth.verification.equivalence import EquivalenceCheck, relative_difference
+from pipeline.growth.verification.probe import Inputs, cast, fitted, probe, run
+from pipeline.models.architecture import Architecture
 from tests.helpers.samples import SMALL, VARIANTS, sample
 
 EXACT = 1e-10
 """The largest relative difference of what is grown in float64, without a final cast, and run in float64."""
 Weights = dict[str, torch.Tensor]
-TABLES = {variant: models.table(sample(variant)) for variant in VARIANTS}
+ARCHITECTURES = {variant: models.architecture_of(sample(variant)) for variant in VARIANTS}
 """Every variant at its small size: what a test decides by a rule, it reads here."""
-POST_NORM = [variant for variant, table in TABLES.items() if table.post_norm]
-GROUPED = [variant for variant, table in TABLES.items() if table.attention.rope]
-WORDS = [variant for variant, table in TABLES.items() if "vocab" in table.spaces]
-WITH_LOGITS = [variant for variant, table in TABLES.items() if "logits" in table.outputs]
+POST_NORM = [variant for variant, architecture in ARCHITECTURES.items() if architecture.post_norm]
+GROUPED = [variant for variant, architecture in ARCHITECTURES.items() if architecture.attention.rope]
+WORDS = [variant for variant, architecture in ARCHITECTURES.items() if "vocab" in architecture.spaces]
+WITH_LOGITS = [variant for variant, architecture in ARCHITECTURES.items() if "logits" in architecture.outputs]
 
 
 def randomised(config: PretrainedConfig, seed: int = 7, scale: float = 0.4) -> Weights:
     """Every parameter random, gains and biases too: no rule may rest on ones and zeros."""
-    generator, table = torch.Generator().manual_seed(seed), models.table(config)
+    generator, architecture = torch.Generator().manual_seed(seed), models.architecture_of(config)
     tensors = {}
-    for row in table.rows():
-        tensors[row.name] = torch.randn(table.shape(row), generator=generator, dtype=torch.float64) * scale
+    for row in architecture.rows():
+        tensors[row.name] = torch.randn(architecture.shape(row), generator=generator, dtype=torch.float64) * scale
         if row.axes[0].role in ("gain", "scales"):
             tensors[row.name] += 1
     return tensors
@@ -43,10 +43,10 @@ def times(factor: int, **sizes) -> dict:
     return {"hidden": factor * SMALL["hidden"], "heads": factor * SMALL["heads"], "mlp": factor * SMALL["mlp"], **sizes}
 
 
-def planned(source: PretrainedConfig, target: PretrainedConfig, **options) -> tuple[Plan, PretrainedConfig]:
+def planned(source: PretrainedConfig, target: PretrainedConfig, **options) -> tuple[GrowthPlan, PretrainedConfig]:
     """The plan, and the target's config with what the plan changes."""
-    tables = models.table(source), models.table(target)
-    made = plan(*tables, getattr(source, tables[0].eps), Options(**options))
+    architectures = models.architecture_of(source), models.architecture_of(target)
+    made = plan_growth(*architectures, getattr(source, architectures[0].eps), ExpansionOptions(**options))
     target = copy.deepcopy(target)
     target.update(made.config_change)
     return made, target
@@ -57,11 +57,13 @@ def rows_of(weights: Weights) -> Callable[[str, range], torch.Tensor]:
     return lambda name, rows: weights[name][rows.start : rows.stop]
 
 
-def growth(made: Plan, source: PretrainedConfig, target: PretrainedConfig) -> Growth:
-    return Growth(made, models.table(source), models.table(target), target.initializer_range)
+def growth(made: GrowthPlan, source: PretrainedConfig, target: PretrainedConfig) -> PlanExecutor:
+    return PlanExecutor(made, models.architecture_of(source), models.architecture_of(target), target.initializer_range)
 
 
-def grown(weights: Weights, source: PretrainedConfig, target: PretrainedConfig, **options) -> tuple[Weights, PretrainedConfig, Plan]:
+def grown(
+    weights: Weights, source: PretrainedConfig, target: PretrainedConfig, **options
+) -> tuple[Weights, PretrainedConfig, GrowthPlan]:
     """Grown in float64, without a final cast."""
     made, target = planned(source, target, **options)
     return dict(growth(made, source, target).tensors(rows_of(weights))), target, made
@@ -69,17 +71,22 @@ def grown(weights: Weights, source: PretrainedConfig, target: PretrainedConfig, 
 
 def difference(source: PretrainedConfig, small: Weights, target: PretrainedConfig, large: Weights, **options) -> float:
     """The relative difference of everything the models give out, in float64, with padding and sequences of unequal length."""
-    pair = Pair(source, target, Options(**options))
-    return pair.difference(*pair.traces(small.__getitem__, large.__getitem__, probe(source, seed=1, samples=3), torch.float64))
+    pair = EquivalenceCheck(source, target, ExpansionOptions(**options))
+    return pair.difference(
+        *pair.traces(small.__getitem__, large.__getitem__, probe(source, seed=1, samples=3), torch.float64)
+    )
 
 
 def chained(configs: list[PretrainedConfig], small: Weights, large: Weights) -> float:
     """`difference` of the first and the last of several growths: what the last gives out is read back step by step."""
     inputs = probe(configs[0], seed=1, samples=3)
-    before, after = (run(config, weights.__getitem__, inputs, torch.float64) for config, weights in ((configs[0], small), (configs[-1], large)))
-    pairs = [Pair(*step, Options()) for step in zip(configs, configs[1:], strict=False)]
+    before, after = (
+        run(config, weights.__getitem__, inputs, torch.float64)
+        for config, weights in ((configs[0], small), (configs[-1], large))
+    )
+    pairs = [EquivalenceCheck(*step, ExpansionOptions()) for step in zip(configs, configs[1:], strict=False)]
     differences = []
-    for name, space in pairs[0].tables[1].outputs.items():
+    for name, space in pairs[0].architectures[1].outputs.items():
         values = after.outputs[name]
         for pair in reversed(pairs):
             values = pair.maps[space].reads.back(values, -1)
@@ -94,8 +101,10 @@ def gradients(config: PretrainedConfig, weights: Weights, inputs: Inputs, output
     direction = torch.randn(logits.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     (logits.square() * direction).sum().backward()
     held = dict(model.named_parameters())
-    return {row.name: torch.zeros_like(held[row.module]) if held[row.module].grad is None else held[row.module].grad
-            for row in models.table(config).rows()}
+    return {
+        row.name: torch.zeros_like(held[row.module]) if held[row.module].grad is None else held[row.module].grad
+        for row in models.architecture_of(config).rows()
+    }
 
 
 def dense(chosen: Map) -> torch.Tensor:
@@ -103,7 +112,7 @@ def dense(chosen: Map) -> torch.Tensor:
     return chosen.dense() if isinstance(chosen, IndexMap) else chosen.matrix
 
 
-def writes_stream(table: Table, row: str) -> bool:
+def writes_residual(architecture: Architecture, row: str) -> bool:
     """Whether the tensor called `row` writes the residual stream (a gain of the stream counts)."""
-    param = next(param for param in table.rows() if param.name == row)
-    return param.touches(table.stream.name, "writes", "scales", "gain")
+    param = next(param for param in architecture.rows() if param.name == row)
+    return param.touches(architecture.residual.name, "writes", "scales", "gain")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.folders import StageFolder, write_json
+from pipeline.records.run_folder import StageFolder, write_json
 
 SMALL = {"layers": 2, "hidden": 8, "heads": 2, "mlp": 32}
 MEDIUM = {"layers": 2, "hidden": 12, "heads": 3, "mlp": 48}
@@ -24,23 +24,55 @@ def make_run(folder: Path, stages: dict[str, str], kind: str = "text") -> Path:
     return folder
 
 
-def train(run: Path, name: str, sizes: dict, losses: dict[int, float], *, origin: str | None = None, flops: int = 10,
-          recompute: int = 0, finished: bool = True, steps: int | None = None, **facts) -> StageFolder:
+def train(
+    run: Path,
+    name: str,
+    sizes: dict,
+    losses: dict[int, float],
+    *,
+    origin: str | None = None,
+    flops: int = 10,
+    recompute: int = 0,
+    finished: bool = True,
+    steps: int | None = None,
+    **facts,
+) -> StageFolder:
     """A training stage of `max(losses)` steps with `flops` (and `recompute`) FLOPs each, evaluated at `losses`."""
     done = max(losses)
     schedule = {"kind": "cosine", "peak": 1e-3, "minimum": 0.0, "initial": 0.0, "warmup": 2, "steps": steps or done}
     stage = StageFolder(run / name)
-    stage.begin(**{
-        "kind": "train", "name": name, "model": f"model-{sizes['hidden']}", "family": "bert-pre-ln", "sizes": sizes,
-        "parameters": 1234, "origin": origin, "schedule": schedule,
-        "settings": {"batch": 4, "world_size": 2, "optimizer": {"eps": 1e-8}},
-        "flops_per_step": {"train": flops, "recompute": recompute}, "samples_per_step": 4, "tokens_per_step": 32,
-        "steps": steps or done, "device": "CPU <x86>", "versions": {"torch": "2.13"}, **facts,
-    })
+    stage.begin(
+        **{
+            "kind": "train",
+            "name": name,
+            "model": f"model-{sizes['hidden']}",
+            "family": "bert-pre-ln",
+            "sizes": sizes,
+            "parameters": 1234,
+            "origin": origin,
+            "schedule": schedule,
+            "settings": {"batch": 4, "world_size": 2, "optimizer": {"eps": 1e-8}},
+            "flops_per_step": {"train": flops, "recompute": recompute},
+            "samples_per_step": 4,
+            "tokens_per_step": 32,
+            "steps": steps or done,
+            "device": "CPU <x86>",
+            "versions": {"torch": "2.13"},
+            **facts,
+        }
+    )
     for step in range(done + 1):
         if step:
-            stage.metrics.append(step=step, loss=3.0 + 1 / step, lr=1e-3, grad_norm=1.0, seconds=0.5,
-                                 samples_per_second=8.0, tokens_per_second=64.0, mfu=None)
+            stage.metrics.append(
+                step=step,
+                loss=3.0 + 1 / step,
+                lr=1e-3,
+                grad_norm=1.0,
+                seconds=0.5,
+                samples_per_second=8.0,
+                tokens_per_second=64.0,
+                mfu=None,
+            )
             stage.ledger.append(step=step, kind="train", flops=flops, samples=4, tokens=32)
         if step and recompute:
             stage.ledger.append(step=step, kind="recompute", flops=recompute, samples=0, tokens=0)
@@ -55,11 +87,23 @@ def train(run: Path, name: str, sizes: dict, losses: dict[int, float], *, origin
 def expand(run: Path, name: str, source: str, sizes: dict, **facts) -> StageFolder:
     stage = StageFolder(run / name)
     gates = {"float64": 2e-6, "float32": 1e-5}
-    stage.begin(**{
-        "kind": "expand", "name": name, "model": f"model-{sizes['hidden']}", "family": "bert-pre-ln", "sizes": sizes,
-        "parameters": 1234, "origin": source, "method": "lemon", "depth": "cancel", "placement": "even",
-        "lossless": True, "verification": {"float64": 3e-8, "float32": 4e-7, "gates": gates}, **facts,
-    })
+    stage.begin(
+        **{
+            "kind": "expand",
+            "name": name,
+            "model": f"model-{sizes['hidden']}",
+            "family": "bert-pre-ln",
+            "sizes": sizes,
+            "parameters": 1234,
+            "origin": source,
+            "method": "lemon",
+            "depth": "cancel",
+            "placement": "even",
+            "lossless": True,
+            "verification": {"float64": 3e-8, "float32": 4e-7, "gates": gates},
+            **facts,
+        }
+    )
     stage.ledger.append(step=0, kind="grow", flops=3, samples=0, tokens=0)
     stage.ledger.append(step=0, kind="verify", flops=5, samples=2, tokens=16)
     stage.finish()

@@ -3,7 +3,7 @@
 import torch
 
 from pipeline import models
-from pipeline.config import ModelSizes, TrainStage
+from pipeline.config.schema import ModelSizes, TrainStage
 from pipeline.data import Batch
 
 BATCH, ROUNDS = 8, 2
@@ -24,7 +24,9 @@ def stage(**fields) -> TrainStage:
     optimizer = {"clip": 0.5, "weight_decay": 0.3, "betas": [0.9, 0.95], "eps": 1e-6}
     shared = {"kind": "train", "name": "t", "model": "m", "batch": BATCH, "optimizer": optimizer}
     schedule = {"peak": 1e-3, "horizon": "10 steps"}
-    return TrainStage.model_validate({**shared, "schedule": schedule, "micro_batch": fields.pop("micro_batch"), **fields})
+    return TrainStage.model_validate(
+        {**shared, "schedule": schedule, "micro_batch": fields.pop("micro_batch"), **fields}
+    )
 
 
 def batch(name: str, step: int, first: int, count: int) -> Batch:

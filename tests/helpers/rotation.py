@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 VARIABLE = "LEMON_TEST_SEED"
 
 
-def rotated(*, one_in: int, of: str | tuple[str, ...], alike: Callable[..., Hashable] | None = None) -> pytest.MarkDecorator:
+def rotated(
+    *, one_in: int, of: str | tuple[str, ...], alike: Callable[..., Hashable] | None = None
+) -> pytest.MarkDecorator:
     """Decorate a parametrized test: one in `one_in` cases is drawn, rounded up.
 
     of: the parameters whose values are a case; tests that differ in others only are drawn together. alike: cases for which it

@@ -15,16 +15,36 @@ def tiny_run(folder: Path, **top: object) -> Path:
     rate = {"peak": 1e-3, "minimum": 1e-4, "warmup": "4 steps", "horizon": f"{STEPS} steps"}
     train = {"kind": "train", "batch": 16, "evaluate_every": "8 steps", "save_every": "5 steps"}
     content = {
-        "name": "tiny", "folder": str(folder / "run"), "processes": 2, "seed": 1,
-        "data": {"kind": "images", "dataset": "embedded", "size": 8, "channels": 1, "augment": "shift", "evaluation_images": 60},
-        "models": {"small": {"family": "vit", "layers": 2, "hidden": 24, "heads": 3, "patch": 4, "dropout": 0.1},
-                   "large": {"family": "vit", "layers": 3, "hidden": 40, "heads": 5, "patch": 4, "dropout": 0.1}},
+        "name": "tiny",
+        "folder": str(folder / "run"),
+        "processes": 2,
+        "seed": 1,
+        "data": {
+            "kind": "images",
+            "dataset": "embedded",
+            "size": 8,
+            "channels": 1,
+            "augment": "shift",
+            "evaluation_images": 60,
+        },
+        "models": {
+            "small": {"family": "vit", "layers": 2, "hidden": 24, "heads": 3, "patch": 4, "dropout": 0.1},
+            "large": {"family": "vit", "layers": 3, "hidden": 40, "heads": 5, "patch": 4, "dropout": 0.1},
+        },
         "stages": [
             {**train, "name": "small", "model": "small", "zero_stage": 2, "schedule": rate},
             {"kind": "expand", "name": "grown", "source": "small", "model": "large", "depth": "cancel"},
-            {**train, "name": "large", "model": "large", "start": "grown", "zero_stage": 1, "schedule": {**rate, "kind": "lemon", "fraction": 0.5}},
+            {
+                **train,
+                "name": "large",
+                "model": "large",
+                "start": "grown",
+                "zero_stage": 1,
+                "schedule": {**rate, "kind": "lemon", "fraction": 0.5},
+            },
             {**train, "name": "scratch", "model": "large", "zero_stage": 3, "schedule": rate},
-        ], **top,
+        ],
+        **top,
     }
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -39,8 +59,11 @@ def records(run: Path, stage: str) -> list[dict]:
 
 def losses(run: Path, stage: str) -> list[tuple]:
     """(step, training loss, evaluation loss) of every record."""
-    return [(record["step"], record.get("loss"), record.get("eval_loss")) for record in records(run, stage)
-            if "save_seconds" not in record]
+    return [
+        (record["step"], record.get("loss"), record.get("eval_loss"))
+        for record in records(run, stage)
+        if "save_seconds" not in record
+    ]
 
 
 def ledger(run: Path, stage: str) -> list[dict]:

@@ -8,16 +8,33 @@ VOCAB, POSITIONS, IMAGE, PATCH, CLASSES = 61, 14, 8, 4, 3
 SMALL = {"layers": 2, "hidden": 12, "heads": 3, "mlp": 20}
 BERT_LIKE, ROTARY, IMAGES = ("bert-pre-ln", "bert", "roberta"), ("llama", "mistral", "qwen3"), ("vit", "deit", "dinov2")
 VARIANTS = {
-    "bert-pre-ln": {}, "bert-pre-ln transform": {"mlm_transform": True}, "bert-pre-ln encoder": {"head": "encoder"},
-    "bert": {}, "bert encoder": {"head": "encoder"}, "roberta": {}, "roberta encoder": {"head": "encoder"},
-    "vit": {}, "vit encoder": {"head": "encoder"}, "vit without bias": {"qkv_bias": False},
-    "deit": {}, "deit distilled": {"head": "distilled"}, "deit encoder": {"head": "encoder"},
-    "dinov2": {}, "dinov2 encoder": {"head": "encoder"},
-    "gpt2": {}, "gpt2 untied": {"tie_word_embeddings": False}, "gpt2 encoder": {"head": "encoder"},
-    "llama": {"tie_word_embeddings": False}, "llama tied": {"tie_word_embeddings": True}, "llama encoder": {"head": "encoder"},
+    "bert-pre-ln": {},
+    "bert-pre-ln transform": {"mlm_transform": True},
+    "bert-pre-ln encoder": {"head": "encoder"},
+    "bert": {},
+    "bert encoder": {"head": "encoder"},
+    "roberta": {},
+    "roberta encoder": {"head": "encoder"},
+    "vit": {},
+    "vit encoder": {"head": "encoder"},
+    "vit without bias": {"qkv_bias": False},
+    "deit": {},
+    "deit distilled": {"head": "distilled"},
+    "deit encoder": {"head": "encoder"},
+    "dinov2": {},
+    "dinov2 encoder": {"head": "encoder"},
+    "gpt2": {},
+    "gpt2 untied": {"tie_word_embeddings": False},
+    "gpt2 encoder": {"head": "encoder"},
+    "llama": {"tie_word_embeddings": False},
+    "llama tied": {"tie_word_embeddings": True},
+    "llama encoder": {"head": "encoder"},
     "llama biases": {"attention_bias": True, "mlp_bias": True},
-    "mistral": {"tie_word_embeddings": False}, "mistral encoder": {"head": "encoder"},
-    "qwen3": {"tie_word_embeddings": False}, "qwen3 tied": {"tie_word_embeddings": True}, "qwen3 encoder": {"head": "encoder"},
+    "mistral": {"tie_word_embeddings": False},
+    "mistral encoder": {"head": "encoder"},
+    "qwen3": {"tie_word_embeddings": False},
+    "qwen3 tied": {"tie_word_embeddings": True},
+    "qwen3 encoder": {"head": "encoder"},
 }
 """Every family and head, by name; the first word is the family."""
 
@@ -28,26 +45,57 @@ def sample(variant: str, **sizes) -> PretrainedConfig:
     family, wanted = models.family(name), {**SMALL, **sizes}
     end = given.pop("head", family.heads[0].name)
     head = next(head for head in family.heads if head.name == end)
-    return family.config_class(**_named(name, wanted), **given, architectures=[head.architecture])
+    return family.config_class(**_named(name, wanted), **given, architectures=[head.class_name])
 
 
 def _named(name: str, sizes: dict) -> dict:
     layers, hidden, heads, mlp = (sizes[key] for key in ("layers", "hidden", "heads", "mlp"))
     vocab, positions, eps = sizes.get("vocab", VOCAB), sizes.get("positions", POSITIONS), sizes.get("eps", 1e-2)
     if name == "gpt2":
-        return {"n_layer": layers, "n_embd": hidden, "n_head": heads, "n_inner": mlp, "vocab_size": vocab, "n_positions": positions,
-                "layer_norm_epsilon": eps, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0}
+        return {
+            "n_layer": layers,
+            "n_embd": hidden,
+            "n_head": heads,
+            "n_inner": mlp,
+            "vocab_size": vocab,
+            "n_positions": positions,
+            "layer_norm_epsilon": eps,
+            "attn_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "resid_pdrop": 0.0,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        }
     common = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
     if name in ROTARY:
-        return {**common, "num_key_value_heads": sizes.get("kv_heads", heads), "head_dim": sizes.get("head_dim", 4), "intermediate_size": mlp,
-                "vocab_size": vocab, "rms_norm_eps": eps, "max_position_embeddings": positions, "bos_token_id": 0, "eos_token_id": 0}
+        return {
+            **common,
+            "num_key_value_heads": sizes.get("kv_heads", heads),
+            "head_dim": sizes.get("head_dim", 4),
+            "intermediate_size": mlp,
+            "vocab_size": vocab,
+            "rms_norm_eps": eps,
+            "max_position_embeddings": positions,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        }
     common |= {"layer_norm_eps": eps, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     if name in BERT_LIKE:
         shift = 2 if name == "roberta" else 0  # RoBERTa counts positions from behind its padding token
         return {**common, "intermediate_size": mlp, "vocab_size": vocab, "max_position_embeddings": positions + shift}
-    inner = {"mlp_ratio": max(1, mlp // hidden), "layerscale_value": 0.7} if name == "dinov2" else {"intermediate_size": mlp}
-    return {**common, **inner, "image_size": sizes.get("image", IMAGE), "patch_size": sizes.get("patch", PATCH),
-            "id2label": {i: str(i) for i in range(CLASSES)}, "label2id": {str(i): i for i in range(CLASSES)}}
+    inner = (
+        {"mlp_ratio": max(1, mlp // hidden), "layerscale_value": 0.7}
+        if name == "dinov2"
+        else {"intermediate_size": mlp}
+    )
+    return {
+        **common,
+        **inner,
+        "image_size": sizes.get("image", IMAGE),
+        "patch_size": sizes.get("patch", PATCH),
+        "id2label": {i: str(i) for i in range(CLASSES)},
+        "label2id": {str(i): i for i in range(CLASSES)},
+    }
 
 
 def facts(variant: str) -> dict:

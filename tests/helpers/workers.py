@@ -106,10 +106,24 @@ class WorkerPool:
             listener.bind(address)
             listener.listen(self.world)
             listener.settimeout(0.2)
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.world),
-                       "-m", "tests.helpers.scripts.worker", address]
-            self.process = subprocess.Popen(command, stdout=self.output, stderr=subprocess.STDOUT, cwd=ROOT,
-                                            env=environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore"))
+            command = [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node",
+                str(self.world),
+                "-m",
+                "tests.helpers.scripts.worker",
+                address,
+            ]
+            self.process = subprocess.Popen(
+                command,
+                stdout=self.output,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env=environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore"),
+            )
             while len(self.connections) < self.world:
                 connection = self._accepted(listener)
                 hello = connection.receive()
@@ -132,7 +146,9 @@ class WorkerPool:
         answers: dict[int, Any] = {}
         deadline = time.monotonic() + JOB_SECONDS
         while waiting := [rank for rank in range(self.world) if rank not in answers]:
-            ready, _, _ = select.select([self.connections[rank] for rank in waiting], [], [], max(0.0, deadline - time.monotonic()))
+            ready, _, _ = select.select(
+                [self.connections[rank] for rank in waiting], [], [], max(0.0, deadline - time.monotonic())
+            )
             if not ready:
                 raise self._failure(f"ranks {waiting} did not answer within {JOB_SECONDS:.0f} s")
             for rank in (rank for rank in waiting if self.connections[rank] in ready):
@@ -162,7 +178,9 @@ class WorkerPools:
     def __enter__(self) -> "WorkerPools":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for pool in self.pools.values():
             pool.close()
 
@@ -172,10 +190,24 @@ class WorkerPools:
             self.pools[world] = WorkerPool(world)
         return self.pools[world].run(function, job)
 
-    def train(self, *, stage: int, world: int, first: int, steps: int, load: Path | None = None, again: Path | None = None,
-              save: Path | None = None, **more: object) -> list[float]:
+    def train(
+        self,
+        *,
+        stage: int,
+        world: int,
+        first: int,
+        steps: int,
+        load: Path | None = None,
+        again: Path | None = None,
+        save: Path | None = None,
+        **more: object,
+    ) -> list[float]:
         """The losses of the plain DeepSpeed script on `world` ranks, from step `first` on; see its docstring for the rest."""
-        places = {name: {"dir": str(path.parent), "tag": path.name} for name, path in (("load", load), ("again", again), ("save", save)) if path}
+        places = {
+            name: {"dir": str(path.parent), "tag": path.name}
+            for name, path in (("load", load), ("again", again), ("save", save))
+            if path
+        }
         job = {"stage": stage, "first": first, "steps": steps, "seed": 3 + first, **places, **more}
         return self.run("tests.helpers.scripts.plain_deepspeed:train", job, world)
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from pipeline import models
-from pipeline.axes import Table
-from pipeline.config import ModelSizes
+from pipeline.config.schema import ModelSizes
 from pipeline.errors import UserError
-from pipeline.growth.method import Options
-from pipeline.growth.verify import verify
+from pipeline.growth.method import ExpansionOptions
+from pipeline.growth.verification.equivalence import verify
+from pipeline.models.architecture import Architecture
 from tests.helpers.growing import (
+    ARCHITECTURES,
     EXACT,
     GROUPED,
     POST_NORM,
-    TABLES,
     WORDS,
     chained,
     difference,
@@ -33,37 +33,61 @@ from tests.helpers.rotation import rotated
 from tests.helpers.samples import SMALL, VARIANTS, sample
 
 WIDTHS = {
-    "double": times(2), "triple": times(3), "odd width": {"hidden": 20, "heads": 5, "mlp": 33},
-    "odd above double": {"hidden": 28, "heads": 7, "mlp": 51}, "three heads to four": {"hidden": 16, "heads": 4}, "mlp only": {"mlp": 27}, "nothing": {},
+    "double": times(2),
+    "triple": times(3),
+    "odd width": {"hidden": 20, "heads": 5, "mlp": 33},
+    "odd above double": {"hidden": 28, "heads": 7, "mlp": 51},
+    "three heads to four": {"hidden": 16, "heads": 4},
+    "mlp only": {"mlp": 27},
+    "nothing": {},
 }
 DEPTHS = {
-    "one layer more": {"layers": 3}, "layers doubled": {"layers": 4}, "two layers to five": {"layers": 5},
-    "everything": {"layers": 4, "hidden": 32, "heads": 8, "mlp": 47}, "everything by whole multiples": times(2, layers=3),
+    "one layer more": {"layers": 3},
+    "layers doubled": {"layers": 4},
+    "two layers to five": {"layers": 5},
+    "everything": {"layers": 4, "hidden": 32, "heads": 8, "mlp": 47},
+    "everything by whole multiples": times(2, layers=3),
     "everything twice and more": times(3, layers=5),
 }
 HEAD_SIZES = {
-    "4 to 8": {"hidden": 24, "heads": 3}, "4 to 9": {"hidden": 27, "heads": 3}, "4 to 10": {"hidden": 30, "heads": 3},
-    "4 to 6, four heads": {"hidden": 24, "heads": 4}, "4 to 9, six heads": {"hidden": 54, "heads": 6, "mlp": 70},
+    "4 to 8": {"hidden": 24, "heads": 3},
+    "4 to 9": {"hidden": 27, "heads": 3},
+    "4 to 10": {"hidden": 30, "heads": 3},
+    "4 to 6, four heads": {"hidden": 24, "heads": 4},
+    "4 to 9, six heads": {"hidden": 54, "heads": 6, "mlp": 70},
     "4 to 12": {"hidden": 36, "heads": 3, "layers": 3},
 }
 WAYS = [("zero", "even"), ("cancel", "even"), ("cancel", "top")]
-GROUPS = [((4, 2), to) for to in ((8, 4), (8, 2), (6, 3), (8, 8), (6, 2), (4, 4))] + [((6, 2), (6, 6)), ((6, 3), (10, 5))]
+GROUPS = [((4, 2), to) for to in ((8, 4), (8, 2), (6, 3), (8, 8), (6, 2), (4, 4))] + [
+    ((6, 2), (6, 6)),
+    ((6, 3), (10, 5)),
+]
 """(heads, groups) -> (heads, groups). (6, 2) to (6, 6) reorders the heads at equal width."""
 
 
-def forbidden(source: Table, target: Table, depth: str = "zero", placement: str = "even") -> str:
+def forbidden(source: Architecture, target: Architecture, depth: str = "zero", placement: str = "even") -> str:
     """The refusal that the rules demand; empty when there is none."""
-    before, after = source.stream.size, target.stream.size
+    before, after = source.residual.size, target.residual.size
     if after % before and any(space.kind == "inner" for space in target.spaces.values()):
         return f"a dense-activation-norm head cannot grow losslessly from {before} to {after}"
     if after % before and target.post_norm:
         return f"post-LN cannot grow losslessly from {before} to {after}"
     if placement == "top" and target.layers > 2 * source.layers:
         return f"placement 'top' at most doubles the layers, {source.layers} to {target.layers} is more"
-    read = {name for param in target.params if param.layered and param.touches(target.stream.name, "writes") for axis in param.axes
-            if axis.role == "reads" for name in axis.spaces}
+    read = {
+        name
+        for param in target.params
+        if param.layered and param.touches(target.residual.name, "writes")
+        for axis in param.axes
+        if axis.role == "reads"
+        for name in axis.spaces
+    }
     free = any(target.spaces[name].size > source.spaces[name].size for name in read)
-    return "depth 'cancel' needs a tensor with a free part" if depth == "cancel" and target.layers > source.layers and not free else ""
+    return (
+        "depth 'cancel' needs a tensor with a free part"
+        if depth == "cancel" and target.layers > source.layers and not free
+        else ""
+    )
 
 
 def check(variant: str, small: dict, large: dict, **options) -> None:
@@ -71,7 +95,7 @@ def check(variant: str, small: dict, large: dict, **options) -> None:
     moves = variant in POST_NORM and large.get("layers", 0) > SMALL["layers"]
     source, target = (sample(variant, eps=1e-12 if moves else 1e-2, **sizes) for sizes in (small, large))
     weights = randomised(source)
-    if reason := forbidden(models.table(source), models.table(target), **options):
+    if reason := forbidden(models.architecture_of(source), models.architecture_of(target), **options):
         with pytest.raises(UserError, match=reason):
             grown(weights, source, target, **options)
         return
@@ -87,7 +111,11 @@ def test_width_is_lossless(variant, sizes):
     check(variant, {}, sizes)
 
 
-@rotated(one_in=3, of=("variant", "sizes", "depth", "placement"), alike=lambda variant, sizes, depth, placement: (variant, depth))
+@rotated(
+    one_in=3,
+    of=("variant", "sizes", "depth", "placement"),
+    alike=lambda variant, sizes, depth, placement: (variant, depth),
+)
 @pytest.mark.parametrize("depth, placement", WAYS, ids=map("-".join, WAYS))
 @pytest.mark.parametrize("sizes", DEPTHS.values(), ids=DEPTHS)
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -107,13 +135,17 @@ def test_larger_heads_are_lossless(variant, sizes):
 def test_groups_of_keys_and_values_are_lossless(variant, small, large):
     """At a width that all of them divide, which stays or grows to an odd multiple of a head."""
     for hidden in (24, 24 * large[0] // 4) if 24 % large[0] == 0 else (5 * large[0],):
-        check(variant, {"hidden": 24, "heads": small[0], "kv_heads": small[1]}, {"hidden": hidden, "heads": large[0], "kv_heads": large[1]})
+        check(
+            variant,
+            {"hidden": 24, "heads": small[0], "kv_heads": small[1]},
+            {"hidden": hidden, "heads": large[0], "kv_heads": large[1]},
+        )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_chain_of_two_growths_is_lossless(variant):
     """Where the width must be a multiple, by whole multiples; the others at any size."""
-    whole = bool(forbidden(TABLES[variant], models.table(sample(variant, hidden=20, heads=5))))
+    whole = bool(forbidden(ARCHITECTURES[variant], models.architecture_of(sample(variant, hidden=20, heads=5))))
     odd = {"hidden": 20, "heads": 5, "layers": 3}, {"hidden": 28, "heads": 7, "layers": 5, "mlp": 60}
     steps = (times(2, layers=3), times(4, layers=5)) if whole else odd
     configs = [sample(variant, eps=1e-12 if variant in POST_NORM else 1e-2, **sizes) for sizes in ({}, *steps)]
@@ -132,7 +164,7 @@ def test_vocabulary_grows(variant, more):
     weights = randomised(source)
     large, target, made = grown(weights, source, target)
     assert difference(source, weights, target, large) <= EXACT
-    touched = [row for row in models.table(target).rows() if any("vocab" in axis.spaces for axis in row.axes)]
+    touched = [row for row in models.architecture_of(target).rows() if any("vocab" in axis.spaces for axis in row.axes)]
     assert touched
     for row in touched:
         new = large[row.name][61:]
@@ -142,17 +174,17 @@ def test_vocabulary_grows(variant, more):
             assert new.all() and new.std().item() == pytest.approx(target.initializer_range, rel=0.25)
     found = verify(source, weights.__getitem__, target, large.__getitem__, made.options)
     assert found.lossless, str(found)
-    assert (found.loss is None) == ("logits" not in TABLES[variant].outputs)
+    assert (found.loss is None) == ("logits" not in ARCHITECTURES[variant].outputs)
     assert found.loss is None or found.loss[0] != found.loss[1]
 
 
-@pytest.mark.parametrize("variant", [variant for variant in WORDS if "positions" in TABLES[variant].spaces])
+@pytest.mark.parametrize("variant", [variant for variant in WORDS if "positions" in ARCHITECTURES[variant].spaces])
 def test_number_of_positions_grows(variant):
     source, target = sample(variant), sample(variant, positions=20, **times(2))
     weights = randomised(source)
     large, target, made = grown(weights, source, target)
     assert difference(source, weights, target, large) <= EXACT
-    name = next(row.name for row in models.table(source).rows() if row.touches("positions", "reads"))
+    name = next(row.name for row in models.architecture_of(source).rows() if row.touches("positions", "reads"))
     known = len(weights[name])
     assert torch.equal(large[name][:known], weights[name].repeat(1, 2)) and len(large[name]) == known + 6
     assert large[name][known:].std().item() == pytest.approx(target.initializer_range, rel=0.25)
@@ -183,7 +215,9 @@ def test_the_tolerance_of_post_norm_depth_covers_epsilon_alone(variant):
     source = sample(variant, eps=1e-3)
     weights = randomised(source)
     large, target, made = grown(weights, source, sample(variant, eps=1e-3, layers=4))
-    name = next(row.name for row in models.table(target).rows() if row.layer == 1 and row.touches("mlp", "writes"))
+    name = next(
+        row.name for row in models.architecture_of(target).rows() if row.layer == 1 and row.touches("mlp", "writes")
+    )
     large[name] = large[name] + 0.01  # of a new layer, whose inner weights do not matter
     assert verify(source, weights.__getitem__, target, large.__getitem__, made.options).lossless
     name = name.replace(".1.", ".0.")
@@ -196,8 +230,13 @@ def test_post_norm_layers_that_are_not_doubled_stay_untouched(variant):
     source, target = sample(variant, layers=3), sample(variant, layers=4)
     weights = randomised(source)
     large, _, made = grown(weights, source, target, placement="top")
-    assert [layer.origin for layer in made.layers] == [0, 1, 2, 2] and [layer.new for layer in made.layers] == [False, False, False, True]
-    rows = {row.name: row for row in models.table(source).rows() if row.layer != 2}
+    assert [layer.origin for layer in made.layers] == [0, 1, 2, 2] and [layer.new for layer in made.layers] == [
+        False,
+        False,
+        False,
+        True,
+    ]
+    rows = {row.name: row for row in models.architecture_of(source).rows() if row.layer != 2}
     assert {row.layer for row in rows.values()} == {None, 0, 1}
     assert all(torch.equal(large[name], weights[name]) for name in rows)
 
@@ -214,8 +253,10 @@ def test_the_old_epsilon_is_not_lossless():
 
 
 PAPER = [((6, 384, 6), (12, 768, 12)), ((6, 512, 8), (12, 768, 12))]
-FACTS = {"bert-pre-ln": {"kind": "text", "vocab_size": 4096, "block": 128, "scored": 19},
-         "vit": {"kind": "images", "size": 224, "channels": 3, "class_names": [str(i) for i in range(100)]}}
+FACTS = {
+    "bert-pre-ln": {"kind": "text", "vocab_size": 4096, "block": 128, "scored": 19},
+    "vit": {"kind": "images", "size": 224, "channels": 3, "class_names": [str(i) for i in range(100)]},
+}
 
 
 @pytest.mark.parametrize("small, large", PAPER, ids=["384", "512"])
@@ -223,11 +264,13 @@ FACTS = {"bert-pre-ln": {"kind": "text", "vocab_size": 4096, "block": 128, "scor
 def test_published_pairs_pass_both_gates(name, small, large):
     """Stored in float32, the paper's pairs stay within the gates of a published result, at weights of the scale that training leaves."""
     patch = 16 if name == "vit" else None
-    source, target = (models.family(name).configure(ModelSizes(family=name, layers=n, hidden=d, heads=h, patch=patch), FACTS[name])
-                      for n, d, h in (small, large))
+    source, target = (
+        models.family(name).configure(ModelSizes(family=name, layers=n, hidden=d, heads=h, patch=patch), FACTS[name])
+        for n, d, h in (small, large)
+    )
     weights = {row: tensor.float() for row, tensor in randomised(source, seed=3, scale=0.05).items()}
     made, target = planned(source, target, depth="cancel")
     stored = {row: tensor.float() for row, tensor in growth(made, source, target).tensors(rows_of(weights))}
-    found = verify(source, weights.__getitem__, target, stored.__getitem__, Options(depth="cancel"), samples=1)
+    found = verify(source, weights.__getitem__, target, stored.__getitem__, ExpansionOptions(depth="cancel"), samples=1)
     assert found.lossless, str(found)
     assert min(found.symmetry.values()) > 1e-4

@@ -13,11 +13,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from pipeline import models
-from pipeline.growth import fpi, lemon
-from pipeline.growth.engine import Growth
+from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.maps import DenseMap, Maps, SpaceMap
-from pipeline.growth.method import Layer, Method, Options, Term
-from pipeline.growth.plan import Plan, make
+from pipeline.growth.method import ExpansionOptions, LayerOrigin, Method, Term
+from pipeline.growth.methods import fpi, lemon
+from pipeline.growth.plan import GrowthPlan, make
 from tests.helpers.growing import dense, growth, planned, randomised, rows_of, times
 from tests.helpers.samples import CLASSES, IMAGE, POSITIONS, VOCAB, sample
 
@@ -29,14 +29,18 @@ class Learned(nn.Module):
 
     def __init__(self, source, target, start: Maps):
         super().__init__()
-        self.source, self.target = models.table(source), models.table(target)
+        self.source, self.target = models.architecture_of(source), models.architecture_of(target)
         self.matrices, self.start = nn.ParameterDict(), start
         generator = torch.Generator().manual_seed(0)
         for name, chosen in start.items():
             for side, roles in (("writes", ("writes", "scales")), ("reads", ("reads",)), ("gains", ("gain",))):
-                if self.source.spaces[name].size < self.target.spaces[name].size and any(p.touches(name, *roles) for p in self.target.params):
+                if self.source.spaces[name].size < self.target.spaces[name].size and any(
+                    p.touches(name, *roles) for p in self.target.params
+                ):
                     known = dense(getattr(chosen, side)).float()
-                    self.matrices[f"{name} {side}"] = nn.Parameter(known + 1e-3 * torch.randn(known.shape, generator=generator))
+                    self.matrices[f"{name} {side}"] = nn.Parameter(
+                        known + 1e-3 * torch.randn(known.shape, generator=generator)
+                    )
         owners = torch.arange(self.target.layers) * self.source.layers // self.target.layers
         known = F.one_hot(owners, self.source.layers)
         self.mixture = nn.Parameter(known + 1e-3 * torch.randn(known.shape, generator=generator))
@@ -46,17 +50,21 @@ class Learned(nn.Module):
 
     def _space(self, name: str, chosen: SpaceMap) -> SpaceMap:
         """The learned sides of a space; those that no tensor uses stay."""
-        sides = {side: DenseMap(self.matrices[f"{name} {side}"]) for side in ("writes", "reads", "gains") if f"{name} {side}" in self.matrices}
+        sides = {
+            side: DenseMap(self.matrices[f"{name} {side}"])
+            for side in ("writes", "reads", "gains")
+            if f"{name} {side}" in self.matrices
+        }
         return replace(chosen, **sides, blind=None)
 
-    def layers(self, source: int, target: int, options: Options) -> tuple[Layer, ...]:
-        return tuple(Layer(tuple(Term(j, self.mixture[i, j]) for j in range(source))) for i in range(target))
+    def layers(self, source: int, target: int, options: ExpansionOptions) -> tuple[LayerOrigin, ...]:
+        return tuple(LayerOrigin(tuple(Term(j, self.mixture[i, j]) for j in range(source))) for i in range(target))
 
     def method(self) -> Method:
         return Method("learned", lambda *_: {"": self.maps()}, self.layers, lambda *_: [], lambda *_: ["it is learned"])
 
-    def plan(self, eps: float) -> Plan:
-        return make(self.source, self.target, eps, self.method(), Options(method="learned"))
+    def plan(self, eps: float) -> GrowthPlan:
+        return make(self.source, self.target, eps, self.method(), ExpansionOptions(method="learned"))
 
 
 def words() -> tuple[dict[str, Tensor], Tensor]:
@@ -84,10 +92,18 @@ TASKS = {"bert-pre-ln": words, "bert": words, "llama tied": words, "vit": pictur
 def test_twenty_steps_of_the_targets_loss_lower_it(variant, data, start):
     source, target = sample(variant), sample(variant, **times(2, layers=4))
     weights = {name: tensor.float() for name, tensor in randomised(source, scale=0.15).items()}
-    learned = Learned(source, target, start.choose(models.table(source), models.table(target), 0)[""])
-    plan = learned.plan(getattr(source, models.table(source).eps))
-    grower = Growth(plan, learned.source, learned.target, target.initializer_range, maps={"": learned.maps()}, dtype=torch.float32)
-    model, modules, (inputs, labels) = models.build(target), {row.name: row.module for row in learned.target.rows()}, data()
+    learned = Learned(
+        source, target, start.choose(models.architecture_of(source), models.architecture_of(target), 0)[""]
+    )
+    plan = learned.plan(getattr(source, models.architecture_of(source).eps))
+    grower = PlanExecutor(
+        plan, learned.source, learned.target, target.initializer_range, maps={"": learned.maps()}, dtype=torch.float32
+    )
+    model, modules, (inputs, labels) = (
+        models.build(target),
+        {row.name: row.module for row in learned.target.rows()},
+        data(),
+    )
     optimizer, losses = torch.optim.Adam(learned.parameters(), RATE), []
     for step in range(STEPS):
         tensors = {modules[name]: tensor for name, tensor in grower.tensors(rows_of(weights))}
@@ -95,7 +111,11 @@ def test_twenty_steps_of_the_targets_loss_lower_it(variant, data, start):
         optimizer.zero_grad()
         loss.backward()
         if step == 0:
-            silent = [name for name, parameter in learned.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+            silent = [
+                name
+                for name, parameter in learned.named_parameters()
+                if parameter.grad is None or not parameter.grad.any()
+            ]
             assert not silent, f"no gradient reaches {silent}"
             assert learned.mixture.grad.all()
         optimizer.step()
@@ -116,7 +136,7 @@ def test_learned_maps_that_equal_a_known_growth_give_it(variant):
             space, side = name.split()
             matrix.copy_(dense(getattr(learned.start[space], side)))
         learned.mixture.copy_(F.one_hot(torch.arange(4) % 2, 2))
-        grower = Growth(learned.plan(1e-2), learned.source, learned.target, 0.02, maps={"": learned.maps()})
+        grower = PlanExecutor(learned.plan(1e-2), learned.source, learned.target, 0.02, maps={"": learned.maps()})
         wanted = dict(growth(known, source, target).tensors(rows_of(weights)))
         for name, tensor in grower.tensors(rows_of(weights)):
             assert torch.allclose(tensor, wanted[name], atol=1e-12), name

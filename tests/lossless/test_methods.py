@@ -4,28 +4,48 @@ import pytest
 import torch
 
 from pipeline import models
-from pipeline.growth.engine import METHODS
-from pipeline.growth.verify import verify
-from tests.helpers.growing import EXACT, POST_NORM, TABLES, difference, grown, growth, planned, randomised, times
+from pipeline.growth.execute import METHODS
+from pipeline.growth.verification.equivalence import verify
+from tests.helpers.growing import ARCHITECTURES, EXACT, POST_NORM, difference, grown, growth, planned, randomised, times
 from tests.helpers.samples import VARIANTS, sample
 
 CHOSEN = ["bert-pre-ln", "bert", "vit", "gpt2", "qwen3 tied", "dinov2"]
 SIZES = {
-    "nothing": {}, "double": times(2), "triple": times(3), "odd width": {"hidden": 20, "heads": 5, "mlp": 33}, "mlp only": {"mlp": 40},
-    "depth": {"layers": 4}, "odd depth": {"layers": 5}, "both": times(2, layers=3),
+    "nothing": {},
+    "double": times(2),
+    "triple": times(3),
+    "odd width": {"hidden": 20, "heads": 5, "mlp": 33},
+    "mlp only": {"mlp": 40},
+    "depth": {"layers": 4},
+    "odd depth": {"layers": 5},
+    "both": times(2, layers=3),
 }
 WHOLE = {"nothing", "double", "triple", "mlp only"}
 LOSSLESS = {
-    "lemon": set(SIZES), "fpi": WHOLE, "net2net": {"nothing", "mlp only"}, "aki": {"nothing"}, "stack": {"nothing"}, "interpolate": {"nothing"},
+    "lemon": set(SIZES),
+    "fpi": WHOLE,
+    "net2net": {"nothing", "mlp only"},
+    "aki": {"nothing"},
+    "stack": {"nothing"},
+    "interpolate": {"nothing"},
     "random": set(),
 }
 """What each method must claim: no less, and no more."""
 REASONS = {
-    "fpi": {"odd width": ["embed grows from 12 to 20, no multiple: the norms see another variance"], "depth": ["layers repeat from 2 to 4"]},
-    "net2net": {"double": ["embed grows from 12 to 24 by entries drawn at random: the norms see another variance"],
-                "depth": ["layers repeat from 2 to 4"]},
-    "aki": {"double": ["new units come from the next layer"], "both": ["new units come from the next layer", "layers repeat from 2 to 3"]},
-    "stack": {"depth": ["layers repeat from 2 to 4"]}, "interpolate": {"odd depth": ["layers repeat from 2 to 5"]},
+    "fpi": {
+        "odd width": ["embed grows from 12 to 20, no multiple: the norms see another variance"],
+        "depth": ["layers repeat from 2 to 4"],
+    },
+    "net2net": {
+        "double": ["embed grows from 12 to 24 by entries drawn at random: the norms see another variance"],
+        "depth": ["layers repeat from 2 to 4"],
+    },
+    "aki": {
+        "double": ["new units come from the next layer"],
+        "both": ["new units come from the next layer", "layers repeat from 2 to 3"],
+    },
+    "stack": {"depth": ["layers repeat from 2 to 4"]},
+    "interpolate": {"odd depth": ["layers repeat from 2 to 5"]},
     "random": {"nothing": ["every tensor starts fresh"]},
 }
 
@@ -45,7 +65,13 @@ def refuses(method: str, variant: str, name: str) -> bool:
     return method == "lemon" and variant in POST_NORM and name == "odd width"
 
 
-CASES = [(method, variant, name) for method in METHODS for variant in CHOSEN for name in SIZES if not refuses(method, variant, name)]
+CASES = [
+    (method, variant, name)
+    for method in METHODS
+    for variant in CHOSEN
+    for name in SIZES
+    if not refuses(method, variant, name)
+]
 
 
 @pytest.mark.parametrize("method, variant, name", CASES, ids=["-".join(case) for case in CASES])
@@ -60,8 +86,11 @@ def test_methods_keep_their_word(method, variant, name):
     assert list(made.lossy) == REASONS.get(method, {}).get(name, list(made.lossy))
 
 
-@pytest.mark.parametrize("method, origins", [("stack", [0, 1, 2, 0, 1, 2, 0]), ("fpi", [0, 1, 2, 0, 1, 2, 0]), ("interpolate", [0, 0, 0, 1, 1, 2, 2])],
-                         ids=["stack", "fpi", "interpolate"])
+@pytest.mark.parametrize(
+    "method, origins",
+    [("stack", [0, 1, 2, 0, 1, 2, 0]), ("fpi", [0, 1, 2, 0, 1, 2, 0]), ("interpolate", [0, 0, 0, 1, 1, 2, 2])],
+    ids=["stack", "fpi", "interpolate"],
+)
 @pytest.mark.parametrize("variant", CHOSEN)
 def test_layers_stand_where_the_method_says(variant, method, origins):
     """Tensors equal the source's: layer i mod L_S when stacked, floor(i L_S / L_T) when interpolated."""
@@ -69,7 +98,7 @@ def test_layers_stand_where_the_method_says(variant, method, origins):
     weights = randomised(source)
     large, _, made = grown(weights, source, target, method=method)
     assert [layer.origin for layer in made.layers] == origins
-    for row in models.table(target).rows():
+    for row in models.architecture_of(target).rows():
         origin = row.template if row.layer is None else row.template.replace("{i}", str(origins[row.layer]))
         assert torch.equal(large[row.name], weights[origin]), row.name
 
@@ -80,14 +109,16 @@ def test_aki_takes_new_rows_from_the_next_layer(variant):
     source, target = sample(variant, layers=3, mlp=24), sample(variant, layers=3, mlp=36)
     weights = randomised(source)
     large, _, _ = grown(weights, source, target, method="aki")
-    for row in (row for row in models.table(source).rows() if row.touches("mlp", "writes")):
+    for row in (row for row in models.architecture_of(source).rows() if row.touches("mlp", "writes")):
         axis = next(axis for axis, label in enumerate(row.axes) if "mlp" in label.spaces)
         following = row.template.replace("{i}", str(min(row.layer + 1, 2)))
         assert torch.equal(large[row.name].narrow(axis, 0, 24), weights[row.name])
         assert torch.equal(large[row.name].narrow(axis, 24, 12), weights[following].narrow(axis, 0, 12))
 
 
-@pytest.mark.parametrize("method, moves", [("net2net", True), ("fpi", False), ("lemon", True), ("aki", False), ("random", True)])
+@pytest.mark.parametrize(
+    "method, moves", [("net2net", True), ("fpi", False), ("lemon", True), ("aki", False), ("random", True)]
+)
 @pytest.mark.parametrize("variant", CHOSEN)
 def test_only_what_draws_depends_on_the_seed(variant, method, moves):
     source, target = pair(variant, times(2))
@@ -108,27 +139,36 @@ def test_a_random_start_is_a_fresh_model(variant):
 
     own = dict(models.build(target, seed=1).named_parameters())
     for name, tensor in growth(made, source, target).tensors(closed):
-        row = next(row for row in models.table(target).rows() if row.name == name)
+        row = next(row for row in models.architecture_of(target).rows() if row.name == name)
         theirs = own[row.module].detach()
         assert tensor.shape == theirs.shape
         if row.fresh == "normal":
             wanted, error = row.std * target.initializer_range, 4 / (2 * tensor.numel()) ** 0.5
-            assert abs(tensor.std().item() / wanted - 1) < error and abs(tensor.mean().item()) < 4 * wanted / tensor.numel() ** 0.5
-            assert theirs.std().item() == pytest.approx(tensor.std().item(), rel=2 * error + 0.02), name  # a padding row may be zero
+            assert (
+                abs(tensor.std().item() / wanted - 1) < error
+                and abs(tensor.mean().item()) < 4 * wanted / tensor.numel() ** 0.5
+            )
+            assert theirs.std().item() == pytest.approx(tensor.std().item(), rel=2 * error + 0.02), (
+                name
+            )  # a padding row may be zero
         else:
             assert torch.equal(tensor.float(), theirs), name
 
 
-@pytest.mark.parametrize("variant", [variant for variant, table in TABLES.items() if "patch" in table.spaces])
+@pytest.mark.parametrize(
+    "variant", [variant for variant, architecture in ARCHITECTURES.items() if "patch" in architecture.spaces]
+)
 def test_larger_images_keep_the_prefix_and_are_declared_lossy(variant):
     source, target = sample(variant), sample(variant, image=16)
     weights = randomised(source)
     large, target, made = grown(weights, source, target)
-    prefix = TABLES[variant].spaces["positions"].prefix
+    prefix = ARCHITECTURES[variant].spaces["positions"].prefix
     assert made.lossy == (f"positions grows from {4 + prefix} to {16 + prefix} by interpolation",)
-    name = next(row.name for row in models.table(source).rows() if row.touches("positions", "reads"))
+    name = next(row.name for row in models.architecture_of(source).rows() if row.touches("positions", "reads"))
     assert torch.equal(large[name][:, :prefix], weights[name][:, :prefix]) and large[name].shape[1] == 16 + prefix
-    wanted = torch.nn.functional.interpolate(weights[name][:, prefix:].transpose(1, 2).reshape(1, -1, 2, 2), size=(4, 4), mode="bicubic")
+    wanted = torch.nn.functional.interpolate(
+        weights[name][:, prefix:].transpose(1, 2).reshape(1, -1, 2, 2), size=(4, 4), mode="bicubic"
+    )
     assert torch.allclose(large[name][:, prefix:], wanted.flatten(2).transpose(1, 2), atol=1e-12)
     assert all(torch.equal(large[other], weights[other]) for other in weights if other != name)
     found = verify(source, weights.__getitem__, target, large.__getitem__, made.options)
@@ -136,13 +176,15 @@ def test_larger_images_keep_the_prefix_and_are_declared_lossy(variant):
 
 
 @pytest.mark.parametrize("image, patch", [(16, 8), (12, 6), (24, 8)])
-@pytest.mark.parametrize("variant", [variant for variant, table in TABLES.items() if "patch" in table.spaces])
+@pytest.mark.parametrize(
+    "variant", [variant for variant, architecture in ARCHITECTURES.items() if "patch" in architecture.spaces]
+)
 def test_larger_patches_see_one_colour_as_before(variant, image, patch):
     source, target = sample(variant), sample(variant, image=image, patch=patch)
     weights = randomised(source)
     large, _, made = grown(weights, source, target)
     assert f"patch grows from 4 to {patch} by interpolation" in made.lossy and not made.lossless
-    name = next(row.name for row in models.table(source).rows() if row.touches("patch", "reads"))
+    name = next(row.name for row in models.architecture_of(source).rows() if row.touches("patch", "reads"))
     assert large[name].shape[2:] == (patch, patch)
     assert torch.allclose(large[name].sum((2, 3)), weights[name].sum((2, 3)), atol=1e-12)  # every pixel 1
 

@@ -6,20 +6,27 @@ import pytest
 import torch
 
 from pipeline import models
-from pipeline.growth.method import Options
-from pipeline.growth.probe import probe
-from pipeline.growth.symmetry import symmetry
-from pipeline.growth.verify import Pair
+from pipeline.growth.method import ExpansionOptions
+from pipeline.growth.verification.equivalence import EquivalenceCheck
+from pipeline.growth.verification.probe import probe
+from pipeline.growth.verification.symmetry import symmetry
 from tests.helpers.growing import GROUPED, dense, grown, growth, planned, randomised, rows_of, times
 from tests.helpers.samples import VARIANTS, sample
 
 LARGER_HEADS = {"hidden": 24, "heads": 3, "mlp": 48}
-GROWTHS = [(variant, times(2)) for variant in VARIANTS] + [(variant, LARGER_HEADS) for variant in VARIANTS if variant not in GROUPED]
+GROWTHS = [(variant, times(2)) for variant in VARIANTS] + [
+    (variant, LARGER_HEADS) for variant in VARIANTS if variant not in GROUPED
+]
 NAMES = [f"{variant}-{'heads' if sizes is not LARGER_HEADS else 'head size'}" for variant, sizes in GROWTHS]
 
 
 def measured(source, target, large: dict, **options) -> dict[str, float]:
-    return symmetry(target, lambda name: large[name].float(), Pair(source, target, Options(**options)).maps, probe(source))[1]
+    return symmetry(
+        target,
+        lambda name: large[name].float(),
+        EquivalenceCheck(source, target, ExpansionOptions(**options)).maps,
+        probe(source),
+    )[1]
 
 
 @pytest.mark.parametrize("variant, sizes", GROWTHS, ids=NAMES)
@@ -30,7 +37,11 @@ def test_copies_receive_different_gradients(variant, sizes):
         large, target, _ = grown(weights, source, sample(variant, **sizes), **options)
         found = measured(source, target, large, **options)
         assert set(found) == {"embed", "query", "value", "mlp"} | ({"key"} if sizes is not LARGER_HEADS else set())
-        assert all(measure < 1e-6 for measure in found.values()) if options else all(measure > 1e-4 for measure in found.values()), found
+        assert (
+            all(measure < 1e-6 for measure in found.values())
+            if options
+            else all(measure > 1e-4 for measure in found.values())
+        ), found
 
 
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in GROUPED])
@@ -45,14 +56,18 @@ def test_row_noise_of_keys_separates_queries_inside_a_head(variant):
         assert (measured(source, target, large)["query"] > 1e-4) == separate
 
 
-@pytest.mark.parametrize("sizes", [LARGER_HEADS, {"hidden": 30, "heads": 3}, {"hidden": 54, "heads": 6}], ids=["whole", "remainder", "more heads"])
+@pytest.mark.parametrize(
+    "sizes",
+    [LARGER_HEADS, {"hidden": 30, "heads": 3}, {"hidden": 54, "heads": 6}],
+    ids=["whole", "remainder", "more heads"],
+)
 @pytest.mark.parametrize("variant", ["vit", "gpt2", "dinov2"])
 def test_queries_do_not_see_row_noise(variant, sizes):
     """E_Q^T M = 0 in every head, and M is not 0; rows of queries and values have none."""
     source = sample(variant)
     made, target = planned(source, sample(variant, **sizes))
     grower, weights = growth(made, source, target), randomised(source)
-    spaces, inside = models.table(target).spaces, grower.maps[""]["key"].blind
+    spaces, inside = models.architecture_of(target).spaces, grower.maps[""]["key"].blind
     seen = 0
     for row in made.rows:
         param = grower.params[row.target]
@@ -83,15 +98,21 @@ def test_noise_depends_on_its_seed_and_on_nothing_else(variant):
     other, _, _ = grown(weights, source, target, depth="cancel", seed=1)
     noisy = {row.target for row in made.rows if row.noise}
     assert noisy and {name for name in large if not torch.equal(large[name], other[name])} == noisy
-    assert {row.template for row in models.table(changed).rows() if row.use == "matmul" and row.touches("mlp", "reads")} <= {
-        row.template for row in models.table(changed).rows() if row.name in noisy}
+    assert {
+        row.template
+        for row in models.architecture_of(changed).rows()
+        if row.use == "matmul" and row.touches("mlp", "reads")
+    } <= {row.template for row in models.architecture_of(changed).rows() if row.name in noisy}
 
 
 @pytest.mark.parametrize("factor", [2, 3])
 def test_noise_is_fresh_initialisation_as_far_as_it_is_free(factor):
     """N = s * (Z - Z E (E^T E)^-1 E^T): its size is that of fresh weights times sqrt(1 - 1/k), it scales with s, and N E = 0.
     No two tensors have the same."""
-    source, target = sample("vit", hidden=48, heads=12, mlp=96), sample("vit", hidden=48 * factor, heads=12 * factor, mlp=96 * factor)
+    source, target = (
+        sample("vit", hidden=48, heads=12, mlp=96),
+        sample("vit", hidden=48 * factor, heads=12 * factor, mlp=96 * factor),
+    )
     weights = randomised(source)
     none, once, thrice = (grown(weights, source, target, noise=noise)[0] for noise in (0.0, 1.0, 3.0))
     made, changed = planned(source, target)

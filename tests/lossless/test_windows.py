@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import models
-from pipeline.growth import draws
-from pipeline.growth.engine import METHODS, Growth, plan
-from pipeline.growth.method import Options
-from pipeline.growth.moments import VIEWS, Moment, refusals
-from pipeline.growth.plan import Row
-from pipeline.state import by_rows
-from pipeline.streams import derive
+from pipeline.checkpoints.state import by_rows
+from pipeline.growth import initialization
+from pipeline.growth.execute import METHODS, PlanExecutor, plan_growth
+from pipeline.growth.method import ExpansionOptions
+from pipeline.growth.optimizer_state import VIEWS, Moment, refusals
+from pipeline.growth.plan import TensorPlan
+from pipeline.rng import derive
 from tests.helpers.growing import randomised, rows_of
 from tests.helpers.samples import IMAGES, VARIANTS, sample
 
@@ -26,15 +26,17 @@ WHOLE = {"hidden": 24, "heads": 6, "mlp": 40, "layers": 4}
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Tiny tensors, drawn in many blocks."""
-    monkeypatch.setattr(draws, "BLOCK", 64)
+    monkeypatch.setattr(initialization, "BLOCK", 64)
 
 
-def grower(variant: str, large: dict, **options) -> tuple[Growth, dict]:
+def grower(variant: str, large: dict, **options) -> tuple[PlanExecutor, dict]:
     """In float32, as checkpoints are grown."""
     source, target = sample(variant), sample(variant, **large)
-    tables = models.table(source), models.table(target)
-    made = plan(*tables, getattr(source, tables[0].eps), Options(**options))
-    return Growth(made, *tables, target.initializer_range, dtype=torch.float32), {n: t.float() for n, t in randomised(source).items()}
+    architectures = models.architecture_of(source), models.architecture_of(target)
+    made = plan_growth(*architectures, getattr(source, architectures[0].eps), ExpansionOptions(**options))
+    return PlanExecutor(made, *architectures, target.initializer_range, dtype=torch.float32), {
+        n: t.float() for n, t in randomised(source).items()
+    }
 
 
 def sizes(variant: str) -> dict:
@@ -43,27 +45,39 @@ def sizes(variant: str) -> dict:
     return {**(WHOLE if whole else LARGE), **({} if variant.split()[0] in IMAGES else {"vocab": 80})}
 
 
-def in_windows(row: Row, make, height: int) -> torch.Tensor:
-    return torch.cat([make(range(begin, min(begin + height, row.shape[0]))) for begin in range(0, row.shape[0], height)])
+def in_windows(row: TensorPlan, make, height: int) -> torch.Tensor:
+    return torch.cat(
+        [make(range(begin, min(begin + height, row.shape[0]))) for begin in range(0, row.shape[0], height)]
+    )
 
 
-def same(row: Row, make) -> bool:
+def same(row: TensorPlan, make) -> bool:
     whole = make(range(row.shape[0]))
-    return tuple(whole.shape) == row.shape and all(torch.equal(whole, in_windows(row, make, height)) for height in (1, 3, 7))
+    return tuple(whole.shape) == row.shape and all(
+        torch.equal(whole, in_windows(row, make, height)) for height in (1, 3, 7)
+    )
 
 
 @pytest.mark.parametrize("depth", ["zero", "cancel"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_weights(variant, depth):
     growth, weights = grower(variant, sizes(variant), depth=depth)
-    assert not [row.target for row in growth.plan.rows if not same(row, lambda rows, row=row: growth.tensor(row, rows_of(weights), rows))]
+    assert not [
+        row.target
+        for row in growth.plan.rows
+        if not same(row, lambda rows, row=row: growth.tensor(row, rows_of(weights), rows))
+    ]
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"lemon"}))
 @pytest.mark.parametrize("variant", ["bert", "vit", "gpt2", "qwen3"])
 def test_other_methods(variant, method):
     growth, weights = grower(variant, {"layers": 4} if method in ("stack", "interpolate") else WHOLE, method=method)
-    assert not [row.target for row in growth.plan.rows if not same(row, lambda rows, row=row: growth.tensor(row, rows_of(weights), rows))]
+    assert not [
+        row.target
+        for row in growth.plan.rows
+        if not same(row, lambda rows, row=row: growth.tensor(row, rows_of(weights), rows))
+    ]
 
 
 @pytest.mark.parametrize("slot", VIEWS)
@@ -73,13 +87,19 @@ def test_moments(variant, slot):
     if refusals(growth.plan, set(VIEWS)):
         growth, weights = grower(variant, WHOLE)
     squares = {name: tensor.square() for name, tensor in weights.items()}
-    assert not [row.target for row in growth.plan.rows if not same(row, Moment(growth, row, slot, rows_of(squares)).rows)]
+    assert not [
+        row.target for row in growth.plan.rows if not same(row, Moment(growth, row, slot, rows_of(squares)).rows)
+    ]
 
 
 @pytest.mark.parametrize("patch", [4, 6])
 def test_interpolated_tables(patch):
     growth, weights = grower("vit", {**LARGE, "image": 3 * patch, "patch": patch})
-    assert not [row.target for row in growth.plan.rows if not same(row, lambda rows, row=row: growth.tensor(row, rows_of(weights), rows))]
+    assert not [
+        row.target
+        for row in growth.plan.rows
+        if not same(row, lambda rows, row=row: growth.tensor(row, rows_of(weights), rows))
+    ]
 
 
 @pytest.mark.parametrize("slot", ["", *VIEWS])
@@ -96,7 +116,11 @@ def test_a_window_reads_what_it_needs(variant, slot):
 
     for row in (row for row in growth.plan.rows if len(row.shape) == 2 and row.sources):
         read.clear()
-        in_windows(row, Moment(growth, row, slot, counted).rows if slot else lambda w, row=row: growth.tensor(row, counted, w), 7)
+        in_windows(
+            row,
+            Moment(growth, row, slot, counted).rows if slot else lambda w, row=row: growth.tensor(row, counted, w),
+            7,
+        )
         source = weights[row.sources[0].name].shape[0]
         assert sum(len(wanted) for _, wanted in read) <= 4 * row.shape[0] + source, row.target
         assert row.shape[0] < 1000 or sum(len(wanted) for _, wanted in read) <= 2 * source, row.target
@@ -105,19 +129,28 @@ def test_a_window_reads_what_it_needs(variant, slot):
 def test_blocks_differ(monkeypatch):
     """Every block has its own numbers, of the same spread; the first has those of a tensor that is one block."""
     seeds = partial(derive, 0)
-    drawn = draws.normal((100, 16), torch.arange(100), 0.5, seeds)
+    drawn = initialization.normal((100, 16), torch.arange(100), 0.5, seeds)
     blocks = drawn.split(4)
-    assert all(not torch.equal(one, other) for one, other in zip(blocks, blocks[1:], strict=False)) and 0.45 < drawn.std() < 0.55
-    assert torch.equal(draws.normal((100, 16), torch.tensor([2, 5, 50]), 0.5, seeds), drawn[[2, 5, 50]])
-    monkeypatch.setattr(draws, "BLOCK", 1 << 20)
-    assert torch.equal(draws.normal((4, 16), torch.arange(4), 0.5, seeds), blocks[0])
+    assert (
+        all(not torch.equal(one, other) for one, other in zip(blocks, blocks[1:], strict=False))
+        and 0.45 < drawn.std() < 0.55
+    )
+    assert torch.equal(initialization.normal((100, 16), torch.tensor([2, 5, 50]), 0.5, seeds), drawn[[2, 5, 50]])
+    monkeypatch.setattr(initialization, "BLOCK", 1 << 20)
+    assert torch.equal(initialization.normal((4, 16), torch.arange(4), 0.5, seeds), blocks[0])
 
 
 def test_a_rank_draws_no_more_than_its_share(monkeypatch):
     """Half of a matrix costs half of its noise, and a block at most."""
     growth, weights = grower("bert-pre-ln", LARGE)
-    row, drawn, normal = next(row for row in growth.plan.rows if row.noise and len(row.shape) == 2), [], torch.Tensor.normal_
-    monkeypatch.setattr(torch.Tensor, "normal_", lambda self, *how, **more: drawn.append(self.numel()) or normal(self, *how, **more))
+    row, drawn, normal = (
+        next(row for row in growth.plan.rows if row.noise and len(row.shape) == 2),
+        [],
+        torch.Tensor.normal_,
+    )
+    monkeypatch.setattr(
+        torch.Tensor, "normal_", lambda self, *how, **more: drawn.append(self.numel()) or normal(self, *how, **more)
+    )
     growth.tensor(row, rows_of(weights))
     whole, block = sum(drawn), max(drawn)
     drawn.clear()
@@ -133,4 +166,6 @@ def test_any_elements_of_rows(one, other):
     entry = by_rows((5, 3, 4), lambda rows: (asked.append(rows), whole[rows.start : rows.stop])[1])
     assert torch.equal(entry.part(start, stop), whole.reshape(-1)[start:stop])
     assert asked[0].start == start // 12 and asked[0].stop == -(-stop // 12)
-    assert torch.equal(torch.cat([torch.empty(0, dtype=torch.int64), *entry.parts(start, stop, 7)]), whole.reshape(-1)[start:stop])
+    assert torch.equal(
+        torch.cat([torch.empty(0, dtype=torch.int64), *entry.parts(start, stop, 7)]), whole.reshape(-1)[start:stop]
+    )

@@ -6,20 +6,20 @@ import pytest
 import torch
 
 from pipeline import models
-from pipeline.growth.probe import fitted, probe
-from pipeline.models.lazy import lazy, recomputed
+from pipeline.growth.verification.probe import fitted, probe
+from pipeline.models.streaming import lazy, recomputed
 from tests.helpers.samples import VARIANTS, sample
 
 
 def randomised(config) -> dict[str, torch.Tensor]:
-    generator, table = torch.Generator().manual_seed(5), models.table(config)
-    return {row.name: torch.randn(table.shape(row), generator=generator) * 0.3 for row in table.rows()}
+    generator, architecture = torch.Generator().manual_seed(5), models.architecture_of(config)
+    return {row.name: torch.randn(architecture.shape(row), generator=generator) * 0.3 for row in architecture.rows()}
 
 
 def loss(model, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
     outputs = model(**fitted(inputs, model))
-    first = outputs[next(iter(models.table(model.config).outputs))]
-    return first.detach(), sum(outputs[name].square().sum() for name in models.table(model.config).outputs)
+    first = outputs[next(iter(models.architecture_of(model.config).outputs))]
+    return first.detach(), sum(outputs[name].square().sum() for name in models.architecture_of(model.config).outputs)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -38,10 +38,12 @@ def test_outputs_and_gradients_equal_the_whole_models(variant):
     given, target = loss(streamed, inputs)
     target.backward()
     assert torch.equal(given, expected)
-    for row in models.table(config).rows():
+    for row in models.architecture_of(config).rows():
         wanted = dict(whole.named_parameters())[row.module].grad
         if wanted is not None:
-            assert torch.allclose(found[row.name], wanted, rtol=1e-6, atol=1e-7 * wanted.abs().max()), row.name  # a tied tensor's two parts add up
+            assert torch.allclose(found[row.name], wanted, rtol=1e-6, atol=1e-7 * wanted.abs().max()), (
+                row.name
+            )  # a tied tensor's two parts add up
     assert all(parameter.is_meta for parameter in streamed.parameters())
 
 

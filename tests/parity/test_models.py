@@ -46,11 +46,15 @@ def test_bert_is_transformers_bert():
 def test_pre_ln_bert_is_transformers_pre_ln_encoder():
     """RobertaPreLayerNorm has the same layers under the same names; only its embeddings differ."""
     ours, inputs = randomised("bert-pre-ln"), batch()
-    config = RobertaPreLayerNormConfig(**{k: v for k, v in ours.config.to_dict().items() if k != "model_type"}, attn_implementation="sdpa")
+    config = RobertaPreLayerNormConfig(
+        **{k: v for k, v in ours.config.to_dict().items() if k != "model_type"}, attn_implementation="sdpa"
+    )
     encoder = RobertaPreLayerNormEncoder(config).double().eval()
     encoder.load_state_dict(ours.bert.encoder.state_dict())
     hidden = ours.bert.embeddings(inputs["input_ids"], None)
-    bias = torch.zeros(3, 1, 1, POSITIONS, dtype=torch.float64).masked_fill(inputs["attention_mask"][:, None, None] == 0, -torch.inf)
+    bias = torch.zeros(3, 1, 1, POSITIONS, dtype=torch.float64).masked_fill(
+        inputs["attention_mask"][:, None, None] == 0, -torch.inf
+    )
     expected = ours.bert.LayerNorm(encoder(hidden, attention_mask=bias).last_hidden_state)
     torch.testing.assert_close(ours.bert(**inputs).last_hidden_state, expected, **TIGHT)
 

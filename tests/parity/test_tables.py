@@ -6,7 +6,7 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import models
-from pipeline.flops import cost
+from pipeline.accounting.flops import cost
 from tests.helpers.samples import IMAGE, POSITIONS, VARIANTS, VOCAB, facts, sample
 
 BATCH = 2
@@ -18,7 +18,11 @@ def inputs(variant: str) -> dict[str, torch.Tensor]:
     if facts(variant)["kind"] == "images":
         return {"pixel_values": torch.randn(BATCH, 3, IMAGE, IMAGE)}
     ids = torch.randint(VOCAB, (BATCH, POSITIONS))
-    chosen = {"masked_positions": torch.stack([torch.randperm(POSITIONS)[:3] for _ in range(BATCH)])} if variant in TRAINED else {}
+    chosen = (
+        {"masked_positions": torch.stack([torch.randperm(POSITIONS)[:3] for _ in range(BATCH)])}
+        if variant in TRAINED
+        else {}
+    )
     return {"input_ids": ids, **chosen}
 
 
@@ -30,12 +34,12 @@ def positions(variant: str, config) -> dict[str, int]:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_table_names_and_shapes_equal_the_model(variant):
     config = sample(variant, heads=4, kv_heads=2, hidden=16)
-    table, model = models.table(config), models.build(config)
-    wanted = {row.module: table.shape(row) for row in table.rows()}
+    architecture, model = models.architecture_of(config), models.build(config)
+    wanted = {row.module: architecture.shape(row) for row in architecture.rows()}
     assert wanted == {n: tuple(p.shape) for n, p in model.named_parameters()}
-    assert table.parameters == sum(p.numel() for p in model.parameters())
-    assert set(table.aliases) == set(model.state_dict()) - set(wanted)
-    assert set(table.outputs) <= set(model(**inputs(variant)).keys())
+    assert architecture.parameters == sum(p.numel() for p in model.parameters())
+    assert set(architecture.aliases) == set(model.state_dict()) - set(wanted)
+    assert set(architecture.outputs) <= set(model(**inputs(variant)).keys())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -43,15 +47,18 @@ def test_published_names_are_those_of_saved_files(variant, tmp_path):
     config = sample(variant)
     models.build(config).save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        assert set(file.keys()) == {row.name for row in models.table(config).rows()}
+        assert set(file.keys()) == {row.name for row in models.architecture_of(config).rows()}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_config_says_its_head(variant):
     config = sample(variant)
     model = models.build(config)
-    assert models.of_config(config).head(config).architecture in {c.__name__ for c in type(model).__mro__}
-    assert models.recognise({**config.to_dict(), "architectures": config.architectures}, "x")[1].architectures == config.architectures
+    assert models.of_config(config).head(config).class_name in {c.__name__ for c in type(model).__mro__}
+    assert (
+        models.recognise({**config.to_dict(), "architectures": config.architectures}, "x")[1].architectures
+        == config.architectures
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -59,11 +66,13 @@ def test_fresh_values_are_those_of_the_model(variant):
     """Standard deviations within 4 of their own standard errors, at a width that makes them small; constants exactly."""
     config = sample(variant, hidden=64, heads=16, mlp=192, vocab=400, positions=100)
     parameters = dict(models.build(config, seed=3).named_parameters())
-    for row in models.table(config).rows():
+    for row in models.architecture_of(config).rows():
         values = parameters[row.module].detach()
         if row.fresh == "normal":
             wanted, error = row.std * config.initializer_range, 4 / (2 * values.numel()) ** 0.5
-            assert abs(values.std().item() / wanted - 1) < error + 0.01, row.name  # a table may hold a padding row of zeros
+            assert abs(values.std().item() / wanted - 1) < error + 0.01, (
+                row.name
+            )  # a table may hold a padding row of zeros
         else:
             assert (values == (row.std if row.fresh == "ones" else 0.0)).all(), row.name
 
@@ -75,17 +84,17 @@ def test_flops_equal_torchs_counter_exactly(variant, checkpointing):
     model = models.build(config, attention="eager").train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    table = models.table(config)
-    expected = cost(table, positions(variant, config))
+    architecture = models.architecture_of(config)
+    expected = cost(architecture, positions(variant, config))
     with FlopCounterMode(display=False) as counter:
         outputs = model(**inputs(variant))
     assert counter.get_total_flops() == BATCH * expected.forward
     with FlopCounterMode(display=False) as counter:
-        sum(outputs[name].float().square().sum() for name in table.outputs).backward()
+        sum(outputs[name].float().square().sum() for name in architecture.outputs).backward()
     assert counter.get_total_flops() == BATCH * (expected.backward + (expected.recompute if checkpointing else 0))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_decay_is_for_matrices_that_multiply(variant):
-    for row in models.table(sample(variant)).rows():
+    for row in models.architecture_of(sample(variant)).rows():
         assert row.decay == (row.use in ("matmul", "both")), row.name

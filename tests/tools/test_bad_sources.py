@@ -31,7 +31,9 @@ def scramble(path: Path) -> None:
     path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
 
 
-@pytest.mark.parametrize("damage", [cut, scramble, lambda path: path.write_bytes(b"")], ids=["truncated", "corrupt header", "empty"])
+@pytest.mark.parametrize(
+    "damage", [cut, scramble, lambda path: path.write_bytes(b"")], ids=["truncated", "corrupt header", "empty"]
+)
 def test_damaged_safetensors(tmp_path, capsys, damage):
     damage(saved(tmp_path / "small", "vit") / "model.safetensors")
     refused(capsys, tmp_path, "vit", "model.safetensors: not a whole safetensors file", "copy it again")
@@ -40,11 +42,19 @@ def test_damaged_safetensors(tmp_path, capsys, damage):
 def test_a_missing_shard(tmp_path, capsys):
     small = saved(tmp_path / "small", "vit")
     (small / "model.safetensors").unlink()
-    (small / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-00001-of-00001.safetensors"}}))
+    (small / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model-00001-of-00001.safetensors"}})
+    )
     refused(capsys, tmp_path, "vit", "model-00001-of-00001.safetensors: not a whole safetensors file")
 
 
-@pytest.mark.parametrize("content, complaint", [({}, "names no files in 'weight_map'"), ({"weight_map": {"a": "../x.safetensors"}}, "is not a file of this folder")])
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        ({}, "names no files in 'weight_map'"),
+        ({"weight_map": {"a": "../x.safetensors"}}, "is not a file of this folder"),
+    ],
+)
 def test_an_index_that_is_none(tmp_path, capsys, content, complaint):
     (saved(tmp_path / "small", "vit") / "model.safetensors.index.json").write_text(json.dumps(content))
     refused(capsys, tmp_path, "vit", complaint)
@@ -60,7 +70,12 @@ def test_pickled_code_is_not_run(tmp_path, capsys, archive):
     small = saved(tmp_path / "small", "vit")
     (small / "model.safetensors").unlink()
     torch.save({"a": Malicious()}, small / "pytorch_model.bin", _use_new_zipfile_serialization=archive)
-    refused(capsys, tmp_path, "vit", "pytorch_model.bin: cannot be loaded safely (damaged, or it holds code): it holds exec, which no checkpoint needs")
+    refused(
+        capsys,
+        tmp_path,
+        "vit",
+        "pytorch_model.bin: cannot be loaded safely (damaged, or it holds code): it holds exec, which no checkpoint needs",
+    )
 
 
 def test_a_pickle_of_something_else(tmp_path, capsys):
@@ -76,16 +91,29 @@ def test_numbers_that_are_not_finite(tmp_path, capsys, value):
         tensors["vit.encoder.layer.1.output.dense.weight"][3, 4] = value
 
     change(saved(tmp_path / "small", "vit"), spoil)
-    refused(capsys, tmp_path, "vit", "'vit.encoder.layer.1.output.dense.weight' holds NaN or infinite values", "use an older checkpoint")
+    refused(
+        capsys,
+        tmp_path,
+        "vit",
+        "'vit.encoder.layer.1.output.dense.weight' holds NaN or infinite values",
+        "use an older checkpoint",
+    )
 
 
 def test_a_missing_tensor(tmp_path, capsys):
     change(saved(tmp_path / "small", "qwen3"), lambda tensors: tensors.pop("model.layers.1.self_attn.q_norm.weight"))
-    refused(capsys, tmp_path, "qwen3", "1 tensors of the config's model are missing, such as 'model.layers.1.self_attn.q_norm.weight'")
+    refused(
+        capsys,
+        tmp_path,
+        "qwen3",
+        "1 tensors of the config's model are missing, such as 'model.layers.1.self_attn.q_norm.weight'",
+    )
 
 
 def test_an_extra_tensor(tmp_path, capsys):
-    change(saved(tmp_path / "small", "qwen3"), lambda tensors: tensors.update({"model.layers.7.mystery": torch.zeros(3)}))
+    change(
+        saved(tmp_path / "small", "qwen3"), lambda tensors: tensors.update({"model.layers.7.mystery": torch.zeros(3)})
+    )
     refused(capsys, tmp_path, "qwen3", "belong to no part of the config's model, such as 'model.layers.7.mystery'")
 
 
@@ -98,7 +126,13 @@ def test_a_config_that_contradicts_the_weights(tmp_path, capsys):
 
 def test_a_target_of_another_family(tmp_path, capsys):
     saved(tmp_path / "small", "gpt2")
-    refused(capsys, tmp_path, "gpt2", "the source is a 'gpt2', the target a 'llama'", target=wanted(tmp_path / "other.json", "llama", **LARGE))
+    refused(
+        capsys,
+        tmp_path,
+        "gpt2",
+        "the source is a 'gpt2', the target a 'llama'",
+        target=wanted(tmp_path / "other.json", "llama", **LARGE),
+    )
 
 
 def test_an_unknown_family(tmp_path, capsys):
@@ -117,17 +151,29 @@ def test_a_target_that_computes_something_else(tmp_path, capsys):
 def test_alternating_attention_cannot_grow_in_depth(tmp_path, capsys):
     small = saved(tmp_path / "small", "qwen3")
     content = json.loads((small / "config.json").read_text())
-    (small / "config.json").write_text(json.dumps({**content, "layer_types": ["sliding_attention", "full_attention"], "use_sliding_window": True, "sliding_window": 4}))
+    (small / "config.json").write_text(
+        json.dumps(
+            {
+                **content,
+                "layer_types": ["sliding_attention", "full_attention"],
+                "use_sliding_window": True,
+                "sliding_window": 4,
+            }
+        )
+    )
     target = wanted(tmp_path / "deep.json", "qwen3", layers=4)
     refused(capsys, tmp_path, "qwen3", "sliding", target=target)
 
 
-@pytest.mark.parametrize("more, complaint", [
-    (["--method", "lemn"], "unknown method 'lemn'; did you mean 'lemon'?"),
-    (["--dtype", "float16", "--zero-stage", "2"], "--dtype float16 belongs to --format huggingface"),
-    (["--format", "universal", "--world-size", "2"], "belong to --format zero"),
-    (["--optimizer-state", "grow"], "the source holds no exp_avg and no exp_avg_sq; use --optimizer-state reset"),
-])
+@pytest.mark.parametrize(
+    "more, complaint",
+    [
+        (["--method", "lemn"], "unknown method 'lemn'; did you mean 'lemon'?"),
+        (["--dtype", "float16", "--zero-stage", "2"], "--dtype float16 belongs to --format huggingface"),
+        (["--format", "universal", "--world-size", "2"], "belong to --format zero"),
+        (["--optimizer-state", "grow"], "the source holds no exp_avg and no exp_avg_sq; use --optimizer-state reset"),
+    ],
+)
 def test_options_that_contradict(tmp_path, capsys, more, complaint):
     saved(tmp_path / "small", "vit")
     target = wanted(tmp_path / "target.json", "vit", **LARGE)

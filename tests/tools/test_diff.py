@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline import difference, models
-from pipeline.checkpoints import Format
-from pipeline.state import Group, State, in_memory
+from pipeline import models
+from pipeline.checkpoints import CheckpointLayout, diff
+from pipeline.checkpoints.state import Group, State, in_memory
 from tests.helpers.checkpoints import FORMATS, foreign, saved, source, state
 from tests.helpers.cli import lemon
 from tests.helpers.samples import sample
@@ -34,7 +34,11 @@ def compared(capsys, a: Path, b: Path, *more: object) -> tuple[int, dict]:
 def test_one_state_in_two_layouts_is_bit_equal(held, capsys, name):
     code, found = compared(capsys, held["1 on 3"], held[name])
     assert code == 0 and found["equal"] and found["names"] == "published"
-    assert {kind: part["equal"] for kind, part in found["tensors"].items()} == {"weights": 38, "exp_avg": 38, "exp_avg_sq": 38}
+    assert {kind: part["equal"] for kind, part in found["tensors"].items()} == {
+        "weights": 38,
+        "exp_avg": 38,
+        "exp_avg_sq": 38,
+    }
 
 
 def test_hugging_face_files_hold_the_weights_alone(held, capsys):
@@ -42,7 +46,10 @@ def test_hugging_face_files_hold_the_weights_alone(held, capsys):
     assert code == 0 and found["tensors"]["weights"]["equal"] == 38 and set(found["tensors"]) == {"weights"}
     code, found = compared(capsys, held["huggingface"], held["3 on 2"])
     assert code == 1 and len(found["tensors"]["exp_avg"]["only_b"]) == 38 and found["without_optimizer"] == ["A"]
-    assert "optimizer    A holds none; --weights-only leaves it out" in lemon(capsys, "diff", held["huggingface"], held["3 on 2"])[1]
+    assert (
+        "optimizer    A holds none; --weights-only leaves it out"
+        in lemon(capsys, "diff", held["huggingface"], held["3 on 2"])[1]
+    )
 
 
 def changed(name: str, value: float) -> torch.Tensor:
@@ -57,31 +64,57 @@ def variants() -> dict[str, tuple[State, str]]:
     moments = {**one.slots, "exp_avg_sq": {**one.slots["exp_avg_sq"], "b": in_memory([("b", torch.zeros(3))])["b"]}}
     groups = Group(("a",), {**one.groups[0].hyper, "betas": (0.9, 0.99)}), one.groups[1]
     return {
-        "weight": (replace(one, tensors={**one.tensors, **in_memory([("a", changed("a", 9.0))])}), "weights: 'a' differs in 1 of 35 numbers, by at most"),
-        "not a number": (replace(one, tensors={**one.tensors, **in_memory([("a", changed("a", float("nan")))])}), "differs in 1 of 35 numbers, by at most inf (relative inf)"),
-        "frozen": (replace(one, tensors={**one.tensors, **in_memory([("frozen", torch.zeros(2, 3))])}), "weights: 'frozen' differs in 6 of 6 numbers"),
-        "buffer": (replace(one, buffers=in_memory([("mask", torch.zeros(4))])), "weights: 'mask' differs in 4 of 4 numbers, by at most 1 (relative 1)"),
+        "weight": (
+            replace(one, tensors={**one.tensors, **in_memory([("a", changed("a", 9.0))])}),
+            "weights: 'a' differs in 1 of 35 numbers, by at most",
+        ),
+        "not a number": (
+            replace(one, tensors={**one.tensors, **in_memory([("a", changed("a", float("nan")))])}),
+            "differs in 1 of 35 numbers, by at most inf (relative inf)",
+        ),
+        "frozen": (
+            replace(one, tensors={**one.tensors, **in_memory([("frozen", torch.zeros(2, 3))])}),
+            "weights: 'frozen' differs in 6 of 6 numbers",
+        ),
+        "buffer": (
+            replace(one, buffers=in_memory([("mask", torch.zeros(4))])),
+            "weights: 'mask' differs in 4 of 4 numbers, by at most 1 (relative 1)",
+        ),
         "moment": (replace(one, slots=moments), "exp_avg_sq: 'b' differs in 3 of 3 numbers"),
         "step": (replace(one, steps=dict.fromkeys("abc", 5.0)), "step         4.0 -> 5.0 for 3 parameters"),
-        "hyper-parameter": (replace(one, groups=groups), "betas        [0.9, 0.98] -> [0.9, 0.99] for 1 parameters, such as 'a'"),
-        "group": (replace(one, groups=(Group(("a", "b"), one.groups[0].hyper), Group(("c",), one.groups[1].hyper))), "weight_decay 0.0 -> 0.1 for 1 parameters, such as 'b'"),
-        "shape": (replace(one, tensors={**one.tensors, **in_memory([("frozen", torch.zeros(3, 2))])}), "weights: 1 have other shapes, such as 'frozen': (2, 3) in A, (3, 2) in B"),
-        "name": (replace(one, tensors={n: e for n, e in one.tensors.items() if n != "frozen"}, frozen=()), "weights: 1 only in A: frozen"),
+        "hyper-parameter": (
+            replace(one, groups=groups),
+            "betas        [0.9, 0.98] -> [0.9, 0.99] for 1 parameters, such as 'a'",
+        ),
+        "group": (
+            replace(one, groups=(Group(("a", "b"), one.groups[0].hyper), Group(("c",), one.groups[1].hyper))),
+            "weight_decay 0.0 -> 0.1 for 1 parameters, such as 'b'",
+        ),
+        "shape": (
+            replace(one, tensors={**one.tensors, **in_memory([("frozen", torch.zeros(3, 2))])}),
+            "weights: 1 have other shapes, such as 'frozen': (2, 3) in A, (3, 2) in B",
+        ),
+        "name": (
+            replace(one, tensors={n: e for n, e in one.tensors.items() if n != "frozen"}, frozen=()),
+            "weights: 1 only in A: frozen",
+        ),
     }
 
 
 @pytest.mark.parametrize("kind", variants())
-@pytest.mark.parametrize("form", [Format("zero", 1, 1), Format("zero", 3, 2)], ids=["1", "3"])
-def test_one_change_is_found_and_named(tmp_path, capsys, kind, form):
+@pytest.mark.parametrize("layout", [CheckpointLayout("zero", 1, 1), CheckpointLayout("zero", 3, 2)], ids=["1", "3"])
+def test_one_change_is_found_and_named(tmp_path, capsys, kind, layout):
     theirs, said = variants()[kind]
-    folders = foreign(tmp_path / "a"), foreign(tmp_path / "b", theirs, form)
+    folders = foreign(tmp_path / "a"), foreign(tmp_path / "b", theirs, layout)
     code, out, err = lemon(capsys, "diff", *folders)
     assert code == 1 and said in out and "verdict      different" in out, out + err
     assert compared(capsys, *folders)[1]["equal"] is False
 
 
 def test_without_configs_names_are_those_of_the_files(tmp_path, capsys):
-    code, found = compared(capsys, foreign(tmp_path / "a"), foreign(tmp_path / "b", form=Format("zero", 3, 4)))
+    code, found = compared(
+        capsys, foreign(tmp_path / "a"), foreign(tmp_path / "b", layout=CheckpointLayout("zero", 3, 4))
+    )
     assert code == 0 and found["names"] == "of the files" and found["tensors"]["weights"]["equal"] == 5
 
 
@@ -96,8 +129,14 @@ def test_the_worst_come_first(tmp_path):
     names = [f"n{number}" for number in range(9)]
     one = files(tmp_path / "a", **{name: torch.ones(3) for name in names})
     other = files(tmp_path / "b", **{name: torch.ones(3) + number * 0.25 for number, name in enumerate(names)})
-    part = difference.compare(one, other).parts["weights"].as_json()
-    assert (part["equal"], part["different"]) == (1, 8) and [gap["name"] for gap in part["worst"]] == ["n8", "n7", "n6", "n5", "n4"]
+    part = diff.compare(one, other).parts["weights"].as_json()
+    assert (part["equal"], part["different"]) == (1, 8) and [gap["name"] for gap in part["worst"]] == [
+        "n8",
+        "n7",
+        "n6",
+        "n5",
+        "n4",
+    ]
     assert part["worst"][0] == {"name": "n8", "numbers": 3, "of": 3, "largest": 2.0, "relative": 2 / 3}
 
 
@@ -106,17 +145,22 @@ def test_bits_count(tmp_path):
     same = {"nan": torch.tensor([float("nan"), 1.0]), "empty": torch.empty(0)}
     one = files(tmp_path / "a", **same, zero=torch.zeros(2), types=torch.tensor([1.5], dtype=torch.bfloat16))
     other = files(tmp_path / "b", **same, zero=-torch.zeros(2), types=torch.tensor([1.5]))
-    part = difference.compare(one, other).parts["weights"]
+    part = diff.compare(one, other).parts["weights"]
     assert part.equal == 3
     assert [(gap.name, gap.numbers, gap.largest, gap.relative) for gap in part.gaps] == [("zero", 2, 0.0, 0.0)]
 
 
 def test_configs_bring_the_names_of_two_layouts_together(tmp_path, capsys):
     """ViT's module names are not those of its files: without the config of one side there is nothing to compare."""
-    module, published = source(tmp_path / "a", Format("zero", 2, 2), "vit"), source(tmp_path / "b", Format("huggingface"), "vit")
+    module, published = (
+        source(tmp_path / "a", CheckpointLayout("zero", 2, 2), "vit"),
+        source(tmp_path / "b", CheckpointLayout("huggingface"), "vit"),
+    )
     assert compared(capsys, module, published, "--weights-only")[0] == 0
     code, found = compared(capsys, saved(tmp_path / "other", "vit"), published)
-    assert code == 1 and found["tensors"]["weights"]["different"] == len(list(models.table(sample("vit")).rows()))
+    assert code == 1 and found["tensors"]["weights"]["different"] == len(
+        list(models.architecture_of(sample("vit")).rows())
+    )
     for folder in (module, published):
         (folder / "manifest.json").unlink()
     (module / "config.json").unlink()
@@ -129,7 +173,8 @@ def test_bad_input_is_one_line(held, tmp_path, capsys):
     save_to.mkdir()
     save_file({"other": torch.zeros(2)}, save_to / "model.safetensors")
     for a, b, complaint in [
-        (held["3 on 2"], tmp_path / "none", "none: no such folder"), (held["3 on 2"], save_to, "have no tensor name in common; names of two layouts come together where"),
+        (held["3 on 2"], tmp_path / "none", "none: no such folder"),
+        (held["3 on 2"], save_to, "have no tensor name in common; names of two layouts come together where"),
         (held["3 on 2"], saved(tmp_path / "vit", "vit"), "have no tensor name in common; they hold different models"),
     ]:
         code, _, err = lemon(capsys, "diff", a, b)

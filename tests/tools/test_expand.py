@@ -7,24 +7,31 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification, AutoModelForMaskedLM
 
-from pipeline import checkpoints, expand, models
-from pipeline.__main__ import main
-from pipeline.checkpoints import Format, manifest
-from pipeline.config import ModelSizes
+from pipeline import checkpoints, models
+from pipeline.checkpoints import CheckpointLayout, manifest
+from pipeline.checkpoints.state import State, in_memory
+from pipeline.cli import main
+from pipeline.config.schema import ModelSizes
 from pipeline.errors import UserError
-from pipeline.growth.method import Options
-from pipeline.state import State, in_memory
+from pipeline.expansion import expand
+from pipeline.growth.method import ExpansionOptions
 
 FACTS = {
     "bert-pre-ln": {"kind": "text", "vocab_size": 61, "block": 14, "scored": 3},
     "vit": {"kind": "images", "size": 8, "channels": 3, "class_names": ["a", "b", "c"]},
 }
 LARGE = {"layers": 4, "hidden": 20, "heads": 5}
-TARGETS = "\n".join([
-    "name: t", "data: {kind: text}", "models:", "  large: {family: bert-pre-ln, layers: 4, hidden: 20, heads: 5}",
-    "  tall: {family: bert-pre-ln, layers: 4, hidden: 12, heads: 3}", "stages:",
-    "  - {kind: train, name: a, model: large, batch: 2, schedule: {peak: 1, horizon: 1 steps}}",
-])
+TARGETS = "\n".join(
+    [
+        "name: t",
+        "data: {kind: text}",
+        "models:",
+        "  large: {family: bert-pre-ln, layers: 4, hidden: 20, heads: 5}",
+        "  tall: {family: bert-pre-ln, layers: 4, hidden: 12, heads: 3}",
+        "stages:",
+        "  - {kind: train, name: a, model: large, batch: 2, schedule: {peak: 1, horizon: 1 steps}}",
+    ]
+)
 
 
 def configure(name: str, **sizes):
@@ -32,61 +39,89 @@ def configure(name: str, **sizes):
     return models.family(name).configure(ModelSizes(family=name, **wanted), FACTS[name])
 
 
-def source(folder: Path, name: str = "bert-pre-ln", form: Format = Format("huggingface"), **changed: torch.Tensor) -> Path:
+def source(
+    folder: Path,
+    name: str = "bert-pre-ln",
+    layout: CheckpointLayout = CheckpointLayout("huggingface"),
+    **changed: torch.Tensor,
+) -> Path:
     """A small checkpoint with every parameter random, published as any other."""
     config = configure(name)
-    table, generator = models.table(config), torch.Generator().manual_seed(1)
-    weights = {r.name: torch.randn(table.shape(r), generator=generator) * 0.3 + (r.axes[0].role == "gain") for r in table.rows()}
-    state = State(in_memory({**weights, **changed}.items()), groups=checkpoints.decay_groups(config), aliases=table.aliases)
+    architecture, generator = models.architecture_of(config), torch.Generator().manual_seed(1)
+    weights = {
+        r.name: torch.randn(architecture.shape(r), generator=generator) * 0.3 + (r.axes[0].role == "gain")
+        for r in architecture.rows()
+    }
+    state = State(
+        in_memory({**weights, **changed}.items()), groups=checkpoints.decay_groups(config), aliases=architecture.aliases
+    )
     state = replace(state, groups=tuple(replace(g, hyper={"lr": 0.0}) for g in state.groups))
     final = folder / "small"
     staged = manifest.staging(final)
-    checkpoints.write(state, config, staged, form)
-    manifest.publish(staged, final, {**form.as_json(), "step": 0, "provenance": {"flops": 1000}})
+    checkpoints.write(state, config, staged, layout)
+    manifest.publish(staged, final, {**layout.as_json(), "step": 0, "provenance": {"flops": 1000}})
     return final
 
 
-FORMATS = [Format("huggingface"), Format("universal"), Format("zero", 1, 3), Format("zero", 2, 2, bf16=True), Format("zero", 3, 2)]
+FORMATS = [
+    CheckpointLayout("huggingface"),
+    CheckpointLayout("universal"),
+    CheckpointLayout("zero", 1, 3),
+    CheckpointLayout("zero", 2, 2, bf16=True),
+    CheckpointLayout("zero", 3, 2),
+]
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=lambda f: f"{f.layout}-{f.zero_stage}-{f.world_size}")
+@pytest.mark.parametrize("layout", FORMATS, ids=lambda f: f"{f.name}-{f.zero_stage}-{f.world_size}")
 @pytest.mark.parametrize("name", FACTS)
-def test_every_layout_in_and_out(tmp_path, name, form):
+def test_every_layout_in_and_out(tmp_path, name, layout):
     """Source and result in the same layout; the result is read back and verified from its files."""
-    small = source(tmp_path, name, form)
-    job = expand.plan(small, configure(name, **LARGE), Options(depth="cancel"), form)
-    measured = expand.carry_out(job, tmp_path / "large", lambda line: None)
+    small = source(tmp_path, name, layout)
+    job = expand.plan_expansion(small, configure(name, **LARGE), ExpansionOptions(depth="cancel"), layout)
+    measured = expand.execute_expansion(job, tmp_path / "large", lambda line: None)
     facts = manifest.verify(tmp_path / "large")
     assert measured.lossless and facts["verification"]["lossless"] and facts["provenance"]["flops"] > 1000
     state, config = checkpoints.read(tmp_path / "large")
     assert config.hidden_size == 20 and config.layer_norm_eps == pytest.approx(1e-12 * 12 / 20)
-    assert {n: e.shape for n, e in state.tensors.items()} == {r.name: models.table(config).shape(r) for r in models.table(config).rows()}
+    assert {n: e.shape for n, e in state.tensors.items()} == {
+        r.name: models.architecture_of(config).shape(r) for r in models.architecture_of(config).rows()
+    }
 
 
-@pytest.mark.parametrize("name, auto", [("vit", AutoModelForImageClassification), ("bert-pre-ln", AutoModelForMaskedLM)])
+@pytest.mark.parametrize(
+    "name, auto", [("vit", AutoModelForImageClassification), ("bert-pre-ln", AutoModelForMaskedLM)]
+)
 def test_a_hugging_face_result_loads_with_nothing_else(tmp_path, name, auto):
-    job = expand.plan(source(tmp_path, name), configure(name, **LARGE), Options(), Format("huggingface"))
-    expand.carry_out(job, tmp_path / "large", lambda line: None)
+    job = expand.plan_expansion(
+        source(tmp_path, name), configure(name, **LARGE), ExpansionOptions(), CheckpointLayout("huggingface")
+    )
+    expand.execute_expansion(job, tmp_path / "large", lambda line: None)
     model, report = auto.from_pretrained(tmp_path / "large", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert model.config.num_hidden_layers == 4
 
 
 def test_a_lossy_result_is_not_published(tmp_path):
-    """A target that keeps the old epsilon is not lossless; the tool measures it and refuses."""
-    job = expand.plan(source(tmp_path), configure("bert-pre-ln", **LARGE), Options(), Format("huggingface"))
+    """A target that grow_optimizer_state the old epsilon is not lossless; the tool measures it and refuses."""
+    job = expand.plan_expansion(
+        source(tmp_path), configure("bert-pre-ln", **LARGE), ExpansionOptions(), CheckpointLayout("huggingface")
+    )
     job.large.layer_norm_eps = 0.1
-    with pytest.raises(UserError, match="claims to be lossless and is not: relative difference of the outputs .* nothing was published"):
-        expand.carry_out(job, tmp_path / "large", lambda line: None)
+    with pytest.raises(
+        UserError, match="claims to be lossless and is not: relative difference of the outputs .* nothing was published"
+    ):
+        expand.execute_expansion(job, tmp_path / "large", lambda line: None)
     assert [p.name for p in tmp_path.iterdir()] == ["small"]
 
 
 def test_weights_that_are_not_finite_are_named(tmp_path):
     broken = torch.full((12,), float("nan"))
     small = source(tmp_path, **{"bert.LayerNorm.bias": broken})
-    job = expand.plan(small, configure("bert-pre-ln", **LARGE), Options(), Format("huggingface"))
+    job = expand.plan_expansion(
+        small, configure("bert-pre-ln", **LARGE), ExpansionOptions(), CheckpointLayout("huggingface")
+    )
     with pytest.raises(UserError, match="'bert.LayerNorm.bias' holds NaN or infinite values"):
-        expand.carry_out(job, tmp_path / "large", lambda line: None)
+        expand.execute_expansion(job, tmp_path / "large", lambda line: None)
     assert [p.name for p in tmp_path.iterdir()] == ["small"]
 
 
@@ -97,23 +132,49 @@ def run(capsys, tmp_path: Path, *arguments: object) -> tuple[int, str]:
 
 
 def test_the_command(tmp_path, capsys):
-    code, _ = run(capsys, tmp_path, "--source", source(tmp_path), "--target", tmp_path / "t.yaml:large", "--out", tmp_path / "large", "--zero-stage", 2)  # which says --format zero
+    code, _ = run(
+        capsys,
+        tmp_path,
+        "--source",
+        source(tmp_path),
+        "--target",
+        tmp_path / "t.yaml:large",
+        "--out",
+        tmp_path / "large",
+        "--zero-stage",
+        2,
+    )  # which says --format zero
     assert code == 0 and manifest.read(tmp_path / "large")["zero_stage"] == 2
 
 
 def test_the_target_may_be_a_hugging_face_config(tmp_path, capsys):
     configure("bert-pre-ln", **LARGE).save_pretrained(tmp_path / "wanted")
-    code, _ = run(capsys, tmp_path, "--source", source(tmp_path), "--target", tmp_path / "wanted", "--out", tmp_path / "large", "--format", "huggingface")
+    code, _ = run(
+        capsys,
+        tmp_path,
+        "--source",
+        source(tmp_path),
+        "--target",
+        tmp_path / "wanted",
+        "--out",
+        tmp_path / "large",
+        "--format",
+        "huggingface",
+    )
     assert code == 0 and (tmp_path / "large" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("change, complaint", [
-    ({"--target": "t.yaml:larg"}, "no model 'larg'"),
-    ({"--source": "nothing"}, "nothing: no such folder"),
-    ({"--depth": "cancel", "--target": "t.yaml:tall"}, "use depth 'zero'"),
-    ({"--out": "small"}, "exists already; choose another --out or remove it"),
-    ({"--target": "missing.json"}, "missing.json: cannot read the model's config"),
-], ids=["model", "source", "cancel", "out", "target"])
+@pytest.mark.parametrize(
+    "change, complaint",
+    [
+        ({"--target": "t.yaml:larg"}, "no model 'larg'"),
+        ({"--source": "nothing"}, "nothing: no such folder"),
+        ({"--depth": "cancel", "--target": "t.yaml:tall"}, "use depth 'zero'"),
+        ({"--out": "small"}, "exists already; choose another --out or remove it"),
+        ({"--target": "missing.json"}, "missing.json: cannot read the model's config"),
+    ],
+    ids=["model", "source", "cancel", "out", "target"],
+)
 def test_bad_input_is_one_line(tmp_path, capsys, change, complaint):
     source(tmp_path)
     wanted = {"--source": "small", "--target": "t.yaml:large", "--out": "large", **change}
@@ -124,7 +185,7 @@ def test_bad_input_is_one_line(tmp_path, capsys, change, complaint):
 
 
 def test_a_foreign_folder_needs_the_sources_config(tmp_path, capsys):
-    small = source(tmp_path, form=Format("zero", 2, 2))
+    small = source(tmp_path, layout=CheckpointLayout("zero", 2, 2))
     config = (small / "config.json").rename(tmp_path / "config.json")
     (small / "manifest.json").unlink()
     arguments = ["--source", small, "--target", tmp_path / "t.yaml:large", "--out", tmp_path / "large"]
@@ -135,9 +196,24 @@ def test_a_foreign_folder_needs_the_sources_config(tmp_path, capsys):
 
 
 def test_a_config_that_contradicts_the_weights(tmp_path, capsys):
-    small = source(tmp_path, form=Format("zero", 2, 2))
+    small = source(tmp_path, layout=CheckpointLayout("zero", 2, 2))
     (small / "manifest.json").unlink()
-    for sizes, complaint in (({"hidden": 24}, "has shape"), ({"layers": 3}, "are missing"), ({"layers": 1}, "belong to no part")):
+    for sizes, complaint in (
+        ({"hidden": 24}, "has shape"),
+        ({"layers": 3}, "are missing"),
+        ({"layers": 1}, "belong to no part"),
+    ):
         configure("bert-pre-ln", **sizes).save_pretrained(tmp_path / "wrong")
-        code, said = run(capsys, tmp_path, "--source", small, "--source-config", tmp_path / "wrong", "--target", tmp_path / "t.yaml:large", "--out", tmp_path / "large")
+        code, said = run(
+            capsys,
+            tmp_path,
+            "--source",
+            small,
+            "--source-config",
+            tmp_path / "wrong",
+            "--target",
+            tmp_path / "t.yaml:large",
+            "--out",
+            tmp_path / "large",
+        )
         assert code == 2 and complaint in said, said

@@ -11,19 +11,32 @@ import transformers
 import yaml
 from transformers import AutoTokenizer
 
-from pipeline import checkpoints, export, models
-from pipeline.checkpoints import Format, manifest
+from pipeline import checkpoints, models
+from pipeline.checkpoints import CheckpointLayout, manifest
 from pipeline.data import tokenizers
 from pipeline.errors import UserError
-from pipeline.growth.probe import probe
+from pipeline.export import folder as export
+from pipeline.growth.verification.probe import probe
 from tests.helpers.checkpoints import reseal, saved, source
 from tests.helpers.cli import lemon, run_lemon, run_python
 from tests.helpers.growing import randomised
 from tests.helpers.samples import sample
 
-FORMATS = [Format("zero", 1, 3), Format("zero", 2, 2, bf16=True), Format("zero", 3, 2), Format("universal"), Format("huggingface")]
-HEADS = {"bert-pre-ln": "import pipeline.models", "vit": "import ViTForImageClassification", "gpt2": "import GPT2LMHeadModel",
-         "llama": "import LlamaForCausalLM", "bert encoder": "import BertModel", "bert-pre-ln encoder": "import AutoModel\n"}
+FORMATS = [
+    CheckpointLayout("zero", 1, 3),
+    CheckpointLayout("zero", 2, 2, bf16=True),
+    CheckpointLayout("zero", 3, 2),
+    CheckpointLayout("universal"),
+    CheckpointLayout("huggingface"),
+]
+HEADS = {
+    "bert-pre-ln": "import pipeline.models",
+    "vit": "import ViTForImageClassification",
+    "gpt2": "import GPT2LMHeadModel",
+    "llama": "import LlamaForCausalLM",
+    "bert encoder": "import BertModel",
+    "bert-pre-ln encoder": "import AutoModel\n",
+}
 
 
 def documents(count: int, seed: int = 0) -> list[str]:
@@ -48,31 +61,39 @@ def snippet(card: str, folder: Path) -> dict:
 
 
 def outputs(model: torch.nn.Module, config) -> torch.Tensor:
-    inputs = {key: value for key, value in probe(config, seed=1, samples=2).items() if isinstance(value, torch.Tensor) and key != "masked_positions"}
+    inputs = {
+        key: value
+        for key, value in probe(config, seed=1, samples=2).items()
+        if isinstance(value, torch.Tensor) and key != "masked_positions"
+    }
     with torch.no_grad():
         return model.eval()(**inputs)[0]
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=lambda form: f"{form.layout}-{form.zero_stage}-{form.world_size}")
-def test_every_layout_loads_with_the_same_logits(tmp_path, capsys, form):
-    folder = exported(capsys, source(tmp_path, form))
+@pytest.mark.parametrize("layout", FORMATS, ids=lambda layout: f"{layout.name}-{layout.zero_stage}-{layout.world_size}")
+def test_every_layout_loads_with_the_same_logits(tmp_path, capsys, layout):
+    folder = exported(capsys, source(tmp_path, layout))
     config = sample("bert-pre-ln")
     weights = randomised(config, seed=1)
     model = snippet((folder / "README.md").read_text(), folder)["model"]
-    assert torch.equal(outputs(model, config), outputs(models.fill(models.build(config), lambda name: weights[name].float()), config))
+    assert torch.equal(
+        outputs(model, config), outputs(models.fill(models.build(config), lambda name: weights[name].float()), config)
+    )
     assert manifest.verify(folder)["kind"] == "export" and not list(tmp_path.glob(".staging*"))
 
 
 @pytest.mark.parametrize("variant", HEADS)
 def test_the_cards_code_runs_for_every_kind_of_model(tmp_path, capsys, variant):
-    folder = exported(capsys, source(tmp_path, Format("zero", 2, 2), variant))
+    folder = exported(capsys, source(tmp_path, CheckpointLayout("zero", 2, 2), variant))
     card = (folder / "README.md").read_text()
     front = yaml.safe_load(card.split("---\n")[1])
     assert front["library_name"] == "transformers" and variant.split()[0] in front["tags"]
-    assert f"of {models.table(sample(variant)).parameters:,} parameters" in card and HEADS[variant] in card
+    assert f"of {models.architecture_of(sample(variant)).parameters:,} parameters" in card and HEADS[variant] in card
     weights = randomised(sample(variant), seed=1)
-    for row in models.table(sample(variant)).rows():
-        assert torch.equal(dict(snippet(card, folder)["model"].named_parameters())[row.module], weights[row.name].float()), row.name
+    for row in models.architecture_of(sample(variant)).rows():
+        assert torch.equal(
+            dict(snippet(card, folder)["model"].named_parameters())[row.module], weights[row.name].float()
+        ), row.name
 
 
 def test_what_a_foreign_checkpoint_cost_is_unknown(tmp_path, capsys):
@@ -87,20 +108,26 @@ def test_what_a_foreign_checkpoint_cost_is_unknown(tmp_path, capsys):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_stored_type_is_chosen(tmp_path, capsys, dtype):
-    small = source(tmp_path, Format("zero", 3, 2), "llama")
+    small = source(tmp_path, CheckpointLayout("zero", 3, 2), "llama")
     folder = exported(capsys, small, "--dtype", dtype)
     held, wanted = checkpoints.raw(folder).tensors, checkpoints.read(small)[0].tensors
     for name, entry in held.items():
         assert torch.equal(entry.open(), wanted[name].open().to(getattr(torch, dtype)))
-    assert transformers.LlamaForCausalLM.from_pretrained(folder).dtype == getattr(torch, dtype) and f"stored in {dtype}" in (folder / "README.md").read_text()
+    assert (
+        transformers.LlamaForCausalLM.from_pretrained(folder).dtype == getattr(torch, dtype)
+        and f"stored in {dtype}" in (folder / "README.md").read_text()
+    )
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys):
-    small = source(tmp_path, Format("zero", 2, 2))
+    small = source(tmp_path, CheckpointLayout("zero", 2, 2))
     for arguments, complaint in [
         ((small, "--out", small), "small: exists already; choose another --out or remove it"),
         ((tmp_path / "none", "--out", tmp_path / "hf"), "none: no such folder"),
-        ((small, "--out", tmp_path / "hf", "--source-config", small / "manifest.json"), "manifest.json: model_type 'None' is no family of ours"),
+        (
+            (small, "--out", tmp_path / "hf", "--source-config", small / "manifest.json"),
+            "manifest.json: model_type 'None' is no family of ours",
+        ),
     ]:
         code, _, err = lemon(capsys, "export", *arguments)
         assert code == 2 and complaint in err and err.count("\n") == 1, err
@@ -112,13 +139,15 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys):
 
 
 def test_a_checkpoint_without_a_config_takes_one(tmp_path, capsys):
-    small = source(tmp_path, Format("zero", 2, 2))
+    small = source(tmp_path, CheckpointLayout("zero", 2, 2))
     (small / "manifest.json").unlink()
     config = (small / "config.json").rename(tmp_path / "config.json")
     code, _, err = lemon(capsys, "export", small, "--out", tmp_path / "hf")
     assert code == 2 and "name the source's config with --source-config" in err
     folder = exported(capsys, small, "--source-config", config)
-    assert set(checkpoints.raw(folder).tensors) == {row.name for row in models.table(sample("bert-pre-ln")).rows()}
+    assert set(checkpoints.raw(folder).tensors) == {
+        row.name for row in models.architecture_of(sample("bert-pre-ln")).rows()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -127,13 +156,32 @@ def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     (folder / "text.txt").write_text("\n\n".join(documents(200)))
     content = {
-        "name": "tiny", "folder": str(folder / "run"), "processes": 1, "seed": 1,
-        "data": {"kind": "text", "dataset": str(folder / "text.txt"), "block": 32, "evaluation_blocks": 8,
-                 "tokenizer": {"kind": "sentencepiece", "vocab_size": 100}},
-        "models": {"small": {"family": "bert-pre-ln", "layers": 2, "hidden": 24, "heads": 3}, "large": {"family": "bert-pre-ln", "layers": 3, "hidden": 40, "heads": 5}},
+        "name": "tiny",
+        "folder": str(folder / "run"),
+        "processes": 1,
+        "seed": 1,
+        "data": {
+            "kind": "text",
+            "dataset": str(folder / "text.txt"),
+            "block": 32,
+            "evaluation_blocks": 8,
+            "tokenizer": {"kind": "sentencepiece", "vocab_size": 100},
+        },
+        "models": {
+            "small": {"family": "bert-pre-ln", "layers": 2, "hidden": 24, "heads": 3},
+            "large": {"family": "bert-pre-ln", "layers": 3, "hidden": 40, "heads": 5},
+        },
         "stages": [
-            {"kind": "train", "name": "small", "model": "small", "batch": 8, "zero_stage": 2, "save_every": "4 steps",
-             "schedule": {"peak": 1e-3, "warmup": "2 steps", "horizon": "6 steps"}, "evaluate_every": "3 steps"},
+            {
+                "kind": "train",
+                "name": "small",
+                "model": "small",
+                "batch": 8,
+                "zero_stage": 2,
+                "save_every": "4 steps",
+                "schedule": {"peak": 1e-3, "warmup": "2 steps", "horizon": "6 steps"},
+                "evaluate_every": "3 steps",
+            },
             {"kind": "expand", "name": "grown", "source": "small", "model": "large"},
         ],
     }
@@ -145,7 +193,9 @@ def run(tmp_path_factory) -> Path:
 
 def rows(card: str) -> list[tuple[str, str, int]]:
     """Stage, kind and FLOPs of the card's table."""
-    cells = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in card.splitlines() if line.startswith("|")][2:]
+    cells = [
+        [cell.strip(" *") for cell in line.split("|")[1:-1]] for line in card.splitlines() if line.startswith("|")
+    ][2:]
     return [(stage, kind, int(flops.replace(",", ""))) for stage, kind, _, _, flops in cells]
 
 
@@ -166,7 +216,10 @@ def test_the_card_of_a_run_has_the_ledgers_numbers(run, tmp_path, capsys):
     assert sorted(rows(card)) == sorted([*wanted, ("everything", "", total)])
     assert manifest.read(tmp_path / "hf")["provenance"]["flops"] == total
     assert "1. **small**: " in card and "trained from scratch for 6 steps of 8 samples, fp32; evaluation loss" in card
-    assert "2. **grown**: expanded by method `lemon` (embed 24 -> 40, mlp 96 -> 160, heads 3 -> 5" in card and "verified lossless" in card
+    assert (
+        "2. **grown**: expanded by method `lemon` (embed 24 -> 40, mlp 96 -> 160, heads 3 -> 5" in card
+        and "verified lossless" in card
+    )
     assert "blocks of 32 tokens" in card
 
 
@@ -175,7 +228,10 @@ def test_an_earlier_step_costs_what_was_spent_until_then(run, tmp_path, capsys):
     code, _, err = lemon(capsys, "export", tag, "--out", tmp_path / "hf")
     assert code == 0, err
     listed = rows((tmp_path / "hf" / "README.md").read_text())
-    assert listed[-1] == ("everything", "", manifest.read(tag)["provenance"]["flops"]) and sum(flops for *_, flops in listed[:-1]) == listed[-1][2]
+    assert (
+        listed[-1] == ("everything", "", manifest.read(tag)["provenance"]["flops"])
+        and sum(flops for *_, flops in listed[:-1]) == listed[-1][2]
+    )
 
 
 def test_a_copy_outside_its_run_knows_the_sums(run, tmp_path, capsys):
@@ -183,7 +239,9 @@ def test_a_copy_outside_its_run_knows_the_sums(run, tmp_path, capsys):
     spent = manifest.read(tmp_path / "copied")["provenance"]
     listed = rows((exported(capsys, tmp_path / "copied") / "README.md").read_text())
     small = [("small", kind, flops) for kind, flops in entries(run, "small").items()]
-    assert sorted(listed) == sorted([*small, ("copied", "expand", spent["own_flops"]), ("everything", "", spent["flops"])])
+    assert sorted(listed) == sorted(
+        [*small, ("copied", "expand", spent["own_flops"]), ("everything", "", spent["flops"])]
+    )
 
 
 def test_what_is_gone_is_said(run, tmp_path, capsys):
@@ -200,7 +258,10 @@ def test_what_is_gone_is_said(run, tmp_path, capsys):
 
 
 def test_a_rewritten_checkpoint_keeps_its_history(run, tmp_path, capsys):
-    assert lemon(capsys, "reshard", run / "small", "--out", tmp_path / "three", "--zero-stage", 3, "--world-size", 2)[0] == 0
+    assert (
+        lemon(capsys, "reshard", run / "small", "--out", tmp_path / "three", "--zero-stage", 3, "--world-size", 2)[0]
+        == 0
+    )
     card = (exported(capsys, tmp_path / "three") / "README.md").read_text()
     assert "2. **three**: rewritten in the layout 'zero', no weight changed." in card
     spent = [("small", kind, flops) for kind, flops in entries(run, "small").items()]
@@ -211,18 +272,22 @@ def test_a_damaged_ledger_is_named(run, tmp_path, capsys):
     whole = shutil.copytree(run, tmp_path / "whole")
     (whole / "grown" / "ledger.jsonl").write_text("{\n")
     code, _, err = lemon(capsys, "export", whole / "grown", "--out", tmp_path / "hf")
-    assert code == 2 and "ledger.jsonl: not valid JSONL" in err and err.count("\n") == 1 and not (tmp_path / "hf").exists()
+    assert (
+        code == 2 and "ledger.jsonl: not valid JSONL" in err and err.count("\n") == 1 and not (tmp_path / "hf").exists()
+    )
 
 
 def test_what_is_on_disk_is_held_against_its_source(tmp_path):
     """A number that changes between writing and publishing, as on a faulty disk."""
-    folder = source(tmp_path, Format("huggingface"))
+    folder = source(tmp_path, CheckpointLayout("huggingface"))
     state, _ = checkpoints.read(folder)
     export.require_same_on_disk(state, folder, "float32")
     shutil.copytree(folder, tmp_path / "other")
     path = tmp_path / "other" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
-    with pytest.raises(UserError, match="does not read back as it was written; the disk is faulty, nothing was published"):
+    with pytest.raises(
+        UserError, match="does not read back as it was written; the disk is faulty, nothing was published"
+    ):
         export.require_same_on_disk(state, tmp_path / "other", "float32")
 
 

@@ -19,7 +19,17 @@ def commands(folder: Path) -> dict[str, list[str]]:
     small = saved(folder / "small", "bert-pre-ln", vocab=4000)
     target = wanted(folder / "target.json", "bert-pre-ln", vocab=4000, hidden=20, heads=5, mlp=33, layers=3)
     return {
-        "expand": ["expand", "--source", str(small), "--target", str(target), "--out", str(folder / "large"), "--world-size", "3"],
+        "expand": [
+            "expand",
+            "--source",
+            str(small),
+            "--target",
+            str(target),
+            "--out",
+            str(folder / "large"),
+            "--world-size",
+            "3",
+        ],
         "reshard": ["reshard", str(small), "--out", str(folder / "large"), "--zero-stage", "2"],
     }
 
@@ -47,7 +57,10 @@ def test_a_killed_tool_leaves_all_or_nothing(tmp_path, capsys, command, point):
 def test_a_killed_worker_is_reported(tmp_path):
     arguments = commands(tmp_path)["reshard"]
     killed = run_python("-m", "tests.helpers.scripts.killed", "worker", *arguments, "--workers", "2")
-    assert killed.returncode == 2 and "a worker process was killed while writing (out of memory?); use fewer workers" in killed.stderr
+    assert (
+        killed.returncode == 2
+        and "a worker process was killed while writing (out of memory?); use fewer workers" in killed.stderr
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "target.json"]
 
 
@@ -57,7 +70,9 @@ def test_a_disk_that_fills_up(tmp_path, command):
     arguments = commands(tmp_path)[command]
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
     stopped = run_python("-m", "pipeline", *arguments, preexec_fn=limit)
-    assert stopped.returncode == 2 and stopped.stderr.count("lemon:") == 1 and "cannot be written" in stopped.stderr, stopped.stderr
+    assert stopped.returncode == 2 and stopped.stderr.count("lemon:") == 1 and "cannot be written" in stopped.stderr, (
+        stopped.stderr
+    )
     assert "make room or choose another place" in stopped.stderr and "Traceback" not in stopped.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "target.json"]
 
@@ -81,7 +96,9 @@ def test_a_damaged_source(tmp_path, capsys, command):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     code, _, err = lemon(capsys, *(tmp_path / "source" if word.endswith("small") else word for word in arguments))
-    assert code == 2 and f"{path}: its SHA-256 is not the manifest's; the file is damaged" in err and err.count("\n") == 1, err
+    assert (
+        code == 2 and f"{path}: its SHA-256 is not the manifest's; the file is damaged" in err and err.count("\n") == 1
+    ), err
     assert not (tmp_path / "large").exists() and not list(tmp_path.glob(".staging*"))
 
 

@@ -29,10 +29,13 @@ def test_every_family_in_and_out(tmp_path, capsys, variant):
     code, out, err = expand(capsys, tmp_path, saved(tmp_path / "small", variant), variant)
     assert code == 0, err
     head = models.of_config(sample(variant)).head(sample(variant))
-    loader = getattr(transformers, head.architecture, head.model_class)
+    loader = getattr(transformers, head.class_name, head.model_class)
     model, report = loader.from_pretrained(tmp_path / "large", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
-    assert models.table(model.config).layers == 3 and manifest.verify(tmp_path / "large")["verification"]["lossless"]
+    assert (
+        models.architecture_of(model.config).layers == 3
+        and manifest.verify(tmp_path / "large")["verification"]["lossless"]
+    )
     assert lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")[0] == 0
 
 
@@ -102,7 +105,7 @@ def test_a_bare_models_names_for_one_with_a_head(tmp_path, capsys):
 
 def test_module_names_of_transformers_5(tmp_path, capsys):
     def rename(tensors: dict) -> None:
-        for row in models.table(sample("vit")).rows():
+        for row in models.architecture_of(sample("vit")).rows():
             tensors[row.module] = tensors.pop(row.name)
 
     same(capsys, tmp_path, change(saved(tmp_path / "small", "vit"), rename), "vit")
@@ -122,7 +125,12 @@ def test_the_user_chooses_the_results_dtype(tmp_path, capsys, dtype):
     code, out, err = expand(capsys, tmp_path, saved(tmp_path / "small", "llama"), "llama", "--dtype", dtype)
     assert code == 0, err
     found = manifest.read(tmp_path / "large")["verification"]
-    assert found["lossless"] and found["float64"] < 2e-6 and 1e-5 < found["stored"] < 0.1 and "rounding to the stored dtype" in out
+    assert (
+        found["lossless"]
+        and found["float64"] < 2e-6
+        and 1e-5 < found["stored"] < 0.1
+        and "rounding to the stored dtype" in out
+    )
     with safe_open(tmp_path / "large" / "model.safetensors", "pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {getattr(torch, dtype)}
     assert transformers.LlamaForCausalLM.from_pretrained(tmp_path / "large").dtype == getattr(torch, dtype)
@@ -132,7 +140,9 @@ def test_numbers_that_float16_cannot_hold(tmp_path, capsys):
     def swell(tensors: dict) -> None:
         tensors["model.norm.weight"] *= 1e6
 
-    code, _, err = expand(capsys, tmp_path, change(saved(tmp_path / "small", "llama"), swell), "llama", "--dtype", "float16")
+    code, _, err = expand(
+        capsys, tmp_path, change(saved(tmp_path / "small", "llama"), swell), "llama", "--dtype", "float16"
+    )
     assert code == 2 and "'model.norm.weight' does not fit into float16" in err and not (tmp_path / "large").exists()
 
 
@@ -157,10 +167,35 @@ def test_a_larger_vocabulary_reports_both_losses(tmp_path, capsys):
 def test_a_config_named_on_the_command_line_goes_along(tmp_path, capsys):
     """Files of a plain script hold none; what is made of them loads with nothing else."""
     config = saved(tmp_path / "small", "gpt2") / "config.json"
-    assert lemon(capsys, "reshard", tmp_path / "small", "--out", tmp_path / "native", "--zero-stage", "3", "--world-size", "2")[0] == 0
+    assert (
+        lemon(
+            capsys,
+            "reshard",
+            tmp_path / "small",
+            "--out",
+            tmp_path / "native",
+            "--zero-stage",
+            "3",
+            "--world-size",
+            "2",
+        )[0]
+        == 0
+    )
     (tmp_path / "native" / "config.json").unlink()
     (tmp_path / "native" / "manifest.json").unlink()
-    code, _, err = lemon(capsys, "reshard", tmp_path / "native", "--out", tmp_path / "again", "--format", "huggingface", "--source-config", config)
+    code, _, err = lemon(
+        capsys,
+        "reshard",
+        tmp_path / "native",
+        "--out",
+        tmp_path / "again",
+        "--format",
+        "huggingface",
+        "--source-config",
+        config,
+    )
     assert code == 0, err
-    one, other = (transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("small", "again"))
+    one, other = (
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("small", "again")
+    )
     assert all(torch.equal(one[name], other[name]) for name in one) and one.keys() == other.keys()

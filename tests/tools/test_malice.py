@@ -5,12 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.checkpoints import Format, zero_files
+from pipeline.checkpoints import CheckpointLayout
+from pipeline.checkpoints.layouts import zero_format
 from tests.helpers.checkpoints import foreign, state
 from tests.helpers.cli import lemon
 
 LAYOUTS = {
-    "1 on 2": Format("zero", 1, 2), "2 on 2, bf16": Format("zero", 2, 2, bf16=True), "3 on 2": Format("zero", 3, 2), "universal": Format("universal"),
+    "1 on 2": CheckpointLayout("zero", 1, 2),
+    "2 on 2, bf16": CheckpointLayout("zero", 2, 2, bf16=True),
+    "3 on 2": CheckpointLayout("zero", 3, 2),
+    "universal": CheckpointLayout("universal"),
 }
 
 
@@ -27,7 +31,9 @@ class Malicious:
 def plain(folder: Path) -> Path:
     """What a DeepSpeed script without a partitioned optimizer leaves: one file."""
     folder.mkdir()
-    torch.save({"module": {"a": torch.zeros(2)}, "dp_world_size": 1, "optimizer": None}, folder / zero_files.model_file(0))
+    torch.save(
+        {"module": {"a": torch.zeros(2)}, "dp_world_size": 1, "optimizer": None}, folder / zero_format.model_file(0)
+    )
     return folder
 
 
@@ -46,7 +52,11 @@ def test_every_file_of_every_layout(tmp_path, capsys, name):
             code, out, err = lemon(capsys, "check", folder)
             assert code == 2 and err.count("\n") == 1 and not out, err
             assert f"{folder / file}: cannot be loaded safely (damaged, or it holds code): it holds " in err, err
-            for command in (["inspect", folder], ["reshard", folder, "--out", tmp_path / "out", "--zero-stage", "2"], ["diff", folder, folder]):
+            for command in (
+                ["inspect", folder],
+                ["reshard", folder, "--out", tmp_path / "out", "--zero-stage", "2"],
+                ["diff", folder, folder],
+            ):
                 lemon(capsys, *command)  # what needs the file refuses it, what does not goes on: nothing runs it
                 assert not (tmp_path / "mark").exists()
 

@@ -11,7 +11,7 @@ import torch
 
 from pipeline import checkpoints
 from pipeline.checkpoints import manifest
-from pipeline.state import Entry
+from pipeline.checkpoints.state import LazyTensor
 from tests.helpers.checkpoints import change, saved, wanted
 from tests.helpers.cli import lemon
 
@@ -21,7 +21,9 @@ LARGE = {"layers": 4, "hidden": 20, "heads": 5, "mlp": 33}
 
 def planned(capsys, folder, variant: str, *more: object, **sizes) -> tuple[dict, str]:
     target = wanted(folder / "target.json", variant, **{**LARGE, **sizes})
-    code, out, err = lemon(capsys, "plan", "--source", folder / "small", "--target", target, "--out", folder / "plan.json", *more)
+    code, out, err = lemon(
+        capsys, "plan", "--source", folder / "small", "--target", target, "--out", folder / "plan.json", *more
+    )
     assert code == 0, err
     return json.loads((folder / "plan.json").read_text()), out
 
@@ -33,7 +35,7 @@ def test_no_tensor_is_read(tmp_path, capsys, monkeypatch):
     def forbidden() -> torch.Tensor:
         raise AssertionError("a tensor was read")
 
-    closed = {name: Entry(entry.shape, forbidden) for name, entry in held.tensors.items()}
+    closed = {name: LazyTensor(entry.shape, forbidden) for name, entry in held.tensors.items()}
     monkeypatch.setattr(checkpoints.huggingface, "read", lambda folder: type(held)(closed))
     content, _ = planned(capsys, tmp_path, "bert-pre-ln")
     assert len(content["rows"]) == 3 + 2 + 1 + 4 * 16
@@ -43,33 +45,69 @@ def test_the_plan_is_what_happens(tmp_path, capsys):
     """Its rows, its parameters, its config change and its disk are those of the expansion that follows."""
     saved(tmp_path / "small", "bert-pre-ln")
     content, out = planned(capsys, tmp_path, "bert-pre-ln")
-    code, _, err = lemon(capsys, "expand", "--source", tmp_path / "small", "--target", tmp_path / "target.json", "--out", tmp_path / "large")
+    code, _, err = lemon(
+        capsys,
+        "expand",
+        "--source",
+        tmp_path / "small",
+        "--target",
+        tmp_path / "target.json",
+        "--out",
+        tmp_path / "large",
+    )
     assert code == 0, err
     state, config = checkpoints.read(tmp_path / "large")
-    assert {row["target"]: tuple(row["shape"]) for row in content["rows"]} == {name: entry.shape for name, entry in state.tensors.items()}
+    assert {row["target"]: tuple(row["shape"]) for row in content["rows"]} == {
+        name: entry.shape for name, entry in state.tensors.items()
+    }
     assert content["parameters"][1] == sum(entry.open().numel() for entry in state.tensors.values())
-    assert content["config_change"] == {"layer_norm_eps": pytest.approx(1e-6 * 12 / 20)} and config.layer_norm_eps == pytest.approx(1e-6 * 12 / 20)
+    assert content["config_change"] == {
+        "layer_norm_eps": pytest.approx(1e-6 * 12 / 20)
+    } and config.layer_norm_eps == pytest.approx(1e-6 * 12 / 20)
     size = (tmp_path / "large" / "model.safetensors").stat().st_size
     assert content["needs"]["disk"] <= size < content["needs"]["disk"] + 20_000  # the header
-    assert f"parameters   {content['parameters'][0]:,} -> {content['parameters'][1]:,}" in out and "layers       0 0+ 1 1+" in out and "lossless, and held to the gates" in out
+    assert (
+        f"parameters   {content['parameters'][0]:,} -> {content['parameters'][1]:,}" in out
+        and "layers       0 0+ 1 1+" in out
+        and "lossless, and held to the gates" in out
+    )
 
 
-@pytest.mark.parametrize("form, stage", [("zero", 1), ("zero", 3), ("universal", 1)])
-def test_the_disk_it_names_is_the_disk_it_takes(tmp_path, capsys, form, stage):
+@pytest.mark.parametrize("layout, stage", [("zero", 1), ("zero", 3), ("universal", 1)])
+def test_the_disk_it_names_is_the_disk_it_takes(tmp_path, capsys, layout, stage):
     """Large enough that headers and counters (some kB a file) do not matter."""
     saved(tmp_path / "small", "bert-pre-ln", hidden=96, heads=24, mlp=400, vocab=2000)
     sizes = {"hidden": 160, "heads": 40, "mlp": 700, "layers": 3, "vocab": 2000}
-    more = ("--format", form, *(("--zero-stage", stage) if form == "zero" else ()))
+    more = ("--format", layout, *(("--zero-stage", stage) if layout == "zero" else ()))
     content, _ = planned(capsys, tmp_path, "bert-pre-ln", *more, **sizes)
-    lemon(capsys, "expand", "--source", tmp_path / "small", "--target", tmp_path / "target.json", "--out", tmp_path / "large", *more)
+    lemon(
+        capsys,
+        "expand",
+        "--source",
+        tmp_path / "small",
+        "--target",
+        tmp_path / "target.json",
+        "--out",
+        tmp_path / "large",
+        *more,
+    )
     held = sum(path.stat().st_size for path in (tmp_path / "large").rglob("*") if path.is_file())
     assert held == pytest.approx(content["needs"]["disk"], rel=0.05)
 
 
-@pytest.mark.parametrize("variant, words", [
-    ("llama", ["RMSNorm sees 1 full copy and 8 zeros; the config's rms_norm_eps becomes 6e-07", "rotary positions: head_dim stays 4"]),
-    ("vit", ["LayerNorm sees 1 full copy and the mean 8 times; the config's layer_norm_eps becomes 6e-07"]),
-])
+@pytest.mark.parametrize(
+    "variant, words",
+    [
+        (
+            "llama",
+            [
+                "RMSNorm sees 1 full copy and 8 zeros; the config's rms_norm_eps becomes 6e-07",
+                "rotary positions: head_dim stays 4",
+            ],
+        ),
+        ("vit", ["LayerNorm sees 1 full copy and the mean 8 times; the config's layer_norm_eps becomes 6e-07"]),
+    ],
+)
 def test_the_conditions_it_rests_on(tmp_path, capsys, variant, words):
     saved(tmp_path / "small", variant)
     content, out = planned(capsys, tmp_path, variant)
@@ -85,14 +123,18 @@ def test_what_is_lossy_and_why(tmp_path, capsys):
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, capsys):
     saved(tmp_path / "small", "bert")
     target = wanted(tmp_path / "target.json", "bert", **LARGE)
-    code, _, err = lemon(capsys, "plan", "--source", tmp_path / "small", "--target", target, "--out", tmp_path / "plan.json")
+    code, _, err = lemon(
+        capsys, "plan", "--source", tmp_path / "small", "--target", target, "--out", tmp_path / "plan.json"
+    )
     assert code == 2 and "post-LN cannot grow losslessly from 12 to 20" in err and not (tmp_path / "plan.json").exists()
 
 
 def grown(capsys, folder, variant: str, *more: object, **sizes) -> None:
     saved(folder / "small", variant)
     target = wanted(folder / "target.json", variant, **{**LARGE, **sizes})
-    code, _, err = lemon(capsys, "expand", "--source", folder / "small", "--target", target, "--out", folder / "large", *more)
+    code, _, err = lemon(
+        capsys, "expand", "--source", folder / "small", "--target", target, "--out", folder / "large", *more
+    )
     assert code == 0, err
 
 
@@ -106,7 +148,13 @@ def test_verify_measures_outputs_layers_and_copies(tmp_path, capsys):
     grown(capsys, tmp_path, "bert-pre-ln")
     code, out, _ = lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")
     assert code == 0
-    for word in ("outputs in float64", "outputs in float32", "stream behind layer 1", "symmetry     mlp", "verdict      lossless"):
+    for word in (
+        "outputs in float64",
+        "outputs in float32",
+        "stream behind layer 1",
+        "symmetry     mlp",
+        "verdict      lossless",
+    ):
         assert word in out
     assert lemon(capsys, "verify", tmp_path / "small", tmp_path / "large", "--json")[1].startswith("{")
 
@@ -145,10 +193,17 @@ WHOLE = {"hidden": 24, "heads": 6, "mlp": 48}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("variant, sizes, more", [
-    ("bert-pre-ln", {}, ["--depth", "cancel", "--placement", "top", "--seed", 3]), ("llama", {"vocab": 70}, ["--noise", 0.5]),
-    ("bert", WHOLE, []), ("dinov2", {}, []), ("vit", {"layers": 2, **WHOLE}, ["--method", "fpi", "--seed", 1]),
-], ids=["cancel", "vocabulary", "post-LN", "layer scales", "fpi"])
+@pytest.mark.parametrize(
+    "variant, sizes, more",
+    [
+        ("bert-pre-ln", {}, ["--depth", "cancel", "--placement", "top", "--seed", 3]),
+        ("llama", {"vocab": 70}, ["--noise", 0.5]),
+        ("bert", WHOLE, []),
+        ("dinov2", {}, []),
+        ("vit", {"layers": 2, **WHOLE}, ["--method", "fpi", "--seed", 1]),
+    ],
+    ids=["cancel", "vocabulary", "post-LN", "layer scales", "fpi"],
+)
 def test_verify_tells_rounding_from_growing(tmp_path, capsys, variant, sizes, more, dtype):
     """Grown once more as its plan says, a rounded result has the verdict that it was published with."""
     grown(capsys, tmp_path, variant, "--dtype", dtype, *more, **sizes)
@@ -156,7 +211,10 @@ def test_verify_tells_rounding_from_growing(tmp_path, capsys, variant, sizes, mo
     published = manifest.read(tmp_path / "large")["verification"]
     assert code == 0 and found["lossless"] and 1e-5 < found["stored"] < 0.1
     assert {name: found[name] for name in published} == published
-    assert f"rounding makes the difference {found['stored']:.2e}; the verdict is that of the float32" in lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")[1]
+    assert (
+        f"rounding makes the difference {found['stored']:.2e}; the verdict is that of the float32"
+        in lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")[1]
+    )
 
 
 def test_a_rounded_result_of_a_lossy_method_stays_lossy(tmp_path, capsys):
@@ -171,7 +229,9 @@ def test_without_a_plan_the_rounding_is_part_of_the_difference(tmp_path, capsys)
         (tmp_path / "large" / name).unlink()
     code, found = measured(capsys, tmp_path)
     assert code == 1 and found["stored"] is None and found["float64"] > 1e-5
-    assert "the rounding is part of the difference" in lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")[1]
+    assert (
+        "the rounding is part of the difference" in lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")[1]
+    )
 
 
 NUDGED = "bert.encoder.layer.3.output.dense.weight"
@@ -185,14 +245,22 @@ def test_verify_names_a_stored_tensor_that_is_no_rounding(tmp_path, capsys, valu
     def nudge(tensors: dict) -> None:
         held = tensors[NUDGED].view(-1)
         place = held.abs().argmax()
-        held[place] = torch.nextafter(held[place], torch.tensor(9.0, dtype=held.dtype)) if value == "next" else torch.nan
+        held[place] = (
+            torch.nextafter(held[place], torch.tensor(9.0, dtype=held.dtype)) if value == "next" else torch.nan
+        )
 
     (tmp_path / "large" / manifest.NAME).unlink()
     change(tmp_path / "large", nudge)
     code, _, err = lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")
     assert code == 2 and err.count("\n") == 1
-    assert f"{tmp_path / 'large'}: '{NUDGED}' is not what its plan.json makes of {tmp_path / 'small'}, rounded to bfloat16 (1 of 660 numbers differ)" in err
-    assert "name the source it grew from, or remove plan.json and manifest.json to measure what is stored by LEMON's rules" in err
+    assert (
+        f"{tmp_path / 'large'}: '{NUDGED}' is not what its plan.json makes of {tmp_path / 'small'}, rounded to bfloat16 (1 of 660 numbers differ)"
+        in err
+    )
+    assert (
+        "name the source it grew from, or remove plan.json and manifest.json to measure what is stored by LEMON's rules"
+        in err
+    )
 
 
 def test_verify_finds_that_a_rounded_result_has_another_source(tmp_path, capsys):
@@ -207,7 +275,20 @@ def test_verify_of_a_rounded_result_that_another_processor_grew(tmp_path, capsys
     sizes = {"hidden": 160, "heads": 40, "mlp": 700, "layers": 3}
     saved(tmp_path / "small", "bert-pre-ln", hidden=96, heads=24, mlp=400)
     target = wanted(tmp_path / "target.json", "bert-pre-ln", **sizes)
-    command = [sys.executable, "-m", "pipeline", "expand", "--source", tmp_path / "small", "--target", target, "--dtype", "bfloat16", "--out", tmp_path / "large"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "expand",
+        "--source",
+        tmp_path / "small",
+        "--target",
+        target,
+        "--dtype",
+        "bfloat16",
+        "--out",
+        tmp_path / "large",
+    ]
     subprocess.run(command, env={**os.environ, "ATEN_CPU_CAPABILITY": "default"}, cwd=ROOT, check=True)
     code, found = measured(capsys, tmp_path)
     assert code == 0 and found["lossless"]

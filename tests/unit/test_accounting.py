@@ -40,9 +40,9 @@ def test_curve_joins_evaluations_with_training_flops():
     assert curve(metrics, ledger) == points((0, 0, 4.0), (2, 20, 2.0), (4, 40, 0.0))
 
 
-@pytest.mark.parametrize("target, flops", [
-    (5.0, 0), (4.0, 0), (3.0, 10), (2.0, 20), (1.5, 25), (0.0, 40), (-1.0, None),
-])
+@pytest.mark.parametrize(
+    "target, flops", [(5.0, 0), (4.0, 0), (3.0, 10), (2.0, 20), (1.5, 25), (0.0, 40), (-1.0, None)]
+)
 def test_crossing_is_linear_between_evaluations(target, flops):
     assert crossing(points((0, 0, 4.0), (2, 20, 2.0), (4, 40, 0.0)), target) == flops
 

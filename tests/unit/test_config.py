@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from pipeline import config
+from pipeline.config.fingerprint import Fingerprint
 from pipeline.errors import UserError
-from pipeline.fingerprint import Fingerprint
 
 ROOT = Path(__file__).parents[2]
 BERT = ROOT / "configs" / "quickstart" / "bert.yaml"
@@ -19,8 +19,14 @@ MISTAKES = [
     ("models.small.width=5", "models.small.width: unknown key; known: "),
     ("foo=1", "foo: unknown key; known: data, folder, models, name, processes, seed, stages"),
     ("models.small.heads=5", "models.small: hidden 96 is not a multiple of heads 5; choose heads that divide it"),
-    ("models.large.layers=2", "stages.grown: target model 'large' has layers 2, fewer than its source's 3; an expansion cannot shrink"),
-    ("stages.small.schedule.horizon=100", "stages.small.schedule.horizon: a duration needs a number and a unit, such as '600 steps', not 100"),
+    (
+        "models.large.layers=2",
+        "stages.grown: target model 'large' has layers 2, fewer than its source's 3; an expansion cannot shrink",
+    ),
+    (
+        "stages.small.schedule.horizon=100",
+        "stages.small.schedule.horizon: a duration needs a number and a unit, such as '600 steps', not 100",
+    ),
     ("stages.small.batch=1.5", "stages.small.batch: must be a whole number (got 1.5)"),
     ("stages.grown.source=smal", "stages.grown: 'smal' is no earlier stage and no folder; did you mean 'small'?"),
     ("stages.grown.model=larg", "stages.grown.model: no model 'larg'; did you mean 'large'?"),
@@ -31,7 +37,10 @@ MISTAKES = [
     ("data.dataset=5", "data.dataset: must be text or a list (got 5)"),
     ("data.dataset=[a, 5]", "data.dataset.1: must be text (got 5)"),
     ("data={dataset: embedded}", "data: kind is missing; known: text, images"),
-    ("data.kind=images", "3 mistakes\n  data.tokenizer: belongs to kind text, not to kind images; remove it\n  data.block: "),
+    (
+        "data.kind=images",
+        "3 mistakes\n  data.tokenizer: belongs to kind text, not to kind images; remove it\n  data.block: ",
+    ),
     ("data=5", "data: must be a mapping of keys (got 5)"),
     ("models=[]", "models: must be a mapping of keys"),
     ("models={}", "models: needs 1 or more entries, has 0"),
@@ -40,14 +49,29 @@ MISTAKES = [
     ("stages.small.tensorboard=maybe", "stages.small.tensorboard: must be true or false (got 'maybe')"),
     ("name=a b", "name: 'a b' cannot name a folder; use letters, digits, '_', '.' and '-', a letter or digit first"),
     ("stages.small.schedule={horizon: 9 steps}", "stages.small.schedule.peak: is missing and has no default"),
-    ("stages.small.schedule.kind=cosin", "stages.small.schedule: unknown kind 'cosin'; known: cosine, linear, constant, lemon, wsd"),
-    ("stages.small.schedule.fraction=0.5", "stages.small.schedule.fraction: belongs to kind lemon, not to kind cosine; remove it"),
-    ("stages.large.schedule={kind: lemon, peak: 1, horizon: 9 steps}", "stages.large.schedule.fraction: is missing and has no default"),
+    (
+        "stages.small.schedule.kind=cosin",
+        "stages.small.schedule: unknown kind 'cosin'; known: cosine, linear, constant, lemon, wsd",
+    ),
+    (
+        "stages.small.schedule.fraction=0.5",
+        "stages.small.schedule.fraction: belongs to kind lemon, not to kind cosine; remove it",
+    ),
+    (
+        "stages.large.schedule={kind: lemon, peak: 1, horizon: 9 steps}",
+        "stages.large.schedule.fraction: is missing and has no default",
+    ),
     ("stages.small.save_every=0 steps", "stages.small.save_every: '0 steps' is not positive; choose more than 0"),
     ("stages.small.schedule.horizon=0 steps", "stages.small.schedule.horizon: '0 steps' is not positive"),
-    ("stages.small.schedule.minimum=1", "stages.small.schedule: minimum 1.0 and initial 0.0 may not be above peak 0.002"),
+    (
+        "stages.small.schedule.minimum=1",
+        "stages.small.schedule: minimum 1.0 and initial 0.0 may not be above peak 0.002",
+    ),
     ("stages.small.schedule.peak=.inf", "stages.small.schedule.peak: must be a finite number (got inf)"),
-    ("stages.small.optimizer={betas: [1.5, 2]}", "2 mistakes\n  stages.small.optimizer.betas.0: must be less than 1 (got 1.5)\n  stages.small.optimizer.betas.1: must be less than 1 (got 2)"),
+    (
+        "stages.small.optimizer={betas: [1.5, 2]}",
+        "2 mistakes\n  stages.small.optimizer.betas.0: must be less than 1 (got 1.5)\n  stages.small.optimizer.betas.1: must be less than 1 (got 2)",
+    ),
     ("data.tokenizer.kind=wordpiece", "data.tokenizer: tokenizer.path: a wordpiece tokenizer needs a path"),
 ]
 
@@ -62,18 +86,41 @@ def test_mistakes_are_named_in_one_line(override, complaint):
 
 
 def test_all_mistakes_are_told_a_line_for_each():
-    mistakes = ["processes=0", "seed=x", "data.blok=3", "models.small.heads=5", "stages.small.schedule.horizon=9", "stages.large.precision=fp8"]
+    mistakes = [
+        "processes=0",
+        "seed=x",
+        "data.blok=3",
+        "models.small.heads=5",
+        "stages.small.schedule.horizon=9",
+        "stages.large.precision=fp8",
+    ]
     with pytest.raises(UserError) as caught:
         config.load(BERT, mistakes)
     heading, *lines = str(caught.value).split("\n")
     assert heading == f"{BERT}: 6 mistakes" and len(lines) == 6
-    for place in ("processes", "seed", "data.blok", "models.small", "stages.small.schedule.horizon", "stages.large.precision"):
+    for place in (
+        "processes",
+        "seed",
+        "data.blok",
+        "models.small",
+        "stages.small.schedule.horizon",
+        "stages.large.precision",
+    ):
         assert any(line.startswith(f"  {place}: ") for line in lines), place
 
 
 def test_all_that_does_not_fit_together_is_told():
     with pytest.raises(UserError) as caught:
-        config.load(BERT, ["models.large.layers=2", "models.large.hidden=64", "models.large.mlp=400", "stages.scratch.model=big", "stages.large.start=gron"])
+        config.load(
+            BERT,
+            [
+                "models.large.layers=2",
+                "models.large.hidden=64",
+                "models.large.mlp=400",
+                "stages.scratch.model=big",
+                "stages.large.start=gron",
+            ],
+        )
     assert str(caught.value).split("\n")[1:] == [
         "  stages.grown: target model 'large' has layers 2, fewer than its source's 3; an expansion cannot shrink",
         "  stages.grown: target model 'large' has hidden 64, fewer than its source's 96; an expansion cannot shrink",
@@ -92,10 +139,14 @@ def test_overrides_reach_stages_by_name_and_by_number():
     assert (loaded.stage("small").schedule.peak, loaded.stage("large").batch, loaded.seed) == (5e-4, 16, 3)
 
 
-@pytest.mark.parametrize("override, complaint", [
-    ("stages.nope.batch=1", "the config has no place 'stages.nope.batch'"), ("batch", "an override is written key=value"),
-    ("stages.small.batch.deep=1", "the config has no place"),
-])
+@pytest.mark.parametrize(
+    "override, complaint",
+    [
+        ("stages.nope.batch=1", "the config has no place 'stages.nope.batch'"),
+        ("batch", "an override is written key=value"),
+        ("stages.small.batch.deep=1", "the config has no place"),
+    ],
+)
 def test_bad_overrides(override, complaint):
     with pytest.raises(UserError, match=complaint):
         config.load(BERT, [override])

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from pipeline.config import ImageData, TextData
+from pipeline.config.schema import ImageData, TextData
 from pipeline.data import evaluation_batches, open_prepared, prepare, train_batches
 from pipeline.errors import UserError
 from tests.helpers.invented_text import config, quiet, some_documents, text_file
@@ -113,24 +113,29 @@ TEXT = {
     "parquet column": (text("other.parquet"), "other.parquet: no column 'text'; it has body, id; set data.column"),
     "no string": (text("number.jsonl"), "number.jsonl, line 1: column 'text' holds int, not text; set data.column"),
     "vocabulary too large": (
-        text("good.txt", tokenizer={"vocab_size": 9999}), "data.tokenizer.vocab_size 9999 does not fit the text"
+        text("good.txt", tokenizer={"vocab_size": 9999}),
+        "data.tokenizer.vocab_size 9999 does not fit the text",
     ),
     "vocabulary missing": (
-        text("good.txt", tokenizer={"kind": "wordpiece", "path": "gone.txt"}), "gone.txt: cannot read the vocabulary"
+        text("good.txt", tokenizer={"kind": "wordpiece", "path": "gone.txt"}),
+        "gone.txt: cannot read the vocabulary",
     ),
     "vocabulary without specials": (
         text("good.txt", tokenizer={"kind": "wordpiece", "path": "vocab.txt"}),
         "vocab.txt: no [CLS], [SEP], [MASK] in it; a BERT vocab.txt has one piece a line, with these",
     ),
     "tokenizer folder missing": (
-        text("good.txt", tokenizer={"kind": "huggingface", "path": "./gone"}), "./gone: no such tokenizer folder"
+        text("good.txt", tokenizer={"kind": "huggingface", "path": "./gone"}),
+        "./gone: no such tokenizer folder",
     ),
     "tokenizer folder empty": (
-        text("good.txt", tokenizer={"kind": "huggingface", "path": "empty"}), "empty: no tokenizer could be loaded"
+        text("good.txt", tokenizer={"kind": "huggingface", "path": "empty"}),
+        "empty: no tokenizer could be loaded",
     ),
     "too little to evaluate": (text("good.txt", evaluation_blocks=1000), "good.txt, held out: the text fills"),
     "no block to evaluate": (
-        text("good.txt", evaluation="word.txt"), "word.txt: the text fills 0 blocks of 16 tokens, and data.evaluation_"
+        text("good.txt", evaluation="word.txt"),
+        "word.txt: the text fills 0 blocks of 16 tokens, and data.evaluation_",
     ),
     "no block to train": (
         text("short.txt", evaluation="good.txt", block=4096, evaluation_blocks=1),
@@ -158,7 +163,8 @@ IMAGES = {
     "damaged picture": (images("torn.parquet"), "training image"),
     "too few": (images("few"), "2 images are too few to cut an evaluation set from; give data.evaluation"),
     "new class": (
-        images("photos", evaluation="strange/*"), "strange/*: class 'emu' is not among the training images' 2"
+        images("photos", evaluation="strange/*"),
+        "strange/*: class 'emu' is not among the training images' 2",
     ),
 }
 
@@ -192,10 +198,13 @@ def test_the_way_out_of_too_little_text_is_a_way_out(files):
     assert prepared.facts["evaluation"] == blocks
 
 
-@pytest.mark.parametrize(("module", "data", "message"), [
-    ("sklearn.datasets", images("embedded"), "needs scikit-learn for its images; pip install -e '.[quickstart]'"),
-    ("kornia.augmentation", images("photos", augment="deit"), "'deit' needs kornia; pip install -e '.[vision]'"),
-])
+@pytest.mark.parametrize(
+    ("module", "data", "message"),
+    [
+        ("sklearn.datasets", images("embedded"), "needs scikit-learn for its images; pip install -e '.[quickstart]'"),
+        ("kornia.augmentation", images("photos", augment="deit"), "'deit' needs kornia; pip install -e '.[vision]'"),
+    ],
+)
 def test_a_missing_package_is_named(files, monkeypatch, module, data, message):
     monkeypatch.setitem(sys.modules, module, None)  # what an import of a package that is not there meets
     assert message in refused(data, files)
@@ -211,6 +220,7 @@ def test_an_augmentation_can_lack_its_package_later(files, monkeypatch):
 
 
 # --- the prepared folder -------------------------------------------------------------------------------------------
+
 
 def test_another_config_or_seed_is_refused_by_name(files):
     prepare(text("good.txt"), 0, files / "data", say=quiet)
@@ -249,9 +259,9 @@ def test_a_foreign_data_json(files, content):
 
 def test_a_damaged_folder_is_noticed(files):
     prepared = prepare(text("good.txt"), 0, files / "text", say=quiet)
-    stream = prepared.folder / "training.bin"
-    whole = stream.stat().st_size
-    os.truncate(stream, whole - 2)
+    residual = prepared.folder / "training.bin"
+    whole = residual.stat().st_size
+    os.truncate(residual, whole - 2)
     with pytest.raises(UserError, match=rf"training.bin: {whole - 2:,} bytes, not {whole:,}; the file is damaged"):
         open_prepared(prepared.folder)
     prepared = prepare(images("photos"), 0, files / "images", say=quiet)

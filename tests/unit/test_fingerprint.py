@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import config
+from pipeline.config.fingerprint import Fingerprint, differences, require_same
 from pipeline.errors import UserError
-from pipeline.fingerprint import Fingerprint, differences, require_same
-from pipeline.folders import StageFolder
-from pipeline.train import continued
+from pipeline.records.run_folder import StageFolder
+from pipeline.training.stage import continued
 
 BERT = Path(__file__).parents[2] / "configs" / "quickstart" / "bert.yaml"
 OLDER = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.hardware import Peak, data_sheet, peak_of_all_ranks
+from pipeline.training.hardware import Peak, data_sheet, peak_of_all_ranks
 
 
 @pytest.mark.parametrize(

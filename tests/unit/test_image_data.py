@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from pipeline.config import ImageData
+from pipeline.config.schema import ImageData
 from pipeline.data import augment, evaluation_batches, open_prepared, prepare, train_batches
 from pipeline.data.images import ImageSamples
 
@@ -80,6 +80,7 @@ def stored(prepared, split: str = "training") -> np.ndarray:
 
 # --- digits --------------------------------------------------------------------------------------------------------
 
+
 def test_the_digits_are_all_there_and_a_fifth_is_held_out(digits):
     from sklearn.datasets import load_digits
 
@@ -128,6 +129,7 @@ def test_one_channel_and_another_size(tmp_path):
 
 # --- sources -------------------------------------------------------------------------------------------------------
 
+
 def test_a_folder_per_class_is_read_into_the_prepared_folder(tmp_path):
     images = pictures(20)
     for number, image in enumerate(images):
@@ -156,9 +158,7 @@ def test_parquet_with_images_as_bytes_or_struct_and_labels_as_numbers_or_names(t
     labels = [7 * (n % 2) if names is None else names[n % 2] for n in range(10)]
     for part, rows in (("train", slice(0, 6)), ("test", slice(6, 10))):
         pa.parquet.write_table(pa.table({"img": encoded[rows], "fine": labels[rows]}), tmp_path / f"{part}.parquet")
-    data = config(
-        tmp_path / "train.parquet", evaluation=str(tmp_path / "test.parquet"), column="img", label="fine"
-    )
+    data = config(tmp_path / "train.parquet", evaluation=str(tmp_path / "test.parquet"), column="img", label="fine")
     prepared = prepare(data, 0, tmp_path / "data", say=quiet)
     assert prepared.facts["class_names"] == (names or ["0", "7"])
     assert np.array_equal(stored(prepared), images[:6]) and np.array_equal(stored(prepared, "evaluation"), images[6:])
@@ -253,6 +253,7 @@ def test_evaluation_is_never_augmented_and_covers_the_set_once(noise):
 
 
 # --- augmentations -------------------------------------------------------------------------------------------------
+
 
 def generators(count: int):
     return (np.random.Generator(np.random.Philox(key=key)) for key in range(count))

@@ -1,6 +1,6 @@
 """Records survive a kill."""
 
-from pipeline.ledger import Records, Window
+from pipeline.records.stage_records import Records, Window
 
 
 def test_records_are_cut_back_to_a_step_and_a_half_written_line_is_dropped(tmp_path):

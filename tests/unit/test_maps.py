@@ -8,18 +8,25 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.axes import Attention, Table, heads, spaces
 from pipeline.growth import maps
 from pipeline.growth.attention import attention, missing
-from pipeline.growth.grids import pixels
+from pipeline.growth.interpolation import pixels
 from pipeline.growth.maps import MEAN, ZERO, DenseMap, IndexMap
+from pipeline.models.architecture import Architecture, Attention, heads, spaces
 
 SIZES = st.tuples(st.integers(1, 24), st.integers(0, 60)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 SEEDS = st.integers(0, 2**31)
 RULES = {
-    "stream": maps.stream, "stream of RMSNorm": lambda a, b: maps.stream(a, b, rms=True), "normed": maps.normed, "tied": maps.tied,
-    "tied of RMSNorm": lambda a, b: maps.tied(a, b, rms=True), "circular": maps.circular, "appended": maps.appended,
-    "shared": lambda a, b: maps.shared(torch.cat([torch.arange(a), torch.randint(a, (b - a,), generator=torch.Generator().manual_seed(b))]), a),
+    "residual": maps.residual,
+    "stream of RMSNorm": lambda a, b: maps.residual(a, b, rms=True),
+    "normed": maps.normed,
+    "tied": maps.tied,
+    "tied of RMSNorm": lambda a, b: maps.tied(a, b, rms=True),
+    "circular": maps.circular,
+    "appended": maps.appended,
+    "shared": lambda a, b: maps.shared(
+        torch.cat([torch.arange(a), torch.randint(a, (b - a,), generator=torch.Generator().manual_seed(b))]), a
+    ),
 }
 ROLES = ("query", "key", "value", "context")
 random_sizes = settings(max_examples=40, deadline=None)
@@ -39,7 +46,9 @@ def index_maps(draw_one) -> IndexMap:
     source, target, means = draw_one(st.integers(1, 9)), draw_one(st.integers(1, 20)), draw_one(st.integers(0, 3))
     index = draw_one(st.lists(st.integers(ZERO, source - 1), min_size=target, max_size=target))
     weight = draw_one(st.lists(st.sampled_from([1.0, 0.5, 3.0]), min_size=target, max_size=target))
-    return IndexMap(torch.tensor(index + [MEAN] * means), torch.tensor(weight + [0.5] * means, dtype=torch.float64), source)
+    return IndexMap(
+        torch.tensor(index + [MEAN] * means), torch.tensor(weight + [0.5] * means, dtype=torch.float64), source
+    )
 
 
 def matrix(chosen: IndexMap) -> Tensor:
@@ -104,7 +113,7 @@ def test_reading_undoes_writing(rule, sizes, seed):
 def test_a_layer_norm_sees_the_same_up_to_eta(sizes):
     """C E^T E C is proportional to C, and the mean is kept (growth-math, section 4)."""
     small, large = sizes
-    written, centre = maps.stream(small, large).writes.dense(), torch.eye(small).double() - 1 / small
+    written, centre = maps.residual(small, large).writes.dense(), torch.eye(small).double() - 1 / small
     assert near(centre @ written.T @ written @ centre, maps.eta(small, large) ** 2 * large / small * centre)
     assert near(written.mean(0), torch.full((small,), 1 / small, dtype=torch.float64))
 
@@ -113,7 +122,7 @@ def test_a_layer_norm_sees_the_same_up_to_eta(sizes):
 @random_sizes
 def test_an_rms_norm_sees_the_same_up_to_eta(sizes):
     small, large = sizes
-    written = maps.stream(small, large, rms=True).writes.dense()
+    written = maps.residual(small, large, rms=True).writes.dense()
     assert near(written.T @ written, maps.eta(small, large) ** 2 * large / small * torch.eye(small).double())
 
 
@@ -123,25 +132,29 @@ def test_an_rms_norm_sees_the_same_up_to_eta(sizes):
 def test_a_tied_embedding_reads_what_was_meant(rms, sizes):
     """It is grown by the stream's rule and multiplies by its columns: the two E together are the identity, and what comes back to
     the norm (the gradient) is what the embedding holds."""
-    embedding, ended = maps.stream(*sizes, rms).writes.dense(), maps.tied(*sizes, rms)
+    embedding, ended = maps.residual(*sizes, rms).writes.dense(), maps.tied(*sizes, rms)
     assert near(embedding.T @ ended.writes.dense(), torch.eye(sizes[0]).double())
     assert sizes[0] == sizes[1] or near(ended.reads.dense(), embedding)
 
 
-@pytest.mark.parametrize("rule", [maps.normed, maps.tied, maps.stream])
+@pytest.mark.parametrize("rule", [maps.normed, maps.tied, maps.residual])
 @given(SIZES)
 @random_sizes
 def test_a_grown_gain_has_no_dead_entries(rule, sizes):
     """Its remainder meets a zero and may be anything; zero would keep it, and what reads it, dead for ever."""
     assert rule(*sizes).gains.apply(torch.ones(sizes[0]).double(), 0).all()
-    assert not maps.normed(*sizes).writes.apply(torch.ones(sizes[0]).double(), 0)[sizes[1] // sizes[0] * sizes[0] :].any()
+    assert (
+        not maps.normed(*sizes).writes.apply(torch.ones(sizes[0]).double(), 0)[sizes[1] // sizes[0] * sizes[0] :].any()
+    )
 
 
 @pytest.mark.parametrize("copies", [2, 3, 5])
 def test_noise_stays_as_large_as_it_may(copies):
     """Of k copies the projection takes one part in k."""
     noise = draw(0, 50, 40 * copies)
-    assert maps.circular(40, 40 * copies).writes.unseen(noise, 1).std().item() == pytest.approx((1 - 1 / copies) ** 0.5, rel=0.03)
+    assert maps.circular(40, 40 * copies).writes.unseen(noise, 1).std().item() == pytest.approx(
+        (1 - 1 / copies) ** 0.5, rel=0.03
+    )
 
 
 def test_a_patch_of_one_colour_gives_the_same_number():
@@ -150,16 +163,23 @@ def test_a_patch_of_one_colour_gives_the_same_number():
 
 
 @st.composite
-def attentions(draw_one, rope: bool = False, qk_norm: bool = False) -> tuple[Table, Table]:
+def attentions(draw_one, rope: bool = False, qk_norm: bool = False) -> tuple[Architecture, Architecture]:
     """Two attentions of which one may grow into the other: heads, groups and the size of a head, in any combination."""
     groups, per, unit = (draw_one(st.integers(1, most)) for most in (3, 3, 5))
-    more_groups, more_per, more_unit = draw_one(st.integers(groups, 7)), draw_one(st.integers(1, 5)), draw_one(st.integers(unit, 16))
+    more_groups, more_per, more_unit = (
+        draw_one(st.integers(groups, 7)),
+        draw_one(st.integers(1, 5)),
+        draw_one(st.integers(unit, 16)),
+    )
     attend = Attention(rope=rope, qk_norm=qk_norm)
 
-    def table(count: int, kv: int, size: int) -> Table:
-        return Table("any", spaces(*heads(count, size, kv)), 1, (), "eps", attend)
+    def architecture(count: int, kv: int, size: int) -> Architecture:
+        return Architecture("any", spaces(*heads(count, size, kv)), 1, (), "eps", attend)
 
-    pair = table(groups * per, groups, unit), table(more_groups * more_per, more_groups, unit if rope or qk_norm else more_unit)
+    pair = (
+        architecture(groups * per, groups, unit),
+        architecture(more_groups * more_per, more_groups, unit if rope or qk_norm else more_unit),
+    )
     assume(not missing(*pair, torch.arange(more_groups) % groups))
     return pair
 

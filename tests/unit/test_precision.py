@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import config
-from pipeline.engine import precisions_of_workers, require_precision, supported_precisions
 from pipeline.errors import UserError
+from pipeline.training.engine import precisions_of_workers, require_precision, supported_precisions
 
 BERT = Path(__file__).parents[2] / "configs" / "quickstart" / "bert.yaml"
 

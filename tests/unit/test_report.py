@@ -10,11 +10,9 @@ from pipeline.accounting.recorded_runs import Evaluation
 from pipeline.accounting.savings import Comparison
 from pipeline.accounting.totals import Amounts
 from pipeline.errors import UserError
-from pipeline.folders import StageFolder, write_json
+from pipeline.records.run_folder import StageFolder, write_json
 from pipeline.report import build, figures, formatting, summary, tables, write
 from pipeline.report.content import Report, Start
-from tests.helpers.opened import opened
-from tests.helpers.pages import Page, texts
 from tests.helpers.invented_runs import (
     LARGE,
     LARGE_LOSS,
@@ -27,6 +25,8 @@ from tests.helpers.invented_runs import (
     simple_run,
     train,
 )
+from tests.helpers.opened import opened
+from tests.helpers.pages import Page, texts
 
 
 def only(report: Report) -> Comparison:
@@ -45,8 +45,17 @@ def test_savings_given_the_small_model_and_all_in(tmp_path):
 
 
 def test_all_in_counts_the_whole_chain(tmp_path):
-    run = make_run(tmp_path / "run", {"small": "train", "grown-1": "expand", "medium": "train", "grown-2": "expand",
-                                      "large": "train", "scratch": "train"})
+    run = make_run(
+        tmp_path / "run",
+        {
+            "small": "train",
+            "grown-1": "expand",
+            "medium": "train",
+            "grown-2": "expand",
+            "large": "train",
+            "scratch": "train",
+        },
+    )
     train(run, "small", SMALL, {0: 8.0, 20: 5.5}, flops=3)
     expand(run, "grown-1", "small", MEDIUM)
     train(run, "medium", MEDIUM, {0: 5.5, 10: 5.0}, origin="grown-1", flops=5)
@@ -261,7 +270,13 @@ def test_every_file_is_read_once(tmp_path):
         build(runs)
     files = [path for run in runs for path in run.rglob("*") if path.is_file()]
     assert {path.name for path in files} == {
-        "config.yaml", "data.json", "stage.json", "plan.json", "manifest.json", "metrics.jsonl", "ledger.jsonl",
+        "config.yaml",
+        "data.json",
+        "stage.json",
+        "plan.json",
+        "manifest.json",
+        "metrics.jsonl",
+        "ledger.jsonl",
     }
     assert {path: counts[path] for path in files} == dict.fromkeys(files, 1)
 
@@ -279,8 +294,13 @@ def test_light_and_dark_figures_differ_in_colours_alone(tmp_path):
 def test_the_legend_says_what_the_target_cost(tmp_path):
     run = build([simple_run(tmp_path / "run")]).runs[0]
     words = texts(figures.svg(figures.compared(run, run.comparisons), "light").decode())
-    for label in ("scratch, from scratch: 400 FLOPs", "large, expanded: 150 FLOPs, saves 62.5 %",
-                  "large, all-in: 210 FLOPs, saves 47.5 %", "small", "target 4.0000"):
+    for label in (
+        "scratch, from scratch: 400 FLOPs",
+        "large, expanded: 150 FLOPs, saves 62.5 %",
+        "large, all-in: 210 FLOPs, saves 47.5 %",
+        "small",
+        "target 4.0000",
+    ):
         assert label in words, words
 
 
@@ -319,23 +339,26 @@ def test_colours_follow_the_role(tmp_path):
     assert (chosen["scratch"], chosen["large"], chosen["small"]) == ("blue", "orange", "grey")
 
 
-@pytest.mark.parametrize(("amount", "text"), [
-    (0, "0 FLOPs"), (999, "999 FLOPs"), (1_234_000_000_000_000, "1.23 PFLOPs"), (999_600, "1.00 MFLOPs"), (None, "–"),
-])
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [(0, "0 FLOPs"), (999, "999 FLOPs"), (1_234_000_000_000_000, "1.23 PFLOPs"), (999_600, "1.00 MFLOPs"), (None, "–")],
+)
 def test_flops_are_readable(amount, text):
     assert formatting.flops(amount) == text
 
 
-@pytest.mark.parametrize(("share", "text"), [
-    (33.24, "saves 33.2 %"), (-4.0, "costs 4.0 % more"), (0.01, "costs the same"), (None, "no saving can be stated"),
-])
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(33.24, "saves 33.2 %"), (-4.0, "costs 4.0 % more"), (0.01, "costs the same"), (None, "no saving can be stated")],
+)
 def test_savings_in_words(share, text):
     assert formatting.saving(share) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [
-    (4.2, "4.20 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (273_700, "3 d 4 h"), (3599.7, "1 h 00 min"),
-])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(4.2, "4.20 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (273_700, "3 d 4 h"), (3599.7, "1 h 00 min")],
+)
 def test_durations_are_readable(seconds, text):
     assert formatting.duration(seconds) == text
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.folders import write_json
+from pipeline.records.run_folder import write_json
 from pipeline.report import build, figures, write
-from tests.helpers.pages import Page
 from tests.helpers.invented_runs import LARGE, LARGE_LOSS, SCRATCH_LOSS, SMALL, expand, make_run, simple_run, train
+from tests.helpers.pages import Page
 
 GATES = {"float64": 2e-6, "float32": 1e-5}
 REASONS = ["new units come from the next layer", "layers repeat from 2 to 4"]
@@ -62,19 +62,27 @@ def test_a_lossless_method_is_held_to_its_gates(tmp_path):
 
 
 def test_everything_a_verification_measured_is_shown(tmp_path):
-    more = {"tolerance": 3e-7, "drift": [1e-9, 4e-8], "symmetry": {"query": 0.25, "embed": 2e-3, "mlp": 0.0},
-            "loss": [6.9290, 6.9523], "stored": 1.9e-3}
+    more = {
+        "tolerance": 3e-7,
+        "drift": [1e-9, 4e-8],
+        "symmetry": {"query": 0.25, "embed": 2e-3, "mlp": 0.0},
+        "loss": [6.9290, 6.9523],
+        "stored": 1.9e-3,
+    }
     run = grown(tmp_path / "run", optimizer_state="grow", verification=measured(1e-8, **more))
     (one,) = build([run]).runs[0].continuity
     assert {key: getattr(one, key) for key in more} == more
     shown = page(run)
     for words in (
-        "hold 3.0e−07 for post-LN depth", "the loss goes from 6.9290 to 6.9523", "drifts by 4.0e−08 at most",
+        "hold 3.0e−07 for post-LN depth",
+        "the loss goes from 6.9290 to 6.9523",
+        "drifts by 4.0e−08 at most",
         "Rounding to the stored dtype makes the difference of 'grown' 1.9e−03 in float64",
     ):
         assert words in shown.words, words
     for row in (
-        ["grown", "small", "lemon", "lossless", "grow"], ["expansion", "query", "embed", "mlp"],
+        ["grown", "small", "lemon", "lossless", "grow"],
+        ["expansion", "query", "embed", "mlp"],
         ["grown", "0.250", "2.0e−03", "0"],
     ):
         assert row in shown.rows, row

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from pipeline.durations import Duration, Pace
 from pipeline.errors import UserError
-from pipeline.schedules import Schedule
+from pipeline.optim.schedules import Schedule
 
 PACE = Pace(samples=10, tokens=1000, flops=10**9, samples_per_epoch=200)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import TextData
+from pipeline.config.schema import TextData
 from pipeline.data import evaluation_batches, prepare, train_batches
 from pipeline.data.text import TextSamples
 from tests.helpers.invented_text import config, quiet, some_documents, text_file
@@ -52,6 +52,7 @@ def training(prepared, data, seed=3, batch=8, micro_batch=8, rank=0, world=1, fi
 
 
 # --- masks ---------------------------------------------------------------------------------------------------------
+
 
 def test_masks_have_exactly_the_asked_positions_and_hide_nothing_else(small):
     data, prepared = small
@@ -105,6 +106,7 @@ def test_the_embedded_corpus_needs_no_files(quickstart):
 
 
 # --- batches -------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("first_step", [1, 7, 100])  # the last lies beyond the first epoch
 def test_resuming_at_a_step_equals_skipping_to_it(small, first_step):

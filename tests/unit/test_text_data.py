@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from pipeline.config import TextData
+from pipeline.config.schema import TextData
 from pipeline.data import open_prepared, prepare, train_batches
 from pipeline.data.documents import Census, Corpus, from_table, hold_out, read_file
 from pipeline.data.text import TextSamples, id_type
@@ -39,6 +39,7 @@ def first_batch(prepared, data, batch=8):
 
 
 # --- sources -------------------------------------------------------------------------------------------------------
+
 
 def compressed(path: Path, raw: bytes) -> None:
     if path.suffix == ".zst":
@@ -113,6 +114,7 @@ def test_a_table_as_the_hub_gives_it(tmp_path, monkeypatch):
 
 # --- the cut -------------------------------------------------------------------------------------------------------
 
+
 def cut(documents: list[str], characters: int) -> tuple[list[str], list[str]]:
     corpus = Corpus("here", lambda: documents)
     held_out = hold_out(corpus, Census.of(corpus), characters)
@@ -155,6 +157,7 @@ def test_what_the_evaluation_does_not_need_is_trained_on(small):
 
 # --- packing -------------------------------------------------------------------------------------------------------
 
+
 def test_packing_has_no_padding_and_loses_only_the_tail(tmp_path):
     documents, held_out = some_documents(), some_documents(40, seed=1)
     data = config(text_file(tmp_path / "a.txt", documents), evaluation=str(text_file(tmp_path / "b.txt", held_out)))
@@ -193,6 +196,7 @@ def test_ids_take_two_bytes_where_they_fit(tmp_path):
 
 
 # --- tokenizers ----------------------------------------------------------------------------------------------------
+
 
 def test_special_pieces_have_ids_that_text_cannot_produce(small):
     data, prepared = small
@@ -248,6 +252,7 @@ def test_a_tokenizer_that_cannot_mask_is_refused(tmp_path):
 
 # --- the folder ----------------------------------------------------------------------------------------------------
 
+
 def test_prepare_again_returns_at_once_and_needs_no_source(tmp_path):
     source = text_file(tmp_path / "a.txt", some_documents())
     data = config(source)
@@ -267,6 +272,7 @@ def test_prepare_tells_what_it_found(tmp_path):
 
 
 # --- real text -----------------------------------------------------------------------------------------------------
+
 
 @needs_real_text
 def test_wikipedia_with_the_wordpiece_vocabulary(tmp_path):

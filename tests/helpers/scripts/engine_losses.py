@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline import models
-from pipeline.engine import Engine, join
+from pipeline.training.engine import Engine, join
 from tests.helpers.parity_task import BATCH, ROUNDS, batch, model_config, stage
 
 

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from pipeline.__main__ import main
-from pipeline.checkpoints import manifest, stream
+from pipeline.checkpoints import manifest
+from pipeline.checkpoints.serialization import byte_stream
+from pipeline.cli import main
 
 TOOL = os.getpid()
 
@@ -34,24 +35,26 @@ def after(function, then=die):
     return wrapped
 
 
-def writing(chunks: Callable[[stream.File], stream.Chunks]) -> None:
+def writing(chunks: Callable[[byte_stream.File], byte_stream.Chunks]) -> None:
     """From now on every file is written with these chunks."""
-    write = stream.write
-    stream.write = lambda files, *how, **more: write([replace(file, chunks=partial(chunks, file)) for file in files], *how, **more)
+    write = byte_stream.write
+    byte_stream.write = lambda files, *how, **more: write(
+        [replace(file, chunks=partial(chunks, file)) for file in files], *how, **more
+    )
 
 
-def die_when_opened(file: stream.File) -> stream.Chunks:
+def die_when_opened(file: byte_stream.File) -> byte_stream.Chunks:
     """Chunks are asked for once the file is open."""
     die()
     yield from file.chunks()
 
 
-def die_midway(file: stream.File) -> stream.Chunks:
+def die_midway(file: byte_stream.File) -> byte_stream.Chunks:
     yield next(iter(file.chunks()))
     die()
 
 
-def kill_worker(file: stream.File) -> stream.Chunks:
+def kill_worker(file: byte_stream.File) -> byte_stream.Chunks:
     os.kill(os.getpid(), signal.SIGKILL)
     yield from file.chunks()
 
@@ -61,7 +64,7 @@ def arm(point: str) -> None:
     if point in CHUNKS:
         writing(CHUNKS[point])
     elif point == "files":
-        stream.write = after(stream.write)
+        byte_stream.write = after(byte_stream.write)
     elif point == "verified":
         manifest.publish = die
     elif point == "manifest":

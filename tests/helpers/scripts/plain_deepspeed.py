@@ -22,10 +22,18 @@ HYPER = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6}
 
 def model(seed: int, extras: bool = False) -> BertForMaskedLM:
     torch.manual_seed(seed)
-    return (Extras if extras else BertForMaskedLM)(BertConfig(
-        vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    ))
+    return (Extras if extras else BertForMaskedLM)(
+        BertConfig(
+            vocab_size=101,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            max_position_embeddings=16,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
 
 
 class Extras(BertForMaskedLM):
@@ -43,8 +51,10 @@ class Extras(BertForMaskedLM):
 
 def groups(net: torch.nn.Module) -> list[dict]:
     named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
-    return [{"params": [p for _, p in named if p.dim() > 1], "weight_decay": 0.1, **HYPER},
-            {"params": [p for _, p in named if p.dim() == 1], "weight_decay": 0.0, **HYPER}]
+    return [
+        {"params": [p for _, p in named if p.dim() > 1], "weight_decay": 0.1, **HYPER},
+        {"params": [p for _, p in named if p.dim() == 1], "weight_decay": 0.0, **HYPER},
+    ]
 
 
 def loss(net: torch.nn.Module, step: int, rank: int, world: int) -> torch.Tensor:
@@ -58,11 +68,16 @@ def loss(net: torch.nn.Module, step: int, rank: int, world: int) -> torch.Tensor
 def settings(job: dict, world: int) -> dict:
     """DeepSpeed's JSON."""
     return {
-        "train_micro_batch_size_per_gpu": 12 // world, "gradient_accumulation_steps": 1, "gradient_clipping": 0.5,
-        "zero_optimization": {"stage": job["stage"], **job.get("zero", {})}, "bf16": {"enabled": job.get("bf16", False)},
+        "train_micro_batch_size_per_gpu": 12 // world,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.5,
+        "zero_optimization": {"stage": job["stage"], **job.get("zero", {})},
+        "bf16": {"enabled": job.get("bf16", False)},
         "fp16": {"enabled": job.get("fp16", False), "initial_scale_power": 8},
         "checkpoint": {"load_universal": job.get("universal", False)},
-        "steps_per_print": 10**9, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
     }
 
 
@@ -80,7 +95,9 @@ def train(job: dict) -> list[float]:
     deepspeed.init_distributed("gloo", verbose=False)
     rank, world = dist.get_rank(), dist.get_world_size()
     net = model(job["seed"], job.get("extras", False))
-    engine, *_ = deepspeed.initialize(model=net, optimizer=torch.optim.AdamW(groups(net)), dist_init_required=False, config=settings(job, world))
+    engine, *_ = deepspeed.initialize(
+        model=net, optimizer=torch.optim.AdamW(groups(net)), dist_init_required=False, config=settings(job, world)
+    )
     if job.get("load"):
         found, _ = engine.load_checkpoint(job["load"]["dir"], tag=job["load"]["tag"])
         assert found is not None

@@ -11,7 +11,7 @@ import socket
 import sys
 import traceback
 
-from pipeline.processes import die_with_parent
+from pipeline.records.processes import die_with_parent
 
 
 def answer(request: dict) -> dict:

@@ -1,0 +1,52 @@
+"""FLOPs from a table: one multiply-add is 2 FLOPs, every number an exact integer.
+
+A weight of shape (out, in) costs 2 * out * in per use; attention 4 * s * d per token of a sequence of s tokens
+(QK^T and AV); the backward pass twice the forward, less the input gradient where there is none.
+Checked against `torch.utils.flop_counter` in tests/parity.
+"""
+
+from dataclasses import dataclass
+
+from pipeline.models.architecture import Architecture, ParamSpec
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs of one sample (a sequence or an image)."""
+
+    forward: int
+    backward: int
+    recompute: int
+    """What activation checkpointing adds: each layer forward once more, less the matrix product that ends it
+    (nothing behind it is saved, so torch stops recomputing in front of it)."""
+
+    @property
+    def train(self) -> int:
+        return self.forward + self.backward
+
+
+def cost(architecture: Architecture, positions: dict[str, int]) -> Cost:
+    """FLOPs of one sample. `positions` says how many tokens, patches, … a sample has."""
+    forward = backward = recompute = 0
+    for row in architecture.rows():
+        once = _forward(architecture, row, positions)
+        forward += once
+        backward += once * (2 if row.input_grad else 1)
+        recompute += once if row.layer is not None and not _closes(architecture, row) else 0
+    attention = (
+        architecture.layers * 4 * positions["token"] ** 2 * architecture.spaces[architecture.attention.query].size
+    )
+    return Cost(forward + attention, backward + 2 * attention, recompute + attention)
+
+
+def _forward(architecture: Architecture, row: ParamSpec, positions: dict[str, int]) -> int:
+    multiplies = row.use in ("matmul", "both")
+    return 2 * architecture.numel(row) * positions[row.per] if multiplies else 0
+
+
+def _closes(architecture: Architecture, row: ParamSpec) -> bool:
+    """Whether `row` is the matrix product that ends its layer: no norm or layer scale (which save their input) comes behind it."""
+    weights = [
+        p for p in architecture.params if p.layered and (p.use == "matmul" or p.axes[0].role in ("gain", "scales"))
+    ]
+    return row.template == weights[-1].name

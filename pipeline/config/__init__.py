@@ -1,0 +1,66 @@
+"""Read a run's config: YAML with `dotted.key=value` overrides, into the schema.
+
+Any key can be overridden on the command line, stages by name: `stages.large.schedule.peak=1e-3`. An unknown key, a
+wrong type or an impossible size raises `UserError` before anything is started.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pipeline.config.schema import Config
+from pipeline.config.validation_errors import explain
+from pipeline.errors import UserError
+from pipeline.records.strict import Strict
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML config and apply `dotted.key=value` overrides. Raises UserError."""
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the config ({error.strerror}); check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a config is a mapping of keys, such as 'name: …'; see configs/quickstart/bert.yaml")
+    for override in overrides:
+        _override(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{path}: {explain(error, tree, Config)}") from error
+
+
+def dump(config: Strict) -> str:
+    """The config as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _override(tree: dict, text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"'{text}': an override is written key=value, such as stages.small.batch=32")
+    *parents, last = key.split(".")
+    try:
+        node = tree
+        for part in parents:
+            node = _child(node, part)
+        index = _index(node, last) if isinstance(node, list) else last
+        node[index] = yaml.safe_load(value)
+    except (KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"override '{text}': the config has no place '{key}'") from error
+
+
+def _child(node: Any, part: str) -> Any:
+    return node[_index(node, part)] if isinstance(node, list) else node.setdefault(part, {})
+
+
+def _index(nodes: list, part: str) -> int:
+    for index, node in enumerate(nodes):
+        if node.get("name") == part or str(index) == part:
+            return index
+    raise KeyError(part)

@@ -1,0 +1,89 @@
+"""May a stage that was begun go on with the config as it is now?
+
+A stage records its fingerprint when it begins: the settings that decide its numbers, those of its origins included. How
+often it is logged, evaluated and saved, how much memory it may take and how it is spread over ranks do not belong to
+it: after an out-of-memory error a smaller `micro_batch` goes on.
+
+A record is read through the schema, so that a key which is younger than the record has its default there.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ValidationError
+
+from pipeline.config.schema import Config, Data, ExpandStage, ModelSizes, Stage, TrainStage
+from pipeline.config.validation_errors import explain
+from pipeline.errors import UserError
+from pipeline.records.run_folder import StageFolder
+from pipeline.records.strict import Strict
+
+CADENCE = {"evaluate_every", "save_every", "log_every", "keep", "tensorboard"}
+LAYOUT = {"micro_batch", "activation_checkpointing", "zero_stage"}
+"""The loss is the mean over all samples of a batch, however they are split; the sum's order changes its last digits.
+With dropout, though, masks are drawn for each micro-batch and rank: another micro_batch draws others."""
+
+
+class Fingerprint(Strict):
+    """The settings of a stage as they are recorded. `origin`: of the stage that it starts from or expands."""
+
+    seed: int = 0
+    data: Data
+    model: ModelSizes
+    stage: Stage
+    origin: Annotated["Fingerprint | None", BeforeValidator(lambda given: given or None)] = None
+
+    @classmethod
+    def of(cls, config: Config, stage: TrainStage | ExpandStage) -> "Fingerprint":
+        origin = next((cls.of(config, s) for s in config.stages if s.name == stage.origin), None)
+        return cls(seed=config.seed, data=config.data, model=config.models[stage.model], stage=stage, origin=origin)
+
+    def settings(self) -> dict[str, Any]:
+        """What must stay as it is, every default written out, as JSON."""
+        return {
+            "seed": self.seed,
+            "data": self.data.model_dump(mode="json", exclude={"workers"}),
+            "model": self.model.model_dump(mode="json"),
+            "stage": self.stage.model_dump(mode="json", exclude=CADENCE | LAYOUT),
+            "origin": self.origin.settings() if self.origin else {},
+        }
+
+
+def require_same(config: Config, stage: TrainStage | ExpandStage) -> None:
+    """Refuse to continue a stage that was begun with other settings, its origins' included. Raises UserError that tells
+    all of them."""
+    folder = StageFolder(config.path / stage.name)
+    recorded = folder.facts.get("fingerprint")
+    if recorded is None:
+        return
+    before, now = _read(folder.path, recorded).settings(), Fingerprint.of(config, stage).settings()
+    changes = [f"{place} was {_shown(old)}, is now {_shown(new)}" for place, old, new in differences(before, now)]
+    if changes:
+        raise UserError(
+            f"{folder.path}: begun with other settings: {'; '.join(changes)}; "
+            f"take another folder (folder=…) or remove {folder.path}"
+        )
+
+
+def _read(folder: Path, recorded: dict) -> Fingerprint:
+    try:
+        return Fingerprint.model_validate(recorded)
+    except ValidationError as error:
+        raise UserError(
+            f"{folder}: begun with settings that this version does not know: {explain(error, recorded, Fingerprint)}; "
+            f"continue with the version that began it, take another folder (folder=…), or remove {folder}"
+        ) from error
+
+
+def differences(before: Any, now: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted place, value before, value now) of everything that differs; None stands for a key that is not there."""
+    if isinstance(before, dict) and isinstance(now, dict) and bool(before) == bool(now):
+        for key in {**before, **now}:
+            yield from differences(before.get(key), now.get(key), f"{place}.{key}" if place else key)
+    elif before != now:
+        yield place, before, now
+
+
+def _shown(value: Any) -> str:
+    return "set" if isinstance(value, dict) and value else "not set" if value is None or value == {} else str(value)

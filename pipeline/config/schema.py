@@ -1,0 +1,235 @@
+"""The one schema of a run: data, models, and a list of stages.
+
+A config is YAML; any key can be overridden on the command line as `dotted.key=value`, stages by name:
+`stages.large.schedule.peak=1e-3`. An unknown key, a wrong type or an impossible size raises `UserError`
+before anything is started.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from pipeline.config.validation_errors import Problems
+from pipeline.durations import Duration, PositiveDuration
+from pipeline.errors import UserError, nearest
+from pipeline.optim.schedules import Schedule
+from pipeline.records.strict import Strict
+
+
+def _usable_as_folder(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise ValueError(
+            f"'{name}' cannot name a folder; use letters, digits, '_', '.' and '-', a letter or digit first"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_usable_as_folder)]
+
+
+class Tokenizer(Strict):
+    """`sentencepiece` learns its pieces from the training text; `wordpiece` reads a `vocab.txt`; `huggingface` a folder or hub name."""
+
+    kind: Literal["sentencepiece", "wordpiece", "huggingface"] = "sentencepiece"
+    vocab_size: int = Field(4096, ge=64, description="sentencepiece only: pieces to learn")
+    path: str | None = None
+
+    @model_validator(mode="after")
+    def _needs_path(self):
+        if self.kind != "sentencepiece" and not self.path:
+            raise ValueError(f"tokenizer.path: a {self.kind} tokenizer needs a path")
+        return self
+
+
+class TextData(Strict):
+    """Masked language modelling on packed blocks."""
+
+    kind: Literal["text"]
+    dataset: str | list[str] = Field("embedded", description="embedded, a hub name, or local files/folders/globs")
+    subset: str | None = Field(None, description="configuration of a hub data set, e.g. 20231101.en")
+    evaluation: str | list[str] | None = Field(
+        None, description="held-out files, or a hub split; None: cut from the data"
+    )
+    column: str = "text"
+    tokenizer: Tokenizer = Tokenizer()
+    block: int = Field(128, ge=8, description="tokens per block, [CLS] and [SEP] included")
+    mask: float = Field(0.15, gt=0, lt=1, description="fraction of a block that is predicted")
+    evaluation_blocks: int = Field(256, ge=1)
+    workers: int = Field(0, ge=0, description="loader processes per rank")
+
+    @property
+    def scored(self) -> int:
+        """Predicted positions per block: always the same number, so that shapes are fixed."""
+        return max(1, round(self.mask * (self.block - 2)))
+
+
+class ImageData(Strict):
+    """Image classification."""
+
+    kind: Literal["images"]
+    dataset: str | list[str] = Field("embedded", description="embedded, a hub name, parquet files, or image folders")
+    subset: str | None = None
+    evaluation: str | list[str] | None = Field(
+        None, description="held-out files, or a hub split; None: cut from the data"
+    )
+    column: str = "image"
+    label: str = "label"
+    size: int = Field(8, ge=1, description="side of the square image the model sees, pixels")
+    channels: Literal[1, 3] = 3
+    augment: Literal["none", "shift", "crop-flip", "deit"] = "none"
+    evaluation_images: int = Field(2048, ge=1, description="at most; what is cut from the data is a fifth at most")
+    workers: int = Field(0, ge=0)
+
+
+class ModelSizes(Strict):
+    """The sizes of a model. What the data decide (vocabulary, positions, classes) is filled in after `prepare`."""
+
+    family: str
+    layers: int = Field(ge=1)
+    hidden: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    kv_heads: int | None = Field(
+        None, ge=1, description="heads of keys and values, where groups share them; default: heads"
+    )
+    mlp: int | None = Field(None, ge=1, description="hidden units of the MLP; default 4 * hidden")
+    patch: int | None = Field(None, ge=1, description="images only: side of a patch, pixels")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    eps: float = Field(1e-12, gt=0, description="epsilon of the norms")
+    init: float = Field(
+        0.02, gt=0, description="standard deviation of fresh weights; narrow models learn faster with more"
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide(self):
+        if self.hidden % self.heads:
+            raise ValueError(
+                f"hidden {self.hidden} is not a multiple of heads {self.heads}; choose heads that divide it"
+            )
+        return self
+
+    @property
+    def mlp_units(self) -> int:
+        return self.mlp or 4 * self.hidden
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Optimizer(Strict):
+    """AdamW."""
+
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
+
+
+class TrainStage(Strict):
+    """Train one model. `start` names an earlier stage (or a checkpoint folder); without it, from scratch."""
+
+    kind: Literal["train"]
+    name: Name
+    model: str
+    start: str | None = None
+    batch: int = Field(ge=1, description="samples per optimizer step, over all ranks")
+    micro_batch: int | None = Field(None, ge=1, description="samples per rank and pass; default batch / ranks")
+    schedule: Schedule
+    optimizer: Optimizer = Optimizer()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    activation_checkpointing: bool = False
+    evaluate_every: PositiveDuration = Duration.parse("100 steps")
+    save_every: PositiveDuration = Duration.parse("200 steps")
+    log_every: int = Field(1, ge=1, description="steps between two records in metrics.jsonl")
+    keep: int = Field(2, ge=1, description="newest checkpoints kept")
+    tensorboard: bool = False
+
+    @property
+    def origin(self) -> str | None:
+        return self.start
+
+
+class ExpandStage(Strict):
+    """Expand an earlier stage's newest checkpoint into `model`."""
+
+    kind: Literal["expand"]
+    name: Name
+    source: str
+    model: str
+    method: Literal["lemon", "net2net", "fpi", "aki", "stack", "interpolate", "random"] = "lemon"
+    optimizer_state: Literal["reset", "grow"] = "reset"
+    depth: Literal["zero", "cancel"] = "zero"
+    placement: Literal["top", "even"] = "even"
+    noise: float = Field(1.0, ge=0, description="scale of the symmetry-breaking noise")
+
+    @property
+    def origin(self) -> str:
+        return self.source
+
+
+Stage = Annotated[TrainStage | ExpandStage, Field(discriminator="kind")]
+Data = Annotated[TextData | ImageData, Field(discriminator="kind")]
+
+
+class Config(Strict):
+    """A whole run."""
+
+    name: Name
+    seed: int = Field(0, ge=0)
+    folder: str = Field("runs/{name}", description="where the run lives; {name} is replaced")
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="workers on each node; auto: one per GPU, else 2"
+    )
+    data: Data
+    models: dict[str, ModelSizes] = Field(min_length=1)
+    stages: list[Stage] = Field(min_length=1)
+
+    @property
+    def path(self) -> Path:
+        return Path(self.folder.replace("{name}", self.name))
+
+    def stage(self, name: str) -> TrainStage | ExpandStage:
+        """The stage called `name`. Raises UserError with the nearest name."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise UserError(f"no stage '{name}' in config '{self.name}'{nearest(name, [s.name for s in self.stages])}")
+
+    @model_validator(mode="after")
+    def _stages_fit(self):
+        earlier: dict[str, TrainStage | ExpandStage] = {}
+        problems: list[str] = []
+        for stage in self.stages:
+            problems += self._problems_of(stage, earlier)
+            earlier.setdefault(stage.name, stage)
+        if problems:
+            raise Problems(problems)
+        return self
+
+    def _problems_of(self, stage: TrainStage | ExpandStage, earlier: dict[str, TrainStage | ExpandStage]) -> list[str]:
+        """What does not fit between a stage, the models and the stages before it."""
+        found, origin = [], stage.origin
+        if stage.name in earlier or stage.name == "data":
+            found.append(f"stages.{stage.name}: the name is taken; give each stage its own")
+        if stage.model not in self.models:
+            found.append(f"stages.{stage.name}.model: no model '{stage.model}'{nearest(stage.model, self.models)}")
+        if origin and origin not in earlier and not Path(origin).exists():
+            found.append(f"stages.{stage.name}: '{origin}' is no earlier stage and no folder{nearest(origin, earlier)}")
+        if (
+            isinstance(stage, ExpandStage)
+            and origin in earlier
+            and {stage.model, earlier[origin].model} <= self.models.keys()
+        ):
+            found += _shrunk(stage, self.models[earlier[origin].model], self.models[stage.model])
+        return found
+
+
+def _shrunk(stage: ExpandStage, source: ModelSizes, target: ModelSizes) -> list[str]:
+    return [
+        f"stages.{stage.name}: target model '{stage.model}' has {key} {getattr(target, size)}, fewer than its "
+        f"source's {getattr(source, size)}; an expansion cannot shrink"
+        for key, size in (("layers", "layers"), ("hidden", "hidden"), ("heads", "heads"), ("mlp", "mlp_units"))
+        if getattr(target, size) < getattr(source, size)
+    ]

@@ -1,0 +1,145 @@
+"""Running a model on a probe: what it gives out, and what its layers do on the way."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from pipeline import models
+from pipeline.accounting.flops import cost
+from pipeline.models.streaming import lazy
+from pipeline.rng import derive
+
+LONGEST = 16
+"""Tokens of a probe at most: rows of a position table all go through the same map, and more tokens tell two functions apart no
+better."""
+
+Weights = Callable[[str], Tensor]
+Inputs = dict[str, Tensor]
+
+
+@dataclass
+class Trace:
+    """What came out: outputs and the residual stream behind each layer, positions that count only, (…, D)."""
+
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    layers: list[Tensor] = field(default_factory=list)
+
+
+def probe(config: PretrainedConfig, seed: int = 0, samples: int = 2) -> Inputs:
+    """Random inputs that touch every embedding kind: text with padding and short sequences, or images."""
+    generator = torch.Generator().manual_seed(derive(seed, "probe"))
+    if models.of_config(config).data == "images":
+        shape = (samples, config.num_channels, config.image_size, config.image_size)
+        return {"pixel_values": torch.randn(shape, generator=generator, dtype=torch.float64)}
+    length = min(config.max_position_embeddings - models.of_config(config).reserved, LONGEST)
+    lengths = torch.randint(max(1, length // 2), length + 1, (samples,), generator=generator)
+    lengths[0] = length
+    inputs = {
+        "input_ids": torch.randint(config.vocab_size, (samples, length), generator=generator),
+        "attention_mask": (torch.arange(length) < lengths[:, None]).long(),
+    }
+    types = getattr(config, "type_vocab_size", 0)
+    return inputs | ({"token_type_ids": torch.randint(types, (samples, length), generator=generator)} if types else {})
+
+
+def spent(source: PretrainedConfig, target: PretrainedConfig, samples: int, moved: bool = False) -> int:
+    """FLOPs of a verification: both models forward in two precisions, once more without epsilon where affines `moved`, and of
+    the large one a backward pass that recomputes its layers."""
+    small, large = (cost(models.architecture_of(config), positions(config)) for config in (source, target))
+    return samples * ((2 + moved) * (small.forward + large.forward) + large.train)
+
+
+def positions(config: PretrainedConfig) -> dict[str, int]:
+    """How many tokens, patches, … one sample of the probe has."""
+    length = min(getattr(config, "max_position_embeddings", LONGEST), LONGEST)
+    return models.of_config(config).positions(config, {"block": length, "scored": length})
+
+
+def load(config: PretrainedConfig, read: Weights, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of `config`, evaluating in `dtype`, that reads its weights module by module while it runs."""
+    return cast(lazy(config, read), dtype)
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model in `dtype`. RMSNorms of `transformers` compute in float32 whatever they are given; in float64 they no
+    longer do."""
+    if dtype == torch.float64:
+        for module in model.modules():
+            if type(module).__name__.endswith("RMSNorm"):
+                module.forward = _rms(module)
+    return model.to(dtype)
+
+
+def without_epsilon(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, its LayerNorms' epsilon a billionth of what it was. For float64 only."""
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps *= 1e-9
+    return model
+
+
+def _rms(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x: module.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon)
+
+
+def run(config: PretrainedConfig, read: Weights, inputs: Inputs, dtype: torch.dtype, bare: bool = False) -> Trace:
+    """The trace of a model of `config` with the weights that `read` gives; `bare`: without its norms' epsilon."""
+    model = load(config, read, dtype)
+    return observe(without_epsilon(model) if bare else model, inputs)
+
+
+def observe(model: PreTrainedModel, inputs: Inputs) -> Trace:
+    """The trace of a model, in its own dtype."""
+    trace, mask = Trace(), inputs.get("attention_mask")
+    with torch.no_grad(), _watched(model, trace, None if mask is None else mask.bool()):
+        found = model(**fitted(inputs, model))
+    trace.outputs = given_out(found, model, inputs)
+    return trace
+
+
+def given_out(found: ModelOutput, model: PreTrainedModel, inputs: Inputs) -> dict[str, Tensor]:
+    """What counts of a model's output, by name."""
+    return {
+        name: _counted(found[name].detach(), inputs.get("attention_mask"))
+        for name in models.architecture_of(model.config).outputs
+    }
+
+
+def fitted(inputs: Inputs, model: PreTrainedModel) -> Inputs:
+    """The inputs in the model's dtype, images interpolated to the size it takes."""
+    floats = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+    images = floats.get("pixel_values")
+    if images is not None and images.shape[-1] != model.config.image_size:
+        floats["pixel_values"] = F.interpolate(
+            images, size=model.config.image_size, mode="bicubic", align_corners=False
+        )
+    return floats
+
+
+def _counted(output: Tensor, mask: Tensor | None) -> Tensor:
+    return output[mask.bool()] if mask is not None and output.dim() == 3 else output
+
+
+@contextmanager
+def _watched(model: PreTrainedModel, trace: Trace, mask: Tensor | None):
+    """Hooks on every layer, for the time of a run."""
+    architecture = models.architecture_of(model.config)
+
+    def layer_ended(module: nn.Module, given: tuple, output: Tensor | tuple) -> None:
+        trace.layers.append(_counted(output if isinstance(output, Tensor) else output[0], mask))
+
+    blocks = [
+        model.get_submodule(architecture.block.replace("{i}", str(layer))) for layer in range(architecture.layers)
+    ]
+    handles = [block.register_forward_hook(layer_ended) for block in blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,290 @@
+"""The vocabulary in which an architecture is written down: spaces, parameters, tables. No torch here.
+
+An activation lives in a *space*; every axis of a parameter *writes* a space (rows of a weight, a bias, an
+embedding), *reads* one (columns of a weight) or is the *gain* of a norm. From a table of such parameters follow
+growth, FLOPs, weight-decay groups and the reasons why a growth cannot be lossless.
+
+Names are those of published safetensors files, which are stable; `module` is the name inside transformers 5
+where it differs. `{i}` is the layer.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+Kind = Literal[
+    "residual",
+    "normed",
+    "tied",
+    "inner",
+    "pooled",
+    "query",
+    "key",
+    "value",
+    "context",
+    "mlp",
+    "table",
+    "grid",
+    "pixels",
+    "fixed",
+]
+"""stream: the residual stream. normed: what a norm gives out. tied: a norm's output that the (transposed) token
+embedding reads. inner: a dense layer's activation that a norm reads. pooled: a dense layer's activation that is given out.
+query, key, value: an attention's projections, heads of `unit` entries; context: its output, heads like the query's.
+mlp: hidden units that may be copied. table: rows that are looked up, so that more may be appended (vocabulary,
+positions). grid: positions of image patches behind `prefix` other tokens. pixels: a side of a patch. fixed: grow_optimizer_state its size."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where an activation lives. `unit` entries are copied as one (head_dim for heads)."""
+
+    name: str
+    size: int
+    kind: Kind
+    unit: int = 1
+    prefix: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many units it has: heads, or single entries."""
+        return self.size // self.unit
+
+    @property
+    def follows(self) -> bool:
+        """Whether it has the residual stream's size by construction, so that its size goes without saying."""
+        return self.kind in ("normed", "tied", "inner", "pooled")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The spaces of every layer's attention. rope: positions turn pairs of entries, so head_dim is fixed.
+    qk_norm: a norm over head_dim, which shares the model's eps, reads queries and keys."""
+
+    query: str = "query"
+    key: str = "key"
+    value: str = "value"
+    context: str = "context"
+    rope: bool = False
+    qk_norm: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a parameter: the space it touches, or several behind one another (fused projections).
+
+    writes, reads: rows and columns of a weight. gain: of a norm that reads `source`. scales: a layer scale, which
+    multiplies what is written to the space.
+    """
+
+    spaces: tuple[str, ...]
+    role: Literal["writes", "reads", "gain", "scales"]
+    source: str = ""
+
+
+def writes(*spaces: str) -> Axis:
+    return Axis(spaces, "writes")
+
+
+def reads(*spaces: str) -> Axis:
+    return Axis(spaces, "reads")
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """One parameter: a template (`{i}` in its name) or, with `layer` set, a row of the table.
+
+    use: `matmul` multiplies activations, `lookup` is indexed, `both` when tied, `add` is added or scales.
+    per: what one use is counted by: `token`, `patch`, `sequence` or `scored` (a predicted position).
+    input_grad: False where the backward pass needs no gradient of the input (the first layer of a network).
+    fresh: how a new model starts it: `normal` with `std` times the config's initializer_range, or a constant.
+    norm: gain or bias of a norm. scaled_by: the layer scale that multiplies what it writes.
+    """
+
+    name: str
+    axes: tuple[Axis, ...]
+    use: Literal["matmul", "lookup", "both", "add"]
+    per: str = "token"
+    decay: bool = False
+    input_grad: bool = True
+    module: str = ""
+    layer: int | None = None
+    template: str = ""
+    fresh: Literal["normal", "zeros", "ones"] = "zeros"
+    std: float = 1.0
+    norm: bool = False
+    scaled_by: str = ""
+
+    @property
+    def layered(self) -> bool:
+        return "{i}" in self.name
+
+    def at(self, layer: int | None) -> "ParamSpec":
+        """This template as a row: names filled in."""
+        name, module = (self.name, self.module or self.name)
+        if layer is not None:
+            name, module = name.replace("{i}", str(layer)), module.replace("{i}", str(layer))
+        return replace(self, name=name, module=module, layer=layer, template=self.name)
+
+    def touches(self, space: str, *roles: str) -> bool:
+        return any(space in axis.spaces and axis.role in roles for axis in self.axes)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An architecture at given sizes.
+
+    eps: the key of the norms' epsilon in the model's config. rms: whether the norms are RMSNorms (no centring, no bias).
+    aliases: tied name -> the row that owns it. outputs: what the model gives out, attribute -> the space of its last axis.
+    ignored: patterns of names that published files may hold besides (buffers, other heads).
+    """
+
+    family: str
+    spaces: dict[str, Space]
+    layers: int
+    params: tuple[ParamSpec, ...]
+    eps: str
+    attention: Attention = Attention()
+    rms: bool = False
+    aliases: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=lambda: {"logits": "vocab"})
+    ignored: tuple[str, ...] = ()
+
+    def rows(self) -> Iterator[ParamSpec]:
+        """Every parameter, layer by layer, templates filled in."""
+        for param in self.params:
+            if not param.layered:
+                yield param.at(None)
+        for layer in range(self.layers):
+            for param in self.params:
+                if param.layered:
+                    yield param.at(layer)
+
+    def shape(self, param: ParamSpec) -> tuple[int, ...]:
+        return tuple(sum(self.spaces[name].size for name in axis.spaces) for axis in param.axes)
+
+    def numel(self, param: ParamSpec) -> int:
+        return math.prod(self.shape(param))
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model has, tied ones once."""
+        return sum(self.numel(row) for row in self.rows())
+
+    @property
+    def residual(self) -> Space:
+        """The residual stream."""
+        return next(space for space in self.spaces.values() if space.kind == "residual")
+
+    @property
+    def post_norm(self) -> bool:
+        """Whether norms inside the layers write the residual stream themselves (post-LN)."""
+        return any(p.layered and p.touches(self.residual.name, "gain") for p in self.params)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether groups of heads share keys and values."""
+        return self.spaces[self.attention.key].count != self.spaces[self.attention.query].count
+
+    @property
+    def block(self) -> str:
+        """The module of a layer, `{i}` for its number."""
+        module = next(p.module for p in self.params if p.layered)
+        return module[: module.index("{i}") + 3]
+
+    def measures(self) -> dict[str, int]:
+        """The sizes that people speak of, by name."""
+        heads = self.spaces[self.attention.query], self.spaces[self.attention.key]
+        others = {
+            name: space.size
+            for name, space in self.spaces.items()
+            if not space.follows and space.kind not in ("query", "key", "value", "context", "fixed")
+        }
+        return {
+            **others,
+            "heads": heads[0].count,
+            "kv heads": heads[1].count,
+            "head_dim": heads[0].unit,
+            "layers": self.layers,
+        }
+
+
+def spaces(*each: Space) -> dict[str, Space]:
+    return {space.name: space for space in each}
+
+
+def heads(count: int, head_dim: int, kv: int | None = None) -> tuple[Space, ...]:
+    """The four spaces of an attention of `count` heads, keys and values shared among groups when `kv` is less."""
+    wide, narrow = count * head_dim, (kv or count) * head_dim
+    return (
+        Space("query", wide, "query", head_dim),
+        Space("key", narrow, "key", head_dim),
+        Space("value", narrow, "value", head_dim),
+        Space("context", wide, "context", head_dim),
+    )
+
+
+def linear(
+    name: str,
+    reading: str | Axis,
+    writing: str | Axis,
+    *,
+    per: str = "token",
+    bias: bool = True,
+    module: str = "",
+    transposed: bool = False,
+    std: float = 1.0,
+    scaled_by: str = "",
+) -> tuple[ParamSpec, ...]:
+    """A dense layer: weight (writes, reads), or the other way round when `transposed`, decayed, and its bias."""
+    module = module or name
+    rows = writing if isinstance(writing, Axis) else writes(writing)
+    columns = reading if isinstance(reading, Axis) else reads(reading)
+    axes = (columns, rows) if transposed else (rows, columns)
+    weight = ParamSpec(
+        f"{name}.weight",
+        axes,
+        "matmul",
+        per,
+        True,
+        module=f"{module}.weight",
+        fresh="normal",
+        std=std,
+        scaled_by=scaled_by,
+    )
+    offset = ParamSpec(f"{name}.bias", (rows,), "add", per, module=f"{module}.bias", scaled_by=scaled_by)
+    return (weight, offset) if bias else (weight,)
+
+
+def norm(name: str, reading: str, writing: str, *, module: str = "", bias: bool = True) -> tuple[ParamSpec, ...]:
+    """A LayerNorm: gain and bias; without `bias` an RMSNorm."""
+    module = module or name
+    gain = ParamSpec(
+        f"{name}.weight",
+        (Axis((writing,), "gain", reading),),
+        "add",
+        module=f"{module}.weight",
+        fresh="ones",
+        norm=True,
+    )
+    offset = ParamSpec(f"{name}.bias", (writes(writing),), "add", module=f"{module}.bias", norm=True)
+    return (gain, offset) if bias else (gain,)
+
+
+def embedding(
+    name: str, indexed: str, writing: str, *, tied: bool = False, decay: bool = False, module: str = ""
+) -> tuple[ParamSpec, ...]:
+    """A lookup table (indexed, writes); `tied` when the decoder multiplies by it as well."""
+    use, per = ("both", "scored") if tied else ("lookup", "token")
+    return (
+        ParamSpec(
+            f"{name}.weight",
+            (reads(indexed), writes(writing)),
+            use,
+            per,
+            decay,
+            module=f"{module or name}.weight",
+            fresh="normal",
+        ),
+    )

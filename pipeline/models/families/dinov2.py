@@ -1,0 +1,76 @@
+"""DINOv2 as `transformers` has it: pre-LN with a layer scale behind each branch; the classifier reads the final norm twice."""
+
+from functools import partial
+
+from transformers import Dinov2Config, Dinov2ForImageClassification, Dinov2Model
+
+from pipeline.config.schema import ModelSizes
+from pipeline.errors import UserError
+from pipeline.models.architecture import Architecture, Axis, ParamSpec, linear, norm, reads, writes
+from pipeline.models.families.vit import attention, embeddings, image_architecture, positions
+from pipeline.models.family import IMAGE_SIZES, Family, Head, resized
+
+
+def _encoder(prefix: str, config: Dinov2Config) -> tuple[ParamSpec, ...]:
+    """Embeddings (the mask token behind the cls token), layers and the final norm."""
+    layer = prefix + "encoder.layer.{i}."
+    cls, *others = embeddings(prefix + "embeddings.", ("cls_token",))
+    mask = ParamSpec(prefix + "embeddings.mask_token", (reads("one"), writes("embed")), "add")
+    first, second = (f"{layer}layer_scale{n}.lambda1" for n in (1, 2))
+    return (
+        cls,
+        *([mask] if config.use_mask_token else []),
+        *others,
+        *norm(layer + "norm1", "embed", "normed"),
+        *attention(layer, layer, config.qkv_bias),
+        *linear(
+            layer + "attention.output.dense", "context", "embed", module=layer + "attention.o_proj", scaled_by=first
+        ),
+        ParamSpec(first, (Axis(("embed",), "scales"),), "add", fresh="ones", std=config.layerscale_value),
+        *norm(layer + "norm2", "embed", "normed"),
+        *linear(layer + "mlp.fc1", "normed", "mlp"),
+        *linear(layer + "mlp.fc2", "mlp", "embed", scaled_by=second),
+        ParamSpec(second, (Axis(("embed",), "scales"),), "add", fresh="ones", std=config.layerscale_value),
+        *norm(prefix + "layernorm", "embed", "normed"),
+    )
+
+
+def _architecture(config: Dinov2Config, params: tuple[ParamSpec, ...], outputs: dict[str, str]) -> Architecture:
+    """Raises UserError for the SwiGLU variant: its published files fuse what its modules hold apart."""
+    if config.use_swiglu_ffn:
+        raise UserError(
+            "DINOv2 with use_swiglu_ffn is not supported; its published files fuse two tensors that its modules hold apart"
+        )
+    return image_architecture("dinov2", config, params, int(config.hidden_size * config.mlp_ratio), 1, outputs)
+
+
+def classifier(config: Dinov2Config) -> Architecture:
+    """A dense layer from the cls token and the mean of the patches, both behind the final norm."""
+    end = linear("classifier", reads("normed", "normed"), "classes", per="sequence")
+    return _architecture(config, (*_encoder("dinov2.", config), *end), {"logits": "classes"})
+
+
+def encoder(config: Dinov2Config) -> Architecture:
+    return _architecture(config, _encoder("", config), {"last_hidden_state": "normed"})
+
+
+def resize(sizes: ModelSizes) -> dict:
+    """The MLP's size is a whole multiple of the width. Raises UserError for another."""
+    if sizes.mlp_units % sizes.hidden:
+        raise UserError(
+            f"model family 'dinov2' needs an mlp that is a multiple of hidden {sizes.hidden}, got {sizes.mlp_units}"
+        )
+    named = resized(sizes)
+    del named["intermediate_size"]
+    return {**named, "mlp_ratio": sizes.mlp_units // sizes.hidden}
+
+
+FAMILY = Family(
+    "dinov2",
+    "images",
+    Dinov2Config,
+    (Head("classifier", Dinov2ForImageClassification, classifier), Head("encoder", Dinov2Model, encoder)),
+    (*IMAGE_SIZES, "mlp_ratio"),
+    resize,
+    partial(positions, 1),
+)

@@ -1,0 +1,91 @@
+"""GPT-2 as `transformers` has it: pre-LN, Conv1D weights (in, out), query, key and value fused, decoder tied or not."""
+
+import math
+
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+
+from pipeline.config.schema import ModelSizes
+from pipeline.models.architecture import Architecture, ParamSpec, Space, embedding, heads, linear, norm, spaces, writes
+from pipeline.models.family import Family, Head, text_positions
+
+
+def _decoder(prefix: str, config: GPT2Config, tied: bool, ended: str) -> tuple[ParamSpec, ...]:
+    """Embeddings, layers and the final norm, which writes the space `ended`."""
+    layer, quiet = prefix + "h.{i}.", 1 / math.sqrt(2 * config.n_layer)
+    return (
+        *embedding(prefix + "wte", "vocab", "embed", tied=tied, decay=tied),
+        *embedding(prefix + "wpe", "positions", "embed"),
+        *norm(layer + "ln_1", "embed", "normed"),
+        *linear(layer + "attn.c_attn", "normed", writes("query", "key", "value"), transposed=True),
+        *linear(layer + "attn.c_proj", "context", "embed", transposed=True, std=quiet),
+        *norm(layer + "ln_2", "embed", "normed"),
+        *linear(layer + "mlp.c_fc", "normed", "mlp", transposed=True),
+        *linear(layer + "mlp.c_proj", "mlp", "embed", transposed=True, std=quiet),
+        *norm(prefix + "ln_f", "embed", ended),
+    )
+
+
+def _architecture(config: GPT2Config, params: tuple[ParamSpec, ...], **options) -> Architecture:
+    width = config.n_embd
+    return Architecture(
+        family="gpt2",
+        spaces=spaces(
+            Space("embed", width, "residual"),
+            Space("normed", width, "normed"),
+            Space("decoded", width, "tied"),
+            *heads(config.n_head, width // config.n_head),
+            Space("mlp", config.n_inner or 4 * width, "mlp"),
+            Space("vocab", config.vocab_size, "table"),
+            Space("positions", config.n_positions, "table"),
+        ),
+        layers=config.n_layer,
+        params=params,
+        eps="layer_norm_epsilon",
+        **options,
+    )
+
+
+def causal_lm(config: GPT2Config) -> Architecture:
+    """The decoder and its head, tied to the token embedding unless the config says otherwise."""
+    tied = config.tie_word_embeddings
+    head = () if tied else linear("lm_head", "normed", "vocab", per="scored", bias=False)
+    params = (*_decoder("transformer.", config, tied, "decoded" if tied else "normed"), *head)
+    aliases = {"lm_head.weight": "transformer.wte.weight"} if tied else {}
+    return _architecture(
+        config, params, aliases=aliases, ignored=("transformer.h.*.attn.bias", "transformer.h.*.attn.masked_bias")
+    )
+
+
+def decoder(config: GPT2Config) -> Architecture:
+    """The bare decoder."""
+    params = _decoder("", config, tied=False, ended="normed")
+    return _architecture(
+        config,
+        params,
+        outputs={"last_hidden_state": "normed"},
+        ignored=("h.*.attn.bias", "h.*.attn.masked_bias", "lm_head.weight"),
+    )
+
+
+def resize(sizes: ModelSizes) -> dict:
+    return {
+        "n_embd": sizes.hidden,
+        "n_layer": sizes.layers,
+        "n_head": sizes.heads,
+        "n_inner": sizes.mlp_units,
+        "embd_pdrop": sizes.dropout,
+        "attn_pdrop": sizes.dropout,
+        "resid_pdrop": sizes.dropout,
+        "initializer_range": sizes.init,
+    }
+
+
+FAMILY = Family(
+    "gpt2",
+    "text",
+    GPT2Config,
+    (Head("causal-lm", GPT2LMHeadModel, causal_lm), Head("encoder", GPT2Model, decoder)),
+    ("n_embd", "n_layer", "n_head", "n_inner", "vocab_size", "n_positions"),
+    resize,
+    text_positions,
+)

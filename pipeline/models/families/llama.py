@@ -1,0 +1,132 @@
+"""Llama, Mistral and Qwen3 as `transformers` has them: RMSNorm, rotary positions, SwiGLU, keys and values shared by groups.
+
+Qwen3 has a norm over head_dim in front of the rotary positions of queries and keys.
+"""
+
+from functools import partial
+
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    MistralConfig,
+    MistralForCausalLM,
+    MistralModel,
+    PretrainedConfig,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+)
+
+from pipeline.config.schema import ModelSizes
+from pipeline.models.architecture import (
+    Architecture,
+    Attention,
+    ParamSpec,
+    Space,
+    embedding,
+    heads,
+    linear,
+    norm,
+    spaces,
+)
+from pipeline.models.family import TEXT_SIZES, Family, Head, text_positions
+
+
+def _decoder(prefix: str, config: PretrainedConfig, qk_norm: bool, tied: bool, ended: str) -> tuple[ParamSpec, ...]:
+    """Embedding, layers and the final norm, which writes the space `ended`."""
+    layer, bias = prefix + "layers.{i}.", getattr(config, "attention_bias", False)
+    mlp_bias = getattr(config, "mlp_bias", False)
+    head_norms = [
+        row
+        for name in ("q", "k")
+        for row in norm(f"{layer}self_attn.{name}_norm", "query" if name == "q" else "key", "head", bias=False)
+    ]
+    return (
+        *embedding(prefix + "embed_tokens", "vocab", "embed", tied=tied, decay=tied),
+        *norm(layer + "input_layernorm", "embed", "normed", bias=False),
+        *(
+            row
+            for name, space in (("q", "query"), ("k", "key"), ("v", "value"))
+            for row in linear(f"{layer}self_attn.{name}_proj", "normed", space, bias=bias)
+        ),
+        *(head_norms if qk_norm else ()),
+        *linear(layer + "self_attn.o_proj", "context", "embed", bias=bias),
+        *norm(layer + "post_attention_layernorm", "embed", "normed", bias=False),
+        *linear(layer + "mlp.gate_proj", "normed", "mlp", bias=mlp_bias),
+        *linear(layer + "mlp.up_proj", "normed", "mlp", bias=mlp_bias),
+        *linear(layer + "mlp.down_proj", "mlp", "embed", bias=mlp_bias),
+        *norm(prefix + "norm", "embed", ended, bias=False),
+    )
+
+
+def _architecture(
+    family: str, config: PretrainedConfig, params: tuple[ParamSpec, ...], qk_norm: bool, **options
+) -> Architecture:
+    width = config.hidden_size
+    head_dim = getattr(config, "head_dim", None) or width // config.num_attention_heads
+    groups = config.num_key_value_heads or config.num_attention_heads
+    return Architecture(
+        family=family,
+        spaces=spaces(
+            Space("embed", width, "residual"),
+            Space("normed", width, "normed"),
+            Space("decoded", width, "tied"),
+            *heads(config.num_attention_heads, head_dim, groups),
+            Space("mlp", config.intermediate_size, "mlp"),
+            Space("vocab", config.vocab_size, "table"),
+            *([Space("head", head_dim, "fixed")] if qk_norm else []),
+        ),
+        layers=config.num_hidden_layers,
+        params=params,
+        eps="rms_norm_eps",
+        rms=True,
+        attention=Attention(rope=True, qk_norm=qk_norm),
+        **options,
+    )
+
+
+def causal_lm(family: str, qk_norm: bool, config: PretrainedConfig) -> Architecture:
+    """The decoder and its head, tied to the token embedding or not."""
+    tied = config.tie_word_embeddings
+    head = () if tied else linear("lm_head", "normed", "vocab", per="scored", bias=False)
+    params = (*_decoder("model.", config, qk_norm, tied, "decoded" if tied else "normed"), *head)
+    aliases = {"lm_head.weight": "model.embed_tokens.weight"} if tied else {}
+    return _architecture(
+        family, config, params, qk_norm, aliases=aliases, ignored=("model.layers.*.self_attn.rotary_emb.inv_freq",)
+    )
+
+
+def decoder(family: str, qk_norm: bool, config: PretrainedConfig) -> Architecture:
+    """The bare decoder."""
+    params = _decoder("", config, qk_norm, tied=False, ended="normed")
+    ignored = ("layers.*.self_attn.rotary_emb.inv_freq", "lm_head.weight")
+    return _architecture(family, config, params, qk_norm, outputs={"last_hidden_state": "normed"}, ignored=ignored)
+
+
+def resize(sizes: ModelSizes) -> dict:
+    return {
+        "hidden_size": sizes.hidden,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.kv_heads or sizes.heads,
+        "head_dim": sizes.hidden // sizes.heads,
+        "intermediate_size": sizes.mlp_units,
+        "attention_dropout": sizes.dropout,
+        "initializer_range": sizes.init,
+    }
+
+
+def _family(name: str, config_class: type, causal: type, bare: type, qk_norm: bool = False) -> Family:
+    ends = (
+        Head("causal-lm", causal, partial(causal_lm, name, qk_norm)),
+        Head("encoder", bare, partial(decoder, name, qk_norm)),
+    )
+    return Family(
+        name, "text", config_class, ends, (*TEXT_SIZES, "num_key_value_heads", "head_dim"), resize, text_positions
+    )
+
+
+LLAMA = _family("llama", LlamaConfig, LlamaForCausalLM, LlamaModel)
+MISTRAL = _family("mistral", MistralConfig, MistralForCausalLM, MistralModel)
+QWEN3 = _family("qwen3", Qwen3Config, Qwen3ForCausalLM, Qwen3Model, qk_norm=True)

@@ -1,0 +1,177 @@
+"""ViT and DeiT as `transformers` has them: classification heads on the cls token (and the distillation token), bare encoders.
+
+transformers 5 renamed the modules inside the models; published files keep the names written here first.
+"""
+
+from functools import partial
+
+from transformers import (
+    DeiTConfig,
+    DeiTForImageClassification,
+    DeiTForImageClassificationWithTeacher,
+    DeiTModel,
+    PretrainedConfig,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
+)
+
+from pipeline.config.schema import ModelSizes
+from pipeline.errors import UserError
+from pipeline.models.architecture import Architecture, ParamSpec, Space, heads, linear, norm, reads, spaces, writes
+from pipeline.models.family import IMAGE_SIZES, Facts, Family, Head, resized
+
+
+def _encoder(prefix: str, tokens: tuple[str, ...], config: ViTConfig) -> tuple[ParamSpec, ...]:
+    """Embeddings, layers and the final norm."""
+    layer, inside = prefix + "encoder.layer.{i}.", prefix + "layers.{i}."
+    return (
+        *embeddings(prefix + "embeddings.", tokens, "zeros" if config.model_type == "deit" else "normal"),
+        *norm(layer + "layernorm_before", "embed", "normed", module=inside + "layernorm_before"),
+        *attention(layer, inside, config.qkv_bias),
+        *linear(layer + "attention.output.dense", "context", "embed", module=inside + "attention.o_proj"),
+        *norm(layer + "layernorm_after", "embed", "normed", module=inside + "layernorm_after"),
+        *linear(layer + "intermediate.dense", "normed", "mlp", module=inside + "mlp.fc1"),
+        *linear(layer + "output.dense", "mlp", "embed", module=inside + "mlp.fc2"),
+        *norm(prefix + "layernorm", "embed", "normed"),
+    )
+
+
+def attention(layer: str, inside: str, bias: bool) -> tuple[ParamSpec, ...]:
+    """The three projections, in published names and in module names."""
+    return tuple(
+        row
+        for name, space in (("query", "query"), ("key", "key"), ("value", "value"))
+        for row in linear(
+            f"{layer}attention.attention.{name}", "normed", space, bias=bias, module=f"{inside}attention.{name[0]}_proj"
+        )
+    )
+
+
+def embeddings(name: str, tokens: tuple[str, ...], fresh: str = "normal") -> tuple[ParamSpec, ...]:
+    """Prefix tokens (rows of the residual stream), the position table and the patch convolution; `fresh`: how both begin."""
+    one, embed, patch = reads("one"), writes("embed"), reads("patch")
+    return (
+        *(ParamSpec(name + token, (one, one, embed), "add", fresh=fresh) for token in tokens),
+        ParamSpec(name + "position_embeddings", (one, reads("positions"), embed), "add", fresh=fresh),
+        ParamSpec(
+            name + "patch_embeddings.projection.weight",
+            (embed, reads("channels"), patch, patch),
+            "matmul",
+            "patch",
+            True,
+            input_grad=False,
+            fresh="normal",
+        ),
+        ParamSpec(name + "patch_embeddings.projection.bias", (embed,), "add"),
+    )
+
+
+def image_architecture(
+    family: str, config: PretrainedConfig, params: tuple[ParamSpec, ...], mlp: int, prefix: int, outputs: dict[str, str]
+) -> Architecture:
+    """The spaces of a vision Transformer with `prefix` tokens before its patches."""
+    width = config.hidden_size
+    pooled = (
+        [Space("pooled", getattr(config, "pooler_output_size", None) or width, "pooled")]
+        if "pooled" in outputs.values()
+        else []
+    )
+    classes = [Space("classes", config.num_labels, "fixed")] if "classes" in outputs.values() else []
+    return Architecture(
+        family=family,
+        spaces=spaces(
+            Space("embed", width, "residual"),
+            Space("normed", width, "normed"),
+            *pooled,
+            *heads(config.num_attention_heads, width // config.num_attention_heads),
+            Space("mlp", mlp, "mlp"),
+            Space("one", 1, "fixed"),
+            Space("positions", patches(config) + prefix, "grid", prefix=prefix),
+            Space("channels", config.num_channels, "fixed"),
+            Space("patch", config.patch_size, "pixels"),
+            *classes,
+        ),
+        layers=config.num_hidden_layers,
+        params=params,
+        eps="layer_norm_eps",
+        outputs=outputs,
+    )
+
+
+def patches(config: PretrainedConfig) -> int:
+    return (config.image_size // config.patch_size) ** 2
+
+
+TOKENS = {"vit": ("cls_token",), "deit": ("cls_token", "distillation_token")}
+
+
+def classifier(family: str, names: tuple[str, ...], config: ViTConfig) -> Architecture:
+    """A dense layer from the final norm's output to the classes, once for each name."""
+    ends = tuple(row for name in names for row in linear(name, "normed", "classes", per="sequence"))
+    params = (*_encoder(f"{family}.", TOKENS[family], config), *ends)
+    return image_architecture(
+        family, config, params, config.intermediate_size, len(TOKENS[family]), {"logits": "classes"}
+    )
+
+
+def encoder(family: str, config: ViTConfig) -> Architecture:
+    """The bare encoder with its pooler."""
+    params = (*_encoder("", TOKENS[family], config), *linear("pooler.dense", "normed", "pooled", per="sequence"))
+    outputs = {"last_hidden_state": "normed", "pooler_output": "pooled"}
+    return image_architecture(family, config, params, config.intermediate_size, len(TOKENS[family]), outputs)
+
+
+def configure(sizes: ModelSizes, facts: Facts) -> ViTConfig:
+    """Image size, channels and classes come from the data. Raises UserError."""
+    if facts["kind"] != "images":
+        raise UserError(f"model family 'vit' reads images, the data are {facts['kind']}; choose an image data set")
+    if not sizes.patch or facts["size"] % sizes.patch:
+        raise UserError(
+            f"model family 'vit' needs a patch size that divides the image size {facts['size']}, got {sizes.patch}; set models.….patch"
+        )
+    return ViTConfig(
+        layer_norm_eps=sizes.eps,
+        image_size=facts["size"],
+        patch_size=sizes.patch,
+        num_channels=facts["channels"],
+        **resized(sizes),
+        id2label=dict(enumerate(facts["class_names"])),
+        label2id={name: i for i, name in enumerate(facts["class_names"])},
+    )
+
+
+def positions(prefix: int, config: PretrainedConfig, facts: Facts) -> dict[str, int]:
+    return {"token": patches(config) + prefix, "patch": patches(config), "sequence": 1}
+
+
+VIT = Family(
+    "vit",
+    "images",
+    ViTConfig,
+    (
+        Head("classifier", ViTForImageClassification, partial(classifier, "vit", ("classifier",))),
+        Head("encoder", ViTModel, partial(encoder, "vit")),
+    ),
+    IMAGE_SIZES,
+    resized,
+    partial(positions, 1),
+    configure,
+)
+DEIT = Family(
+    "deit",
+    "images",
+    DeiTConfig,
+    (
+        Head("classifier", DeiTForImageClassification, partial(classifier, "deit", ("classifier",))),
+        Head(
+            "distilled",
+            DeiTForImageClassificationWithTeacher,
+            partial(classifier, "deit", ("cls_classifier", "distillation_classifier")),
+        ),
+        Head("encoder", DeiTModel, partial(encoder, "deit")),
+    ),
+    IMAGE_SIZES,
+    resized,
+    partial(positions, 2),
+)

@@ -1,0 +1,73 @@
+"""Checking a whole config before its first stage runs: what would fail in the last stage must not cost the first."""
+
+from functools import partial
+
+from transformers import PretrainedConfig
+
+from pipeline import models
+from pipeline.config.fingerprint import require_same
+from pipeline.config.schema import Config, ExpandStage, TrainStage
+from pipeline.config.validation_errors import all_of
+from pipeline.data import Prepared, open_prepared
+from pipeline.errors import UserError
+from pipeline.expansion import target as targets
+from pipeline.growth import execute as growth
+from pipeline.growth import optimizer_state
+from pipeline.growth.method import ExpansionOptions
+from pipeline.growth.plan import GrowthPlan
+from pipeline.records.run_folder import StageFolder
+from pipeline.training.engine import precisions_of_workers, require_precision, settings
+from pipeline.training.stage import pace, rates
+
+
+def before_data(config: Config, ranks: int) -> None:
+    """What needs no data: families, batches, ranks, precisions, and what the folder already holds. Raises UserError
+    that tells all problems."""
+    precisions = precisions_of_workers()
+    all_of(partial(_stage_before_data, config, stage, ranks, precisions) for stage in config.stages)
+
+
+def _stage_before_data(config: Config, stage: TrainStage | ExpandStage, ranks: int, precisions: set[str]) -> None:
+    require_same(config, stage)
+    models.family(config.models[stage.model].family)
+    if isinstance(stage, TrainStage):
+        settings(stage, ranks)
+        require_precision(stage, precisions)
+
+
+def after_data(config: Config) -> None:
+    """What the data decide: model sizes, steps, and whether every growth can be lossless. Raises UserError that tells
+    all problems."""
+    data = open_prepared(config.path / "data")
+    all_of(partial(models.trained, sizes, data.facts) for sizes in config.models.values())
+    made = {name: models.trained(sizes, data.facts) for name, sizes in config.models.items()}
+    all_of(partial(_stage_after_data, config, stage, data, made) for stage in config.stages)
+
+
+def _stage_after_data(
+    config: Config, stage: TrainStage | ExpandStage, data: Prepared, made: dict[str, PretrainedConfig]
+) -> None:
+    if isinstance(stage, TrainStage):
+        rates(StageFolder(config.path / stage.name), stage, pace(stage, made[stage.model], data))
+    elif source := next((s for s in config.stages if s.name == stage.source), None):
+        small = made[source.model]
+        architectures = models.architecture_of(small), models.architecture_of(targets.adopt(small, made[stage.model]))
+        _require_moments(
+            config,
+            stage,
+            growth.plan_growth(*architectures, getattr(small, architectures[0].eps), options(stage, config.seed)),
+        )
+
+
+def _require_moments(config: Config, stage: ExpandStage, made: GrowthPlan) -> None:
+    """An optimizer state that is to grow needs a growth that allows it, and a stage behind that can read it."""
+    if stage.optimizer_state == "grow":
+        optimizer_state.require(made, set(optimizer_state.VIEWS))
+        if any(isinstance(s, TrainStage) and s.start == stage.name and s.zero_stage == 0 for s in config.stages):
+            raise UserError(
+                f"stages.{stage.name}.optimizer_state: grow needs ZeRO shards, and the stage behind it has zero_stage 0; use 1, 2 or 3"
+            )
+
+
+def options(stage: ExpandStage, seed: int) -> ExpansionOptions:
+    return ExpansionOptions(stage.method, stage.depth, stage.placement, stage.noise, seed)

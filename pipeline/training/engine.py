@@ -1,0 +1,277 @@
+"""The training-time door to DeepSpeed: build, step, evaluate, save, load.
+
+Everything DeepSpeed decides by default and that matters here is written out in `settings`, since its defaults
+changed between versions (clipping and overflow checks in 0.19.3, time-outs in 0.19.6).
+"""
+
+import datetime
+import logging
+import math
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import deepspeed
+import deepspeed.ops
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from pipeline import checkpoints, models
+from pipeline.checkpoints import manifest
+from pipeline.config.schema import TrainStage
+from pipeline.data import Batch
+from pipeline.errors import UserError
+from pipeline.rng import derive
+
+TIMEOUT = datetime.timedelta(minutes=30)
+OLDEST = (0, 19, 8)
+"""Earlier versions give wrong gradients silently (0.17.6 to 0.18.2 with ZeRO-2, 0.18.6 to 0.18.9 with ZeRO-1 in bf16),
+and the repairs below were tested with this one."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all workers."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+def join() -> World:
+    """Join the process group that the launcher's environment describes; Raises UserError for an old DeepSpeed."""
+    if tuple(int(part) for part in deepspeed.__version__.split("+")[0].split(".")[:3]) < OLDEST:
+        raise UserError(
+            f"DeepSpeed {deepspeed.__version__} is too old, its gradients cannot be trusted; install at least 0.19.8"
+        )
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.set_float32_matmul_precision("high")  # fp32 products run in TF32, as hardware.DATA_SHEETS counts them
+    else:
+        # On the CPU accelerator DeepSpeed compiles this op at start; training never uses it, and a stale lock hangs it.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=TIMEOUT, verbose=False)
+    return World(
+        dist.get_rank(),
+        dist.get_world_size(),
+        torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"),
+    )
+
+
+def leave() -> NoReturn:
+    """End this worker, together with the others and without Python's teardown: now and then gloo's threads are still
+    joinable there and abort the process (SIGABRT, seen with ZeRO-3 in about 1 run of 10), although all is done."""
+    dist.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def supported_precisions() -> set[str]:
+    """The values of `precision` that DeepSpeed can train in on this machine's devices, as its accelerator says."""
+    return {"fp32"} | ({"bf16"} if get_accelerator().is_bf16_supported() else set())
+
+
+def precisions_of_workers() -> set[str]:
+    """`supported_precisions`, asked in a child process: asking takes up memory of the GPU, and the process that starts
+    the workers lives as long as they do."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        return pool.submit(supported_precisions).result()
+
+
+def require_precision(stage: TrainStage, supported: set[str]) -> None:
+    """Raises UserError when `stage` is to be trained in a precision that is not among the supported ones."""
+    if stage.precision not in supported:
+        device = get_accelerator().device_name()
+        raise UserError(
+            f"stages.{stage.name}.precision: {stage.precision} is not supported by this machine's {device} devices; "
+            f"choose {' or '.join(sorted(supported))}"
+        )
+
+
+def agreed(newest: Path | None) -> Path | None:
+    """Rank 0's newest checkpoint, for every rank: a shared file system may show them different ones. Raises UserError."""
+    held = [newest]
+    dist.broadcast_object_list(held)
+    if held[0] is not None and not held[0].is_dir():
+        raise UserError(
+            f"{held[0]}: rank {dist.get_rank()} does not see the checkpoint that rank 0 resumes from; is the folder shared by all nodes?"
+        )
+    return held[0]
+
+
+def settings(stage: TrainStage, world: int, universal: bool = False) -> dict:
+    """DeepSpeed's JSON for a stage. Raises UserError when the batch does not divide."""
+    micro = stage.micro_batch or stage.batch // world
+    if micro * world == 0 or stage.batch % (micro * world):
+        raise UserError(
+            f"stages.{stage.name}: batch {stage.batch} is not a multiple of micro_batch {micro} x {world} ranks; "
+            "choose a batch that is"
+        )
+    return {
+        "train_batch_size": stage.batch,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": stage.batch // (micro * world),
+        "gradient_clipping": stage.optimizer.clip,
+        "zero_optimization": {"stage": stage.zero_stage, "round_robin_gradients": False},
+        "bf16": {"enabled": stage.precision == "bf16", "check_grad_overflow": False},
+        "fp16": {"enabled": False},
+        "checkpoint": {"load_universal": universal},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": False,
+    }
+
+
+class Engine:
+    """One model in training."""
+
+    def __init__(self, model: PreTrainedModel, stage: TrainStage, world: World, seed: int, start: Path | None = None):
+        """`start`: a checkpoint that `load` will be given; its layout must be known before DeepSpeed is built."""
+        self.stage, self.world, self.seed, self.config = stage, world, seed, model.config
+        require_precision(stage, supported_precisions())
+        self.json = settings(
+            stage, world.size, universal=start is not None and checkpoints.detect_layout(start) == "universal"
+        )
+        if stage.activation_checkpointing:
+            model.config.use_cache = False
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.names, parameters = _groups(model)
+        self.hyper = [
+            {"weight_decay": decay, "betas": stage.optimizer.betas, "eps": stage.optimizer.eps}
+            for decay in (stage.optimizer.weight_decay, 0.0)
+        ]
+        groups = [{"params": params, **hyper} for params, hyper in zip(parameters, self.hyper, strict=True)]
+        optimizer = torch.optim.AdamW(groups, lr=0.0)
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=self.json, dist_init_required=False
+        )
+
+    @property
+    def micro_batch(self) -> int:
+        return self.json["train_micro_batch_size_per_gpu"]
+
+    @property
+    def accumulation(self) -> int:
+        return self.json["gradient_accumulation_steps"]
+
+    def step(self, batches: list[Batch], number: int, rate: float) -> tuple[float, float | None]:
+        """One update from this rank's micro-batches. Returns the loss over all ranks and the gradient norm."""
+        self.deepspeed.train()
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=self.world.device, dtype=torch.float64)
+        for part, batch in enumerate(batches):
+            # Masks belong to this rank and part, so another micro_batch or world size draws others.
+            torch.manual_seed(derive(self.seed, "dropout", self.stage.name, number, part, self.world.rank))
+            losses = self._losses(batch)[0]
+            self.deepspeed.backward(losses.mean())
+            self.deepspeed.step()
+            total += losses.detach().double().mean()
+        dist.all_reduce(total)
+        norm = self.deepspeed.get_global_grad_norm()
+        return total.item() / (len(batches) * self.world.size), None if norm is None else float(norm)
+
+    def evaluate(self, batches: Iterable[Batch], kind: str) -> dict[str, float]:
+        """Mean loss over the evaluation set of all ranks, with perplexity for text and top-1 accuracy for images."""
+        self.deepspeed.eval()
+        sums = torch.zeros(3, device=self.world.device, dtype=torch.float64)
+        with torch.no_grad():
+            for batch in batches:
+                both = torch.stack(self._losses(batch))[:, : batch.valid].double().sum(1)
+                sums += torch.cat([both, both.new_tensor([batch.valid])])
+        dist.all_reduce(sums)
+        loss, hits = (sums[:2] / sums[2]).tolist()
+        return {"eval_loss": loss, **({"perplexity": math.exp(min(loss, 700.0))} if kind == "text" else {"top1": hits})}
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss and share of right answers per sample, (B,); always in float32, whatever the weights are."""
+        inputs = {name: value.to(self.world.device) for name, value in batch.inputs.items()}
+        labels = batch.labels.to(self.world.device)
+        logits = self.deepspeed(**inputs).logits.float()
+        losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(len(labels), -1)
+        hits = (logits.argmax(-1) == labels).float().view(len(labels), -1)
+        return losses.mean(1), hits.mean(1)
+
+    def save(self, folder: Path, step: int, facts: dict) -> Path:
+        """Publish `folder/step-0000500`: staged, every shard hashed by one of the ranks, renamed when all are there."""
+        final = folder / f"step-{step:07d}"
+        place = final.with_name(manifest.STAGING + final.name)
+        if self.world.first:
+            manifest.staging(final)
+        dist.barrier()
+        self.deepspeed.save_checkpoint(
+            str(place), tag=final.name, client_state={"group_names": self.names}, save_latest=False
+        )
+        staged = place / final.name
+        if self.world.first:
+            (staged / checkpoints.CONFIG).write_text(models.config_text(self.config), encoding="utf-8")
+        dist.barrier()
+        names = [manifest.listing(staged) if self.world.first else []]
+        dist.broadcast_object_list(names)  # one listing for all: another node's view of a shared folder may lag
+        parts: list[dict] = [{}] * self.world.size
+        dist.all_gather_object(parts, manifest.hashes(staged, names[0][self.world.rank :: self.world.size]))
+        if self.world.first:
+            layout = checkpoints.CheckpointLayout.of(self.stage, self.world.size)
+            manifest.publish(
+                staged,
+                final,
+                {**facts, **layout.as_json(), "step": step},
+                {k: v for part in parts for k, v in part.items()},
+            )
+            shutil.rmtree(place)
+        dist.barrier()
+        return final
+
+    def load(self, folder: Path) -> None:
+        """Load weights and optimizer of a checkpoint in the engine's own layout. Raises UserError when it is not."""
+        facts = manifest.read(folder)
+        mine = checkpoints.CheckpointLayout.of(self.stage, self.world.size).as_json()
+        if facts["layout"] == "zero" and (held := {key: facts[key] for key in mine}) != mine:
+            raise UserError(
+                f"{folder}: written as {_words(held)}, this stage runs as {_words(mine)}; run it as before, or expand into this layout"
+            )
+        loaded, _ = self.deepspeed.load_checkpoint(str(folder.parent), tag=folder.name)
+        if loaded is None:
+            raise UserError(f"{folder}: DeepSpeed found nothing to load there")
+        self._repair()
+
+    def _repair(self) -> None:
+        """What loading may have overwritten: each group's own hyper-parameters (stage 3 gives all groups the first's when
+        it loads a universal checkpoint, and lets them share one step tensor, which then advances once per group)."""
+        inner = getattr(self.deepspeed.optimizer, "optimizer", self.deepspeed.optimizer)
+        for state in inner.state.values():
+            if isinstance(state.get("step"), Tensor):
+                state["step"] = state["step"].clone()
+        for optimizer in {id(o): o for o in (inner, self.deepspeed.optimizer)}.values():
+            for group, hyper in zip(optimizer.param_groups, self.hyper, strict=False):
+                group.update(hyper)
+
+
+def _groups(model: PreTrainedModel) -> tuple[list[list[str]], list[list[torch.nn.Parameter]]]:
+    """Parameters to decay and not to decay, by the table, in the order of `named_parameters()`; module names."""
+    decay = {row.module: row.decay for row in models.architecture_of(model.config).rows()}
+    split = [[(n, p) for n, p in model.named_parameters() if decay[n] is wanted] for wanted in (True, False)]
+    return [[n for n, _ in part] for part in split], [[p for _, p in part] for part in split]
+
+
+def _words(layout: dict) -> str:
+    return f"ZeRO stage {layout['zero_stage']} on {layout['world_size']} ranks{' in bf16' if layout['bf16'] else ''}"
