@@ -33,8 +33,10 @@ def cost(architecture: Architecture, positions: dict[str, int]) -> Cost:
         forward += once
         backward += once * (2 if row.input_grad else 1)
         recompute += once if row.layer is not None and not _closes(architecture, row) else 0
-    attention = (
-        architecture.layers * 4 * positions["token"] ** 2 * architecture.spaces[architecture.attention.query].size
+    attention = sum(
+        stack.layers * 4 * positions["token"] ** 2 * architecture.spaces[each.query].size
+        for stack in architecture.stacks
+        for each in stack.attentions
     )
     return Cost(forward + attention, backward + 2 * attention, recompute + attention)
 
@@ -47,6 +49,8 @@ def _forward(architecture: Architecture, row: ParamSpec, positions: dict[str, in
 def _closes(architecture: Architecture, row: ParamSpec) -> bool:
     """Whether `row` is the matrix product that ends its layer: no norm or layer scale (which save their input) comes behind it."""
     weights = [
-        p for p in architecture.params if p.layered and (p.use == "matmul" or p.axes[0].role in ("gain", "scales"))
+        p
+        for p in architecture.params
+        if p.layered and p.stack == row.stack and (p.use == "matmul" or p.axes[0].role in ("gain", "scales"))
     ]
     return row.template == weights[-1].name

@@ -57,7 +57,7 @@ def plan_expansion(
     state, small = checkpoints.read(found, source_config)
     large = targets.adopt(small, target)
     architectures = models.architecture_of(small), models.architecture_of(large)
-    made = growth.plan_growth(*architectures, getattr(small, architectures[0].eps), options)
+    made = growth.plan_growth(*architectures, options)
     large.update(made.config_change)
     if grow_optimizer_state:
         optimizer_state.require(made, set(state.slots))

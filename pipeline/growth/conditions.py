@@ -125,7 +125,7 @@ def holding(source: Architecture, target: Architecture, change: dict[str, float]
         copies, rest = divmod(after, before)
         remainder = "" if not rest else f" and {rest} zeros" if target.rms else f" and the mean {rest} times"
         lines.append(
-            f"{norm} sees {copies} full {'copy' if copies == 1 else 'copies'}{remainder}; the config's {target.eps} becomes {change[target.eps]:.6g}"
+            f"{norm} sees {copies} full {'copy' if copies == 1 else 'copies'}{remainder}; the config's {target.epsilon.key} becomes {change[target.epsilon.key]:.6g}"
         )
     if target.post_norm:
         lines.append("post-LN: exact at whole multiples of the width")
@@ -141,5 +141,5 @@ def holding(source: Architecture, target: Architecture, change: dict[str, float]
         if space.kind == "table" and space.size > source.spaces[name].size
     ]
     if moved:
-        lines.append(f"post-LN depth: the affine moves to the new layer, exact up to O({target.eps}), measured")
+        lines.append(f"post-LN depth: the affine moves to the new layer, exact up to O({target.epsilon.key}), measured")
     return lines

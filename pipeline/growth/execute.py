@@ -29,14 +29,14 @@ Open = Callable[[range], Tensor]
 View = Callable[[str, SpaceMap], Map]
 
 
-def plan_growth(source: Architecture, target: Architecture, eps: float, options: ExpansionOptions) -> GrowthPlan:
+def plan_growth(source: Architecture, target: Architecture, options: ExpansionOptions) -> GrowthPlan:
     """Decide how `source` grows into `target`. Raises UserError with every reason when the method cannot."""
     if options.method not in METHODS:
         raise UserError(f"unknown method '{options.method}'{nearest(options.method, METHODS)}")
     method = METHODS[options.method]
     if reasons := method.refusals(source, target):
         raise UserError(f"method '{options.method}' cannot grow this model: {'; '.join(reasons)}")
-    return make(source, target, eps, method, options)
+    return make(source, target, method, options)
 
 
 def weight_map(role: str, chosen: SpaceMap) -> Map:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.growth.maps import MEAN, IndexMap, Maps
 from pipeline.growth.method import ExpansionOptions, LayerOrigin, Method
-from pipeline.models.architecture import Architecture, ParamSpec
+from pipeline.models.architecture import Architecture, NormEpsilon, ParamSpec
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,8 @@ class GrowthPlan:
         return asdict(self) | {"lossless": self.lossless}
 
 
-def make(
-    source: Architecture, target: Architecture, eps: float, method: Method, options: ExpansionOptions
-) -> GrowthPlan:
-    """The plan for growing `source` into `target`. `eps`: the source's norm epsilon. Raises UserError."""
+def make(source: Architecture, target: Architecture, method: Method, options: ExpansionOptions) -> GrowthPlan:
+    """The plan for growing `source` into `target`. Raises UserError."""
     planner = Planner(source, target, method, options)
     before, after = source.measures(), target.measures()
     residual = planner.maps[target.residual.name]
@@ -75,7 +73,7 @@ def make(
         options,
         planner.layers,
         tuple(planner.rows()),
-        {target.eps: eps * residual.eta**2},
+        _config_change(source.epsilon, residual.eta),
         {name: (before[name], after[name]) for name in after},
         tuple(method.lossy(source, target)),
         target.post_norm and any(layer.new for layer in planner.layers),
@@ -86,6 +84,11 @@ def make(
             "depth 'cancel' needs a tensor with a free part, and no input space grows (or noise is 0); use depth 'zero'"
         )
     return plan
+
+
+def _config_change(epsilon: NormEpsilon, eta: float) -> dict[str, float]:
+    """The variance that a grown norm sees is eta^2 times the source's, so its epsilon has to be, too."""
+    return {epsilon.key: epsilon.value * eta**2} if epsilon.key else {}
 
 
 class Planner:

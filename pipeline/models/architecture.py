@@ -71,6 +71,24 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class LayerStack:
+    """Equal layers that stand on one another (an encoder, a decoder). name: what the templates of its parameters name it by.
+    attentions: one in most models, two where a decoder also looks at an encoder."""
+
+    name: str
+    layers: int
+    attentions: tuple[Attention, ...] = (Attention(),)
+
+
+@dataclass(frozen=True)
+class NormEpsilon:
+    """The epsilon of a model's norms. key: where the model's config holds it; None where it is a constant of the code."""
+
+    value: float
+    key: str | None = None
+
+
+@dataclass(frozen=True)
 class Axis:
     """One axis of a parameter: the space it touches, or several behind one another (fused projections).
 
@@ -100,6 +118,7 @@ class ParamSpec:
     input_grad: False where the backward pass needs no gradient of the input (the first layer of a network).
     fresh: how a new model starts it: `normal` with `std` times the config's initializer_range, or a constant.
     norm: gain or bias of a norm. scaled_by: the layer scale that multiplies what it writes.
+    stack: of a layered template, the stack of layers that it is repeated in.
     """
 
     name: str
@@ -115,6 +134,7 @@ class ParamSpec:
     std: float = 1.0
     norm: bool = False
     scaled_by: str = ""
+    stack: str = "layers"
 
     @property
     def layered(self) -> bool:
@@ -135,31 +155,48 @@ class ParamSpec:
 class Architecture:
     """An architecture at given sizes.
 
-    eps: the key of the norms' epsilon in the model's config. rms: whether the norms are RMSNorms (no centring, no bias).
+    params: templates of all parameters; those with `{i}` are repeated in the layers of their stack. rms: whether the norms are RMSNorms (no centring, no bias).
     aliases: tied name -> the row that owns it. outputs: what the model gives out, attribute -> the space of its last axis.
     ignored: patterns of names that published files may hold besides (buffers, other heads).
     """
 
     family: str
     spaces: dict[str, Space]
-    layers: int
+    stacks: tuple[LayerStack, ...]
     params: tuple[ParamSpec, ...]
-    eps: str
-    attention: Attention = Attention()
+    epsilon: NormEpsilon
     rms: bool = False
     aliases: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=lambda: {"logits": "vocab"})
     ignored: tuple[str, ...] = ()
 
     def rows(self) -> Iterator[ParamSpec]:
-        """Every parameter, layer by layer, templates filled in."""
+        """Every parameter, templates filled in: first what is in no layer, then stack by stack, layer by layer."""
         for param in self.params:
             if not param.layered:
                 yield param.at(None)
-        for layer in range(self.layers):
-            for param in self.params:
-                if param.layered:
+        for stack in self.stacks:
+            for layer in range(stack.layers):
+                for param in self.templates(stack):
                     yield param.at(layer)
+
+    def templates(self, stack: LayerStack) -> list[ParamSpec]:
+        """The parameters of one layer of a stack."""
+        return [param for param in self.params if param.layered and param.stack == stack.name]
+
+    @property
+    def attentions(self) -> tuple[Attention, ...]:
+        """Every attention once, stack by stack."""
+        return tuple(dict.fromkeys(attention for stack in self.stacks for attention in stack.attentions))
+
+    @property
+    def layers(self) -> int:
+        """How many layers it has in all."""
+        return sum(stack.layers for stack in self.stacks)
+
+    @property
+    def attention(self) -> Attention:
+        return self.attentions[0]
 
     def shape(self, param: ParamSpec) -> tuple[int, ...]:
         return tuple(sum(self.spaces[name].size for name in axis.spaces) for axis in param.axes)
@@ -187,11 +224,16 @@ class Architecture:
         """Whether groups of heads share keys and values."""
         return self.spaces[self.attention.key].count != self.spaces[self.attention.query].count
 
-    @property
-    def block(self) -> str:
-        """The module of a layer, `{i}` for its number."""
-        module = next(p.module for p in self.params if p.layered)
+    def block(self, stack: LayerStack) -> str:
+        """The module of a layer of a stack, `{i}` for its number."""
+        module = self.templates(stack)[0].module
         return module[: module.index("{i}") + 3]
+
+    def blocks(self) -> Iterator[str]:
+        """The modules of all layers, in order."""
+        for stack in self.stacks:
+            for layer in range(stack.layers):
+                yield self.block(stack).replace("{i}", str(layer))
 
     def measures(self) -> dict[str, int]:
         """The sizes that people speak of, by name."""

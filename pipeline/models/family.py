@@ -7,7 +7,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from pipeline.config.schema import ModelSizes
 from pipeline.errors import UserError
-from pipeline.models.architecture import Architecture, ParamSpec, Space, heads, spaces
+from pipeline.models.architecture import Architecture, LayerStack, NormEpsilon, ParamSpec, Space, heads, spaces
 
 Facts = dict
 """What `prepare` found out about the data: vocabulary, block length, image size, classes, …"""
@@ -124,9 +124,9 @@ def bert_architecture(
             Space("positions", config.max_position_embeddings, "table"),
             Space("types", config.type_vocab_size, "table"),
         ),
-        layers=config.num_hidden_layers,
+        stacks=(LayerStack("layers", config.num_hidden_layers),),
         params=params,
-        eps="layer_norm_eps",
+        epsilon=NormEpsilon(config.layer_norm_eps, "layer_norm_eps"),
         **options,
     )
 

@@ -79,8 +79,8 @@ def _unload(module: nn.Module, given: tuple, output: object) -> None:
 def recomputed(model: PreTrainedModel) -> PreTrainedModel:
     """The same model, each layer run without a graph first and once more in the backward pass."""
     architecture = models.architecture_of(model.config)
-    for layer in range(architecture.layers):
-        block = model.get_submodule(architecture.block.replace("{i}", str(layer)))
+    for place in architecture.blocks():
+        block = model.get_submodule(place)
         block.forward = partial(_again, block.forward)
     return model
 

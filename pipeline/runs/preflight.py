@@ -52,11 +52,7 @@ def _stage_after_data(
     elif source := next((s for s in config.stages if s.name == stage.source), None):
         small = made[source.model]
         architectures = models.architecture_of(small), models.architecture_of(targets.adopt(small, made[stage.model]))
-        _require_moments(
-            config,
-            stage,
-            growth.plan_growth(*architectures, getattr(small, architectures[0].eps), options(stage, config.seed)),
-        )
+        _require_moments(config, stage, growth.plan_growth(*architectures, options(stage, config.seed)))
 
 
 def _require_moments(config: Config, stage: ExpandStage, made: GrowthPlan) -> None:

@@ -46,7 +46,7 @@ def times(factor: int, **sizes) -> dict:
 def planned(source: PretrainedConfig, target: PretrainedConfig, **options) -> tuple[GrowthPlan, PretrainedConfig]:
     """The plan, and the target's config with what the plan changes."""
     architectures = models.architecture_of(source), models.architecture_of(target)
-    made = plan_growth(*architectures, getattr(source, architectures[0].eps), ExpansionOptions(**options))
+    made = plan_growth(*architectures, ExpansionOptions(**options))
     target = copy.deepcopy(target)
     target.update(made.config_change)
     return made, target

@@ -63,8 +63,8 @@ class Learned(nn.Module):
     def method(self) -> Method:
         return Method("learned", lambda *_: {"": self.maps()}, self.layers, lambda *_: [], lambda *_: ["it is learned"])
 
-    def plan(self, eps: float) -> GrowthPlan:
-        return make(self.source, self.target, eps, self.method(), ExpansionOptions(method="learned"))
+    def plan(self) -> GrowthPlan:
+        return make(self.source, self.target, self.method(), ExpansionOptions(method="learned"))
 
 
 def words() -> tuple[dict[str, Tensor], Tensor]:
@@ -95,7 +95,7 @@ def test_twenty_steps_of_the_targets_loss_lower_it(variant, data, start):
     learned = Learned(
         source, target, start.choose(models.architecture_of(source), models.architecture_of(target), 0)[""]
     )
-    plan = learned.plan(getattr(source, models.architecture_of(source).eps))
+    plan = learned.plan()
     grower = PlanExecutor(
         plan, learned.source, learned.target, target.initializer_range, maps={"": learned.maps()}, dtype=torch.float32
     )
@@ -136,7 +136,7 @@ def test_learned_maps_that_equal_a_known_growth_give_it(variant):
             space, side = name.split()
             matrix.copy_(dense(getattr(learned.start[space], side)))
         learned.mixture.copy_(F.one_hot(torch.arange(4) % 2, 2))
-        grower = PlanExecutor(learned.plan(1e-2), learned.source, learned.target, 0.02, maps={"": learned.maps()})
+        grower = PlanExecutor(learned.plan(), learned.source, learned.target, 0.02, maps={"": learned.maps()})
         wanted = dict(growth(known, source, target).tensors(rows_of(weights)))
         for name, tensor in grower.tensors(rows_of(weights)):
             assert torch.allclose(tensor, wanted[name], atol=1e-12), name

@@ -33,7 +33,7 @@ def grower(variant: str, large: dict, **options) -> tuple[PlanExecutor, dict]:
     """In float32, as checkpoints are grown."""
     source, target = sample(variant), sample(variant, **large)
     architectures = models.architecture_of(source), models.architecture_of(target)
-    made = plan_growth(*architectures, getattr(source, architectures[0].eps), ExpansionOptions(**options))
+    made = plan_growth(*architectures, ExpansionOptions(**options))
     return PlanExecutor(made, *architectures, target.initializer_range, dtype=torch.float32), {
         n: t.float() for n, t in randomised(source).items()
     }

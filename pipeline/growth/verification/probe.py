@@ -134,9 +134,7 @@ def _watched(model: PreTrainedModel, trace: Trace, mask: Tensor | None):
     def layer_ended(module: nn.Module, given: tuple, output: Tensor | tuple) -> None:
         trace.layers.append(_counted(output if isinstance(output, Tensor) else output[0], mask))
 
-    blocks = [
-        model.get_submodule(architecture.block.replace("{i}", str(layer))) for layer in range(architecture.layers)
-    ]
+    blocks = [model.get_submodule(place) for place in architecture.blocks()]
     handles = [block.register_forward_hook(layer_ended) for block in blocks]
     try:
         yield

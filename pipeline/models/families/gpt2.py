@@ -5,7 +5,19 @@ import math
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from pipeline.config.schema import ModelSizes
-from pipeline.models.architecture import Architecture, ParamSpec, Space, embedding, heads, linear, norm, spaces, writes
+from pipeline.models.architecture import (
+    Architecture,
+    LayerStack,
+    NormEpsilon,
+    ParamSpec,
+    Space,
+    embedding,
+    heads,
+    linear,
+    norm,
+    spaces,
+    writes,
+)
 from pipeline.models.family import Family, Head, text_positions
 
 
@@ -38,9 +50,9 @@ def _architecture(config: GPT2Config, params: tuple[ParamSpec, ...], **options) 
             Space("vocab", config.vocab_size, "table"),
             Space("positions", config.n_positions, "table"),
         ),
-        layers=config.n_layer,
+        stacks=(LayerStack("layers", config.n_layer),),
         params=params,
-        eps="layer_norm_epsilon",
+        epsilon=NormEpsilon(config.layer_norm_epsilon, "layer_norm_epsilon"),
         **options,
     )
 

@@ -22,6 +22,8 @@ from pipeline.config.schema import ModelSizes
 from pipeline.models.architecture import (
     Architecture,
     Attention,
+    LayerStack,
+    NormEpsilon,
     ParamSpec,
     Space,
     embedding,
@@ -77,11 +79,10 @@ def _architecture(
             Space("vocab", config.vocab_size, "table"),
             *([Space("head", head_dim, "fixed")] if qk_norm else []),
         ),
-        layers=config.num_hidden_layers,
+        stacks=(LayerStack("layers", config.num_hidden_layers, (Attention(rope=True, qk_norm=qk_norm),)),),
         params=params,
-        eps="rms_norm_eps",
+        epsilon=NormEpsilon(config.rms_norm_eps, "rms_norm_eps"),
         rms=True,
-        attention=Attention(rope=True, qk_norm=qk_norm),
         **options,
     )
 

@@ -18,7 +18,19 @@ from transformers import (
 
 from pipeline.config.schema import ModelSizes
 from pipeline.errors import UserError
-from pipeline.models.architecture import Architecture, ParamSpec, Space, heads, linear, norm, reads, spaces, writes
+from pipeline.models.architecture import (
+    Architecture,
+    LayerStack,
+    NormEpsilon,
+    ParamSpec,
+    Space,
+    heads,
+    linear,
+    norm,
+    reads,
+    spaces,
+    writes,
+)
 from pipeline.models.family import IMAGE_SIZES, Facts, Family, Head, resized
 
 
@@ -92,9 +104,9 @@ def image_architecture(
             Space("patch", config.patch_size, "pixels"),
             *classes,
         ),
-        layers=config.num_hidden_layers,
+        stacks=(LayerStack("layers", config.num_hidden_layers),),
         params=params,
-        eps="layer_norm_eps",
+        epsilon=NormEpsilon(config.layer_norm_eps, "layer_norm_eps"),
         outputs=outputs,
     )
 
