@@ -14,12 +14,21 @@ def version() -> str:
     """`__version__` of the package, read without importing it: its dependencies may not be there yet."""
     source = Path(__file__).with_name("pipeline") / "__init__.py"
     for node in ast.parse(source.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and [target.id for target in node.targets if isinstance(target, ast.Name)] == ["__version__"]:
+        if isinstance(node, ast.Assign) and [target.id for target in node.targets if isinstance(target, ast.Name)] == [
+            "__version__"
+        ]:
             return ast.literal_eval(node.value)
-    raise SystemExit(f"{source}: no __version__ = \"…\" at the top level")
+    raise SystemExit(f'{source}: no __version__ = "…" at the top level')
 
 
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "scikit-learn>=1.5", "kornia>=0.8", "tensorboard>=2.17"]
+TEST = [
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "hypothesis>=6.100",
+    "scikit-learn>=1.5",
+    "kornia>=0.8",
+    "tensorboard>=2.17",
+]
 
 setup(
     name="lemon-pipeline",
@@ -54,5 +63,5 @@ setup(
         "test": TEST,
         "dev": [*TEST, "ruff>=0.14", "mypy>=1.18", "pre-commit>=4", "types-PyYAML>=6"],
     },
-    entry_points={"console_scripts": ["lemon=pipeline.__main__:main"]},
+    entry_points={"console_scripts": ["lemon=pipeline.cli:main"]},
 )

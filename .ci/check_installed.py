@@ -53,8 +53,18 @@ def require_declared_imports() -> None:
 def save_model() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    small, large = (GPT2Config(n_layer=layers, n_embd=width, n_head=width // 16, vocab_size=101, n_positions=16, bos_token_id=0, eos_token_id=0)
-                    for layers, width in ((2, 32), (3, 48)))
+    small, large = (
+        GPT2Config(
+            n_layer=layers,
+            n_embd=width,
+            n_head=width // 16,
+            vocab_size=101,
+            n_positions=16,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+        for layers, width in ((2, 32), (3, 48))
+    )
     GPT2LMHeadModel(small).save_pretrained("small")
     large.architectures = ["GPT2LMHeadModel"]
     Path("target.json").write_text(large.to_json_string(use_diff=False))

@@ -24,10 +24,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script it sees its own folder only
 
-import deepspeed  # noqa: E402
-import torch  # noqa: E402
+import deepspeed
+import torch
 
-from benchmarks.states import SIZES, written  # noqa: E402
+from benchmarks.states import SIZES, written
 from pipeline import __version__, models
 from pipeline.checkpoints import CheckpointLayout
 

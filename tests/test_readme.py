@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import parser
+from pipeline.cli import build_parser
 from pipeline.config import load
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TREE = README.split("## The tree")[1]
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
 def tracked(*folders: str) -> list[str]:
@@ -19,28 +20,29 @@ def tracked(*folders: str) -> list[str]:
     return listed.split()
 
 
-LISTED = [
-    path
-    for path in tracked("configs", "launch", "tools", "pipeline")
-    if "/report/" not in path and path != "pipeline/__init__.py"
-]
-"""One line stands for the report's parts."""
+def test_the_tree_names_every_folder():
+    """Folders at the top, each once; what lies in pipeline/ is docs/architecture.md's to tell."""
+    named = re.findall(r"^    (\w+)/ ", TREE, re.MULTILINE)
+    assert sorted(named) == sorted({path.split("/")[0] for path in tracked() if "/" in path and path[0] != "."})
 
 
-@pytest.mark.parametrize("path", LISTED)
-def test_the_tree_is_complete(path):
-    name = "/".join(Path(path).parts[1:])
-    assert re.search(rf"(?<![\w/]){re.escape(name)}(?!\w)", TREE), f"{path} is missing from the README's tree"
+ROOMS = [path.parent.relative_to(ROOT / "pipeline") for path in sorted((ROOT / "pipeline").rglob("__init__.py"))]
 
 
-def test_every_file_the_tree_names_exists():
-    folder = ""
-    for line in TREE.splitlines():
-        if heading := re.match(r"^    (\w+)/$", line):
-            folder = heading[1]
-        elif folder and line.startswith("      "):
-            for name in re.findall(r"[\w/-]+\.(?:py|yaml|sh)", line):
-                assert (ROOT / folder / name).exists(), name
+@pytest.mark.parametrize("room", [room for room in ROOMS if room != Path(".")], ids=str)
+def test_the_architecture_names_every_room(room):
+    picture = ARCHITECTURE.split("## The rooms")[1].split("```")[1]
+    assert re.search(rf"^ *{re.escape(room.name)}/ ", picture, re.MULTILINE), f"{room} is missing from the picture"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))],
+    ids=lambda page: page.name,
+)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
 
 
 def test_paths_and_pictures_exist():
@@ -49,7 +51,7 @@ def test_paths_and_pictures_exist():
 
 
 def test_commands_are_commands():
-    known = set(parser()._subparsers._group_actions[0].choices)
+    known = set(build_parser()._subparsers._group_actions[0].choices)
     used = set(re.findall(r"`lemon (\w+)", README))
     assert used <= known and {"run", "prepare", "train", "expand", "report"} <= used
 

@@ -42,7 +42,7 @@ class CheckpointLayout:
     dtype: str = "float32"
 
     @classmethod
-    def of(cls, stage: TrainStage, world: int) -> "CheckpointLayout":
+    def of(cls, stage: TrainStage, world: int) -> CheckpointLayout:
         """The native layout in which a training stage on `world` ranks reads and writes."""
         return cls("zero", stage.zero_stage, world, stage.precision == "bf16")
 

@@ -29,7 +29,7 @@ EPILOG = """examples:
 """
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="lemon",
         epilog=EPILOG,
@@ -101,7 +101,7 @@ def _settle() -> None:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     """argparse does not take overrides behind options; people write them there."""
-    top = parser()
+    top = build_parser()
     options, rest = top.parse_known_args(arguments)
     if any(text.startswith("-") or "=" not in text for text in rest) or (rest and not hasattr(options, "overrides")):
         top.error(f"unrecognized arguments: {' '.join(rest)}")

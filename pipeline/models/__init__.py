@@ -74,7 +74,7 @@ def recognise(content: dict, where: str) -> tuple[Family, PretrainedConfig]:
     except Exception as error:  # transformers and its strict dataclasses raise many kinds for wrong values
         raise UserError(f"{where}: not a config of '{kind}': {' '.join(str(error).split())[:160]}") from error
     stated = getattr(config, "head_dim", None)  # without it, the heads share the width
-    if min(sizes) < 1 or not stated and config.hidden_size % config.num_attention_heads:
+    if min(sizes) < 1 or (not stated and config.hidden_size % config.num_attention_heads):
         raise UserError(
             f"{where}: impossible sizes: hidden_size {config.hidden_size}, num_attention_heads {config.num_attention_heads}, smallest space {min(sizes)}"
         )
@@ -127,6 +127,7 @@ __all__ = [
     "Facts",
     "Family",
     "Head",
+    "architecture_of",
     "build",
     "config_text",
     "family",
@@ -134,6 +135,5 @@ __all__ = [
     "of_config",
     "read_config",
     "recognise",
-    "architecture_of",
     "trained",
 ]

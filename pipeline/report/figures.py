@@ -238,7 +238,7 @@ def data_uri(chart: Chart, palette: str) -> str:
 def svg(chart: Chart, palette: str) -> bytes:
     """The chart as a standalone SVG with a transparent background. Text stays text, in the reader's font."""
     ink, file = PALETTES[palette], io.BytesIO()
-    inked = {key: ink["muted"] for key in ("axes.edgecolor", "xtick.color", "ytick.color")}
+    inked = dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), ink["muted"])
     inked |= {"text.color": ink["ink"], "axes.labelcolor": ink["ink"], "grid.color": ink["rule"]}
     with matplotlib.rc_context({**STYLE, **inked, "svg.hashsalt": chart.title}):
         figure = Figure()

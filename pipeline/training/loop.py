@@ -67,7 +67,7 @@ def _fits(start: Path, stage: TrainStage, world: World) -> bool:
     held = manifest.read(start) if (start / manifest.NAME).exists() else {}
     mine = checkpoints.CheckpointLayout.of(stage, world.size).as_json()
     return held.get("kind") == "expand" and (
-        held["layout"] == "universal" and stage.zero_stage > 0 or all(held.get(k) == v for k, v in mine.items())
+        (held["layout"] == "universal" and stage.zero_stage > 0) or all(held.get(k) == v for k, v in mine.items())
     )
 
 

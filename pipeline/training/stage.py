@@ -103,7 +103,7 @@ def _model_config(config: Config, stage: TrainStage, data: Prepared, start: Path
         for architecture in (models.architecture_of(held), models.architecture_of(wanted))
     ]
     if shapes[0] != shapes[1]:
-        name = next((n for n in {**shapes[0], **shapes[1]} if shapes[0].get(n) != shapes[1].get(n)))
+        name = next(n for n in {**shapes[0], **shapes[1]} if shapes[0].get(n) != shapes[1].get(n))
         raise UserError(
             f"{start}: '{name}' has shape {shapes[0].get(name)} there and {shapes[1].get(name)} in model '{stage.model}'; "
             f"name the model that was expanded in stages.{stage.name}.model"

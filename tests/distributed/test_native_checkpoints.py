@@ -32,7 +32,7 @@ def _random_state() -> dict:
     from pipeline.checkpoints.state import Group, in_memory
 
     shapes = {"a": (5, 7), "b": (3,), "c": (1,), "d": (11, 2, 2)}
-    make = lambda: in_memory((name, torch.randn(shape)) for name, shape in shapes.items())  # noqa: E731
+    make = lambda: in_memory((name, torch.randn(shape)) for name, shape in shapes.items())
     groups = (Group(("a", "d"), {"lr": 0.1, "weight_decay": 0.1}), Group(("b", "c"), {"lr": 0.1, "weight_decay": 0.0}))
     return {
         "tensors": make(),

@@ -68,7 +68,7 @@ def test_a_killed_worker_is_reported(tmp_path):
 def test_a_disk_that_fills_up(tmp_path, command):
     """A limit on the size of files stands for the full disk: the write fails in the same place with the same kind of error."""
     arguments = commands(tmp_path)[command]
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     stopped = run_python("-m", "pipeline", *arguments, preexec_fn=limit)
     assert stopped.returncode == 2 and stopped.stderr.count("lemon:") == 1 and "cannot be written" in stopped.stderr, (
         stopped.stderr

@@ -11,11 +11,11 @@ import sys
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-import deepspeed  # noqa: E402 - it chooses its accelerator while it is imported
-import deepspeed.ops  # noqa: E402
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-from transformers import BertConfig, BertForMaskedLM  # noqa: E402
+import deepspeed
+import deepspeed.ops
+import torch
+import torch.distributed as dist
+from transformers import BertConfig, BertForMaskedLM
 
 HYPER = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6}
 
