@@ -43,6 +43,7 @@ setup(
         "torch>=2.11,<2.14",
         "deepspeed>=0.19.8,<0.20",
         "transformers>=5.17,<6",
+        "accelerate>=1",
         "datasets>=5,<6",
         "jinja2>=3.1",
         "matplotlib>=3.9",

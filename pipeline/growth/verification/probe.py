@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 
 from pipeline import models
 from pipeline.accounting.flops import cost
-from pipeline.models.streaming import lazy
+from pipeline.models.streaming import streamed_model
 from pipeline.rng import derive
 
 LONGEST = 16
@@ -63,7 +63,7 @@ def positions(config: PretrainedConfig) -> dict[str, int]:
 
 def load(config: PretrainedConfig, read: Weights, dtype: torch.dtype) -> PreTrainedModel:
     """A model of `config`, evaluating in `dtype`, that reads its weights module by module while it runs."""
-    return cast(lazy(config, read), dtype)
+    return cast(streamed_model(config, read), dtype)
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

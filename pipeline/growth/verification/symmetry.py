@@ -14,7 +14,7 @@ from pipeline import models
 from pipeline.growth.maps import IndexMap, Maps, SpaceMap
 from pipeline.growth.verification.probe import Inputs, Trace, Weights, fitted, given_out
 from pipeline.models.architecture import ParamSpec
-from pipeline.models.streaming import lazy, recomputed
+from pipeline.models.streaming import recompute_layers, streamed_model
 from pipeline.rng import derive
 
 
@@ -24,7 +24,7 @@ def symmetry(
     """What the model gives out in float32, and space -> measure, for the spaces that hold copies. The loss is a fixed random direction of the outputs as the small
     model gives them (R^T of them), so that it cannot tell copies apart by itself. One layer is held at a time."""
     watched = Copies(config, maps)
-    model = recomputed(lazy(config, read, watched.took))
+    model = recompute_layers(streamed_model(config, read, watched.took))
     found = model(**fitted(inputs, model))
     generator = torch.Generator().manual_seed(derive(seed, "direction"))
     given = [maps[space].reads.back(found[name], -1) for name, space in watched.architecture.outputs.items()]

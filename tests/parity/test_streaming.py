@@ -1,4 +1,4 @@
-"""A model that reads its weights while it runs is the model: outputs and gradients to the bit, nothing held behind."""
+"""A model that reads its weights while it runs is the model: the same outputs and gradients, nothing left behind."""
 
 import weakref
 
@@ -7,7 +7,7 @@ import torch
 
 from pipeline import models
 from pipeline.growth.verification.probe import fitted, probe
-from pipeline.models.streaming import lazy, recomputed
+from pipeline.models.streaming import recompute_layers, streamed_model
 from tests.helpers.samples import VARIANTS, sample
 
 
@@ -29,27 +29,26 @@ def test_outputs_and_gradients_equal_the_whole_models(variant):
     whole = models.fill(models.build(config), weights.__getitem__).eval()
     expected, target = loss(whole, inputs)
     target.backward()
-    found: dict[str, torch.Tensor] = {}
+    gradients: dict[str, torch.Tensor] = {}
 
-    def took(name: str, gradient: torch.Tensor) -> None:
-        found[name] = found.get(name, 0) + gradient
+    def on_gradient(name: str, gradient: torch.Tensor) -> None:
+        gradients[name] = gradients.get(name, 0) + gradient  # a tied tensor's two parts add up
 
-    streamed = recomputed(lazy(config, weights.__getitem__, took))
-    given, target = loss(streamed, inputs)
+    streamed = recompute_layers(streamed_model(config, weights.__getitem__, on_gradient))
+    output, target = loss(streamed, inputs)
     target.backward()
-    assert torch.equal(given, expected)
+    assert torch.equal(output, expected)
     for row in models.architecture_of(config).rows():
-        wanted = dict(whole.named_parameters())[row.module].grad
-        if wanted is not None:
-            assert torch.allclose(found[row.name], wanted, rtol=1e-6, atol=1e-7 * wanted.abs().max()), (
-                row.name
-            )  # a tied tensor's two parts add up
+        gradient = dict(whole.named_parameters())[row.module].grad
+        if gradient is not None:
+            atol = 1e-7 * gradient.abs().max()
+            assert torch.allclose(gradients[row.name], gradient, rtol=1e-6, atol=atol), row.name
     assert all(parameter.is_meta for parameter in streamed.parameters())
 
 
 @pytest.mark.parametrize("variant", ["bert-pre-ln", "llama tied"])
-def test_one_layer_is_held_at_a_time(variant):
-    """Every read is of a module that runs now: no more than one module's parameters are alive at any moment of a forward."""
+def test_one_module_is_in_memory_at_a_time(variant):
+    """Every read is of a module that runs now: no more than one module's parameters are alive at any moment."""
     config = sample(variant, layers=4)
     weights, alive, most = randomised(config), [], 0
 
@@ -61,6 +60,24 @@ def test_one_layer_is_held_at_a_time(variant):
         return tensor
 
     with torch.no_grad():
-        model = lazy(config, read)
+        model = streamed_model(config, read)
         model(**fitted(probe(config), model))
     assert len(alive) >= len(weights) and most <= 3  # a weight, its bias, and a norm's around them
+
+
+def test_what_a_module_computes_once_stays_real():
+    """Buffers (rotary frequencies, position ids) are computed while the model is built and read from no file."""
+    for variant in ("llama", "bert"):
+        whole, streamed = models.build(sample(variant)), streamed_model(sample(variant), {}.__getitem__)
+        buffers = dict(streamed.named_buffers())
+        assert buffers and all(torch.equal(buffers[name], buffer) for name, buffer in whole.named_buffers())
+
+
+def test_a_read_that_fails_leaves_the_model_empty():
+    def read(name: str) -> torch.Tensor:
+        raise OSError(name)
+
+    model = streamed_model(sample("llama"), read)
+    with pytest.raises(OSError, match="embed_tokens"):
+        model(**fitted(probe(sample("llama")), model))
+    assert all(parameter.is_meta for parameter in model.parameters())
