@@ -132,7 +132,7 @@ def _grower(expansion: ExpansionPlan) -> PlanExecutor:
         expansion.growth,
         models.architecture_of(expansion.small),
         models.architecture_of(expansion.large),
-        expansion.large.initializer_range,
+        models.initializer_range(expansion.large),
         dtype=torch.float32,
     )
 

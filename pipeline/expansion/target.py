@@ -5,38 +5,14 @@ computes stays the source's, and a target that says otherwise is refused.
 """
 
 from pathlib import Path
+from typing import Any
 
 from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
 from pipeline.config import load
 from pipeline.errors import UserError, nearest
-from pipeline.models import Family
-
-TRAINING = ("dropout", "pdrop", "drop_path", "initializer_range", "initializer_factor", "layerscale_value", "use_cache")
-"""Parts of the keys that a target may change although a growth does not: they count in training only."""
-KEPT = (
-    "eps",
-    "epsilon",
-    "architectures",
-    "transformers_version",
-    "dtype",
-    "id2label",
-    "label2id",
-    "_name_or_path",
-    "layer_types",
-    "token_id",
-    "max_window_layers",
-    "chunk_size",
-    "problem_type",
-    "return_dict",
-    "output_",
-    "task_specific",
-    "tokenizer_class",
-)
-"""Parts of the keys of which the source's value is kept, whatever the target says: they decide nothing about a growth."""
-STAGES = ("out_features", "out_indices", "stage_names")
-"""Keys of a backbone that `transformers` derives from the number of layers."""
+from pipeline.models import ConfigKeys
 
 
 def find(text: str, source: Path, source_config: Path | None = None) -> PretrainedConfig:
@@ -54,50 +30,56 @@ def find(text: str, source: Path, source_config: Path | None = None) -> Pretrain
     family, small = models.read_config(checkpoints.config_file(checkpoints.locate(source), source_config))
     if known[name].family != family.name:
         raise UserError(
-            f"--target {text}: a '{known[name].family}', and the source is a '{family.name}'; choose a target of the source's family"
+            f"--target {text}: a '{known[name].family}', and the source is a '{family.name}'; "
+            "choose a target of the source's family"
         )
     return _rebuilt(small, family.resize(known[name]), f"--target {text}")
 
 
-def adopt(small: PretrainedConfig, wanted: PretrainedConfig) -> PretrainedConfig:
-    """The config of the grown model: the source's, with the sizes of `wanted`. Raises UserError for a contradiction."""
-    family, other = models.of_config(small), models.of_config(wanted)
+def adopt(small: PretrainedConfig, target: PretrainedConfig) -> PretrainedConfig:
+    """The config of the grown model: the source's, with the sizes and training options of `target`.
+
+    Raises UserError for a contradiction."""
+    family, other = models.of_config(small), models.of_config(target)
     if family is not other:
         raise UserError(
             f"the source is a '{family.name}', the target a '{other.name}'; choose a target of the source's family"
         )
-    before, after = small.to_dict(), wanted.to_dict()
-    changes = {
-        key: after[key]
-        for key in after
-        if after[key] != before.get(key) and (key in family.sizes or _any(key, TRAINING))
-    }
-    _require_agreement(family, before, after)
+    before, after = small.to_dict(), target.to_dict()
+    _require_agreement(family.keys, before, after)
+    adopted = set(family.keys.sizes + family.keys.training)
+    changes = {key: value for key, value in after.items() if key in adopted and value != before.get(key)}
     return _rebuilt(small, changes, "the target")
 
 
-def _any(key: str, parts: tuple[str, ...]) -> bool:
-    return any(part in key for part in parts)
-
-
-def _require_agreement(family: Family, before: dict, after: dict) -> None:
-    for key in sorted({*before, *after}):
-        if before.get(key) != after.get(key) and key not in family.sizes and not _any(key, TRAINING + KEPT + STAGES):
+def _require_agreement(keys: ConfigKeys, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Of every key but those whose value one side decides."""
+    decided = {*keys.sizes, *keys.training, *keys.kept, *keys.derived}
+    for key in sorted({*before, *after} - decided):
+        if before.get(key) != after.get(key):
             raise UserError(
-                f"the target's config has {key} {after.get(key)!r} where the source's has {before.get(key)!r}; a growth grow_optimizer_state it, give the target the source's value"
+                f"the target's config has {key} {after.get(key)!r} where the source's has {before.get(key)!r}; "
+                "a growth keeps it, give the target the source's value"
             )
 
 
-def _rebuilt(small: PretrainedConfig, changes: dict, where: str) -> PretrainedConfig:
+def _rebuilt(small: PretrainedConfig, changes: dict[str, Any], where: str) -> PretrainedConfig:
     """The source's config with other sizes, checked by its own class. Raises UserError for impossible sizes."""
-    content = {key: value for key, value in {**small.to_dict(), **changes}.items() if key not in STAGES}
-    types = content.pop("layer_types", None) or []
-    if len(set(types)) > 1 and content["num_hidden_layers"] != len(types):
-        raise UserError(
-            f"{where}: the source's layers alternate between {' and '.join(sorted(set(types)))}, which a growth in depth would shift; keep {len(types)} layers"
-        )
-    if types:
-        content["layer_types"] = types[:1] * content["num_hidden_layers"]
-    if content.get("pooler_output_size") == small.hidden_size:
-        content["pooler_output_size"] = changes.get("hidden_size", small.hidden_size)
+    keys = models.of_config(small).keys
+    content = {key: value for key, value in {**small.to_dict(), **changes}.items() if key not in keys.derived}
+    if layer_types := content.pop("layer_types", None):
+        content["layer_types"] = _layer_types(layer_types, content["num_hidden_layers"], where)
+    for key in keys.width:
+        if content.get(key) == small.hidden_size:
+            content[key] = changes.get("hidden_size", small.hidden_size)
     return models.recognise({**content, "architectures": small.architectures}, where)[1]
+
+
+def _layer_types(types: list[str], layers: int, where: str) -> list[str]:
+    """The types of attention of the target's layers. Raises UserError where the source's alternate and depth grows."""
+    if len(set(types)) > 1 and layers != len(types):
+        raise UserError(
+            f"{where}: the source's layers alternate between {' and '.join(sorted(set(types)))}, "
+            f"which a growth in depth would shift; keep {len(types)} layers"
+        )
+    return types[:1] * layers

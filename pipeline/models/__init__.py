@@ -1,9 +1,10 @@
-"""The families of models, by name. To add one: a file with a table, and its line here."""
+"""The families of models, by name. To add one: a file with its architecture, and its line here."""
 
 import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from pipeline.config.schema import ModelSizes
 from pipeline.errors import UserError, nearest
 from pipeline.models.architecture import Architecture
 from pipeline.models.families import bert, bert_pre_ln, dinov2, gpt2, llama, vit
-from pipeline.models.family import Facts, Family, Head
+from pipeline.models.family import ConfigKeys, Facts, Family, Head, Inputs
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -43,7 +44,7 @@ def trained(sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
     """The config of a model to train on the data of `facts`. Raises UserError for a family that is only grown."""
     known = family(sizes.family)
     if known.configure is None:
-        able = ", ".join(name for name, each in FAMILIES.items() if each.configure)
+        able = ", ".join(name for name, other in FAMILIES.items() if other.configure)
         raise UserError(
             f"model family '{sizes.family}' can be expanded but not trained by this pipeline; trained are {able}"
         )
@@ -60,9 +61,14 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
     return of_config(config).head(config).architecture(config)
 
 
-def recognise(content: dict, where: str) -> tuple[Family, PretrainedConfig]:
+def initializer_range(config: PretrainedConfig) -> float:
+    """The standard deviation of a fresh model's weights."""
+    return float(getattr(config, of_config(config).initializer_range))
+
+
+def recognise(content: dict[str, Any], where: str) -> tuple[Family, PretrainedConfig]:
     """The family and config of a Hugging Face config.json's content. Raises UserError for a foreign one."""
-    kind = content.get("model_type") if isinstance(content, dict) else None
+    kind = content.get("model_type") if isinstance(content, dict) else None  # JSON may hold anything
     known = next((family for family in FAMILIES.values() if family.config_class.model_type == kind), None)
     if known is None:
         raise UserError(f"{where}: model_type '{kind}' is no family of ours{nearest(str(kind), FAMILIES)}")
@@ -76,22 +82,18 @@ def recognise(content: dict, where: str) -> tuple[Family, PretrainedConfig]:
     stated = getattr(config, "head_dim", None)  # without it, the heads share the width
     if min(sizes) < 1 or (not stated and config.hidden_size % config.num_attention_heads):
         raise UserError(
-            f"{where}: impossible sizes: hidden_size {config.hidden_size}, num_attention_heads {config.num_attention_heads}, smallest space {min(sizes)}"
+            f"{where}: impossible sizes: hidden_size {config.hidden_size}, num_attention_heads "
+            f"{config.num_attention_heads}, smallest space {min(sizes)}"
         )
     return known, config
 
 
 def config_text(config: PretrainedConfig, dtype: str = "float32") -> str:
-    """The content of config.json, with the architecture any reader of Hugging Face files knows, and the dtype it loads in."""
+    """The content of config.json, with the class name that any reader of Hugging Face files knows and the dtype it
+    loads in."""
     content = json.loads(config.to_json_string(use_diff=False))
-    return (
-        json.dumps(
-            {**content, "architectures": [of_config(config).head(config).class_name], "dtype": dtype},
-            indent=2,
-            sort_keys=True,
-        )
-        + "\n"
-    )
+    stated = {"architectures": [of_config(config).head(config).class_name], "dtype": dtype}
+    return json.dumps(content | stated, indent=2, sort_keys=True) + "\n"
 
 
 def read_config(path: Path) -> tuple[Family, PretrainedConfig]:
@@ -104,7 +106,7 @@ def read_config(path: Path) -> tuple[Family, PretrainedConfig]:
 
 
 def build(config: PretrainedConfig, seed: int = 0, attention: str = "sdpa", device: str = "cpu") -> PreTrainedModel:
-    """A freshly initialised model; the same seed gives the same weights. `device='meta'` gives names and shapes only."""
+    """A freshly initialised model; the same seed gives the same weights. Device 'meta' gives names and shapes only."""
     config = copy.deepcopy(config)  # transformers shares and mutates config objects
     config._attn_implementation = attention
     with torch.random.fork_rng(devices=[]), torch.device(device):
@@ -124,14 +126,17 @@ def fill(model: PreTrainedModel, read: Callable[[str], Tensor]) -> PreTrainedMod
 
 __all__ = [
     "FAMILIES",
+    "ConfigKeys",
     "Facts",
     "Family",
     "Head",
+    "Inputs",
     "architecture_of",
     "build",
     "config_text",
     "family",
     "fill",
+    "initializer_range",
     "of_config",
     "read_config",
     "recognise",

@@ -1,16 +1,28 @@
 """What the rest of the pipeline needs to know about a family of models."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedModel
+import torch
+from torch import Generator, Tensor, nn
+from transformers import BertConfig, PretrainedConfig, PreTrainedModel
 
 from pipeline.config.schema import ModelSizes
 from pipeline.errors import UserError
 from pipeline.models.architecture import Architecture, LayerStack, NormEpsilon, ParamSpec, Space, heads, spaces
 
-Facts = dict
-"""What `prepare` found out about the data: vocabulary, block length, image size, classes, …"""
+Facts = Mapping[str, Any]
+"""What `prepare` states about the data. `kind`; of text vocab_size, block (tokens of a sample) and scored (predicted
+positions of a sample); of images size, channels and class_names."""
+
+Inputs = dict[str, Tensor]
+"""The keyword arguments of a model's forward."""
+
+PROBE_TOKENS = 16
+"""Tokens of a probe at most: rows of a position table all go through the same map, and more tokens tell two functions
+apart no better."""
 
 TEXT_SIZES = (
     "hidden_size",
@@ -20,68 +32,164 @@ TEXT_SIZES = (
     "vocab_size",
     "max_position_embeddings",
 )
-IMAGE_SIZES = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "image_size",
-    "patch_size",
-    "pooler_output_size",
+
+
+@dataclass(frozen=True)
+class ConfigKeys:
+    """What a growth does with each key of a family's config. A key in none of the lists counts as one of `function`.
+
+    sizes: a growth changes them, the target's value counts. training: they matter to training alone, the target's value
+    counts. kept: they decide nothing about a growth, the source's value counts whatever the target says. function: they
+    decide what a model computes, source and target must agree. derived: `transformers` computes them from the others.
+    width: of `sizes`, those that go along with hidden_size where they equal it.
+    """
+
+    sizes: tuple[str, ...]
+    training: tuple[str, ...]
+    kept: tuple[str, ...]
+    function: tuple[str, ...]
+    derived: tuple[str, ...] = ()
+    width: tuple[str, ...] = ()
+
+    def extended(self, **more: tuple[str, ...]) -> "ConfigKeys":
+        """The same lists with more keys in those that are named."""
+        return replace(self, **{name: getattr(self, name) + keys for name, keys in more.items()})
+
+
+COMMON_KEYS = ConfigKeys(
+    sizes=(),
+    training=("use_cache", "gradient_checkpointing"),
+    kept=(
+        "_name_or_path",
+        "architectures",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "cls_token_id",
+        "decoder_start_token_id",
+        "dtype",
+        "eos_token_id",
+        "id2label",
+        "label2id",
+        "mask_token_id",
+        "output_attentions",
+        "output_hidden_states",
+        "output_past",
+        "output_scores",
+        "pad_token_id",
+        "prefix",
+        "problem_type",
+        "return_dict",
+        "return_dict_in_generate",
+        "sep_token_id",
+        "task_specific_params",
+        "tokenizer_class",
+        "torch_dtype",
+        "transformers_version",
+    ),
+    function=("is_encoder_decoder", "model_type", "tie_word_embeddings"),
+)
+"""The keys of every `PretrainedConfig`, and those that published files of older versions hold besides."""
+
+DROPOUT_KEYS = ("attention_probs_dropout_prob", "hidden_dropout_prob", "initializer_range")
+"""The training keys of BERT and of what was written after it."""
+
+TEXT_KEYS = COMMON_KEYS.extended(sizes=TEXT_SIZES)
+BERT_KEYS = TEXT_KEYS.extended(
+    training=(*DROPOUT_KEYS, "classifier_dropout"),
+    kept=("layer_norm_eps",),
+    function=("add_cross_attention", "hidden_act", "is_decoder", "type_vocab_size"),
+)
+IMAGE_KEYS = COMMON_KEYS.extended(
+    sizes=("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size"),
+    training=DROPOUT_KEYS,
+    kept=("layer_norm_eps",),
+    function=("hidden_act", "num_channels", "qkv_bias"),
 )
 
 
 @dataclass(frozen=True)
+class NormModule:
+    """A class of norms in the modules of a family. epsilon: the attribute that holds its epsilon. float64: its forward,
+    written out in the dtype of its input, where the class's own computes in float32 whatever it is given."""
+
+    module_class: type[nn.Module]
+    epsilon: str
+    float64: Callable[[Any, Tensor], Tensor] | None = None
+
+
+LAYER_NORM = NormModule(nn.LayerNorm, "eps")
+
+
+@dataclass(frozen=True)
 class Head:
-    """What a model of a family ends with: its class in `transformers` (or ours) and its table."""
+    """What a model of a family ends with: its class in `transformers` (or ours), and its architecture by a config."""
 
     name: str
     model_class: type[PreTrainedModel]
-    architecture: Callable[[PretrainedConfig], Architecture]
+    architecture: Callable[[Any], Architecture]
 
     @property
     def class_name(self) -> str:
-        """The name in a config's `architectures`. A subclass of a `transformers` model goes by its parent's name,
-        which any other reader knows."""
-        ours = self.model_class.__module__.startswith("transformers")
+        """The name in a config's `architectures`: of a subclass of a `transformers` model its parent's, which any other
+        reader knows."""
         parent = self.model_class.__mro__[1]
-        return self.model_class.__name__ if ours or parent.__name__.endswith("PreTrainedModel") else parent.__name__
+        known = self.model_class.__module__.startswith("transformers") or parent.__name__.endswith("PreTrainedModel")
+        return self.model_class.__name__ if known else parent.__name__
 
 
 @dataclass(frozen=True)
 class Family:
     """One architecture with its heads; the first is the one it is trained with.
 
-    sizes: the keys of its config that a growth may change. resize: a model's sizes to those keys. positions: how many
-    tokens, patches, sequences and scored positions one sample has. configure: sizes and data facts to a config, for the
-    families that this pipeline trains. reserved: rows of the position table that no token takes.
+    keys: what a growth does with the keys of its config. resize: a model's sizes to those keys. positions: how many
+    tokens, patches, sequences and scored positions one sample has. probe_inputs: random inputs for so many samples that
+    touch every kind of embedding. norms: the classes of its modules that hold an epsilon. initializer_range: the key of
+    the standard deviation of fresh weights. configure: sizes and data facts to a config, for the families that this
+    pipeline trains. reserved: rows of the position table that no token takes.
     """
 
     name: str
     data: str
     config_class: type[PretrainedConfig]
     heads: tuple[Head, ...]
-    sizes: tuple[str, ...]
-    resize: Callable[[ModelSizes], dict]
-    positions: Callable[[PretrainedConfig, Facts], dict[str, int]]
+    keys: ConfigKeys
+    resize: Callable[[ModelSizes], dict[str, Any]]
+    positions: Callable[[Any, Facts], dict[str, int]]
+    probe_inputs: Callable[[Any, Generator, int], Inputs]
     configure: Callable[[ModelSizes, Facts], PretrainedConfig] | None = None
+    norms: tuple[NormModule, ...] = field(default=(LAYER_NORM,))
+    initializer_range: str = "initializer_range"
     reserved: int = 0
 
     def head(self, config: PretrainedConfig) -> Head:
-        """The head that `config` names in `architectures`; without a name, the first. Raises UserError for an unknown one."""
+        """The head that `config` names in `architectures`; without a name, the first.
+
+        Raises UserError for an unknown one."""
         known = {head.class_name: head for head in self.heads}
-        wanted = (config.architectures or [self.heads[0].class_name])[0]
-        wanted = next(
-            (name for name, head in known.items() if head.model_class.__name__ == wanted), wanted
-        )  # `save_pretrained` of ours
-        if wanted not in known:
-            raise UserError(
-                f"architecture '{wanted}' of family '{self.name}' is not known; known are {', '.join(known)}"
-            )
-        return known[wanted]
+        name = (config.architectures or [self.heads[0].class_name])[0]
+        ours = {
+            head.model_class.__name__: head for head in self.heads
+        }  # as `save_pretrained` writes subclasses of ours
+        if name not in known | ours:
+            raise UserError(f"architecture '{name}' of family '{self.name}' is not known; known are {', '.join(known)}")
+        return (known | ours)[name]
+
+    def prepare_float64(self, model: PreTrainedModel) -> None:
+        """Let the norms of `model` that would compute in float32 compute in the dtype of their input."""
+        for module, norm in self._norms(model):
+            if norm.float64 is not None:
+                module.forward = partial(norm.float64, module)
+
+    def scale_epsilon(self, model: PreTrainedModel, factor: float) -> None:
+        """Multiply the epsilon of every norm of `model`."""
+        for module, norm in self._norms(model):
+            setattr(module, norm.epsilon, getattr(module, norm.epsilon) * factor)
+
+    def _norms(self, model: PreTrainedModel) -> list[tuple[nn.Module, NormModule]]:
+        return [(m, norm) for m in model.modules() for norm in self.norms if isinstance(m, norm.module_class)]
 
 
-def resized(sizes: ModelSizes) -> dict:
+def resized(sizes: ModelSizes) -> dict[str, Any]:
     """What a model's sizes are called in a config of `transformers`, in most families."""
     return {
         "hidden_size": sizes.hidden,
@@ -94,7 +202,7 @@ def resized(sizes: ModelSizes) -> dict:
     }
 
 
-def text_config(config_class: type[PretrainedConfig], sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
+def text_config(config_class: Callable[..., PretrainedConfig], sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
     """A BERT-like config: the vocabulary and the number of positions come from the data."""
     if facts["kind"] != "text":
         raise UserError(
@@ -110,9 +218,9 @@ def text_config(config_class: type[PretrainedConfig], sizes: ModelSizes, facts: 
 
 
 def bert_architecture(
-    family: str, config: PretrainedConfig, params: tuple[ParamSpec, ...], *more: Space, **options
+    family: str, config: BertConfig, params: tuple[ParamSpec, ...], *more: Space, **options: Any
 ) -> Architecture:
-    """A BERT-like table: the spaces that every one has, and `more` of its own."""
+    """A BERT-like architecture: the spaces that every one has, and `more` of its own."""
     return Architecture(
         family=family,
         spaces=spaces(
@@ -133,3 +241,31 @@ def bert_architecture(
 
 def text_positions(config: PretrainedConfig, facts: Facts) -> dict[str, int]:
     return {"token": facts["block"], "scored": facts["scored"], "sequence": 1}
+
+
+def text_probe(config: Any, generator: Generator, samples: int, reserved: int = 0) -> Inputs:
+    """Token ids and attention mask (samples, S): the first sequence has full length, the others end in padding.
+
+    reserved: rows of the position table that no token takes."""
+    length = min(config.max_position_embeddings - reserved, PROBE_TOKENS)
+    lengths = torch.randint(max(1, length // 2), length + 1, (samples,), generator=generator)
+    lengths[0] = length
+    return {
+        "input_ids": torch.randint(config.vocab_size, (samples, length), generator=generator),
+        "attention_mask": (torch.arange(length) < lengths[:, None]).long(),
+    }
+
+
+def segmented_text_probe(config: Any, generator: Generator, samples: int, reserved: int = 0) -> Inputs:
+    """As `text_probe`, every token with a random segment, for models that have a table of token types."""
+    inputs = text_probe(config, generator, samples, reserved)
+    if config.type_vocab_size:
+        shape = inputs["input_ids"].shape
+        inputs["token_type_ids"] = torch.randint(config.type_vocab_size, shape, generator=generator)
+    return inputs
+
+
+def image_probe(config: Any, generator: Generator, samples: int) -> Inputs:
+    """Random pixels (samples, C, H, W), float64."""
+    shape = (samples, config.num_channels, config.image_size, config.image_size)
+    return {"pixel_values": torch.randn(shape, generator=generator, dtype=torch.float64)}

@@ -58,7 +58,9 @@ def rows_of(weights: Weights) -> Callable[[str, range], torch.Tensor]:
 
 
 def growth(made: GrowthPlan, source: PretrainedConfig, target: PretrainedConfig) -> PlanExecutor:
-    return PlanExecutor(made, models.architecture_of(source), models.architecture_of(target), target.initializer_range)
+    return PlanExecutor(
+        made, models.architecture_of(source), models.architecture_of(target), models.initializer_range(target)
+    )
 
 
 def grown(

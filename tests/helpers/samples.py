@@ -40,12 +40,13 @@ VARIANTS = {
 
 
 def sample(variant: str, **sizes) -> PretrainedConfig:
-    """The config of a variant; `sizes` overrides SMALL, and may hold kv_heads, head_dim, vocab, positions, image, patch, eps."""
-    name, given = variant.split()[0], dict(VARIANTS[variant])
-    family, wanted = models.family(name), {**SMALL, **sizes}
-    end = given.pop("head", family.heads[0].name)
-    head = next(head for head in family.heads if head.name == end)
-    return family.config_class(**_named(name, wanted), **given, architectures=[head.class_name])
+    """The config of a variant; `sizes` overrides SMALL, and may hold kv_heads, head_dim, vocab, positions, image,
+    patch, eps."""
+    name, options = variant.split()[0], dict(VARIANTS[variant])
+    family = models.family(name)
+    head_name = options.pop("head", family.heads[0].name)
+    head = next(head for head in family.heads if head.name == head_name)
+    return family.config_class(**_named(name, SMALL | sizes), **options, architectures=[head.class_name])
 
 
 def _named(name: str, sizes: dict) -> dict:

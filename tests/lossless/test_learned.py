@@ -97,7 +97,12 @@ def test_twenty_steps_of_the_targets_loss_lower_it(variant, data, start):
     )
     plan = learned.plan()
     grower = PlanExecutor(
-        plan, learned.source, learned.target, target.initializer_range, maps={"": learned.maps()}, dtype=torch.float32
+        plan,
+        learned.source,
+        learned.target,
+        models.initializer_range(target),
+        maps={"": learned.maps()},
+        dtype=torch.float32,
     )
     model, modules, (inputs, labels) = (
         models.build(target),

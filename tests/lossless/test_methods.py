@@ -143,7 +143,7 @@ def test_a_random_start_is_a_fresh_model(variant):
         theirs = own[row.module].detach()
         assert tensor.shape == theirs.shape
         if row.fresh == "normal":
-            wanted, error = row.std * target.initializer_range, 4 / (2 * tensor.numel()) ** 0.5
+            wanted, error = row.std * models.initializer_range(target), 4 / (2 * tensor.numel()) ** 0.5
             assert (
                 abs(tensor.std().item() / wanted - 1) < error
                 and abs(tensor.mean().item()) < 4 * wanted / tensor.numel() ** 0.5

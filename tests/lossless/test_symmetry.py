@@ -123,7 +123,7 @@ def test_noise_is_fresh_initialisation_as_far_as_it_is_free(factor):
         assert torch.allclose(thrice[row.target] - none[row.target], 3 * noise, atol=1e-7)
         assert bool(noise.any()) == bool(row.noise)
         for axis in row.noise:
-            free = target.initializer_range * (1 - 1 / factor) ** 0.5
+            free = models.initializer_range(target) * (1 - 1 / factor) ** 0.5
             assert noise.std().item() == pytest.approx(free, rel=4 / noise.numel() ** 0.5), row.target
             written = grower.maps[""][grower.params[row.target].axes[axis].spaces[0]].writes.dense()
             assert (noise.movedim(axis, -1) @ written).abs().max() < 1e-12

@@ -34,14 +34,14 @@ def grower(variant: str, large: dict, **options) -> tuple[PlanExecutor, dict]:
     source, target = sample(variant), sample(variant, **large)
     architectures = models.architecture_of(source), models.architecture_of(target)
     made = plan_growth(*architectures, ExpansionOptions(**options))
-    return PlanExecutor(made, *architectures, target.initializer_range, dtype=torch.float32), {
+    return PlanExecutor(made, *architectures, models.initializer_range(target), dtype=torch.float32), {
         n: t.float() for n, t in randomised(source).items()
     }
 
 
 def sizes(variant: str) -> dict:
     """The largest growth that LEMON does losslessly."""
-    whole = variant == "bert-pre-ln transform" or variant.split()[0] in ("bert", "roberta")
+    whole = variant == "bert-pre-ln transform" or variant.split()[0] in ("bert", "roberta", "opt")
     return {**(WHOLE if whole else LARGE), **({} if variant.split()[0] in IMAGES else {"vocab": 80})}
 
 

@@ -63,13 +63,13 @@ def test_the_config_says_its_head(variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_fresh_values_are_those_of_the_model(variant):
-    """Standard deviations within 4 of their own standard errors, at a width that makes them small; constants exactly."""
+    """Standard deviations within 4 of their standard errors, at a width that makes them small; constants exactly."""
     config = sample(variant, hidden=64, heads=16, mlp=192, vocab=400, positions=100)
     parameters = dict(models.build(config, seed=3).named_parameters())
     for row in models.architecture_of(config).rows():
         values = parameters[row.module].detach()
         if row.fresh == "normal":
-            wanted, error = row.std * config.initializer_range, 4 / (2 * values.numel()) ** 0.5
+            wanted, error = row.std * models.initializer_range(config), 4 / (2 * values.numel()) ** 0.5
             assert abs(values.std().item() / wanted - 1) < error + 0.01, (
                 row.name
             )  # a table may hold a padding row of zeros

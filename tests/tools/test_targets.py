@@ -48,9 +48,9 @@ def test_a_yaml_model_of_any_family(tmp_path, capsys, variant, sizes):
 
 
 def test_only_sizes_and_what_counts_in_training_are_the_targets():
-    small, wanted = sample("bert", eps=1e-7), sample("bert", hidden=24, heads=6)
-    wanted.update({"hidden_dropout_prob": 0.3, "initializer_range": 0.05, "pad_token_id": 3, "layer_norm_eps": 0.5})
-    grown = targets.adopt(small, wanted)
+    small, target = sample("bert", eps=1e-7), sample("bert", hidden=24, heads=6)
+    target.update({"hidden_dropout_prob": 0.3, "initializer_range": 0.05, "pad_token_id": 3, "layer_norm_eps": 0.5})
+    grown = targets.adopt(small, target)
     assert (grown.hidden_size, grown.hidden_dropout_prob, grown.initializer_range) == (24, 0.3, 0.05)
     assert (grown.pad_token_id, grown.layer_norm_eps) == (small.pad_token_id, 1e-7)
 
@@ -65,13 +65,14 @@ def test_only_sizes_and_what_counts_in_training_are_the_targets():
         ("gpt2", "scale_attn_by_inverse_layer_idx", True),
         ("vit", "qkv_bias", False),
         ("bert", "is_decoder", True),
+        ("gpt2", "a_key_that_nobody_knows_like_dropout", 1),
     ],
 )
 def test_what_decides_the_function_must_agree(variant, key, value):
-    wanted = sample(variant)
-    setattr(wanted, key, value)
-    with pytest.raises(UserError, match=f"the target's config has {key} .* a growth grow_optimizer_state it"):
-        targets.adopt(sample(variant), wanted)
+    target = sample(variant)
+    setattr(target, key, value)
+    with pytest.raises(UserError, match=f"the target's config has {key} .* a growth keeps it"):
+        targets.adopt(sample(variant), target)
 
 
 def test_impossible_sizes_are_one_line(tmp_path, capsys):

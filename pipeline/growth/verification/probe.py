@@ -12,15 +12,11 @@ from transformers.utils import ModelOutput
 
 from pipeline import models
 from pipeline.accounting.flops import cost
+from pipeline.models.family import PROBE_TOKENS, Inputs
 from pipeline.models.streaming import streamed_model
 from pipeline.rng import derive
 
-LONGEST = 16
-"""Tokens of a probe at most: rows of a position table all go through the same map, and more tokens tell two functions apart no
-better."""
-
 Weights = Callable[[str], Tensor]
-Inputs = dict[str, Tensor]
 
 
 @dataclass
@@ -34,18 +30,7 @@ class Trace:
 def probe(config: PretrainedConfig, seed: int = 0, samples: int = 2) -> Inputs:
     """Random inputs that touch every embedding kind: text with padding and short sequences, or images."""
     generator = torch.Generator().manual_seed(derive(seed, "probe"))
-    if models.of_config(config).data == "images":
-        shape = (samples, config.num_channels, config.image_size, config.image_size)
-        return {"pixel_values": torch.randn(shape, generator=generator, dtype=torch.float64)}
-    length = min(config.max_position_embeddings - models.of_config(config).reserved, LONGEST)
-    lengths = torch.randint(max(1, length // 2), length + 1, (samples,), generator=generator)
-    lengths[0] = length
-    inputs = {
-        "input_ids": torch.randint(config.vocab_size, (samples, length), generator=generator),
-        "attention_mask": (torch.arange(length) < lengths[:, None]).long(),
-    }
-    types = getattr(config, "type_vocab_size", 0)
-    return inputs | ({"token_type_ids": torch.randint(types, (samples, length), generator=generator)} if types else {})
+    return models.of_config(config).probe_inputs(config, generator, samples)
 
 
 def spent(source: PretrainedConfig, target: PretrainedConfig, samples: int, moved: bool = False) -> int:
@@ -57,7 +42,7 @@ def spent(source: PretrainedConfig, target: PretrainedConfig, samples: int, move
 
 def positions(config: PretrainedConfig) -> dict[str, int]:
     """How many tokens, patches, … one sample of the probe has."""
-    length = min(getattr(config, "max_position_embeddings", LONGEST), LONGEST)
+    length = min(getattr(config, "max_position_embeddings", PROBE_TOKENS), PROBE_TOKENS)
     return models.of_config(config).positions(config, {"block": length, "scored": length})
 
 
@@ -67,25 +52,16 @@ def load(config: PretrainedConfig, read: Weights, dtype: torch.dtype) -> PreTrai
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The model in `dtype`. RMSNorms of `transformers` compute in float32 whatever they are given; in float64 they no
-    longer do."""
+    """The model in `dtype`; in float64 no module of it computes in less."""
     if dtype == torch.float64:
-        for module in model.modules():
-            if type(module).__name__.endswith("RMSNorm"):
-                module.forward = _rms(module)
+        models.of_config(model.config).prepare_float64(model)
     return model.to(dtype)
 
 
 def without_epsilon(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model, its LayerNorms' epsilon a billionth of what it was. For float64 only."""
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.eps *= 1e-9
+    """The same model, its norms' epsilon a billionth of what it was. For float64 only."""
+    models.of_config(model.config).scale_epsilon(model, 1e-9)
     return model
-
-
-def _rms(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    return lambda x: module.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon)
 
 
 def run(config: PretrainedConfig, read: Weights, inputs: Inputs, dtype: torch.dtype, bare: bool = False) -> Trace:

@@ -1,13 +1,23 @@
 """BERT and RoBERTa as `transformers` has them: post-LN, MLM transform. BERT is scored at the masked positions only."""
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaConfig, RobertaForMaskedLM, RobertaModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 from pipeline.models.architecture import Architecture, ParamSpec, Space, embedding, linear, norm
-from pipeline.models.family import TEXT_SIZES, Family, Head, bert_architecture, resized, text_config, text_positions
+from pipeline.models.family import (
+    BERT_KEYS,
+    Family,
+    Head,
+    bert_architecture,
+    resized,
+    segmented_text_probe,
+    text_config,
+    text_positions,
+)
 
 
 class BertForScoredMaskedLM(BertForMaskedLM):
@@ -19,7 +29,7 @@ class BertForScoredMaskedLM(BertForMaskedLM):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         masked_positions: Tensor | None = None,
-        **_,
+        **_: Any,
     ) -> MaskedLMOutput:
         """Logits (B, M, V) at `masked_positions` (B, M), or (B, S, V) everywhere when none are given."""
         hidden_BSD = self.bert(
@@ -115,11 +125,15 @@ BERT = Family(
         Head("masked-lm", BertForScoredMaskedLM, ARCHITECTURES["bert"]),
         Head("encoder", BertModel, partial(encoder, "bert", ("embeddings.position_ids", "cls.*"))),
     ),
-    TEXT_SIZES,
+    BERT_KEYS,
     resized,
     text_positions,
+    segmented_text_probe,
     lambda sizes, facts: text_config(BertConfig, sizes, facts),
 )
+RESERVED = 2
+"""Rows of RoBERTa's position table that no token takes: positions count from behind the padding token's id, 1."""
+
 ROBERTA = Family(
     "roberta",
     "text",
@@ -128,8 +142,9 @@ ROBERTA = Family(
         Head("masked-lm", RobertaForMaskedLM, ARCHITECTURES["roberta"]),
         Head("encoder", RobertaModel, partial(encoder, "roberta", ("embeddings.position_ids", "lm_head.*"))),
     ),
-    TEXT_SIZES,
+    BERT_KEYS,
     resized,
     text_positions,
-    reserved=2,  # positions count from behind the padding token's id, which is 1
+    partial(segmented_text_probe, reserved=RESERVED),
+    reserved=RESERVED,
 )

@@ -1,8 +1,10 @@
-"""LEMON's BERT: pre-LN, no embedding norm, a final norm, decoder tied to the token embedding; an MLM transform if wanted.
+"""LEMON's BERT: pre-LN, no embedding norm, a final norm, decoder tied to the token embedding; optional MLM transform.
 
 Source: Wang et al., "LEMON: Lossless Model Expansion", ICLR 2024 (arXiv:2310.07999), section 5. Parameter names
 follow BERT's in `transformers`, with the norms standing in front of their branch.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,16 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform, eager_attention_forward
 
 from pipeline.models.architecture import Architecture, ParamSpec, Space, embedding, linear, norm
-from pipeline.models.family import TEXT_SIZES, Family, Head, bert_architecture, resized, text_config, text_positions
+from pipeline.models.family import (
+    BERT_KEYS,
+    Family,
+    Head,
+    bert_architecture,
+    resized,
+    segmented_text_probe,
+    text_config,
+    text_positions,
+)
 
 
 class BertPreLNConfig(BertConfig):
@@ -30,7 +41,7 @@ class BertPreLNConfig(BertConfig):
 class Embeddings(nn.Module):
     def __init__(self, config: BertPreLNConfig):
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.word_embeddings: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -40,7 +51,8 @@ class Embeddings(nn.Module):
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         hidden_BSD = self.word_embeddings(input_ids) + self.position_embeddings(positions)
-        return self.dropout(hidden_BSD + self.token_type_embeddings(types))
+        embedded_BSD: Tensor = self.dropout(hidden_BSD + self.token_type_embeddings(types))
+        return embedded_BSD
 
 
 class SelfAttention(nn.Module):
@@ -61,7 +73,8 @@ class SelfAttention(nn.Module):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         heads_BSHK, _ = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.head_dim**-0.5)
-        return heads_BSHK.flatten(2)
+        context_BSD: Tensor = heads_BSHK.flatten(2)
+        return context_BSD
 
 
 class Dense(nn.Module):
@@ -80,7 +93,8 @@ class Attention(nn.Module):
         self.output = Dense(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_BSD: Tensor, attention_mask: Tensor | None) -> Tensor:
-        return self.output.dense(self.self(self.LayerNorm(hidden_BSD), attention_mask))
+        written_BSD: Tensor = self.output.dense(self.self(self.LayerNorm(hidden_BSD), attention_mask))
+        return written_BSD
 
 
 class Intermediate(Dense):
@@ -90,7 +104,8 @@ class Intermediate(Dense):
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_BSD: Tensor) -> Tensor:
-        return self.activation(self.dense(self.LayerNorm(hidden_BSD)))
+        units_BSM: Tensor = self.activation(self.dense(self.LayerNorm(hidden_BSD)))
+        return units_BSM
 
 
 class Layer(GradientCheckpointingLayer):
@@ -103,7 +118,8 @@ class Layer(GradientCheckpointingLayer):
 
     def forward(self, hidden_BSD: Tensor, attention_mask: Tensor | None) -> Tensor:
         hidden_BSD = hidden_BSD + self.dropout(self.attention(hidden_BSD, attention_mask))
-        return hidden_BSD + self.dropout(self.output.dense(self.intermediate(hidden_BSD)))
+        branch_BSD: Tensor = self.dropout(self.output.dense(self.intermediate(hidden_BSD)))
+        return hidden_BSD + branch_BSD
 
 
 class Encoder(nn.Module):
@@ -146,7 +162,7 @@ class BertPreLNModel(BertPreLNPreTrainedModel):
         self.embeddings.word_embeddings = value
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, **_
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, **_: Any
     ) -> BaseModelOutput:
         """input_ids (B, S); attention_mask (B, S), 1 where a token counts. Returns last_hidden_state (B, S, D)."""
         hidden_BSD = self.embeddings(input_ids, token_type_ids)
@@ -161,12 +177,13 @@ class PredictionHead(nn.Module):
         super().__init__()
         if config.mlm_transform:
             self.transform = BertPredictionHeadTransform(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder: nn.Module = nn.Linear(config.hidden_size, config.vocab_size)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden_BSD: Tensor) -> Tensor:
         """(B, S, D) to logits (B, S, V)."""
-        return self.decoder(self.transform(hidden_BSD) if hasattr(self, "transform") else hidden_BSD)
+        logits_BSV: Tensor = self.decoder(self.transform(hidden_BSD) if hasattr(self, "transform") else hidden_BSD)
+        return logits_BSV
 
 
 class Predictions(nn.Module):
@@ -193,6 +210,7 @@ class BertPreLNForMaskedLM(BertPreLNPreTrainedModel):
         return self.cls.predictions.decoder
 
     def set_output_embeddings(self, value: nn.Module) -> None:
+        assert isinstance(value, nn.Linear)
         self.cls.predictions.decoder = value
         self.cls.predictions.bias = value.bias
 
@@ -203,10 +221,10 @@ class BertPreLNForMaskedLM(BertPreLNPreTrainedModel):
         token_type_ids: Tensor | None = None,
         masked_positions: Tensor | None = None,
         labels: Tensor | None = None,
-        **_,
+        **_: Any,
     ) -> MaskedLMOutput:
-        """Logits (B, M, V) at `masked_positions` (B, M), or (B, S, V) everywhere when none are given; with `labels` of the
-        logits' leading shape (-100: does not count) their cross-entropy in float32 as well."""
+        """Logits (B, M, V) at `masked_positions` (B, M), or (B, S, V) everywhere when none are given; with `labels` of
+        the logits' leading shape (-100: does not count) their cross-entropy in float32 as well."""
         hidden_BSD = self.bert(input_ids, attention_mask, token_type_ids).last_hidden_state
         if masked_positions is not None:
             hidden_BSD = hidden_BSD.gather(1, masked_positions.unsqueeze(-1).expand(-1, -1, hidden_BSD.shape[-1]))
@@ -283,9 +301,10 @@ FAMILY = Family(
     "text",
     BertPreLNConfig,
     (Head("masked-lm", BertPreLNForMaskedLM, masked_lm), Head("encoder", BertPreLNModel, encoder)),
-    TEXT_SIZES,
+    BERT_KEYS.extended(function=("mlm_transform",)),
     resized,
     text_positions,
+    segmented_text_probe,
     lambda sizes, facts: text_config(BertPreLNConfig, sizes, facts),
 )
 

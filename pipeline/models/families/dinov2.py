@@ -1,6 +1,8 @@
-"""DINOv2 as `transformers` has it: pre-LN with a layer scale behind each branch; the classifier reads the final norm twice."""
+"""DINOv2 as `transformers` has it: pre-LN, a layer scale behind each branch, a classifier that reads the final norm
+twice."""
 
 from functools import partial
+from typing import Any
 
 from transformers import Dinov2Config, Dinov2ForImageClassification, Dinov2Model
 
@@ -8,7 +10,7 @@ from pipeline.config.schema import ModelSizes
 from pipeline.errors import UserError
 from pipeline.models.architecture import Architecture, Axis, ParamSpec, linear, norm, reads, writes
 from pipeline.models.families.vit import attention, embeddings, image_architecture, positions
-from pipeline.models.family import IMAGE_SIZES, Family, Head, resized
+from pipeline.models.family import IMAGE_KEYS, Family, Head, image_probe, resized
 
 
 def _encoder(prefix: str, config: Dinov2Config) -> tuple[ParamSpec, ...]:
@@ -39,7 +41,8 @@ def _architecture(config: Dinov2Config, params: tuple[ParamSpec, ...], outputs: 
     """Raises UserError for the SwiGLU variant: its published files fuse what its modules hold apart."""
     if config.use_swiglu_ffn:
         raise UserError(
-            "DINOv2 with use_swiglu_ffn is not supported; its published files fuse two tensors that its modules hold apart"
+            "DINOv2 with use_swiglu_ffn is not supported; "
+            "its published files fuse two tensors that its modules hold apart"
         )
     return image_architecture("dinov2", config, params, int(config.hidden_size * config.mlp_ratio), 1, outputs)
 
@@ -54,7 +57,7 @@ def encoder(config: Dinov2Config) -> Architecture:
     return _architecture(config, _encoder("", config), {"last_hidden_state": "normed"})
 
 
-def resize(sizes: ModelSizes) -> dict:
+def resize(sizes: ModelSizes) -> dict[str, Any]:
     """The MLP's size is a whole multiple of the width. Raises UserError for another."""
     if sizes.mlp_units % sizes.hidden:
         raise UserError(
@@ -70,7 +73,13 @@ FAMILY = Family(
     "images",
     Dinov2Config,
     (Head("classifier", Dinov2ForImageClassification, classifier), Head("encoder", Dinov2Model, encoder)),
-    (*IMAGE_SIZES, "mlp_ratio"),
+    IMAGE_KEYS.extended(
+        sizes=("mlp_ratio",),
+        training=("drop_path_rate", "layerscale_value"),
+        function=("apply_layernorm", "reshape_hidden_states", "use_mask_token", "use_swiglu_ffn"),
+        derived=("out_features", "out_indices", "stage_names"),
+    ),
     resize,
     partial(positions, 1),
+    image_probe,
 )

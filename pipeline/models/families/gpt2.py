@@ -1,6 +1,7 @@
 """GPT-2 as `transformers` has it: pre-LN, Conv1D weights (in, out), query, key and value fused, decoder tied or not."""
 
 import math
+from typing import Any
 
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
@@ -18,7 +19,7 @@ from pipeline.models.architecture import (
     spaces,
     writes,
 )
-from pipeline.models.family import Family, Head, text_positions
+from pipeline.models.family import COMMON_KEYS, Family, Head, text_positions, text_probe
 
 
 def _decoder(prefix: str, config: GPT2Config, tied: bool, ended: str) -> tuple[ParamSpec, ...]:
@@ -37,7 +38,7 @@ def _decoder(prefix: str, config: GPT2Config, tied: bool, ended: str) -> tuple[P
     )
 
 
-def _architecture(config: GPT2Config, params: tuple[ParamSpec, ...], **options) -> Architecture:
+def _architecture(config: GPT2Config, params: tuple[ParamSpec, ...], **options: Any) -> Architecture:
     width = config.n_embd
     return Architecture(
         family="gpt2",
@@ -79,7 +80,7 @@ def decoder(config: GPT2Config) -> Architecture:
     )
 
 
-def resize(sizes: ModelSizes) -> dict:
+def resize(sizes: ModelSizes) -> dict[str, Any]:
     return {
         "n_embd": sizes.hidden,
         "n_layer": sizes.layers,
@@ -97,7 +98,23 @@ FAMILY = Family(
     "text",
     GPT2Config,
     (Head("causal-lm", GPT2LMHeadModel, causal_lm), Head("encoder", GPT2Model, decoder)),
-    ("n_embd", "n_layer", "n_head", "n_inner", "vocab_size", "n_positions"),
+    COMMON_KEYS.extended(
+        sizes=("n_embd", "n_layer", "n_head", "n_inner", "vocab_size", "n_positions"),
+        training=("attn_pdrop", "embd_pdrop", "resid_pdrop", "summary_first_dropout", "initializer_range"),
+        kept=("layer_norm_epsilon", "n_ctx"),
+        function=(
+            "activation_function",
+            "add_cross_attention",
+            "reorder_and_upcast_attn",
+            "scale_attn_by_inverse_layer_idx",
+            "scale_attn_weights",
+            "summary_activation",
+            "summary_proj_to_labels",
+            "summary_type",
+            "summary_use_proj",
+        ),
+    ),
     resize,
     text_positions,
+    text_probe,
 )

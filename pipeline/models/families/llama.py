@@ -1,10 +1,13 @@
-"""Llama, Mistral and Qwen3 as `transformers` has them: RMSNorm, rotary positions, SwiGLU, keys and values shared by groups.
+"""Llama, Mistral and Qwen3 as `transformers` has them: RMSNorm, rotary positions, SwiGLU, grouped keys and values.
 
 Qwen3 has a norm over head_dim in front of the rotary positions of queries and keys.
 """
 
 from functools import partial
+from typing import Any
 
+import torch
+from torch import Tensor, nn
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -13,10 +16,14 @@ from transformers import (
     MistralForCausalLM,
     MistralModel,
     PretrainedConfig,
+    PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
 )
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from pipeline.config.schema import ModelSizes
 from pipeline.models.architecture import (
@@ -32,7 +39,7 @@ from pipeline.models.architecture import (
     norm,
     spaces,
 )
-from pipeline.models.family import TEXT_SIZES, Family, Head, text_positions
+from pipeline.models.family import TEXT_KEYS, ConfigKeys, Family, Head, NormModule, text_positions, text_probe
 
 
 def _decoder(prefix: str, config: PretrainedConfig, qk_norm: bool, tied: bool, ended: str) -> tuple[ParamSpec, ...]:
@@ -63,7 +70,7 @@ def _decoder(prefix: str, config: PretrainedConfig, qk_norm: bool, tied: bool, e
 
 
 def _architecture(
-    family: str, config: PretrainedConfig, params: tuple[ParamSpec, ...], qk_norm: bool, **options
+    family: str, config: PretrainedConfig, params: tuple[ParamSpec, ...], qk_norm: bool, **options: Any
 ) -> Architecture:
     width = config.hidden_size
     head_dim = getattr(config, "head_dim", None) or width // config.num_attention_heads
@@ -105,7 +112,7 @@ def decoder(family: str, qk_norm: bool, config: PretrainedConfig) -> Architectur
     return _architecture(family, config, params, qk_norm, outputs={"last_hidden_state": "normed"}, ignored=ignored)
 
 
-def resize(sizes: ModelSizes) -> dict:
+def resize(sizes: ModelSizes) -> dict[str, Any]:
     return {
         "hidden_size": sizes.hidden,
         "num_hidden_layers": sizes.layers,
@@ -118,16 +125,68 @@ def resize(sizes: ModelSizes) -> dict:
     }
 
 
-def _family(name: str, config_class: type, causal: type, bare: type, qk_norm: bool = False) -> Family:
+def rms_norm(module: LlamaRMSNorm | MistralRMSNorm | Qwen3RMSNorm, x: Tensor) -> Tensor:
+    """The norms of `transformers` without their cast to float32."""
+    scale: Tensor = torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon)
+    return module.weight * x * scale
+
+
+KEYS = TEXT_KEYS.extended(
+    sizes=("num_key_value_heads", "head_dim"),
+    training=("attention_dropout", "initializer_range"),
+    kept=("layer_types", "rms_norm_eps"),
+    function=("hidden_act", "rope_parameters"),
+)
+
+
+def _family(
+    name: str,
+    config_class: type[PretrainedConfig],
+    causal: type[PreTrainedModel],
+    bare: type[PreTrainedModel],
+    norm_class: type[nn.Module],
+    keys: ConfigKeys,
+    qk_norm: bool = False,
+) -> Family:
     ends = (
         Head("causal-lm", causal, partial(causal_lm, name, qk_norm)),
         Head("encoder", bare, partial(decoder, name, qk_norm)),
     )
     return Family(
-        name, "text", config_class, ends, (*TEXT_SIZES, "num_key_value_heads", "head_dim"), resize, text_positions
+        name,
+        "text",
+        config_class,
+        ends,
+        keys,
+        resize,
+        text_positions,
+        text_probe,
+        norms=(NormModule(norm_class, "variance_epsilon", rms_norm),),
     )
 
 
-LLAMA = _family("llama", LlamaConfig, LlamaForCausalLM, LlamaModel)
-MISTRAL = _family("mistral", MistralConfig, MistralForCausalLM, MistralModel)
-QWEN3 = _family("qwen3", Qwen3Config, Qwen3ForCausalLM, Qwen3Model, qk_norm=True)
+LLAMA = _family(
+    "llama",
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    LlamaRMSNorm,
+    KEYS.extended(function=("attention_bias", "mlp_bias", "pretraining_tp")),
+)
+MISTRAL = _family(
+    "mistral",
+    MistralConfig,
+    MistralForCausalLM,
+    MistralModel,
+    MistralRMSNorm,
+    KEYS.extended(function=("sliding_window",)),
+)
+QWEN3 = _family(
+    "qwen3",
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+    Qwen3RMSNorm,
+    KEYS.extended(kept=("max_window_layers",), function=("attention_bias", "sliding_window", "use_sliding_window")),
+    qk_norm=True,
+)

@@ -1,9 +1,10 @@
-"""ViT and DeiT as `transformers` has them: classification heads on the cls token (and the distillation token), bare encoders.
+"""ViT and DeiT as `transformers` has them: classifiers on the cls token (and the distillation token), bare encoders.
 
 transformers 5 renamed the modules inside the models; published files keep the names written here first.
 """
 
 from functools import partial
+from typing import Literal
 
 from transformers import (
     DeiTConfig,
@@ -31,7 +32,7 @@ from pipeline.models.architecture import (
     spaces,
     writes,
 )
-from pipeline.models.family import IMAGE_SIZES, Facts, Family, Head, resized
+from pipeline.models.family import IMAGE_KEYS, Facts, Family, Head, image_probe, resized
 
 
 def _encoder(prefix: str, tokens: tuple[str, ...], config: ViTConfig) -> tuple[ParamSpec, ...]:
@@ -60,8 +61,11 @@ def attention(layer: str, inside: str, bias: bool) -> tuple[ParamSpec, ...]:
     )
 
 
-def embeddings(name: str, tokens: tuple[str, ...], fresh: str = "normal") -> tuple[ParamSpec, ...]:
-    """Prefix tokens (rows of the residual stream), the position table and the patch convolution; `fresh`: how both begin."""
+def embeddings(
+    name: str, tokens: tuple[str, ...], fresh: Literal["normal", "zeros"] = "normal"
+) -> tuple[ParamSpec, ...]:
+    """Prefix tokens (rows of the residual stream), the position table, the patch convolution. fresh: how the first two
+    begin."""
     one, embed, patch = reads("one"), writes("embed"), reads("patch")
     return (
         *(ParamSpec(name + token, (one, one, embed), "add", fresh=fresh) for token in tokens),
@@ -83,12 +87,8 @@ def image_architecture(
     family: str, config: PretrainedConfig, params: tuple[ParamSpec, ...], mlp: int, prefix: int, outputs: dict[str, str]
 ) -> Architecture:
     """The spaces of a vision Transformer with `prefix` tokens before its patches."""
-    width = config.hidden_size
-    pooled = (
-        [Space("pooled", getattr(config, "pooler_output_size", None) or width, "pooled")]
-        if "pooled" in outputs.values()
-        else []
-    )
+    width = int(config.hidden_size)
+    pooled = [Space("pooled", config.pooler_output_size or width, "pooled")] if "pooled" in outputs.values() else []
     classes = [Space("classes", config.num_labels, "fixed")] if "classes" in outputs.values() else []
     return Architecture(
         family=family,
@@ -112,7 +112,7 @@ def image_architecture(
 
 
 def patches(config: PretrainedConfig) -> int:
-    return (config.image_size // config.patch_size) ** 2
+    return int(config.image_size // config.patch_size) ** 2
 
 
 TOKENS = {"vit": ("cls_token",), "deit": ("cls_token", "distillation_token")}
@@ -140,7 +140,8 @@ def configure(sizes: ModelSizes, facts: Facts) -> ViTConfig:
         raise UserError(f"model family 'vit' reads images, the data are {facts['kind']}; choose an image data set")
     if not sizes.patch or facts["size"] % sizes.patch:
         raise UserError(
-            f"model family 'vit' needs a patch size that divides the image size {facts['size']}, got {sizes.patch}; set models.….patch"
+            f"model family 'vit' needs a patch size that divides the image size {facts['size']}, got {sizes.patch}; "
+            "set models.….patch"
         )
     return ViTConfig(
         layer_norm_eps=sizes.eps,
@@ -157,6 +158,12 @@ def positions(prefix: int, config: PretrainedConfig, facts: Facts) -> dict[str, 
     return {"token": patches(config) + prefix, "patch": patches(config), "sequence": 1}
 
 
+KEYS = IMAGE_KEYS.extended(
+    sizes=("intermediate_size", "pooler_output_size"),
+    function=("encoder_stride", "pooler_act"),
+    width=("pooler_output_size",),
+)
+
 VIT = Family(
     "vit",
     "images",
@@ -165,9 +172,10 @@ VIT = Family(
         Head("classifier", ViTForImageClassification, partial(classifier, "vit", ("classifier",))),
         Head("encoder", ViTModel, partial(encoder, "vit")),
     ),
-    IMAGE_SIZES,
+    KEYS,
     resized,
     partial(positions, 1),
+    image_probe,
     configure,
 )
 DEIT = Family(
@@ -183,7 +191,8 @@ DEIT = Family(
         ),
         Head("encoder", DeiTModel, partial(encoder, "deit")),
     ),
-    IMAGE_SIZES,
+    KEYS,
     resized,
     partial(positions, 2),
+    image_probe,
 )

@@ -1,0 +1,71 @@
+"""What a family says of its config and its modules is complete: every key, every norm, every kind of embedding."""
+
+import dataclasses
+
+import pytest
+import torch
+from samples import VARIANTS, sample
+from torch import nn
+
+from pipeline import models
+from pipeline.growth.verification.probe import cast, fitted, probe
+from pipeline.models.family import COMMON_KEYS
+
+
+@pytest.mark.parametrize("name", models.FAMILIES)
+def test_every_key_of_the_config_is_in_one_list(name):
+    """A key that a new version of transformers brings fails here, until someone decides what a growth does with it."""
+    keys = models.FAMILIES[name].keys
+    lists = {field.name: getattr(keys, field.name) for field in dataclasses.fields(keys) if field.name != "width"}
+    listed = [key for each in lists.values() for key in each]
+    assert sorted(set(listed)) == sorted(listed), "a key is in two lists"
+    assert not set(models.FAMILIES[name].config_class().to_dict()) - set(listed)
+    assert set(keys.width) <= set(keys.sizes)
+
+
+@pytest.mark.parametrize("name", models.FAMILIES)
+def test_the_keys_of_a_family_exist(name):
+    """A misspelled key would let a contradiction through, or refuse a growth."""
+    keys, common = models.FAMILIES[name].keys, COMMON_KEYS.function  # ViT has no tie_word_embeddings
+    assert {*keys.sizes, *keys.function, *keys.derived} - {*common} <= set(
+        models.FAMILIES[name].config_class().to_dict()
+    )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_in_float64_nothing_is_computed_in_less(variant):
+    """A norm that rounds to float32 is off by 1e-8, against the formula written out here."""
+    model = cast(models.build(sample(variant)), torch.float64)
+    for norm in (module for module in model.modules() if "Norm" in type(module).__name__):
+        size = norm.weight.numel() if norm.weight is not None else norm.normalized_shape[0]
+        x = torch.randn(5, size, dtype=torch.float64)
+        centred = x - x.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else x
+        expected = centred / (centred.square().mean(-1, keepdim=True) + epsilon(norm)).sqrt()
+        assert (norm(x) - expected).abs().max() < 1e-14  # fresh gains are 1, biases 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_scaling_the_epsilon_reaches_every_norm(variant):
+    model = models.build(sample(variant))
+    norms = [module for module in model.modules() if "Norm" in type(module).__name__]
+    value = models.architecture_of(model.config).epsilon.value
+    assert norms and {epsilon(norm) for norm in norms} == {value}
+    models.of_config(model.config).scale_epsilon(model, 0.5)
+    assert {epsilon(norm) for norm in norms} == {value / 2}
+
+
+def epsilon(norm: nn.Module) -> float:
+    return norm.eps if isinstance(norm, nn.LayerNorm) else norm.variance_epsilon
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_probe_touches_every_kind_of_embedding(variant):
+    """Its arguments are those of the model's forward, and every table of the architecture gets a gradient."""
+    config = sample(variant)
+    model = models.build(config)
+    outputs = model(**fitted(probe(config), model))
+    sum(outputs[name].square().sum() for name in models.architecture_of(config).outputs).backward()
+    parameters = dict(model.named_parameters())
+    tables = [row for row in models.architecture_of(config).rows() if row.use in ("lookup", "both")]
+    for row in tables:
+        assert parameters[row.module].grad.any(), row.name
