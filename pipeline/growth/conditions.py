@@ -63,7 +63,35 @@ def _heads(source: Architecture, target: Architecture) -> list[str]:
 
 def inexact(source: Architecture, target: Architecture) -> list[str]:
     """Why LEMON's rules cannot be exact where something has to give; empty when they are."""
-    return [reason for name, space in target.spaces.items() for reason in _space(source.spaces[name], space, target)]
+    reasons = [reason for name, space in target.spaces.items() for reason in _space(source.spaces[name], space, target)]
+    return reasons + _constant_epsilon(source, target) + _tied_decoder_without_gain(source, target)
+
+
+def _constant_epsilon(source: Architecture, target: Architecture) -> list[str]:
+    """A remainder changes the variance that norms see, and their epsilon has to follow it (growth-math, section 4)."""
+    before, after = source.residual.size, target.residual.size
+    if target.epsilon.key is not None or after % before == 0:
+        return []
+    return [
+        f"the norms' epsilon is a constant of the code of '{target.family}' ({target.epsilon.value:g}, no key of the config), "
+        f"and a width from {before} to {after} needs another one; choose a multiple of {before}"
+    ]
+
+
+def _tied_decoder_without_gain(source: Architecture, target: Architecture) -> list[str]:
+    """A decoder tied to the grown token embedding reads every entry k times, which the last norm's gain divides by k."""
+    tied = any(param.use == "both" for param in target.params)
+    grown = (
+        space
+        for space in target.spaces.values()
+        if space.kind == "tied" and space.size > source.spaces[space.name].size
+    )
+    return [
+        f"the decoder is tied to the token embedding, and the last norm has no gain that could make up for copies in "
+        f"'{space.name}' ({source.spaces[space.name].size} to {space.size}); untie the decoder or keep the width"
+        for space in grown
+        if tied and not any(param.touches(space.name, "gain") for param in target.params)
+    ]
 
 
 def _space(source: Space, target: Space, architecture: Architecture) -> list[str]:
@@ -124,9 +152,9 @@ def holding(source: Architecture, target: Architecture, change: dict[str, float]
     if after != before:
         copies, rest = divmod(after, before)
         remainder = "" if not rest else f" and {rest} zeros" if target.rms else f" and the mean {rest} times"
-        lines.append(
-            f"{norm} sees {copies} full {'copy' if copies == 1 else 'copies'}{remainder}; the config's {target.epsilon.key} becomes {change[target.epsilon.key]:.6g}"
-        )
+        key = target.epsilon.key
+        epsilon = "its epsilon stays" if key is None else f"the config's {key} becomes {change[key]:.6g}"
+        lines.append(f"{norm} sees {copies} full {'copy' if copies == 1 else 'copies'}{remainder}; {epsilon}")
     if target.post_norm:
         lines.append("post-LN: exact at whole multiples of the width")
     if any(space.kind == "inner" for space in target.spaces.values()):

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from pipeline.config.schema import ModelSizes
 from pipeline.errors import UserError, nearest
 from pipeline.models.architecture import Architecture
-from pipeline.models.families import bert, bert_pre_ln, dinov2, gpt2, llama, vit
+from pipeline.models.families import bert, bert_pre_ln, dinov2, gpt2, llama, opt, vit
 from pipeline.models.family import ConfigKeys, Facts, Family, Head, Inputs
 
 FAMILIES: dict[str, Family] = {
@@ -29,6 +29,7 @@ FAMILIES: dict[str, Family] = {
         llama.LLAMA,
         llama.MISTRAL,
         llama.QWEN3,
+        opt.FAMILY,
     )
 }
 

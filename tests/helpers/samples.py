@@ -35,13 +35,18 @@ VARIANTS = {
     "qwen3": {"tie_word_embeddings": False},
     "qwen3 tied": {"tie_word_embeddings": True},
     "qwen3 encoder": {"head": "encoder"},
+    "opt": {},
+    "opt untied": {"tie_word_embeddings": False},
+    "opt encoder": {"head": "encoder"},
+    "opt without bias": {"enable_bias": False},
+    "opt without affine": {"layer_norm_elementwise_affine": False, "tie_word_embeddings": False},
 }
 """Every family and head, by name; the first word is the family."""
 
 
 def sample(variant: str, **sizes) -> PretrainedConfig:
     """The config of a variant; `sizes` overrides SMALL, and may hold kv_heads, head_dim, vocab, positions, image,
-    patch, eps."""
+    patch, eps (for which OPT's config has no key)."""
     name, options = variant.split()[0], dict(VARIANTS[variant])
     family = models.family(name)
     head_name = options.pop("head", family.heads[0].name)
@@ -80,6 +85,17 @@ def _named(name: str, sizes: dict) -> dict:
             "bos_token_id": 0,
             "eos_token_id": 0,
         }
+    if name == "opt":
+        return {
+            **common,
+            "ffn_dim": mlp,
+            "vocab_size": vocab,
+            "max_position_embeddings": positions,
+            "dropout": 0.0,
+            "pad_token_id": 1,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        }
     common |= {"layer_norm_eps": eps, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     if name in BERT_LIKE:
         shift = 2 if name == "roberta" else 0  # RoBERTa counts positions from behind its padding token
@@ -103,5 +119,5 @@ def facts(variant: str) -> dict:
     """What a sample of the variant holds, as data facts."""
     if variant.split()[0] in IMAGES:
         return {"kind": "images", "size": IMAGE, "channels": 3, "class_names": [str(i) for i in range(CLASSES)]}
-    causal = variant.split()[0] in ("gpt2", *ROTARY)
+    causal = variant.split()[0] in ("gpt2", "opt", *ROTARY)
     return {"kind": "text", "vocab_size": VOCAB, "block": POSITIONS, "scored": POSITIONS if causal else 3}

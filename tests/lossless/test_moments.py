@@ -53,6 +53,7 @@ ANY_WIDTH = [
     variant
     for variant in LAYER_NORM
     if not ARCHITECTURES[variant].post_norm
+    and ARCHITECTURES[variant].epsilon.key is not None
     and not any(space.kind == "inner" for space in ARCHITECTURES[variant].spaces.values())
 ]
 

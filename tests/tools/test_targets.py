@@ -19,12 +19,13 @@ models:
   gpt2: {family: gpt2, layers: 3, hidden: 20, heads: 5, mlp: 33}
   qwen3: {family: qwen3, layers: 4, hidden: 20, heads: 5, mlp: 33}
   dinov2: {family: dinov2, layers: 3, hidden: 24, heads: 6, mlp: 48}
+  opt: {family: opt, layers: 3, hidden: 24, heads: 6, mlp: 33}
 stages: [{kind: train, name: a, model: gpt2, batch: 2, schedule: {peak: 1, horizon: 1 steps}}]
 """
 
 
 @pytest.mark.parametrize(
-    "variant, sizes", [("llama", {"kv_heads": 3}), ("gpt2", {}), ("qwen3 tied", {}), ("dinov2", {})]
+    "variant, sizes", [("llama", {"kv_heads": 3}), ("gpt2", {}), ("qwen3 tied", {}), ("dinov2", {}), ("opt", {})]
 )
 def test_a_yaml_model_of_any_family(tmp_path, capsys, variant, sizes):
     """Sizes are the YAML's; vocabulary, positions, head and tying the source's."""
@@ -65,7 +66,8 @@ def test_only_sizes_and_what_counts_in_training_are_the_targets():
         ("gpt2", "scale_attn_by_inverse_layer_idx", True),
         ("vit", "qkv_bias", False),
         ("bert", "is_decoder", True),
-        ("gpt2", "a_key_that_nobody_knows_like_dropout", 1),
+        ("opt", "activation_function", "gelu"),
+        ("opt", "a_key_that_nobody_knows_like_dropout", 1),
     ],
 )
 def test_what_decides_the_function_must_agree(variant, key, value):
