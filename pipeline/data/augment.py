@@ -32,7 +32,7 @@ def check(kind: str) -> None:
     if kind != "deit":
         return
     try:
-        import kornia.augmentation
+        import kornia.augmentation  # noqa: F401  (only whether it is there)
     except ImportError as error:
         raise UserError("data.augment 'deit' needs kornia; pip install -e '.[vision]'") from error
 

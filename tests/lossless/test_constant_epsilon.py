@@ -2,12 +2,12 @@
 
 import pytest
 import transformers
-from growing import EXACT, difference, grown, randomised, times
 from safetensors.torch import save_file
-from samples import sample
 
 from pipeline import models
 from pipeline.errors import UserError
+from tests.helpers.growing import EXACT, difference, grown, randomised, times
+from tests.helpers.samples import sample
 
 EVERYTHING = times(2, mlp=51, layers=3, vocab=70, positions=20)
 """Twice the width, an odd MLP, a layer, tokens and positions appended."""

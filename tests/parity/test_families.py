@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 import torch
-from samples import VARIANTS, sample
 from torch import nn
 
 from pipeline import models
 from pipeline.growth.verification.probe import cast, fitted, probe
 from pipeline.models.family import COMMON_KEYS
+from tests.helpers.samples import VARIANTS, sample
 
 
 @pytest.mark.parametrize("name", models.FAMILIES)
