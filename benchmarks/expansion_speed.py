@@ -23,7 +23,7 @@ from pipeline.checkpoints import CheckpointLayout
 from pipeline.checkpoints.state import State, in_memory
 from pipeline.config.schema import ModelSizes
 from pipeline.expansion import expand
-from pipeline.growth.method import ExpansionOptions
+from pipeline.growth import methods
 from pipeline.training.hardware import settle
 
 FACTS = {"kind": "text", "vocab_size": 30522, "block": 512, "scored": 76}
@@ -58,7 +58,7 @@ def measure(small, large, folder: Path, times: dict[str, list[float]]) -> None:
     timed("read the source", lambda: read(folder / "source"), times)
     initialise_and_write(large, folder / "plain.safetensors", times)
     job = expand.plan_expansion(
-        folder / "source", large, ExpansionOptions(depth="cancel"), CheckpointLayout("huggingface")
+        folder / "source", large, methods.parse("lemon", {"depth": "cancel"}), CheckpointLayout("huggingface")
     )
     timed("expand", lambda: checkpoints.write(expand.grown(job), job.large, folder / "grown", job.layout), times)
     timed(

@@ -1,7 +1,7 @@
 """The one error that users see.
 
 Everything a user can put right (a config, a path, a checkpoint) raises `UserError`; the command line
-prints its text in one line and exits with code 2. Anything else is a fault of ours and grow_optimizer_state its traceback.
+prints its text in one line and exits with code 2. Anything else is a fault of ours and keeps its traceback.
 """
 
 import difflib

@@ -34,7 +34,11 @@ def cost(architecture: Architecture, positions: dict[str, int]) -> Cost:
         backward += once * (2 if row.input_grad else 1)
         recompute += once if row.layer is not None and not _closes(architecture, row) else 0
     attention = sum(
-        stack.layers * 4 * positions["token"] ** 2 * architecture.spaces[each.query].size
+        stack.layers
+        * 4
+        * positions[each.query_positions]
+        * positions[each.key_positions]
+        * architecture.spaces[each.query].size
         for stack in architecture.stacks
         for each in stack.attentions
     )
@@ -43,7 +47,7 @@ def cost(architecture: Architecture, positions: dict[str, int]) -> Cost:
 
 def _forward(architecture: Architecture, row: ParamSpec, positions: dict[str, int]) -> int:
     multiplies = row.use in ("matmul", "both")
-    return 2 * architecture.numel(row) * positions[row.per] if multiplies else 0
+    return 2 * architecture.numel(row) * positions[row.counted_per] if multiplies else 0
 
 
 def _closes(architecture: Architecture, row: ParamSpec) -> bool:

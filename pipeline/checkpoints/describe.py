@@ -79,7 +79,7 @@ def described(folder: Path) -> dict:
     return {
         "family": family.name,
         "architecture": family.head(config).class_name,
-        "sizes": architecture.measures(),
+        "sizes": architecture.sizes(),
         "parameters": architecture.parameters,
         "tied": architecture.aliases,
     }

@@ -113,7 +113,7 @@ def _require_index(folder: Path, state: State) -> None:
 
 
 def _require_ranks(folder: Path, world: int) -> None:
-    """Stage 3 grow_optimizer_state a file of shapes and counters for every rank; readers look into the first."""
+    """Stage 3 keeps a file of shapes and counters for every rank; readers look into the first."""
     first = zero_format.open_file(folder / zero_format.model_file(3))
     for rank in range(1, world):
         path = folder / zero_format.model_file(3, rank)

@@ -97,7 +97,7 @@ def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1, say: Say = p
         step = int(max(plan.state.steps.values(), default=0))
         files, hashed = byte_stream.write(_files(plan, staged, step), staged, workers, True, origin.paths)
         files |= checkpoints.copy_beside(
-            plan.source, staged, *([] if plan.config else [checkpoints.CONFIG]), "plan.json"
+            plan.source, staged, *([] if plan.config else [checkpoints.CONFIG]), "plan.json", "plan.safetensors"
         )
         manifest.publish(
             staged,

@@ -50,7 +50,7 @@ class State:
     """A checkpoint's content.
 
     tensors: every parameter (tied ones once, under their owner's name). frozen: those that no optimizer group has.
-    buffers: what the module grow_optimizer_state beside parameters. slots: optimizer state by slot name
+    buffers: what the module keeps beside parameters. slots: optimizer state by slot name
     (`exp_avg`, `exp_avg_sq`, …) and parameter. steps: optimizer step of each parameter. config: the content of the
     model's config.json. aliases: tied name -> owner. provenance: where it came from and the FLOPs spent on it so far (or "unknown").
     """

@@ -204,10 +204,11 @@ def _job(options: argparse.Namespace):
     from pipeline import checkpoints
     from pipeline.expansion import expand
     from pipeline.expansion import target as targets
-    from pipeline.growth.method import ExpansionOptions
+    from pipeline.growth import methods
 
     layout = _form(options, checkpoints.default_layout(options.source))
-    chosen = ExpansionOptions(options.method, options.depth, options.placement, options.noise, options.seed)
+    known = methods.find(options.method).Options.model_fields
+    chosen = methods.parse(options.method, {name: getattr(options, name) for name in known}, options.seed)
     target = targets.find(options.target, options.source, options.source_config)
     return expand.plan_expansion(
         options.source,
@@ -236,16 +237,21 @@ def _verify(options: argparse.Namespace) -> int:
     huge_pages()
     from pipeline.expansion import compare
 
-    found, chosen, rounded = compare.compare(options.small, options.large)
+    found, plan, rounded = compare.compare(options.small, options.large)
     if options.json:
         print(
             json.dumps(
-                {"small": str(options.small), "large": str(options.large), "method": chosen.method, **found.as_json()},
+                {
+                    "small": str(options.small),
+                    "large": str(options.large),
+                    "method": plan.options.method,
+                    **found.as_json(),
+                },
                 indent=2,
             )
         )
     else:
-        compare.show(found, chosen, rounded, _console())
+        compare.show(found, plan, rounded, _console())
     return 0 if found.lossless else 1
 
 

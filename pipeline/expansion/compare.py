@@ -1,5 +1,6 @@
 """Verifying two checkpoints against each other, whoever made them: `lemon verify SMALL LARGE`."""
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,107 +15,133 @@ from pipeline.checkpoints import CheckpointLayout, manifest
 from pipeline.checkpoints.state import State
 from pipeline.errors import UserError
 from pipeline.expansion import expand
-from pipeline.growth import conditions
-from pipeline.growth.execute import METHODS
-from pipeline.growth.method import ExpansionOptions
+from pipeline.growth import conditions, methods, plan_file
+from pipeline.growth.plan import GrowthPlan, build_plan
 from pipeline.growth.verification.equivalence import GATES, Verification, verify
-from pipeline.records.run_folder import read_json
 
-PLAN = "plan.json"
 SLACK = 2**-20
-"""How far the numbers of a regrown float32 tensor may be off, over its largest: other processors add in another order. 5e-8 was
-seen between vector instructions and none."""
+"""How far the numbers of a regrown float32 tensor may be off, over its largest: other processors add in another order.
+5e-8 was seen between vector instructions and none."""
 
 
-def compare(small: Path, large: Path) -> tuple[Verification, ExpansionOptions, bool]:
-    """Measure how far `large` computes the function of `small`. How it was grown is read from its plan.json; without one
-    it is taken for LEMON's. Of a `large` that has a plan and is stored in less than float32, the verdict is that of the float32
-    weights, grown once more. Raises UserError for models of which one is no growth of the other, and for stored weights
-    that are no rounding of the grown ones. Returns the measurements, how it was grown, and whether a rounding is part of
-    the difference."""
-    places = checkpoints.locate(small), checkpoints.locate(large)
-    (before, source), (after, target) = (checkpoints.read(place) for place in places)
-    if reasons := conditions.impossible(models.architecture_of(source), models.architecture_of(target)):
-        raise UserError(f"{large} is no growth of {small}: {'; '.join(reasons)}")
-    options, read, stored = recorded(places[1]), partial(expand.weight, before), partial(expand.weight, after)
-    rounded = next(iter(after.tensors.values())).open().dtype.itemsize < torch.float32.itemsize
-    if not (rounded and (places[1] / PLAN).exists()):
-        return verify(source, read, target, stored, options), options, rounded
-    exact = _unrounded(places, target, after, options)
-    return verify(source, read, target, partial(expand.weight, exact), options, stored=stored), options, False
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint that is compared."""
+
+    folder: Path
+    state: State
+    config: PretrainedConfig
+
+    @classmethod
+    def read(cls, path: Path) -> "Model":
+        folder = checkpoints.locate(path)
+        return cls(folder, *checkpoints.read(folder))
+
+    def weight(self, name: str) -> Tensor:
+        """A parameter in float32."""
+        return expand.weight(self.state, name)
+
+    @property
+    def rounded(self) -> bool:
+        """Whether it is stored in less than float32."""
+        return next(iter(self.state.tensors.values())).open().dtype.itemsize < torch.float32.itemsize
 
 
-def _unrounded(places: tuple[Path, Path], target: PretrainedConfig, stored: State, options: ExpansionOptions) -> State:
-    """The float32 weights that `stored` was rounded from: grown once more, each when it is opened. Raises UserError when
-    any stored tensor is no rounding of them, for the verdict would be that of other weights."""
-    exact = expand.grown(expand.plan_expansion(places[0], target, options, CheckpointLayout("huggingface")))
-    for name, entry in stored.tensors.items():
-        held = entry.open()
-        if apart := _apart(exact.tensors[name].open(), held):
-            dtype = str(held.dtype).removeprefix("torch.")
+def compare(small: Path, large: Path) -> tuple[Verification, GrowthPlan, bool]:
+    """Measure how far `large` computes the function of `small`. How it was grown is read from its plan; without one it
+    is taken for LEMON's. Of a `large` that has a plan and is stored in less than float32, the verdict is that of the
+    float32 weights, grown once more. Raises UserError for models of which one cannot have grown from the other, and
+    for stored weights that are not the grown ones, rounded. Returns the measurements, how it was grown, and whether a
+    rounding is part of the difference."""
+    before, after = Model.read(small), Model.read(large)
+    plan = recorded(before, after)
+    verified = partial(verify, before.config, before.weight, after.config)
+    if not (after.rounded and (after.folder / plan_file.PLAN).exists()):
+        return verified(after.weight, plan), plan, after.rounded
+    exact = _unrounded(before, after, plan)
+    return verified(partial(expand.weight, exact), plan, stored=after.weight), plan, False
+
+
+def recorded(before: Model, after: Model) -> GrowthPlan:
+    """The plan beside `after`, else LEMON's. Raises UserError when `after` cannot have grown from `before`."""
+    source, target = models.architecture_of(before.config), models.architecture_of(after.config)
+    if reasons := conditions.impossible(source, target):
+        raise UserError(f"{after.folder} cannot have grown from {before.folder}: {'; '.join(reasons)}")
+    init_std = models.initializer_range(after.config)
+    if (after.folder / plan_file.PLAN).exists():
+        return plan_file.load(after.folder, source, target, init_std)
+    return build_plan(source, target, methods.parse(), init_std)
+
+
+def _unrounded(before: Model, after: Model, plan: GrowthPlan) -> State:
+    """The float32 weights that `after` was rounded from: grown once more, each when it is opened. Raises UserError when
+    any stored tensor is not their rounding, for the verdict would be that of other weights."""
+    layout = CheckpointLayout("huggingface")
+    exact = expand.grown(expand.ExpansionPlan(before.folder, before.state, before.config, after.config, plan, layout))
+    for name, tensor in after.state.tensors.items():
+        stored = tensor.open()
+        if count := _count_different(exact.tensors[name].open(), stored):
+            dtype = str(stored.dtype).removeprefix("torch.")
             raise UserError(
-                f"{places[1]}: '{name}' is not what its {PLAN} makes of {places[0]}, rounded to {dtype} ({apart} of {held.numel()} "
-                f"numbers differ); name the source it grew from, or remove {PLAN} and {manifest.NAME} to measure what is stored by LEMON's rules"
+                f"{after.folder}: '{name}' is not what its {plan_file.PLAN} makes of {before.folder}, rounded to "
+                f"{dtype} ({count} of {stored.numel()} numbers differ); name the source it grew from, or remove "
+                f"{plan_file.PLAN} and {manifest.NAME} to measure what is stored by LEMON's rules"
             )
     return exact
 
 
-def _apart(grown: Tensor, held: Tensor) -> int:
-    """How many of the numbers held are no rounding of the grown ones, give or take SLACK: rounding grow_optimizer_state the order."""
+def _count_different(grown: Tensor, stored: Tensor) -> int:
+    """How many stored numbers are not the grown ones after rounding, give or take SLACK. Rounding keeps the order, so
+    that the bounds may be rounded instead."""
     slack = SLACK * grown.abs().max()
-    within = (held >= (grown - slack).to(held.dtype)) & (held <= (grown + slack).to(held.dtype))
+    within = (stored >= (grown - slack).to(stored.dtype)) & (stored <= (grown + slack).to(stored.dtype))
     return int((~within).sum())
 
 
-def recorded(folder: Path) -> ExpansionOptions:
-    """The options in a checkpoint's plan.json. Raises UserError for a plan that is none."""
-    path = folder / PLAN
-    if not path.exists():
-        return ExpansionOptions()
-    try:
-        options = ExpansionOptions(**read_json(path)["options"])
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: not a plan of ours ({error}); remove it and {manifest.NAME} to compare by LEMON's rules"
-        ) from error
-    if options.method not in METHODS:
-        raise UserError(
-            f"{path}: unknown method '{options.method}'; remove it and {manifest.NAME} to compare by LEMON's rules"
-        )
-    return options
-
-
-def show(found: Verification, options: ExpansionOptions, rounded: bool, console: Console) -> None:
+def show(measured: Verification, plan: GrowthPlan, rounded: bool, console: Console) -> None:
     """Print the measurements and the verdict."""
-    gates = found.as_json()["gates"]
-    sheet = Table("measured", "relative difference", "gate", box=None, pad_edge=False)
+    console.print(_table(measured, plan))
+    for line in (*_symmetry(measured), *_remarks(measured, rounded)):
+        console.print(line, highlight=False)
+    verdict = "[green]lossless[/green]" if measured.lossless else "[red]lossy[/red]"
+    console.print(
+        f"verdict      {verdict} (method '{plan.options.method}', {measured.samples} samples)", highlight=False
+    )
+
+
+def _table(measured: Verification, plan: GrowthPlan) -> Table:
+    gates = measured.as_json()["gates"]
+    table = Table("measured", "relative difference", "gate", box=None, pad_edge=False)
     for precision in GATES:
-        sheet.add_row(f"outputs in {precision}", f"{getattr(found, precision):.2e}", f"{gates[precision]:.2e}")
-    for layer, drift in enumerate(found.drift):
-        sheet.add_row(f"stream behind layer {layer}", f"{drift:.2e}", "")
-    console.print(sheet)
-    for space, measure in found.symmetry.items():
-        console.print(
-            f"symmetry     {space}: gradients of copies differ by {measure:.2e}{'' if measure > 1e-6 else ' - copies will stay copies'}",
-            highlight=False,
-        )
+        table.add_row(f"outputs in {precision}", f"{getattr(measured, precision):.2e}", f"{gates[precision]:.2e}")
+    for layer, drift in zip(plan.source.layer_names(), measured.drift, strict=False):
+        table.add_row(f"residual stream after layer {layer}", f"{drift:.2e}", "")
+    return table
+
+
+def _symmetry(measured: Verification) -> list[str]:
+    return [
+        f"symmetry     {space}: gradients of copies differ by {measure:.2e}"
+        + ("" if measure > 1e-6 else " - copies will stay copies")
+        for space, measure in measured.symmetry.items()
+    ]
+
+
+def _remarks(measured: Verification, rounded: bool) -> list[str]:
+    lines = []
     if rounded:
-        console.print("stored       in less than float32: the rounding is part of the difference", highlight=False)
-    if found.stored is not None:
-        console.print(
-            f"stored       in less than float32: rounding makes the difference {found.stored:.2e}; the verdict is that of the float32 weights, "
-            f"grown once more, of which every stored tensor is the rounding",
-            highlight=False,
+        lines.append("stored       in less than float32: the rounding is part of the difference")
+    if measured.stored is not None:
+        lines.append(
+            f"stored       in less than float32: rounding makes the difference {measured.stored:.2e}; the verdict is "
+            "that of the float32 weights, grown once more, of which every stored tensor is the rounding"
         )
-    if found.tolerance:
-        console.print(
-            f"tolerance    post-LN depth adds {found.tolerance:.2e} to the gates: what vanishes with the norms' epsilon",
-            highlight=False,
+    if measured.tolerance:
+        lines.append(
+            f"tolerance    post-LN depth adds {measured.tolerance:.2e} to the gates: what vanishes with the "
+            "norms' epsilon"
         )
-    if found.loss:
-        console.print(
-            f"loss         {found.loss[0]:.4f} -> {found.loss[1]:.4f} on the probe: new logits enter the softmax",
-            highlight=False,
-        )
-    verdict = "[green]lossless[/green]" if found.lossless else "[red]lossy[/red]"
-    console.print(f"verdict      {verdict} (method '{options.method}', {found.samples} samples)", highlight=False)
+    if measured.loss:
+        before, after = measured.loss
+        lines.append(f"loss         {before:.4f} -> {after:.4f} on the probe: new logits enter the softmax")
+    return lines

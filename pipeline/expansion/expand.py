@@ -12,27 +12,31 @@ from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
 from pipeline.checkpoints import CheckpointLayout, manifest
-from pipeline.checkpoints.state import State, by_rows
+from pipeline.checkpoints.state import LazyTensor, State, by_rows
 from pipeline.errors import UserError
 from pipeline.expansion import target as targets
-from pipeline.growth import execute as growth
-from pipeline.growth import optimizer_state
+from pipeline.growth import optimizer_state, plan_file
+from pipeline.growth.activations import ProbedSource
 from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.method import ExpansionOptions
-from pipeline.growth.optimizer_state import Moment
-from pipeline.growth.plan import GrowthPlan
+from pipeline.growth.optimizer_state import GrownSlot
+from pipeline.growth.plan import GrowthPlan, TensorPlan, plan_growth
 from pipeline.growth.verification import probe
 from pipeline.growth.verification.equivalence import Verification, verify
+from pipeline.optim.optimizers import Slot
 from pipeline.records.processes import WORKERS
-from pipeline.records.run_folder import StageFolder, write_json
+from pipeline.records.run_folder import StageFolder
 from pipeline.records.versions import installed
 
 Say = Callable[[str], None]
+SLOTS = (Slot("exp_avg", 1), Slot("exp_avg_sq", 2))
+"""AdamW's."""
 
 
 @dataclass(frozen=True)
 class ExpansionPlan:
-    """An expansion that has been planned and not yet done. grow_optimizer_state: whether the optimizer state grows too."""
+    """An expansion that has been planned and not yet done. grow_optimizer_state: whether the optimizer state grows
+    too."""
 
     source: Path
     state: State
@@ -51,21 +55,22 @@ def plan_expansion(
     source_config: Path | None = None,
     grow_optimizer_state: bool = False,
 ) -> ExpansionPlan:
-    """Decide everything; no tensor is read. Raises UserError when the growth cannot be done as the method promises, or
-    anything is missing."""
-    found = checkpoints.locate(source)
-    state, small = checkpoints.read(found, source_config)
+    """Decide everything; no tensor is read, unless the method needs the source to decide. Raises UserError when the
+    growth cannot be done as the method promises, or anything is missing."""
+    folder = checkpoints.locate(source)
+    state, small = checkpoints.read(folder, source_config)
     large = targets.adopt(small, target)
+    model = ProbedSource(small, partial(weight, state), options.seed)
     architectures = models.architecture_of(small), models.architecture_of(large)
-    made = growth.plan_growth(*architectures, options)
-    large.update(made.config_change)
+    growth = plan_growth(*architectures, options, models.initializer_range(large), model)
+    large.update(growth.config_change)
     if grow_optimizer_state:
-        optimizer_state.require(made, set(state.slots))
+        optimizer_state.require(growth, SLOTS, state.slots)
         if layout.name == "huggingface":
             raise UserError(
                 "Hugging Face files hold no optimizer state; use --format zero or universal, or --optimizer-state reset"
             )
-    return ExpansionPlan(found, state, small, large, made, layout, grow_optimizer_state)
+    return ExpansionPlan(folder, state, small, large, growth, layout, grow_optimizer_state)
 
 
 def execute_expansion(expansion: ExpansionPlan, out: Path, say: Say = print, workers: int = 1) -> Verification:
@@ -76,7 +81,7 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, say: Say = print, wor
     out.parent.mkdir(parents=True, exist_ok=True)
     origin = manifest.Origin.of(expansion.source)
     with manifest.writing(out) as staged:
-        say(f"expand: {len(expansion.growth.rows)} tensors, {words(expansion.growth)}")
+        say(f"expand: {len(expansion.growth.tensors)} tensors, {words(expansion.growth)}")
         files, hashed = checkpoints.write(
             grown(expansion),
             expansion.large,
@@ -90,36 +95,77 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, say: Say = print, wor
         source = origin.facts(hashed)
         files |= checkpoints.copy_beside(expansion.source, staged)
         measured = _verify(expansion, staged)
-        say(
-            f"expand: {'verified' if expansion.growth.lossless else 'lossy, as declared (' + '; '.join(expansion.growth.lossy) + ')'}, {measured}"
-        )
-        if expansion.growth.lossless and not measured.lossless:
-            raise UserError(
-                f"method '{expansion.growth.options.method}' claims to be lossless and is not: {measured}; nothing was published"
-            )
-        write_json(staged / "plan.json", expansion.growth.as_json())
-        manifest.publish(
-            staged, out, _facts(expansion, measured, source), files | manifest.hashes(staged, ["plan.json"])
-        )
+        _judge(expansion.growth, measured, say)
+        files |= manifest.hashes(staged, plan_file.save(expansion.growth, staged))
+        manifest.publish(staged, out, _facts(expansion, measured, source), files)
     return measured
 
 
+def _judge(growth: GrowthPlan, measured: Verification, say: Say) -> None:
+    """Say what was measured. Raises UserError where a method's claim to be lossless does not hold."""
+    declared = "verified" if growth.lossless else f"lossy, as declared ({'; '.join(growth.lossy)})"
+    say(f"expand: {declared}, {measured}")
+    if growth.lossless and not measured.lossless:
+        raise UserError(
+            f"method '{growth.options.method}' claims to be lossless and is not: {measured}; nothing was published"
+        )
+
+
+@dataclass(frozen=True)
+class SourceReader:
+    """Reads rows of the source's tensors in float32, and refuses what is not finite. slot: of the optimizer; None:
+    weights."""
+
+    folder: Path
+    tensors: dict[str, LazyTensor]
+    slot: Slot | None = None
+
+    def __call__(self, name: str, rows: range) -> Tensor:
+        tensor = self.tensors[name].rows(rows).float()
+        # the sum first: it may overflow, but it is fast
+        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+            what = f"{self.slot.name} of {name}" if self.slot else name
+            raise UserError(
+                f"{self.folder}: '{what}' holds NaN or infinite values; the file is damaged (lemon check tells) or the "
+                "source has diverged; use an older checkpoint"
+            )
+        return tensor
+
+
+@dataclass(frozen=True)
+class GrownWeight:
+    """One target tensor, grown row by row when a writer asks for it."""
+
+    executor: PlanExecutor
+    tensor_plan: TensorPlan
+    read: SourceReader
+
+    def rows(self, rows: range) -> Tensor:
+        return self.executor.tensor(self.tensor_plan, self.read, rows)
+
+
 def grown(expansion: ExpansionPlan) -> State:
-    """The grown state: each tensor is made when a writer opens it, in float32, and of it the rows that the writer is at."""
-    grower, rows, read = _grower(expansion), expansion.growth.rows, partial(_read, expansion)
-    tensors = {row.target: by_rows(row.shape, partial(grower.tensor, row, partial(read, ""))) for row in rows}
-    held = State(
-        tensors,
-        groups=checkpoints.fresh_groups(expansion.large, expansion.state),
-        aliases=models.architecture_of(expansion.large).aliases,
+    """The grown state: each tensor is made when a writer opens it, in float32, and of it the rows that the writer is
+    at."""
+    executor, state = PlanExecutor(expansion.growth, torch.float32), expansion.state
+    planned = expansion.growth.tensors
+    read = SourceReader(expansion.source, state.tensors)
+    weights = {each.target: by_rows(each.shape, GrownWeight(executor, each, read).rows) for each in planned}
+    fresh = State(
+        weights, groups=checkpoints.fresh_groups(expansion.large, state), aliases=expansion.growth.target.aliases
     )
     if not expansion.grow_optimizer_state:
-        return held
-    slots = {
-        slot: {row.target: by_rows(row.shape, Moment(grower, row, slot, partial(read, slot)).rows) for row in rows}
-        for slot in optimizer_state.VIEWS
+        return fresh
+    slots = {slot.name: _grown_slot(expansion, executor, slot) for slot in SLOTS}
+    return replace(fresh, slots=slots, steps={each.target: state.steps[each.origin] for each in planned})
+
+
+def _grown_slot(expansion: ExpansionPlan, executor: PlanExecutor, slot: Slot) -> dict[str, LazyTensor]:
+    read = SourceReader(expansion.source, expansion.state.slots[slot.name], slot)
+    return {
+        each.target: by_rows(each.shape, GrownSlot(executor, each, slot, read).rows)
+        for each in expansion.growth.tensors
     }
-    return replace(held, slots=slots, steps={row.target: expansion.state.steps[row.origin] for row in rows})
 
 
 def _step(expansion: ExpansionPlan) -> int:
@@ -127,40 +173,15 @@ def _step(expansion: ExpansionPlan) -> int:
     return int(max(expansion.state.steps.values(), default=0)) if expansion.grow_optimizer_state else 0
 
 
-def _grower(expansion: ExpansionPlan) -> PlanExecutor:
-    return PlanExecutor(
-        expansion.growth,
-        models.architecture_of(expansion.small),
-        models.architecture_of(expansion.large),
-        models.initializer_range(expansion.large),
-        dtype=torch.float32,
-    )
-
-
-def _read(expansion: ExpansionPlan, slot: str, name: str, rows: range) -> Tensor:
-    """Rows of a source tensor in float32; no slot: of a weight."""
-    tensor = (expansion.state.slots[slot] if slot else expansion.state.tensors)[name].rows(rows).float()
-    if (
-        not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all()
-    ):  # the sum first: it may overflow, but it is fast
-        what = f"{slot} of {name}" if slot else name
-        raise UserError(
-            f"{expansion.source}: '{what}' holds NaN or infinite values; the file is damaged (lemon check tells) or the source has "
-            "diverged; use an older checkpoint"
-        )
-    return tensor
-
-
 def _verify(expansion: ExpansionPlan, staged: Path) -> Verification:
-    """What counts is what lies on disk: the large model is read back from the files that will be published. Files in less
-    than float32 are measured too, but the verdict is that of the float32 weights they were rounded from."""
+    """What counts is what lies on disk: the large model is read back from the files that will be published. Files in
+    less than float32 are measured too, but the verdict is that of the float32 weights they were rounded from."""
     written, config = checkpoints.read(staged)
     stored, small = partial(weight, written), partial(weight, expansion.state)
     if expansion.layout.dtype == "float32":
-        return verify(expansion.small, small, config, stored, expansion.growth.options)
-    return verify(
-        expansion.small, small, config, partial(weight, grown(expansion)), expansion.growth.options, stored=stored
-    )
+        return verify(expansion.small, small, config, stored, expansion.growth)
+    exact = partial(weight, grown(expansion))
+    return verify(expansion.small, small, config, exact, expansion.growth, stored=stored)
 
 
 def weight(state: State, name: str) -> Tensor:
@@ -172,7 +193,7 @@ def spent(expansion: ExpansionPlan, samples: int) -> dict[str, int]:
     """FLOPs of the expansion itself. grow: a scale and an add for every number of the target."""
     return {
         "grow": 2 * models.architecture_of(expansion.large).parameters,
-        "verify": probe.spent(expansion.small, expansion.large, samples, expansion.growth.moved),
+        "verify": probe.spent(expansion.small, expansion.large, samples, expansion.growth.moves_norm_affines),
     }
 
 
@@ -201,13 +222,17 @@ def _facts(expansion: ExpansionPlan, measured: Verification, source: dict) -> di
 
 def words(plan: GrowthPlan) -> str:
     """What grows, in one line. Groups of keys and values are named where they are fewer than the heads."""
-    grouped = plan.sizes["kv heads"] != plan.sizes["heads"]
-    return (
-        ", ".join(
-            f"{name} {a} -> {b}" for name, (a, b) in plan.sizes.items() if a != b and (grouped or name != "kv heads")
-        )
-        or "no size changes"
-    )
+    changes = [
+        f"{name} {before} -> {after}"
+        for name, (before, after) in plan.sizes.items()
+        if before != after and not _as_many_as_heads(name, plan)
+    ]
+    return ", ".join(changes) or "no size changes"
+
+
+def _as_many_as_heads(name: str, plan: GrowthPlan) -> bool:
+    """Whether `name` counts groups of keys and values that are single heads."""
+    return name.endswith("kv heads") and plan.sizes[name] == plan.sizes[name.removesuffix("kv heads") + "heads"]
 
 
 def describe(expansion: ExpansionPlan, fingerprint: dict, name: str, model: str, origin: str, sizes: dict) -> dict:
@@ -222,9 +247,7 @@ def describe(expansion: ExpansionPlan, fingerprint: dict, name: str, model: str,
         "parameters": models.architecture_of(expansion.large).parameters,
         "origin": origin,
         "method": options.method,
-        "depth": options.depth,
-        "placement": options.placement,
-        "noise": options.noise,
+        **options.options.model_dump(),
         "optimizer_state": "grow" if expansion.grow_optimizer_state else "reset",
         "lossless": expansion.growth.lossless,
         "config_change": expansion.growth.config_change,
@@ -237,7 +260,7 @@ def describe(expansion: ExpansionPlan, fingerprint: dict, name: str, model: str,
 def into_stage(expansion: ExpansionPlan, folder: StageFolder, facts: dict, say: Say = print) -> None:
     """Run the expansion as a stage of a run: facts, plan and ledger beside the checkpoint."""
     folder.begin(**facts)
-    write_json(folder.path / "plan.json", expansion.growth.as_json())
+    plan_file.save(expansion.growth, folder.path)
     out = folder.checkpoints / "step-0000000"
     if out.exists():  # published, and killed before the stage was marked finished
         shutil.rmtree(out)

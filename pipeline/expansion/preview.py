@@ -8,10 +8,10 @@ from transformers import PretrainedConfig
 
 from pipeline import models
 from pipeline.accounting.flops import cost
-from pipeline.expansion.expand import ExpansionPlan, words
-from pipeline.growth import conditions, optimizer_state
-from pipeline.growth.execute import METHODS
-from pipeline.growth.maps import MEAN, ZERO, IndexMap, Map, Maps
+from pipeline.expansion.expand import SLOTS, ExpansionPlan, words
+from pipeline.growth import conditions, optimizer_state, plan_file
+from pipeline.growth.maps import MEAN, ZERO, IndexMap, Map
+from pipeline.growth.plan import TensorPlan
 from pipeline.models.architecture import Architecture
 from pipeline.records.processes import WORKERS
 
@@ -21,14 +21,14 @@ LONGEST = 2048
 LIBRARIES = 400 * 2**20
 """Anonymous memory of a process that has imported torch, transformers and deepspeed, with some room."""
 WRITER = 256 * 2**20
-"""Anonymous memory of a writing process: a handful of windows, and what the allocator grow_optimizer_state of them."""
+"""Anonymous memory of a writing process: a handful of windows, and what the allocator keeps of them."""
 
 
 def preview(expansion: ExpansionPlan) -> dict:
     """Everything `lemon plan` prints and saves."""
     architectures = models.architecture_of(expansion.small), models.architecture_of(expansion.large)
     return {
-        **expansion.growth.as_json(),
+        **plan_file.as_json(expansion.growth),
         "source": str(expansion.source),
         "family": architectures[0].family,
         "format": expansion.layout.as_json(),
@@ -37,8 +37,10 @@ def preview(expansion: ExpansionPlan) -> dict:
             _flops(architecture, config)
             for architecture, config in zip(architectures, (expansion.small, expansion.large), strict=True)
         ],
-        "conditions": conditions.holding(*architectures, expansion.growth.config_change, expansion.growth.moved),
-        "optimizer_state": optimizer_state.refusals(expansion.growth, set(expansion.state.slots)) or ["can grow"],
+        "conditions": conditions.holding(
+            *architectures, expansion.growth.config_change, expansion.growth.moves_norm_affines
+        ),
+        "optimizer_state": optimizer_state.refusals(expansion.growth, SLOTS, expansion.state.slots) or ["can grow"],
         "needs": needs(expansion),
     }
 
@@ -56,9 +58,9 @@ def _positions(config: PretrainedConfig) -> dict[str, int]:
 
 
 def needs(expansion: ExpansionPlan) -> dict[str, int]:
-    """Bytes that the expansion takes. disk: the result; nothing is put aside. memory: what Python and its libraries hold, and
-    what is larger: for every writing process windows and a source tensor (whose mean a window may need), or four times the
-    largest tensor in float32 for the verification, which reads it in float64."""
+    """Bytes that the expansion takes. disk: the result; nothing is put aside. memory: what Python and its libraries
+    hold, and what is larger: for every writing process windows and a source tensor (whose mean a window may need), or
+    four times the largest tensor in float32 for the verification, which reads it in float64."""
     small, large = models.architecture_of(expansion.small), models.architecture_of(expansion.large)
     count, largest, source = (
         large.parameters,
@@ -82,101 +84,99 @@ def _size(shape: tuple[int, ...]) -> int:
 
 def show(expansion: ExpansionPlan, content: dict, console: Console) -> None:
     """Print the plan."""
-    before, after = content["parameters"]
-    options = expansion.growth.options
+    growth = expansion.growth
     console.print(
-        f"[bold]{expansion.source}[/bold] ({content['family']}) by method '{options.method}': {words(expansion.growth)}",
+        f"[bold]{expansion.source}[/bold] ({content['family']}) by method '{growth.options.method}': {words(growth)}",
         highlight=False,
     )
     console.print(_spaces(expansion))
     console.print(_layers(expansion), highlight=False)
-    console.print(_rows(expansion))
-    for key, value in expansion.growth.config_change.items():
-        console.print(f"config       {key}: {getattr(expansion.small, key):.6g} -> {value:.6g}", highlight=False)
-    forward = [each["forward"] + each["backward"] for each in content["flops"]]
+    console.print(_tensors(expansion))
+    for line in (*_config(expansion), *_costs(content), *_verdicts(expansion, content)):
+        console.print(line, highlight=False)
+
+
+def _config(expansion: ExpansionPlan) -> list[str]:
+    return [
+        f"config       {key}: {getattr(expansion.small, key):.6g} -> {value:.6g}"
+        for key, value in expansion.growth.config_change.items()
+    ]
+
+
+def _costs(content: dict) -> list[str]:
+    before, after = content["parameters"]
+    small, large = (each["forward"] + each["backward"] for each in content["flops"])
     tokens = content["flops"][1]["positions"]["token"]
-    console.print(f"parameters   {before:,} -> {after:,}  ({after / before:.2f}x)", highlight=False)
-    console.print(
-        f"FLOPs        {forward[0]:.4g} -> {forward[1]:.4g} per training sample of {tokens} positions  ({forward[1] / forward[0]:.2f}x)",
-        highlight=False,
-    )
-    for line in content["conditions"]:
-        console.print(f"condition    {line}", highlight=False)
-    console.print(f"optimizer    {'; '.join(content['optimizer_state'])}", highlight=False)
-    console.print(
-        f"result       {'lossless, and held to the gates' if expansion.growth.lossless else 'LOSSY: ' + '; '.join(expansion.growth.lossy)}",
-        highlight=False,
-    )
-    wanted = content["needs"]
-    console.print(
-        f"needs        {wanted['disk'] / GIB:.2f} GiB of disk, {wanted['memory'] / GIB:.2f} GiB of memory",
-        highlight=False,
-    )
+    return [
+        f"parameters   {before:,} -> {after:,}  ({after / before:.2f}x)",
+        f"FLOPs        {small:.4g} -> {large:.4g} per training sample of {tokens} positions  ({large / small:.2f}x)",
+    ]
+
+
+def _verdicts(expansion: ExpansionPlan, content: dict) -> list[str]:
+    growth, disk, memory = expansion.growth, content["needs"]["disk"], content["needs"]["memory"]
+    lossless = "lossless, and held to the gates" if growth.lossless else f"LOSSY: {'; '.join(growth.lossy)}"
+    return [
+        *(f"condition    {line}" for line in content["conditions"]),
+        f"optimizer    {'; '.join(content['optimizer_state'])}",
+        f"result       {lossless}",
+        f"needs        {disk / GIB:.2f} GiB of disk, {memory / GIB:.2f} GiB of memory",
+    ]
 
 
 def _spaces(expansion: ExpansionPlan) -> Table:
-    """How each space that grows is held and read."""
-    architectures = models.architecture_of(expansion.small), models.architecture_of(expansion.large)
-    maps: Maps = METHODS[expansion.growth.options.method].maps(*architectures, expansion.growth.options.seed)[""]
-    sheet = Table("space", "kind", "before", "after", "held as (E)", "read as (R)", box=None, pad_edge=False)
-    for name, space in architectures[1].spaces.items():
-        if space.size != architectures[0].spaces[name].size:
-            chosen = maps[name]
-            sheet.add_row(
-                name,
-                space.kind,
-                str(architectures[0].spaces[name].size),
-                str(space.size),
-                _held(chosen.writes, chosen.appended),
-                _read(chosen.reads),
-            )
-    return sheet
+    """How each space that grows is written and read."""
+    growth = expansion.growth
+    table = Table("space", "kind", "before", "after", "written as (E)", "read as (R)", box=None, pad_edge=False)
+    for name, space in growth.target.spaces.items():
+        before, space_map = growth.source.spaces[name].size, growth.maps[name]
+        if space.size != before:
+            written, read = _written(space_map.writes, space_map.appended), _read(space_map.reads)
+            if any(name in spaces for spaces in growth.maps.overrides.values()):
+                written = read = "differs from layer to layer"
+            table.add_row(name, space.kind, str(before), str(space.size), written, read)
+    return table
 
 
-def _held(chosen: Map, appended: bool) -> str:
-    if not isinstance(chosen, IndexMap):
-        return "interpolated"
-    zeros, means = int((chosen.index == ZERO).sum()), int((chosen.index == MEAN).sum())
-    copied = len(chosen.index) - zeros - means
-    rest = (
-        f" + {zeros} fresh"
-        if appended
-        else f" + {zeros} zeros"
-        if zeros
-        else f" + {means} times the mean"
-        if means
-        else ""
-    )
-    return f"{copied / chosen.source:.4g} copies{rest}"
+def _written(axis_map: Map, appended: bool) -> str:
+    if not isinstance(axis_map, IndexMap):
+        return "a dense matrix"
+    zeros, means = int((axis_map.index == ZERO).sum()), int((axis_map.index == MEAN).sum())
+    copied = len(axis_map.index) - zeros - means
+    if appended:
+        remainder = f" + {zeros} fresh"
+    else:
+        remainder = f" + {zeros} zeros" if zeros else f" + {means} times the mean" if means else ""
+    return f"{copied / axis_map.source:.4g} copies{remainder}"
 
 
-def _read(chosen: Map) -> str:
-    if not isinstance(chosen, IndexMap):
-        return "interpolated"
-    weights = sorted({round(weight, 4) for weight in chosen.weight[chosen.index >= 0].tolist()})
+def _read(axis_map: Map) -> str:
+    if not isinstance(axis_map, IndexMap):
+        return "a dense matrix"
+    weights = sorted({round(weight, 4) for weight in axis_map.weight[axis_map.index >= 0].tolist()})
     return "weights " + ", ".join(f"{weight:.4g}" for weight in weights[:3]) + (", …" if len(weights) > 3 else "")
 
 
 def _layers(expansion: ExpansionPlan) -> str:
-    """Which source layer each target layer comes from; + marks a new one."""
-    return "layers       " + " ".join(
-        ",".join(str(term.layer) for term in layer.terms) + ("+" if layer.new else "")
-        for layer in expansion.growth.layers
-    )
+    """Which source layer each target layer comes from, stack by stack; + marks a new one."""
+    lines = []
+    for stack in expansion.growth.target.stacks:
+        origins = [
+            ",".join(str(term.layer) for term in origin.terms) + ("+" if origin.new else "")
+            for origin in expansion.growth.layers[stack.name]
+        ]
+        lines.append(f"layers       {expansion.growth.target.stack_prefix(stack)}{' '.join(origins)}")
+    return "\n".join(lines)
 
 
-def _rows(expansion: ExpansionPlan) -> Table:
+def _tensors(expansion: ExpansionPlan) -> Table:
     """The tensors, layers of one kind in one line."""
-    architecture = models.architecture_of(expansion.large)
-    templates = {row.name: row.template for row in architecture.rows()}
-    groups: dict[tuple, list] = {}
-    for row in expansion.growth.rows:
-        kind = "fresh" if row.fresh else "grown" if row.sources else row.note
-        groups.setdefault((templates[row.target], kind), []).append(row)
-    sheet = Table("tensor", "shape", "count", "noise", "note", box=None, pad_edge=False)
-    for (template, kind), rows in groups.items():
-        noise = "yes" if rows[0].noise else ""
-        sheet.add_row(
-            template, "x".join(map(str, rows[0].shape)), str(len(rows)), noise, "" if kind == "grown" else kind
-        )
-    return sheet
+    groups: dict[tuple[str, str], list[TensorPlan]] = {}
+    for tensor_plan in expansion.growth.tensors:
+        kind = "fresh" if tensor_plan.fresh else "grown" if tensor_plan.terms else tensor_plan.note or ""
+        groups.setdefault((tensor_plan.template, kind), []).append(tensor_plan)
+    table = Table("tensor", "shape", "count", "noise", "note", box=None, pad_edge=False)
+    for (template, kind), plans in groups.items():
+        noise, shape = "yes" if plans[0].noise else "", "x".join(map(str, plans[0].shape))
+        table.add_row(template, shape, str(len(plans)), noise, "" if kind == "grown" else kind)
+    return table

@@ -25,7 +25,7 @@ def card(
     """The content of README.md. data: the facts of the prepared data, empty where they are not known."""
     family, architecture = models.of_config(config), models.architecture_of(config)
     head = family.head(config)
-    sizes = ", ".join(f"{space} {size:,}" for space, size in architecture.measures().items())
+    sizes = ", ".join(f"{space} {size:,}" for space, size in architecture.sizes().items())
     return "\n".join(
         [
             *_front(family, head),

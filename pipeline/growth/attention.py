@@ -1,9 +1,10 @@
-"""How an attention grows: whole heads, groups of keys and values, and the size of a head, in any combination.
+"""How an attention grows: whole heads, groups of keys and values, and the size of a head, in any combination
+(growth-math, section 5).
 
 Target group j takes keys and values of source group g(j). Its query heads are drawn from that group's, round and
 round, continuing from one copy of the group to the next; W_O divides by how often each head occurs.
 A larger head holds k_d = d_T // d_S copies of each query and key entry; queries carry sqrt(d_T / d_S) / k_d, because
-the scores are divided by sqrt(d_T). Values fill a head circularly.
+the scores are divided by sqrt(d_T) (equation 5). Values fill a head circularly.
 """
 
 import math
@@ -12,49 +13,53 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.growth.maps import ZERO, IndexMap, Maps, SpaceMap, copies, full_copies
-from pipeline.models.architecture import Architecture
+from pipeline.growth.maps import ZERO, IndexMap, SpaceMap, copies, full_copies
+from pipeline.models.architecture import Architecture, Attention
 
 Pick = Callable[[int, int], Tensor]
 """(source units, target units) -> the source unit of each target unit."""
 
 
-def attention(source: Architecture, target: Architecture, pick: Pick, eta: float) -> Maps:
-    """The maps of the four spaces. `eta`: the norms' factor, which queries and keys need when a norm that does not grow
-    shares its epsilon with them (growth-math, section 4)."""
-    names = target.attention
+def attention_maps(source: Architecture, target: Architecture, pick: Pick, eta: float) -> dict[str, SpaceMap]:
+    """The maps of the four spaces of every attention. eta: the norms' factor, which queries and keys need when a norm
+    that does not grow shares its epsilon with them (growth-math, section 4)."""
+    maps: dict[str, SpaceMap] = {}
+    for attention in target.attentions:
+        maps |= _attention(attention, source, target, pick, eta if attention.qk_norm else 1.0)
+    return maps
+
+
+def _attention(
+    names: Attention, source: Architecture, target: Architecture, pick: Pick, scale: float
+) -> dict[str, SpaceMap]:
     small, large = source.spaces, target.spaces
     groups = pick(small[names.key].count, large[names.key].count)
     heads = _heads(groups, small[names.query].count, small[names.key].count, large[names.query].count)
     before, after = small[names.query].unit, large[names.query].unit
-    scale = eta if names.qk_norm else 1.0
     query, key = _query(before, after), full_copies(before, after, ZERO)
     return {
-        names.query: _written(heads, query, math.sqrt(before / after), scale, small[names.query].size),
-        names.key: _key(groups, key, scale, small[names.key].size),
-        names.value: _circular(groups, before, after, small[names.value].size),
-        names.context: _circular(heads, before, after, small[names.context].size),
+        names.query: _query_map(heads, query, math.sqrt(before / after), scale, small[names.query].size),
+        names.key: _key_map(groups, key, scale, small[names.key].size),
+        names.value: _value_map(groups, before, after, small[names.value].size),
+        names.context: _value_map(heads, before, after, small[names.context].size),
     }
 
 
-def missing(source: Architecture, target: Architecture, groups: Tensor) -> int:
-    """How many source query heads would occur nowhere in the target."""
-    names = target.attention
-    heads = _heads(
-        groups, source.spaces[names.query].count, source.spaces[names.key].count, target.spaces[names.query].count
-    )
-    return source.spaces[names.query].count - len(heads.unique())
+def lost_heads(attention: Attention, source: Architecture, target: Architecture, groups: Tensor) -> int:
+    """How many source query heads would occur nowhere in the target. groups: the source group of each target group."""
+    before, after = source.spaces[attention.query].count, target.spaces[attention.query].count
+    return before - len(_heads(groups, before, source.spaces[attention.key].count, after).unique())
 
 
 def _heads(groups: Tensor, heads: int, source_groups: int, target_heads: int) -> Tensor:
     """The source query head of each target query head."""
-    per, each = heads // source_groups, target_heads // len(groups)
+    per_source_group, per_target_group = heads // source_groups, target_heads // len(groups)
     drawn = dict.fromkeys(range(source_groups), 0)
-    chosen = []
+    origins = []
     for group in groups.tolist():
-        chosen += [group * per + (drawn[group] + n) % per for n in range(each)]
-        drawn[group] += each
-    return torch.tensor(chosen)
+        origins += [group * per_source_group + (drawn[group] + n) % per_source_group for n in range(per_target_group)]
+        drawn[group] += per_target_group
+    return torch.tensor(origins)
 
 
 def _query(before: int, after: int) -> IndexMap:
@@ -68,7 +73,7 @@ def _spread(units: Tensor, inside: IndexMap, size: int) -> IndexMap:
     return IndexMap(index.flatten(), inside.weight.repeat(len(units)), size)
 
 
-def _written(units: Tensor, inside: IndexMap, gradient: float, scale: float, size: int) -> SpaceMap:
+def _query_map(units: Tensor, inside: IndexMap, gradient: float, scale: float, size: int) -> SpaceMap:
     """Queries. Their R is what their gradient does: `gradient` per copy, shared among the copies of a head."""
     counts = torch.bincount(units).to(torch.float64)[units].repeat_interleave(len(inside.index))
     written = _spread(units, inside, size).scaled(scale)
@@ -76,22 +81,18 @@ def _written(units: Tensor, inside: IndexMap, gradient: float, scale: float, siz
     return SpaceMap(written, read, written)
 
 
-def _key(units: Tensor, inside: IndexMap, scale: float, size: int) -> SpaceMap:
-    """Keys. `blind`: the same copies within every target head, which is all that the queries look at."""
-    counts = torch.bincount(units).to(torch.float64)[units].repeat_interleave(len(inside.index)) * (
-        len(inside.index) // inside.source
-    )
+def _key_map(units: Tensor, inside: IndexMap, scale: float, size: int) -> SpaceMap:
+    """Keys. Where heads grow, the queries see of each target head only the sums over the copies of its entries."""
+    copies_per_head = len(inside.index) // inside.source
+    counts = torch.bincount(units).to(torch.float64)[units].repeat_interleave(len(inside.index)) * copies_per_head
     written = _spread(units, inside, size).scaled(scale)
-    blind = (
-        _spread(torch.arange(len(units)), inside, len(units) * inside.source)
-        if len(inside.index) > inside.source
-        else None
-    )
-    return SpaceMap(written, IndexMap(written.index, 1 / counts / scale, size), written, blind=blind)
+    grows = len(inside.index) > inside.source
+    queries = _spread(torch.arange(len(units)), inside, len(units) * inside.source) if grows else None
+    return SpaceMap(written, IndexMap(written.index, 1 / counts / scale, size), written, query_null_space=queries)
 
 
-def _circular(units: Tensor, before: int, after: int, size: int) -> SpaceMap:
-    """Values and what the heads give out: whole units, their entries circular inside."""
+def _value_map(units: Tensor, before: int, after: int, size: int) -> SpaceMap:
+    """Values and the heads' outputs: whole units, their entries circular inside."""
     inside = copies(torch.arange(after) % before, before)
     written = _spread(units, inside, size)
     counts = torch.bincount(written.index, minlength=size).to(torch.float64)

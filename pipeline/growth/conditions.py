@@ -2,61 +2,86 @@
 
 import torch
 
-from pipeline.growth.attention import missing
-from pipeline.models.architecture import Architecture, Space
+from pipeline.growth.attention import lost_heads
+from pipeline.models.architecture import Architecture, Attention, Space
 
 
 def impossible(source: Architecture, target: Architecture) -> list[str]:
     """Why no method can grow `source` into `target`; empty when one can."""
+    if foreign := _foreign(source, target):
+        return foreign
+    shrinking = _shrinking(source, target)
+    heads = [reason for attention in target.attentions for reason in _heads(attention, source, target)]
+    return shrinking + _fixed(source, target) + ([] if shrinking else heads)
+
+
+def _foreign(source: Architecture, target: Architecture) -> list[str]:
+    """Why the two are not the same kind of model."""
     if source.family != target.family:
         return [
             f"the source is a '{source.family}', the target a '{target.family}'; choose a target of the source's family"
         ]
-    if {row.name for row in source.params} != {row.name for row in target.params}:
-        lacking = sorted({row.name for row in source.params} ^ {row.name for row in target.params})
+    if lacking := sorted({param.name for param in source.params} ^ {param.name for param in target.params}):
         return [
-            f"source and target do not have the same parameters: only one has '{lacking[0]}'; give the target the source's options"
+            (
+                f"source and target do not have the same parameters: only one has '{lacking[0]}'; "
+                "give the target the source's options"
+            )
         ]
-    before, after = source.measures(), target.measures()
-    shrinks = [
+    return []
+
+
+def _shrinking(source: Architecture, target: Architecture) -> list[str]:
+    before, after = source.sizes(), target.sizes()
+    return [
         f"{name} shrinks from {before[name]} to {after[name]}; an expansion only grows"
         for name in after
         if after[name] < before[name] and not _regrouped(name, before, after)
     ]
-    fixed = [
+
+
+def _regrouped(name: str, before: dict[str, int], after: dict[str, int]) -> bool:
+    """Whether `name` counts query heads and there are fewer of them in more groups, which the rules of groups judge."""
+    groups = f"{name.removesuffix('heads')}kv heads"
+    return name.endswith("heads") and groups in after and after[groups] > before[groups]
+
+
+def _fixed(source: Architecture, target: Architecture) -> list[str]:
+    return [
         f"{name} changes from {source.spaces[name].size} to {space.size}; it has to stay as it is"
         for name, space in target.spaces.items()
         if space.kind == "fixed" and space.size != source.spaces[name].size and not _is_head(space, target)
     ]
-    return shrinks + fixed + ([] if shrinks else _heads(source, target))
-
-
-def _regrouped(name: str, before: dict[str, int], after: dict[str, int]) -> bool:
-    """Whether fewer query heads stand in each group, which the rules of groups judge."""
-    return name == "heads" and after["kv heads"] > before["kv heads"]
 
 
 def _is_head(space: Space, architecture: Architecture) -> bool:
     """A norm's space over head_dim: its size is judged with the heads."""
-    return space.size == architecture.spaces[architecture.attention.query].unit and architecture.attention.qk_norm
+    return any(each.qk_norm and space.size == architecture.spaces[each.query].unit for each in architecture.attentions)
 
 
-def _heads(source: Architecture, target: Architecture) -> list[str]:
-    names = target.attention
-    before, after = source.spaces[names.query], target.spaces[names.query]
-    groups = source.spaces[names.key].count, target.spaces[names.key].count
-    if names.rope and after.unit != before.unit:
+def _heads(attention: Attention, source: Architecture, target: Architecture) -> list[str]:
+    before, after = source.spaces[attention.query], target.spaces[attention.query]
+    groups = source.spaces[attention.key].count, target.spaces[attention.key].count
+    if attention.rope and after.unit != before.unit:
         return [
-            f"rotary positions depend on head_dim, which changes from {before.unit} to {after.unit}; give the target heads of {before.unit}"
+            (
+                f"rotary positions depend on head_dim, which changes from {before.unit} to {after.unit}; "
+                f"give the target heads of {before.unit}"
+            )
         ]
     if after.count % groups[1]:
         return [
-            f"{after.count} heads do not fall into {groups[1]} groups of keys and values; choose a multiple of {groups[1]}"
+            (
+                f"{after.count} heads do not fall into {groups[1]} groups of keys and values; "
+                f"choose a multiple of {groups[1]}"
+            )
         ]
-    if lost := missing(source, target, torch.arange(groups[1]) % groups[0]):
+    if lost := lost_heads(attention, source, target, torch.arange(groups[1]) % groups[0]):
         return [
-            f"{lost} of the {before.count} query heads would occur nowhere: {after.count} heads in {groups[1]} groups are too few "
-            f"for {before.count} in {groups[0]}; choose more heads or groups"
+            (
+                f"{lost} of the {before.count} query heads would occur nowhere: {after.count} heads in {groups[1]} "
+                f"groups are too few for {before.count} in {groups[0]}; choose more heads or groups"
+            )
         ]
     return []
 
@@ -99,8 +124,10 @@ def _space(source: Space, target: Space, architecture: Architecture) -> list[str
     if target.size % source.size and (target.kind == "inner" or post_ln):
         where = "a dense-activation-norm head" if target.kind == "inner" else "post-LN"
         return [
-            f"{where} cannot grow losslessly from {source.size} to {target.size}: the norm needs the mean in the remainder, "
-            f"its readers need copies; choose a multiple of {source.size}"
+            (
+                f"{where} cannot grow losslessly from {source.size} to {target.size}: the norm needs the mean in the "
+                f"remainder, its readers need copies; choose a multiple of {source.size}"
+            )
         ]
     return []
 
@@ -116,58 +143,68 @@ def interpolated(source: Architecture, target: Architecture) -> list[str]:
 
 def deeper(source: Architecture, target: Architecture) -> list[str]:
     """Repeated layers compute something else."""
-    return [f"layers repeat from {source.layers} to {target.layers}"] if target.layers > source.layers else []
+    before = {stack.name: stack.layers for stack in source.stacks}
+    return [
+        f"{target.stack_prefix(stack)}layers repeat from {before[stack.name]} to {stack.layers}"
+        for stack in target.stacks
+        if stack.layers > before[stack.name]
+    ]
 
 
 def wider(source: Architecture, target: Architecture) -> list[str]:
     """Copies without the rules for a remainder change what a norm sees."""
     before, after = source.residual.size, target.residual.size
-    return (
-        [f"{target.residual.name} grows from {before} to {after}, no multiple: the norms see another variance"]
-        if after % before
-        else []
-    )
+    if after % before == 0:
+        return []
+    return [f"{target.residual.name} grows from {before} to {after}, no multiple: the norms see another variance"]
 
 
 def width_changes(source: Architecture, target: Architecture, method: str) -> list[str]:
     """Refusals of a method that grows in depth only."""
-    before, after = source.measures(), target.measures()
+    before, after = source.sizes(), target.sizes()
     grown = [
         f"{name} from {before[name]} to {after[name]}"
         for name in after
-        if name != "layers" and after[name] != before[name] and (name != "kv heads" or source.grouped)
+        if not name.endswith("layers")
+        and after[name] != before[name]
+        and (not name.endswith("kv heads") or source.grouped)
     ]
-    return (
-        [f"'{method}' grows in depth only, and the target grows {', '.join(grown)}; use lemon, fpi or aki"]
-        if grown
-        else []
-    )
+    if not grown:
+        return []
+    return [f"'{method}' grows in depth only, and the target grows {', '.join(grown)}; use lemon, fpi or aki"]
 
 
-def holding(source: Architecture, target: Architecture, change: dict[str, float], moved: bool) -> list[str]:
+def holding(
+    source: Architecture, target: Architecture, config_change: dict[str, float], moves_norm_affines: bool
+) -> list[str]:
     """What the exactness of this growth rests on, in words."""
-    before, after, names = source.residual.size, target.residual.size, target.attention
-    norm = "RMSNorm" if target.rms else "LayerNorm"
+    lines = _norms(source, target, config_change)
+    lines += [
+        f"rotary positions: head_dim stays {target.spaces[each.query].unit}" for each in target.attentions if each.rope
+    ]
+    if target.grouped:
+        lines.append("groups share keys and values: every query head occurs, W_O divides by how often")
+    lines += [
+        f"{space.name}: {space.size - source.spaces[name].size} rows appended; "
+        "old outputs stay, new rows start fresh, new biases at 0"
+        for name, space in target.spaces.items()
+        if space.kind == "lookup" and space.size > source.spaces[name].size
+    ]
+    if moves_norm_affines:
+        epsilon = target.epsilon.key or "epsilon"
+        lines.append(f"post-LN depth: the affine moves to the new layer, exact up to O({epsilon}), measured")
+    return lines
+
+
+def _norms(source: Architecture, target: Architecture, config_change: dict[str, float]) -> list[str]:
     lines = []
-    if after != before:
-        copies, rest = divmod(after, before)
+    if (before := source.residual.size) != (after := target.residual.size):
+        norm, (copies, rest) = "RMSNorm" if target.rms else "LayerNorm", divmod(after, before)
         remainder = "" if not rest else f" and {rest} zeros" if target.rms else f" and the mean {rest} times"
-        key = target.epsilon.key
-        epsilon = "its epsilon stays" if key is None else f"the config's {key} becomes {change[key]:.6g}"
-        lines.append(f"{norm} sees {copies} full {'copy' if copies == 1 else 'copies'}{remainder}; {epsilon}")
+        changes = "".join(f"; the config's {key} becomes {value:.6g}" for key, value in config_change.items())
+        lines.append(f"{norm} sees {copies} full {'copy' if copies == 1 else 'copies'}{remainder}{changes}")
     if target.post_norm:
         lines.append("post-LN: exact at whole multiples of the width")
     if any(space.kind == "inner" for space in target.spaces.values()):
         lines.append("dense-activation-norm head: exact at whole multiples of the width")
-    if names.rope:
-        lines.append(f"rotary positions: head_dim stays {target.spaces[names.query].unit}")
-    if target.grouped:
-        lines.append("groups share keys and values: every query head occurs, W_O divides by how often")
-    lines += [
-        f"{space.name}: {space.size - source.spaces[name].size} rows appended; old outputs stay, new rows start fresh, new biases at 0"
-        for name, space in target.spaces.items()
-        if space.kind == "table" and space.size > source.spaces[name].size
-    ]
-    if moved:
-        lines.append(f"post-LN depth: the affine moves to the new layer, exact up to O({target.epsilon.key}), measured")
     return lines

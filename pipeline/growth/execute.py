@@ -1,211 +1,264 @@
 """Carrying a plan out: W* = sum_j c_j E_out W_j R_in^T + N, one window of rows at a time.
 
-Where a tensor writes a space its axis goes by E, where it reads by R, where it is a norm's gain by eta * E. A gradient
-transforms by the transpose of that: `gradient_map`. Everything is differentiable in E, R, c and W.
+The growth from 2 to 3 (growth-math, section 4) once more, now in numbers. The weight behind the norm is
+
+    W = (  1   2  )     and becomes, by R of the norm's output (full copies,        W* = (  1   2   n1 )
+        ( -1  0.5 )     the remainder not read) and noise in the free column,            ( -1  0.5  n2 )
+
+    since   W R^T = (  1   2   0 )      and N, with N E = 0, is any matrix whose copied columns cancel; here there is
+    one
+                    ( -1  0.5  0 )      copy of each, so N is zero in the first two columns and free in the third.
+
+The norm gives out (2.5, -1, 0), and W* (2.5, -1, 0) = (0.5, -3) = W (2.5, -1), whatever n1 and n2 are. The branch
+behind it writes the stream with V; E V has as its third row the mean of the other two, so the stream keeps its form.
+
+Every axis is grown by itself: where a tensor writes a space by E, where it reads by R, where it is a norm's gain by
+eta * E. So the formula is a loop over axes, and an `AxisRule` says which map an axis goes by. A gradient goes by the
+transpose of that (equation 7): the same loop with another rule, `on_gradient`.
+
+The first axis comes first because of memory: a rank or a writing process asks for a window of *rows*, and by the map
+of the first axis these rows need a few rows of the source only. The noise of a row depends on the seed, the tensor's
+name and the row, never on the window. Where the projection couples rows (copies of one source, along the first axis),
+the coupled rows are drawn with them. So a tensor grown in windows is the whole tensor, to the bit. Everything is
+differentiable in E, R, c and W.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from pipeline.errors import UserError, nearest
 from pipeline.growth.initialization import normal
 from pipeline.growth.maps import IndexMap, Map, Maps, SpaceMap
-from pipeline.growth.method import ExpansionOptions, Method
-from pipeline.growth.methods import aki, fpi, from_scratch, interpolate, lemon, net2net, stack
-from pipeline.growth.plan import GrowthPlan, TensorPlan, make
-from pipeline.models.architecture import Architecture, Axis, ParamSpec
-from pipeline.rng import derive
-
-METHODS: dict[str, Method] = {
-    module.METHOD.name: module.METHOD for module in (lemon, net2net, fpi, aki, stack, interpolate, from_scratch)
-}
+from pipeline.growth.plan import GrowthPlan, TensorPlan
+from pipeline.models.architecture import Axis, ParamSpec, Role
 
 Read = Callable[[str, range], Tensor]
 """(name, rows along the first axis) of a source tensor -> those rows."""
-Open = Callable[[range], Tensor]
-View = Callable[[str, SpaceMap], Map]
 
 
-def plan_growth(source: Architecture, target: Architecture, options: ExpansionOptions) -> GrowthPlan:
-    """Decide how `source` grows into `target`. Raises UserError with every reason when the method cannot."""
-    if options.method not in METHODS:
-        raise UserError(f"unknown method '{options.method}'{nearest(options.method, METHODS)}")
-    method = METHODS[options.method]
-    if reasons := method.refusals(source, target):
-        raise UserError(f"method '{options.method}' cannot grow this model: {'; '.join(reasons)}")
-    return make(source, target, method, options)
+class AxisRule(Protocol):
+    """Which map of a space an axis goes by, from the axis's role."""
+
+    def __call__(self, role: Role, space: SpaceMap) -> Map: ...
 
 
-def weight_map(role: str, chosen: SpaceMap) -> Map:
-    """How an axis of a weight grows."""
-    return {
-        "writes": chosen.writes,
-        "scales": chosen.writes,
-        "reads": chosen.reads,
-        "gain": chosen.gains.scaled(chosen.eta),
-    }[role]
+class SourceRows(Protocol):
+    """One source tensor, of which rows are read."""
+
+    def __call__(self, rows: range) -> Tensor: ...
 
 
-def gradient_map(role: str, chosen: SpaceMap) -> Map:
-    """How an axis of a gradient grows (growth-math, section 7): writes and reads swap. A gain's remainder multiplies
+def on_weight(role: Role, space: SpaceMap) -> Map:
+    """How an axis of a weight grows (growth-math, equations 1 and 4)."""
+    if role == "reads":
+        return space.reads
+    return space.gains.scaled(space.eta) if role == "gain" else space.writes
+
+
+def on_gradient(role: Role, space: SpaceMap) -> Map:
+    """How an axis of a gradient grows (growth-math, equation 7): writes and reads swap. A gain's remainder multiplies
     zeros, so it gets no gradient, whatever its reader makes of it."""
-    gain = chosen.reads.copied().scaled(1 / chosen.eta)
-    return {"writes": chosen.reads, "scales": chosen.reads, "reads": chosen.writes, "gain": gain}[role]
+    if role == "reads":
+        return space.writes
+    return space.reads.copied().scaled(1 / space.eta) if role == "gain" else space.reads
 
 
-def square_map(role: str, chosen: SpaceMap) -> Map:
+def on_squared_gradient(role: Role, space: SpaceMap) -> Map:
     """How an axis of a squared gradient grows, taking the copies' gradients for independent."""
-    return gradient_map(role, chosen).squared()
+    return on_gradient(role, space).squared()
+
+
+@dataclass(frozen=True)
+class PlainRows:
+    """Rows of W_j, in the dtype of the arithmetic."""
+
+    name: str
+    read: Read
+    dtype: torch.dtype
+
+    def __call__(self, rows: range) -> Tensor:
+        return self.read(self.name, rows).to(self.dtype)
+
+
+@dataclass(frozen=True)
+class FoldedRows:
+    """Rows of diag(lambda) W_j / l, where a layer scale lambda is folded into its writer (growth-math, equation 6)."""
+
+    weight: PlainRows
+    factors: Tensor
+
+    def __call__(self, rows: range) -> Tensor:
+        tensor = self.weight(rows)
+        return tensor * self.factors[rows.start : rows.stop].view(-1, *[1] * (tensor.dim() - 1))
+
+
+@dataclass(frozen=True)
+class ConstantRows:
+    """Rows of the layer scale that is left where it was folded: the constant l."""
+
+    level: Tensor
+
+    def __call__(self, rows: range) -> Tensor:
+        return self.level.expand(len(rows))
 
 
 class PlanExecutor:
-    """A plan with its maps, ready to grow tensors of either table."""
+    """Grows the tensors of a plan. dtype: of the arithmetic."""
 
-    def __init__(
-        self,
-        plan: GrowthPlan,
-        source: Architecture,
-        target: Architecture,
-        std: float,
-        *,
-        maps: dict[str, Maps] | None = None,
-        dtype: torch.dtype = torch.float64,
-    ):
-        """std: of the target's fresh weights (initializer_range). maps: learned ones, else the method's. dtype: of the arithmetic."""
-        self.plan, self.source, self.target, self.std, self.dtype = plan, source, target, std, dtype
-        self.maps = maps or METHODS[plan.options.method].maps(source, target, plan.options.seed)
-        self.params = {row.name: row for row in target.rows()}
+    def __init__(self, plan: GrowthPlan, dtype: torch.dtype = torch.float64):
+        self.plan, self.dtype = plan, dtype
+        self.params = {param.name: param for param in plan.target.rows()}
 
     def tensors(self, read: Read) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of the target, in the table's order."""
-        for row in self.plan.rows:
-            yield row.target, self.tensor(row, read)
+        """(name, tensor) of the target, in the architecture's order."""
+        for tensor_plan in self.plan.tensors:
+            yield tensor_plan.target, self.tensor(tensor_plan, read)
 
-    def tensor(self, row: TensorPlan, read: Read, rows: range | None = None) -> Tensor:
-        """One target tensor, or its `rows` along the first axis: only those are computed, and only what they need is read."""
-        param, rows = self.params[row.target], range(row.shape[0]) if rows is None else rows
-        if row.fresh:
-            return self._fresh(row, param, rows)
+    def tensor(self, tensor_plan: TensorPlan, read: Read, rows: range | None = None) -> Tensor:
+        """One target tensor, or its `rows` along the first axis: only those are computed, and only what they need is
+        read."""
+        param = self.params[tensor_plan.target]
+        rows = range(tensor_plan.shape[0]) if rows is None else rows
+        if tensor_plan.fresh:
+            return self._fresh(tensor_plan, param, rows)
         terms = [
-            (source.weight, self.map(self._opener(row, param, source.name, read), param, source.maps, weight_map, rows))
-            for source in row.sources
+            (
+                term.coefficient,
+                self.transform(
+                    self._source_rows(tensor_plan, param, tensor_plan.source_name(term), read),
+                    param,
+                    self.plan.maps_of(term),
+                    on_weight,
+                    rows,
+                ),
+            )
+            for term in tensor_plan.terms
         ]
-        terms += [(1.0, self._noise(row, param, axis, rows)) for axis in row.noise]
-        return self._appended(row, param, combined(terms) if terms else self._full(row, rows, row.fill), rows)
+        terms += [(1.0, self._noise(tensor_plan, param, axis, rows)) for axis in tensor_plan.noise]
+        grown = combined(terms) if terms else self._full(tensor_plan, rows, tensor_plan.fill)
+        return self._append_fresh(tensor_plan, param, grown, rows)
 
-    def map(self, open: Open, param: ParamSpec, maps: str, view: View, rows: range) -> Tensor:
-        """`rows` of E_out W R_in^T, or of what `view` makes of it, axis by axis and, along an axis, space by space. open: rows of W."""
+    def transform(self, source: SourceRows, param: ParamSpec, maps: Maps, rule: AxisRule, rows: range) -> Tensor:
+        """`rows` of E_out W R_in^T, or of what another rule makes of W: axis by axis and, along an axis, space by
+        space."""
         tensor = _joined(
             [
-                self._first(open, param, number, chosen)
-                for number, chosen in self.along(0, param.axes[0], maps, view, rows)
+                self._first_axis(source, param, number, space_map)
+                for number, space_map in self.axis_maps(param, 0, maps, rule, rows)
             ],
             0,
         )
-        for axis, label in list(enumerate(param.axes))[1:]:
-            parts = tensor.split([self.source.spaces[name].size for name in label.spaces], axis)
+        for axis in range(1, len(param.axes)):
+            parts = tensor.split([self.plan.source.spaces[name].size for name in param.axes[axis].spaces], axis)
             tensor = _joined(
-                [chosen.apply(parts[number], axis) for number, chosen in self.along(axis, label, maps, view, rows)],
+                [
+                    space_map.apply(parts[number], axis)
+                    for number, space_map in self.axis_maps(param, axis, maps, rule, rows)
+                ],
                 axis,
             )
         return tensor
 
-    def _first(self, open: Open, param: ParamSpec, number: int, chosen: Map) -> Tensor:
-        """The map along the first axis, in space `number` of it: of W only the rows that it needs are opened."""
-        begin = sum(self.source.spaces[name].size for name in param.axes[0].spaces[:number])
-        needs = chosen.needs
-        return chosen.counted_from(needs).apply(open(range(begin + needs.start, begin + needs.stop)), 0)
+    def _first_axis(self, source: SourceRows, param: ParamSpec, number: int, space_map: Map) -> Tensor:
+        """The map along the first axis, in its space `number`: only the source rows that it reads are opened."""
+        begin = sum(self.plan.source.spaces[name].size for name in param.axes[0].spaces[:number])
+        read = space_map.source_range
+        return space_map.rebase(read).apply(source(range(begin + read.start, begin + read.stop)), 0)
 
-    def along(self, axis: int, label: Axis, maps: str, view: View, rows: range) -> Iterator[tuple[int, Map]]:
+    def axis_maps(
+        self, param: ParamSpec, axis: int, maps: Maps, rule: AxisRule, rows: range
+    ) -> Iterator[tuple[int, Map]]:
         """(number, map) of the spaces along an axis; along the first one only what is in `rows`."""
-        for number, name, window in self._windows(axis, label, rows):
-            yield number, view(label.role, self.maps[maps][name]).rows(window)
+        for number, name, window in self._windows(param.axes[axis], axis, rows):
+            yield number, rule(param.axes[axis].role, maps.at(name, param.stack, param.layer)).rows(window)
 
-    def _windows(self, axis: int, label: Axis, rows: range) -> Iterator[tuple[int, str, range]]:
+    def _windows(self, label: Axis, axis: int, rows: range) -> Iterator[tuple[int, str, range]]:
         """(number, space, its own rows) of the spaces along an axis."""
         begin = 0
         for number, name in enumerate(label.spaces):
-            size = self.target.spaces[name].size
+            size = self.plan.target.spaces[name].size
             window = range(max(0, rows.start - begin), min(size, rows.stop - begin)) if axis == 0 else range(size)
             if window:
                 yield number, name, window
             begin += size
 
-    def _opener(self, row: TensorPlan, param: ParamSpec, name: str, read: Read) -> Open:
-        """Opens rows of W_j; with the layer scale multiplied in where it folds, and the scale itself as one number (growth-math,
-        section 5)."""
-        if not row.fold:
-            return lambda rows: read(name, rows).to(self.dtype)
-        scale = read(row.fold, range(self.source.spaces[param.axes[0].spaces[0]].size)).to(self.dtype)
+    def _source_rows(self, tensor_plan: TensorPlan, param: ParamSpec, name: str, read: Read) -> SourceRows:
+        """W_j; with the layer scale multiplied in where it folds, and the scale itself as one number (equation 6)."""
+        weight = PlainRows(name, read, self.dtype)
+        if tensor_plan.fold is None:
+            return weight
+        size = self.plan.source.spaces[param.axes[0].spaces[0]].size
+        scale = read(tensor_plan.fold, range(size)).to(self.dtype)
         level = scale.square().mean().sqrt() if scale.any() else torch.ones((), dtype=self.dtype)
-        if param.axes[0].role == "scales":
-            return lambda rows: level.expand(len(rows))
-        factors = (scale / level).view(-1, *[1] * (len(param.axes) - 1))
-        return lambda rows: read(name, rows).to(self.dtype) * factors[rows.start : rows.stop]
+        return ConstantRows(level) if param.axes[0].role == "scales" else FoldedRows(weight, scale / level)
 
-    def _full(self, row: TensorPlan, rows: range, value: float) -> Tensor:
-        return torch.full((len(rows), *row.shape[1:]), value, dtype=self.dtype)
+    def _full(self, tensor_plan: TensorPlan, rows: range, value: float) -> Tensor:
+        return torch.full((len(rows), *tensor_plan.shape[1:]), value, dtype=self.dtype)
 
-    def _normal(self, row: TensorPlan, param: ParamSpec, rows: Tensor, *key: str, scale: float = 1.0) -> Tensor:
-        """Rows of the target's own initialisation of this tensor: they depend on the seed and the name, not on any order."""
-        seeds = partial(derive, self.plan.options.seed, *key, row.target)
-        return normal(row.shape, rows, scale * self.std * param.std, seeds).to(self.dtype)
+    def _normal(self, tensor_plan: TensorPlan, param: ParamSpec, rows: Tensor, scale: float, *stream: str) -> Tensor:
+        """Rows of the target's own initialisation of this tensor: they depend on the seed and the name, not on any
+        order."""
+        std = scale * self.plan.init_std * param.std
+        return normal(tensor_plan.shape, rows, std, self.plan.options.seed, *stream, tensor_plan.target).to(self.dtype)
 
-    def _fresh(self, row: TensorPlan, param: ParamSpec, rows: range) -> Tensor:
+    def _fresh(self, tensor_plan: TensorPlan, param: ParamSpec, rows: range) -> Tensor:
         if param.fresh == "normal":
-            return self._normal(row, param, torch.arange(rows.start, rows.stop), "fresh")
-        return self._full(row, rows, param.std if param.fresh == "ones" else 0.0)
+            return self._normal(tensor_plan, param, torch.arange(rows.start, rows.stop), 1.0, "fresh")
+        return self._full(tensor_plan, rows, param.std if param.fresh == "ones" else 0.0)
 
-    def _noise(self, row: TensorPlan, param: ParamSpec, axis: int, rows: range) -> Tensor:
-        """N = s * (Z - Z E (E^T E)^-1 E^T): the target's own fresh initialisation, as far as it is not seen along `axis`."""
-        label, draw = param.axes[axis], partial(self._normal, row, param, scale=self.plan.options.noise)
+    def _noise(self, tensor_plan: TensorPlan, param: ParamSpec, axis: int, rows: range) -> Tensor:
+        """N = s * (Z - Z E (E^T E)^-1 E^T): the target's own fresh initialisation Z, projected along `axis` (equation
+        2)."""
+        label = param.axes[axis]
         if axis == 0:
-            return _joined([self._unseen_rows(row, draw, label, *part) for part in self._windows(0, label, rows)], 0)
-        parts = draw(torch.arange(rows.start, rows.stop), "noise", str(axis)).split(
-            [self.target.spaces[name].size for name in label.spaces], axis
-        )
-        unseen = [
-            chosen.unseen(part, axis) if (chosen := self._seen(label, name)) else torch.zeros_like(part)
-            for part, name in zip(parts, label.spaces, strict=True)
-        ]
-        return _joined(unseen, axis)
+            windows = self._windows(label, 0, rows)
+            return _joined([self._row_noise(tensor_plan, param, *window) for window in windows], 0)
+        sizes = [self.plan.target.spaces[name].size for name in label.spaces]
+        stream = ("noise", str(axis))
+        drawn = self._normal(tensor_plan, param, torch.arange(rows.start, rows.stop), self.plan.noise, *stream)
+        parts = zip(drawn.split(sizes, axis), label.spaces, strict=True)
+        return _joined([self._projected(part, param, axis, name) for part, name in parts], axis)
 
-    def _unseen_rows(
-        self, row: TensorPlan, draw: Callable[..., Tensor], label: Axis, number: int, name: str, window: range
-    ) -> Tensor:
-        """Along the first axis rows hang together: those of one source are drawn with it."""
-        begin, chosen = (
-            sum(self.target.spaces[before].size for before in label.spaces[:number]),
-            self._seen(label, name),
-        )
-        if chosen is None:
-            return self._full(row, window, 0.0)
-        kin = chosen.kin(window)
-        unseen = chosen.among(kin).unseen(draw(begin + kin, "noise", "0"), 0)
-        return unseen.narrow(0, int(torch.searchsorted(kin, window.start)), len(window))
+    def _projected(self, noise: Tensor, param: ParamSpec, axis: int, space: str) -> Tensor:
+        computed_with = self._computed_with(param, axis, space)
+        return computed_with.project_to_null_space(noise, axis) if computed_with else torch.zeros_like(noise)
 
-    def _seen(self, label: Axis, name: str) -> IndexMap | None:
-        """What noise along this space must not meet; None where all of it would be seen."""
-        chosen = self.maps[""][name]
-        return chosen.writes if label.role == "reads" else chosen.blind
+    def _row_noise(self, tensor_plan: TensorPlan, param: ParamSpec, number: int, space: str, window: range) -> Tensor:
+        """Noise along the first axis. The projection couples rows: all copies of a source are drawn together."""
+        computed_with = self._computed_with(param, 0, space)
+        if computed_with is None:
+            return self._full(tensor_plan, window, 0.0)
+        begin = sum(self.plan.target.spaces[before].size for before in param.axes[0].spaces[:number])
+        coupled = computed_with.coupled_rows(window)
+        drawn = self._normal(tensor_plan, param, begin + coupled, self.plan.noise, "noise", "0")
+        projected = computed_with.restrict(coupled).project_to_null_space(drawn, 0)
+        return projected.narrow(0, int(torch.searchsorted(coupled, window.start)), len(window))
 
-    def _appended(self, row: TensorPlan, param: ParamSpec, grown: Tensor, rows: range) -> Tensor:
-        """Rows appended to a table start as a new model would start them (biases at 0)."""
+    def _computed_with(self, param: ParamSpec, axis: int, space: str) -> IndexMap | None:
+        """The E whose null space noise along this space must lie in; None where no noise is possible."""
+        space_map = self.plan.maps.at(space, param.stack, param.layer)
+        if param.axes[axis].role != "reads":
+            return space_map.query_null_space
+        return space_map.writes if isinstance(space_map.writes, IndexMap) else None
+
+    def _append_fresh(self, tensor_plan: TensorPlan, param: ParamSpec, grown: Tensor, rows: range) -> Tensor:
+        """Rows appended to a vocabulary or to positions start as a new model would start them (biases at 0)."""
         for axis, label in enumerate(param.axes):
-            if self.maps[""][label.spaces[0]].appended:
+            if self.plan.maps.at(label.spaces[0], param.stack, param.layer).appended:
                 entries = torch.arange(rows.start, rows.stop) if axis == 0 else torch.arange(grown.shape[axis])
-                new = entries >= self.source.spaces[label.spaces[0]].size
-                shape = [-1 if other == axis else 1 for other in range(grown.dim())]
-                grown = torch.where(new.view(shape), self._fresh(row, param, rows), grown) if new.any() else grown
+                new = entries >= self.plan.source.spaces[label.spaces[0]].size
+                if new.any():
+                    new = new.view([-1 if other == axis else 1 for other in range(grown.dim())])
+                    grown = torch.where(new, self._fresh(tensor_plan, param, rows), grown)
         return grown
 
 
 def combined(terms: list[tuple[float | Tensor, Tensor]]) -> Tensor:
     """sum_j c_j T_j."""
-    weighted = [tensor if isinstance(weight, float) and weight == 1 else weight * tensor for weight, tensor in terms]
+    weighted = [tensor if isinstance(c, float) and c == 1 else c * tensor for c, tensor in terms]
     return sum(weighted[1:], start=weighted[0])
 
 

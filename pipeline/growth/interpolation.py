@@ -17,7 +17,8 @@ def grid(source: Space, target: Space) -> SpaceMap:
 
 
 def pixels(source: int, target: int) -> SpaceMap:
-    """A side of the patch kernel. Each old pixel's share is 1 in all, so that a patch of one colour gives the same number."""
+    """A side of the patch kernel. Each old pixel's share is 1 in all, so that a patch of one colour gives the same
+    number."""
     cubic = _cubic(source, target)
     side = DenseMap(cubic / cubic.sum(0))
     return SpaceMap(side, side, side)

@@ -1,14 +1,25 @@
-"""How a space grows: maps behind one `apply`. Those of non-learned methods are index maps with a weight per entry,
-applied block by block; learned ones are dense and differentiable.
+"""How a space grows: the matrices E (what writes it) and R (what reads it), as maps behind one `apply`.
 
-    x* = E x            a vector of the small model as the large one holds it        (growth-math: copy rules)
-    R^T E = I           how the large model reads it back                            (read rules)
-    N E = 0             what may be added to a reading tensor without being seen     (symmetry breaking)
+    x* = E x            a vector of the small model as the large one holds it        (growth-math, section 2)
+    R^T E = I           how the large model reads it back                            (section 3)
+    N E = 0             what may be added to a reading tensor without being seen     (equation 2)
+
+The residual stream in the growth from 2 to 3 (growth-math, section 4): x = (3, 1) becomes x* = (3, 1, 2), so
+
+    E = ( 1    0  )      one full copy,        R = ( 1  0 )      readers take the copy
+        ( 0    1  )                                ( 0  1 )
+        ( 1/2 1/2 )      then the mean             ( 0  0 )      and leave the mean alone
+
+As an `IndexMap`, E is index (0, 1, MEAN) with weights (1, 1, 1), two blocks: it is never written down as a matrix,
+because at the sizes of real models such a product would cost more than everything else. Learned maps and
+interpolations have no such structure: they are `DenseMap`s, and gradients flow through them.
 """
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -19,7 +30,8 @@ ZERO, MEAN = -1, -2
 
 
 class Run(NamedTuple):
-    """Consecutive target entries that copy consecutive source entries with one weight; or ZERO, or MEAN, as `source`."""
+    """Consecutive target entries that copy consecutive source entries with one weight; or ZERO, or MEAN, as
+    `source`."""
 
     target: int
     source: int
@@ -44,9 +56,7 @@ class IndexMap:
         step = (self.index[:-1] >= 0).long()
         broken = (self.index[1:] - self.index[:-1] != step) | (self.weight[1:] != self.weight[:-1])
         starts = [0, *(broken.nonzero().flatten() + 1).tolist(), len(self.index)] if len(self.index) else [0]
-        return tuple(
-            Run(a, int(self.index[a]), b - a, float(self.weight[a])) for a, b in zip(starts, starts[1:], strict=False)
-        )
+        return tuple(Run(a, int(self.index[a]), b - a, float(self.weight[a])) for a, b in pairwise(starts))
 
     @property
     def identity(self) -> bool:
@@ -67,8 +77,8 @@ class IndexMap:
         piece = x.narrow(axis, run.source, run.length)
         return piece if run.weight == 1 else piece * run.weight
 
-    def back(self, y: Tensor, axis: int) -> Tensor:
-        """The transpose along `axis`: size d_T becomes d_S. `reads.back(writes.apply(x))` is x."""
+    def apply_transpose(self, y: Tensor, axis: int) -> Tensor:
+        """The transpose along `axis`: size d_T becomes d_S. `reads.apply_transpose(writes.apply(x))` is x."""
         axis = axis % y.dim()
         out = y.new_zeros(*y.shape[:axis], self.source, *y.shape[axis + 1 :])
         for run in self.runs:
@@ -79,25 +89,30 @@ class IndexMap:
                 out.narrow(axis, run.source, run.length).add_(piece, alpha=run.weight)
         return out
 
-    def unseen(self, noise: Tensor, axis: int) -> Tensor:
-        """The part of `noise` that meets nothing of E x along `axis`: N E = 0 in exact arithmetic.
+    def project_to_null_space(self, noise: Tensor, axis: int) -> Tensor:
+        """The part N of `noise` with N E = 0 along `axis`, in exact arithmetic (growth-math, equation 2).
 
-        Per source entry the weighted sum over its copies is taken out; columns that meet the mean sum to zero in
-        every row; columns that meet a zero are free.
+        Per source entry the weighted sum over its copies is taken out; columns that multiply the mean sum to zero in
+        every row; columns that multiply a zero are free.
         """
         copied = [run for run in self.runs if run.source >= 0]
-        seen, squares = self.only(self.index >= 0).back(noise, axis), torch.zeros(self.source, dtype=torch.float64)
-        for run in copied:
-            squares[run.source : run.source + run.length] += run.weight**2
-        seen /= squares.to(noise.dtype).view(-1, *[1] * (noise.dim() - 1 - axis))
+        sums = self.only(self.index >= 0).apply_transpose(noise, axis)
+        sums /= self._squares(copied).to(noise.dtype).view(-1, *[1] * (noise.dim() - 1 - axis))
         free = noise.clone()
         for run in copied:
-            free.narrow(axis, run.target, run.length).sub_(seen.narrow(axis, run.source, run.length), alpha=run.weight)
+            free.narrow(axis, run.target, run.length).sub_(sums.narrow(axis, run.source, run.length), alpha=run.weight)
         means = (self.index == MEAN).nonzero().flatten()
         if len(means):
-            where = free.narrow(axis, int(means[0]), len(means))
-            where -= where.mean(axis, keepdim=True)
+            remainder = free.narrow(axis, int(means[0]), len(means))
+            remainder -= remainder.mean(axis, keepdim=True)
         return free
+
+    def _squares(self, copied: list[Run]) -> Tensor:
+        """The diagonal of E^T E: for each source entry the sum of its copies' squared weights."""
+        squares = torch.zeros(self.source, dtype=torch.float64)
+        for run in copied:
+            squares[run.source : run.source + run.length] += run.weight**2
+        return squares
 
     def rows(self, rows: range) -> "IndexMap":
         """The map to the target entries `rows` alone."""
@@ -106,27 +121,28 @@ class IndexMap:
         return replace(self, index=self.index[rows.start : rows.stop], weight=self.weight[rows.start : rows.stop])
 
     @property
-    def needs(self) -> range:
-        """The source entries, from the first to the last, that the map looks at."""
+    def source_range(self) -> range:
+        """The source entries, from the first to the last, that the map reads."""
         if (self.index == MEAN).any():
             return range(self.source)
         copied = self.index[self.index >= 0]
         return range(int(copied.min()), int(copied.max()) + 1) if len(copied) else range(0)
 
-    def counted_from(self, sources: range) -> "IndexMap":
-        """The map of the source entries `sources` alone; it needs no others."""
+    def rebase(self, sources: range) -> "IndexMap":
+        """The same map of the source entries `sources` alone, counted from the first of them; it reads no others."""
         if len(sources) == self.source:
             return self
         return IndexMap(torch.where(self.index >= 0, self.index - sources.start, self.index), self.weight, len(sources))
 
-    def kin(self, rows: range) -> Tensor:
-        """The target entries whose noise hangs together with that of `rows`: copies of the same sources, or all means."""
-        wanted = self.index[rows.start : rows.stop]
-        chosen = torch.isin(self.index, wanted[wanted != ZERO])
-        chosen[rows.start : rows.stop] = True
-        return chosen.nonzero().flatten()
+    def coupled_rows(self, rows: range) -> Tensor:
+        """The target entries without which `rows` cannot be projected to the null space: all copies of the sources that
+        `rows` copy, and all means if one of `rows` is a mean. Rising order."""
+        sources = self.index[rows.start : rows.stop]
+        coupled = torch.isin(self.index, sources[sources != ZERO])
+        coupled[rows.start : rows.stop] = True
+        return coupled.nonzero().flatten()
 
-    def among(self, entries: Tensor) -> "IndexMap":
+    def restrict(self, entries: Tensor) -> "IndexMap":
         """The map to the target entries `entries` (n,), of the sources that they copy alone."""
         index = self.index[entries]
         used, place = index[index >= 0].unique(return_inverse=True)
@@ -162,22 +178,24 @@ class DenseMap:
 
     def apply(self, x: Tensor, axis: int) -> Tensor:
         """The map along `axis`: size d_S becomes d_T, in the dtype of `x`."""
-        return torch.tensordot(x, self.matrix.to(x.dtype), dims=([axis], [1])).movedim(-1, axis)
+        product: Tensor = torch.tensordot(x, self.matrix.to(x.dtype), dims=([axis], [1]))
+        return product.movedim(-1, axis)
 
-    def back(self, y: Tensor, axis: int) -> Tensor:
+    def apply_transpose(self, y: Tensor, axis: int) -> Tensor:
         """The transpose along `axis`: size d_T becomes d_S."""
-        return torch.tensordot(y, self.matrix.to(y.dtype), dims=([axis], [0])).movedim(-1, axis)
+        product: Tensor = torch.tensordot(y, self.matrix.to(y.dtype), dims=([axis], [0]))
+        return product.movedim(-1, axis)
 
     def rows(self, rows: range) -> "DenseMap":
         """The map to the target entries `rows` alone."""
         return DenseMap(self.matrix[rows.start : rows.stop])
 
     @property
-    def needs(self) -> range:
-        """The source entries that the map looks at: all."""
+    def source_range(self) -> range:
+        """The source entries that the map reads: all."""
         return range(self.matrix.shape[1])
 
-    def counted_from(self, sources: range) -> "DenseMap":
+    def rebase(self, sources: range) -> "DenseMap":
         """The map of the source entries `sources` alone."""
         return DenseMap(self.matrix[:, sources.start : sources.stop])
 
@@ -196,10 +214,10 @@ Map = IndexMap | DenseMap
 
 @dataclass(frozen=True)
 class SpaceMap:
-    """What a growth method chooses for one space: E for writers, R for readers, E for a norm's gain, times `eta`.
+    """What a growth method decides for one space: E for writers, R for readers, E for a norm's gain, times `eta`.
 
-    appended: new entries are no copies but start fresh (a vocabulary). blind: what its partner does not see of what is
-    written here (keys against queries), so that row noise M with E_Q^T M = 0 can live there.
+    appended: new entries are no copies but start fresh (a vocabulary). query_null_space: of the space of keys, the E of
+    the queries that multiply them inside a head: what is added to the keys along its null space, queries do not see.
     """
 
     writes: Map
@@ -207,15 +225,43 @@ class SpaceMap:
     gains: Map
     eta: float = 1.0
     appended: bool = False
-    blind: IndexMap | None = None
+    query_null_space: IndexMap | None = None
 
     @property
     def free(self) -> bool:
-        """Whether a reading tensor has a part that is not seen, so that noise can live there."""
+        """Whether a reading tensor has a part N with N E = 0, where noise can live."""
         return isinstance(self.writes, IndexMap) and not self.appended and len(self.writes.index) > self.writes.source
 
 
-Maps = dict[str, SpaceMap]
+LayerKey = tuple[str, int]
+"""(stack, layer of the target)."""
+
+
+@dataclass(frozen=True)
+class Maps(Mapping[str, SpaceMap]):
+    """Space -> its map. overrides: (stack, target layer) -> maps of the spaces that grow otherwise in that layer.
+
+    Spaces that layers share (the residual stream, norms' outputs) must not differ from layer to layer: what one layer
+    writes another reads.
+    """
+
+    spaces: Mapping[str, SpaceMap]
+    overrides: Mapping[LayerKey, Mapping[str, SpaceMap]] = field(default_factory=dict)
+
+    def __getitem__(self, space: str) -> SpaceMap:
+        return self.spaces[space]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.spaces)
+
+    def __len__(self) -> int:
+        return len(self.spaces)
+
+    def at(self, space: str, stack: str, layer: int | None) -> SpaceMap:
+        """The map of a space in a layer of a stack; outside of layers (None) that of the space."""
+        if layer is None:
+            return self.spaces[space]
+        return self.overrides.get((stack, layer), {}).get(space, self.spaces[space])
 
 
 def copies(index: Tensor, source: int) -> IndexMap:
@@ -257,7 +303,7 @@ def residual(source: int, target: int, rms: bool = False) -> SpaceMap:
 
 
 def normed(source: int, target: int) -> SpaceMap:
-    """A norm's output: the remainder is zero. A gain's remainder meets zero and is free: the mean grow_optimizer_state it alive."""
+    """A norm's output: the remainder is zero. A gain's remainder meets zero and is free: the mean keeps it alive."""
     share = source / _covered(source, target)
     return SpaceMap(
         full_copies(source, target, ZERO),
@@ -277,7 +323,7 @@ def tied(source: int, target: int, rms: bool = False) -> SpaceMap:
 
 
 def appended(source: int, target: int) -> SpaceMap:
-    """A table with rows appended: the old ones stay, the new ones start fresh."""
+    """Rows appended: the old ones stay, the new ones start fresh."""
     index = torch.arange(target)
     index[source:] = ZERO
     kept = copies(index, source)

@@ -1,60 +1,163 @@
-"""What a growth method is: four choices (E, R, c, N), and its word on whether they are lossless."""
+"""What a growth method is: its choices in W* = sum_j c_j E W_j R^T + N, and its word on whether they are lossless.
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+A method is one class in one file of `growth/methods/`, and one line in the registry there. It is asked twice:
 
+* **whether** it can grow a model, by `refusals` and `lossy`, from the two architectures alone, before a source exists;
+* **how**, by `maps` (E and R), `layers` (c) and `noise` (N), with a `GrowthContext`: the options, the seed, and for a
+  method that declares `needs_source`, the source's weights and its activations on a probe.
+
+What it answers becomes a `GrowthPlan`, and nobody asks the method again.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from pipeline.growth.maps import Maps
 from pipeline.models.architecture import Architecture
 
 
+class MethodOptions(BaseModel):
+    """A method's own parameters. A subclass gives each a type, a default and a description; most methods have none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
 @dataclass(frozen=True)
 class ExpansionOptions:
-    """What a user chooses. noise: the scale s of N = s * (projected fresh initialisation)."""
+    """What a user chooses: a method by name, its parameters, and the seed of all that is drawn."""
 
-    method: str = "lemon"
-    depth: Literal["zero", "cancel"] = "zero"
-    placement: Literal["top", "even"] = "even"
-    noise: float = 1.0
+    method: str
+    options: MethodOptions = field(default_factory=MethodOptions)
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Term:
-    """c_j W_j: a source layer, its coefficient, and by which of the method's maps it goes."""
+    """c_j W_j: a source layer (None: the tensor is in no layer), its coefficient, and the name of the maps by which it
+    is grown, one of `Method.term_maps`; None: the plan's maps."""
 
-    layer: int
-    weight: float | Tensor = 1.0
-    maps: str = ""
+    layer: int | None
+    coefficient: float | Tensor = 1.0
+    maps: str | None = None
 
 
 @dataclass(frozen=True)
 class LayerOrigin:
-    """Where a target layer comes from. A `new` one adds nothing to the residual stream at step 0."""
+    """Where a target layer comes from.
+
+    new: it adds nothing to the residual stream at step 0. cancels: of a new layer, the matrices that write the residual
+    stream start as noise that cancels over the copies they read, instead of zero (growth-math, section 6).
+    """
 
     terms: tuple[Term, ...]
     new: bool = False
+    cancels: bool = False
 
     @property
     def origin(self) -> int:
-        return self.terms[0].layer
+        """The layer in whose place it stands."""
+        layer = self.terms[0].layer
+        assert layer is not None, "a layer's terms name layers"
+        return layer
+
+
+Layers = dict[str, tuple[LayerOrigin, ...]]
+"""Stack of layers -> the origins of its target layers."""
+
+
+class SourceModel(Protocol):
+    """A source that a method may look at while it decides."""
+
+    def weight(self, name: str) -> Tensor:
+        """A parameter by its published name, float32."""
+
+    def mean_magnitude(self, space: str, stack: str, layer: int) -> Tensor:
+        """The mean of |activation| of every entry of a space in a layer, on a probe: (size of the space,), float64."""
+
+
+class GrowthModule(Protocol):
+    """The learned part of a method, an `nn.Module` whose parameters are coefficients: of the maps, of the layers."""
+
+    def maps(self) -> Maps:
+        """Dense maps, differentiable in the parameters."""
+
+    def layers(self) -> Layers:
+        """Terms whose coefficients are differentiable in the parameters."""
 
 
 @dataclass(frozen=True)
-class Method:
-    """One growth method.
+class GrowthContext:
+    """What a method decides from, besides the architectures. source: for a method that `needs_source`. module: of a
+    learned method, the module that is being fitted, or has been."""
 
-    maps: E and R of every space, by the name that terms use (most have one set, ""). layers: c. noise: whether N is on.
-    refusals: why it cannot be done at all, or not without loss when the method promises that. lossy: why its result
-    computes another function; a result without a reason is held to the gates.
+    options: MethodOptions = field(default_factory=MethodOptions)
+    seed: int = 0
+    source: SourceModel | None = None
+    module: GrowthModule | None = None
+
+
+class Method(ABC):
+    """One growth method. `name` is what users write; `summary` is for --help; `fresh`: it takes no weight of the
+    source."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    needs_source: ClassVar[bool] = False
+    fresh: ClassVar[bool] = False
+
+    @abstractmethod
+    def refusals(self, source: Architecture, target: Architecture, options: MethodOptions) -> list[str]:
+        """Why it cannot grow `source` into `target` at all, or not as it promises; empty when it can."""
+
+    @abstractmethod
+    def lossy(self, source: Architecture, target: Architecture, options: MethodOptions) -> list[str]:
+        """Why its result computes another function; a result without a reason is held to the gates."""
+
+    @abstractmethod
+    def maps(self, source: Architecture, target: Architecture, context: GrowthContext) -> Maps:
+        """E and R of every space."""
+
+    def term_maps(self, maps: Maps) -> dict[str, Maps]:
+        """Further maps by the names that terms use, derived from those of `maps`."""
+        return {}
+
+    def layers(self, source: Architecture, target: Architecture, context: GrowthContext) -> Layers:
+        """Which source layers make each target layer, stack by stack."""
+        before = {stack.name: stack.layers for stack in source.stacks}
+        return {
+            stack.name: self.stack_layers(before[stack.name], stack.layers, context.options) for stack in target.stacks
+        }
+
+    def stack_layers(self, source: int, target: int, options: MethodOptions) -> tuple[LayerOrigin, ...]:
+        """The origins of `target` layers in a stack of `source`; by default round and round."""
+        return tuple(LayerOrigin((Term(index % source),)) for index in range(target))
+
+    def noise(self, options: MethodOptions) -> float:
+        """The scale s of N = s * (projected fresh initialisation); 0: no noise."""
+        return 0.0
+
+
+class LearnedMethod(Method):
+    """A method whose maps and coefficients are the parameters of a module, moved by the target's own loss.
+
+    The loop that fits them lies above growth. Each step it plans with the module in the context, and the plan's tensors
+    are differentiable; once fitted, it plans a last time without gradients, and that plan is like any other.
     """
 
-    name: str
-    maps: Callable[[Architecture, Architecture, int], dict[str, Maps]]
-    layers: Callable[[int, int, ExpansionOptions], tuple[LayerOrigin, ...]]
-    refusals: Callable[[Architecture, Architecture], list[str]]
-    lossy: Callable[[Architecture, Architecture], list[str]]
-    noise: bool = False
-    fresh: bool = False
+    @abstractmethod
+    def module(self, source: Architecture, target: Architecture, context: GrowthContext) -> GrowthModule:
+        """The module as it starts, before it is fitted."""
+
+    def maps(self, source: Architecture, target: Architecture, context: GrowthContext) -> Maps:
+        return self._module(source, target, context).maps()
+
+    def layers(self, source: Architecture, target: Architecture, context: GrowthContext) -> Layers:
+        return self._module(source, target, context).layers()
+
+    def _module(self, source: Architecture, target: Architecture, context: GrowthContext) -> GrowthModule:
+        return context.module or self.module(source, target, context)

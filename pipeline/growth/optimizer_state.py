@@ -1,80 +1,91 @@
-"""Growing Adam's moments: a gradient transforms by the transpose of equation (1), its square by the squared maps.
+"""Growing an optimizer's state: a gradient grows by the transpose of equation (1), its square by the squared maps
+(growth-math, section 7). Which of the two a slot does, its `power` says.
 
-Entries without a past (remainders, appended rows) get a first moment of 0 and, as second moment, the mean of the known
-ones in their row, whole rows that of their tensor; what a new layer writes gets a first moment of 0 and the second moments
-of the layer it stands behind: a zero beside a large step count would make their first updates sqrt(1 / (1 - beta_2)) times
-too large. The step count is the source's.
+Entries without a history (remainders, appended rows) start at 0 in a slot that adds up gradients. In one that adds up
+squares they get the mean of the known ones in their row, whole rows that of their tensor; and what a new layer writes
+gets the squares of the layer behind which it stands. A zero beside a large step count would make their first updates
+sqrt(1 / (1 - beta_2)) times too large. The step count is the source's.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.growth.execute import PlanExecutor, Read, View, combined, gradient_map, square_map
+from pipeline.growth.execute import AxisRule, PlainRows, PlanExecutor, Read, combined, on_gradient, on_squared_gradient
 from pipeline.growth.maps import Map
 from pipeline.growth.plan import GrowthPlan, TensorPlan
 from pipeline.models.architecture import ParamSpec
+from pipeline.optim.optimizers import Slot
 
-READ = 1 << 22
+CHUNK = 1 << 22
 """Elements of a source tensor that are summed up at a time."""
-VIEWS: dict[str, View] = {"exp_avg": gradient_map, "exp_avg_sq": square_map}
+RULES: dict[int, AxisRule] = {1: on_gradient, 2: on_squared_gradient}
+"""By a slot's power."""
 
 
-def refusals(plan: GrowthPlan, slots: set[str]) -> list[str]:
-    """Why the optimizer state cannot grow; empty when it can."""
+def refusals(plan: GrowthPlan, slots: Sequence[Slot], stored: Collection[str]) -> list[str]:
+    """Why the optimizer state cannot grow; empty when it can. slots: the optimizer's. stored: the source's, by name."""
+    names = [slot.name for slot in slots]
     reasons = []
-    if missing := set(VIEWS) - slots:
-        reasons.append(f"the source holds no {' and no '.join(sorted(missing))}")
-    if other := slots - set(VIEWS):
-        reasons.append(f"'{sorted(other)[0]}' is no state of AdamW")
-    if any(row.fold for row in plan.rows):
+    if missing := sorted(set(names) - set(stored)):
+        reasons.append(f"the source holds no {' and no '.join(missing)}")
+    if unknown := sorted(set(stored) - set(names)):
+        reasons.append(f"the source holds '{unknown[0]}', which is no state of this optimizer ({', '.join(names)})")
+    if any(tensor_plan.fold for tensor_plan in plan.tensors):
         reasons.append(
-            "layer scales are folded into their writers at this width, and their moments are not; choose a multiple of the source's width"
+            "at this width layer scales are multiplied into the weights they scale, whose optimizer state then no "
+            "longer fits; choose a multiple of the source's width"
         )
-    if any(row.fresh for row in plan.rows) or any(source.maps for row in plan.rows for source in row.sources):
-        reasons.append(f"method '{plan.options.method}' makes units that have no one past")
+    if any(tensor_plan.fresh or _mixes_units(tensor_plan) for tensor_plan in plan.tensors):
+        reasons.append(
+            f"method '{plan.options.method}' starts units afresh or builds them from several layers, so that they "
+            "have no optimizer state to continue"
+        )
     return reasons
 
 
-def require(plan: GrowthPlan, slots: set[str]) -> None:
+def _mixes_units(tensor_plan: TensorPlan) -> bool:
+    return any(term.maps is not None for term in tensor_plan.terms)
+
+
+def require(plan: GrowthPlan, slots: Sequence[Slot], stored: Collection[str]) -> None:
     """Raises UserError when the optimizer state cannot grow."""
-    if reasons := refusals(plan, slots):
+    if reasons := refusals(plan, slots, stored):
         raise UserError(f"optimizer state 'grow' is not possible: {'; '.join(reasons)}; use --optimizer-state reset")
 
 
 @dataclass(frozen=True)
-class Moment:
-    """One moment of one target tensor; `read` opens rows of the source's moments in that slot by parameter name."""
+class GrownSlot:
+    """One slot of one target tensor. read: rows of the source's tensors in that slot, by parameter name."""
 
-    growth: PlanExecutor
-    row: TensorPlan
-    slot: str
+    executor: PlanExecutor
+    tensor_plan: TensorPlan
+    slot: Slot
     read: Read
 
     def rows(self, rows: range | None = None) -> Tensor:
         """All of it, or its `rows` along the first axis."""
-        rows = range(self.row.shape[0]) if rows is None else rows
-        if self.slot == "exp_avg" and not self.row.sources:
-            return torch.zeros((len(rows), *self.row.shape[1:]), dtype=self.growth.dtype)
-        view = VIEWS[self.slot]
-        grown = combined(
-            [
-                (weight, self.growth.map(partial(self._open, name), self._param, "", view, rows))
-                for name, weight in self._terms
-            ]
-        )
-        if self.slot == "exp_avg":
+        shape, dtype = self.tensor_plan.shape, self.executor.dtype
+        rows = range(shape[0]) if rows is None else rows
+        if self.slot.power == 1 and not self.tensor_plan.terms:
+            return torch.zeros((len(rows), *shape[1:]), dtype=dtype)
+        grown = combined([(coefficient, self._transformed(name, rows)) for name, coefficient in self._terms])
+        if self.slot.power == 1:
             return grown
         known = self._known(0, rows).view(-1, *[1] * (grown.dim() - 1))
-        return torch.where(known, self._filled(grown), self.typical) if not known.all() else self._filled(grown)
+        filled = self._filled(grown)
+        return filled if known.all() else torch.where(known, filled, self.typical)
+
+    def _transformed(self, name: str, rows: range) -> Tensor:
+        return self.executor.transform(self._source(name), self._param, self.executor.plan.maps, self._rule, rows)
 
     def _filled(self, grown: Tensor) -> Tensor:
-        """Entries without a past get the mean of the known ones in their row."""
+        """Entries without a history get the mean of the known ones in their row."""
         known = torch.ones((), dtype=torch.bool)
         for axis in range(1, grown.dim()):
             known = known.unsqueeze(-1) & self._known(axis)
@@ -85,50 +96,53 @@ class Moment:
 
     @cached_property
     def typical(self) -> float:
-        """The mean of all known entries, for rows without a past: the sum of all over the number of known ones."""
-        total = sum(weight * self._summed(name) for name, weight in self._terms)
-        known = math.prod(int(self._known(axis).sum()) for axis in range(len(self.row.shape)))
-        return total / known if known else 0.0
+        """The mean of all known entries, for rows without a history: the sum of all over the number of known ones."""
+        total = sum(coefficient * self._sum(name) for name, coefficient in self._terms)
+        known = math.prod(int(self._known(axis).sum()) for axis in range(len(self.tensor_plan.shape)))
+        return float(total / known) if known else 0.0
 
-    def _summed(self, name: str) -> float:
-        """The sum of what source tensor `name` grows to: its entries, axis by axis, times the weights that they occur with."""
+    def _sum(self, name: str) -> float:
+        """The sum of what a source tensor grows to: its entries, axis by axis, times the weights that they occur
+        with."""
         first, *others = [
-            torch.cat([chosen.back(torch.ones_like(made), 0) for chosen, made in self._along(axis)])
-            for axis in range(len(self.row.shape))
+            torch.cat([axis_map.apply_transpose(torch.ones_like(ones), 0) for axis_map, ones in self._axis(axis)])
+            for axis in range(len(self.tensor_plan.shape))
         ]
-        height, total = max(1, READ // math.prod(len(weights) for weights in others)), 0.0
+        source, total = self._source(name), 0.0
+        height = max(1, CHUNK // math.prod(len(weights) for weights in others))
         for start in range(0, len(first), height):
-            tensor = self._open(name, range(start, min(start + height, len(first))))
+            tensor = source(range(start, min(start + height, len(first))))
             for weights in reversed(others):
                 tensor = tensor @ weights
             total += (tensor @ first[start : start + height]).item()
         return total
 
     def _known(self, axis: int, rows: range | None = None) -> Tensor:
-        """Which entries along an axis have a past."""
-        return torch.cat([made > 0 for _, made in self._along(axis, rows)])
+        """Which entries along an axis have a history."""
+        return torch.cat([ones > 0 for _, ones in self._axis(axis, rows)])
 
-    def _along(self, axis: int, rows: range | None = None) -> Iterator[tuple[Map, Tensor]]:
+    def _axis(self, axis: int, rows: range | None = None) -> Iterator[tuple[Map, Tensor]]:
         """The maps of an axis, each with what it makes of ones."""
-        label = self._param.axes[axis]
-        for number, chosen in self.growth.along(
-            axis, label, "", VIEWS[self.slot], range(self.row.shape[0]) if rows is None else rows
-        ):
-            yield (
-                chosen,
-                chosen.apply(
-                    torch.ones(self.growth.source.spaces[label.spaces[number]].size, dtype=self.growth.dtype), 0
-                ),
-            )
+        rows = range(self.tensor_plan.shape[0]) if rows is None else rows
+        plan, param = self.executor.plan, self._param
+        for number, axis_map in self.executor.axis_maps(param, axis, plan.maps, self._rule, rows):
+            size = plan.source.spaces[param.axes[axis].spaces[number]].size
+            yield axis_map, axis_map.apply(torch.ones(size, dtype=self.executor.dtype), 0)
 
-    def _open(self, name: str, rows: range) -> Tensor:
-        return self.read(name, rows).to(self.growth.dtype)
+    def _source(self, name: str) -> PlainRows:
+        return PlainRows(name, self.read, self.executor.dtype)
+
+    @property
+    def _rule(self) -> AxisRule:
+        return RULES[self.slot.power]
 
     @property
     def _param(self) -> ParamSpec:
-        return self.growth.params[self.row.target]
+        return self.executor.params[self.tensor_plan.target]
 
     @property
-    def _terms(self) -> list[tuple[str, float]]:
-        power = 2 if self.slot == "exp_avg_sq" else 1
-        return [(source.name, source.weight**power) for source in self.row.sources] or [(self.row.origin, 1.0)]
+    def _terms(self) -> list[tuple[str, float | Tensor]]:
+        """(source tensor, coefficient) of the terms; of a tensor without terms, the one in whose place it stands."""
+        tensor_plan, power = self.tensor_plan, self.slot.power
+        terms = [(tensor_plan.source_name(term), term.coefficient**power) for term in tensor_plan.terms]
+        return terms or [(tensor_plan.origin, 1.0)]

@@ -1,164 +1,262 @@
 """Deciding, as pure data: which target tensor comes from which source tensors, and what the config must change.
 
-No tensor is read here. A plan is printed, saved as plan.json and then carried out by `growth.engine`.
+Take a small model of width 2 that grows to width 3 (growth-math, section 4). Its norm has the gain g = (2.2, 1.1), and
+a weight W of shape (2, 2) reads the norm's output and writes two classes. The plan of this growth says
+
+    target   terms         shape    noise
+    g        g             (3,)              a gain: its axis is grown by eta * E_g
+    W        W             (2, 3)   (1,)     axis 0 writes the classes, which stay; axis 1 reads the norm's output,
+                                             which grows: there is a part that nothing sees, and noise goes there
+
+and besides them the maps of every space, and that the config's epsilon becomes eta^2 = 2/3 of what it was. That is all
+that carrying it out needs: every tensor follows by the one formula
+
+    W* = sum_j c_j E_out W_j R_in^T + N        (growth-math, equation 1)
+
+where a `Term` is one c_j W_j, E and R come from the `Maps` of the spaces that the tensor's axes touch, and N is the
+noise along `TensorPlan.noise`. The reasons at each turn:
+
+* a layer that continues another is one term with c = 1; a learned method mixes all layers of a stack in many terms;
+* a *new* layer must add nothing to the residual stream at step 0, so what writes the stream there has no term at all:
+  zero, or noise alone (section 6);
+* post-LN norms of new layers are identities, and the affine moves on to the last of the copies (section 6);
+* noise is possible along an axis that reads a space that grew by copies, and on keys along the null space of the
+  queries (sections 3 and 5);
+* where the stream's remainder is a mean, a layer scale cannot stay beside it, and is folded into its writer (equation
+  6).
+
+A plan owns its maps: methods that draw, that look at data, or that learn are asked once, here. Execution, verification,
+symmetry, preview and the optimizer state read the plan alone. No tensor of the source is read here, unless the method
+says that it needs the source.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-
-from torch import Tensor
+from dataclasses import dataclass, field, replace
 
 from pipeline.errors import UserError
-from pipeline.growth.maps import MEAN, IndexMap, Maps
-from pipeline.growth.method import ExpansionOptions, LayerOrigin, Method
-from pipeline.models.architecture import Architecture, NormEpsilon, ParamSpec
-
-
-@dataclass(frozen=True)
-class Source:
-    """One term c_j W_j of a row, and by which of the method's maps it goes."""
-
-    name: str
-    weight: float | Tensor = 1.0
-    maps: str = ""
+from pipeline.growth import methods
+from pipeline.growth.maps import MEAN, IndexMap, Maps, SpaceMap
+from pipeline.growth.method import (
+    ExpansionOptions,
+    GrowthContext,
+    GrowthModule,
+    LayerOrigin,
+    Layers,
+    Method,
+    SourceModel,
+    Term,
+)
+from pipeline.models.architecture import Architecture, NormEpsilon, ParamSpec, in_layer
 
 
 @dataclass(frozen=True)
 class TensorPlan:
     """One target tensor: W* = sum_j c_j E W_j R^T + N (growth-math, equation 1).
 
-    sources: the terms; without one every entry starts as `fill`, or fresh. noise: the axes along which N is projected.
-    origin: the source tensor in whose place it stands. fold: the source's layer scale that is multiplied into it.
+    template: its name with `{i}` for a layer, by which terms name source tensors. origin: the source tensor in whose
+    place it stands. terms: without one every entry starts as `fill`, or fresh. noise: the axes along which N is
+    projected. fold: the source's layer scale that is multiplied into it. note: why it has no terms.
     """
 
     target: str
-    sources: tuple[Source, ...]
+    template: str
+    origin: str
+    terms: tuple[Term, ...]
     shape: tuple[int, ...]
     noise: tuple[int, ...] = ()
     fill: float = 0.0
     fresh: bool = False
-    origin: str = ""
-    fold: str = ""
-    note: str = ""
+    fold: str | None = None
+    note: str | None = None
+
+    def source_name(self, term: Term) -> str:
+        """The source tensor of a term."""
+        return in_layer(self.template, term.layer)
 
 
 @dataclass(frozen=True)
 class GrowthPlan:
-    """The whole growth. config_change: what the target's config must hold. sizes: before and after, by name. lossy: why it
-    computes another function; empty when it is held to the gates. moved: the affines of norms moved to new layers, which is
-    exact up to O(eps)."""
+    """The whole growth, and everything that its execution needs.
+
+    maps: E and R of every space; term_maps: further ones by the names that terms use. layers: the origins of the
+    target's layers, by stack. noise: the scale s of N. init_std: the standard deviation of the target's fresh weights
+    (its config's initializer_range). config_change: what the target's config must hold. lossy: why it computes another
+    function; empty when it is held to the gates. moves_norm_affines: affines of norms moved to new layers, exact up to
+    O(eps).
+    """
 
     options: ExpansionOptions
-    layers: tuple[LayerOrigin, ...]
-    rows: tuple[TensorPlan, ...]
+    source: Architecture
+    target: Architecture
+    maps: Maps
+    layers: Layers
+    tensors: tuple[TensorPlan, ...]
+    noise: float
+    init_std: float
     config_change: dict[str, float]
-    sizes: dict[str, tuple[int, int]]
     lossy: tuple[str, ...] = ()
-    moved: bool = False
+    moves_norm_affines: bool = False
+    term_maps: dict[str, Maps] = field(default_factory=dict)
 
     @property
     def lossless(self) -> bool:
         return not self.lossy
 
-    def as_json(self) -> dict:
-        return asdict(self) | {"lossless": self.lossless}
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Before and after, by the names that people use."""
+        before, after = self.source.sizes(), self.target.sizes()
+        return {name: (before[name], after[name]) for name in after}
+
+    def maps_of(self, term: Term | None = None) -> Maps:
+        """The maps by which a term is grown; without a term, those of the plan."""
+        return self.maps if term is None or term.maps is None else self.term_maps[term.maps]
 
 
-def make(source: Architecture, target: Architecture, method: Method, options: ExpansionOptions) -> GrowthPlan:
-    """The plan for growing `source` into `target`. Raises UserError."""
-    planner = Planner(source, target, method, options)
-    before, after = source.measures(), target.measures()
-    residual = planner.maps[target.residual.name]
-    plan = GrowthPlan(
+def require_possible(source: Architecture, target: Architecture, options: ExpansionOptions) -> None:
+    """Ask a method whether it can grow `source` into `target`, before a source exists. Raises UserError with every
+    reason when it cannot."""
+    if reasons := methods.find(options.method).refusals(source, target, options.options):
+        raise UserError(f"method '{options.method}' cannot grow this model: {'; '.join(reasons)}")
+
+
+def plan_growth(
+    source: Architecture,
+    target: Architecture,
+    options: ExpansionOptions,
+    init_std: float,
+    model: SourceModel | None = None,
+    module: GrowthModule | None = None,
+) -> GrowthPlan:
+    """Decide how `source` grows into `target`. Raises UserError with every reason when the method cannot."""
+    require_possible(source, target, options)
+    return build_plan(source, target, options, init_std, model, module)
+
+
+def build_plan(
+    source: Architecture,
+    target: Architecture,
+    options: ExpansionOptions,
+    init_std: float,
+    model: SourceModel | None = None,
+    module: GrowthModule | None = None,
+) -> GrowthPlan:
+    """The plan by a method's rules, whether they are exact for these architectures or not.
+
+    init_std: of the target's fresh weights. model: the source, for a method that needs it. module: of a learned method.
+    Raises UserError.
+    """
+    method = methods.find(options.method)
+    if method.needs_source and model is None:
+        raise UserError(f"method '{options.method}' decides by the source's weights, and there are none to read yet")
+    context = GrowthContext(options.options, options.seed, model, module)
+    planner = Planner(source, target, method, context)
+    tensors = tuple(planner.tensors())
+    _require_cancelling(planner.layers, tensors)
+    return GrowthPlan(
         options,
+        source,
+        target,
+        planner.maps,
         planner.layers,
-        tuple(planner.rows()),
-        _config_change(source.epsilon, residual.eta),
-        {name: (before[name], after[name]) for name in after},
-        tuple(method.lossy(source, target)),
-        target.post_norm and any(layer.new for layer in planner.layers),
+        tensors,
+        planner.noise,
+        init_std,
+        _config_change(source.epsilon, planner.maps[target.residual.name].eta),
+        tuple(method.lossy(source, target, options.options)),
+        target.post_norm and any(origin.new for stack in planner.layers.values() for origin in stack),
+        method.term_maps(planner.maps),
     )
-    new = [row for row in plan.rows if row.note]
-    if options.depth == "cancel" and new and not any(row.noise for row in new):
+
+
+def _require_cancelling(layers: Layers, tensors: tuple[TensorPlan, ...]) -> None:
+    """New layers whose matrices shall cancel need one that can."""
+    cancels = any(origin.cancels for stack in layers.values() for origin in stack)
+    if cancels and not any(tensor_plan.note and tensor_plan.noise for tensor_plan in tensors):
         raise UserError(
             "depth 'cancel' needs a tensor with a free part, and no input space grows (or noise is 0); use depth 'zero'"
         )
-    return plan
 
 
 def _config_change(epsilon: NormEpsilon, eta: float) -> dict[str, float]:
-    """The variance that a grown norm sees is eta^2 times the source's, so its epsilon has to be, too."""
+    """The variance that a grown norm sees is eta^2 times the source's, so its epsilon has to be, too (equation 4)."""
     return {epsilon.key: epsilon.value * eta**2} if epsilon.key else {}
 
 
 class Planner:
-    """Decides row by row."""
+    """Decides tensor by tensor."""
 
-    def __init__(self, source: Architecture, target: Architecture, method: Method, options: ExpansionOptions):
-        self.source, self.target, self.method, self.options = source, target, method, options
-        self.maps: Maps = method.maps(source, target, options.seed)[""]
-        self.layers = method.layers(source.layers, target.layers, options)
-        written = self.maps[target.residual.name].writes
-        self.folds = isinstance(written, IndexMap) and bool((written.index == MEAN).any())
-        norms = [param.name for param in target.params if param.layered and param.norm]
-        self.last_norm = norms[-1].rsplit(".", 1)[0] if norms else ""
+    def __init__(self, source: Architecture, target: Architecture, method: Method, context: GrowthContext):
+        self.target, self.fresh = target, method.fresh
+        self.maps = method.maps(source, target, context)
+        self.layers = method.layers(source, target, context)
+        self.noise = method.noise(context.options)
+        residual = self.maps[target.residual.name].writes
+        self.folds = isinstance(residual, IndexMap) and bool((residual.index == MEAN).any())
+        self.last_norms = {stack.name: _last_norm(target.templates(stack)) for stack in target.stacks}
 
-    def rows(self) -> Iterator[TensorPlan]:
+    def tensors(self) -> Iterator[TensorPlan]:
         for param in self.target.rows():
-            yield self._row(param, None if param.layer is None else self.layers[param.layer])
+            yield self._tensor(param, None if param.layer is None else self.layers[param.stack][param.layer])
 
-    def _row(self, param: ParamSpec, layer: LayerOrigin | None) -> TensorPlan:
-        shape, origin = self.target.shape(param), _at(param.template, layer.origin if layer else None)
-        if self.method.fresh:
-            return TensorPlan(param.name, (), shape, fresh=True, origin=origin)
-        if self._identity(param, layer):
+    def _tensor(self, param: ParamSpec, origin: LayerOrigin | None) -> TensorPlan:
+        template = param.template or param.name
+        tensor = TensorPlan(
+            param.name, template, in_layer(template, origin.origin if origin else None), (), self.target.shape(param)
+        )
+        if self.fresh:
+            return replace(tensor, fresh=True)
+        if self._identity(param, origin):
             fill = 1.0 if param.axes[0].role == "gain" else 0.0
-            return TensorPlan(param.name, (), shape, fill=fill, origin=origin, note="new layer: its affine moves on")
-        if layer is not None and layer.new and not param.norm and param.touches(self.target.residual.name, "writes"):
-            return self._silent(param, shape, origin)
-        terms = (
-            (Source(origin),)
-            if layer is None
-            else tuple(Source(_at(param.template, t.layer), t.weight, t.maps) for t in layer.terms)
-        )
-        return TensorPlan(param.name, terms, shape, self._noise(param), origin=origin, fold=self._fold(param, layer))
+            return replace(tensor, fill=fill, note="new layer: its affine moves on")
+        if origin and origin.new and not param.norm and param.touches(self.target.residual.name, "writes"):
+            return self._silent(tensor, param, origin)
+        terms = origin.terms if origin else (Term(None),)
+        return replace(tensor, terms=terms, noise=self._noise_axes(param), fold=self._fold(param, origin))
 
-    def _identity(self, param: ParamSpec, layer: LayerOrigin | None) -> bool:
-        """Post-LN: of layers from one origin, the last one's last norm has the affine; the other norms of new layers, and the
-        last norms before them, only normalise."""
-        if layer is None or not param.norm or not self.target.post_norm:
+    def _identity(self, param: ParamSpec, origin: LayerOrigin | None) -> bool:
+        """Post-LN: of layers from one origin, the last one's last norm has the affine; the other norms of new layers,
+        and the last norms before them, only normalise."""
+        if origin is None or param.layer is None or not param.norm or not self.target.post_norm:
             return False
-        behind = self.layers[param.layer + 1 : param.layer + 2]
+        behind = self.layers[param.stack][param.layer + 1 : param.layer + 2]
         followed = bool(behind) and behind[0].new
-        return followed if param.template.rsplit(".", 1)[0] == self.last_norm else layer.new
+        return followed if _module(param) == self.last_norms[param.stack] else origin.new
 
-    def _silent(self, param: ParamSpec, shape: tuple[int, ...], origin: str) -> TensorPlan:
+    def _silent(self, tensor: TensorPlan, param: ParamSpec, origin: LayerOrigin) -> TensorPlan:
         """A tensor of a new layer that writes the residual stream: it adds nothing at step 0."""
-        noise, matrix = self._noise(param), len(param.axes) > 1
-        if self.options.depth == "cancel" and noise:
-            return TensorPlan(param.name, (), shape, noise, origin=origin, note="new layer: fan-outs of copies cancel")
-        short = " (its input space did not grow)" if self.options.depth == "cancel" and matrix else ""
-        return TensorPlan(param.name, (), shape, origin=origin, note="new layer: zero" + short)
+        noise, is_matrix = self._noise_axes(param), len(param.axes) > 1
+        if origin.cancels and noise:
+            return replace(tensor, noise=noise, note="new layer: fan-outs of copies cancel")
+        short = " (its input space did not grow)" if origin.cancels and is_matrix else ""
+        return replace(tensor, note="new layer: zero" + short)
 
-    def _noise(self, param: ParamSpec) -> tuple[int, ...]:
-        """The axes along which something may be added unseen: one that reads a grown space, one that writes what is not looked at."""
-        if param.use != "matmul" or not self.method.noise or not self.options.noise:
+    def _noise_axes(self, param: ParamSpec) -> tuple[int, ...]:
+        """The axes along which something may be added that the model does not compute with: one that reads a grown
+        space, one that writes keys of which the queries see a part only."""
+        if param.use != "matmul" or not self.noise:
             return ()
-        parts = [(axis, label.role, self.maps[name]) for axis, label in enumerate(param.axes) for name in label.spaces]
-        return tuple(
-            sorted(
-                {
-                    axis
-                    for axis, role, chosen in parts
-                    if (role == "reads" and chosen.free) or (role == "writes" and chosen.blind)
-                }
-            )
-        )
+        touched = [
+            (axis, label.role, self.maps.at(name, param.stack, param.layer))
+            for axis, label in enumerate(param.axes)
+            for name in label.spaces
+        ]
+        return tuple(sorted({axis for axis, role, space in touched if _has_null_space(role, space)}))
 
-    def _fold(self, param: ParamSpec, layer: LayerOrigin | None) -> str:
-        scale = param.scaled_by or (param.template if param.axes[0].role == "scales" else "")
-        return _at(scale, layer.origin if layer else None) if scale and self.folds else ""
+    def _fold(self, param: ParamSpec, origin: LayerOrigin | None) -> str | None:
+        scale = param.scaled_by or (param.template if param.axes[0].role == "scales" else None)
+        return in_layer(scale, origin.origin if origin else None) if scale and self.folds else None
 
 
-def _at(template: str, layer: int | None) -> str:
-    return template if layer is None else template.replace("{i}", str(layer))
+def _has_null_space(role: str, space: SpaceMap) -> bool:
+    return (role == "reads" and space.free) or (role == "writes" and space.query_null_space is not None)
+
+
+def _last_norm(templates: list[ParamSpec]) -> str | None:
+    norms = [_module(param) for param in templates if param.norm]
+    return norms[-1] if norms else None
+
+
+def _module(param: ParamSpec) -> str:
+    """The template of the module that a parameter belongs to."""
+    return (param.template or param.name).rsplit(".", 1)[0]

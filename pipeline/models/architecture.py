@@ -1,7 +1,7 @@
-"""The vocabulary in which an architecture is written down: spaces, parameters, tables. No torch here.
+"""The vocabulary in which an architecture is written down: spaces, parameters, stacks of layers. No torch here.
 
 An activation lives in a *space*; every axis of a parameter *writes* a space (rows of a weight, a bias, an
-embedding), *reads* one (columns of a weight) or is the *gain* of a norm. From a table of such parameters follow
+embedding), *reads* one (columns of a weight) or is the *gain* of a norm. From a list of such parameters follow
 growth, FLOPs, weight-decay groups and the reasons why a growth cannot be lossless.
 
 Names are those of published safetensors files, which are stable; `module` is the name inside transformers 5
@@ -24,16 +24,20 @@ Kind = Literal[
     "value",
     "context",
     "mlp",
-    "table",
+    "lookup",
     "grid",
     "pixels",
     "fixed",
 ]
-"""stream: the residual stream. normed: what a norm gives out. tied: a norm's output that the (transposed) token
-embedding reads. inner: a dense layer's activation that a norm reads. pooled: a dense layer's activation that is given out.
-query, key, value: an attention's projections, heads of `unit` entries; context: its output, heads like the query's.
-mlp: hidden units that may be copied. table: rows that are looked up, so that more may be appended (vocabulary,
-positions). grid: positions of image patches behind `prefix` other tokens. pixels: a side of a patch. fixed: grow_optimizer_state its size."""
+"""residual: the residual stream, which all stacks of layers share. normed: the output of a norm. tied: the output of
+a norm that the (transposed) token embedding reads. inner: a dense layer's activation that a norm reads. pooled: a
+dense layer's activation that the model gives out. query, key, value: an attention's projections, heads of `unit`
+entries; context: its output, heads like the query's. mlp: hidden units that may be copied. lookup: rows that are
+looked up, so that more may be appended (vocabulary, positions). grid: positions of image patches behind `prefix`
+other tokens. pixels: a side of a patch. fixed: keeps its size."""
+
+
+Role = Literal["writes", "reads", "gain", "scales"]
 
 
 @dataclass(frozen=True)
@@ -52,15 +56,19 @@ class Space:
         return self.size // self.unit
 
     @property
-    def follows(self) -> bool:
+    def tied_to_hidden_size(self) -> bool:
         """Whether it has the residual stream's size by construction, so that its size goes without saying."""
         return self.kind in ("normed", "tied", "inner", "pooled")
 
 
 @dataclass(frozen=True)
 class Attention:
-    """The spaces of every layer's attention. rope: positions turn pairs of entries, so head_dim is fixed.
-    qk_norm: a norm over head_dim, which shares the model's eps, reads queries and keys."""
+    """The spaces of one attention, the same in every layer of its stack.
+
+    rope: positions turn pairs of entries, so head_dim is fixed. qk_norm: a norm over head_dim, which shares the
+    model's epsilon, reads queries and keys. query_positions, key_positions: what queries and keys are counted by
+    (two different ones where a decoder looks at an encoder).
+    """
 
     query: str = "query"
     key: str = "key"
@@ -68,12 +76,17 @@ class Attention:
     context: str = "context"
     rope: bool = False
     qk_norm: bool = False
+    query_positions: str = "token"
+    key_positions: str = "token"
 
 
 @dataclass(frozen=True)
 class LayerStack:
-    """Equal layers that stand on one another (an encoder, a decoder). name: what the templates of its parameters name it by.
-    attentions: one in most models, two where a decoder also looks at an encoder."""
+    """Equal layers that stand on one another (an encoder, a decoder).
+
+    name: what the templates of its parameters name it by. attentions: one in most models, two where a decoder also
+    looks at an encoder.
+    """
 
     name: str
     layers: int
@@ -82,7 +95,7 @@ class LayerStack:
 
 @dataclass(frozen=True)
 class NormEpsilon:
-    """The epsilon of a model's norms. key: where the model's config holds it; None where it is a constant of the code."""
+    """The epsilon of a model's norms. key: where the model's config holds it; None where it is a constant."""
 
     value: float
     key: str | None = None
@@ -97,8 +110,8 @@ class Axis:
     """
 
     spaces: tuple[str, ...]
-    role: Literal["writes", "reads", "gain", "scales"]
-    source: str = ""
+    role: Role
+    source: str | None = None
 
 
 def writes(*spaces: str) -> Axis:
@@ -111,11 +124,12 @@ def reads(*spaces: str) -> Axis:
 
 @dataclass(frozen=True)
 class ParamSpec:
-    """One parameter: a template (`{i}` in its name) or, with `layer` set, a row of the table.
+    """One parameter: a template (`{i}` in its name) or, with `layer` set, the parameter of one layer.
 
     use: `matmul` multiplies activations, `lookup` is indexed, `both` when tied, `add` is added or scales.
-    per: what one use is counted by: `token`, `patch`, `sequence` or `scored` (a predicted position).
+    counted_per: what one use is counted by: `token`, `patch`, `sequence` or `scored` (a predicted position).
     input_grad: False where the backward pass needs no gradient of the input (the first layer of a network).
+    module: its name inside the model where that is another. template: the name that `at` filled in.
     fresh: how a new model starts it: `normal` with `std` times the config's initializer_range, or a constant.
     norm: gain or bias of a norm. scaled_by: the layer scale that multiplies what it writes.
     stack: of a layered template, the stack of layers that it is repeated in.
@@ -124,16 +138,16 @@ class ParamSpec:
     name: str
     axes: tuple[Axis, ...]
     use: Literal["matmul", "lookup", "both", "add"]
-    per: str = "token"
+    counted_per: str = "token"
     decay: bool = False
     input_grad: bool = True
-    module: str = ""
+    module: str | None = None
     layer: int | None = None
-    template: str = ""
+    template: str | None = None
     fresh: Literal["normal", "zeros", "ones"] = "zeros"
     std: float = 1.0
     norm: bool = False
-    scaled_by: str = ""
+    scaled_by: str | None = None
     stack: str = "layers"
 
     @property
@@ -141,11 +155,11 @@ class ParamSpec:
         return "{i}" in self.name
 
     def at(self, layer: int | None) -> "ParamSpec":
-        """This template as a row: names filled in."""
-        name, module = (self.name, self.module or self.name)
-        if layer is not None:
-            name, module = name.replace("{i}", str(layer)), module.replace("{i}", str(layer))
-        return replace(self, name=name, module=module, layer=layer, template=self.name)
+        """The parameter that this template is in a layer (None: in no layer)."""
+        module = self.module or self.name
+        return replace(
+            self, name=in_layer(self.name, layer), module=in_layer(module, layer), layer=layer, template=self.name
+        )
 
     def touches(self, space: str, *roles: str) -> bool:
         return any(space in axis.spaces and axis.role in roles for axis in self.axes)
@@ -155,9 +169,10 @@ class ParamSpec:
 class Architecture:
     """An architecture at given sizes.
 
-    params: templates of all parameters; those with `{i}` are repeated in the layers of their stack. rms: whether the norms are RMSNorms (no centring, no bias).
-    aliases: tied name -> the row that owns it. outputs: what the model gives out, attribute -> the space of its last axis.
-    ignored: patterns of names that published files may hold besides (buffers, other heads).
+    params: templates of all parameters; those with `{i}` are repeated in the layers of their stack. rms: whether the
+    norms are RMSNorms (no centring, no bias). aliases: tied name -> the parameter that owns it. outputs: what the
+    model gives out, attribute -> the space of its last axis. ignored: patterns of names that published files may
+    hold besides (buffers, other heads).
     """
 
     family: str
@@ -189,15 +204,6 @@ class Architecture:
         """Every attention once, stack by stack."""
         return tuple(dict.fromkeys(attention for stack in self.stacks for attention in stack.attentions))
 
-    @property
-    def layers(self) -> int:
-        """How many layers it has in all."""
-        return sum(stack.layers for stack in self.stacks)
-
-    @property
-    def attention(self) -> Attention:
-        return self.attentions[0]
-
     def shape(self, param: ParamSpec) -> tuple[int, ...]:
         return tuple(sum(self.spaces[name].size for name in axis.spaces) for axis in param.axes)
 
@@ -221,8 +227,8 @@ class Architecture:
 
     @property
     def grouped(self) -> bool:
-        """Whether groups of heads share keys and values."""
-        return self.spaces[self.attention.key].count != self.spaces[self.attention.query].count
+        """Whether groups of heads share keys and values, in any attention."""
+        return any(self.spaces[each.key].count != self.spaces[each.query].count for each in self.attentions)
 
     def block(self, stack: LayerStack) -> str:
         """The module of a layer of a stack, `{i}` for its number."""
@@ -235,21 +241,36 @@ class Architecture:
             for layer in range(stack.layers):
                 yield self.block(stack).replace("{i}", str(layer))
 
-    def measures(self) -> dict[str, int]:
-        """The sizes that people speak of, by name."""
-        heads = self.spaces[self.attention.query], self.spaces[self.attention.key]
-        others = {
+    def sizes(self) -> dict[str, int]:
+        """The sizes that people speak of, by name. Several stacks of layers or attentions go by their own names."""
+        named = {
             name: space.size
             for name, space in self.spaces.items()
-            if not space.follows and space.kind not in ("query", "key", "value", "context", "fixed")
+            if not space.tied_to_hidden_size and space.kind not in ("query", "key", "value", "context", "fixed")
         }
-        return {
-            **others,
-            "heads": heads[0].count,
-            "kv heads": heads[1].count,
-            "head_dim": heads[0].unit,
-            "layers": self.layers,
-        }
+        for each in self.attentions:
+            prefix = self.attention_prefix(each)
+            queries, keys = self.spaces[each.query], self.spaces[each.key]
+            named |= {f"{prefix}heads": queries.count, f"{prefix}kv heads": keys.count}
+            named |= {f"{prefix}head_dim": queries.unit}
+        return named | {f"{self.stack_prefix(stack)}layers": stack.layers for stack in self.stacks}
+
+    def layer_names(self) -> list[str]:
+        """What messages call the layers, stack by stack: their numbers."""
+        return [f"{self.stack_prefix(stack)}{layer}" for stack in self.stacks for layer in range(stack.layers)]
+
+    def stack_prefix(self, stack: LayerStack) -> str:
+        """What tells a stack from others in a message; nothing where there is one."""
+        return f"{stack.name} " if len(self.stacks) > 1 else ""
+
+    def attention_prefix(self, attention: Attention) -> str:
+        """What tells an attention from others in a message; nothing where there is one."""
+        return f"{attention.query} " if len(self.attentions) > 1 else ""
+
+
+def in_layer(template: str, layer: int | None) -> str:
+    """A template's name in a layer; a name in no layer stays."""
+    return template if layer is None else template.replace("{i}", str(layer))
 
 
 def spaces(*each: Space) -> dict[str, Space]:
@@ -272,12 +293,12 @@ def linear(
     reading: str | Axis,
     writing: str | Axis,
     *,
-    per: str = "token",
+    counted_per: str = "token",
     bias: bool = True,
-    module: str = "",
+    module: str | None = None,
     transposed: bool = False,
     std: float = 1.0,
-    scaled_by: str = "",
+    scaled_by: str | None = None,
 ) -> tuple[ParamSpec, ...]:
     """A dense layer: weight (writes, reads), or the other way round when `transposed`, decayed, and its bias."""
     module = module or name
@@ -288,18 +309,20 @@ def linear(
         f"{name}.weight",
         axes,
         "matmul",
-        per,
+        counted_per,
         True,
         module=f"{module}.weight",
         fresh="normal",
         std=std,
         scaled_by=scaled_by,
     )
-    offset = ParamSpec(f"{name}.bias", (rows,), "add", per, module=f"{module}.bias", scaled_by=scaled_by)
+    offset = ParamSpec(f"{name}.bias", (rows,), "add", counted_per, module=f"{module}.bias", scaled_by=scaled_by)
     return (weight, offset) if bias else (weight,)
 
 
-def norm(name: str, reading: str, writing: str, *, module: str = "", bias: bool = True) -> tuple[ParamSpec, ...]:
+def norm(
+    name: str, reading: str, writing: str, *, module: str | None = None, bias: bool = True
+) -> tuple[ParamSpec, ...]:
     """A LayerNorm: gain and bias; without `bias` an RMSNorm."""
     module = module or name
     gain = ParamSpec(
@@ -315,16 +338,16 @@ def norm(name: str, reading: str, writing: str, *, module: str = "", bias: bool 
 
 
 def embedding(
-    name: str, indexed: str, writing: str, *, tied: bool = False, decay: bool = False, module: str = ""
+    name: str, indexed: str, writing: str, *, tied: bool = False, decay: bool = False, module: str | None = None
 ) -> tuple[ParamSpec, ...]:
     """A lookup table (indexed, writes); `tied` when the decoder multiplies by it as well."""
-    use, per = ("both", "scored") if tied else ("lookup", "token")
+    use, counted_per = ("both", "scored") if tied else ("lookup", "token")
     return (
         ParamSpec(
             f"{name}.weight",
             (reads(indexed), writes(writing)),
             use,
-            per,
+            counted_per,
             decay,
             module=f"{module or name}.weight",
             fresh="normal",

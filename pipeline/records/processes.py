@@ -8,7 +8,7 @@ import sys
 PR_SET_PDEATHSIG = 1
 """linux/prctl.h: the signal that a process gets when its parent ends."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""malloc.h: how much free memory the allocator grow_optimizer_state, and from what size it asks the kernel for each piece."""
+"""malloc.h: how much free memory the allocator keeps, and from what size it asks the kernel for each piece."""
 WORKERS = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) + 1
 """Processes that write and hash: one more than the CPUs, for now and then one of them waits for the disk."""
 

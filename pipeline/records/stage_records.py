@@ -1,6 +1,6 @@
 """What a stage records while it runs, as JSON lines; `accounting` reads it.
 
-A stage grow_optimizer_state two files. `metrics.jsonl`: what was measured, one object for each
+A stage keeps two files. `metrics.jsonl`: what was measured, one object for each
     training record  step, loss, lr, grad_norm, seconds, samples_per_second, tokens_per_second, mfu, window
     evaluation       step, eval_loss, perplexity or top1, evaluation_seconds
     checkpoint       step, save_seconds

@@ -11,10 +11,10 @@ from pipeline.config.validation_errors import all_of
 from pipeline.data import Prepared, open_prepared
 from pipeline.errors import UserError
 from pipeline.expansion import target as targets
-from pipeline.growth import execute as growth
-from pipeline.growth import optimizer_state
+from pipeline.expansion.expand import SLOTS
+from pipeline.growth import methods, optimizer_state
 from pipeline.growth.method import ExpansionOptions
-from pipeline.growth.plan import GrowthPlan
+from pipeline.growth.plan import GrowthPlan, plan_growth, require_possible
 from pipeline.records.run_folder import StageFolder
 from pipeline.training.engine import precisions_of_workers, require_precision, settings
 from pipeline.training.stage import pace, rates
@@ -50,15 +50,23 @@ def _stage_after_data(
     if isinstance(stage, TrainStage):
         rates(StageFolder(config.path / stage.name), stage, pace(stage, made[stage.model], data))
     elif source := next((s for s in config.stages if s.name == stage.source), None):
-        small = made[source.model]
-        architectures = models.architecture_of(small), models.architecture_of(targets.adopt(small, made[stage.model]))
-        _require_moments(config, stage, growth.plan_growth(*architectures, options(stage, config.seed)))
+        _require_growth(config, stage, made[source.model], made[stage.model])
+
+
+def _require_growth(config: Config, stage: ExpandStage, source: PretrainedConfig, target: PretrainedConfig) -> None:
+    """What an expansion's method and optimizer state need, as far as it can be known before there is a source."""
+    large = targets.adopt(source, target)
+    architectures = models.architecture_of(source), models.architecture_of(large)
+    method_options = options(stage, config.seed)
+    require_possible(*architectures, method_options)
+    if not methods.find(method_options.method).needs_source:
+        _require_moments(config, stage, plan_growth(*architectures, method_options, models.initializer_range(large)))
 
 
 def _require_moments(config: Config, stage: ExpandStage, made: GrowthPlan) -> None:
     """An optimizer state that is to grow needs a growth that allows it, and a stage behind that can read it."""
     if stage.optimizer_state == "grow":
-        optimizer_state.require(made, set(optimizer_state.VIEWS))
+        optimizer_state.require(made, SLOTS, {slot.name for slot in SLOTS})
         if any(isinstance(s, TrainStage) and s.start == stage.name and s.zero_stage == 0 for s in config.stages):
             raise UserError(
                 f"stages.{stage.name}.optimizer_state: grow needs ZeRO shards, and the stage behind it has zero_stage 0; use 1, 2 or 3"
@@ -66,4 +74,5 @@ def _require_moments(config: Config, stage: ExpandStage, made: GrowthPlan) -> No
 
 
 def options(stage: ExpandStage, seed: int) -> ExpansionOptions:
-    return ExpansionOptions(stage.method, stage.depth, stage.placement, stage.noise, seed)
+    known = methods.find(stage.method).Options.model_fields
+    return methods.parse(stage.method, {name: getattr(stage, name) for name in known}, seed)

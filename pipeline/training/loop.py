@@ -72,7 +72,7 @@ def _fits(start: Path, stage: TrainStage, world: World) -> bool:
 
 
 class Loop:
-    """The steps of one stage; rank 0 grow_optimizer_state the records."""
+    """The steps of one stage; rank 0 keeps the records."""
 
     def __init__(self, plan: TrainingPlan, engine: Engine, world: World):
         self.plan, self.engine, self.world, self.window = plan, engine, world, Window()

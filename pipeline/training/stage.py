@@ -70,7 +70,7 @@ def pace(stage: TrainStage, model: PretrainedConfig, data: Prepared) -> Pace:
 
 
 def rates(folder: StageFolder, stage: TrainStage, worth: Pace) -> Rates:
-    """The stage's schedule in steps. A stage that was begun grow_optimizer_state those it began with: a duration in FLOPs would become
+    """The stage's schedule in steps. A stage that was begun keeps those it began with: a duration in FLOPs would become
     another number of steps under other activation checkpointing. Raises UserError when the schedule does not fit."""
     begun = folder.facts.get("schedule")
     return replace(stage.schedule.resolve(worth), **(begun or {}))

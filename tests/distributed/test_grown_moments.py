@@ -10,8 +10,7 @@ from pipeline import checkpoints
 from pipeline.checkpoints import CheckpointLayout, diff, manifest
 from pipeline.checkpoints.serialization import byte_stream
 from pipeline.expansion import expand
-from pipeline.growth import initialization
-from pipeline.growth.method import ExpansionOptions
+from pipeline.growth import initialization, methods
 from tests.helpers.checkpoints import source
 from tests.helpers.cli import run_lemon as lemon
 from tests.helpers.runs import records, tiny_run
@@ -32,7 +31,7 @@ LARGE = {"layers": 3, "hidden": 20, "heads": 5, "mlp": 33}
 )
 def test_every_layout_keeps_the_grown_moments(tmp_path, layout):
     job = expand.plan_expansion(
-        source(tmp_path, layout), sample("bert-pre-ln", **LARGE), ExpansionOptions(), layout, grow_optimizer_state=True
+        source(tmp_path, layout), sample("bert-pre-ln", **LARGE), methods.parse(), layout, grow_optimizer_state=True
     )
     expand.execute_expansion(job, tmp_path / "large", lambda line: None)
     state, _ = checkpoints.read(tmp_path / "large")
@@ -55,7 +54,7 @@ def test_neither_workers_nor_ranks_change_what_is_grown(tmp_path, monkeypatch):
         job = expand.plan_expansion(
             small,
             target,
-            ExpansionOptions(depth="cancel"),
+            methods.parse("lemon", {"depth": "cancel"}),
             CheckpointLayout("zero", 3, ranks),
             grow_optimizer_state=True,
         )
@@ -73,7 +72,7 @@ def test_a_result_without_room_for_moments_is_refused(tmp_path):
         expand.plan_expansion(
             source(tmp_path, CheckpointLayout("zero", 1, 2)),
             sample("bert-pre-ln", **LARGE),
-            ExpansionOptions(),
+            methods.parse(),
             CheckpointLayout("huggingface"),
             grow_optimizer_state=True,
         )

@@ -7,10 +7,10 @@ import torch
 from transformers import PretrainedConfig
 
 from pipeline import models
-from pipeline.growth.execute import PlanExecutor, plan_growth
+from pipeline.growth import methods
+from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.maps import IndexMap, Map
-from pipeline.growth.method import ExpansionOptions
-from pipeline.growth.plan import GrowthPlan
+from pipeline.growth.plan import GrowthPlan, plan_growth
 from pipeline.growth.verification.equivalence import EquivalenceCheck, relative_difference
 from pipeline.growth.verification.probe import Inputs, cast, fitted, probe, run
 from pipeline.models.architecture import Architecture
@@ -22,7 +22,7 @@ Weights = dict[str, torch.Tensor]
 ARCHITECTURES = {variant: models.architecture_of(sample(variant)) for variant in VARIANTS}
 """Every variant at its small size: what a test decides by a rule, it reads here."""
 POST_NORM = [variant for variant, architecture in ARCHITECTURES.items() if architecture.post_norm]
-GROUPED = [variant for variant, architecture in ARCHITECTURES.items() if architecture.attention.rope]
+GROUPED = [variant for variant, architecture in ARCHITECTURES.items() if architecture.attentions[0].rope]
 WORDS = [variant for variant, architecture in ARCHITECTURES.items() if "vocab" in architecture.spaces]
 WITH_LOGITS = [variant for variant, architecture in ARCHITECTURES.items() if "logits" in architecture.outputs]
 
@@ -43,13 +43,15 @@ def times(factor: int, **sizes) -> dict:
     return {"hidden": factor * SMALL["hidden"], "heads": factor * SMALL["heads"], "mlp": factor * SMALL["mlp"], **sizes}
 
 
-def planned(source: PretrainedConfig, target: PretrainedConfig, **options) -> tuple[GrowthPlan, PretrainedConfig]:
+def planned(
+    source: PretrainedConfig, target: PretrainedConfig, method: str = methods.DEFAULT, seed: int = 0, **options
+) -> tuple[GrowthPlan, PretrainedConfig]:
     """The plan, and the target's config with what the plan changes."""
     architectures = models.architecture_of(source), models.architecture_of(target)
-    made = plan_growth(*architectures, ExpansionOptions(**options))
+    plan = plan_growth(*architectures, methods.parse(method, options, seed), models.initializer_range(target))
     target = copy.deepcopy(target)
-    target.update(made.config_change)
-    return made, target
+    target.update(plan.config_change)
+    return plan, target
 
 
 def rows_of(weights: Weights) -> Callable[[str, range], torch.Tensor]:
@@ -57,41 +59,37 @@ def rows_of(weights: Weights) -> Callable[[str, range], torch.Tensor]:
     return lambda name, rows: weights[name][rows.start : rows.stop]
 
 
-def growth(made: GrowthPlan, source: PretrainedConfig, target: PretrainedConfig) -> PlanExecutor:
-    return PlanExecutor(
-        made, models.architecture_of(source), models.architecture_of(target), models.initializer_range(target)
-    )
-
-
 def grown(
     weights: Weights, source: PretrainedConfig, target: PretrainedConfig, **options
 ) -> tuple[Weights, PretrainedConfig, GrowthPlan]:
     """Grown in float64, without a final cast."""
-    made, target = planned(source, target, **options)
-    return dict(growth(made, source, target).tensors(rows_of(weights))), target, made
+    plan, target = planned(source, target, **options)
+    return dict(PlanExecutor(plan).tensors(rows_of(weights))), target, plan
 
 
-def difference(source: PretrainedConfig, small: Weights, target: PretrainedConfig, large: Weights, **options) -> float:
-    """The relative difference of everything the models give out, in float64, with padding and sequences of unequal length."""
-    pair = EquivalenceCheck(source, target, ExpansionOptions(**options))
-    return pair.difference(
-        *pair.traces(small.__getitem__, large.__getitem__, probe(source, seed=1, samples=3), torch.float64)
+def difference(
+    source: PretrainedConfig, small: Weights, target: PretrainedConfig, large: Weights, plan: GrowthPlan
+) -> float:
+    """The relative difference of everything the models give out, in float64, with padding and sequences of unequal
+    length."""
+    check = EquivalenceCheck(source, target, plan)
+    return check.difference(
+        *check.traces(small.__getitem__, large.__getitem__, probe(source, seed=1, samples=3), torch.float64)
     )
 
 
-def chained(configs: list[PretrainedConfig], small: Weights, large: Weights) -> float:
+def chained(configs: list[PretrainedConfig], plans: list[GrowthPlan], small: Weights, large: Weights) -> float:
     """`difference` of the first and the last of several growths: what the last gives out is read back step by step."""
     inputs = probe(configs[0], seed=1, samples=3)
     before, after = (
         run(config, weights.__getitem__, inputs, torch.float64)
         for config, weights in ((configs[0], small), (configs[-1], large))
     )
-    pairs = [EquivalenceCheck(*step, ExpansionOptions()) for step in zip(configs, configs[1:], strict=False)]
     differences = []
-    for name, space in pairs[0].architectures[1].outputs.items():
+    for name, space in plans[0].target.outputs.items():
         values = after.outputs[name]
-        for pair in reversed(pairs):
-            values = pair.maps[space].reads.back(values, -1)
+        for plan in reversed(plans):
+            values = plan.maps[space].reads.apply_transpose(values, -1)
         differences.append(relative_difference(before.outputs[name], values))
     return max(differences)
 

@@ -1,6 +1,8 @@
-"""A growth computes exactly the same function: float64, randomised weights, every family and head, all sizes the rules allow.
+"""A growth computes exactly the same function: float64, randomised weights, every family and head, all sizes the rules
+allow.
 
-Where the rules forbid a growth, the refusal is demanded; which is which follows from the tables, never from what comes.
+Where the rules forbid a growth, the refusal is demanded; which is which follows from the architectures, never from what
+comes.
 """
 
 import copy
@@ -11,7 +13,7 @@ import torch
 from pipeline import models
 from pipeline.config.schema import ModelSizes
 from pipeline.errors import UserError
-from pipeline.growth.method import ExpansionOptions
+from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.verification.equivalence import verify
 from pipeline.models.architecture import Architecture
 from tests.helpers.growing import (
@@ -23,7 +25,6 @@ from tests.helpers.growing import (
     chained,
     difference,
     grown,
-    growth,
     planned,
     randomised,
     rows_of,
@@ -76,8 +77,9 @@ def forbidden(source: Architecture, target: Architecture, depth: str = "zero", p
         return (
             f"the norms' epsilon is a constant .* a width from {before} to {after} needs another one; choose a multiple"
         )
-    if placement == "top" and target.layers > 2 * source.layers:
-        return f"placement 'top' at most doubles the layers, {source.layers} to {target.layers} is more"
+    layers = source.stacks[0].layers, target.stacks[0].layers
+    if placement == "top" and layers[1] > 2 * layers[0]:
+        return f"placement 'top' at most doubles the layers, {layers[0]} to {layers[1]} is more"
     read = {
         name
         for param in target.params
@@ -89,13 +91,14 @@ def forbidden(source: Architecture, target: Architecture, depth: str = "zero", p
     free = any(target.spaces[name].size > source.spaces[name].size for name in read)
     return (
         "depth 'cancel' needs a tensor with a free part"
-        if depth == "cancel" and target.layers > source.layers and not free
+        if depth == "cancel" and layers[1] > layers[0] and not free
         else ""
     )
 
 
 def check(variant: str, small: dict, large: dict, **options) -> None:
-    """Lossless to EXACT, or refused as the rules say. Post-LN depth is exact up to O(eps), so it is tried at a tiny one."""
+    """Lossless to EXACT, or refused as the rules say. Post-LN depth is exact up to O(eps), so it is tried at a tiny
+    one."""
     moves = variant in POST_NORM and large.get("layers", 0) > SMALL["layers"]
     source, target = (sample(variant, eps=1e-12 if moves else 1e-2, **sizes) for sizes in (small, large))
     weights = randomised(source)
@@ -103,9 +106,9 @@ def check(variant: str, small: dict, large: dict, **options) -> None:
         with pytest.raises(UserError, match=reason):
             grown(weights, source, target, **options)
         return
-    tensors, target, made = grown(weights, source, target, **options)
-    assert made.lossless and made.moved == moves
-    assert difference(source, weights, target, tensors, **options) <= EXACT
+    tensors, target, plan = grown(weights, source, target, **options)
+    assert plan.lossless and plan.moves_norm_affines == moves
+    assert difference(source, weights, target, tensors, plan) <= EXACT
 
 
 @rotated(one_in=2, of=("variant", "sizes"), alike=lambda variant, sizes: variant)
@@ -154,9 +157,11 @@ def test_a_chain_of_two_growths_is_lossless(variant):
     steps = (times(2, layers=3), times(4, layers=5)) if whole else odd
     configs = [sample(variant, eps=1e-12 if variant in POST_NORM else 1e-2, **sizes) for sizes in ({}, *steps)]
     weights = small = randomised(configs[0])
+    plans = []
     for number, way in enumerate(("zero", "cancel")):
-        weights, configs[number + 1], _ = grown(weights, configs[number], configs[number + 1], depth=way)
-    assert chained(configs, small, weights) <= EXACT
+        weights, configs[number + 1], plan = grown(weights, configs[number], configs[number + 1], depth=way)
+        plans.append(plan)
+    assert chained(configs, plans, small, weights) <= EXACT
 
 
 @pytest.mark.parametrize("more", [{}, times(2, layers=3)], ids=["alone", "with everything"])
@@ -166,8 +171,8 @@ def test_vocabulary_grows(variant, more):
     eps = 1e-12 if variant in POST_NORM else 1e-2
     source, target = sample(variant, eps=eps), sample(variant, eps=eps, vocab=70, **more)
     weights = randomised(source)
-    large, target, made = grown(weights, source, target)
-    assert difference(source, weights, target, large) <= EXACT
+    large, target, plan = grown(weights, source, target)
+    assert difference(source, weights, target, large, plan) <= EXACT
     touched = [row for row in models.architecture_of(target).rows() if any("vocab" in axis.spaces for axis in row.axes)]
     assert touched
     for row in touched:
@@ -176,7 +181,7 @@ def test_vocabulary_grows(variant, more):
             assert not new.any() and large[row.name][:61].all()
         else:
             assert new.all() and new.std().item() == pytest.approx(models.initializer_range(target), rel=0.25)
-    found = verify(source, weights.__getitem__, target, large.__getitem__, made.options)
+    found = verify(source, weights.__getitem__, target, large.__getitem__, plan)
     assert found.lossless, str(found)
     assert (found.loss is None) == ("logits" not in ARCHITECTURES[variant].outputs)
     assert found.loss is None or found.loss[0] != found.loss[1]
@@ -186,8 +191,8 @@ def test_vocabulary_grows(variant, more):
 def test_number_of_positions_grows(variant):
     source, target = sample(variant), sample(variant, positions=20, **times(2))
     weights = randomised(source)
-    large, target, made = grown(weights, source, target)
-    assert difference(source, weights, target, large) <= EXACT
+    large, target, plan = grown(weights, source, target)
+    assert difference(source, weights, target, large, plan) <= EXACT
     name = next(row.name for row in models.architecture_of(source).rows() if row.touches("positions", "reads"))
     known = len(weights[name])
     assert torch.equal(large[name][:known], weights[name].repeat(1, 2)) and len(large[name]) == known + 6
@@ -198,15 +203,15 @@ def test_number_of_positions_grows(variant):
 @pytest.mark.parametrize("layers", [3, 4])
 @pytest.mark.parametrize("variant", POST_NORM)
 def test_post_norm_depth_is_exact_up_to_its_epsilon(variant, layers, placement):
-    """The difference is proportional to eps, of its order, and measured as the tolerance. Weights that float32 holds, and depth only,
-    so that nothing is rounded on the way."""
+    """The difference is proportional to eps, of its order, and measured as the tolerance. Weights that float32 holds,
+    and depth only, so that nothing is rounded on the way."""
     found = {}
     for eps in (1e-12, 1e-5, 1e-3):
         source = sample(variant, eps=eps)
         weights = {name: tensor.float().double() for name, tensor in randomised(source).items()}
-        large, target, made = grown(weights, source, sample(variant, eps=eps, layers=layers), placement=placement)
-        assert made.moved and made.lossless
-        found[eps] = verify(source, weights.__getitem__, target, large.__getitem__, made.options)
+        large, target, plan = grown(weights, source, sample(variant, eps=eps, layers=layers), placement=placement)
+        assert plan.moves_norm_affines and plan.lossless
+        found[eps] = verify(source, weights.__getitem__, target, large.__getitem__, plan)
         assert found[eps].lossless and found[eps].float64 <= EXACT + found[eps].tolerance
         assert found[eps].tolerance <= 10 * eps
     assert found[1e-12].float64 <= EXACT < 1e-5 < found[1e-3].float64
@@ -218,28 +223,25 @@ def test_the_tolerance_of_post_norm_depth_covers_epsilon_alone(variant):
     """A growth that is wrong by something else does not pass, however large the epsilon."""
     source = sample(variant, eps=1e-3)
     weights = randomised(source)
-    large, target, made = grown(weights, source, sample(variant, eps=1e-3, layers=4))
+    large, target, plan = grown(weights, source, sample(variant, eps=1e-3, layers=4))
     name = next(
         row.name for row in models.architecture_of(target).rows() if row.layer == 1 and row.touches("mlp", "writes")
     )
     large[name] = large[name] + 0.01  # of a new layer, whose inner weights do not matter
-    assert verify(source, weights.__getitem__, target, large.__getitem__, made.options).lossless
+    assert verify(source, weights.__getitem__, target, large.__getitem__, plan).lossless
     name = name.replace(".1.", ".0.")
     large[name] = large[name] + 0.01
-    assert not verify(source, weights.__getitem__, target, large.__getitem__, made.options).lossless
+    assert not verify(source, weights.__getitem__, target, large.__getitem__, plan).lossless
 
 
 @pytest.mark.parametrize("variant", POST_NORM)
 def test_post_norm_layers_that_are_not_doubled_stay_untouched(variant):
     source, target = sample(variant, layers=3), sample(variant, layers=4)
     weights = randomised(source)
-    large, _, made = grown(weights, source, target, placement="top")
-    assert [layer.origin for layer in made.layers] == [0, 1, 2, 2] and [layer.new for layer in made.layers] == [
-        False,
-        False,
-        False,
-        True,
-    ]
+    large, _, plan = grown(weights, source, target, placement="top")
+    layers = plan.layers["layers"]
+    assert [layer.origin for layer in layers] == [0, 1, 2, 2]
+    assert [layer.new for layer in layers] == [False, False, False, True]
     rows = {row.name: row for row in models.architecture_of(source).rows() if row.layer != 2}
     assert {row.layer for row in rows.values()} == {None, 0, 1}
     assert all(torch.equal(large[name], weights[name]) for name in rows)
@@ -248,12 +250,12 @@ def test_post_norm_layers_that_are_not_doubled_stay_untouched(variant):
 def test_the_old_epsilon_is_not_lossless():
     source, target = sample("bert-pre-ln"), sample("bert-pre-ln", **WIDTHS["odd width"])
     small = randomised(source)
-    large, changed, _ = grown(small, source, target)
+    large, changed, plan = grown(small, source, target)
     assert changed.layer_norm_eps == pytest.approx(1e-2 * 12 / 20)
-    assert difference(source, small, changed, large) <= EXACT
+    assert difference(source, small, changed, large, plan) <= EXACT
     changed = copy.deepcopy(changed)
     changed.layer_norm_eps = source.layer_norm_eps
-    assert difference(source, small, changed, large) > 1e-6
+    assert difference(source, small, changed, large, plan) > 1e-6
 
 
 PAPER = [((6, 384, 6), (12, 768, 12)), ((6, 512, 8), (12, 768, 12))]
@@ -266,15 +268,16 @@ FACTS = {
 @pytest.mark.parametrize("small, large", PAPER, ids=["384", "512"])
 @pytest.mark.parametrize("name", FACTS)
 def test_published_pairs_pass_both_gates(name, small, large):
-    """Stored in float32, the paper's pairs stay within the gates of a published result, at weights of the scale that training leaves."""
+    """Stored in float32, the paper's pairs stay within the gates of a published result, at weights of the scale that
+    training leaves."""
     patch = 16 if name == "vit" else None
     source, target = (
         models.family(name).configure(ModelSizes(family=name, layers=n, hidden=d, heads=h, patch=patch), FACTS[name])
         for n, d, h in (small, large)
     )
     weights = {row: tensor.float() for row, tensor in randomised(source, seed=3, scale=0.05).items()}
-    made, target = planned(source, target, depth="cancel")
-    stored = {row: tensor.float() for row, tensor in growth(made, source, target).tensors(rows_of(weights))}
-    found = verify(source, weights.__getitem__, target, stored.__getitem__, ExpansionOptions(depth="cancel"), samples=1)
+    plan, target = planned(source, target, depth="cancel")
+    stored = {name: tensor.float() for name, tensor in PlanExecutor(plan).tensors(rows_of(weights))}
+    found = verify(source, weights.__getitem__, target, stored.__getitem__, plan, samples=1)
     assert found.lossless, str(found)
     assert min(found.symmetry.values()) > 1e-4

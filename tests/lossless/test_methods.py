@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from pipeline import models
-from pipeline.growth.execute import METHODS
+from pipeline.errors import UserError
+from pipeline.growth import methods
+from pipeline.growth.execute import PlanExecutor
+from pipeline.growth.methods import METHODS
 from pipeline.growth.verification.equivalence import verify
-from tests.helpers.growing import ARCHITECTURES, EXACT, POST_NORM, difference, grown, growth, planned, randomised, times
+from tests.helpers.growing import ARCHITECTURES, EXACT, POST_NORM, difference, grown, planned, randomised, times
 from tests.helpers.samples import VARIANTS, sample
 
 CHOSEN = ["bert-pre-ln", "bert", "vit", "gpt2", "qwen3 tied", "dinov2"]
@@ -78,12 +81,12 @@ CASES = [
 def test_methods_keep_their_word(method, variant, name):
     source, target = pair(variant, SIZES[name])
     weights = randomised(source)
-    large, target, made = grown(weights, source, target, method=method)
-    assert made.lossless == (name in LOSSLESS[method])
-    found = difference(source, weights, target, large, method=method)
-    assert found <= EXACT if made.lossless else found > 1e-6
-    assert bool(made.lossy) == (not made.lossless)
-    assert list(made.lossy) == REASONS.get(method, {}).get(name, list(made.lossy))
+    large, target, plan = grown(weights, source, target, method=method)
+    assert plan.lossless == (name in LOSSLESS[method])
+    found = difference(source, weights, target, large, plan)
+    assert found <= EXACT if plan.lossless else found > 1e-6
+    assert bool(plan.lossy) == (not plan.lossless)
+    assert list(plan.lossy) == REASONS.get(method, {}).get(name, list(plan.lossy))
 
 
 @pytest.mark.parametrize(
@@ -96,8 +99,8 @@ def test_layers_stand_where_the_method_says(variant, method, origins):
     """Tensors equal the source's: layer i mod L_S when stacked, floor(i L_S / L_T) when interpolated."""
     source, target = sample(variant, layers=3), sample(variant, layers=7)
     weights = randomised(source)
-    large, _, made = grown(weights, source, target, method=method)
-    assert [layer.origin for layer in made.layers] == origins
+    large, _, plan = grown(weights, source, target, method=method)
+    assert [layer.origin for layer in plan.layers["layers"]] == origins
     for row in models.architecture_of(target).rows():
         origin = row.template if row.layer is None else row.template.replace("{i}", str(origins[row.layer]))
         assert torch.equal(large[row.name], weights[origin]), row.name
@@ -105,7 +108,8 @@ def test_layers_stand_where_the_method_says(variant, method, origins):
 
 @pytest.mark.parametrize("variant", CHOSEN)
 def test_aki_takes_new_rows_from_the_next_layer(variant):
-    """The MLP's first rows are the layer's own, the new ones the next layer's; the last layer has none and is its own."""
+    """The MLP's first rows are the layer's own, the new ones the next layer's; the last layer has none and is its
+    own."""
     source, target = sample(variant, layers=3, mlp=24), sample(variant, layers=3, mlp=36)
     weights = randomised(source)
     large, _, _ = grown(weights, source, target, method="aki")
@@ -132,13 +136,13 @@ def test_only_what_draws_depends_on_the_seed(variant, method, moves):
 def test_a_random_start_is_a_fresh_model(variant):
     """The same distribution as the model's own initialisation, and nothing of the source is read, not even opened."""
     source, target = sample(variant), sample(variant, hidden=48, heads=12, mlp=96, layers=3, vocab=300, positions=60)
-    made, target = planned(source, target, method="random")
+    plan, target = planned(source, target, method="random")
 
     def closed(name: str, rows: range) -> torch.Tensor:
         raise AssertionError(f"{name} was opened")
 
     own = dict(models.build(target, seed=1).named_parameters())
-    for name, tensor in growth(made, source, target).tensors(closed):
+    for name, tensor in PlanExecutor(plan).tensors(closed):
         row = next(row for row in models.architecture_of(target).rows() if row.name == name)
         theirs = own[row.module].detach()
         assert tensor.shape == theirs.shape
@@ -161,9 +165,9 @@ def test_a_random_start_is_a_fresh_model(variant):
 def test_larger_images_keep_the_prefix_and_are_declared_lossy(variant):
     source, target = sample(variant), sample(variant, image=16)
     weights = randomised(source)
-    large, target, made = grown(weights, source, target)
+    large, target, plan = grown(weights, source, target)
     prefix = ARCHITECTURES[variant].spaces["positions"].prefix
-    assert made.lossy == (f"positions grows from {4 + prefix} to {16 + prefix} by interpolation",)
+    assert plan.lossy == (f"positions grows from {4 + prefix} to {16 + prefix} by interpolation",)
     name = next(row.name for row in models.architecture_of(source).rows() if row.touches("positions", "reads"))
     assert torch.equal(large[name][:, :prefix], weights[name][:, :prefix]) and large[name].shape[1] == 16 + prefix
     wanted = torch.nn.functional.interpolate(
@@ -171,7 +175,7 @@ def test_larger_images_keep_the_prefix_and_are_declared_lossy(variant):
     )
     assert torch.allclose(large[name][:, prefix:], wanted.flatten(2).transpose(1, 2), atol=1e-12)
     assert all(torch.equal(large[other], weights[other]) for other in weights if other != name)
-    found = verify(source, weights.__getitem__, target, large.__getitem__, made.options)
+    found = verify(source, weights.__getitem__, target, large.__getitem__, plan)
     assert 1e-6 < found.float64 < 2 and not found.lossless and len(found.drift) == 2  # measured at the prefix tokens
 
 
@@ -182,8 +186,8 @@ def test_larger_images_keep_the_prefix_and_are_declared_lossy(variant):
 def test_larger_patches_see_one_colour_as_before(variant, image, patch):
     source, target = sample(variant), sample(variant, image=image, patch=patch)
     weights = randomised(source)
-    large, _, made = grown(weights, source, target)
-    assert f"patch grows from 4 to {patch} by interpolation" in made.lossy and not made.lossless
+    large, _, plan = grown(weights, source, target)
+    assert f"patch grows from 4 to {patch} by interpolation" in plan.lossy and not plan.lossless
     name = next(row.name for row in models.architecture_of(source).rows() if row.touches("patch", "reads"))
     assert large[name].shape[2:] == (patch, patch)
     assert torch.allclose(large[name].sum((2, 3)), weights[name].sum((2, 3)), atol=1e-12)  # every pixel 1
@@ -191,3 +195,39 @@ def test_larger_patches_see_one_colour_as_before(variant, image, patch):
 
 def test_every_method_is_tried():
     assert set(LOSSLESS) == set(METHODS) and all(method.name == name for name, method in METHODS.items())
+
+
+@pytest.mark.parametrize(
+    "name, options, said",
+    [
+        ("lemon", {"colour": "red"}, "method 'lemon' has no option 'colour'; its options are depth, placement, noise"),
+        ("fpi", {"noise": 1}, "method 'fpi' has no option 'noise'; it has none"),
+        (
+            "lemon",
+            {"depth": "nil"},
+            (
+                "method 'lemon', option 'depth': 'nil' is not allowed (Input should be 'zero' or 'cancel'); "
+                "it is zero|cancel"
+            ),
+        ),
+        (
+            "lemon",
+            {"noise": "-1"},
+            (
+                "method 'lemon', option 'noise': '-1' is not allowed (Input should be greater than or equal to 0); "
+                "it is a number at least 0"
+            ),
+        ),
+    ],
+)
+def test_wrong_options_are_named(name, options, said):
+    with pytest.raises(UserError) as caught:
+        methods.parse(name, options)
+    assert str(caught.value) == said
+
+
+def test_options_may_be_text_and_are_described():
+    assert methods.parse("lemon", {"noise": "0.5"}) == methods.parse("lemon", {"noise": 0.5})
+    lines = methods.describe()
+    assert [line.split(":")[0] for line in lines if not line.startswith(" ")] == list(METHODS)
+    assert "  noise=a number at least 0 (default 1.0): scale of the symmetry-breaking noise" in lines

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline import models
 from pipeline.errors import UserError
-from pipeline.growth.execute import METHODS
+from pipeline.growth.methods import METHODS
 from tests.helpers.growing import ARCHITECTURES, planned, times
 from tests.helpers.samples import sample
 
@@ -17,7 +17,10 @@ LEMON = [
         "bert",
         {},
         {"hidden": 20, "heads": 5},
-        f"post-LN cannot grow losslessly from 12 to 20: {REMAINDER}; a dense-activation-norm head cannot grow losslessly from 12 to 20: {REMAINDER}",
+        (
+            f"post-LN cannot grow losslessly from 12 to 20: {REMAINDER}; a dense-activation-norm head cannot "
+            f"grow losslessly from 12 to 20: {REMAINDER}"
+        ),
     ),
     ("roberta encoder", {}, {"hidden": 16, "heads": 4}, f"post-LN cannot grow losslessly from 12 to 16: {REMAINDER}"),
     (
@@ -60,13 +63,19 @@ LEMON = [
         "llama",
         {"hidden": 24, "heads": 6, "kv_heads": 2},
         {"hidden": 24, "heads": 6, "kv_heads": 3},
-        "1 of the 6 query heads would occur nowhere: 6 heads in 3 groups are too few for 6 in 2; choose more heads or groups",
+        (
+            "1 of the 6 query heads would occur nowhere: 6 heads in 3 groups are too few for 6 in 2; choose "
+            "more heads or groups"
+        ),
     ),
     (
         "mistral",
         {"hidden": 24, "heads": 8, "kv_heads": 1},
         {"hidden": 24, "heads": 4, "kv_heads": 2},
-        "4 of the 8 query heads would occur nowhere: 4 heads in 2 groups are too few for 8 in 1; choose more heads or groups",
+        (
+            "4 of the 8 query heads would occur nowhere: 4 heads in 2 groups are too few for 8 in 1; choose "
+            "more heads or groups"
+        ),
     ),
     (
         "qwen3",
@@ -123,7 +132,8 @@ def test_families_do_not_mix():
 def test_both_need_the_same_parameters(source, target, lacking):
     said = refused(sample(source), sample(target))
     assert said == (
-        f"method 'lemon' cannot grow this model: source and target do not have the same parameters: only one has '{lacking}'; "
+        f"method 'lemon' cannot grow this model: source and target do not have the same parameters: only "
+        f"one has '{lacking}'; "
         "give the target the source's options"
     )
 
@@ -139,7 +149,8 @@ def test_an_unknown_method(method, way_out):
 def test_methods_of_depth_refuse_width(method):
     said = refused(sample("gpt2"), sample("gpt2", mlp=40, layers=4), method=method)
     assert said == (
-        f"method '{method}' cannot grow this model: '{method}' grows in depth only, and the target grows mlp from 20 to 40; "
+        f"method '{method}' cannot grow this model: '{method}' grows in depth only, and the target grows "
+        f"mlp from 20 to 40; "
         "use lemon, fpi or aki"
     )
 
@@ -152,7 +163,10 @@ def test_no_method_shrinks(method):
 @pytest.mark.parametrize("variant", ARCHITECTURES)
 def test_doubling_the_top_at_most_doubles(variant):
     said = refused(sample(variant), sample(variant, layers=5), placement="top")
-    assert said == "placement 'top' at most doubles the layers, 2 to 5 is more; use placement 'even'"
+    assert said == (
+        "method 'lemon' cannot grow this model: "
+        "placement 'top' at most doubles the layers, 2 to 5 is more; use placement 'even'"
+    )
 
 
 @pytest.mark.parametrize(
@@ -172,7 +186,8 @@ def test_dinov2_with_swiglu():
     with pytest.raises(
         UserError,
         match=re.escape(
-            "DINOv2 with use_swiglu_ffn is not supported; its published files fuse two tensors that its modules hold apart"
+            "DINOv2 with use_swiglu_ffn is not supported; its published files fuse two tensors that its "
+            "modules hold apart"
         ),
     ):
         models.architecture_of(config)
@@ -184,7 +199,8 @@ def test_an_unknown_architecture():
     with pytest.raises(
         UserError,
         match=re.escape(
-            "architecture 'BertForSequenceClassification' of family 'bert' is not known; known are BertForMaskedLM, BertModel"
+            "architecture 'BertForSequenceClassification' of family 'bert' is not known; known are "
+            "BertForMaskedLM, BertModel"
         ),
     ):
         models.architecture_of(config)
@@ -196,7 +212,10 @@ def test_an_unknown_architecture():
         ({"model_type": "robeta"}, "model_type 'robeta' is no family of ours; did you mean 'roberta'?"),
         (
             {"model_type": "t5"},
-            "model_type 't5' is no family of ours; known: bert, bert-pre-ln, deit, dinov2, gpt2, llama, mistral, qwen3, roberta, vit",
+            (
+                "model_type 't5' is no family of ours; known: bert, bert-pre-ln, deit, dinov2, gpt2, llama, "
+                "mistral, opt, qwen3, roberta, vit"
+            ),
         ),
         ({}, "model_type 'None' is no family of ours"),
         (

@@ -1,4 +1,5 @@
-"""Copies learn different things: noise is on, is fresh initialisation as far as nobody sees it, and depends on nothing but its seed."""
+"""Copies learn different things: noise is on, is fresh initialisation as far as nobody sees it, and depends on nothing
+but its seed."""
 
 from dataclasses import replace
 
@@ -6,11 +7,11 @@ import pytest
 import torch
 
 from pipeline import models
-from pipeline.growth.method import ExpansionOptions
-from pipeline.growth.verification.equivalence import EquivalenceCheck
+from pipeline.growth.execute import PlanExecutor
+from pipeline.growth.plan import GrowthPlan, TensorPlan
 from pipeline.growth.verification.probe import probe
 from pipeline.growth.verification.symmetry import symmetry
-from tests.helpers.growing import GROUPED, dense, grown, growth, planned, randomised, rows_of, times
+from tests.helpers.growing import GROUPED, dense, grown, planned, randomised, rows_of, times
 from tests.helpers.samples import VARIANTS, sample
 
 LARGER_HEADS = {"hidden": 24, "heads": 3, "mlp": 48}
@@ -20,22 +21,18 @@ GROWTHS = [(variant, times(2)) for variant in VARIANTS] + [
 NAMES = [f"{variant}-{'heads' if sizes is not LARGER_HEADS else 'head size'}" for variant, sizes in GROWTHS]
 
 
-def measured(source, target, large: dict, **options) -> dict[str, float]:
-    return symmetry(
-        target,
-        lambda name: large[name].float(),
-        EquivalenceCheck(source, target, ExpansionOptions(**options)).maps,
-        probe(source),
-    )[1]
+def measured(source, target, large: dict, plan: GrowthPlan) -> dict[str, float]:
+    return symmetry(target, lambda name: large[name].float(), plan, probe(source))[1]
 
 
 @pytest.mark.parametrize("variant, sizes", GROWTHS, ids=NAMES)
 def test_copies_receive_different_gradients(variant, sizes):
-    """Entries of the stream, queries, keys (those of other heads), values and MLP units all separate; without noise none ever does."""
+    """Entries of the stream, queries, keys (those of other heads), values and MLP units all separate; without noise
+    none ever does."""
     source, weights = sample(variant), randomised(sample(variant))
     for options in ({}, {"noise": 0.0}, {"method": "fpi"}):
-        large, target, _ = grown(weights, source, sample(variant, **sizes), **options)
-        found = measured(source, target, large, **options)
+        large, target, plan = grown(weights, source, sample(variant, **sizes), **options)
+        found = measured(source, target, large, plan)
         assert set(found) == {"embed", "query", "value", "mlp"} | ({"key"} if sizes is not LARGER_HEADS else set())
         assert (
             all(measure < 1e-6 for measure in found.values())
@@ -46,14 +43,14 @@ def test_copies_receive_different_gradients(variant, sizes):
 
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in GROUPED])
 def test_row_noise_of_keys_separates_queries_inside_a_head(variant):
-    """Queries of a larger head see E_Q^T k, so that M with E_Q^T M = 0 is unseen. Without it, in-head copies of a query have the
-    same gradient for ever: the noise that its reading axis has meets nothing of E x."""
+    """Queries of a larger head see E_Q^T k, so that M with E_Q^T M = 0 is unseen. Without it, in-head copies of a
+    query have the same gradient for ever: the noise along its reading axis is no help, since N E = 0."""
     source, weights = sample(variant), randomised(sample(variant))
-    made, target = planned(source, sample(variant, **LARGER_HEADS))
-    grower = growth(made, source, target)
-    for role, separate in ((("reads", "writes"), True), (("reads",), False)):
-        large = {row.target: grower.tensor(_only(row, grower, role), rows_of(weights)) for row in made.rows}
-        assert (measured(source, target, large)["query"] > 1e-4) == separate
+    plan, target = planned(source, sample(variant, **LARGER_HEADS))
+    executor = PlanExecutor(plan)
+    for roles, separate in ((("reads", "writes"), True), (("reads",), False)):
+        large = {each.target: executor.tensor(_only(each, executor, roles), rows_of(weights)) for each in plan.tensors}
+        assert (measured(source, target, large, plan)["query"] > 1e-4) == separate
 
 
 @pytest.mark.parametrize(
@@ -65,11 +62,11 @@ def test_row_noise_of_keys_separates_queries_inside_a_head(variant):
 def test_queries_do_not_see_row_noise(variant, sizes):
     """E_Q^T M = 0 in every head, and M is not 0; rows of queries and values have none."""
     source = sample(variant)
-    made, target = planned(source, sample(variant, **sizes))
-    grower, weights = growth(made, source, target), randomised(source)
-    spaces, inside = models.architecture_of(target).spaces, grower.maps[""]["key"].blind
+    plan, target = planned(source, sample(variant, **sizes))
+    grower, weights = PlanExecutor(plan), randomised(source)
+    spaces, inside = models.architecture_of(target).spaces, plan.maps["key"].query_null_space
     seen = 0
-    for row in made.rows:
+    for row in plan.tensors:
         param = grower.params[row.target]
         for axis in (axis for axis in row.noise if param.axes[axis].role == "writes"):
             bare, noisy = (grower.tensor(replace(row, noise=noise), rows_of(weights)) for noise in ((), (axis,)))
@@ -81,9 +78,10 @@ def test_queries_do_not_see_row_noise(variant, sizes):
     assert seen == target.num_hidden_layers
 
 
-def _only(row, grower, roles: tuple[str, ...]):
-    """The row with noise along axes of these roles only."""
-    return replace(row, noise=tuple(axis for axis in row.noise if grower.params[row.target].axes[axis].role in roles))
+def _only(tensor_plan: TensorPlan, executor: PlanExecutor, roles: tuple[str, ...]) -> TensorPlan:
+    """The plan of a tensor with noise along axes of these roles only."""
+    axes = executor.params[tensor_plan.target].axes
+    return replace(tensor_plan, noise=tuple(axis for axis in tensor_plan.noise if axes[axis].role in roles))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -91,12 +89,12 @@ def test_noise_depends_on_its_seed_and_on_nothing_else(variant):
     """Not on the order of tensors, not on the other tensors."""
     source, target = sample(variant), sample(variant, **times(2, layers=4))
     weights = randomised(source)
-    large, changed, made = grown(weights, source, target, depth="cancel")
-    again = growth(made, source, changed)
-    for row in reversed(made.rows):
+    large, changed, plan = grown(weights, source, target, depth="cancel")
+    again = PlanExecutor(plan)
+    for row in reversed(plan.tensors):
         assert torch.equal(again.tensor(row, rows_of(weights)), large[row.target])
     other, _, _ = grown(weights, source, target, depth="cancel", seed=1)
-    noisy = {row.target for row in made.rows if row.noise}
+    noisy = {row.target for row in plan.tensors if row.noise}
     assert noisy and {name for name in large if not torch.equal(large[name], other[name])} == noisy
     assert {
         row.template
@@ -107,17 +105,17 @@ def test_noise_depends_on_its_seed_and_on_nothing_else(variant):
 
 @pytest.mark.parametrize("factor", [2, 3])
 def test_noise_is_fresh_initialisation_as_far_as_it_is_free(factor):
-    """N = s * (Z - Z E (E^T E)^-1 E^T): its size is that of fresh weights times sqrt(1 - 1/k), it scales with s, and N E = 0.
-    No two tensors have the same."""
+    """N = s * (Z - Z E (E^T E)^-1 E^T): its size is that of fresh weights times sqrt(1 - 1/k), it scales with s, and N
+    E = 0. No two tensors have the same."""
     source, target = (
         sample("vit", hidden=48, heads=12, mlp=96),
         sample("vit", hidden=48 * factor, heads=12 * factor, mlp=96 * factor),
     )
     weights = randomised(source)
     none, once, thrice = (grown(weights, source, target, noise=noise)[0] for noise in (0.0, 1.0, 3.0))
-    made, changed = planned(source, target)
-    grower, firsts = growth(made, source, changed), []
-    for row in made.rows:
+    plan, _ = planned(source, target)
+    grower, firsts = PlanExecutor(plan), []
+    for row in plan.tensors:
         noise = once[row.target] - none[row.target]
         firsts += [noise.flatten()[0].item()] if row.noise else []
         assert torch.allclose(thrice[row.target] - none[row.target], 3 * noise, atol=1e-7)
@@ -125,7 +123,7 @@ def test_noise_is_fresh_initialisation_as_far_as_it_is_free(factor):
         for axis in row.noise:
             free = models.initializer_range(target) * (1 - 1 / factor) ** 0.5
             assert noise.std().item() == pytest.approx(free, rel=4 / noise.numel() ** 0.5), row.target
-            written = grower.maps[""][grower.params[row.target].axes[axis].spaces[0]].writes.dense()
+            written = plan.maps[grower.params[row.target].axes[axis].spaces[0]].writes.dense()
             assert (noise.movedim(axis, -1) @ written).abs().max() < 1e-12
     assert len(set(firsts)) == len(firsts) > 10
 
@@ -133,8 +131,8 @@ def test_noise_is_fresh_initialisation_as_far_as_it_is_free(factor):
 def test_fan_outs_of_new_layers_are_noise_alone():
     """Depth 'cancel': what a new layer writes adds up to nothing over the copies, and is not nothing."""
     source = sample("vit")
-    large, _, made = grown(randomised(source), source, sample("vit", **times(2, layers=4)), depth="cancel")
-    fan_outs = [row for row in made.rows if row.note and row.noise]
+    large, _, plan = grown(randomised(source), source, sample("vit", **times(2, layers=4)), depth="cancel")
+    fan_outs = [row for row in plan.tensors if row.note and row.noise]
     assert {row.note for row in fan_outs} == {"new layer: fan-outs of copies cancel"} and len(fan_outs) == 4
     for row in fan_outs:
         tensor = large[row.target]

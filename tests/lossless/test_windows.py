@@ -1,6 +1,7 @@
-"""A tensor grown in windows of rows is, to the bit, the tensor grown whole: what a rank or a process asks for changes nothing."""
+"""A tensor grown in windows of rows is, to the bit, the tensor grown whole: what a rank or a process asks for changes
+nothing."""
 
-from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,15 +10,16 @@ from hypothesis import strategies as st
 
 from pipeline import models
 from pipeline.checkpoints.state import by_rows
-from pipeline.growth import initialization
-from pipeline.growth.execute import METHODS, PlanExecutor, plan_growth
-from pipeline.growth.method import ExpansionOptions
-from pipeline.growth.optimizer_state import VIEWS, Moment, refusals
-from pipeline.growth.plan import TensorPlan
-from pipeline.rng import derive
+from pipeline.growth import initialization, methods
+from pipeline.growth.execute import PlanExecutor
+from pipeline.growth.methods import METHODS
+from pipeline.growth.optimizer_state import GrownSlot, refusals
+from pipeline.growth.plan import TensorPlan, plan_growth
+from pipeline.optim.optimizers import Slot
 from tests.helpers.growing import randomised, rows_of
 from tests.helpers.samples import IMAGES, VARIANTS, sample
 
+SLOTS = (Slot("exp_avg", 1), Slot("exp_avg_sq", 2))
 LARGE = {"hidden": 28, "heads": 7, "mlp": 45, "layers": 4}
 """No size is a multiple."""
 WHOLE = {"hidden": 24, "heads": 6, "mlp": 40, "layers": 4}
@@ -29,14 +31,12 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(initialization, "BLOCK", 64)
 
 
-def grower(variant: str, large: dict, **options) -> tuple[PlanExecutor, dict]:
+def grower(variant: str, large: dict, method: str = methods.DEFAULT, **options) -> tuple[PlanExecutor, dict]:
     """In float32, as checkpoints are grown."""
     source, target = sample(variant), sample(variant, **large)
     architectures = models.architecture_of(source), models.architecture_of(target)
-    made = plan_growth(*architectures, ExpansionOptions(**options))
-    return PlanExecutor(made, *architectures, models.initializer_range(target), dtype=torch.float32), {
-        n: t.float() for n, t in randomised(source).items()
-    }
+    plan = plan_growth(*architectures, methods.parse(method, options), models.initializer_range(target))
+    return PlanExecutor(plan, torch.float32), {name: tensor.float() for name, tensor in randomised(source).items()}
 
 
 def sizes(variant: str) -> dict:
@@ -64,7 +64,7 @@ def test_weights(variant, depth):
     growth, weights = grower(variant, sizes(variant), depth=depth)
     assert not [
         row.target
-        for row in growth.plan.rows
+        for row in growth.plan.tensors
         if not same(row, lambda rows, row=row: growth.tensor(row, rows_of(weights), rows))
     ]
 
@@ -75,20 +75,20 @@ def test_other_methods(variant, method):
     growth, weights = grower(variant, {"layers": 4} if method in ("stack", "interpolate") else WHOLE, method=method)
     assert not [
         row.target
-        for row in growth.plan.rows
+        for row in growth.plan.tensors
         if not same(row, lambda rows, row=row: growth.tensor(row, rows_of(weights), rows))
     ]
 
 
-@pytest.mark.parametrize("slot", VIEWS)
+@pytest.mark.parametrize("slot", SLOTS, ids=lambda slot: slot.name)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_moments(variant, slot):
     growth, weights = grower(variant, sizes(variant))
-    if refusals(growth.plan, set(VIEWS)):
+    if refusals(growth.plan, SLOTS, [slot.name for slot in SLOTS]):
         growth, weights = grower(variant, WHOLE)
     squares = {name: tensor.square() for name, tensor in weights.items()}
     assert not [
-        row.target for row in growth.plan.rows if not same(row, Moment(growth, row, slot, rows_of(squares)).rows)
+        row.target for row in growth.plan.tensors if not same(row, GrownSlot(growth, row, slot, rows_of(squares)).rows)
     ]
 
 
@@ -97,16 +97,16 @@ def test_interpolated_tables(patch):
     growth, weights = grower("vit", {**LARGE, "image": 3 * patch, "patch": patch})
     assert not [
         row.target
-        for row in growth.plan.rows
+        for row in growth.plan.tensors
         if not same(row, lambda rows, row=row: growth.tensor(row, rows_of(weights), rows))
     ]
 
 
-@pytest.mark.parametrize("slot", ["", *VIEWS])
+@pytest.mark.parametrize("slot", [None, *SLOTS], ids=["weights", "exp_avg", "exp_avg_sq"])
 @pytest.mark.parametrize("variant", ["bert-pre-ln", "gpt2", "llama"])
 def test_a_window_reads_what_it_needs(variant, slot):
-    """All windows together read each source row about as often as it is copied, and a mean of all rows; nothing for rows without a
-    past, apart from their mean, which is taken once."""
+    """All windows together read each source row about as often as it is copied, and a mean of all rows; nothing for
+    rows without a past, apart from their mean, which is taken once."""
     growth, weights = grower(variant, {**WHOLE, "vocab": 6000})
     read, rows = [], rows_of(weights)
 
@@ -114,37 +114,33 @@ def test_a_window_reads_what_it_needs(variant, slot):
         read.append((name, wanted))
         return rows(name, wanted)
 
-    for row in (row for row in growth.plan.rows if len(row.shape) == 2 and row.sources):
+    for row in (row for row in growth.plan.tensors if len(row.shape) == 2 and row.terms):
         read.clear()
         in_windows(
             row,
-            Moment(growth, row, slot, counted).rows if slot else lambda w, row=row: growth.tensor(row, counted, w),
+            GrownSlot(growth, row, slot, counted).rows if slot else lambda w, row=row: growth.tensor(row, counted, w),
             7,
         )
-        source = weights[row.sources[0].name].shape[0]
+        source = weights[row.source_name(row.terms[0])].shape[0]
         assert sum(len(wanted) for _, wanted in read) <= 4 * row.shape[0] + source, row.target
         assert row.shape[0] < 1000 or sum(len(wanted) for _, wanted in read) <= 2 * source, row.target
 
 
 def test_blocks_differ(monkeypatch):
     """Every block has its own numbers, of the same spread; the first has those of a tensor that is one block."""
-    seeds = partial(derive, 0)
-    drawn = initialization.normal((100, 16), torch.arange(100), 0.5, seeds)
+    drawn = initialization.normal((100, 16), torch.arange(100), 0.5, 0)
     blocks = drawn.split(4)
-    assert (
-        all(not torch.equal(one, other) for one, other in zip(blocks, blocks[1:], strict=False))
-        and 0.45 < drawn.std() < 0.55
-    )
-    assert torch.equal(initialization.normal((100, 16), torch.tensor([2, 5, 50]), 0.5, seeds), drawn[[2, 5, 50]])
+    assert all(not torch.equal(one, other) for one, other in pairwise(blocks)) and 0.45 < drawn.std() < 0.55
+    assert torch.equal(initialization.normal((100, 16), torch.tensor([2, 5, 50]), 0.5, 0), drawn[[2, 5, 50]])
     monkeypatch.setattr(initialization, "BLOCK", 1 << 20)
-    assert torch.equal(initialization.normal((4, 16), torch.arange(4), 0.5, seeds), blocks[0])
+    assert torch.equal(initialization.normal((4, 16), torch.arange(4), 0.5, 0), blocks[0])
 
 
 def test_a_rank_draws_no_more_than_its_share(monkeypatch):
     """Half of a matrix costs half of its noise, and a block at most."""
     growth, weights = grower("bert-pre-ln", LARGE)
     row, drawn, normal = (
-        next(row for row in growth.plan.rows if row.noise and len(row.shape) == 2),
+        next(row for row in growth.plan.tensors if row.noise and len(row.shape) == 2),
         [],
         torch.Tensor.normal_,
     )

@@ -17,7 +17,7 @@ def test_every_key_of_the_config_is_in_one_list(name):
     """A key that a new version of transformers brings fails here, until someone decides what a growth does with it."""
     keys = models.FAMILIES[name].keys
     lists = {field.name: getattr(keys, field.name) for field in dataclasses.fields(keys) if field.name != "width"}
-    listed = [key for each in lists.values() for key in each]
+    listed = [key for each_list in lists.values() for key in each_list]
     assert sorted(set(listed)) == sorted(listed), "a key is in two lists"
     assert not set(models.FAMILIES[name].config_class().to_dict()) - set(listed)
     assert set(keys.width) <= set(keys.sizes)

@@ -32,8 +32,8 @@ def test_scoring_some_positions_is_scoring_all_and_choosing(name):
     model, inputs = randomised(name), batch()
     positions = torch.tensor([[0, 3, 6], [11, 2, 2], [5, 1, 9]])
     everywhere = model(**inputs).logits
-    chosen = everywhere.gather(1, positions[..., None].expand(-1, -1, everywhere.shape[-1]))
-    torch.testing.assert_close(model(**inputs, masked_positions=positions).logits, chosen, **TIGHT)
+    expected = everywhere.gather(1, positions[..., None].expand(-1, -1, everywhere.shape[-1]))
+    torch.testing.assert_close(model(**inputs, masked_positions=positions).logits, expected, **TIGHT)
 
 
 def test_bert_is_transformers_bert():

@@ -14,7 +14,7 @@ from pipeline.cli import main
 from pipeline.config.schema import ModelSizes
 from pipeline.errors import UserError
 from pipeline.expansion import expand
-from pipeline.growth.method import ExpansionOptions
+from pipeline.growth import methods
 
 FACTS = {
     "bert-pre-ln": {"kind": "text", "vocab_size": 61, "block": 14, "scored": 3},
@@ -77,7 +77,7 @@ FORMATS = [
 def test_every_layout_in_and_out(tmp_path, name, layout):
     """Source and result in the same layout; the result is read back and verified from its files."""
     small = source(tmp_path, name, layout)
-    job = expand.plan_expansion(small, configure(name, **LARGE), ExpansionOptions(depth="cancel"), layout)
+    job = expand.plan_expansion(small, configure(name, **LARGE), methods.parse("lemon", {"depth": "cancel"}), layout)
     measured = expand.execute_expansion(job, tmp_path / "large", lambda line: None)
     facts = manifest.verify(tmp_path / "large")
     assert measured.lossless and facts["verification"]["lossless"] and facts["provenance"]["flops"] > 1000
@@ -93,7 +93,7 @@ def test_every_layout_in_and_out(tmp_path, name, layout):
 )
 def test_a_hugging_face_result_loads_with_nothing_else(tmp_path, name, auto):
     job = expand.plan_expansion(
-        source(tmp_path, name), configure(name, **LARGE), ExpansionOptions(), CheckpointLayout("huggingface")
+        source(tmp_path, name), configure(name, **LARGE), methods.parse(), CheckpointLayout("huggingface")
     )
     expand.execute_expansion(job, tmp_path / "large", lambda line: None)
     model, report = auto.from_pretrained(tmp_path / "large", output_loading_info=True)
@@ -102,9 +102,9 @@ def test_a_hugging_face_result_loads_with_nothing_else(tmp_path, name, auto):
 
 
 def test_a_lossy_result_is_not_published(tmp_path):
-    """A target that grow_optimizer_state the old epsilon is not lossless; the tool measures it and refuses."""
+    """A target that keeps the old epsilon is not lossless; the tool measures it and refuses."""
     job = expand.plan_expansion(
-        source(tmp_path), configure("bert-pre-ln", **LARGE), ExpansionOptions(), CheckpointLayout("huggingface")
+        source(tmp_path), configure("bert-pre-ln", **LARGE), methods.parse(), CheckpointLayout("huggingface")
     )
     job.large.layer_norm_eps = 0.1
     with pytest.raises(
@@ -118,7 +118,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path):
     broken = torch.full((12,), float("nan"))
     small = source(tmp_path, **{"bert.LayerNorm.bias": broken})
     job = expand.plan_expansion(
-        small, configure("bert-pre-ln", **LARGE), ExpansionOptions(), CheckpointLayout("huggingface")
+        small, configure("bert-pre-ln", **LARGE), methods.parse(), CheckpointLayout("huggingface")
     )
     with pytest.raises(UserError, match="'bert.LayerNorm.bias' holds NaN or infinite values"):
         expand.execute_expansion(job, tmp_path / "large", lambda line: None)

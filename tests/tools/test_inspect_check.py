@@ -47,7 +47,7 @@ def test_inspect_says_what_was_written(held, capsys, name):
     assert found["parameters"] == found["model"]["parameters"] == architecture.parameters and found["tensors"] == 38
     assert (
         found["model"]["family"] == "bert-pre-ln"
-        and found["model"]["sizes"] == architecture.measures()
+        and found["model"]["sizes"] == architecture.sizes()
         and found["tied"] == architecture.aliases
     )
     assert found["largest"] == {"name": "bert.embeddings.word_embeddings.weight", "shape": [61, 12]} and found[

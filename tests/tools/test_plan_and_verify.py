@@ -38,7 +38,7 @@ def test_no_tensor_is_read(tmp_path, capsys, monkeypatch):
     closed = {name: LazyTensor(entry.shape, forbidden) for name, entry in held.tensors.items()}
     monkeypatch.setattr(checkpoints.huggingface, "read", lambda folder: type(held)(closed))
     content, _ = planned(capsys, tmp_path, "bert-pre-ln")
-    assert len(content["rows"]) == 3 + 2 + 1 + 4 * 16
+    assert len(content["tensors"]) == 3 + 2 + 1 + 4 * 16
 
 
 def test_the_plan_is_what_happens(tmp_path, capsys):
@@ -57,7 +57,7 @@ def test_the_plan_is_what_happens(tmp_path, capsys):
     )
     assert code == 0, err
     state, config = checkpoints.read(tmp_path / "large")
-    assert {row["target"]: tuple(row["shape"]) for row in content["rows"]} == {
+    assert {row["target"]: tuple(row["shape"]) for row in content["tensors"]} == {
         name: entry.shape for name, entry in state.tensors.items()
     }
     assert content["parameters"][1] == sum(entry.open().numel() for entry in state.tensors.values())
@@ -151,7 +151,7 @@ def test_verify_measures_outputs_layers_and_copies(tmp_path, capsys):
     for word in (
         "outputs in float64",
         "outputs in float32",
-        "stream behind layer 1",
+        "residual stream after layer 1",
         "symmetry     mlp",
         "verdict      lossless",
     ):
@@ -177,7 +177,7 @@ def test_verify_needs_a_growth(tmp_path, capsys):
     saved(tmp_path / "small", "vit")
     saved(tmp_path / "other", "vit", hidden=8, heads=2)
     code, _, err = lemon(capsys, "verify", tmp_path / "small", tmp_path / "other")
-    assert code == 2 and "is no growth of" in err and "embed shrinks from 12 to 8" in err
+    assert code == 2 and "cannot have grown from" in err and "embed shrinks from 12 to 8" in err
 
 
 @pytest.mark.parametrize("content", ["{}", '{"options": {"method": "magic"}}', '{"options": {"color": "red"}}'])

@@ -53,7 +53,9 @@ def test_results_have_a_representation_worth_reading(namespace):
 
 def test_the_package_imports_nothing_heavy():
     heavy = "[name for name in ('torch', 'transformers', 'deepspeed', 'numpy') if name in sys.modules]"
-    done = run_python("-c", f"import sys; from pipeline import grow, expand, plan, verify, reshard, describe; print({heavy})")
+    done = run_python(
+        "-c", f"import sys; from pipeline import grow, expand, plan, verify, reshard, describe; print({heavy})"
+    )
     assert done.stdout.strip() == "[]", done.stderr
 
 

@@ -36,10 +36,7 @@ def test_a_yaml_model_of_any_family(tmp_path, capsys, variant, sizes):
     )
     assert code == 0, err
     _, config = checkpoints.read(tmp_path / "large")
-    grown, before = (
-        models.architecture_of(config).measures(),
-        models.architecture_of(sample(variant, **sizes)).measures(),
-    )
+    grown, before = (models.architecture_of(config).sizes(), models.architecture_of(sample(variant, **sizes)).sizes())
     assert (
         grown["layers"] > before["layers"] and grown["embed"] in (20, 24) and grown.get("vocab") == before.get("vocab")
     )

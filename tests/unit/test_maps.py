@@ -1,4 +1,5 @@
-"""The identities every growth rests on, over random sizes: R^T E = I, N E = 0, what a norm sees, what an attention sees."""
+"""The identities every growth rests on, over random sizes: R^T E = I, N E = 0, what a norm sees, what an attention
+sees."""
 
 import math
 
@@ -9,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.growth import maps
-from pipeline.growth.attention import attention, missing
+from pipeline.growth.attention import attention_maps, lost_heads
 from pipeline.growth.interpolation import pixels
 from pipeline.growth.maps import MEAN, ZERO, DenseMap, IndexMap
-from pipeline.models.architecture import Architecture, Attention, heads, spaces
+from pipeline.models.architecture import Architecture, Attention, LayerStack, NormEpsilon, heads, spaces
 
 SIZES = st.tuples(st.integers(1, 24), st.integers(0, 60)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 SEEDS = st.integers(0, 2**31)
@@ -72,8 +73,8 @@ def test_a_map_is_its_matrix(chosen, seed):
     for each in (chosen, DenseMap(wanted)):
         assert near(each.apply(before, 1), torch.einsum("ts,bsc->btc", wanted, before))
         assert near(each.apply(before.transpose(1, 2), 2), torch.einsum("ts,bsc->bct", wanted, before))
-        assert near(each.back(after, 1), torch.einsum("ts,btc->bsc", wanted, after))
-        assert near(each.back(after.transpose(1, 2), -1), torch.einsum("ts,btc->bcs", wanted, after))
+        assert near(each.apply_transpose(after, 1), torch.einsum("ts,btc->bsc", wanted, after))
+        assert near(each.apply_transpose(after.transpose(1, 2), -1), torch.einsum("ts,btc->bcs", wanted, after))
         assert near(each.scaled(2.5).apply(before, 1), 2.5 * each.apply(before, 1))
         assert near(each.squared().apply(before, 1), torch.einsum("ts,bsc->btc", wanted**2, before))
     assert near(chosen.only(kept).dense(), wanted * kept[:, None])
@@ -88,10 +89,10 @@ def test_a_map_is_its_matrix(chosen, seed):
 def test_noise_is_not_seen_and_nothing_more_is_taken(chosen, seed):
     """N E = 0; what is unseen already stays as it is, and what is taken away is orthogonal to what stays."""
     noise, written = draw(seed, 3, len(chosen.index)), chosen.dense()
-    free = chosen.unseen(noise, 1)
+    free = chosen.project_to_null_space(noise, 1)
     assert (free @ written).abs().max() < 1e-12
-    assert near(chosen.unseen(free, 1), free)
-    assert near(chosen.unseen(noise.T.contiguous(), 0), free.T)
+    assert near(chosen.project_to_null_space(free, 1), free)
+    assert near(chosen.project_to_null_space(noise.T.contiguous(), 0), free.T)
     assert ((noise - free) @ free.T).abs().max() < 1e-12
 
 
@@ -103,8 +104,8 @@ def test_reading_undoes_writing(rule, sizes, seed):
     written, read = chosen.writes.dense(), chosen.reads.dense()
     assert near(read.T @ written, torch.eye(sizes[0]).double())
     x = draw(seed, sizes[0], 2)
-    assert near(chosen.reads.back(chosen.writes.apply(x, 0), 0), x)
-    assert (chosen.writes.unseen(draw(seed, 2, sizes[1]), 1) @ written).abs().max() < 1e-12
+    assert near(chosen.reads.apply_transpose(chosen.writes.apply(x, 0), 0), x)
+    assert (chosen.writes.project_to_null_space(draw(seed, 2, sizes[1]), 1) @ written).abs().max() < 1e-12
     assert chosen.free == (sizes[1] > sizes[0] and not chosen.appended)
 
 
@@ -130,8 +131,8 @@ def test_an_rms_norm_sees_the_same_up_to_eta(sizes):
 @given(SIZES)
 @random_sizes
 def test_a_tied_embedding_reads_what_was_meant(rms, sizes):
-    """It is grown by the stream's rule and multiplies by its columns: the two E together are the identity, and what comes back to
-    the norm (the gradient) is what the embedding holds."""
+    """It is grown by the stream's rule and multiplies by its columns: the two E together are the identity, and what
+    comes back to the norm (the gradient) is what the embedding holds."""
     embedding, ended = maps.residual(*sizes, rms).writes.dense(), maps.tied(*sizes, rms)
     assert near(embedding.T @ ended.writes.dense(), torch.eye(sizes[0]).double())
     assert sizes[0] == sizes[1] or near(ended.reads.dense(), embedding)
@@ -152,7 +153,7 @@ def test_a_grown_gain_has_no_dead_entries(rule, sizes):
 def test_noise_stays_as_large_as_it_may(copies):
     """Of k copies the projection takes one part in k."""
     noise = draw(0, 50, 40 * copies)
-    assert maps.circular(40, 40 * copies).writes.unseen(noise, 1).std().item() == pytest.approx(
+    assert maps.circular(40, 40 * copies).writes.project_to_null_space(noise, 1).std().item() == pytest.approx(
         (1 - 1 / copies) ** 0.5, rel=0.03
     )
 
@@ -174,13 +175,15 @@ def attentions(draw_one, rope: bool = False, qk_norm: bool = False) -> tuple[Arc
     attend = Attention(rope=rope, qk_norm=qk_norm)
 
     def architecture(count: int, kv: int, size: int) -> Architecture:
-        return Architecture("any", spaces(*heads(count, size, kv)), 1, (), "eps", attend)
+        return Architecture(
+            "any", spaces(*heads(count, size, kv)), (LayerStack("layers", 1, (attend,)),), (), NormEpsilon(1e-6, "eps")
+        )
 
     pair = (
         architecture(groups * per, groups, unit),
         architecture(more_groups * more_per, more_groups, unit if rope or qk_norm else more_unit),
     )
-    assume(not missing(*pair, torch.arange(more_groups) % groups))
+    assume(not lost_heads(attend, *pair, torch.arange(more_groups) % groups))
     return pair
 
 
@@ -192,29 +195,30 @@ def circular(before: int, after: int) -> Tensor:
 @random_sizes
 def test_heads_read_what_was_written(pair, seed):
     """R^T E = I in all four spaces; whole heads go together; keys have a part that queries do not see."""
-    chosen = attention(*pair, circular, 1.0)
+    chosen = attention_maps(*pair, circular, 1.0)
     unit = pair[1].spaces["query"].unit
     for role in ROLES:
         written = chosen[role].writes.dense()
         assert near(chosen[role].reads.dense().T @ written, torch.eye(pair[0].spaces[role].size).double())
         owners = (chosen[role].writes.index // pair[0].spaces["query"].unit).view(-1, unit)
         assert all(len(set(owner.tolist()) - {-1}) == 1 for owner in owners)
-        assert (chosen[role].writes.unseen(draw(seed, 2, len(written)), 1) @ written).abs().max() < 1e-12
-    assert (chosen["key"].blind is not None) == (unit > pair[0].spaces["query"].unit)
+        assert (chosen[role].writes.project_to_null_space(draw(seed, 2, len(written)), 1) @ written).abs().max() < 1e-12
+    assert (chosen["key"].query_null_space is not None) == (unit > pair[0].spaces["query"].unit)
 
 
 @given(attentions(), SEEDS)
 @random_sizes
 def test_scores_and_what_heads_give_out_are_kept(pair, seed):
-    """q* . k* / sqrt(d_T) = q . k / sqrt(d_S) for every target head and the head it copies; row noise of keys changes nothing;
-    with one key, a head gives out its group's value."""
+    """q* . k* / sqrt(d_T) = q . k / sqrt(d_S) for every target head and the head it copies; row noise of keys changes
+    nothing; with one key, a head gives out its group's value."""
     small, large = pair
-    chosen = attention(small, large, circular, 1.0)
+    chosen = attention_maps(small, large, circular, 1.0)
     before, after = small.spaces["query"].unit, large.spaces["query"].unit
     query, key, value = (draw(seed + n, small.spaces[role].size) for n, role in enumerate(ROLES[:3]))
     scores = _scores(query.view(-1, before), key.view(-1, before))
     noise = draw(seed, large.spaces["key"].size)
-    unseen = chosen["key"].blind.unseen(noise, 0) if chosen["key"].blind else 0 * noise
+    queries = chosen["key"].query_null_space
+    unseen = queries.project_to_null_space(noise, 0) if queries else 0 * noise
     grown_query, grown_key = chosen["query"].writes.apply(query, 0), chosen["key"].writes.apply(key, 0)
     source = chosen["context"].writes.index.view(-1, after)[:, 0] // before
     assert near(_scores(grown_query.view(-1, after), grown_key.view(-1, after)), scores[source])
@@ -229,7 +233,7 @@ def test_scores_and_what_heads_give_out_are_kept(pair, seed):
 @random_sizes
 def test_a_norm_on_heads_sees_eta(pair, eta):
     """A norm over head_dim shares the epsilon, which grows by eta^2: so must what it reads."""
-    chosen = attention(*pair, circular, eta)
+    chosen = attention_maps(*pair, circular, eta)
     for role in ("query", "key"):
         written = chosen[role].writes.dense()
         assert near(written.abs().sum(1), torch.full((len(written),), eta, dtype=torch.float64))

@@ -77,7 +77,7 @@ def _members(shapes: list[dict[str, tuple[int, ...]]], groups: list[dict]) -> li
 
 
 def _step(folder: Path, name: str, optimizer: dict) -> float:
-    """The parameter's own step; DeepSpeed's stage 3 grow_optimizer_state one for each group in the optimizer's file."""
+    """The parameter's own step; DeepSpeed's stage 3 keeps one for each group in the optimizer's file."""
     path = folder / "zero" / name / "step.pt"
     if path.exists():
         return float(open_file(path))

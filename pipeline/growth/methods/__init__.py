@@ -1,0 +1,72 @@
+"""The growth methods, by name. To add one: a class in a file of this folder, and its line here."""
+
+from collections.abc import Mapping
+from typing import get_args
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from pipeline.errors import UserError, nearest
+from pipeline.growth.method import ExpansionOptions, Method
+from pipeline.growth.methods.aki import Aki
+from pipeline.growth.methods.depth import Interpolate, Stack
+from pipeline.growth.methods.fpi import Fpi
+from pipeline.growth.methods.from_scratch import FromScratch
+from pipeline.growth.methods.lemon import Lemon
+from pipeline.growth.methods.net2net import Net2Net
+
+METHODS: dict[str, Method] = {
+    method.name: method for method in (Lemon(), Net2Net(), Fpi(), Aki(), Stack(), Interpolate(), FromScratch())
+}
+DEFAULT = Lemon.name
+
+
+def find(name: str) -> Method:
+    """The method called `name`. Raises UserError with the nearest name."""
+    if name not in METHODS:
+        raise UserError(f"unknown method '{name}'{nearest(name, METHODS)}")
+    return METHODS[name]
+
+
+def parse(name: str = DEFAULT, options: Mapping[str, object] | None = None, seed: int = 0) -> ExpansionOptions:
+    """A method's name and its options, as a config or a command line says them (numbers may be text), checked. Raises
+    UserError for an unknown method, an option that the method does not have, and a value that the option cannot
+    take."""
+    method, values = find(name), dict(options or {})
+    fields = method.Options.model_fields
+    if unknown := sorted(set(values) - set(fields)):
+        raise UserError(f"method '{name}' has no option '{unknown[0]}'; {_known(name, fields)}")
+    try:
+        return ExpansionOptions(name, method.Options.model_validate(values), seed)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][0])
+        raise UserError(
+            f"method '{name}', option '{option}': {values[option]!r} is not allowed ({first['msg']}); "
+            f"it is {_values(fields[option])}"
+        ) from error
+
+
+def _known(name: str, fields: Mapping[str, FieldInfo]) -> str:
+    return f"its options are {', '.join(fields)}" if fields else "it has none"
+
+
+def describe() -> list[str]:
+    """Every method and its options, a line each, for --help."""
+    lines = []
+    for name, method in METHODS.items():
+        lines.append(f"{name}: {method.summary}")
+        lines += [
+            f"  {option}={_values(field)} (default {field.default}): {field.description}"
+            for option, field in method.Options.model_fields.items()
+        ]
+    return lines
+
+
+def _values(field: FieldInfo) -> str:
+    """The values that an option takes, in words."""
+    if choices := get_args(field.annotation):
+        return "|".join(map(str, choices))
+    limits = [f"at least {least.ge}" for least in field.metadata if hasattr(least, "ge")]
+    kinds: dict[object, str] = {float: "a number", int: "a whole number", bool: "true|false"}
+    return " ".join([kinds.get(field.annotation, "text"), *limits])

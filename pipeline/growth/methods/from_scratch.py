@@ -1,13 +1,22 @@
 """From scratch under the same command: nothing of the source is taken but its family."""
 
 from pipeline.growth import conditions
-from pipeline.growth.method import Method
+from pipeline.growth.maps import Maps
+from pipeline.growth.method import GrowthContext, Method, MethodOptions
 from pipeline.growth.methods import fpi
 from pipeline.models.architecture import Architecture
 
 
-def lossy(source: Architecture, target: Architecture) -> list[str]:
-    return ["every tensor starts fresh"]
+class FromScratch(Method):
+    name = "random"
+    summary = "a fresh model of the target's size, for comparison"
+    fresh = True
 
+    def refusals(self, source: Architecture, target: Architecture, options: MethodOptions) -> list[str]:
+        return conditions.impossible(source, target)
 
-METHOD = Method("random", fpi.choose, fpi.stacked, conditions.impossible, lossy, fresh=True)
+    def lossy(self, source: Architecture, target: Architecture, options: MethodOptions) -> list[str]:
+        return ["every tensor starts fresh"]
+
+    def maps(self, source: Architecture, target: Architecture, context: GrowthContext) -> Maps:
+        return fpi.copied(source, target, fpi.circular)

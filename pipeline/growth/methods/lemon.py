@@ -1,31 +1,92 @@
 """LEMON: lossless expansion of width and depth (Wang et al., ICLR 2024, arXiv:2310.07999).
 
-| space             | E: how the large model holds it                            | R: how it reads it                    |
-| residual stream   | k copies, remainder the mean (LayerNorm) or zero (RMSNorm) | full copies share                     |
-| norm's output     | k copies, remainder zero                                   | full copies share, remainder free     |
-| heads, MLP units  | circular copies of whole units                             | copies share equally                  |
+| space             | E: how the large model holds it                            | R: how it reads it
+ |
+| residual stream   | k copies, remainder the mean (LayerNorm) or zero (RMSNorm) | full copies share
+ |
+| norm's output     | k copies, remainder zero                                   | full copies share, remainder free
+ |
+| heads, MLP units  | circular copies of whole units                             | copies share equally
+ |
+
+From 2 to 3 (growth-math, section 4), step by step, and why each rule is what it is:
+
+* The stream x = (3, 1) is held as x* = (3, 1, 2). The remainder is the **mean**, because LayerNorm subtracts the mean:
+  of (3, 1, 2) it is still 2, and the third entry contributes nothing to the variance. RMSNorm subtracts nothing, so
+  there the remainder is **zero**.
+* The variance falls from 1 to 2/3, by eta^2 = k D_S / D_T. The gain takes eta (equation 4), the epsilon eta^2: then the
+  norm gives out (y_1, y_2, 0), the small model's numbers and a **zero**.
+* A weight that reads the norm's output finds a zero in the third entry: its third column is free. It gets **noise**, or
+  what grew there would receive no gradient of its own. Where an entry has several copies the noise must cancel over
+  them (equation 2).
+* What a branch adds to the stream is written by the rows E W, the third row the mean of the others. So the stream's
+  third entry stays the mean of the first two, and the next norm finds what it needs.
+
+Units that no norm mixes (heads, MLP units) may be copied in any number, so that no mean is needed. New layers stand
+directly behind the layer they came from and add nothing to the stream at step 0 (section 6).
 """
 
-import torch
+from typing import Literal, cast
 
-from pipeline.errors import UserError
+import torch
+from pydantic import Field
+
 from pipeline.growth import conditions, interpolation, maps
-from pipeline.growth.attention import attention
+from pipeline.growth.attention import attention_maps
 from pipeline.growth.maps import Maps, SpaceMap
-from pipeline.growth.method import ExpansionOptions, LayerOrigin, Method, Term
+from pipeline.growth.method import GrowthContext, LayerOrigin, Method, MethodOptions, Term
 from pipeline.models.architecture import Architecture, Space
 
 
-def choose(source: Architecture, target: Architecture, seed: int) -> dict[str, Maps]:
-    """The maps of every space."""
-    residual = maps.residual(source.residual.size, target.residual.size, target.rms)
-    heads = attention(source, target, lambda before, after: torch.arange(after) % before, residual.eta)
-    return {
-        "": {
-            name: heads[name] if name in heads else space_map(source.spaces[name], space, target.rms)
-            for name, space in target.spaces.items()
-        }
-    }
+class LemonOptions(MethodOptions):
+    depth: Literal["zero", "cancel"] = Field(
+        "zero", description="what new layers add: zero, or noise that cancels over the copies it reads"
+    )
+    placement: Literal["even", "top"] = Field(
+        "even", description="where new layers stand: spread evenly, or doubling the topmost layers"
+    )
+    noise: float = Field(1.0, ge=0, allow_inf_nan=False, description="scale of the symmetry-breaking noise")
+
+
+class Lemon(Method):
+    name = "lemon"
+    summary = "lossless in width and depth, with noise that separates copies"
+    Options = LemonOptions
+
+    def refusals(self, source: Architecture, target: Architecture, options: MethodOptions) -> list[str]:
+        return conditions.impossible(source, target) or (
+            conditions.inexact(source, target) + _too_deep(source, target, cast(LemonOptions, options))
+        )
+
+    def lossy(self, source: Architecture, target: Architecture, options: MethodOptions) -> list[str]:
+        return conditions.interpolated(source, target)
+
+    def maps(self, source: Architecture, target: Architecture, context: GrowthContext) -> Maps:
+        eta = maps.residual(source.residual.size, target.residual.size, target.rms).eta
+        heads = attention_maps(source, target, lambda before, after: torch.arange(after) % before, eta)
+        return Maps(
+            {
+                name: heads[name] if name in heads else space_map(source.spaces[name], space, target.rms)
+                for name, space in target.spaces.items()
+            }
+        )
+
+    def stack_layers(self, source: int, target: int, options: MethodOptions) -> tuple[LayerOrigin, ...]:
+        """New layers stand directly behind their origin: `top` doubles the topmost `target - source` layers (LEMON's
+        released recipe), `even` spreads them."""
+        lemon = cast(LemonOptions, options)
+        if lemon.placement == "top":
+            origins = [layer for layer in range(source) for _ in range(1 + (layer >= 2 * source - target))]
+        else:
+            origins = [index * source // target for index in range(target)]
+        new = [index > 0 and origins[index - 1] == origin for index, origin in enumerate(origins)]
+        return tuple(
+            LayerOrigin((Term(origin),), is_new, is_new and lemon.depth == "cancel")
+            for origin, is_new in zip(origins, new, strict=True)
+        )
+
+    def noise(self, options: MethodOptions) -> float:
+        return cast(LemonOptions, options).noise
 
 
 def space_map(source: Space, target: Space, rms: bool) -> SpaceMap:
@@ -40,31 +101,18 @@ def space_map(source: Space, target: Space, rms: bool) -> SpaceMap:
         "inner": lambda: maps.circular(before, after),
         "pooled": lambda: maps.circular(before, after),
         "mlp": lambda: maps.circular(before, after),
-        "table": lambda: maps.appended(before, after),
+        "lookup": lambda: maps.appended(before, after),
         "grid": lambda: interpolation.grid(source, target),
         "pixels": lambda: interpolation.pixels(before, after),
     }
     return rules[target.kind]()
 
 
-def layers(source: int, target: int, options: ExpansionOptions) -> tuple[LayerOrigin, ...]:
-    """New layers stand directly behind their origin: `top` doubles the topmost `target - source` layers (LEMON's released
-    recipe), `even` spreads them. Raises UserError when `top` would need more than a doubling."""
-    if options.placement == "top":
-        if target > 2 * source:
-            raise UserError(
-                f"placement 'top' at most doubles the layers, {source} to {target} is more; use placement 'even'"
-            )
-        origins = [layer for layer in range(source) for _ in range(1 + (layer >= 2 * source - target))]
-    else:
-        origins = [index * source // target for index in range(target)]
-    return tuple(
-        LayerOrigin((Term(origin),), index > 0 and origins[index - 1] == origin) for index, origin in enumerate(origins)
-    )
-
-
-def refusals(source: Architecture, target: Architecture) -> list[str]:
-    return conditions.impossible(source, target) or conditions.inexact(source, target)
-
-
-METHOD = Method("lemon", choose, layers, refusals, conditions.interpolated, noise=True)
+def _too_deep(source: Architecture, target: Architecture, options: LemonOptions) -> list[str]:
+    before = {stack.name: stack.layers for stack in source.stacks}
+    return [
+        f"placement 'top' at most doubles the {target.stack_prefix(stack)}layers, {before[stack.name]} to "
+        f"{stack.layers} is more; use placement 'even'"
+        for stack in target.stacks
+        if options.placement == "top" and stack.layers > 2 * before[stack.name]
+    ]

@@ -1,7 +1,7 @@
 """Verifying: the small and the large model must compute the same function, measured, not claimed.
 
 Relative difference: max|small - R^T large| / max|small| over what the models give out (logits; of a bare encoder the
-last hidden state and the pooler), padding excluded. Of a grown vocabulary R^T grow_optimizer_state the old logits. Gates of a
+last hidden state and the pooler), padding excluded. Of a grown vocabulary R^T keeps the old logits. Gates of a
 published result, never measured in bf16: the stored float32 weights run in float64 at most 2e-6 (rounding of the
 stored weights), run in float32 at most 1e-5 (rounding of the arithmetic as well). Post-LN depth is exact up to O(eps):
 the two norms of a new layer see what is normalised already, and add eps to a variance of 1. How much that makes depends
@@ -10,16 +10,15 @@ difference that vanishes with eps is added to both gates.
 """
 
 from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PretrainedConfig
 
-from pipeline import models
-from pipeline.growth.execute import METHODS
-from pipeline.growth.maps import Maps
-from pipeline.growth.method import ExpansionOptions
+from pipeline.growth.plan import GrowthPlan
 from pipeline.growth.verification.probe import Inputs, Trace, Weights, probe, run
 from pipeline.growth.verification.symmetry import symmetry
 
@@ -30,10 +29,11 @@ GATES = {"float64": 2e-6, "float32": 1e-5}
 class Verification:
     """Measured relative differences beside their gates.
 
-    tolerance: what post-LN depth adds to the gates, the part of `float64` that vanishes with the norms' epsilon. drift: the
-    residual stream behind each source layer, in float64. symmetry: how far gradients of copies differ, by space. loss:
-    cross-entropy of the probe before and after, where the vocabulary grew. stored: the difference, in float64, of a result
-    stored in less than float32; the others are then those of the weights that it is the rounding of.
+    tolerance: what post-LN depth adds to the gates, the part of `float64` that vanishes with the norms' epsilon.
+    drift: the relative difference of the residual stream behind each source layer, in float64, stack by stack.
+    symmetry: how far gradients of copies differ, by space. loss: cross-entropy of the probe before and after, where
+    the vocabulary grew. stored: the difference, in float64, of a result stored in less than float32; the others are
+    then those of the weights that it is the rounding of.
     """
 
     float64: float
@@ -49,7 +49,7 @@ class Verification:
     def lossless(self) -> bool:
         return self.float64 <= GATES["float64"] + self.tolerance and self.float32 <= GATES["float32"] + self.tolerance
 
-    def as_json(self) -> dict:
+    def as_json(self) -> dict[str, Any]:
         return {
             **asdict(self),
             "gates": {name: gate + self.tolerance for name, gate in GATES.items()},
@@ -66,56 +66,52 @@ class Verification:
 
 
 class EquivalenceCheck:
-    """A small and a large model, and the method that made one of the other."""
+    """A small and a large model, and the plan that made one of the other."""
 
-    def __init__(self, source: PretrainedConfig, target: PretrainedConfig, options: ExpansionOptions):
-        self.source, self.target = source, target
-        self.architectures = models.architecture_of(source), models.architecture_of(target)
-        method = METHODS[options.method]
-        self.maps: Maps = method.maps(*self.architectures, options.seed)[""]
-        self.layers = method.layers(self.architectures[0].layers, self.architectures[1].layers, options)
-
-    @property
-    def moved(self) -> bool:
-        """Whether affines of norms moved to new layers, which is exact up to O(eps)."""
-        return self.architectures[1].post_norm and any(layer.new for layer in self.layers)
+    def __init__(self, source: PretrainedConfig, target: PretrainedConfig, plan: GrowthPlan):
+        self.source, self.target, self.plan = source, target, plan
 
     def traces(
-        self, small: Weights, large: Weights, inputs: Inputs, dtype: torch.dtype, bare: bool = False
+        self, small: Weights, large: Weights, inputs: Inputs, dtype: torch.dtype, zero_epsilon: bool = False
     ) -> tuple[Trace, Trace]:
-        return run(self.source, small, inputs, dtype, bare), run(self.target, large, inputs, dtype, bare)
+        """What both models do with the same inputs."""
+        return (
+            run(self.source, small, inputs, dtype, zero_epsilon),
+            run(self.target, large, inputs, dtype, zero_epsilon),
+        )
 
     def difference(self, small: Trace, large: Trace) -> float:
         """The largest relative difference of the outputs."""
-        spaces = self.architectures[1].outputs
+        spaces = self.plan.target.outputs
         return max(self._compared(small.outputs[name], large.outputs[name], space) for name, space in spaces.items())
 
     def drift(self, small: Trace, large: Trace) -> tuple[float, ...]:
-        """The relative difference of the residual stream behind each source layer, where its last copy stands."""
-        last = {layer.origin: index for index, layer in enumerate(self.layers)}
-        residual = self.architectures[1].residual.name
-        return tuple(
-            self._compared(hidden, large.layers[last[i]], residual)
-            for i, hidden in enumerate(small.layers)
-            if i in last
-        )
+        """The relative difference of the residual stream behind each source layer, where its last copy stands; stack by
+        stack."""
+        residual = self.plan.target.residual.name
+        before, after = iter(small.layers), iter(large.layers)
+        differences = []
+        for source, target in zip(self.plan.source.stacks, self.plan.target.stacks, strict=True):
+            hidden, grown = list(islice(before, source.layers)), list(islice(after, target.layers))
+            last = {origin.origin: index for index, origin in enumerate(self.plan.layers[target.name])}
+            differences += [self._compared(hidden[layer], grown[last[layer]], residual) for layer in sorted(last)]
+        return tuple(differences)
 
     def losses(self, small: Trace, large: Trace, inputs: Inputs) -> tuple[float, float] | None:
         """Cross-entropy of the probe's own tokens, where new logits enter the softmax."""
-        vocabulary = [
-            architecture.spaces["vocab"].size if "vocab" in architecture.spaces else 0
-            for architecture in self.architectures
-        ]
-        if "logits" not in small.outputs or vocabulary[0] == vocabulary[1]:
+        grown = "vocab" in self.plan.target.spaces and self.plan.maps["vocab"].appended
+        if "logits" not in small.outputs or not grown:
             return None
         labels = inputs["input_ids"][inputs["attention_mask"].bool()]
-        return tuple(F.cross_entropy(trace.outputs["logits"], labels).item() for trace in (small, large))
+        before, after = (F.cross_entropy(trace.outputs["logits"], labels).item() for trace in (small, large))
+        return before, after
 
     def _compared(self, small: Tensor, large: Tensor, space: str) -> float:
-        """The relative difference of two activations of one space; of a larger grid of patches the tokens before it count."""
-        read = self.maps[space].reads.back(large, -1)
-        grid = next((each for each in self.architectures[1].spaces.values() if each.kind == "grid"), None)
-        if grid and grid.size != self.architectures[0].spaces[grid.name].size and small.dim() == 3:
+        """The relative difference of two activations of one space; of a larger grid of patches the tokens before it
+        count."""
+        read = self.plan.maps[space].reads.apply_transpose(large, -1)
+        grid = next((each for each in self.plan.target.spaces.values() if each.kind == "grid"), None)
+        if grid and grid.size != self.plan.source.spaces[grid.name].size and small.dim() == 3:
             small, read = small[:, : grid.prefix], read[:, : grid.prefix]
         return relative_difference(small, read)
 
@@ -125,26 +121,26 @@ def verify(
     small: Weights,
     target: PretrainedConfig,
     large: Weights,
-    options: ExpansionOptions,
+    plan: GrowthPlan,
     *,
     stored: Weights | None = None,
     samples: int = 2,
 ) -> Verification:
-    """Run both models on the same probe in float32 and in float64, one at a time, and of it one module's weights. Weights are
-    read by published name. stored: `large` as it was rounded to less than float32, measured beside it, no part of the verdict."""
-    pair, inputs = EquivalenceCheck(source, target, options), probe(source, options.seed, samples)
-    trace, copies = symmetry(target, large, pair.maps, inputs, options.seed)
-    single = pair.difference(run(source, small, inputs, torch.float32), trace)
-    exact = pair.traces(small, large, inputs, torch.float64)
-    found, drift, losses = pair.difference(*exact), pair.drift(*exact), pair.losses(*exact, inputs)
-    rounded = None if stored is None else pair.difference(exact[0], run(target, stored, inputs, torch.float64))
+    """Run both models on the same probe in float32 and in float64, one at a time, and of it one module's weights.
+    Weights are read by published name. stored: `large` as it was rounded to less than float32, measured beside it, no
+    part of the verdict."""
+    check, inputs = EquivalenceCheck(source, target, plan), probe(source, plan.options.seed, samples)
+    trace, copies = symmetry(target, large, plan, inputs)
+    single = check.difference(run(source, small, inputs, torch.float32), trace)
+    exact = check.traces(small, large, inputs, torch.float64)
+    difference, drift, losses = check.difference(*exact), check.drift(*exact), check.losses(*exact, inputs)
+    rounded = None if stored is None else check.difference(exact[0], run(target, stored, inputs, torch.float64))
     del exact
-    tolerance = (
-        max(0.0, found - pair.difference(*pair.traces(small, large, inputs, torch.float64, bare=True)))
-        if pair.moved
-        else 0.0
-    )
-    return Verification(found, single, samples, tolerance, drift, copies, losses, rounded)
+    tolerance = 0.0
+    if plan.moves_norm_affines:
+        bare = check.traces(small, large, inputs, torch.float64, zero_epsilon=True)
+        tolerance = max(0.0, difference - check.difference(*bare))
+    return Verification(difference, single, samples, tolerance, drift, copies, losses, rounded)
 
 
 def relative_difference(small: Tensor, large: Tensor) -> float:

@@ -1,6 +1,6 @@
 """Running a model on a probe: what it gives out, and what its layers do on the way."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -33,11 +33,11 @@ def probe(config: PretrainedConfig, seed: int = 0, samples: int = 2) -> Inputs:
     return models.of_config(config).probe_inputs(config, generator, samples)
 
 
-def spent(source: PretrainedConfig, target: PretrainedConfig, samples: int, moved: bool = False) -> int:
-    """FLOPs of a verification: both models forward in two precisions, once more without epsilon where affines `moved`, and of
-    the large one a backward pass that recomputes its layers."""
+def spent(source: PretrainedConfig, target: PretrainedConfig, samples: int, moves_norm_affines: bool = False) -> int:
+    """FLOPs of a verification: both models forward in two precisions, once more without epsilon where the norms'
+    affines move, and of the large one a backward pass that recomputes its layers."""
     small, large = (cost(models.architecture_of(config), positions(config)) for config in (source, target))
-    return samples * ((2 + moved) * (small.forward + large.forward) + large.train)
+    return samples * ((2 + moves_norm_affines) * (small.forward + large.forward) + large.train)
 
 
 def positions(config: PretrainedConfig) -> dict[str, int]:
@@ -64,25 +64,27 @@ def without_epsilon(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def run(config: PretrainedConfig, read: Weights, inputs: Inputs, dtype: torch.dtype, bare: bool = False) -> Trace:
-    """The trace of a model of `config` with the weights that `read` gives; `bare`: without its norms' epsilon."""
+def run(
+    config: PretrainedConfig, read: Weights, inputs: Inputs, dtype: torch.dtype, zero_epsilon: bool = False
+) -> Trace:
+    """The trace of a model of `config` with the weights that `read` gives; zero_epsilon: without its norms' epsilon."""
     model = load(config, read, dtype)
-    return observe(without_epsilon(model) if bare else model, inputs)
+    return observe(without_epsilon(model) if zero_epsilon else model, inputs)
 
 
 def observe(model: PreTrainedModel, inputs: Inputs) -> Trace:
     """The trace of a model, in its own dtype."""
     trace, mask = Trace(), inputs.get("attention_mask")
     with torch.no_grad(), _watched(model, trace, None if mask is None else mask.bool()):
-        found = model(**fitted(inputs, model))
-    trace.outputs = given_out(found, model, inputs)
+        outputs = model(**fitted(inputs, model))
+    trace.outputs = observed_outputs(outputs, model, inputs)
     return trace
 
 
-def given_out(found: ModelOutput, model: PreTrainedModel, inputs: Inputs) -> dict[str, Tensor]:
+def observed_outputs(outputs: ModelOutput, model: PreTrainedModel, inputs: Inputs) -> dict[str, Tensor]:
     """What counts of a model's output, by name."""
     return {
-        name: _counted(found[name].detach(), inputs.get("attention_mask"))
+        name: _counted(outputs[name].detach(), inputs.get("attention_mask"))
         for name in models.architecture_of(model.config).outputs
     }
 
@@ -103,11 +105,11 @@ def _counted(output: Tensor, mask: Tensor | None) -> Tensor:
 
 
 @contextmanager
-def _watched(model: PreTrainedModel, trace: Trace, mask: Tensor | None):
+def _watched(model: PreTrainedModel, trace: Trace, mask: Tensor | None) -> Iterator[None]:
     """Hooks on every layer, for the time of a run."""
     architecture = models.architecture_of(model.config)
 
-    def layer_ended(module: nn.Module, given: tuple, output: Tensor | tuple) -> None:
+    def layer_ended(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
         trace.layers.append(_counted(output if isinstance(output, Tensor) else output[0], mask))
 
     blocks = [model.get_submodule(place) for place in architecture.blocks()]

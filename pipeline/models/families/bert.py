@@ -72,9 +72,9 @@ def masked_lm(
     """The encoder, dense -> activation -> norm, and a decoder tied to the token embedding."""
     params = (
         *_encoder(prefix, tied=True),
-        *linear(transform, "embed", "transformed", per="scored"),
+        *linear(transform, "embed", "transformed", counted_per="scored"),
         *norm(transform_norm, "transformed", "decoded"),
-        *linear(bias, "decoded", "vocab", per="scored")[1:],  # its weight is the token embedding
+        *linear(bias, "decoded", "vocab", counted_per="scored")[1:],  # its weight is the token embedding
     )
     inner = Space("transformed", config.hidden_size, "inner"), Space("decoded", config.hidden_size, "tied")
     tied = {f"{decoder}.weight": f"{prefix}embeddings.word_embeddings.weight", f"{decoder}.bias": f"{bias}.bias"}
@@ -83,7 +83,7 @@ def masked_lm(
 
 def encoder(family: str, ignored: tuple[str, ...], config: BertConfig) -> Architecture:
     """The bare encoder with its pooler."""
-    params = (*_encoder("", tied=False), *linear("pooler.dense", "embed", "pooled", per="sequence"))
+    params = (*_encoder("", tied=False), *linear("pooler.dense", "embed", "pooled", counted_per="sequence"))
     outputs = {"last_hidden_state": "embed", "pooler_output": "pooled"}
     return bert_architecture(
         family, config, params, Space("pooled", config.hidden_size, "pooled"), outputs=outputs, ignored=ignored

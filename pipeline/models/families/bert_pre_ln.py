@@ -256,13 +256,13 @@ def masked_lm(config: BertPreLNConfig) -> Architecture:
     """The encoder and a tied decoder, with or without the transform."""
     head = "cls.predictions."
     transform = (
-        *linear(head + "transform.dense", "normed", "transformed", per="scored"),
+        *linear(head + "transform.dense", "normed", "transformed", counted_per="scored"),
         *norm(head + "transform.LayerNorm", "transformed", "decoded"),
     )
     params = (
         *_encoder("bert.", tied=True, ended="normed" if config.mlm_transform else "decoded"),
         *(transform if config.mlm_transform else ()),
-        *linear("cls.predictions", "decoded", "vocab", per="scored")[1:],  # its weight is the token embedding
+        *linear("cls.predictions", "decoded", "vocab", counted_per="scored")[1:],  # its weight is the token embedding
     )
     width, inner = (
         config.hidden_size,

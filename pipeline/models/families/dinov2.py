@@ -49,7 +49,7 @@ def _architecture(config: Dinov2Config, params: tuple[ParamSpec, ...], outputs: 
 
 def classifier(config: Dinov2Config) -> Architecture:
     """A dense layer from the cls token and the mean of the patches, both behind the final norm."""
-    end = linear("classifier", reads("normed", "normed"), "classes", per="sequence")
+    end = linear("classifier", reads("normed", "normed"), "classes", counted_per="sequence")
     return _architecture(config, (*_encoder("dinov2.", config), *end), {"logits": "classes"})
 
 

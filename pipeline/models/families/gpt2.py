@@ -48,8 +48,8 @@ def _architecture(config: GPT2Config, params: tuple[ParamSpec, ...], **options: 
             Space("decoded", width, "tied"),
             *heads(config.n_head, width // config.n_head),
             Space("mlp", config.n_inner or 4 * width, "mlp"),
-            Space("vocab", config.vocab_size, "table"),
-            Space("positions", config.n_positions, "table"),
+            Space("vocab", config.vocab_size, "lookup"),
+            Space("positions", config.n_positions, "lookup"),
         ),
         stacks=(LayerStack("layers", config.n_layer),),
         params=params,
@@ -61,7 +61,7 @@ def _architecture(config: GPT2Config, params: tuple[ParamSpec, ...], **options: 
 def causal_lm(config: GPT2Config) -> Architecture:
     """The decoder and its head, tied to the token embedding unless the config says otherwise."""
     tied = config.tie_word_embeddings
-    head = () if tied else linear("lm_head", "normed", "vocab", per="scored", bias=False)
+    head = () if tied else linear("lm_head", "normed", "vocab", counted_per="scored", bias=False)
     params = (*_decoder("transformer.", config, tied, "decoded" if tied else "normed"), *head)
     aliases = {"lm_head.weight": "transformer.wte.weight"} if tied else {}
     return _architecture(

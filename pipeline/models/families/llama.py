@@ -83,7 +83,7 @@ def _architecture(
             Space("decoded", width, "tied"),
             *heads(config.num_attention_heads, head_dim, groups),
             Space("mlp", config.intermediate_size, "mlp"),
-            Space("vocab", config.vocab_size, "table"),
+            Space("vocab", config.vocab_size, "lookup"),
             *([Space("head", head_dim, "fixed")] if qk_norm else []),
         ),
         stacks=(LayerStack("layers", config.num_hidden_layers, (Attention(rope=True, qk_norm=qk_norm),)),),
@@ -97,7 +97,7 @@ def _architecture(
 def causal_lm(family: str, qk_norm: bool, config: PretrainedConfig) -> Architecture:
     """The decoder and its head, tied to the token embedding or not."""
     tied = config.tie_word_embeddings
-    head = () if tied else linear("lm_head", "normed", "vocab", per="scored", bias=False)
+    head = () if tied else linear("lm_head", "normed", "vocab", counted_per="scored", bias=False)
     params = (*_decoder("model.", config, qk_norm, tied, "decoded" if tied else "normed"), *head)
     aliases = {"lm_head.weight": "model.embed_tokens.weight"} if tied else {}
     return _architecture(

@@ -61,8 +61,8 @@ def _architecture(config: OPTConfig, params: tuple[ParamSpec, ...], tied: bool =
             *([Space("decoded", width, "tied")] if tied else []),
             *heads(config.num_attention_heads, width // config.num_attention_heads),
             Space("mlp", config.ffn_dim, "mlp"),
-            Space("vocab", config.vocab_size, "table"),
-            Space("positions", config.max_position_embeddings + RESERVED, "table"),
+            Space("vocab", config.vocab_size, "lookup"),
+            Space("positions", config.max_position_embeddings + RESERVED, "lookup"),
         ),
         stacks=(LayerStack("layers", config.num_hidden_layers),),
         params=params,
@@ -75,7 +75,7 @@ def causal_lm(config: OPTConfig) -> Architecture:
     """The decoder and its head, tied to the token embedding unless the config says otherwise. Raises UserError."""
     _require_supported(config)
     tied = config.tie_word_embeddings
-    head = () if tied else linear("lm_head", "normed", "vocab", per="scored", bias=False)
+    head = () if tied else linear("lm_head", "normed", "vocab", counted_per="scored", bias=False)
     aliases = {"lm_head.weight": "model.decoder.embed_tokens.weight"} if tied else {}
     return _architecture(config, (*_decoder("model.decoder.", config, tied), *head), tied, aliases=aliases)
 

@@ -89,7 +89,7 @@ def image_architecture(
     """The spaces of a vision Transformer with `prefix` tokens before its patches."""
     width = int(config.hidden_size)
     pooled = [Space("pooled", config.pooler_output_size or width, "pooled")] if "pooled" in outputs.values() else []
-    classes = [Space("classes", config.num_labels, "fixed")] if "classes" in outputs.values() else []
+    classes = [Space("classes", config.num_labels or 0, "fixed")] if "classes" in outputs.values() else []
     return Architecture(
         family=family,
         spaces=spaces(
@@ -120,7 +120,7 @@ TOKENS = {"vit": ("cls_token",), "deit": ("cls_token", "distillation_token")}
 
 def classifier(family: str, names: tuple[str, ...], config: ViTConfig) -> Architecture:
     """A dense layer from the final norm's output to the classes, once for each name."""
-    ends = tuple(row for name in names for row in linear(name, "normed", "classes", per="sequence"))
+    ends = tuple(row for name in names for row in linear(name, "normed", "classes", counted_per="sequence"))
     params = (*_encoder(f"{family}.", TOKENS[family], config), *ends)
     return image_architecture(
         family, config, params, config.intermediate_size, len(TOKENS[family]), {"logits": "classes"}
@@ -129,7 +129,10 @@ def classifier(family: str, names: tuple[str, ...], config: ViTConfig) -> Archit
 
 def encoder(family: str, config: ViTConfig) -> Architecture:
     """The bare encoder with its pooler."""
-    params = (*_encoder("", TOKENS[family], config), *linear("pooler.dense", "normed", "pooled", per="sequence"))
+    params = (
+        *_encoder("", TOKENS[family], config),
+        *linear("pooler.dense", "normed", "pooled", counted_per="sequence"),
+    )
     outputs = {"last_hidden_state": "normed", "pooler_output": "pooled"}
     return image_architecture(family, config, params, config.intermediate_size, len(TOKENS[family]), outputs)
 

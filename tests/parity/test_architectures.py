@@ -1,4 +1,4 @@
-"""Tables equal the models: names, shapes, tied names, fresh values, FLOPs against torch's own counter."""
+"""Architectures equal the models: names, shapes, tied names, fresh values, FLOPs against torch's own counter."""
 
 import pytest
 import torch
@@ -17,28 +17,25 @@ TRAINED = {"bert-pre-ln", "bert-pre-ln transform", "bert"}
 def inputs(variant: str) -> dict[str, torch.Tensor]:
     if facts(variant)["kind"] == "images":
         return {"pixel_values": torch.randn(BATCH, 3, IMAGE, IMAGE)}
-    ids = torch.randint(VOCAB, (BATCH, POSITIONS))
-    chosen = (
-        {"masked_positions": torch.stack([torch.randperm(POSITIONS)[:3] for _ in range(BATCH)])}
-        if variant in TRAINED
-        else {}
-    )
-    return {"input_ids": ids, **chosen}
+    text = {"input_ids": torch.randint(VOCAB, (BATCH, POSITIONS))}
+    if variant in TRAINED:
+        text["masked_positions"] = torch.stack([torch.randperm(POSITIONS)[:3] for _ in range(BATCH)])
+    return text
 
 
 def positions(variant: str, config) -> dict[str, int]:
-    held = facts(variant) | ({} if variant in TRAINED else {"scored": POSITIONS})
-    return models.of_config(config).positions(config, held)
+    everywhere = {} if variant in TRAINED else {"scored": POSITIONS}
+    return models.of_config(config).positions(config, facts(variant) | everywhere)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_table_names_and_shapes_equal_the_model(variant):
+def test_names_and_shapes_equal_the_model(variant):
     config = sample(variant, heads=4, kv_heads=2, hidden=16)
     architecture, model = models.architecture_of(config), models.build(config)
-    wanted = {row.module: architecture.shape(row) for row in architecture.rows()}
-    assert wanted == {n: tuple(p.shape) for n, p in model.named_parameters()}
+    shapes = {row.module: architecture.shape(row) for row in architecture.rows()}
+    assert shapes == {n: tuple(p.shape) for n, p in model.named_parameters()}
     assert architecture.parameters == sum(p.numel() for p in model.parameters())
-    assert set(architecture.aliases) == set(model.state_dict()) - set(wanted)
+    assert set(architecture.aliases) == set(model.state_dict()) - set(shapes)
     assert set(architecture.outputs) <= set(model(**inputs(variant)).keys())
 
 
@@ -69,8 +66,8 @@ def test_fresh_values_are_those_of_the_model(variant):
     for row in models.architecture_of(config).rows():
         values = parameters[row.module].detach()
         if row.fresh == "normal":
-            wanted, error = row.std * models.initializer_range(config), 4 / (2 * values.numel()) ** 0.5
-            assert abs(values.std().item() / wanted - 1) < error + 0.01, (
+            std, error = row.std * models.initializer_range(config), 4 / (2 * values.numel()) ** 0.5
+            assert abs(values.std().item() / std - 1) < error + 0.01, (
                 row.name
             )  # a table may hold a padding row of zeros
         else:

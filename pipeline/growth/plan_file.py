@@ -1,0 +1,256 @@
+"""A plan on disk: `plan.json` to read, and `plan.safetensors` beside it for what only a program reads.
+
+An index map of few blocks is a line of words in the JSON (`["12 from 0", "8 means"]`), exact and readable; a map of
+many blocks (chosen by data, or drawn) or a dense one is a float64 tensor in the safetensors file. Coefficients are
+numbers. What a plan says of the two architectures is their sizes: who loads it has their configs.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.growth import methods
+from pipeline.growth.maps import MEAN, ZERO, DenseMap, IndexMap, Map, Maps, SpaceMap, copies
+from pipeline.growth.method import ExpansionOptions, LayerOrigin, Term
+from pipeline.growth.plan import GrowthPlan, TensorPlan, build_plan
+from pipeline.models.architecture import Architecture
+from pipeline.records.run_folder import read_json, write_json
+
+Json = dict[str, Any]
+PLAN, TENSORS = "plan.json", "plan.safetensors"
+FORMAT = 1
+"""Of plan.json. Files without a format hold no maps: they are made again by their method, which needed no source
+then."""
+MOST_WORDS = 64
+"""Blocks of an index map that are written out in the JSON."""
+SIDES = ("writes", "reads", "gains", "query_null_space")
+NO_PLAN = f"remove it and manifest.json to compare by {methods.DEFAULT.upper()}'s rules"
+
+
+def save(plan: GrowthPlan, folder: Path) -> list[str]:
+    """Write the plan into a folder. Returns the names of the files."""
+    tensors = TensorStore()
+    content = as_json(plan, tensors)
+    write_json(folder / PLAN, content)
+    if not tensors.stored:
+        return [PLAN]
+    save_file(tensors.stored, folder / TENSORS)
+    return [PLAN, TENSORS]
+
+
+def load(folder: Path, source: Architecture, target: Architecture, init_std: float) -> GrowthPlan:
+    """The plan in a folder, of these two architectures. init_std: for a plan that was written before plans held it.
+    Raises UserError for a file that is no plan, is newer than this version, or belongs to other models."""
+    content = _read(folder / PLAN)
+    version = content.get("format", 0)
+    if not isinstance(version, int) or version > FORMAT:
+        raise UserError(
+            f"{folder / PLAN}: written by a newer version (format {version}, known up to {FORMAT}); update this package"
+        )
+    try:
+        if version == 0:
+            return _recomputed(content, source, target, init_std)
+        return _restored(content, source, target, folder / TENSORS)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / PLAN}: not a plan of an expansion ({error!r}); {NO_PLAN}") from error
+    except UserError as error:
+        raise UserError(f"{folder / PLAN}: {error}; {NO_PLAN}") from error
+
+
+def _read(path: Path) -> Json:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a plan of an expansion; {NO_PLAN}")
+    return content
+
+
+def _recomputed(content: Json, source: Architecture, target: Architecture, init_std: float) -> GrowthPlan:
+    """A plan without a format, upgraded: its options held every parameter that any method had then."""
+    recorded = dict(content["options"])
+    name, seed = recorded.pop("method"), recorded.pop("seed", 0)
+    known = methods.find(name).Options.model_fields
+    if unknown := set(recorded) - {"depth", "placement", "noise"}:
+        raise ValueError(f"unknown options {sorted(unknown)}")
+    options = methods.parse(name, {key: value for key, value in recorded.items() if key in known}, seed)
+    return build_plan(source, target, options, init_std)
+
+
+def as_json(plan: GrowthPlan, tensors: "TensorStore | None" = None) -> Json:
+    """The plan as data. tensors: takes the maps that are too large for JSON."""
+    store = TensorStore() if tensors is None else tensors
+    return {
+        "format": FORMAT,
+        "method": {"name": plan.options.method, **plan.options.options.model_dump()},
+        "seed": plan.options.seed,
+        "lossless": plan.lossless,
+        "lossy": list(plan.lossy),
+        "sizes": {name: list(sizes) for name, sizes in plan.sizes.items()},
+        "config_change": plan.config_change,
+        "moves_norm_affines": plan.moves_norm_affines,
+        "noise": plan.noise,
+        "init_std": plan.init_std,
+        "layers": {
+            stack: [{"terms": _terms(origin.terms), "new": origin.new, "cancels": origin.cancels} for origin in origins]
+            for stack, origins in plan.layers.items()
+        },
+        "maps": store.maps(plan.maps),
+        "term_maps": {name: store.maps(maps) for name, maps in plan.term_maps.items()},
+        "tensors": [_tensor_plan(each) for each in plan.tensors],
+    }
+
+
+def _tensor_plan(plan: TensorPlan) -> Json:
+    return {field.name: getattr(plan, field.name) for field in fields(plan)} | {"terms": _terms(plan.terms)}
+
+
+def _terms(terms: tuple[Term, ...]) -> list[Json]:
+    return [{"layer": term.layer, "coefficient": torch.as_tensor(term.coefficient).item(), "maps": term.maps} for term in terms]
+
+
+def _restored(content: Json, source: Architecture, target: Architecture, tensors: Path) -> GrowthPlan:
+    _require_sizes(content["sizes"], source, target)
+    store = TensorFile(tensors)
+    method = dict(content["method"])
+    return GrowthPlan(
+        _options(method.pop("name"), method, content["seed"]),
+        source,
+        target,
+        store.maps(content["maps"]),
+        {stack: tuple(map(_origin, origins)) for stack, origins in content["layers"].items()},
+        tuple(_tensor(each) for each in content["tensors"]),
+        content["noise"],
+        content["init_std"],
+        content["config_change"],
+        tuple(content["lossy"]),
+        content["moves_norm_affines"],
+        {name: store.maps(maps) for name, maps in content["term_maps"].items()},
+    )
+
+
+def _options(name: str, options: Json, seed: int) -> ExpansionOptions:
+    """A plan is complete without its method, so one by a method that is not registered here can be read."""
+    return methods.parse(name, options, seed) if name in methods.METHODS else ExpansionOptions(name, seed=seed)
+
+
+def _require_sizes(sizes: Json, source: Architecture, target: Architecture) -> None:
+    before, after = source.sizes(), target.sizes()
+    for name in after:
+        if sizes[name] != [before[name], after[name]]:
+            planned = " -> ".join(map(str, sizes[name]))
+            raise UserError(
+                f"plans a growth of {name} {planned}, and these two models have {before[name]} -> {after[name]}"
+            )
+
+
+def _term(content: Json) -> Term:
+    return Term(content["layer"], float(content["coefficient"]), content["maps"])
+
+
+def _origin(content: Json) -> LayerOrigin:
+    return LayerOrigin(tuple(map(_term, content["terms"])), content["new"], content["cancels"])
+
+
+def _tensor(content: Json) -> TensorPlan:
+    terms = tuple(map(_term, content["terms"]))
+    return TensorPlan(**{**content, "terms": terms, "shape": tuple(content["shape"]), "noise": tuple(content["noise"])})
+
+
+@dataclass
+class TensorStore:
+    """Writes maps as JSON, and what is too large for it as tensors, each once."""
+
+    stored: dict[str, Tensor] = field(default_factory=Json)
+
+    def maps(self, maps: Maps) -> Json:
+        overrides = [
+            {"stack": stack, "layer": layer, "spaces": self._spaces(spaces)}
+            for (stack, layer), spaces in maps.overrides.items()
+        ]
+        return {"spaces": self._spaces(maps.spaces), "overrides": overrides}
+
+    def _spaces(self, spaces: Mapping[str, SpaceMap]) -> Json:
+        return {name: self._space(space) for name, space in spaces.items()}
+
+    def _space(self, space: SpaceMap) -> Json:
+        sides = {side: getattr(space, side) for side in SIDES}
+        content = {side: None if each is None else self._map(each) for side, each in sides.items()}
+        return {**content, "eta": space.eta, "appended": space.appended}
+
+    def _map(self, each: Map) -> Json:
+        if isinstance(each, DenseMap):
+            return {"matrix": self._tensor(each.matrix.detach().double())}
+        if each.identity:
+            return {"identity": each.source}
+        if len(each.runs) <= MOST_WORDS:
+            return {"source": each.source, "blocks": list(_words(each))}
+        return {"source": each.source, "index": self._tensor(each.index), "weight": self._tensor(each.weight)}
+
+    def _tensor(self, tensor: Tensor) -> str:
+        for name, known in self.stored.items():
+            if known.dtype == tensor.dtype and torch.equal(known, tensor):
+                return name
+        name = str(len(self.stored))
+        self.stored[name] = tensor.contiguous().clone()
+        return name
+
+
+def _words(each: IndexMap) -> Iterator[str]:
+    """A block a word: how many entries, from where (or zeros, or means), times what."""
+    for run in each.runs:
+        kind = {ZERO: "zeros", MEAN: "means"}.get(run.source, f"from {run.source}")
+        yield f"{run.length} {kind}" + ("" if run.weight == 1 else f" x {run.weight!r}")
+
+
+def _from_words(words: list[str], source: int) -> IndexMap:
+    index, weight = [], []
+    for word in words:
+        block, _, factor = word.partition(" x ")
+        length, kind, *start = block.split()
+        if kind == "from":
+            index.append(torch.arange(int(start[0]), int(start[0]) + int(length)))
+        else:
+            index.append(torch.full((int(length),), {"zeros": ZERO, "means": MEAN}[kind]))
+        weight.append(torch.full((int(length),), float(factor or 1), dtype=torch.float64))
+    return IndexMap(torch.cat(index), torch.cat(weight), source)
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """Reads maps as `TensorStore` wrote them."""
+
+    path: Path
+
+    def maps(self, content: Json) -> Maps:
+        overrides = {(each["stack"], each["layer"]): self._spaces(each["spaces"]) for each in content["overrides"]}
+        return Maps(self._spaces(content["spaces"]), overrides)
+
+    def _spaces(self, content: Json) -> dict[str, SpaceMap]:
+        return {name: self._space(space) for name, space in content.items()}
+
+    def _space(self, content: Json) -> SpaceMap:
+        sides = {side: None if content[side] is None else self._map(content[side]) for side in SIDES}
+        return SpaceMap(**sides, eta=content["eta"], appended=content["appended"])  # type: ignore[arg-type]
+
+    def _map(self, content: Json) -> Map:
+        if "matrix" in content:
+            return DenseMap(self._tensor(content["matrix"]))
+        if "identity" in content:
+            return copies(torch.arange(content["identity"]), content["identity"])
+        if "blocks" in content:
+            return _from_words(content["blocks"], content["source"])
+        return IndexMap(self._tensor(content["index"]), self._tensor(content["weight"]), content["source"])
+
+    def _tensor(self, name: str) -> Tensor:
+        try:
+            with safe_open(self.path, "pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+                return tensor
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"its tensors in {self.path} cannot be read ({error})") from error
