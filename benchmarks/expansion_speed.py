@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 
 from pipeline import checkpoints, models
 from pipeline.checkpoints import CheckpointLayout
-from pipeline.checkpoints.state import State, in_memory
+from pipeline.checkpoints.state import State
+from pipeline.checkpoints.tensors import in_memory
 from pipeline.config.schema import ModelSizes
 from pipeline.expansion import expand
 from pipeline.growth import methods

@@ -1,7 +1,6 @@
 """Checkpoints of real sizes with invented numbers, for the benchmarks: weights and both moments, drawn by name."""
 
 import zlib
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,8 +8,9 @@ from torch import Tensor
 from transformers import GPT2Config, PretrainedConfig
 
 from pipeline import checkpoints, models
-from pipeline.checkpoints import CheckpointLayout, manifest
-from pipeline.checkpoints.state import LazyTensor, State
+from pipeline.checkpoints import CheckpointLayout, publish
+from pipeline.checkpoints.state import State
+from pipeline.checkpoints.tensors import LazyTensor, WholeTensor
 from pipeline.config.schema import ModelSizes
 
 FACTS = {"kind": "text", "vocab_size": 30522, "block": 512, "scored": 76}
@@ -34,11 +34,17 @@ SIZES = {
 """gpt2 1.3b: 1,315 million parameters; 2.1b: 2,102 million."""
 
 
-def _drawn(name: str, shape: tuple[int, ...], scale: float, positive: bool, offset: float) -> Tensor:
-    tensor = torch.empty(shape).normal_(
-        offset, scale, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    )
-    return tensor.square_() if positive else tensor
+class DrawnTensor(WholeTensor):
+    """Numbers drawn by the tensor's name, around `offset`, each time they are asked for. squared: none is negative."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], scale: float, squared: bool, offset: float):
+        super().__init__(shape)
+        self.name, self.scale, self.squared, self.offset = name, scale, squared, offset
+
+    def load(self) -> Tensor:
+        generator = torch.Generator().manual_seed(zlib.crc32(self.name.encode()))
+        tensor = torch.empty(self.shape).normal_(self.offset, self.scale, generator=generator)
+        return tensor.square_() if self.squared else tensor
 
 
 def state(config: PretrainedConfig) -> State:
@@ -47,18 +53,14 @@ def state(config: PretrainedConfig) -> State:
 
     def drawn(slot: str, scale: float, positive: bool = False) -> dict[str, LazyTensor]:
         return {
-            row.name: LazyTensor(
-                architecture.shape(row),
-                partial(
-                    _drawn,
-                    slot + row.name,
-                    architecture.shape(row),
-                    scale,
-                    positive,
-                    float(slot == "" and row.axes[0].role == "gain"),
-                ),
+            param.name: DrawnTensor(
+                slot + param.name,
+                architecture.shape(param),
+                scale,
+                positive,
+                float(slot == "" and param.axes[0].role == "gain"),
             )
-            for row in architecture.rows()
+            for param in architecture.rows()
         }
 
     slots = {"exp_avg": drawn("exp_avg", 1e-4), "exp_avg_sq": drawn("exp_avg_sq", 1e-3, positive=True)}
@@ -71,6 +73,7 @@ def state(config: PretrainedConfig) -> State:
     return State(
         bare.tensors,
         slots=slots,
+        step=1000,
         steps=bare.steps,
         aliases=architecture.aliases,
         groups=checkpoints.fresh_groups(config, bare),
@@ -79,7 +82,7 @@ def state(config: PretrainedConfig) -> State:
 
 def written(folder: Path, config: PretrainedConfig, layout: CheckpointLayout, workers: int = 2) -> Path:
     """Publish such a state as a checkpoint."""
-    with manifest.writing(folder) as staged:
-        files, _ = checkpoints.write(state(config), config, staged, layout, step=1000, workers=workers)
-        manifest.publish(staged, folder, {**layout.as_json(), "step": 1000, "provenance": {"flops": "unknown"}}, files)
+    with publish.writing(folder) as staged:
+        files, _ = checkpoints.write(state(config), config, staged, layout, workers=workers)
+        publish.publish(staged, folder, {**layout.as_json(), "step": 1000, "provenance": {"flops": "unknown"}}, files)
     return folder

@@ -1,132 +1,116 @@
 """What a checkpoint is: `lemon inspect DIR`. Every file is opened, and of a tensor's numbers only the first is read, to
-learn its type; whether the numbers are those that were written says `whole.check`.
-"""
+learn its type; whether the numbers are those that were written says `integrity.check`.
 
-import math
+Neither DeepSpeed nor transformers is imported: importing them takes ten times as long as the rest. The model is
+described by its config.json's own words."""
+
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import checkpoints, models
+from pipeline import checkpoints
 from pipeline.checkpoints import manifest
-from pipeline.checkpoints.layouts import zero_format
-from pipeline.checkpoints.state import LazyTensor, State
+from pipeline.checkpoints.layouts import layout_named, require_layout
+from pipeline.checkpoints.state import State
+from pipeline.checkpoints.tensors import LazyTensor
 from pipeline.errors import UserError
+from pipeline.records.run_folder import read_json
 
+Facts = dict[str, Any]
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+SIZE_KEYS = (
+    *("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head", "num_key_value_heads"),
+    *("head_dim", "intermediate_size", "n_inner", "mlp_ratio", "vocab_size", "max_position_embeddings", "n_positions"),
+    *("image_size", "patch_size"),
+)
+"""What models of transformers call their sizes, in the order in which they are shown."""
 
 
-def inspect(path: Path, tensors: bool = False) -> dict:
+def inspect(path: Path, tensors: bool = False) -> Facts:
     """Everything `lemon inspect` prints; `tensors` adds one record for each of them. Raises UserError."""
     folder = checkpoints.locate(path)
-    state, model = checkpoints.raw(folder), described(folder)
-    tied = model.pop("tied", {})
+    state, content = checkpoints.raw(folder), manifest.read_if_any(folder)
     files = [file for file in folder.rglob("*") if file.is_file()]
     facts = {
         "folder": str(folder),
         **layout_facts(folder),
-        "model": model,
+        "model": {**model_facts(folder), "parameters": _count(state, state.tensors)},
         **_sizes(state),
         "frozen": list(state.frozen),
-        "tied": dict(state.aliases or tied),
+        "tied": dict(state.aliases),
         "buffers": list(state.buffers),
         "slots": {slot: len(entries) for slot, entries in state.slots.items() if entries},
+        "step": state.step,
         "steps": sorted(set(state.steps.values())),
         "groups": [_group(state, number) for number in range(len(state.groups))],
         "files": len(files),
         "bytes": sum(file.stat().st_size for file in files),
         "provenance": state.provenance,
-        "manifest": _manifest(folder),
+        "manifest": content.facts() if content else None,
     }
     return facts | ({"every_tensor": _each(state)} if tensors else {})
 
 
-def layout_facts(folder: Path) -> dict:
+def layout_facts(folder: Path) -> Facts:
     """The layout and, of native ZeRO, stage, ranks and precision, as the files themselves say."""
-    layout = checkpoints.detect_layout(folder)
-    if layout != "zero":
-        return {"layout": layout}
-    if ranks := zero_format.optimizer_files(folder):
-        stage = int(zero_format.open_file(ranks[0])["optimizer_state_dict"]["zero_stage"])
-        return {
-            "layout": layout,
-            "zero_stage": stage,
-            "world_size": len(ranks),
-            "bf16": ranks[0].name.startswith("bf16_"),
-        }
-    model = zero_format.open_file(folder / zero_format.model_file(0))
-    return {
-        "layout": layout,
-        "zero_stage": 0,
-        "world_size": model["dp_world_size"],
-        "bf16": any(held.dtype == torch.bfloat16 for held in model["module"].values()),
-    }
+    layout = require_layout(folder)
+    return {"layout": layout.name, **layout.facts(folder)}
 
 
-def described(folder: Path) -> dict:
-    """The model's family and sizes, where a config says them; else why they are unknown."""
-    if not (folder / checkpoints.CONFIG).exists():
+def model_facts(folder: Path) -> Facts:
+    """The model's family, class and sizes as config.json names them; else why they are unknown."""
+    path = folder / checkpoints.CONFIG
+    if not path.exists():
         return {"family": None, "unknown": f"no {checkpoints.CONFIG} in the folder"}
     try:
-        family, config = models.read_config(folder / checkpoints.CONFIG)
+        config = read_json(path)
     except UserError as error:
         return {"family": None, "unknown": str(error)}
-    architecture = models.architecture_of(config)
-    return {
-        "family": family.name,
-        "architecture": family.head(config).class_name,
-        "sizes": architecture.sizes(),
-        "parameters": architecture.parameters,
-        "tied": architecture.aliases,
-    }
+    if not isinstance(config, dict) or not config.get("model_type"):
+        return {"family": None, "unknown": f"{path}: names no model_type"}
+    architectures = config.get("architectures") or [None]
+    sizes = {key: config[key] for key in SIZE_KEYS if config.get(key) is not None}
+    return {"family": config["model_type"], "architecture": architectures[0], "sizes": sizes}
 
 
-def _sizes(state: State) -> dict:
-    name, entry = max(state.tensors.items(), key=lambda item: math.prod(item[1].shape))
-    types = Counter(_type(entry) for entry in state.tensors.values())
+def _sizes(state: State) -> Facts:
+    name, largest = max(state.tensors.items(), key=lambda item: item[1].numel)
+    types = Counter(_type(tensor) for tensor in state.tensors.values())
     return {
         "tensors": len(state.tensors),
         "parameters": _count(state, state.tensors),
         "dtypes": dict(types),
-        "largest": {"name": name, "shape": list(entry.shape)},
+        "largest": {"name": name, "shape": list(largest.shape)},
     }
 
 
 def _count(state: State, names: Iterable[str]) -> int:
-    return sum(math.prod(state.tensors[name].shape) for name in names)
+    return sum(state.tensors[name].numel for name in names)
 
 
-def _type(entry: LazyTensor) -> str:
-    return str(entry.part(0, 1).dtype).removeprefix("torch.")
+def _type(tensor: LazyTensor) -> str:
+    return str(tensor.read(0, 1).dtype).removeprefix("torch.")
 
 
-def _group(state: State, number: int) -> dict:
+def _group(state: State, number: int) -> Facts:
     names = state.groups[number].names
     return {"tensors": len(names), "parameters": _count(state, names), "hyper": state.groups[number].hyper}
 
 
-def _each(state: State) -> list[dict]:
-    groups = {name: number for number, group in enumerate(state.groups) for name in group.names} | dict.fromkeys(
-        state.frozen, "frozen"
-    )
+def _each(state: State) -> list[Facts]:
+    groups: dict[str, int | str] = {name: n for n, group in enumerate(state.groups) for name in group.names}
+    groups |= dict.fromkeys(state.frozen, "frozen")
     return [
-        {"name": name, "shape": list(entry.shape), "dtype": _type(entry), "group": groups.get(name)}
-        for name, entry in state.tensors.items()
+        {"name": name, "shape": list(tensor.shape), "dtype": _type(tensor), "group": groups.get(name)}
+        for name, tensor in state.tensors.items()
     ]
 
 
-def _manifest(folder: Path) -> dict | None:
-    """What the manifest says but for hashes and provenance; None: the checkpoint is foreign."""
-    if not (folder / manifest.NAME).exists():
-        return None
-    return {key: value for key, value in manifest.read(folder).items() if key not in ("files", "provenance")}
-
-
-def show(facts: dict, console: Console) -> None:
+def show(facts: Facts, console: Console) -> None:
     """Print what `inspect` found."""
     sheet = Table.grid(padding=(0, 2))
     for label, text in _lines(facts):
@@ -146,7 +130,7 @@ def show(facts: dict, console: Console) -> None:
         console.print(each, highlight=False)
 
 
-def _hyper(values: dict) -> str:
+def _hyper(values: Facts) -> str:
     """Without what is switched off."""
     kept = {key: value for key, value in values.items() if value is not None and value is not False}
     return ", ".join(
@@ -154,50 +138,45 @@ def _hyper(values: dict) -> str:
     )
 
 
-def _lines(facts: dict) -> list[tuple[str, str]]:
-    model, held, largest = facts["model"], facts["manifest"], facts["largest"]
-    sizes = ", ".join(f"{name} {size}" for name, size in model.get("sizes", {}).items())
-    beside = [
-        f"{len(facts[kind])} {kind}{_first(facts[kind])}" for kind in ("frozen", "tied", "buffers") if facts[kind]
-    ]
-    steps = ", ".join(f"{step:g}" for step in facts["steps"][:5]) + (", …" if len(facts["steps"]) > 5 else "")
-    slots = ", ".join(f"{slot} of {count}" for slot, count in facts["slots"].items())
+def _lines(facts: Facts) -> list[tuple[str, str]]:
+    model, content, largest = facts["model"], facts["manifest"], facts["largest"]
+    kinds = [kind for kind in ("frozen", "tied", "buffers") if facts[kind]]
+    besides = "; ".join(f"{len(facts[kind])} {kind}{_first(facts[kind])}" for kind in kinds)
     spent, origin = facts["provenance"].get("flops", "unknown"), facts["provenance"].get("origin")
+    made = f"written by '{content.get('kind', 'an unnamed tool')}' at step {content['step']}" if content else None
     return [
         ("checkpoint", facts["folder"]),
-        ("layout", words(facts)),
-        (
-            "model",
-            f"{model['family']} ({model['architecture']}): {sizes}"
-            if model["family"]
-            else f"unknown: {model['unknown']}",
-        ),
+        ("layout", layout_named(facts["layout"]).words(facts)),
+        ("model", _model(model)),
         ("parameters", f"{facts['parameters']:,} in {facts['tensors']} tensors of {' and '.join(facts['dtypes'])}"),
         ("largest", f"'{largest['name']}', {_shape(largest['shape'])}"),
-        *([("besides", "; ".join(beside))] if beside else []),
-        ("optimizer", f"{slots} tensors, step {steps}" if slots else "no state"),
+        *([("besides", besides)] if besides else []),
+        ("optimizer", _optimizer(facts)),
         ("on disk", f"{amount(facts['bytes'])} in {plural(facts['files'], 'file')}"),
         ("spent", f"{spent:,} FLOPs" if isinstance(spent, int) else f"{spent} FLOPs"),
         *([("origin", str(origin))] if origin else []),
-        (
-            "manifest",
-            f"written by '{held.get('kind', 'an unnamed tool')}' at step {held.get('step', 'unknown')}"
-            if held
-            else "none: a foreign checkpoint",
-        ),
+        ("manifest", made or "none: a foreign checkpoint"),
     ]
 
 
-def words(facts: dict) -> str:
-    """The layout, in words."""
-    if facts["layout"] != "zero":
-        return {"universal": "universal (DeepSpeed), any number of ranks", "huggingface": "Hugging Face"}[
-            facts["layout"]
-        ]
-    return f"native ZeRO stage {facts['zero_stage']}, {plural(facts['world_size'], 'rank')}{', trained in bf16' if facts['bf16'] else ''}"
+def _model(model: Facts) -> str:
+    if not model["family"]:
+        return f"unknown: {model['unknown']}"
+    sizes = ", ".join(f"{name} {size}" for name, size in model["sizes"].items())
+    return f"{model['family']} ({model['architecture'] or 'no class named'}): {sizes}"
 
 
-def _first(names: list | dict) -> str:
+def _optimizer(facts: Facts) -> str:
+    """Its slots, and the parameters' own steps; of an optimizer that keeps none, the checkpoint's."""
+    if not facts["slots"]:
+        return "no state"
+    slots = ", ".join(f"{slot} of {count}" for slot, count in facts["slots"].items())
+    steps = facts["steps"] or [facts["step"]]
+    listed = ", ".join(f"{step:g}" for step in steps[:5]) + (", …" if len(steps) > 5 else "")
+    return f"{slots} tensors, step {listed}"
+
+
+def _first(names: list[str] | dict[str, str]) -> str:
     return f" ('{next(iter(names))}'{', …' if len(names) > 1 else ''})"
 
 

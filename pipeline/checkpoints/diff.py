@@ -7,25 +7,28 @@ import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from pipeline import checkpoints, models
+from pipeline import checkpoints
 from pipeline.checkpoints.serialization.byte_stream import CHUNK
-from pipeline.checkpoints.state import LazyTensor, State
+from pipeline.checkpoints.tensors import LazyTensor
 from pipeline.errors import UserError
 
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 WORST = 5
+Shape = tuple[int, ...]
+Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Gap:
-    """A tensor that differs: how many of its numbers, by how much at most (infinite where only one side is finite), and that
-    relative to the largest number of either side."""
+    """A tensor that differs: how many of its numbers, by how much at most (infinite where only one side is finite),
+    and that relative to the largest number of either side."""
 
     name: str
     numbers: int
@@ -36,10 +39,11 @@ class Gap:
 
 @dataclass
 class Part:
-    """Tensors of one kind: the weights, the buffers, or one slot of the optimizer. only: names that one side alone has."""
+    """Tensors of one kind: the weights, the buffers, or one slot of the optimizer. only: names that one side alone
+    has."""
 
-    only: tuple[list[str], list[str]] = ((), ())
-    shapes: dict[str, tuple] = field(default_factory=dict)
+    only: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
+    shapes: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)
     equal: int = 0
     gaps: list[Gap] = field(default_factory=list)
 
@@ -47,7 +51,7 @@ class Part:
     def same(self) -> bool:
         return not (self.only[0] or self.only[1] or self.shapes or self.gaps)
 
-    def as_json(self) -> dict:
+    def as_json(self) -> Facts:
         """Counts, what is not comparable by name, and the worst tensors."""
         largest, relative = (
             max((getattr(gap, key) for gap in self.gaps), default=0.0) for key in ("largest", "relative")
@@ -74,21 +78,23 @@ def _number(value: float) -> float | str:
 
 @dataclass(frozen=True)
 class Difference:
-    """steps and hyper: what differs there, with the number of parameters that it holds for. published: whether tensors were
-    brought together by published names. bare: the sides that hold no optimizer although the other does."""
+    """step: of either side, where they differ. steps and hyper: what differs there, with the number of parameters that
+    it holds for. published: whether tensors were brought together by published names. bare: the sides that hold no
+    optimizer although the other does."""
 
     places: tuple[Path, Path]
     published: bool
     bare: list[str]
     parts: dict[str, Part]
-    steps: list[dict]
-    hyper: list[dict]
+    step: tuple[int | None, int | None] | None
+    steps: list[Facts]
+    hyper: list[Facts]
 
     @property
     def equal(self) -> bool:
-        return all(part.same for part in self.parts.values()) and not self.steps and not self.hyper
+        return all(part.same for part in self.parts.values()) and not (self.step or self.steps or self.hyper)
 
-    def as_json(self) -> dict:
+    def as_json(self) -> Facts:
         return {
             "a": str(self.places[0]),
             "b": str(self.places[1]),
@@ -96,69 +102,67 @@ class Difference:
             "names": "published" if self.published else "of the files",
             "without_optimizer": self.bare,
             "tensors": {kind: part.as_json() for kind, part in self.parts.items()},
+            "step": list(self.step) if self.step else None,
             "steps": self.steps,
             "hyper": self.hyper,
         }
 
 
+@dataclass(frozen=True)
+class Side:
+    """What is compared of one checkpoint. tensors: by kind (weights, buffers, a slot) and name. step: None of one
+    without an optimizer."""
+
+    tensors: dict[str, dict[str, LazyTensor]]
+    step: int | None = None
+    steps: dict[str, float] = field(default_factory=dict)
+    hyper: dict[str, Facts] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, place: Path, published: bool, weights_only: bool) -> "Side":
+        """Without published names buffers count as weights: Hugging Face files do not tell them apart."""
+        state = checkpoints.read(place)[0] if published else checkpoints.raw(place)
+        weights = {"weights": state.tensors if published else {**state.tensors, **state.buffers}}
+        if weights_only:
+            return cls(weights)
+        buffers = {"buffers": state.buffers} if published and state.buffers else {}
+        slots = {slot: tensors for slot, tensors in state.slots.items() if tensors}
+        hyper = {name: _plain_values(group.hyper) for group in state.groups for name in group.names}
+        return cls({**weights, **buffers, **slots}, state.step if state.groups else None, state.steps, hyper)
+
+
 def compare(a: Path, b: Path, weights_only: bool = False) -> Difference:
     """Compare two checkpoints. Raises UserError for what is no checkpoint, and for two that have no name in common."""
     places = checkpoints.locate(a), checkpoints.locate(b)
-    published = all(_known(place) for place in places)
-    one, other = (_opened(place, published, weights_only) for place in places)
-    if not set(one["weights"]) & set(other["weights"]):
+    published = all(checkpoints.holds_known_model(place) for place in places)
+    one, other = (Side.of(place, published, weights_only) for place in places)
+    if not set(one.tensors["weights"]) & set(other.tensors["weights"]):
         cause = (
             "they hold different models"
             if published
             else f"names of two layouts come together where both folders hold a {checkpoints.CONFIG} that we know"
         )
         raise UserError(f"{places[0]} and {places[1]} have no tensor name in common; {cause}")
-    parts = {
-        kind: _part(one.get(kind, {}), other.get(kind, {}))
-        for kind in {**one, **other}
-        if kind not in ("steps", "hyper")
-    }
-    bare = [
-        side for side, mine, theirs in (("A", one, other), ("B", other, one)) if theirs["hyper"] and not mine["hyper"]
-    ]
+    kinds = {**one.tensors, **other.tensors}
+    parts = {kind: _part(one.tensors.get(kind, {}), other.tensors.get(kind, {})) for kind in kinds}
+    pairs = (("A", one, other), ("B", other, one))
+    bare = [name for name, mine, theirs in pairs if theirs.hyper and not mine.hyper]
+    both = one.step is not None and other.step is not None
+    step = (one.step, other.step) if both and one.step != other.step else None
     return Difference(
-        places,
-        published,
-        bare,
-        parts,
-        _changes(one["steps"], other["steps"]),
-        _hyper_changes(one["hyper"], other["hyper"]),
+        places, published, bare, parts, step, _changes(one.steps, other.steps), _hyper_changes(one.hyper, other.hyper)
     )
 
 
-def _known(place: Path) -> bool:
-    """Whether the folder holds the config of a family that we know."""
-    if not (place / checkpoints.CONFIG).exists():
-        return False
-    try:
-        models.read_config(place / checkpoints.CONFIG)
-    except UserError:
-        return False
-    return True
-
-
-def _opened(place: Path, published: bool, weights_only: bool) -> dict[str, dict]:
-    """What is compared, by kind and name. Without published names buffers count as weights: Hugging Face files do not tell
-    them apart."""
-    state: State = checkpoints.read(place)[0] if published else checkpoints.raw(place)
-    weights = state.tensors if published else {**state.tensors, **state.buffers}
-    if weights_only:
-        return {"weights": weights, "steps": {}, "hyper": {}}
-    beside = {"buffers": state.buffers} if published and state.buffers else {}
-    slots = {slot: entries for slot, entries in state.slots.items() if entries}
-    hyper = {name: _plain(group.hyper) for group in state.groups for name in group.names}
-    return {"weights": weights, **beside, **slots, "steps": state.steps, "hyper": hyper}
+def _plain_values(values: Facts) -> Facts:
+    return {key: _plain(value) for key, value in values.items()}
 
 
 def _plain(value: object) -> object:
-    """Hyper-parameters that compare by their values: layouts may keep lists or tensors where others keep tuples or numbers."""
+    """Hyper-parameters that compare by their values: layouts may keep lists or tensors where others keep tuples or
+    numbers."""
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return _plain_values(value)
     if isinstance(value, Tensor):
         return value.tolist()
     return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
@@ -169,7 +173,7 @@ def _part(one: dict[str, LazyTensor], other: dict[str, LazyTensor]) -> Part:
     for name in (name for name in one if name in other):
         if one[name].shape != other[name].shape:
             part.shapes[name] = one[name].shape, other[name].shape
-        elif gap := _gap(name, one[name].open(), other[name].open()):
+        elif gap := _gap(name, one[name].tensor(), other[name].tensor()):
             part.gaps.append(gap)
         else:
             part.equal += 1
@@ -177,7 +181,8 @@ def _part(one: dict[str, LazyTensor], other: dict[str, LazyTensor]) -> Part:
 
 
 def _gap(name: str, a: Tensor, b: Tensor) -> Gap | None:
-    """How two tensors of one shape differ; None when they do not. Of two types, in the type that holds the numbers of both."""
+    """How two tensors of one shape differ; None when they do not. Of two types, in the type that holds the numbers of
+    both."""
     dtype, numbers, largest = torch.promote_types(a.dtype, b.dtype), 0, 0.0
     for one, other in zip(a.reshape(-1).split(CHUNK), b.reshape(-1).split(CHUNK), strict=True):
         one, other = one.to(dtype), other.to(dtype)
@@ -197,30 +202,31 @@ def _peak(tensor: Tensor) -> float:
     return max((part.max().item() for part in parts if part.numel()), default=0.0)
 
 
-def _changes(one: dict, other: dict) -> list[dict]:
+def _changes(one: dict[str, float], other: dict[str, float]) -> list[Facts]:
     """Values that differ, with the number of parameters they differ for; None where a side has none."""
     names = {**one, **other}
     pairs = Counter((one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name))
     return [{"a": a, "b": b, "parameters": count} for (a, b), count in pairs.items()]
 
 
-def _hyper_changes(one: dict[str, dict], other: dict[str, dict]) -> list[dict]:
+def _hyper_changes(one: dict[str, Facts], other: dict[str, Facts]) -> list[Facts]:
     """The same for every hyper-parameter; a parameter that is in no optimizer group has none."""
-    found: dict[str, dict] = {}
+    rows: dict[str, Facts] = {}
     for name in {**one, **other}:
         sides = one.get(name, {}), other.get(name, {})
         for key in {**sides[0], **sides[1]}:
             a, b = (side.get(key, "none") for side in sides)
             if a != b:
-                row = found.setdefault(repr((key, a, b)), {"key": key, "a": a, "b": b, "parameters": 0, "first": name})
+                change = {"key": key, "a": a, "b": b, "parameters": 0, "first": name}
+                row = rows.setdefault(repr((key, a, b)), change)
                 row["parameters"] += 1
-    return list(found.values())
+    return list(rows.values())
 
 
-def show(found: Difference, console: Console) -> None:
+def show(difference: Difference, console: Console) -> None:
     """Print what differs, and the verdict."""
     sheet = Table("compared", "bit-equal", "different", "largest difference", "relative", box=None, pad_edge=False)
-    for kind, part in found.parts.items():
+    for kind, part in difference.parts.items():
         facts = part.as_json()
         sheet.add_row(
             kind,
@@ -230,13 +236,15 @@ def show(found: Difference, console: Console) -> None:
             f"{float(facts['relative']):.3g}",
         )
     console.print(sheet)
-    lines = [line for kind, part in found.parts.items() for line in _part_lines(kind, part)] + _optimizer_lines(found)
-    if not found.published and any(names for part in found.parts.values() for names in part.only):
+    lines = [line for kind, part in difference.parts.items() for line in _part_lines(kind, part)] + _optimizer_lines(
+        difference
+    )
+    if not difference.published and any(names for part in difference.parts.values() for names in part.only):
         lines.append(f"names        as in the files: not both folders hold a {checkpoints.CONFIG} that we know")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(
-        f"verdict      {'[green]bit-equal[/green]' if found.equal else '[red]different[/red]'}", highlight=False
+        f"verdict      {'[green]bit-equal[/green]' if difference.equal else '[red]different[/red]'}", highlight=False
     )
 
 
@@ -251,18 +259,23 @@ def _part_lines(kind: str, part: Part) -> list[str]:
         for name, (a, b) in list(part.shapes.items())[:1]
     ]
     worst = [
-        f"{kind}: '{gap['name']}' differs in {gap['numbers']} of {gap['of']} numbers, by at most {float(gap['largest']):.3g} "
-        f"(relative {float(gap['relative']):.3g})"
+        f"{kind}: '{gap['name']}' differs in {gap['numbers']} of {gap['of']} numbers, "
+        f"by at most {float(gap['largest']):.3g} (relative {float(gap['relative']):.3g})"
         for gap in part.as_json()["worst"]
     ]
     return only + shapes + worst
 
 
-def _optimizer_lines(found: Difference) -> list[str]:
-    if found.bare:
-        return [f"optimizer    {found.bare[0]} holds none; --weights-only leaves it out of the comparison"]
-    steps = [f"step         {row['a']} -> {row['b']} for {row['parameters']} parameters" for row in found.steps]
-    return steps + [
-        f"{row['key']:<12} {row['a']} -> {row['b']} for {row['parameters']} parameters, such as '{row['first']}'"
-        for row in found.hyper
-    ]
+def _optimizer_lines(difference: Difference) -> list[str]:
+    if difference.bare:
+        return [f"optimizer    {difference.bare[0]} holds none; --weights-only leaves it out of the comparison"]
+    step = [f"step         {difference.step[0]} -> {difference.step[1]} of the checkpoint"] if difference.step else []
+    steps = [f"step         {row['a']} -> {row['b']} for {row['parameters']} parameters" for row in difference.steps]
+    return (
+        step
+        + steps
+        + [
+            f"{row['key']:<12} {row['a']} -> {row['b']} for {row['parameters']} parameters, such as '{row['first']}'"
+            for row in difference.hyper
+        ]
+    )

@@ -1,71 +1,149 @@
-"""What makes a folder a checkpoint: a manifest with the hash of every file, written last.
+"""What a checkpoint holds, by its manifest: the size and SHA-256 of every file, how it was made, and the manifest's
+own hash.
 
-Everything is staged in a hidden sibling folder, hashed, synced to disk and renamed. A checkpoint exists whole or not
-at all; DeepSpeed's own `latest` is never written and never trusted.
+A folder without a manifest is a foreign checkpoint. Which checkpoint is written when: `publish.py`.
 """
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import UserError
-from pipeline.records.run_folder import read_json, write_json
+from pipeline.records.run_folder import read_json
 
 NAME = "manifest.json"
-FORMAT = 1
-STAGING = ".staging-"
+FORMAT = 2
+"""1: `provenance` might be missing. 2: it is always there."""
+UNKNOWN_ORIGIN = {"flops": "unknown"}
+"""The provenance of what nobody has kept records of."""
 
 
-def staging(final: Path) -> Path:
-    """A fresh hidden folder beside `final`, for writing in; what an interrupted writer left is removed."""
-    folder = final.with_name(STAGING + final.name)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
+class FileRecord(BaseModel):
+    """One file: bytes, and SHA-256 in hexadecimal."""
+
+    model_config = ConfigDict(frozen=True)
+
+    size: int
+    sha256: str
 
 
-@contextmanager
-def writing(final: Path) -> Iterator[Path]:
-    """A staged folder for `final`, held by this process: a second writer is refused, what a dead one left is removed, and
-    what is not published by the end is removed as well. Raises UserError."""
-    staged = final.with_name(STAGING + final.name)
-    staged.mkdir(parents=True, exist_ok=True)
-    handle = os.open(staged, os.O_RDONLY)
+class Manifest(BaseModel):
+    """The content of manifest.json but for its own hash; further keys are kept.
+
+    kind: train, expand, reshard or export. layout and the keys that belong to it: as in `CheckpointLayout`. source: the
+    checkpoint it was made from, with hashes. files: by their path below the folder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    format: Literal[2] = 2
+    kind: str | None = None
+    layout: str | None = None
+    zero_stage: int | None = None
+    world_size: int | None = None
+    bf16: bool | None = None
+    dtype: str | None = None
+    step: int = 0
+    method: str | None = None
+    optimizer_state: str | None = None
+    lossless: bool | None = None
+    lossy: list[str] | None = None
+    verification: dict[str, Any] | None = None
+    versions: dict[str, str] | None = None
+    seed: int | None = None
+    source: dict[str, Any] | None = None
+    provenance: dict[str, Any]
+    files: dict[str, FileRecord]
+
+    def facts(self) -> dict[str, Any]:
+        """What was recorded, as JSON has it, without the files and the provenance."""
+        return self.model_dump(mode="json", exclude_unset=True, exclude={"files", "provenance"})
+
+    def text(self) -> str:
+        """The content of the file, its own hash last."""
+        facts = {key: value for key, value in self.facts().items() if key != "format"}
+        files = {name: self.files[name].model_dump() for name in sorted(self.files)}
+        content = {"format": FORMAT, **facts, "provenance": self.provenance, "files": files}
+        return _text({**content, "sha256": own_hash(content)})
+
+
+def own_hash(content: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's content, in which it is not itself."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _text(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of a checkpoint, checked against itself and against the sizes of its files. Raises UserError."""
+    content = parse(folder / NAME)
+    for name, record in content.files.items():
+        path = folder / name
+        size = path.stat().st_size if path.exists() else None
+        if size != record.size:
+            stored = "missing" if size is None else f"{size} bytes"
+            raise UserError(f"{path}: {stored}, the manifest says {record.size} bytes; use an older checkpoint")
+    return content
+
+
+def read_if_any(folder: Path) -> Manifest | None:
+    """The same; None for a foreign checkpoint."""
+    return read(folder) if (folder / NAME).exists() else None
+
+
+def parse(path: Path) -> Manifest:
+    """The manifest in a file that is to the byte what was written: another spelling of the same numbers is damage too.
+    Older formats are upgraded. Raises UserError for damage, and for a format that is newer than this program."""
+    content: object = read_json(path)
+    if not isinstance(content, dict):
+        raise _damaged(path)
+    _require_known_format(path, content)
+    whole = path.read_bytes() == _text(content).encode()
+    if not whole or content.pop("sha256", None) != own_hash(content):
+        raise _damaged(path)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{final}: another process is writing it; wait for it or choose another --out") from error
-        _clear(staged)
-        try:
-            yield staged
-        finally:
-            if staged.exists() and os.path.samestat(
-                os.fstat(handle), staged.stat()
-            ):  # not published, and nobody else's
-                shutil.rmtree(staged, ignore_errors=True)
-    finally:
-        os.close(handle)
+        return Manifest.model_validate(_upgraded(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {place}: {first['msg']}; the manifest is damaged, use an older checkpoint") from error
 
 
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path}: the manifest does not match its own hash; the checkpoint is damaged, use an older one")
+
+
+def _require_known_format(path: Path, content: dict[str, Any]) -> None:
+    number = content.get("format")
+    if isinstance(number, int) and number > FORMAT:
+        versions = content.get("versions")
+        writer = versions.get("lemon") if isinstance(versions, dict) else None
+        release = f"lemon {writer} or newer" if writer else "a newer release of lemon"
+        raise UserError(f"{path}: manifest format {number}, this release reads up to {FORMAT}; install {release}")
+
+
+def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
+    return {"provenance": UNKNOWN_ORIGIN, **content, "format": FORMAT} if content.get("format") == 1 else content
+
+
+Done = Callable[[int], None]
+"""Told how many bytes were hashed."""
 
 
 def _silent(size: int) -> None:
-    """Nobody is told how many bytes were hashed."""
+    """Nobody is told."""
 
 
-def sha256(path: Path, done: Callable[[int], None] = _silent) -> str:
-    """`done` is told the size of every piece that was hashed."""
+def sha256(path: Path, done: Done = _silent) -> str:
+    """The hash of a file; `done` is told the size of every piece."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(buffer):
@@ -81,120 +159,56 @@ def listing(folder: Path) -> list[str]:
     )
 
 
-def hashed(path: Path, done: Callable[[int], None] = _silent) -> dict:
-    """Size and SHA-256 of a file, as a manifest has them."""
-    return {"size": path.stat().st_size, "sha256": sha256(path, done)}
+def record(path: Path, done: Done = _silent) -> FileRecord:
+    """Size and SHA-256 of a file."""
+    return FileRecord(size=path.stat().st_size, sha256=sha256(path, done))
 
 
-def hashes(folder: Path, names: list[str], workers: int = 1, done: Callable[[int], None] = _silent) -> dict[str, dict]:
-    """Size and SHA-256 of the files `names` below `folder`; hashing runs beside other threads."""
+def hashes(folder: Path, names: Iterable[str], workers: int = 1, done: Done = _silent) -> dict[str, FileRecord]:
+    """The records of the files `names` below `folder`; `workers` threads hash."""
+    names = list(names)
     with ThreadPoolExecutor(workers) as pool:
-        return dict(zip(names, pool.map(lambda name: hashed(folder / name, done), names), strict=True))
+        return dict(zip(names, pool.map(lambda name: record(folder / name, done), names), strict=True))
 
 
-@dataclass(frozen=True)
-class Origin:
-    """The checkpoint that another one is made from: its files are hashed while that is written. wanted: what its manifest says."""
-
-    folder: Path
-    wanted: dict[str, dict] | None
-
-    @classmethod
-    def of(cls, folder: Path) -> "Origin":
-        """Raises UserError for a manifest that contradicts itself or the sizes of its files."""
-        return cls(folder, read(folder)["files"] if (folder / NAME).exists() else None)
-
-    @property
-    def paths(self) -> list[Path]:
-        return [self.folder / name for name in (listing(self.folder) if self.wanted is None else self.wanted)]
-
-    def facts(self, found: dict[Path, dict]) -> dict:
-        """What the new manifest says of it: hashes checked where it has a manifest, else taken. Raises UserError for damage."""
-        files = {str(path.relative_to(self.folder)): held for path, held in found.items()}
-        if self.wanted is None:
-            return {"path": str(self.folder), "files": files}
-        _require_same(self.folder, self.wanted, files)
-        return {"path": str(self.folder), "manifest_sha256": sha256(self.folder / NAME)}
-
-
-def publish(folder: Path, final: Path, facts: dict, files: dict[str, dict] | None = None) -> None:
-    """Turn the staged `folder` into the checkpoint `final`. `files`: hashes, when they are known already."""
-    content = {"format": FORMAT, **facts, "files": dict(sorted((files or hashes(folder, listing(folder))).items()))}
-    for name in content["files"]:
-        sync(folder / name)
-    write_json(folder / NAME, {**content, "sha256": _digest(content)})
-    sync(folder)
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(folder, final)
-    sync(final.parent)
-
-
-def sync(path: Path) -> None:
-    """Have what was written to a file or folder reach the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _digest(content: dict) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def read(folder: Path) -> dict:
-    """The manifest of a checkpoint, checked against itself and against the sizes of its files. Raises UserError."""
-    content = _own(folder / NAME)
-    for name, wanted in content["files"].items():
-        path = folder / name
-        size = path.stat().st_size if path.exists() else None
-        if size != wanted["size"]:
-            held = "missing" if size is None else f"{size} bytes"
-            raise UserError(f"{path}: {held}, the manifest says {wanted['size']} bytes; use an older checkpoint")
-    return content
-
-
-def _own(path: Path) -> dict:
-    """The content of a manifest that is to the byte what `publish` wrote: another spelling of the same numbers is damage too."""
-    content = read_json(path)
-    whole = isinstance(content, dict) and path.read_bytes() == (json.dumps(content, indent=2) + "\n").encode()
-    if not whole or content.pop("sha256", None) != _digest(content):
-        raise UserError(
-            f"{path}: the manifest does not match its own hash; the checkpoint is damaged, use an older one"
-        )
-    return content
-
-
-def verify(folder: Path, workers: int = 1, done: Callable[[int], None] = _silent) -> dict:
+def verify(folder: Path, workers: int = 1, done: Done = _silent) -> Manifest:
     """Like `read`, and every byte hashed, in `workers` threads. Raises UserError naming the first file that differs."""
     content = read(folder)
-    _require_same(folder, content["files"], hashes(folder, list(content["files"]), workers, done))
+    _require_same(folder, content.files, hashes(folder, content.files, workers, done))
     return content
 
 
-def _require_same(folder: Path, wanted: dict[str, dict], found: dict[str, dict]) -> None:
-    for name, facts in wanted.items():
-        if found[name]["sha256"] != facts["sha256"]:
+def _require_same(folder: Path, expected: dict[str, FileRecord], actual: dict[str, FileRecord]) -> None:
+    for name, file in expected.items():
+        if actual[name].sha256 != file.sha256:
             raise UserError(
                 f"{folder / name}: its SHA-256 is not the manifest's; the file is damaged, use an older checkpoint"
             )
 
 
-def complete(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first: those whose manifest was written."""
-    return sorted(path.parent for path in folder.glob(f"[!.]*/{NAME}"))
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint that another one is made from: its files are hashed while that is written. expected: what its
+    manifest says of them; None without a manifest."""
 
+    folder: Path
+    expected: dict[str, FileRecord] | None
 
-def newest(folder: Path) -> Path | None:
-    found = complete(folder)
-    return found[-1] if found else None
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """Raises UserError for a manifest that contradicts itself or the sizes of its files."""
+        content = read_if_any(folder)
+        return cls(folder, content.files if content else None)
 
+    @property
+    def paths(self) -> list[Path]:
+        return [self.folder / name for name in (listing(self.folder) if self.expected is None else self.expected)]
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints and whatever an interrupted writer left."""
-    for old in complete(folder)[:-keep]:
-        (old / NAME).unlink()  # from here on it is no checkpoint, whatever happens
-        shutil.rmtree(old)
-    for left in [*folder.glob(STAGING + "*"), *(p for p in folder.glob("step-*") if not (p / NAME).exists())]:
-        shutil.rmtree(left)
+    def facts(self, hashed: dict[Path, FileRecord]) -> dict[str, Any]:
+        """What the new manifest says of it: hashes checked where it has a manifest, else recorded. Raises UserError for
+        damage."""
+        files = {str(path.relative_to(self.folder)): file for path, file in hashed.items()}
+        if self.expected is None:
+            return {"path": str(self.folder), "files": {name: file.model_dump() for name, file in files.items()}}
+        _require_same(self.folder, self.expected, files)
+        return {"path": str(self.folder), "manifest_sha256": sha256(self.folder / NAME)}

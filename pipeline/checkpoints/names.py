@@ -1,30 +1,37 @@
-"""Whatever a tensor is called in a checkpoint, its published name: module names of transformers 5, files of a bare model
-read for one with a head and the other way round, TensorFlow's old spelling of norms, buffers and heads to leave out."""
+"""Whatever a tensor is called in a checkpoint, its published name: module names of transformers 5, files of a bare
+model read for one with a head and the other way round, TensorFlow's old spelling of norms, buffers and heads to leave
+out."""
 
+from __future__ import annotations
+
+from collections.abc import Collection
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
-from pipeline.models.architecture import Architecture
+if TYPE_CHECKING:
+    from pipeline.models.architecture import Architecture
 
 LEGACY = {".gamma": ".weight", ".beta": ".bias"}
 
 
-def published(held: set[str], architecture: Architecture, prefix: str) -> dict[str, str]:
-    """Held name -> published name, for every held tensor but those that `table` ignores. A name that fits nothing stays.
+def published(stored: Collection[str], architecture: Architecture, prefix: str) -> dict[str, str]:
+    """Stored name -> published name, for every stored tensor but those that the architecture ignores. A name that fits
+    nothing stays.
 
     prefix: what a model with a head puts before its bare model's names ("bert").
     """
-    modules = {row.module: row.name for row in architecture.rows()}
-    wanted = set(modules.values())
+    modules = {param.module: param.name for param in architecture.rows()}
+    known = set(modules.values())
     names = {}
-    for name in held:
+    for name in stored:
         spellings = [modules.get(text, text) for text in _spellings(name, prefix)]
-        found = next((text for text in spellings if text in wanted), None)
+        own = next((text for text in spellings if text in known), None)
         alias = next((architecture.aliases[text] for text in spellings if text in architecture.aliases), None)
-        if found or alias:
-            names[name] = found or alias
+        if own or alias:
+            names[name] = own or alias or name
         elif not any(fnmatchcase(text, pattern) for text in spellings for pattern in architecture.ignored):
             names[name] = name
-    return _owners_first(names, held)
+    return _owners_first(names)
 
 
 def _spellings(name: str, prefix: str) -> list[str]:
@@ -33,7 +40,7 @@ def _spellings(name: str, prefix: str) -> list[str]:
     return [text for stem in stems for text in (stem, stem.removeprefix(prefix + "."), f"{prefix}.{stem}")]
 
 
-def _owners_first(names: dict[str, str], held: set[str]) -> dict[str, str]:
-    """A tied name counts only where its owner is not held itself."""
-    owners = {published for name, published in names.items() if name == published}
-    return {name: published for name, published in names.items() if name == published or published not in owners}
+def _owners_first(names: dict[str, str]) -> dict[str, str]:
+    """A tied name counts only where its owner is not stored itself."""
+    owners = {own for name, own in names.items() if name == own}
+    return {name: own for name, own in names.items() if name == own or own not in owners}

@@ -1,4 +1,4 @@
-"""Another layout, stage or world size for a checkpoint: weights, both moments, steps and hyper-parameters go along.
+"""Another layout, stage or world size for a checkpoint: weights, optimizer state, steps and hyper-parameters go along.
 
 Nothing is computed. A model need not be known: DeepSpeed's files say their own names and shapes; only Hugging Face
 files, on either side, need the model's config.
@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import checkpoints
-from pipeline.checkpoints import CheckpointLayout, manifest
-from pipeline.checkpoints.serialization import byte_stream
+from pipeline.checkpoints import CheckpointLayout, manifest, publish
+from pipeline.checkpoints.layouts import Layout, require_layout
+from pipeline.checkpoints.serialization.byte_stream import OutputFile
+from pipeline.checkpoints.serialization.writer_pool import write_files
 from pipeline.checkpoints.state import State
 from pipeline.errors import UserError
 from pipeline.records.versions import installed
@@ -26,8 +28,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ReshardPlan:
-    """A rewriting that has been checked and not yet done. state: in the names that the result has. config: where Hugging Face
-    files are on either side."""
+    """A rewriting that has been checked and not yet done. state: in the names that the result has. config: where files
+    with published names are on either side."""
 
     source: Path
     state: State
@@ -37,27 +39,27 @@ class ReshardPlan:
 
 def plan_reshard(source: Path, layout: CheckpointLayout, source_config: Path | None = None) -> ReshardPlan:
     """Check that the source has what the layout needs. Raises UserError."""
-    found = checkpoints.locate(source)
-    if "huggingface" in (layout.name, checkpoints.detect_layout(found)):
-        state, config = checkpoints.read(found, source_config)
-        state = _named(state, config, layout)
+    folder = checkpoints.locate(source)
+    if layout.kind.published_names or require_layout(folder).published_names:
+        state, config = checkpoints.read(folder, source_config)
+        state = _named(state, config, layout.kind)
     else:
-        state, config = checkpoints.raw(found), None
-    if layout.name == "huggingface":
-        return ReshardPlan(found, replace(state, slots={}, steps={}, groups=()), layout, config)
-    _require_groups(found, state)
-    return ReshardPlan(found, state, layout, config)
+        state, config = checkpoints.raw(folder), None
+    if not layout.kind.holds_optimizer:
+        return ReshardPlan(folder, state.without_optimizer(), layout, config)
+    _require_groups(folder, state)
+    return ReshardPlan(folder, state, layout, config)
 
 
-def _named(state: State, config: PretrainedConfig, layout: CheckpointLayout) -> State:
-    """Published names for Hugging Face files; else module names, and fresh groups where the source has no optimizer."""
+def _named(state: State, config: PretrainedConfig, layout: Layout) -> State:
+    """The layout's names, and fresh groups where the source has no optimizer and the layout has."""
     from pipeline import models
 
-    if layout.name == "huggingface":
-        return state
-    if not state.groups:
+    if layout.holds_optimizer and not state.groups:
         state = replace(state, groups=checkpoints.fresh_groups(config, state))
-    return state.renamed({row.name: row.module for row in models.architecture_of(config).rows()})
+    if layout.published_names:
+        return state
+    return state.renamed({param.name: param.module for param in models.architecture_of(config).rows()})
 
 
 def _require_groups(source: Path, state: State) -> None:
@@ -65,25 +67,17 @@ def _require_groups(source: Path, state: State) -> None:
     grouped = {name for group in state.groups for name in group.names}
     if left := [name for name in state.tensors if name not in grouped and name not in state.frozen]:
         raise UserError(
-            f"{source}: {len(left)} parameters are in no optimizer group, such as '{left[0]}'; its files do not say whose they are"
+            f"{source}: {len(left)} parameters are in no optimizer group, such as '{left[0]}'; "
+            "its files do not say whose they are"
         )
 
 
 def remarks(plan: ReshardPlan) -> list[str]:
     """What the result will not keep, or what its reader must know."""
-    said = []
-    if plan.layout.name == "huggingface" and checkpoints.detect_layout(plan.source) != "huggingface":
-        said.append("Hugging Face files hold weights only; the optimizer state is left behind")
-    if plan.layout.name == "universal":
-        said.append(
-            "DeepSpeed loads universal checkpoints into stages 1 and 2 as they are; in stage 3 it gives every group the first group's "
-            "hyper-parameters and lets groups share one step counter, which our engine repairs; a plain script should use --format zero --zero-stage 3"
-        )
-        if plan.state.frozen or plan.state.buffers:
-            said.append(
-                f"DeepSpeed's universal loader restores no frozen parameters ({len(plan.state.frozen)}) and no buffers ({len(plan.state.buffers)}); use --format zero"
-            )
-    return said
+    target = plan.layout.kind
+    dropped = require_layout(plan.source).holds_optimizer and not target.holds_optimizer
+    lost = [f"{target.title} files hold weights only; the optimizer state is left behind"] if dropped else []
+    return lost + target.remarks(plan.state)
 
 
 def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1, say: Say = print) -> None:
@@ -93,30 +87,23 @@ def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1, say: Say = p
     for line in remarks(plan):
         say(f"reshard: {line}")
     origin = manifest.Origin.of(plan.source)
-    with manifest.writing(out) as staged:
-        step = int(max(plan.state.steps.values(), default=0))
-        files, hashed = byte_stream.write(_files(plan, staged, step), staged, workers, True, origin.paths)
-        files |= checkpoints.copy_beside(
-            plan.source, staged, *([] if plan.config else [checkpoints.CONFIG]), "plan.json", "plan.safetensors"
-        )
-        manifest.publish(
-            staged,
-            out,
-            {
-                "kind": "reshard",
-                **plan.layout.as_json(),
-                "step": step,
-                "versions": installed(),
-                "source": origin.facts(hashed),
-                "provenance": plan.state.provenance,
-            },
-            files,
-        )
-    say(
-        f"reshard: {len(plan.state.tensors)} tensors, {sum(f['size'] for f in files.values()) / 2**30:.2f} GiB in {len(files)} files"
-    )
+    with publish.writing(out) as staged:
+        files, hashed = write_files(_files(plan, staged), staged, workers, True, origin.paths)
+        config = [] if plan.config else [checkpoints.CONFIG]
+        files |= checkpoints.copy_sidecars(plan.source, staged, *config, "plan.json", "plan.safetensors")
+        facts = {
+            "kind": "reshard",
+            **plan.layout.as_json(),
+            "step": plan.state.step,
+            "versions": installed(),
+            "source": origin.facts(hashed),
+            "provenance": plan.state.provenance,
+        }
+        publish.publish(staged, out, facts, files)
+    size = sum(file.size for file in files.values())
+    say(f"reshard: {len(plan.state.tensors)} tensors, {size / 2**30:.2f} GiB in {len(files)} files")
 
 
-def _files(plan: ReshardPlan, staged: Path, step: int) -> list[byte_stream.File]:
+def _files(plan: ReshardPlan, staged: Path) -> list[OutputFile]:
     config = [checkpoints.config_of(plan.config, plan.layout)] if plan.config else []
-    return config + checkpoints.files(plan.state, staged, plan.layout, step=step)
+    return config + checkpoints.files(plan.state, staged, plan.layout)

@@ -4,7 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline.errors import UserError
 from pipeline.records.processes import WORKERS, huge_pages
 
 
@@ -92,8 +91,7 @@ def _reading_parsers(commands: argparse._SubParsersAction) -> None:
 def _layout_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--format",
-        choices=["zero", "universal", "huggingface"],
-        help="layout of the result (default: huggingface for such a source, else zero)",
+        help="layout of the result: zero, universal or huggingface (default: huggingface for such a source, else zero)",
     )
     command.add_argument("--zero-stage", type=int, choices=[1, 2, 3], help="of --format zero (default 1)")
     command.add_argument("--world-size", type=_count, help="of --format zero: ranks that will load it (default 2)")
@@ -181,32 +179,21 @@ def _expand(options: argparse.Namespace) -> None:
     print(f"expand: wrote {options.out}")
 
 
-def _form(options: argparse.Namespace, default: str):
+def _layout(options: argparse.Namespace):
     """The layout asked for; options of one layout choose it, and contradict another."""
-    from pipeline.checkpoints import CheckpointLayout
+    from pipeline import checkpoints
 
-    native = options.zero_stage or options.world_size or options.bf16
-    layout = options.format or ("zero" if native else "huggingface" if options.dtype else default)
-    if native and layout != "zero":
-        raise UserError(
-            f"--zero-stage, --world-size and --bf16 belong to --format zero, not to {layout}; leave them out"
-        )
-    if options.dtype and layout != "huggingface":
-        raise UserError(
-            f"--dtype {options.dtype} belongs to --format huggingface; {layout} checkpoints hold float32, and --bf16 says how the engine trains"
-        )
-    return CheckpointLayout(
-        layout, options.zero_stage or 1, options.world_size or 2, options.bf16, options.dtype or "float32"
-    )
+    given = {key: getattr(options, key) for key in ("zero_stage", "world_size", "bf16", "dtype")}
+    chosen = {key: value for key, value in given.items() if value}
+    return checkpoints.CheckpointLayout.choose(options.format, checkpoints.default_layout(options.source), chosen)
 
 
 def _job(options: argparse.Namespace):
-    from pipeline import checkpoints
     from pipeline.expansion import expand
     from pipeline.expansion import target as targets
     from pipeline.growth import methods
 
-    layout = _form(options, checkpoints.default_layout(options.source))
+    layout = _layout(options)
     known = methods.find(options.method).Options.model_fields
     chosen = methods.parse(options.method, {name: getattr(options, name) for name in known}, options.seed)
     target = targets.find(options.target, options.source, options.source_config)
@@ -221,12 +208,9 @@ def _job(options: argparse.Namespace):
 
 
 def _reshard(options: argparse.Namespace) -> None:
-    from pipeline import checkpoints
     from pipeline.checkpoints import reshard
 
-    job = reshard.plan_reshard(
-        options.source, _form(options, checkpoints.default_layout(options.source)), options.source_config
-    )
+    job = reshard.plan_reshard(options.source, _layout(options), options.source_config)
     reshard.execute_reshard(job, options.out, options.workers)
     print(f"reshard: wrote {options.out}")
 

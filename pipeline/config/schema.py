@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pipeline.config.validation_errors import Problems
 from pipeline.durations import Duration, PositiveDuration
 from pipeline.errors import UserError, nearest
+from pipeline.optim.optimizers import AdamW, Optimizer
 from pipeline.optim.schedules import Schedule
 from pipeline.records.strict import Strict
 
@@ -114,18 +115,6 @@ class ModelSizes(Strict):
         return self.mlp or 4 * self.hidden
 
 
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Optimizer(Strict):
-    """AdamW."""
-
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
-
-
 class TrainStage(Strict):
     """Train one model. `start` names an earlier stage (or a checkpoint folder); without it, from scratch."""
 
@@ -136,7 +125,7 @@ class TrainStage(Strict):
     batch: int = Field(ge=1, description="samples per optimizer step, over all ranks")
     micro_batch: int | None = Field(None, ge=1, description="samples per rank and pass; default batch / ranks")
     schedule: Schedule
-    optimizer: Optimizer = Optimizer()
+    optimizer: Optimizer = AdamW()
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
     activation_checkpointing: bool = False

@@ -44,7 +44,7 @@ class Model:
     @property
     def rounded(self) -> bool:
         """Whether it is stored in less than float32."""
-        return next(iter(self.state.tensors.values())).open().dtype.itemsize < torch.float32.itemsize
+        return next(iter(self.state.tensors.values())).tensor().dtype.itemsize < torch.float32.itemsize
 
 
 def compare(small: Path, large: Path) -> tuple[Verification, GrowthPlan, bool]:
@@ -79,8 +79,8 @@ def _unrounded(before: Model, after: Model, plan: GrowthPlan) -> State:
     layout = CheckpointLayout("huggingface")
     exact = expand.grown(expand.ExpansionPlan(before.folder, before.state, before.config, after.config, plan, layout))
     for name, tensor in after.state.tensors.items():
-        stored = tensor.open()
-        if count := _count_different(exact.tensors[name].open(), stored):
+        stored = tensor.tensor()
+        if count := _count_different(exact.tensors[name].tensor(), stored):
             dtype = str(stored.dtype).removeprefix("torch.")
             raise UserError(
                 f"{after.folder}: '{name}' is not what its {plan_file.PLAN} makes of {before.folder}, rounded to "

@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
-from pipeline.checkpoints import CheckpointLayout, manifest
-from pipeline.checkpoints.state import LazyTensor, State, by_rows
+from pipeline.checkpoints import CheckpointLayout, manifest, publish
+from pipeline.checkpoints.state import State
+from pipeline.checkpoints.tensors import GrownTensor, LazyTensor
 from pipeline.errors import UserError
 from pipeline.expansion import target as targets
 from pipeline.growth import optimizer_state, plan_file
@@ -29,8 +30,6 @@ from pipeline.records.run_folder import StageFolder
 from pipeline.records.versions import installed
 
 Say = Callable[[str], None]
-SLOTS = (Slot("exp_avg", 1), Slot("exp_avg_sq", 2))
-"""AdamW's."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,10 @@ def plan_expansion(
     growth = plan_growth(*architectures, options, models.initializer_range(large), model)
     large.update(growth.config_change)
     if grow_optimizer_state:
-        optimizer_state.require(growth, SLOTS, state.slots)
-        if layout.name == "huggingface":
+        optimizer_state.require(growth, state.optimizer().slots, state.slots)
+        if not layout.kind.holds_optimizer:
             raise UserError(
-                "Hugging Face files hold no optimizer state; use --format zero or universal, or --optimizer-state reset"
+                f"{layout.kind.title} files hold no optimizer state; use --format zero or universal, or --optimizer-state reset"
             )
     return ExpansionPlan(folder, state, small, large, growth, layout, grow_optimizer_state)
 
@@ -80,24 +79,23 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, say: Say = print, wor
         raise UserError(f"{out}: exists already; choose another --out or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     origin = manifest.Origin.of(expansion.source)
-    with manifest.writing(out) as staged:
+    with publish.writing(out) as staged:
         say(f"expand: {len(expansion.growth.tensors)} tensors, {words(expansion.growth)}")
         files, hashed = checkpoints.write(
             grown(expansion),
             expansion.large,
             staged,
             expansion.layout,
-            step=_step(expansion),
             workers=workers,
             progress=True,
             read=origin.paths,
         )
         source = origin.facts(hashed)
-        files |= checkpoints.copy_beside(expansion.source, staged)
+        files |= checkpoints.copy_sidecars(expansion.source, staged)
         measured = _verify(expansion, staged)
         _judge(expansion.growth, measured, say)
         files |= manifest.hashes(staged, plan_file.save(expansion.growth, staged))
-        manifest.publish(staged, out, _facts(expansion, measured, source), files)
+        publish.publish(staged, out, _facts(expansion, measured, source), files)
     return measured
 
 
@@ -121,7 +119,7 @@ class SourceReader:
     slot: Slot | None = None
 
     def __call__(self, name: str, rows: range) -> Tensor:
-        tensor = self.tensors[name].rows(rows).float()
+        tensor = self.tensors[name].read_rows(rows).float()
         # the sum first: it may overflow, but it is fast
         if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
             what = f"{self.slot.name} of {name}" if self.slot else name
@@ -150,27 +148,24 @@ def grown(expansion: ExpansionPlan) -> State:
     executor, state = PlanExecutor(expansion.growth, torch.float32), expansion.state
     planned = expansion.growth.tensors
     read = SourceReader(expansion.source, state.tensors)
-    weights = {each.target: by_rows(each.shape, GrownWeight(executor, each, read).rows) for each in planned}
+    weights: dict[str, LazyTensor] = {
+        each.target: GrownTensor(each.shape, GrownWeight(executor, each, read)) for each in planned
+    }
     fresh = State(
         weights, groups=checkpoints.fresh_groups(expansion.large, state), aliases=expansion.growth.target.aliases
     )
     if not expansion.grow_optimizer_state:
         return fresh
-    slots = {slot.name: _grown_slot(expansion, executor, slot) for slot in SLOTS}
-    return replace(fresh, slots=slots, steps={each.target: state.steps[each.origin] for each in planned})
+    slots = {slot.name: _grown_slot(expansion, executor, slot) for slot in state.optimizer().slots}
+    steps = {each.target: state.steps[each.origin] for each in planned if each.origin in state.steps}
+    return replace(fresh, slots=slots, step=state.step, steps=steps)
 
 
 def _grown_slot(expansion: ExpansionPlan, executor: PlanExecutor, slot: Slot) -> dict[str, LazyTensor]:
     read = SourceReader(expansion.source, expansion.state.slots[slot.name], slot)
     return {
-        each.target: by_rows(each.shape, GrownSlot(executor, each, slot, read).rows)
-        for each in expansion.growth.tensors
+        each.target: GrownTensor(each.shape, GrownSlot(executor, each, slot, read)) for each in expansion.growth.tensors
     }
-
-
-def _step(expansion: ExpansionPlan) -> int:
-    """The step count that DeepSpeed's counters show: the source's where its optimizer state goes on."""
-    return int(max(expansion.state.steps.values(), default=0)) if expansion.grow_optimizer_state else 0
 
 
 def _verify(expansion: ExpansionPlan, staged: Path) -> Verification:
@@ -186,7 +181,7 @@ def _verify(expansion: ExpansionPlan, staged: Path) -> Verification:
 
 def weight(state: State, name: str) -> Tensor:
     """One tensor of a state, in float32."""
-    return state.tensors[name].open().float()
+    return state.tensors[name].tensor().float()
 
 
 def spent(expansion: ExpansionPlan, samples: int) -> dict[str, int]:

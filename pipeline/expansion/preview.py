@@ -8,7 +8,8 @@ from transformers import PretrainedConfig
 
 from pipeline import models
 from pipeline.accounting.flops import cost
-from pipeline.expansion.expand import SLOTS, ExpansionPlan, words
+from pipeline.errors import UserError
+from pipeline.expansion.expand import ExpansionPlan, words
 from pipeline.growth import conditions, optimizer_state, plan_file
 from pipeline.growth.maps import MEAN, ZERO, IndexMap, Map
 from pipeline.growth.plan import TensorPlan
@@ -40,9 +41,18 @@ def preview(expansion: ExpansionPlan) -> dict:
         "conditions": conditions.holding(
             *architectures, expansion.growth.config_change, expansion.growth.moves_norm_affines
         ),
-        "optimizer_state": optimizer_state.refusals(expansion.growth, SLOTS, expansion.state.slots) or ["can grow"],
+        "optimizer_state": _optimizer_state(expansion),
         "needs": needs(expansion),
     }
+
+
+def _optimizer_state(expansion: ExpansionPlan) -> list[str]:
+    """Whether it can grow, or why it cannot."""
+    try:
+        optimizer = expansion.state.optimizer()
+    except UserError as error:
+        return [str(error)]
+    return optimizer_state.refusals(expansion.growth, optimizer.slots, expansion.state.slots) or ["can grow"]
 
 
 def _flops(architecture: Architecture, config: PretrainedConfig) -> dict:
@@ -66,12 +76,9 @@ def needs(expansion: ExpansionPlan) -> dict[str, int]:
         large.parameters,
         *(max(_size(architecture.shape(row)) for row in architecture.rows()) for architecture in (large, small)),
     )
-    writers = min(
-        WORKERS, {"huggingface": 1, "universal": WORKERS, "zero": expansion.layout.world_size}[expansion.layout.name]
-    )
-    width = {"float32": 4, "bfloat16": 2, "float16": 2}[expansion.layout.dtype]
-    native = 12 * count + (0 if expansion.layout.zero_stage == 3 else (2 if expansion.layout.bf16 else 4) * count)
-    disk = {"huggingface": width * count, "universal": 12 * count, "zero": native}[expansion.layout.name]
+    layout = expansion.layout.kind
+    writers = layout.writers(count, expansion.layout, WORKERS)
+    disk = layout.bytes_on_disk(count, len(expansion.state.optimizer().slots), expansion.layout)
     return {"disk": disk, "memory": LIBRARIES + max(writers * (WRITER + 4 * source), 16 * largest)}
 
 

@@ -12,8 +12,8 @@ import torch
 from pipeline import checkpoints
 from pipeline.accounting.lineage import Ancestor, lineage
 from pipeline.accounting.recorded_runs import RecordReader
-from pipeline.checkpoints import CheckpointLayout, manifest
-from pipeline.checkpoints.layouts import huggingface
+from pipeline.checkpoints import SIDECAR_FILES, CheckpointLayout, manifest, publish
+from pipeline.checkpoints.layouts import HUGGING_FACE, huggingface
 from pipeline.checkpoints.state import State
 from pipeline.data.tokenizers import PIECES, SPECIAL
 from pipeline.errors import UserError
@@ -23,21 +23,6 @@ from pipeline.records.versions import installed
 
 Say = Callable[[str], None]
 CARD = "README.md"
-BESIDE = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "generation_config.json",
-)
-"""What a Hugging Face folder may hold beside its weights, and hands on."""
 
 
 def export_checkpoint(
@@ -51,11 +36,11 @@ def export_checkpoint(
     """Write and publish the folder `out`. Raises UserError, and publishes nothing."""
     if out.exists():
         raise UserError(f"{out}: exists already; choose another --out or remove it")
-    found, layout = checkpoints.locate(source), CheckpointLayout("huggingface", dtype=dtype)
+    found, layout = checkpoints.locate(source), CheckpointLayout(HUGGING_FACE.name, dtype=dtype)
     state, config = checkpoints.read(found, source_config)
     origin, ancestors = manifest.Origin.of(found), lineage(found, RecordReader())[::-1]
     data = prepared(ancestors)
-    with manifest.writing(out) as staged:
+    with publish.writing(out) as staged:
         files, hashed = checkpoints.write(
             state, config, staged, layout, workers=workers, progress=True, read=origin.paths
         )
@@ -73,13 +58,13 @@ def export_checkpoint(
                 any("token" in name or "vocab" in name for name in beside),
             ),
         )
-        manifest.publish(
+        publish.publish(
             staged,
             out,
             {
                 "kind": "export",
                 **layout.as_json(),
-                "step": int(max(state.steps.values(), default=0)),
+                "step": state.step,
                 "versions": installed(),
                 "source": origin.facts(hashed),
                 "provenance": {**state.provenance, "origin": str(found), "own_flops": 0},
@@ -96,12 +81,13 @@ def prepared(ancestors: list[Ancestor]) -> Path | None:
 
 
 def require_same_on_disk(state: State, staged: Path, dtype: str) -> None:
-    """What counts is what lies on disk: every tensor is read back and held against its source, rounded once. Raises UserError."""
-    written, stored = huggingface.read(staged), huggingface.DTYPES[dtype][0]
+    """What counts is what lies on disk: every tensor is read back and held against its source, rounded once. Raises
+    UserError."""
+    written, stored = huggingface.read(staged), huggingface.DTYPES[dtype]
     for name, entry in state.tensors.items():
         pair = [
             tensor.contiguous().reshape(-1).view(torch.uint8)
-            for tensor in (entry.open().to(stored), written.tensors[name].open())
+            for tensor in (entry.tensor().to(stored), written.tensors[name].tensor())
         ]
         if not torch.equal(*pair):
             raise UserError(
@@ -113,11 +99,10 @@ def _beside(source: Path, data: Path | None) -> list[Path]:
     """The tokenizer of the run's data, else what lies beside a Hugging Face folder's weights."""
     if data and (data / "tokenizer").is_dir():
         return sorted(path for path in (data / "tokenizer").iterdir() if path.is_file())
-    return (
-        [source / name for name in BESIDE if (source / name).exists()]
-        if checkpoints.detect_layout(source) == "huggingface"
-        else []
-    )
+    layout = checkpoints.detect_layout(source)
+    if layout is None or not layout.published_names:
+        return []
+    return [source / name for name in SIDECAR_FILES if (source / name).exists()]
 
 
 def _copy(paths: list[Path], staged: Path) -> list[str]:

@@ -111,7 +111,10 @@ def _tensor_plan(plan: TensorPlan) -> Json:
 
 
 def _terms(terms: tuple[Term, ...]) -> list[Json]:
-    return [{"layer": term.layer, "coefficient": torch.as_tensor(term.coefficient).item(), "maps": term.maps} for term in terms]
+    return [
+        {"layer": term.layer, "coefficient": torch.as_tensor(term.coefficient).item(), "maps": term.maps}
+        for term in terms
+    ]
 
 
 def _restored(content: Json, source: Architecture, target: Architecture, tensors: Path) -> GrowthPlan:

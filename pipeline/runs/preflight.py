@@ -11,10 +11,10 @@ from pipeline.config.validation_errors import all_of
 from pipeline.data import Prepared, open_prepared
 from pipeline.errors import UserError
 from pipeline.expansion import target as targets
-from pipeline.expansion.expand import SLOTS
 from pipeline.growth import methods, optimizer_state
 from pipeline.growth.method import ExpansionOptions
 from pipeline.growth.plan import GrowthPlan, plan_growth, require_possible
+from pipeline.optim.optimizers import AdamW, Optimizer
 from pipeline.records.run_folder import StageFolder
 from pipeline.training.engine import precisions_of_workers, require_precision, settings
 from pipeline.training.stage import pace, rates
@@ -63,14 +63,25 @@ def _require_growth(config: Config, stage: ExpandStage, source: PretrainedConfig
         _require_moments(config, stage, plan_growth(*architectures, method_options, models.initializer_range(large)))
 
 
-def _require_moments(config: Config, stage: ExpandStage, made: GrowthPlan) -> None:
+def _require_moments(config: Config, stage: ExpandStage, growth: GrowthPlan) -> None:
     """An optimizer state that is to grow needs a growth that allows it, and a stage behind that can read it."""
-    if stage.optimizer_state == "grow":
-        optimizer_state.require(made, SLOTS, {slot.name for slot in SLOTS})
-        if any(isinstance(s, TrainStage) and s.start == stage.name and s.zero_stage == 0 for s in config.stages):
-            raise UserError(
-                f"stages.{stage.name}.optimizer_state: grow needs ZeRO shards, and the stage behind it has zero_stage 0; use 1, 2 or 3"
-            )
+    if stage.optimizer_state != "grow":
+        return
+    slots = _optimizer_behind(config, stage).slots
+    optimizer_state.require(growth, slots, [slot.name for slot in slots])
+    if any(isinstance(s, TrainStage) and s.start == stage.name and s.zero_stage == 0 for s in config.stages):
+        raise UserError(
+            f"stages.{stage.name}.optimizer_state: grow needs ZeRO shards, and the stage behind it has zero_stage 0; "
+            "use 1, 2 or 3"
+        )
+
+
+def _optimizer_behind(config: Config, stage: ExpandStage) -> Optimizer:
+    """The optimizer that leaves the state which the expansion reads: that of the last training stage before it."""
+    origin: TrainStage | ExpandStage | None = stage
+    while isinstance(origin, ExpandStage):
+        origin = next((each for each in config.stages if each.name == origin.source), None)
+    return origin.optimizer if origin else AdamW()
 
 
 def options(stage: ExpandStage, seed: int) -> ExpansionOptions:

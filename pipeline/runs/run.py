@@ -124,11 +124,11 @@ def _expand(config: Config, stage: ExpandStage, folder: StageFolder, nodes: Node
 
 def form_for(config: Config, stage: ExpandStage, nodes: Nodes):
     """The layout that the training stage behind this expansion reads: native shards of its ZeRO stage and ranks."""
-    from pipeline.checkpoints import CheckpointLayout
+    from pipeline.checkpoints.layouts import HUGGING_FACE, CheckpointLayout
 
     reader = next((s for s in config.stages if isinstance(s, TrainStage) and s.start == stage.name), None)
     if reader is None or reader.zero_stage == 0:
-        return CheckpointLayout("huggingface")
+        return CheckpointLayout(HUGGING_FACE.name)
     return CheckpointLayout.of(reader, nodes.count * launcher.processes(config.processes))
 
 

@@ -27,7 +27,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pipeline import checkpoints, models
-from pipeline.checkpoints import manifest
+from pipeline.checkpoints import manifest, publish
+from pipeline.checkpoints.layouts import require_layout
 from pipeline.config.schema import TrainStage
 from pipeline.data import Batch
 from pipeline.errors import UserError
@@ -148,19 +149,14 @@ class Engine:
         """`start`: a checkpoint that `load` will be given; its layout must be known before DeepSpeed is built."""
         self.stage, self.world, self.seed, self.config = stage, world, seed, model.config
         require_precision(stage, supported_precisions())
-        self.json = settings(
-            stage, world.size, universal=start is not None and checkpoints.detect_layout(start) == "universal"
-        )
+        self.json = settings(stage, world.size, universal=start is not None and require_layout(start).load_universal)
         if stage.activation_checkpointing:
             model.config.use_cache = False
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.names, parameters = _groups(model)
-        self.hyper = [
-            {"weight_decay": decay, "betas": stage.optimizer.betas, "eps": stage.optimizer.eps}
-            for decay in (stage.optimizer.weight_decay, 0.0)
-        ]
+        self.hyper = [stage.optimizer.hyper(decayed) for decayed in (True, False)]
         groups = [{"params": params, **hyper} for params, hyper in zip(parameters, self.hyper, strict=True)]
-        optimizer = torch.optim.AdamW(groups, lr=0.0)
+        optimizer = stage.optimizer.build(groups)
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=self.json, dist_init_required=False
         )
@@ -214,9 +210,9 @@ class Engine:
     def save(self, folder: Path, step: int, facts: dict) -> Path:
         """Publish `folder/step-0000500`: staged, every shard hashed by one of the ranks, renamed when all are there."""
         final = folder / f"step-{step:07d}"
-        place = final.with_name(manifest.STAGING + final.name)
+        place = final.with_name(publish.STAGING + final.name)
         if self.world.first:
-            manifest.staging(final)
+            publish.staging(final)
         dist.barrier()
         self.deepspeed.save_checkpoint(
             str(place), tag=final.name, client_state={"group_names": self.names}, save_latest=False
@@ -231,7 +227,7 @@ class Engine:
         dist.all_gather_object(parts, manifest.hashes(staged, names[0][self.world.rank :: self.world.size]))
         if self.world.first:
             layout = checkpoints.CheckpointLayout.of(self.stage, self.world.size)
-            manifest.publish(
+            publish.publish(
                 staged,
                 final,
                 {**facts, **layout.as_json(), "step": step},
@@ -243,11 +239,12 @@ class Engine:
 
     def load(self, folder: Path) -> None:
         """Load weights and optimizer of a checkpoint in the engine's own layout. Raises UserError when it is not."""
-        facts = manifest.read(folder)
-        mine = checkpoints.CheckpointLayout.of(self.stage, self.world.size).as_json()
-        if facts["layout"] == "zero" and (held := {key: facts[key] for key in mine}) != mine:
+        stored = checkpoints.CheckpointLayout.from_facts(manifest.read(folder).facts())
+        own = checkpoints.CheckpointLayout.of(self.stage, self.world.size)
+        if not stored.kind.engine_loads(stored, own):
             raise UserError(
-                f"{folder}: written as {_words(held)}, this stage runs as {_words(mine)}; run it as before, or expand into this layout"
+                f"{folder}: written as {stored.words}, this stage runs as {own.words}; "
+                "run it as before, or expand into this layout"
             )
         loaded, _ = self.deepspeed.load_checkpoint(str(folder.parent), tag=folder.name)
         if loaded is None:
@@ -271,7 +268,3 @@ def _groups(model: PreTrainedModel) -> tuple[list[list[str]], list[list[torch.nn
     decay = {row.module: row.decay for row in models.architecture_of(model.config).rows()}
     split = [[(n, p) for n, p in model.named_parameters() if decay[n] is wanted] for wanted in (True, False)]
     return [[n for n, _ in part] for part in split], [[p for _, p in part] for part in split]
-
-
-def _words(layout: dict) -> str:
-    return f"ZeRO stage {layout['zero_stage']} on {layout['world_size']} ranks{' in bf16' if layout['bf16'] else ''}"

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import checkpoints, models
-from pipeline.checkpoints import manifest
+from pipeline.checkpoints import manifest, publish
+from pipeline.checkpoints.layouts import require_layout
 from pipeline.config import dump
 from pipeline.config.schema import Config, TrainStage
 from pipeline.data import Batch, evaluation_batches, train_batches
@@ -24,16 +25,16 @@ from pipeline.training.stage import TrainingPlan, _flops_of, continued, facts, p
 def run(config: Config, stage: TrainStage, world: World) -> None:
     """Train `stage` to its end on this worker. Raises UserError."""
     plan = plan_training(config, stage)
-    resume = agreed(manifest.newest(plan.folder.checkpoints))
+    resume = agreed(publish.newest(plan.folder.checkpoints))
     engine = _engine(plan, world, resume)
-    step = manifest.read(resume)["step"] if resume else 0
+    step = manifest.read(resume).step if resume else 0
     if world.first:
         config_file = config.path / "config.yaml"
         if not config_file.exists():
             write_text(config_file, dump(config))
         plan.folder.begin(**(continued(plan.folder.facts, facts(plan, world), step) if resume else facts(plan, world)))
         plan.folder.checkpoints.mkdir(exist_ok=True)
-        manifest.prune(plan.folder.checkpoints, stage.keep)
+        publish.prune(plan.folder.checkpoints, stage.keep)
         plan.folder.metrics.truncate(step if resume else -1)
         plan.folder.ledger.truncate(step if resume else -1)
     Loop(plan, engine, world).run(step, resumed=resume is not None)
@@ -48,14 +49,14 @@ def _engine(plan: TrainingPlan, world: World, resume: Path | None) -> Engine:
     chosen = resume or plan.start
     native = (
         chosen is not None
-        and checkpoints.detect_layout(chosen) != "huggingface"
+        and require_layout(chosen).holds_optimizer
         and (resume is not None or _fits(chosen, plan.stage, world))
     )
     if world.first and chosen is not None and resume is None and (chosen / manifest.NAME).exists():
         manifest.verify(chosen)
     if chosen and not native:
         state, _ = checkpoints.read(chosen)
-        models.fill(model, lambda name: state.tensors[name].open().float())
+        models.fill(model, lambda name: state.tensors[name].tensor().float())
     engine = Engine(model, plan.stage, world, seed, start=chosen if native else None)
     if native:
         engine.load(chosen)
@@ -64,11 +65,11 @@ def _engine(plan: TrainingPlan, world: World, resume: Path | None) -> Engine:
 
 def _fits(start: Path, stage: TrainStage, world: World) -> bool:
     """Whether the start is an expansion in this stage's own layout; of any other start only the weights are taken."""
-    held = manifest.read(start) if (start / manifest.NAME).exists() else {}
-    mine = checkpoints.CheckpointLayout.of(stage, world.size).as_json()
-    return held.get("kind") == "expand" and (
-        (held["layout"] == "universal" and stage.zero_stage > 0) or all(held.get(k) == v for k, v in mine.items())
-    )
+    content = manifest.read_if_any(start)
+    if content is None or content.kind != "expand":
+        return False
+    stored = checkpoints.CheckpointLayout.from_facts(content.facts())
+    return stored.kind.engine_loads(stored, checkpoints.CheckpointLayout.of(stage, world.size))
 
 
 class Loop:
@@ -175,7 +176,7 @@ class Loop:
             {"kind": "train", "provenance": self._provenance() if self.world.first else {}},
         )
         if self.world.first:
-            manifest.prune(plan.folder.checkpoints, plan.stage.keep)
+            publish.prune(plan.folder.checkpoints, plan.stage.keep)
             plan.folder.metrics.append(step=step, save_seconds=time.perf_counter() - begun)
 
     def _provenance(self) -> dict:

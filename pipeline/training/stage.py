@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
 from pipeline.accounting.flops import Cost, cost
-from pipeline.checkpoints import manifest
+from pipeline.checkpoints import manifest, publish
 from pipeline.config.fingerprint import Fingerprint
 from pipeline.config.schema import Config, TrainStage
 from pipeline.data import Prepared, open_prepared
@@ -96,7 +96,7 @@ def _model_config(config: Config, stage: TrainStage, data: Prepared, start: Path
     wanted = models.trained(sizes, data.facts)
     if start is None:
         return wanted
-    newest = manifest.newest(config.path / stage.name / "checkpoints")
+    newest = publish.newest(config.path / stage.name / "checkpoints")
     _, held = models.read_config((newest or start) / checkpoints.CONFIG)
     shapes = [
         {row.name: architecture.shape(row) for row in architecture.rows()}
@@ -170,5 +170,5 @@ def _flops_of(start: Path | None) -> int | str:
     """FLOPs spent on the weights a stage starts from: none from scratch, unknown for a foreign checkpoint."""
     if start is None:
         return 0
-    known = (start / manifest.NAME).exists()
-    return manifest.read(start).get("provenance", {}).get("flops", "unknown") if known else "unknown"
+    content = manifest.read_if_any(start)
+    return content.provenance.get("flops", "unknown") if content else "unknown"

@@ -40,8 +40,8 @@ def test_every_layout_keeps_the_grown_moments(tmp_path, layout):
     assert [group.hyper["weight_decay"] for group in state.groups] == [0.1, 0.0]
     for slot in ("exp_avg", "exp_avg_sq"):
         for name, entry in state.slots[slot].items():
-            assert torch.equal(entry.open(), wanted.slots[slot][name].open()), (slot, name)
-    assert all((entry.open() > 0).all() for entry in state.slots["exp_avg_sq"].values())
+            assert torch.equal(entry.tensor(), wanted.slots[slot][name].tensor()), (slot, name)
+    assert all((entry.tensor() > 0).all() for entry in state.slots["exp_avg_sq"].values())
 
 
 def test_neither_workers_nor_ranks_change_what_is_grown(tmp_path, monkeypatch):
@@ -60,7 +60,7 @@ def test_neither_workers_nor_ranks_change_what_is_grown(tmp_path, monkeypatch):
         )
         expand.execute_expansion(job, tmp_path / str(number), lambda line: None, workers)
         made.append(tmp_path / str(number))
-    files = [manifest.read(folder)["files"] for folder in made[:3]]
+    files = [manifest.read(folder).files for folder in made[:3]]
     assert files[0] == files[1] == files[2]
     assert all(diff.compare(made[0], other).equal for other in made[3:])
 
@@ -96,7 +96,7 @@ def test_the_engine_goes_on_with_them(tmp_path, state, steps):
     assert set(held.steps.values()) == {float(steps)}
     assert json.loads((run / "grown" / "stage.json").read_text())["optimizer_state"] == state
     grown, _ = checkpoints.read(checkpoints.locate(run / "grown"))
-    assert all((entry.open() > 0).any() for entry in grown.slots["exp_avg_sq"].values()) == (state == "grow")
+    assert all((entry.tensor() > 0).any() for entry in grown.slots["exp_avg_sq"].values()) == (state == "grow")
 
 
 def test_universal_goes_into_stage_3_as_native_does(tmp_path):

@@ -78,12 +78,13 @@ def rewritten(source: Path, out: Path, layout: CheckpointLayout, workers: int = 
 def same(one: State, other: State) -> None:
     """Bit for bit: weights, moments, steps, hyper-parameters, frozen parameters and buffers."""
     assert [g.names for g in one.groups] == [g.names for g in other.groups] and one.steps == other.steps
+    assert one.step == other.step
     assert [g.hyper for g in one.groups] == [g.hyper for g in other.groups]
     for name, entry in one.tensors.items():
-        assert torch.equal(entry.open().float(), other.tensors[name].open()), name
+        assert torch.equal(entry.tensor().float(), other.tensors[name].tensor()), name
     for slot in SLOTS:
         for name, entry in one.slots[slot].items():
-            assert torch.equal(entry.open(), other.slots[slot][name].open()), (slot, name)
+            assert torch.equal(entry.tensor(), other.slots[slot][name].tensor()), (slot, name)
 
 
 @rotated(one_in=2, of="case", alike=lambda case: (CASES[case]["stage"], "world" in CASES[case]))
@@ -105,7 +106,7 @@ def test_nothing_is_lost(tmp_path, theirs, case, to):
         3.0 if case in ("stage 0 bf16", "stage 0 fp16") else 2.0
     )  # DeepSpeed makes that optimizer's state by a first step on zeros
     assert all(
-        source.tensors[name].open().dtype == torch.float32 for group in source.groups for name in group.names
+        source.tensors[name].tensor().dtype == torch.float32 for group in source.groups for name in group.names
     )  # the masters
     assert set(source.slots) == set(SLOTS) and set(source.steps.values()) == {steps}
     again = checkpoints.raw(rewritten(theirs[case], tmp_path / "ours", to))
@@ -114,6 +115,7 @@ def test_nothing_is_lost(tmp_path, theirs, case, to):
             State(
                 {n: e for n, e in source.tensors.items() if n not in source.frozen},
                 slots=source.slots,
+                step=source.step,
                 steps=source.steps,
                 groups=source.groups,
             ),
@@ -122,7 +124,7 @@ def test_nothing_is_lost(tmp_path, theirs, case, to):
     else:
         same(source, again)
         assert again.frozen == source.frozen and set(again.buffers) == set(source.buffers)
-        assert all(torch.equal(entry.open(), again.buffers[name].open()) for name, entry in source.buffers.items())
+        assert all(torch.equal(entry.tensor(), again.buffers[name].tensor()) for name, entry in source.buffers.items())
 
 
 @rotated(one_in=2, of=("case", "to", "stage", "world"), alike=lambda case, to, stage, world: (to, stage))
@@ -163,21 +165,19 @@ def test_frozen_parameters_and_buffers_arrive_in_the_engine(tmp_path, workers, t
     source, again = checkpoints.raw(theirs[case]), checkpoints.raw(tmp_path / "again" / "two")
     same(source, again)
     assert (
-        torch.equal(source.buffers["seen"].open(), again.buffers["seen"].open())
-        and source.buffers["seen"].open().sum() > 0
+        torch.equal(source.buffers["seen"].tensor(), again.buffers["seen"].tensor())
+        and source.buffers["seen"].tensor().sum() > 0
     )
 
 
 def test_sub_groups_are_cut_as_the_engine_cuts_them(tmp_path, workers, theirs, whole):
     """Written with DeepSpeed's own limit of this case, the engine resumes it."""
     from pipeline.checkpoints.layouts import zero_write
-    from pipeline.checkpoints.serialization import byte_stream
+    from pipeline.checkpoints.serialization.writer_pool import write_files
 
     ours = tmp_path / "ours" / "two"
     ours.mkdir(parents=True)
-    byte_stream.write(
-        zero_write.files(checkpoints.raw(theirs["stage 1"]), ours, stage=3, world=2, step=2, sub_group=3000), ours
-    )
+    write_files(zero_write.files(checkpoints.raw(theirs["stage 1"]), ours, stage=3, world=2, sub_group=3000), ours)
     losses = workers.train(stage=3, world=2, first=2, steps=2, load=ours, zero={"sub_group_size": 3000})
     assert losses == pytest.approx(whole[2:4], abs=1e-5)
 
@@ -194,7 +194,7 @@ def test_deepspeeds_own_converters_read_ours(tmp_path, theirs, stage):
     convert(theirs["stage 1"].parent / "zero_to_fp32.py", tmp_path / "ours", tmp_path / "fp32")
     source = checkpoints.raw(theirs["stage 1"])
     held = torch.load(tmp_path / "fp32" / "pytorch_model.bin", weights_only=True)
-    assert all(torch.equal(held[name], entry.open()) for name, entry in source.tensors.items())
+    assert all(torch.equal(held[name], entry.tensor()) for name, entry in source.tensors.items())
     convert(
         "-m",
         "deepspeed.checkpoint.ds_to_universal",
@@ -207,14 +207,16 @@ def test_deepspeeds_own_converters_read_ours(tmp_path, theirs, stage):
     again = checkpoints.raw(tmp_path / "universal")
     assert [g.names for g in again.groups] == [g.names for g in source.groups]
     for name, entry in source.tensors.items():
-        assert torch.equal(entry.open(), again.tensors[name].open()), name
-        assert all(torch.equal(source.slots[slot][name].open(), again.slots[slot][name].open()) for slot in SLOTS), name
+        assert torch.equal(entry.tensor(), again.tensors[name].tensor()), name
+        assert all(
+            torch.equal(source.slots[slot][name].tensor(), again.slots[slot][name].tensor()) for slot in SLOTS
+        ), name
 
 
 def test_the_result_does_not_depend_on_the_workers(tmp_path, theirs):
     for workers in (1, 2, 5):
         rewritten(theirs["stage 3"], tmp_path / str(workers), CheckpointLayout("zero", 2, 3), workers)
-    files = [manifest.read(tmp_path / str(workers))["files"] for workers in (1, 2, 5)]
+    files = [manifest.read(tmp_path / str(workers)).files for workers in (1, 2, 5)]
     assert files[0] == files[1] == files[2]
 
 
@@ -257,7 +259,7 @@ def test_the_command(tmp_path, theirs, capsys):
         )
         == 0
     )
-    assert "reshard: wrote" in capsys.readouterr().out and manifest.read(tmp_path / "ours")["world_size"] == 4
+    assert "reshard: wrote" in capsys.readouterr().out and manifest.read(tmp_path / "ours").world_size == 4
     assert main(["reshard", str(theirs["stage 3"]), "--out", str(tmp_path / "ours")]) == 2
     assert "exists already; choose another --out or remove it" in capsys.readouterr().err
     assert main(["reshard", str(theirs["stage 3"]), "--out", str(tmp_path / "universal"), "--format", "universal"]) == 0

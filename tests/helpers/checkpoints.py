@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline import checkpoints, models
-from pipeline.checkpoints import CheckpointLayout, manifest
-from pipeline.checkpoints.layouts import zero_write
-from pipeline.checkpoints.serialization import byte_stream
-from pipeline.checkpoints.state import Group, State, in_memory
+from pipeline.checkpoints import CheckpointLayout, publish
+from pipeline.checkpoints.serialization.writer_pool import write_files
+from pipeline.checkpoints.state import Group, State
+from pipeline.checkpoints.tensors import in_memory
 from tests.helpers.growing import randomised
 from tests.helpers.samples import sample
 
@@ -26,6 +26,7 @@ FORMATS = {
 }
 HYPER = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6}
 """Hyper-parameters of every optimizer group; the weight decay is each group's own."""
+SLOTS = ("exp_avg", "exp_avg_sq")
 
 
 def source(folder: Path, layout: CheckpointLayout, variant: str = "bert-pre-ln") -> Path:
@@ -43,13 +44,14 @@ def source(folder: Path, layout: CheckpointLayout, variant: str = "bert-pre-ln")
     held = State(
         in_memory((n, t.float()) for n, t in weights.items()),
         slots=slots,
+        step=7,
         steps=dict.fromkeys(weights, 7.0),
         groups=groups,
         aliases=models.architecture_of(config).aliases,
     )
-    staged = manifest.staging(folder / "small")
-    checkpoints.write(held, config, staged, layout, step=7)
-    manifest.publish(staged, folder / "small", {**layout.as_json(), "step": 7})
+    staged = publish.staging(folder / "small")
+    checkpoints.write(held, config, staged, layout)
+    publish.publish(staged, folder / "small", {**layout.as_json(), "step": 7})
     return folder / "small"
 
 
@@ -59,13 +61,13 @@ def state() -> State:
     shapes = {"a": (5, 7), "b": (3,), "c": (1,), "frozen": (2, 3)}
     entries = [in_memory((n, torch.randn(s, generator=generator)) for n, s in shapes.items()) for _ in range(3)]
     slots = {
-        slot: {n: e for n, e in held.items() if n != "frozen"}
-        for slot, held in zip(zero_write.SLOTS, entries[1:], strict=True)
+        slot: {n: e for n, e in held.items() if n != "frozen"} for slot, held in zip(SLOTS, entries[1:], strict=True)
     }
     groups = Group(("a",), {**HYPER, "weight_decay": 0.1}), Group(("b", "c"), {**HYPER, "weight_decay": 0.0})
     return State(
         entries[0],
         slots=slots,
+        step=4,
         steps={"a": 4.0, "b": 4.0, "c": 4.0},
         groups=groups,
         aliases={"tied": "a"},
@@ -77,7 +79,7 @@ def state() -> State:
 def foreign(folder: Path, held: State | None = None, layout: CheckpointLayout = CheckpointLayout("zero", 2, 2)) -> Path:
     """Files as DeepSpeed leaves them: no manifest, no config."""
     folder.mkdir(parents=True)
-    byte_stream.write(checkpoints.files(held or state(), folder, layout, step=4), folder)
+    write_files(checkpoints.files(held or state(), folder, layout), folder)
     return folder
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import models
-from pipeline.checkpoints.state import by_rows
+from pipeline.checkpoints.tensors import GrownTensor
 from pipeline.growth import initialization, methods
 from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.methods import METHODS
@@ -159,9 +159,15 @@ def test_a_rank_draws_no_more_than_its_share(monkeypatch):
 def test_any_elements_of_rows(one, other):
     whole, (start, stop) = torch.arange(60).view(5, 3, 4), sorted((one, other))
     asked = []
-    entry = by_rows((5, 3, 4), lambda rows: (asked.append(rows), whole[rows.start : rows.stop])[1])
-    assert torch.equal(entry.part(start, stop), whole.reshape(-1)[start:stop])
+
+    class Recording:
+        def rows(self, rows: range) -> torch.Tensor:
+            asked.append(rows)
+            return whole[rows.start : rows.stop]
+
+    tensor = GrownTensor((5, 3, 4), Recording())
+    assert torch.equal(tensor.read(start, stop), whole.reshape(-1)[start:stop])
     assert asked[0].start == start // 12 and asked[0].stop == -(-stop // 12)
     assert torch.equal(
-        torch.cat([torch.empty(0, dtype=torch.int64), *entry.parts(start, stop, 7)]), whole.reshape(-1)[start:stop]
+        torch.cat([torch.empty(0, dtype=torch.int64), *tensor.chunks(start, stop, 7)]), whole.reshape(-1)[start:stop]
     )

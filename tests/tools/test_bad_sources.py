@@ -170,7 +170,7 @@ def test_alternating_attention_cannot_grow_in_depth(tmp_path, capsys):
     [
         (["--method", "lemn"], "unknown method 'lemn'; did you mean 'lemon'?"),
         (["--dtype", "float16", "--zero-stage", "2"], "--dtype float16 belongs to --format huggingface"),
-        (["--format", "universal", "--world-size", "2"], "belong to --format zero"),
+        (["--format", "universal", "--world-size", "2"], "--world-size 2 belongs to --format zero"),
         (["--optimizer-state", "grow"], "the source holds no exp_avg and no exp_avg_sq; use --optimizer-state reset"),
     ],
 )

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import models
 from pipeline.checkpoints import CheckpointLayout, diff
-from pipeline.checkpoints.state import Group, State, in_memory
+from pipeline.checkpoints.state import Group, State
+from pipeline.checkpoints.tensors import in_memory
 from tests.helpers.checkpoints import FORMATS, foreign, saved, source, state
 from tests.helpers.cli import lemon
 from tests.helpers.samples import sample
@@ -53,7 +54,7 @@ def test_hugging_face_files_hold_the_weights_alone(held, capsys):
 
 
 def changed(name: str, value: float) -> torch.Tensor:
-    tensor = state().tensors[name].open().clone()
+    tensor = state().tensors[name].tensor().clone()
     tensor.view(-1)[-1] = value
     return tensor
 

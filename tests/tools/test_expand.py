@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModelForImageClassification, AutoModelForMaskedLM
 
 from pipeline import checkpoints, models
-from pipeline.checkpoints import CheckpointLayout, manifest
-from pipeline.checkpoints.state import State, in_memory
+from pipeline.checkpoints import CheckpointLayout, manifest, publish
+from pipeline.checkpoints.state import State
+from pipeline.checkpoints.tensors import in_memory
 from pipeline.cli import main
 from pipeline.config.schema import ModelSizes
 from pipeline.errors import UserError
@@ -57,9 +58,9 @@ def source(
     )
     state = replace(state, groups=tuple(replace(g, hyper={"lr": 0.0}) for g in state.groups))
     final = folder / "small"
-    staged = manifest.staging(final)
+    staged = publish.staging(final)
     checkpoints.write(state, config, staged, layout)
-    manifest.publish(staged, final, {**layout.as_json(), "step": 0, "provenance": {"flops": 1000}})
+    publish.publish(staged, final, {**layout.as_json(), "step": 0, "provenance": {"flops": 1000}})
     return final
 
 
@@ -80,7 +81,7 @@ def test_every_layout_in_and_out(tmp_path, name, layout):
     job = expand.plan_expansion(small, configure(name, **LARGE), methods.parse("lemon", {"depth": "cancel"}), layout)
     measured = expand.execute_expansion(job, tmp_path / "large", lambda line: None)
     facts = manifest.verify(tmp_path / "large")
-    assert measured.lossless and facts["verification"]["lossless"] and facts["provenance"]["flops"] > 1000
+    assert measured.lossless and facts.verification["lossless"] and facts.provenance["flops"] > 1000
     state, config = checkpoints.read(tmp_path / "large")
     assert config.hidden_size == 20 and config.layer_norm_eps == pytest.approx(1e-12 * 12 / 20)
     assert {n: e.shape for n, e in state.tensors.items()} == {
@@ -144,7 +145,7 @@ def test_the_command(tmp_path, capsys):
         "--zero-stage",
         2,
     )  # which says --format zero
-    assert code == 0 and manifest.read(tmp_path / "large")["zero_stage"] == 2
+    assert code == 0 and manifest.read(tmp_path / "large").zero_stage == 2
 
 
 def test_the_target_may_be_a_hugging_face_config(tmp_path, capsys):
@@ -192,7 +193,7 @@ def test_a_foreign_folder_needs_the_sources_config(tmp_path, capsys):
     code, said = run(capsys, tmp_path, *arguments)
     assert code == 2 and "name the source's config with --source-config" in said
     assert run(capsys, tmp_path, *arguments, "--source-config", config)[0] == 0
-    assert manifest.read(tmp_path / "large")["provenance"]["flops"] == "unknown"
+    assert manifest.read(tmp_path / "large").provenance["flops"] == "unknown"
 
 
 def test_a_config_that_contradicts_the_weights(tmp_path, capsys):

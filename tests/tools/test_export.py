@@ -79,7 +79,7 @@ def test_every_layout_loads_with_the_same_logits(tmp_path, capsys, layout):
     assert torch.equal(
         outputs(model, config), outputs(models.fill(models.build(config), lambda name: weights[name].float()), config)
     )
-    assert manifest.verify(folder)["kind"] == "export" and not list(tmp_path.glob(".staging*"))
+    assert manifest.verify(folder).kind == "export" and not list(tmp_path.glob(".staging*"))
 
 
 @pytest.mark.parametrize("variant", HEADS)
@@ -103,7 +103,7 @@ def test_what_a_foreign_checkpoint_cost_is_unknown(tmp_path, capsys):
     card = (folder / "README.md").read_text()
     assert "1. **small**: made elsewhere; how it was made, and what that cost, is unknown." in card
     assert "| small | not recorded |  |  | unknown |" in card and "**unknown**" in card
-    assert manifest.read(folder)["provenance"]["flops"] == "unknown" and (folder / "preprocessor_config.json").exists()
+    assert manifest.read(folder).provenance["flops"] == "unknown" and (folder / "preprocessor_config.json").exists()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -112,7 +112,7 @@ def test_the_stored_type_is_chosen(tmp_path, capsys, dtype):
     folder = exported(capsys, small, "--dtype", dtype)
     held, wanted = checkpoints.raw(folder).tensors, checkpoints.read(small)[0].tensors
     for name, entry in held.items():
-        assert torch.equal(entry.open(), wanted[name].open().to(getattr(torch, dtype)))
+        assert torch.equal(entry.tensor(), wanted[name].tensor().to(getattr(torch, dtype)))
     assert (
         transformers.LlamaForCausalLM.from_pretrained(folder).dtype == getattr(torch, dtype)
         and f"stored in {dtype}" in (folder / "README.md").read_text()
@@ -214,7 +214,7 @@ def test_the_card_of_a_run_has_the_ledgers_numbers(run, tmp_path, capsys):
     wanted = [(stage, kind, flops) for stage in ("small", "grown") for kind, flops in entries(run, stage).items()]
     total = sum(flops for _, _, flops in wanted)
     assert sorted(rows(card)) == sorted([*wanted, ("everything", "", total)])
-    assert manifest.read(tmp_path / "hf")["provenance"]["flops"] == total
+    assert manifest.read(tmp_path / "hf").provenance["flops"] == total
     assert "1. **small**: " in card and "trained from scratch for 6 steps of 8 samples, fp32; evaluation loss" in card
     assert (
         "2. **grown**: expanded by method `lemon` (embed 24 -> 40, mlp 96 -> 160, heads 3 -> 5" in card
@@ -229,14 +229,14 @@ def test_an_earlier_step_costs_what_was_spent_until_then(run, tmp_path, capsys):
     assert code == 0, err
     listed = rows((tmp_path / "hf" / "README.md").read_text())
     assert (
-        listed[-1] == ("everything", "", manifest.read(tag)["provenance"]["flops"])
+        listed[-1] == ("everything", "", manifest.read(tag).provenance["flops"])
         and sum(flops for *_, flops in listed[:-1]) == listed[-1][2]
     )
 
 
 def test_a_copy_outside_its_run_knows_the_sums(run, tmp_path, capsys):
     shutil.copytree(run / "grown" / "checkpoints" / "step-0000000", tmp_path / "copied")
-    spent = manifest.read(tmp_path / "copied")["provenance"]
+    spent = manifest.read(tmp_path / "copied").provenance
     listed = rows((exported(capsys, tmp_path / "copied") / "README.md").read_text())
     small = [("small", kind, flops) for kind, flops in entries(run, "small").items()]
     assert sorted(listed) == sorted(

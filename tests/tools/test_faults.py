@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import checkpoints
-from pipeline.checkpoints import manifest
+from pipeline.checkpoints import manifest, publish
 from pipeline.errors import UserError
 from tests.helpers.checkpoints import saved, wanted
 from tests.helpers.cli import lemon, run_python
@@ -45,7 +45,7 @@ def test_a_killed_tool_leaves_all_or_nothing(tmp_path, capsys, command, point):
     if point == "renamed":
         manifest.verify(tmp_path / "large")
         return
-    assert not (tmp_path / "large").exists() and not manifest.complete(tmp_path)
+    assert not (tmp_path / "large").exists() and not publish.complete(tmp_path)
     with pytest.raises(UserError, match="no complete checkpoint"):
         checkpoints.locate(tmp_path)
     code, _, err = lemon(capsys, *arguments)
@@ -104,7 +104,7 @@ def test_a_damaged_source(tmp_path, capsys, command):
 
 def test_two_tools_at_one_place(tmp_path, capsys):
     arguments = commands(tmp_path)["expand"]
-    with manifest.writing(tmp_path / "large") as staged:
+    with publish.writing(tmp_path / "large") as staged:
         (staged / "half").write_text("of something")
         code, _, err = lemon(capsys, *arguments)
         assert code == 2 and "large: another process is writing it; wait for it or choose another --out" in err

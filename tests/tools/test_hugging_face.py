@@ -34,7 +34,7 @@ def test_every_family_in_and_out(tmp_path, capsys, variant):
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     assert (
         models.architecture_of(model.config).stacks[0].layers == 3
-        and manifest.verify(tmp_path / "large")["verification"]["lossless"]
+        and manifest.verify(tmp_path / "large").verification["lossless"]
     )
     assert lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")[0] == 0
 
@@ -116,7 +116,7 @@ def test_sources_in_half_precision(tmp_path, capsys, source):
     """Arithmetic in float32, so that the grown model computes what the rounded source does."""
     code, _, err = expand(capsys, tmp_path, saved(tmp_path / "small", "llama", source), "llama", hidden=20, heads=5)
     assert code == 0, err
-    assert manifest.read(tmp_path / "large")["verification"]["float64"] < 2e-6
+    assert manifest.read(tmp_path / "large").verification["float64"] < 2e-6
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -124,7 +124,7 @@ def test_the_user_chooses_the_results_dtype(tmp_path, capsys, dtype):
     """Its rounding error is measured and reported; the verdict is that of the float32 weights."""
     code, out, err = expand(capsys, tmp_path, saved(tmp_path / "small", "llama"), "llama", "--dtype", dtype)
     assert code == 0, err
-    found = manifest.read(tmp_path / "large")["verification"]
+    found = manifest.read(tmp_path / "large").verification
     assert (
         found["lossless"]
         and found["float64"] < 2e-6
@@ -150,7 +150,7 @@ def test_a_lossy_method_is_published_with_its_measured_difference(tmp_path, caps
     code, out, _ = expand(capsys, tmp_path, saved(tmp_path / "small", "gpt2"), "gpt2", "--method", "aki")
     facts = manifest.read(tmp_path / "large")
     assert code == 0 and "lossy, as declared (" in out
-    assert facts["lossy"] and facts["verification"]["float64"] > 1e-3 and facts["method"] == "aki"
+    assert facts.lossy and facts.verification["float64"] > 1e-3 and facts.method == "aki"
     code, out, _ = lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")
     assert code == 1 and "verdict      lossy (method 'aki'" in out
 

@@ -11,12 +11,19 @@ import torch
 
 from pipeline import checkpoints
 from pipeline.checkpoints import manifest
-from pipeline.checkpoints.state import LazyTensor
+from pipeline.checkpoints.layouts.huggingface import HuggingFace
+from pipeline.checkpoints.state import State
+from pipeline.checkpoints.tensors import LazyTensor
 from tests.helpers.checkpoints import change, saved, wanted
 from tests.helpers.cli import lemon
 
 ROOT = Path(__file__).parents[2]
 LARGE = {"layers": 4, "hidden": 20, "heads": 5, "mlp": 33}
+
+
+class UnreadableTensor(LazyTensor):
+    def read(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        raise AssertionError("a tensor was read")
 
 
 def planned(capsys, folder, variant: str, *more: object, **sizes) -> tuple[dict, str]:
@@ -30,13 +37,9 @@ def planned(capsys, folder, variant: str, *more: object, **sizes) -> tuple[dict,
 
 def test_no_tensor_is_read(tmp_path, capsys, monkeypatch):
     saved(tmp_path / "small", "bert-pre-ln")
-    held = checkpoints.huggingface.read(tmp_path / "small")
-
-    def forbidden() -> torch.Tensor:
-        raise AssertionError("a tensor was read")
-
-    closed = {name: LazyTensor(entry.shape, forbidden) for name, entry in held.tensors.items()}
-    monkeypatch.setattr(checkpoints.huggingface, "read", lambda folder: type(held)(closed))
+    stored = checkpoints.raw(tmp_path / "small")
+    closed = {name: UnreadableTensor(tensor.shape) for name, tensor in stored.tensors.items()}
+    monkeypatch.setattr(HuggingFace, "read", lambda layout, folder: State(closed))
     content, _ = planned(capsys, tmp_path, "bert-pre-ln")
     assert len(content["tensors"]) == 3 + 2 + 1 + 4 * 16
 
@@ -60,7 +63,7 @@ def test_the_plan_is_what_happens(tmp_path, capsys):
     assert {row["target"]: tuple(row["shape"]) for row in content["tensors"]} == {
         name: entry.shape for name, entry in state.tensors.items()
     }
-    assert content["parameters"][1] == sum(entry.open().numel() for entry in state.tensors.values())
+    assert content["parameters"][1] == sum(entry.tensor().numel() for entry in state.tensors.values())
     assert content["config_change"] == {
         "layer_norm_eps": pytest.approx(1e-6 * 12 / 20)
     } and config.layer_norm_eps == pytest.approx(1e-6 * 12 / 20)
@@ -208,7 +211,7 @@ def test_verify_tells_rounding_from_growing(tmp_path, capsys, variant, sizes, mo
     """Grown once more as its plan says, a rounded result has the verdict that it was published with."""
     grown(capsys, tmp_path, variant, "--dtype", dtype, *more, **sizes)
     code, found = measured(capsys, tmp_path)
-    published = manifest.read(tmp_path / "large")["verification"]
+    published = manifest.read(tmp_path / "large").verification
     assert code == 0 and found["lossless"] and 1e-5 < found["stored"] < 0.1
     assert {name: found[name] for name in published} == published
     assert (

@@ -1,40 +1,43 @@
 """A checkpoint is there whole or not at all, and damage is named."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from pipeline import checkpoints
-from pipeline.checkpoints import manifest
+from pipeline.checkpoints import manifest, publish
 from pipeline.errors import UserError
 
 
-def publish(folder, name: str = "step-0000001"):
+def published(folder, name: str = "step-0000001"):
     final = folder / name
-    staged = manifest.staging(final)
+    staged = publish.staging(final)
     (staged / "deep").mkdir()
     (staged / "weights").write_bytes(bytes(range(256)) * 40)
     (staged / "deep" / "more").write_bytes(b"more")
-    manifest.publish(staged, final, {"step": 1})
+    publish.publish(staged, final, {"step": 1})
     return final
 
 
 def test_what_is_published_is_complete(tmp_path):
-    final = publish(tmp_path)
-    assert set(manifest.verify(final)["files"]) == {"weights", "deep/more"}
-    assert manifest.newest(tmp_path) == final
+    final = published(tmp_path)
+    assert set(manifest.verify(final).files) == {"weights", "deep/more"}
+    assert publish.newest(tmp_path) == final
     assert not list(tmp_path.glob(".staging*"))
 
 
 def test_a_manifest_inside_is_a_file_like_any_other(tmp_path):
-    final, staged = tmp_path / "step", manifest.staging(tmp_path / "step")
+    final, staged = tmp_path / "step", publish.staging(tmp_path / "step")
     (staged / "deep").mkdir()
     (staged / "deep" / manifest.NAME).write_text("{}")
-    manifest.publish(staged, final, {"step": 1})
-    assert set(manifest.verify(final)["files"]) == {f"deep/{manifest.NAME}"}
+    publish.publish(staged, final, {"step": 1})
+    assert set(manifest.verify(final).files) == {f"deep/{manifest.NAME}"}
 
 
 @pytest.mark.parametrize("position", range(0, 10240, 1031))
 def test_a_flipped_bit_is_found(tmp_path, position):
-    path = publish(tmp_path) / "weights"
+    path = published(tmp_path) / "weights"
     content = bytearray(path.read_bytes())
     content[position] ^= 1 << position % 8
     path.write_bytes(content)
@@ -43,7 +46,7 @@ def test_a_flipped_bit_is_found(tmp_path, position):
 
 
 def test_truncation_loss_and_a_changed_manifest_are_found_without_hashing(tmp_path):
-    final = publish(tmp_path)
+    final = published(tmp_path)
     (final / "weights").write_bytes(b"short")
     with pytest.raises(UserError, match="weights: 5 bytes, the manifest says 10240 bytes"):
         manifest.read(final)
@@ -57,11 +60,11 @@ def test_truncation_loss_and_a_changed_manifest_are_found_without_hashing(tmp_pa
 
 
 def test_what_has_no_manifest_does_not_count_and_is_cleared(tmp_path):
-    names = [publish(tmp_path, f"step-000000{i}").name for i in range(4)]
+    names = [published(tmp_path, f"step-000000{i}").name for i in range(4)]
     (tmp_path / "step-0000009").mkdir()
-    manifest.staging(tmp_path / "step-0000008")
-    assert manifest.newest(tmp_path).name == names[-1]
-    manifest.prune(tmp_path, keep=2)
+    publish.staging(tmp_path / "step-0000008")
+    assert publish.newest(tmp_path).name == names[-1]
+    publish.prune(tmp_path, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == names[2:]
 
 
@@ -75,3 +78,60 @@ def test_locate_says_what_it_found(tmp_path):
         (tmp_path / stage / "stage.json").write_text("{}")
     with pytest.raises(UserError, match="name one of its stages: large, small"):
         checkpoints.locate(tmp_path)
+
+
+def rewritten(folder, **changes):
+    """The manifest of a checkpoint with other facts and a hash that fits, as another release would have written it."""
+    path = folder / manifest.NAME
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    content = {key: value for key, value in {**content, **changes}.items() if value is not None}
+    path.write_text(json.dumps({**content, "sha256": manifest.own_hash(content)}, indent=2) + "\n")
+
+
+def test_format_2_is_written_and_further_facts_are_kept(tmp_path):
+    final, staged = tmp_path / "step", publish.staging(tmp_path / "step")
+    publish.publish(staged, final, {"kind": "train", "weather": {"rain": [1, 2]}})
+    content = manifest.read(final)
+    assert (content.format, content.kind, content.provenance) == (2, "train", {"flops": "unknown"})
+    assert content.facts()["weather"] == {"rain": [1, 2]}
+
+
+def test_a_manifest_of_format_1_is_upgraded_while_it_is_read(tmp_path):
+    final = published(tmp_path)
+    rewritten(final, format=1, provenance=None)
+    before = (final / manifest.NAME).read_bytes()
+    content = manifest.verify(final)
+    assert (content.format, content.step, content.provenance) == (2, 1, {"flops": "unknown"})
+    assert (final / manifest.NAME).read_bytes() == before
+    rewritten(final, format=1, step=4)
+    text = (final / manifest.NAME).read_text()
+    (final / manifest.NAME).write_text(text.replace('"step": 4', '"step": 5'))
+    with pytest.raises(UserError, match="does not match its own hash"):
+        manifest.read(final)
+
+
+def test_a_checkpoint_of_format_1_verifies():
+    """Made by the release whose manifests have format 1."""
+    folder = Path(__file__).parent / "checkpoint-format-1"
+    content = manifest.verify(folder)
+    assert (content.layout, content.step, content.world_size) == ("zero", 4, 2)
+    state = checkpoints.raw(folder)
+    assert (state.step, set(state.steps.values())) == (4, {4.0}) and set(state.slots) == {"exp_avg", "exp_avg_sq"}
+
+
+@pytest.mark.parametrize(
+    "versions, release", [({"lemon": "9.1.0"}, "lemon 9.1.0 or newer"), (None, "a newer release of lemon")]
+)
+def test_a_newer_format_is_refused_with_what_to_install(tmp_path, versions, release):
+    final = published(tmp_path)
+    rewritten(final, format=3, versions=versions)
+    with pytest.raises(UserError, match=rf"manifest format 3, this release reads up to 2; install {release}$"):
+        manifest.read(final)
+
+
+def test_a_manifest_of_other_types_is_refused_by_the_key(tmp_path):
+    final = published(tmp_path)
+    rewritten(final, step="soon")
+    with pytest.raises(UserError, match="manifest.json: step: Input should be a valid integer"):
+        manifest.read(final)

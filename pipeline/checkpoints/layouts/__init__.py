@@ -1,0 +1,114 @@
+"""The layouts of checkpoints, by name. To add one: a file with a `Layout`, and its line here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.checkpoints.layouts.huggingface import DTYPES, MAX_SHARD_SIZE, HuggingFace
+from pipeline.checkpoints.layouts.layout import Layout
+from pipeline.checkpoints.layouts.universal import Universal
+from pipeline.checkpoints.layouts.zero import NativeZero
+from pipeline.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import TrainStage
+
+UNIVERSAL, NATIVE, HUGGING_FACE = Universal(), NativeZero(), HuggingFace()
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (UNIVERSAL, NATIVE, HUGGING_FACE)}
+"""In the order in which a folder is asked."""
+
+
+def layout_named(name: str) -> Layout:
+    """Raises UserError with the nearest name."""
+    if name not in LAYOUTS:
+        raise UserError(f"unknown layout '{name}'{nearest(name, LAYOUTS)}; known are {', '.join(sorted(LAYOUTS))}")
+    return LAYOUTS[name]
+
+
+def detect_layout(folder: Path) -> Layout | None:
+    """Which layout a tag folder has; None when it is no tag folder."""
+    return next((layout for layout in LAYOUTS.values() if layout.detect(folder)), None)
+
+
+def require_layout(folder: Path) -> Layout:
+    """The same. Raises UserError when it is no tag folder."""
+    if layout := detect_layout(folder):
+        return layout
+    raise UserError(f"{folder}: holds no checkpoint that we know (native ZeRO, universal, or Hugging Face)")
+
+
+@dataclass(frozen=True)
+class CheckpointLayout:
+    """How a checkpoint is written. `zero_stage` and `world_size` count for native ZeRO, `bf16` for its file names;
+    `dtype` and `max_shard_size` (bytes of a file) for Hugging Face files; the others hold float32. Raises UserError
+    for values that no layout has."""
+
+    name: str = NATIVE.name
+    zero_stage: int = 1
+    world_size: int = 2
+    bf16: bool = False
+    dtype: str = "float32"
+    max_shard_size: int = MAX_SHARD_SIZE
+
+    def __post_init__(self) -> None:
+        layout_named(self.name)
+        if self.zero_stage not in range(4):
+            raise UserError(f"ZeRO stage {self.zero_stage} does not exist; choose 0, 1, 2 or 3")
+        if self.world_size < 1 or self.max_shard_size < 1:
+            raise UserError(f"{self.world_size} ranks, files of {self.max_shard_size} bytes: both must be at least 1")
+        if self.dtype not in DTYPES:
+            raise UserError(f"unknown dtype '{self.dtype}'{nearest(self.dtype, DTYPES)}; known are {', '.join(DTYPES)}")
+
+    @classmethod
+    def of(cls, stage: TrainStage, world: int) -> CheckpointLayout:
+        """The native layout in which a training stage on `world` ranks reads and writes."""
+        return cls(NATIVE.name, stage.zero_stage, world, stage.precision == "bf16")
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> CheckpointLayout:
+        """The layout that a manifest's facts name; the inverse of `as_json`."""
+        layout = layout_named(facts["layout"])
+        return cls(layout.name, **{key: facts[key] for key in layout.keys if key in facts})
+
+    @classmethod
+    def choose(cls, name: str | None, default: Layout, options: dict[str, Any]) -> CheckpointLayout:
+        """The layout called `name`, else the one that the first of the options belongs to, else the default. Raises
+        UserError for options of another layout. options: values of a `CheckpointLayout`'s keys."""
+        owners = {key: layout for layout in LAYOUTS.values() for key in layout.keys}
+        layout = layout_named(name) if name else next((owners[key] for key in options), default)
+        for key, value in options.items():
+            if owners[key] is not layout:
+                flag = f"--{key.replace('_', '-')}" + ("" if isinstance(value, bool) else f" {value}")
+                raise UserError(
+                    f"{flag} belongs to --format {owners[key].name}, not to --format {layout.name}; leave it out"
+                )
+        return cls(layout.name, **options)
+
+    @property
+    def kind(self) -> Layout:
+        """What the layout answers."""
+        return LAYOUTS[self.name]
+
+    @property
+    def words(self) -> str:
+        """The layout in words."""
+        return self.kind.words(self.as_json())
+
+    def as_json(self) -> dict[str, Any]:
+        """The name and the values of the layout's keys."""
+        return {"layout": self.name, **{key: getattr(self, key) for key in self.kind.keys}}
+
+
+__all__ = [
+    "HUGGING_FACE",
+    "LAYOUTS",
+    "NATIVE",
+    "UNIVERSAL",
+    "CheckpointLayout",
+    "Layout",
+    "detect_layout",
+    "layout_named",
+    "require_layout",
+]

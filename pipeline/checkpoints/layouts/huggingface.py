@@ -3,91 +3,207 @@
 Writing streams: the header first (its offsets follow from the shapes), then one tensor after the other.
 """
 
+from __future__ import annotations
+
 import json
 import math
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pipeline.checkpoints.layouts.layout import Layout
 from pipeline.checkpoints.layouts.zero_format import open_file
-from pipeline.checkpoints.serialization.byte_stream import Chunks, File, content, whole
-from pipeline.checkpoints.state import LazyTensor, State
+from pipeline.checkpoints.serialization.byte_stream import Chunks, OutputFile, tensor_bytes, whole
+from pipeline.checkpoints.state import State
+from pipeline.checkpoints.tensors import InMemoryTensor, LazyTensor, WholeTensor
 from pipeline.errors import UserError
 from pipeline.records.run_folder import read_json
+
+if TYPE_CHECKING:
+    from pipeline.checkpoints.layouts import CheckpointLayout
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 FILES = (WHOLE, INDEX, PICKLED, PICKLED_INDEX)
-DTYPES = {"float32": (torch.float32, "F32"), "bfloat16": (torch.bfloat16, "BF16"), "float16": (torch.float16, "F16")}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+"""What safetensors calls them."""
+MAX_SHARD_SIZE = 5 * 10**9
+"""Bytes of the tensors in one file."""
+
+
+class HuggingFace(Layout):
+    """As `save_pretrained` writes."""
+
+    name = "huggingface"
+    title = "Hugging Face"
+    keys = ("dtype",)
+    holds_optimizer = False
+    published_names = True
+
+    def detect(self, folder: Path) -> bool:
+        return any((folder / name).exists() for name in FILES)
+
+    def read(self, folder: Path) -> State:
+        return read(folder)
+
+    def files(self, state: State, folder: Path, target: CheckpointLayout) -> list[OutputFile]:
+        return files(state, target.dtype, target.max_shard_size)
+
+    def bytes_on_disk(self, parameters: int, slots: int, target: CheckpointLayout) -> int:
+        return DTYPES[target.dtype].itemsize * parameters
+
+    def writers(self, parameters: int, target: CheckpointLayout, workers: int) -> int:
+        shards = math.ceil(self.bytes_on_disk(parameters, 0, target) / target.max_shard_size)
+        return max(1, min(workers, shards))
+
+    def require_structure(self, folder: Path, state: State) -> None:
+        """The index of a sharded folder lists what its shards hold."""
+        for index, single in ((INDEX, WHOLE), (PICKLED_INDEX, PICKLED)):
+            if (folder / index).exists():
+                if odd := sorted(set(read_json(folder / index)["weight_map"]) ^ set(state.tensors)):
+                    fault = (
+                        "is in a file and not in the index" if odd[0] in state.tensors else "is in none of the files"
+                    )
+                    raise UserError(f"{folder / index}: '{odd[0]}' {fault}; copy the folder again")
+                return
+            if (folder / single).exists():
+                return
+
+
+class SafetensorsTensor(WholeTensor):
+    """A tensor of a safetensors file, which stays mapped while any of its tensors lives: a part of a tensor costs no
+    more than itself."""
+
+    def __init__(self, file: Any, name: str):
+        super().__init__(file.get_slice(name).get_shape())
+        self._file, self._name = file, name
+
+    def load(self) -> Tensor:
+        tensor: Tensor = self._file.get_tensor(self._name)
+        return tensor
 
 
 def read(folder: Path) -> State:
     """The weights of a Hugging Face folder. Raises UserError for damaged files."""
-    for index, single, entries in ((INDEX, WHOLE, _entries), (PICKLED_INDEX, PICKLED, _pickled)):
+    for index, single, tensors in ((INDEX, WHOLE, _safetensors), (PICKLED_INDEX, PICKLED, _pickled)):
         if (folder / index).exists():
-            files = _shards(folder / index)
+            names = _shard_names(folder / index)
         elif (folder / single).exists():
-            files = [single]
+            names = [single]
         else:
             continue
-        return State({name: entry for file in files for name, entry in entries(folder / file).items()})
+        return State({name: tensor for file in names for name, tensor in tensors(folder / file).items()})
     raise UserError(f"{folder}: holds none of {', '.join(FILES)}")
 
 
-def _shards(index: Path) -> list[str]:
-    held = read_json(index).get("weight_map")
-    if not isinstance(held, dict) or not held:
+def _shard_names(index: Path) -> list[str]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
         raise UserError(f"{index}: names no files in 'weight_map'; copy it again")
-    if outside := [name for name in held.values() if Path(str(name)).name != name]:
+    if outside := [name for name in names.values() if Path(str(name)).name != name]:
         raise UserError(f"{index}: '{outside[0]}' is not a file of this folder")
-    return sorted(set(held.values()))
+    return sorted(set(names.values()))
 
 
-def _entries(path: Path) -> dict[str, LazyTensor]:
-    """The file stays mapped while any of its entries lives: parts of a tensor cost no more than themselves."""
+def _safetensors(path: Path) -> dict[str, LazyTensor]:
     try:
         file = safe_open(path, "pt")
-        return {
-            name: LazyTensor(tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name))
-            for name in file.keys()
-        }
+        return {name: SafetensorsTensor(file, name) for name in file.keys()}  # noqa: SIM118 - no dictionary
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
 
 
 def _pickled(path: Path) -> dict[str, LazyTensor]:
-    held = open_file(path)
-    if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
+    content = open_file(path)
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path}: holds something else than named tensors; copy it again")
-    return {name: LazyTensor(tuple(tensor.shape), lambda tensor=tensor: tensor) for name, tensor in held.items()}
+    return {name: InMemoryTensor(tensor) for name, tensor in content.items()}
 
 
-def files(state: State, dtype: str = "float32") -> list[File]:
-    """The weights (published names) as one safetensors file in `dtype`. Raises UserError, when it is written, for a number
-    that `dtype` cannot hold."""
-    stored, code = DTYPES[dtype]
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
-    for name, entry in state.tensors.items():
-        size = math.prod(entry.shape) * stored.itemsize
-        header[name] = {"dtype": code, "shape": list(entry.shape), "data_offsets": [offset, offset + size]}
-        offset += size
+def files(state: State, dtype: str = "float32", max_shard_size: int = MAX_SHARD_SIZE) -> list[OutputFile]:
+    """The weights (published names) in `dtype`, in safetensors files of at most `max_shard_size` bytes of tensors and
+    an index, or in one file where they fit. Raises UserError, when it is written, for a number that `dtype` cannot
+    hold."""
+    stored = DTYPES[dtype]
+    shards = _shards(state.tensors, stored.itemsize, max_shard_size)
+    if len(shards) == 1:
+        return [_file(WHOLE, shards[0], stored)]
+    stem, names = WHOLE.removesuffix(".safetensors"), range(1, len(shards) + 1)
+    named = {f"{stem}-{n:05d}-of-{len(shards):05d}.safetensors": shards[n - 1] for n in names}
+    index = OutputFile.of(INDEX, _index(named, stored.itemsize))
+    return [*(_file(name, shard, stored) for name, shard in named.items()), index]
+
+
+def _shards(tensors: Mapping[str, LazyTensor], itemsize: int, limit: int) -> list[dict[str, LazyTensor]]:
+    """Tensors in order, in as many as fit below `limit` bytes; one that is larger alone has its own, as transformers
+    cuts them."""
+    shards: list[dict[str, LazyTensor]] = []
+    current: dict[str, LazyTensor] = {}
+    filled = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel * itemsize
+        if size > limit:
+            shards.append({name: tensor})
+            continue
+        if filled + size > limit:
+            shards.append(current)
+            current, filled = {}, 0
+        current[name] = tensor
+        filled += size
+    return [*shards, current] if current or not shards else shards
+
+
+def _index(shards: Mapping[str, Mapping[str, LazyTensor]], itemsize: int) -> bytes:
+    """Which file holds which tensor, with the totals that transformers 5 writes."""
+    count = sum(tensor.numel for shard in shards.values() for tensor in shard.values())
+    content = {
+        "metadata": {"total_parameters": count, "total_size": count * itemsize},
+        "weight_map": {name: file for file, shard in shards.items() for name in shard},
+    }
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _file(name: str, tensors: Mapping[str, LazyTensor], stored: torch.dtype) -> OutputFile:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for key, tensor in tensors.items():
+        end = offset + tensor.numel * stored.itemsize
+        header[key] = {"dtype": CODES[stored], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    return [File(WHOLE, offset + len(text), partial(_chunks, text, state, stored))]
+    return OutputFile(name, offset + len(text), SafetensorsContent(text, tensors, stored))
 
 
-def _chunks(header: bytes, state: State, stored: torch.dtype) -> Chunks:
-    yield len(header).to_bytes(8, "little") + header
-    for name, entry in state.tensors.items():
-        yield from content(whole(entry), stored, partial(_require_room, name))
+@dataclass(frozen=True)
+class SafetensorsContent:
+    """The header behind its length, and the tensors' bytes."""
+
+    header: bytes
+    tensors: Mapping[str, LazyTensor]
+    stored: torch.dtype
+
+    def chunks(self) -> Chunks:
+        yield len(self.header).to_bytes(8, "little") + self.header
+        for name, tensor in self.tensors.items():
+            yield from tensor_bytes(whole(tensor), self.stored, RangeCheck(name))
 
 
-def _require_room(name: str, before: Tensor, after: Tensor) -> None:
-    if before.dtype != after.dtype and not torch.isfinite(after).all() and torch.isfinite(before).all():
-        dtype, largest = str(after.dtype).removeprefix("torch."), before.abs().max().item()
-        raise UserError(
-            f"'{name}' does not fit into {dtype} (largest number {largest:.3g}); choose float32 or bfloat16"
-        )
+@dataclass(frozen=True)
+class RangeCheck:
+    """Raises UserError for a number of tensor `name` that the stored dtype cannot hold."""
+
+    name: str
+
+    def __call__(self, before: Tensor, after: Tensor) -> None:
+        if before.dtype != after.dtype and not torch.isfinite(after).all() and torch.isfinite(before).all():
+            dtype, largest = str(after.dtype).removeprefix("torch."), before.abs().max().item()
+            raise UserError(
+                f"'{self.name}' does not fit into {dtype} (largest number {largest:.3g}); choose float32 or bfloat16"
+            )

@@ -1,145 +1,227 @@
 """DeepSpeed's universal layout: a folder per parameter, loadable at any world size.
 
-`TAG/zero/<name>/{fp32,exp_avg,exp_avg_sq}.pt` hold `{"param": tensor}` (written by us, and by DeepSpeed from stages
-1 and 2) or bare flat tensors (by DeepSpeed from stage 3; the true shapes are in the model_states file beside them).
-Known holes of DeepSpeed's loader (0.19.8): it checks no shapes, restores no buffers, and in stage 3 shares one step
-and group 0's hyper-parameters among all groups; `engine.load` repairs the last.
-"""
+`TAG/zero/<name>/{fp32,<slot>}.pt` hold `{"param": tensor}` (written by us, and by DeepSpeed from stages 1 and 2) or
+bare flat tensors (by DeepSpeed from stage 3; the true shapes are in the model_states file beside them). Known holes of
+DeepSpeed's loader (0.19.8): it checks no shapes, restores no buffers, and in stage 3 it knows AdamW alone, shares one
+step and group 0's hyper-parameters among all groups; `engine.load` repairs the last."""
 
-import io
+from __future__ import annotations
+
 import math
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import deepspeed
 import torch
 from torch import Tensor
 
-from pipeline.checkpoints.layouts.zero_format import open_file
-from pipeline.checkpoints.serialization.byte_stream import File, Piece
-from pipeline.checkpoints.serialization.torch_archive import Draft
-from pipeline.checkpoints.state import Group, LazyTensor, State
+from pipeline.checkpoints.layouts.deepspeed_pickles import deepspeed_version
+from pipeline.checkpoints.layouts.layout import Layout
+from pipeline.checkpoints.layouts.zero_format import open_file, step_of
+from pipeline.checkpoints.serialization.byte_stream import OutputFile, TensorSlice
+from pipeline.checkpoints.serialization.torch_archive import TorchArchive, small_file
+from pipeline.checkpoints.state import Group, State
+from pipeline.checkpoints.tensors import LazyTensor, WholeTensor
 from pipeline.errors import UserError
+from pipeline.optim import optimizers
+from pipeline.optim.optimizers import AdamW
 
-WEIGHTS, SLOTS = "fp32", ("exp_avg", "exp_avg_sq")
+if TYPE_CHECKING:
+    from pipeline.checkpoints.layouts import CheckpointLayout
+
+WEIGHTS, STEP = "fp32", "step"
 MODEL_FILES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
 """Stages 1 and 2 read one, stage 3 the other."""
 
 
+class Universal(Layout):
+    """As `ds_to_universal.py` writes."""
+
+    name = "universal"
+    title = "universal (DeepSpeed), any number of ranks"
+    load_universal = True
+
+    def detect(self, folder: Path) -> bool:
+        return (folder / "zero").is_dir()
+
+    def read(self, folder: Path) -> State:
+        return read(folder)
+
+    def files(self, state: State, folder: Path, target: CheckpointLayout) -> list[OutputFile]:
+        return files(state, folder)
+
+    def bytes_on_disk(self, parameters: int, slots: int, target: CheckpointLayout) -> int:
+        return 4 * (1 + slots) * parameters
+
+    def engine_loads(self, stored: CheckpointLayout, engine: CheckpointLayout) -> bool:
+        """Stage 0 has no universal loader."""
+        return engine.zero_stage > 0
+
+    def remarks(self, state: State) -> list[str]:
+        if isinstance(state.optimizer(), AdamW):
+            third = (
+                "it gives every group the first group's hyper-parameters and lets groups share one step counter, which "
+                "our engine repairs; a plain script should use --format zero --zero-stage 3"
+            )
+        else:
+            third = "it knows AdamW's state alone; use --format zero --zero-stage 3 there"
+        said = [f"DeepSpeed loads universal checkpoints into stages 1 and 2 as they are; in stage 3 {third}"]
+        if state.frozen or state.buffers:
+            said.append(
+                f"DeepSpeed's universal loader restores no frozen parameters ({len(state.frozen)}) and no buffers "
+                f"({len(state.buffers)}); use --format zero"
+            )
+        return said
+
+
+class ParameterFile(WholeTensor):
+    """The tensor of one file, mapped when it is read; DeepSpeed's stage 3 writes it flat."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...] | None = None):
+        self._path = path
+        tensor = self.load()
+        if shape is not None and tensor.numel() != math.prod(shape):
+            raise UserError(
+                f"{path}: holds {tensor.numel()} numbers, its shape says {math.prod(shape)}; the file is damaged"
+            )
+        super().__init__(tensor.shape if shape is None else shape)
+
+    def load(self) -> Tensor:
+        content = open_file(self._path)
+        tensor: Tensor = content["param"] if isinstance(content, dict) else content
+        return tensor
+
+
 def read(folder: Path) -> State:
     """The state in a universal tag folder, in module names. Raises UserError."""
-    names = sorted(
-        path.parent.relative_to(folder / "zero").as_posix() for path in (folder / "zero").rglob(f"{WEIGHTS}.pt")
-    )
+    root = folder / "zero"
+    names = sorted(path.parent.relative_to(root).as_posix() for path in root.rglob(f"{WEIGHTS}.pt"))
     if not names:
         raise UserError(f"{folder}: no parameter folders below 'zero'; this is no universal checkpoint")
-    optimizer, shapes = open_file(folder / "zero" / "optimizer_state.pt"), _shapes(folder)
+    optimizer, counters = open_file(root / "optimizer_state.pt"), _counters(folder)
+    shapes = _shapes(counters)
     flat = {name: shape for group in shapes for name, shape in group.items()}
-    tensors = {name: _entry(folder, name, WEIGHTS, flat.get(name)) for name in names}
-    owners = [name for name in names if (folder / "zero" / name / f"{SLOTS[0]}.pt").exists()]
-    slots = {slot: {name: _entry(folder, name, slot, flat.get(name)) for name in owners} for slot in SLOTS}
-    steps = {n: _step(folder, n, optimizer) for n in owners}
-    members = optimizer.get("group_names") or _members(shapes, optimizer["param_groups"])
-    groups = tuple(
-        Group(tuple(mine), {k: v for k, v in group.items() if k != "params"})
-        for mine, group in zip(members, optimizer["param_groups"], strict=True)
+    groups = _groups(shapes, optimizer)
+    kept = {name: _slots(root / name) for name in names}
+    slots = _expected_slots(kept, groups)
+    owners = [name for name in names if kept[name] or not slots]
+    _require_whole(folder, groups, names, owners, slots)
+    hypers = {name: group.hyper for group in groups for name in group.names}
+    steps = {name: _step(root / name, optimizer, kept[name], hypers.get(name, {})) for name in owners}
+    return State(  # DeepSpeed writes tied names a second time, without moments: those are left out
+        {name: ParameterFile(root / name / f"{WEIGHTS}.pt", flat.get(name)) for name in owners or names},
+        slots={s: {name: ParameterFile(root / name / f"{s}.pt", flat.get(name)) for name in owners} for s in slots},
+        step=int(counters.get("global_steps", 0)),
+        steps={name: step for name, step in steps.items() if step is not None},
+        groups=groups,
     )
+
+
+def _slots(folder: Path) -> list[str]:
+    """The optimizer slots that a parameter's folder has."""
+    return sorted(path.stem for path in folder.glob("*.pt") if path.stem not in (WEIGHTS, STEP))
+
+
+def _expected_slots(kept: dict[str, list[str]], groups: tuple[Group, ...]) -> list[str]:
+    """Those that some parameter has; where none has any, those of the optimizer that the groups are of."""
+    slots = list(dict.fromkeys(slot for names in kept.values() for slot in names))
+    spec = optimizers.recognise(slots, [group.hyper for group in groups])
+    return [slot.name for slot in spec.slots] if spec else slots
+
+
+def _require_whole(
+    folder: Path, groups: tuple[Group, ...], names: list[str], owners: list[str], slots: list[str]
+) -> None:
     grouped = {name for group in groups for name in group.names}
-    if damaged := sorted(name for name in grouped if name not in owners or name not in tensors):
-        lacking = SLOTS[0] if damaged[0] in tensors else WEIGHTS
+    if damaged := sorted(name for name in grouped if name not in owners or name not in names):
+        lacking = slots[0] if slots and damaged[0] in names else WEIGHTS
         raise UserError(f"{folder}: '{damaged[0]}' has no {lacking}.pt; the checkpoint is not complete")
-    aliases = [
-        name for name in names if name not in owners and owners
-    ]  # DeepSpeed writes tied names a second time, without moments
-    return State({n: e for n, e in tensors.items() if n not in aliases}, slots=slots, steps=steps, groups=groups)
 
 
-def _shapes(folder: Path) -> list[dict[str, tuple[int, ...]]]:
-    """Names and true shapes by group, from the model_states file that DeepSpeed copies beside the folders; ours has none."""
+def _counters(folder: Path) -> dict[str, Any]:
+    """The model_states file beside the folders: DeepSpeed's counters, and the shapes where DeepSpeed has copied it."""
     for file in MODEL_FILES:
         if (folder / file).exists():
-            return [
-                {name: tuple(shape) for name, shape in group.items()}
-                for group in open_file(folder / file).get("param_shapes") or []
-            ]
-    return []
+            content: dict[str, Any] = open_file(folder / file)
+            return content
+    return {}
 
 
-def _members(shapes: list[dict[str, tuple[int, ...]]], groups: list[dict]) -> list[list[str]]:
-    """The names of each group: those of its flats, which `params` numbers where stage 3 has cut a group into several."""
-    if not shapes:
-        return [[] for _ in groups]
-    cut = len(shapes) != len(groups)
-    return [
-        [name for flat in (group["params"] if cut else [number]) for name in shapes[flat]]
-        for number, group in enumerate(groups)
+def _shapes(counters: dict[str, Any]) -> list[dict[str, tuple[int, ...]]]:
+    """Names and true shapes by group; files of ours need none."""
+    groups = counters.get("param_shapes") or []
+    return [{name: tuple(shape) for name, shape in group.items()} for group in groups]
+
+
+def _groups(shapes: list[dict[str, tuple[int, ...]]], optimizer: dict[str, Any]) -> tuple[Group, ...]:
+    """The optimizer's groups. The names of each are those of its flats, which `params` numbers where stage 3 has cut a
+    group into several."""
+    hypers: list[dict[str, Any]] = optimizer["param_groups"]
+    cut = len(shapes) != len(hypers)
+    members = optimizer.get("group_names") or [
+        [name for flat in (hyper["params"] if cut else [number]) for name in shapes[flat]] if shapes else []
+        for number, hyper in enumerate(hypers)
     ]
+    return tuple(
+        Group(tuple(names), {key: value for key, value in hyper.items() if key != "params"})
+        for names, hyper in zip(members, hypers, strict=True)
+    )
 
 
-def _step(folder: Path, name: str, optimizer: dict) -> float:
+def _step(folder: Path, optimizer: dict[str, Any], slots: list[str], hyper: dict[str, Any]) -> float | None:
     """The parameter's own step; DeepSpeed's stage 3 keeps one for each group in the optimizer's file."""
-    path = folder / "zero" / name / "step.pt"
+    path = folder / f"{STEP}.pt"
     if path.exists():
         return float(open_file(path))
-    held = (optimizer.get("optimizer_state_dict") or {}).get("state", {})
-    return float(held[0]["step"]) if held and "step" in held[0] else 0.0
+    shared: dict[int, dict[str, Any]] = (optimizer.get("optimizer_state_dict") or {}).get("state", {})
+    own = {key: value for key, value in shared.get(0, {}).items() if key == STEP}
+    return step_of({**own, **dict.fromkeys(slots, torch.empty(0))}, hyper)
 
 
-def _entry(folder: Path, name: str, slot: str, shape: tuple[int, ...] | None) -> LazyTensor:
-    path = folder / "zero" / name / f"{slot}.pt"
-    held = tuple(_load(path, None).shape)
-    return LazyTensor(shape or held, partial(_load, path, shape))
-
-
-def _load(path: Path, shape: tuple[int, ...] | None) -> Tensor:
-    """The tensor; DeepSpeed's stage 3 writes it flat."""
-    held = open_file(path)
-    tensor = held["param"] if isinstance(held, dict) else held
-    if shape is not None and tensor.numel() != math.prod(shape):
-        raise UserError(
-            f"{path}: holds {tensor.numel()} numbers, its shape says {math.prod(shape)}; the file is damaged"
-        )
-    return tensor if shape is None else tensor.view(shape)
-
-
-def files(state: State, folder: Path, *, step: int = 0) -> list[File]:
+def files(state: State, folder: Path) -> list[OutputFile]:
     """The files of `state` (module names) as stages 1, 2 and 3 can load them; fresh moments are zeros."""
-    found = []
-    for name, entry in state.tensors.items():
-        for slot in () if name in state.frozen else (WEIGHTS, *SLOTS):
-            held = entry if slot == WEIGHTS else state.slots.get(slot, {}).get(name)
-            draft = Draft()
-            pieces = [Piece(held, 0, math.prod(entry.shape))]
-            found.append(draft.file(f"zero/{name}/{slot}.pt", {"param": draft.hole(pieces, entry.shape)}, folder))
-        if name not in state.frozen:
-            found.append(_small(f"zero/{name}/step.pt", torch.tensor(state.steps.get(name, 0.0))))
+    spec = state.optimizer()
+    output = []
+    for name, weights in state.tensors.items():
+        if name in state.frozen:
+            continue
+        stored = {WEIGHTS: weights, **{slot.name: state.slots.get(slot.name, {}).get(name) for slot in spec.slots}}
+        output += [_file(f"zero/{name}/{slot}.pt", stored[slot], weights, folder) for slot in stored]
+        if spec.keeps_step:
+            output.append(small_file(f"zero/{name}/{STEP}.pt", torch.tensor(state.steps.get(name, 0.0))))
+    output.append(small_file("zero/optimizer_state.pt", _optimizer(state, spec.keeps_step)))
+    return output + list(_counter_files(state))
+
+
+def _file(name: str, tensor: LazyTensor | None, weights: LazyTensor, folder: Path) -> OutputFile:
+    """A file of one tensor in the shape of the weights; zeros where there is none."""
+    archive = TorchArchive()
+    slices = [TensorSlice(tensor, 0, weights.numel)]
+    return archive.file(name, {"param": archive.placeholder(slices, weights.shape)}, folder)
+
+
+def _optimizer(state: State, keeps_step: bool) -> dict[str, Any]:
     groups = [{**group.hyper, "params": [index]} for index, group in enumerate(state.groups)]
-    first = {0: {"step": torch.tensor(state.steps.get(state.groups[0].names[0], 0.0))}}
-    found.append(
-        _small(
-            "zero/optimizer_state.pt",
-            {
-                "ds_version": deepspeed.__version__,
-                "param_groups": groups,
-                "optimizer_state_dict": {"state": first, "param_groups": groups},
-                "group_names": [list(group.names) for group in state.groups],
-            },
-        )
-    )
+    first: dict[str, Tensor] = {}
+    if keeps_step:
+        first[STEP] = torch.tensor(state.steps.get(state.groups[0].names[0], 0.0))
+    return {
+        "ds_version": deepspeed_version(),
+        "param_groups": groups,
+        "optimizer_state_dict": {"state": {0: first}, "param_groups": groups},
+        "group_names": [list(group.names) for group in state.groups],
+    }
+
+
+def _counter_files(state: State) -> Iterator[OutputFile]:
     counters = {
         "module": {},
         "dp_world_size": 1,
         "mp_world_size": 1,
-        "global_steps": step,
+        "global_steps": state.step,
         "global_samples": 0,
         "skipped_steps": 0,
         "lr_scheduler": None,
     }
-    return found + [_small(name, counters) for name in MODEL_FILES]
-
-
-def _small(name: str, content: object) -> File:
-    """A file without large tensors."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return File(name, buffer.tell(), lambda: iter([buffer.getvalue()]))
+    for name in MODEL_FILES:
+        yield small_file(name, counters)

@@ -13,33 +13,31 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
 
+from pipeline.checkpoints.layouts.deepspeed_pickles import STAND_INS
+from pipeline.checkpoints.tensors import ShardSlice
 from pipeline.errors import UserError
+from pipeline.optim import optimizers
 
 SUB_GROUP = 10**9
 """DeepSpeed's default sub_group_size: elements."""
-ALLOWED = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
-"""All that DeepSpeed pickles beside tensors; anything else in a checkpoint is refused."""
 
 
-def open_file(path: Path) -> dict:
+def open_file(path: Path) -> Any:
     """A checkpoint file, mapped, never executed. Raises UserError for damage and for foreign pickles."""
     try:
-        with torch.serialization.safe_globals(ALLOWED):
-            return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )  # files of torch < 1.6 are no archives
+        with torch.serialization.safe_globals(STAND_INS):
+            mapped = zipfile.is_zipfile(path)  # files of torch < 1.6 are no archives
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; the checkpoint is not complete") from error
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, … for damaged or foreign files
         text = re.sub(r"\x1b\[\d+m", "", " ".join(str(error).split()))
-        found = re.search(r"GLOBAL (\S+)", text)
-        reason = f"it holds {found[1]}, which no checkpoint needs" if found else text[:160]
+        foreign = re.search(r"GLOBAL (\S+)", text)
+        reason = f"it holds {foreign[1]}, which no checkpoint needs" if foreign else text[:160]
         raise UserError(f"{path}: cannot be loaded safely (damaged, or it holds code): {reason}") from error
 
 
@@ -53,9 +51,8 @@ def optimizer_file(rank: int, bf16: bool) -> str:
 
 def optimizer_files(folder: Path) -> list[Path]:
     """The ranks' optimizer files in order. Raises UserError when a rank is missing."""
-    ranks = {
-        int(re.search(r"pp_rank_(\d+)_", path.name)[1]): path for path in folder.glob("*zero_pp_rank_*_optim_states.pt")
-    }
+    paths = sorted(folder.glob("*zero_pp_rank_*_optim_states.pt"))
+    ranks = {int(path.name.split("pp_rank_")[1].split("_")[0]): path for path in paths}
     for rank in range(len(ranks)):
         if rank not in ranks:
             raise UserError(f"{folder}: the optimizer file of rank {rank} is missing; found ranks {sorted(ranks)}")
@@ -63,17 +60,7 @@ def optimizer_files(folder: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """`length` elements of a parameter from `start`, found on `rank` at `offset` of its flat."""
-
-    rank: int
-    offset: int
-    start: int
-    length: int
-
-
-@dataclass(frozen=True)
-class Layout:
+class FlatPartition:
     """Where the parameters of one group lie. `sizes`: their numbers of elements in flat order."""
 
     stage: int
@@ -91,46 +78,31 @@ class Layout:
         """Length of this rank's stored weights: stages 1 and 2 leave the padding out."""
         return self.flat if self.stage == 3 else max(0, min(self.flat, sum(self.sizes) - rank * self.flat))
 
-    def pieces(self) -> list[list[Piece]]:
-        """For every parameter, its pieces in order."""
+    def slices(self) -> list[list[ShardSlice]]:
+        """For every parameter, its slices in order."""
         return self._cut_each() if self.stage == 3 else self._cut_group()
 
-    def _cut_each(self) -> list[list[Piece]]:
-        found, offset = [], 0
+    def _cut_each(self) -> list[list[ShardSlice]]:
+        slices, offset = [], 0
         for size in self.sizes:
             share = math.ceil(size / self.world)
-            starts = range(0, size, share)
-            found.append([Piece(rank, offset, start, min(share, size - start)) for rank, start in enumerate(starts)])
+            starts = enumerate(range(0, size, share))
+            slices.append([ShardSlice(rank, offset, start, min(share, size - start)) for rank, start in starts])
             offset += share
-        return found
+        return slices
 
-    def _cut_group(self) -> list[list[Piece]]:
-        found, begin = [], 0
+    def _cut_group(self) -> list[list[ShardSlice]]:
+        slices, begin = [], 0
         for size in self.sizes:
             pieces, done = [], 0
             while done < size:
                 rank, offset = divmod(begin + done, self.flat)
                 length = min(size - done, self.flat - offset)
-                pieces.append(Piece(rank, offset, done, length))
+                pieces.append(ShardSlice(rank, offset, done, length))
                 done += length
-            found.append(pieces)
+            slices.append(pieces)
             begin += size
-        return found
-
-
-def gather(flats: Sequence[torch.Tensor], pieces: list[Piece], shape: tuple[int, ...]) -> torch.Tensor:
-    """One parameter from the ranks' flats; a copy only where it straddles ranks."""
-    return window(flats, pieces, 0, math.prod(shape)).view(shape)
-
-
-def window(flats: Sequence[torch.Tensor], pieces: list[Piece], start: int, stop: int) -> torch.Tensor:
-    """Elements `start` to `stop` of a parameter, flat."""
-    parts = []
-    for piece in pieces:
-        first, last = max(start, piece.start), min(stop, piece.start + piece.length)
-        if first < last:
-            parts.append(flats[piece.rank][piece.offset + first - piece.start : piece.offset + last - piece.start])
-    return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty(0)
+        return slices
 
 
 def sub_groups(sizes: Sequence[int], world: int, limit: int) -> list[int]:
@@ -146,3 +118,15 @@ def sub_groups(sizes: Sequence[int], world: int, limit: int) -> list[int]:
             counts.append(count)
             count = filled = 0
     return counts
+
+
+def step_of(state: dict[str, Any], hyper: dict[str, Any]) -> float | None:
+    """The step that torch's state of a parameter holds, 0 where it has none yet; None for optimizers without one.
+
+    hyper: of the parameter's group.
+    """
+    if "step" in state:
+        return float(state["step"])
+    slots = [name for name, value in state.items() if isinstance(value, torch.Tensor)]
+    spec = optimizers.recognise(slots, [hyper])
+    return 0.0 if spec is None or spec.keeps_step else None

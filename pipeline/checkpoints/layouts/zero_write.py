@@ -1,25 +1,20 @@
 """Native ZeRO checkpoints that `engine.load_checkpoint` of an ordinary DeepSpeed script accepts, as streams."""
 
-import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import deepspeed
 import torch
-from deepspeed.runtime.fp16.loss_scaler import LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
 
-from pipeline.checkpoints.layouts.zero_format import SUB_GROUP, Layout, model_file, optimizer_file, sub_groups
-from pipeline.checkpoints.serialization.byte_stream import File, Piece, whole
-from pipeline.checkpoints.serialization.torch_archive import Draft
-from pipeline.checkpoints.state import LazyTensor, State
-from pipeline.errors import UserError
-
-SLOTS = ("exp_avg", "exp_avg_sq")
+from pipeline.checkpoints.layouts import deepspeed_pickles
+from pipeline.checkpoints.layouts.zero_format import SUB_GROUP, FlatPartition, model_file, optimizer_file, sub_groups
+from pipeline.checkpoints.serialization.byte_stream import OutputFile, TensorSlice, whole
+from pipeline.checkpoints.serialization.torch_archive import TorchArchive
+from pipeline.checkpoints.state import State
+from pipeline.checkpoints.tensors import LazyTensor
 
 
 @dataclass(frozen=True)
@@ -28,150 +23,153 @@ class Flat:
 
     group: int
     names: tuple[str, ...]
-    layout: Layout
+    partition: FlatPartition
 
-    def pieces(self, entries: dict[str, LazyTensor], rank: int, stored: bool = False) -> list[Piece]:
-        """This rank's flat; a parameter without an entry (a fresh moment) is zeros. stored: without the padding that stages
-        1 and 2 leave out of the weights."""
-        found, position = [], 0
-        for name, cuts in zip(self.names, self.layout.pieces(), strict=True):
+    def slices(self, tensors: dict[str, LazyTensor], rank: int, stored: bool = False) -> list[TensorSlice]:
+        """This rank's flat; a parameter without a tensor (a fresh moment) is zeros. stored: without the padding that
+        stages 1 and 2 leave out of the weights."""
+        slices, position = [], 0
+        for name, cuts in zip(self.names, self.partition.slices(), strict=True):
             for cut in (cut for cut in cuts if cut.rank == rank):
-                found += [Piece(None, 0, cut.offset - position)] if cut.offset > position else []
-                found.append(Piece(entries.get(name), cut.start, cut.start + cut.length))
+                if cut.offset > position:
+                    slices.append(TensorSlice(None, 0, cut.offset - position))
+                slices.append(TensorSlice(tensors.get(name), cut.start, cut.start + cut.length))
                 position = cut.offset + cut.length
-        end = self.layout.stored(rank) if stored else self.layout.flat
-        return found + ([Piece(None, 0, end - position)] if end > position else [])
+        end = self.partition.stored(rank) if stored else self.partition.flat
+        return slices + ([TensorSlice(None, 0, end - position)] if end > position else [])
 
-    def fragments(self, rank: int) -> dict[str, fragment_address]:
-        """Where each parameter lies in this rank's flat, as DeepSpeed's own converter wants it."""
-        cuts = zip(self.names, self.layout.pieces(), strict=True)
-        return OrderedDict(
-            (name, fragment_address(cut.length, cut.offset))
-            for name, parts in cuts
-            for cut in parts
-            if cut.rank == rank
-        )
+    def fragments(self, rank: int) -> "OrderedDict[str, Any]":
+        """Where each parameter lies in this rank's flat, as DeepSpeed's own converter reads it."""
+        cuts = zip(self.names, self.partition.slices(), strict=True)
+        mine = ((name, cut) for name, parts in cuts for cut in parts if cut.rank == rank)
+        return OrderedDict((name, deepspeed_pickles.fragment(cut.length, cut.offset)) for name, cut in mine)
 
 
 def files(
-    state: State, folder: Path, *, stage: int, world: int, bf16: bool = False, step: int = 0, sub_group: int = SUB_GROUP
-) -> list[File]:
-    """The files of `state` (module names, groups in the engine's order) for `world` ranks of ZeRO `stage`. Raises UserError."""
-    if foreign := sorted(set(state.slots) - set(SLOTS)):
-        raise UserError(f"optimizer state '{foreign[0]}' has no place in this layout; known are {', '.join(SLOTS)}")
-    flats = list(_flats(state, stage, world, sub_group))
-    ranks = [_optimizer(state, flats, rank, stage, folder, optimizer_file(rank, bf16)) for rank in range(world)]
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    return ranks + [
-        _model(state, flats, stage, world, rank, dtype, step, folder) for rank in range(world if stage == 3 else 1)
-    ]
+    state: State, folder: Path, *, stage: int, world: int, bf16: bool = False, sub_group: int = SUB_GROUP
+) -> list[OutputFile]:
+    """The files of `state` (module names, groups in the engine's order) for `world` ranks of ZeRO `stage`. Raises
+    UserError for optimizer state that is not known."""
+    writer = _Writer(state, list(_flats(state, stage, world, sub_group)), folder, stage, world, bf16)
+    optimizers = [writer.optimizer(rank) for rank in range(world)]
+    return optimizers + [writer.model(rank) for rank in range(world if stage == 3 else 1)]
 
 
 def _flats(state: State, stage: int, world: int, limit: int) -> Iterator[Flat]:
     for number, group in enumerate(state.groups):
-        sizes = [math.prod(state.tensors[name].shape) for name in group.names]
+        sizes = [state.tensors[name].numel for name in group.names]
         begin = 0
         for count in sub_groups(sizes, world, limit) if stage == 3 else [len(sizes)]:
             names = tuple(group.names[begin : begin + count])
-            yield Flat(number, names, Layout(stage, world, tuple(sizes[begin : begin + count])))
+            yield Flat(number, names, FlatPartition(stage, world, tuple(sizes[begin : begin + count])))
             begin += count
 
 
-def _optimizer(state: State, flats: list[Flat], rank: int, stage: int, folder: Path, name: str) -> File:
-    draft = Draft()
-    base = _base(draft, state, flats, rank)
-    inner = (
-        _stage_3(draft, state, flats, rank, base) if stage == 3 else _stage_2(draft, state, flats, rank, stage, base)
-    )
-    return draft.file(name, {"optimizer_state_dict": inner, "ds_version": deepspeed.__version__}, folder)
+class _Writer:
+    """What all files of one checkpoint share."""
 
+    def __init__(self, state: State, flats: list[Flat], folder: Path, stage: int, world: int, bf16: bool):
+        self.state, self.flats, self.folder = state, flats, folder
+        self.stage, self.world, self.bf16 = stage, world, bf16
+        self.spec = state.optimizer()
+        self.version = deepspeed_pickles.deepspeed_version()
 
-def _base(draft: Draft, state: State, flats: list[Flat], rank: int) -> dict:
-    """torch's own optimizer state, one flat tensor per slot and flat."""
-    numbers = [[i for i, flat in enumerate(flats) if flat.group == g] for g in range(len(state.groups))]
-    groups = [{**group.hyper, "params": params} for group, params in zip(state.groups, numbers, strict=True)]
-    held = {}
-    for number, flat in enumerate(flats):
-        step = torch.tensor(state.steps.get(flat.names[0], 0.0) if flat.names else 0.0)
-        held[number] = {
-            "step": draft.value(step),
-            **{slot: draft.hole(flat.pieces(state.slots.get(slot, {}), rank)) for slot in SLOTS},
+    def optimizer(self, rank: int) -> OutputFile:
+        """A rank's share of the weights in float32 and of the optimizer's state."""
+        archive = TorchArchive()
+        base = self._base(archive, rank)
+        inner = self._stage_3(archive, rank, base) if self.stage == 3 else self._stage_2(archive, rank, base)
+        tree = {"optimizer_state_dict": inner, "ds_version": self.version}
+        return archive.file(optimizer_file(rank, self.bf16), tree, self.folder)
+
+    def _base(self, archive: TorchArchive, rank: int) -> dict[str, Any]:
+        """torch's own optimizer state, one flat tensor per slot and flat."""
+        numbers = [[i for i, flat in enumerate(self.flats) if flat.group == g] for g in range(len(self.state.groups))]
+        groups = [{**group.hyper, "params": params} for group, params in zip(self.state.groups, numbers, strict=True)]
+        states = {number: self._slots(archive, flat, rank) for number, flat in enumerate(self.flats)}
+        return {"state": states, "param_groups": groups}
+
+    def _slots(self, archive: TorchArchive, flat: Flat, rank: int) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = {}
+        if self.spec.keeps_step:
+            step = self.state.steps.get(flat.names[0], 0.0) if flat.names else 0.0
+            state["step"] = archive.value(torch.tensor(step))
+        for slot in self.spec.slots:
+            state[slot.name] = archive.placeholder(flat.slices(self.state.slots.get(slot.name, {}), rank))
+        return state
+
+    def _stage_2(self, archive: TorchArchive, rank: int, base: dict[str, Any]) -> dict[str, Any]:
+        weights = [archive.placeholder(flat.slices(self.state.tensors, rank, stored=True)) for flat in self.flats]
+        return {
+            "base_optimizer_state": base,
+            "single_partition_of_fp32_groups": weights,
+            "group_paddings": [flat.partition.flat - flat.partition.stored(rank) for flat in self.flats],
+            "param_slice_mappings": [flat.fragments(rank) for flat in self.flats],
+            "partition_count": [flat.partition.world for flat in self.flats],
+            "zero_stage": deepspeed_pickles.zero_stage(self.stage),
+            "loss_scaler": deepspeed_pickles.loss_scaler(),
+            "dynamic_loss_scale": False,
+            "overflow": False,
+            "ds_version": self.version,
         }
-    return {"state": held, "param_groups": groups}
 
+    def _stage_3(self, archive: TorchArchive, rank: int, base: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "zero_stage": deepspeed_pickles.zero_stage(3),
+            "loss_scaler": deepspeed_pickles.loss_scaler(),
+            "dynamic_loss_scale": False,
+            "overflow": False,
+            "partition_count": self.flats[0].partition.world if self.flats else 1,
+            "optimizer_state_dict": base,
+            "fp32_flat_groups": [archive.placeholder(flat.slices(self.state.tensors, rank)) for flat in self.flats],
+        }
 
-def _stage_2(draft: Draft, state: State, flats: list[Flat], rank: int, stage: int, base: dict) -> dict:
-    return {
-        "base_optimizer_state": base,
-        "single_partition_of_fp32_groups": [
-            draft.hole(flat.pieces(state.tensors, rank, stored=True)) for flat in flats
-        ],
-        "group_paddings": [flat.layout.flat - flat.layout.stored(rank) for flat in flats],
-        "param_slice_mappings": [flat.fragments(rank) for flat in flats],
-        "partition_count": [flat.layout.world for flat in flats],
-        "zero_stage": ZeroStageEnum(stage),
-        "loss_scaler": LossScaler(1.0),
-        "dynamic_loss_scale": False,
-        "overflow": False,
-        "ds_version": deepspeed.__version__,
-    }
+    def model(self, rank: int) -> OutputFile:
+        """The module's tensors, or in stage 3 their shapes, with DeepSpeed's counters."""
+        state, archive = self.state, TorchArchive()
+        module = self._names(archive) if self.stage == 3 else self._module(archive)
+        module |= {name: archive.placeholder(whole(buffer), buffer.shape) for name, buffer in state.buffers.items()}
+        frozen = {name: torch.Size(state.tensors[name].shape) for name in state.frozen}
+        tree = {
+            "module": module,
+            "buffer_names": list(state.buffers),
+            "optimizer": None,
+            "lr_scheduler": None,
+            "param_shapes": [{n: torch.Size(state.tensors[n].shape) for n in flat.names} for flat in self.flats],
+            "frozen_param_shapes": frozen or None,
+            "frozen_param_fragments": self._frozen(archive, rank) or None,
+            "shared_params": dict(state.aliases),
+            "data_sampler": None,
+            "random_ltd": None,
+            "skipped_steps": 0,
+            "global_steps": state.step,
+            "global_samples": 0,
+            "dp_world_size": self.world,
+            "mp_world_size": 1,
+            "ds_config": {},
+            "ds_version": self.version,
+            "checkpoint_parallel_dimensions": {"pp_degree": 1, "tp_degree": 1},
+        }
+        return archive.file(model_file(self.stage, rank), tree, self.folder)
 
+    def _module(self, archive: TorchArchive) -> dict[str, Tensor]:
+        """Every key of the module's state_dict in the training dtype; tied names share storage."""
+        dtype = torch.bfloat16 if self.bf16 else torch.float32
+        module = {
+            name: archive.placeholder(whole(tensor), tensor.shape, dtype) for name, tensor in self.state.tensors.items()
+        }
+        return module | {alias: module[owner] for alias, owner in self.state.aliases.items()}
 
-def _stage_3(draft: Draft, state: State, flats: list[Flat], rank: int, base: dict) -> dict:
-    return {
-        "zero_stage": ZeroStageEnum.weights,
-        "loss_scaler": LossScaler(1.0),
-        "dynamic_loss_scale": False,
-        "overflow": False,
-        "partition_count": flats[0].layout.world if flats else 1,
-        "optimizer_state_dict": base,
-        "fp32_flat_groups": [draft.hole(flat.pieces(state.tensors, rank)) for flat in flats],
-    }
+    def _names(self, archive: TorchArchive) -> dict[str, Tensor]:
+        """Every key of the module's state_dict, without its numbers."""
+        return {name: archive.placeholder([]) for name in (*self.state.tensors, *self.state.aliases)}
 
-
-def _model(
-    state: State, flats: list[Flat], stage: int, world: int, rank: int, dtype: torch.dtype, step: int, folder: Path
-) -> File:
-    draft = Draft()
-    module = _placeholders(draft, state) if stage == 3 else _module(draft, state, dtype)
-    module |= {name: draft.hole(whole(entry), entry.shape) for name, entry in state.buffers.items()}
-    shapes = {name: torch.Size(state.tensors[name].shape) for name in state.frozen}
-    tree = {
-        "module": module,
-        "buffer_names": list(state.buffers),
-        "optimizer": None,
-        "lr_scheduler": None,
-        "param_shapes": [{name: torch.Size(state.tensors[name].shape) for name in flat.names} for flat in flats],
-        "frozen_param_shapes": shapes or None,
-        "frozen_param_fragments": _fragments(draft, state, stage, world, rank) or None,
-        "shared_params": dict(state.aliases),
-        "data_sampler": None,
-        "random_ltd": None,
-        "skipped_steps": 0,
-        "global_steps": step,
-        "global_samples": 0,
-        "dp_world_size": world,
-        "mp_world_size": 1,
-        "ds_config": {},
-        "ds_version": deepspeed.__version__,
-        "checkpoint_parallel_dimensions": {"pp_degree": 1, "tp_degree": 1},
-    }
-    return draft.file(model_file(stage, rank), tree, folder)
-
-
-def _module(draft: Draft, state: State, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every key of the module's state_dict; tied names share storage."""
-    module = {name: draft.hole(whole(entry), entry.shape, dtype) for name, entry in state.tensors.items()}
-    return module | {alias: module[owner] for alias, owner in state.aliases.items()}
-
-
-def _placeholders(draft: Draft, state: State) -> dict[str, Tensor]:
-    return {name: draft.hole([]) for name in (*state.tensors, *state.aliases)}
-
-
-def _fragments(draft: Draft, state: State, stage: int, world: int, rank: int) -> dict[str, Tensor]:
-    """Frozen parameters: whole in stages 1 and 2, this rank's padded piece in stage 3."""
-    if stage < 3:
-        return {name: draft.hole(whole(state.tensors[name]), state.tensors[name].shape) for name in state.frozen}
-    flats = {name: Flat(0, (name,), Layout(3, world, (math.prod(state.tensors[name].shape),))) for name in state.frozen}
-    return {name: draft.hole(flat.pieces(state.tensors, rank)) for name, flat in flats.items()}
+    def _frozen(self, archive: TorchArchive, rank: int) -> dict[str, Tensor]:
+        """Frozen parameters: whole in stages 1 and 2, this rank's padded slice in stage 3."""
+        tensors = {name: self.state.tensors[name] for name in self.state.frozen}
+        if self.stage < 3:
+            return {name: archive.placeholder(whole(tensor), tensor.shape) for name, tensor in tensors.items()}
+        flats = {
+            name: Flat(0, (name,), FlatPartition(3, self.world, (tensor.numel,))) for name, tensor in tensors.items()
+        }
+        return {name: archive.placeholder(flat.slices(self.state.tensors, rank)) for name, flat in flats.items()}

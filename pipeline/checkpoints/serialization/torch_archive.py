@@ -1,90 +1,121 @@
-"""Files of `torch.save` as streams: a skeleton with holes where the numbers go, and what fills each hole.
+"""Files of `torch.save` as streams: a skeleton with placeholders where the numbers go, and what fills each of them.
 
 torch itself writes the skeleton (`skip_data`): a sparse file with everything but the storages' bytes; where each
-storage lies is read from the archive's directory. Checksums inside the archive are left at 0, which `torch.load` does not
-mind; the manifest holds the SHA-256 of the whole file.
-"""
+storage lies is read from the archive's directory. Checksums inside the archive are left at 0, which `torch.load` does
+not mind; the manifest holds the SHA-256 of the whole file."""
 
+import io
 import math
 import mmap
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.serialization import skip_data
 
-from pipeline.checkpoints.serialization.byte_stream import Chunks, File, Piece, content
-from pipeline.checkpoints.state import LazyTensor
+from pipeline.checkpoints.serialization.byte_stream import Chunks, OutputFile, TensorSlice, tensor_bytes
+from pipeline.checkpoints.tensors import InMemoryTensor
 from pipeline.errors import UserError
 
 
-class Draft:
-    """The content of one file: any tree of dicts, lists and plain values, with holes for tensors."""
+@dataclass(frozen=True)
+class Filling:
+    """A placeholder and the slices whose numbers take its place."""
 
-    def __init__(self):
-        self.fills: dict[int, tuple[Tensor, list[Piece]]] = {}
+    placeholder: Tensor
+    slices: Sequence[TensorSlice]
 
-    def hole(
-        self, pieces: list[Piece], shape: tuple[int, ...] | None = None, dtype: torch.dtype = torch.float32
+
+class TorchArchive:
+    """One file in the making: any tree of dicts, lists and plain values, with placeholders for tensors."""
+
+    def __init__(self) -> None:
+        self._fillings: dict[int, Filling] = {}
+
+    def placeholder(
+        self, slices: Sequence[TensorSlice], shape: tuple[int, ...] | None = None, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """A tensor of the tree that is filled by `pieces`; flat without a `shape`. Its own memory is never touched."""
-        shape = (sum(piece.length for piece in pieces),) if shape is None else shape
+        """A tensor of the tree that is filled by `slices`; flat without a `shape`. Its own memory is never touched."""
+        shape = (sum(piece.length for piece in slices),) if shape is None else shape
         empty = _addresses(math.prod(shape), dtype).view(shape)
-        self.fills[id(empty)] = empty, pieces
+        self._fillings[id(empty)] = Filling(empty, slices)
         return empty
 
     def value(self, tensor: Tensor) -> Tensor:
         """A small tensor that is here already."""
-        entry = LazyTensor(tuple(tensor.shape), lambda: tensor)
-        return self.hole([Piece(entry, 0, tensor.numel())], tuple(tensor.shape), tensor.dtype)
+        slices = [TensorSlice(InMemoryTensor(tensor), 0, tensor.numel())]
+        return self.placeholder(slices, tuple(tensor.shape), tensor.dtype)
 
-    def file(self, name: str, tree: dict, folder: Path) -> File:
-        size = sum(empty.numel() * empty.itemsize for empty, _ in self.fills.values())
-        return File(name, size, partial(self._chunks, tree, folder / f".skeleton-{name.replace('/', '-')}"))
+    def file(self, name: str, tree: dict[str, Any], folder: Path) -> OutputFile:
+        """The file `name` below `folder` with the content `tree`."""
+        size = sum(f.placeholder.numel() * f.placeholder.itemsize for f in self._fillings.values())
+        skeleton = folder / f".skeleton-{name.replace('/', '-')}"
+        return OutputFile(name, size, ArchiveContent(tree, self._fillings, skeleton))
 
-    def _chunks(self, tree: dict, skeleton: Path) -> Chunks:
-        """The skeleton's bytes, and in its holes those of the pieces, in the order of the file."""
+
+@dataclass(frozen=True)
+class ArchiveContent:
+    """The skeleton's bytes, and in its placeholders those of the slices, in the order of the file."""
+
+    tree: dict[str, Any]
+    fillings: dict[int, Filling]
+    skeleton: Path
+
+    def chunks(self) -> Chunks:
         try:
             with skip_data():
-                torch.save(tree, skeleton)
-            with skeleton.open("rb") as file:
-                for offset, (empty, pieces) in sorted(self._offsets(tree, skeleton).items()):
+                torch.save(self.tree, self.skeleton)
+            with self.skeleton.open("rb") as file:
+                for offset, filling in sorted(self._places().items()):
                     yield file.read(offset - file.tell())
-                    yield from content(pieces, empty.dtype)
+                    empty = filling.placeholder
+                    yield from tensor_bytes(filling.slices, empty.dtype)
                     file.seek(offset + empty.numel() * empty.itemsize)
                 yield file.read()
         except RuntimeError as error:  # torch's word for a full disk
+            reason = " ".join(str(error).split())[:120]
             raise UserError(
-                f"{skeleton.parent}: cannot be written ({' '.join(str(error).split())[:120]}); make room or choose another place"
+                f"{self.skeleton.parent}: cannot be written ({reason}); make room or choose another place"
             ) from error
         finally:
-            skeleton.unlink(missing_ok=True)
+            self.skeleton.unlink(missing_ok=True)
 
-    def _offsets(self, tree: dict, skeleton: Path) -> dict[int, tuple[Tensor, list[Piece]]]:
-        """Where each hole lies: torch numbers storages in the order in which it meets them; tied tensors share one."""
-        met = list(dict.fromkeys(id(tensor) for tensor in _tensors(tree)))
-        places = _records(skeleton)
+    def _places(self) -> dict[int, Filling]:
+        """Where each placeholder lies: torch numbers storages in the order in which it meets them; tied tensors share
+        one."""
+        order = list(dict.fromkeys(id(tensor) for tensor in _tensors(self.tree)))
+        offsets = _records(self.skeleton)
         return {
-            places[f"data/{number}"]: self.fills[tensor]
-            for number, tensor in enumerate(met)
-            if self.fills[tensor][0].numel()
+            offsets[f"data/{number}"]: self.fillings[tensor]
+            for number, tensor in enumerate(order)
+            if self.fillings[tensor].placeholder.numel()
         }
 
 
+def small_file(name: str, content: object) -> OutputFile:
+    """A file of `torch.save` without large tensors."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return OutputFile.of(name, buffer.getvalue())
+
+
 def _addresses(count: int, dtype: torch.dtype) -> Tensor:
-    """A tensor without memory behind it: read-only pages that nobody touches count for no limit but that of addresses."""
+    """A tensor without memory behind it: read-only pages that nobody touches count for no limit but that of
+    addresses."""
     if not count:
         return torch.empty(0, dtype=dtype)
     try:
         pages = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
     except OSError as error:
         raise UserError(
-            f"{count * dtype.itemsize / 2**30:.2f} GiB of addresses are not to be had ({error.strerror}); raise the limit (ulimit -v)"
+            f"{count * dtype.itemsize / 2**30:.2f} GiB of addresses are not to be had ({error.strerror}); "
+            "raise the limit (ulimit -v)"
         ) from error
     with warnings.catch_warnings(action="ignore"):  # that it cannot be written to
         return torch.frombuffer(pages, dtype=dtype)
@@ -92,12 +123,13 @@ def _addresses(count: int, dtype: torch.dtype) -> Tensor:
 
 def _records(path: Path) -> dict[str, int]:
     """Where the bytes of each record of a torch archive begin, by its name inside."""
+    offsets = {}
     with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-        found = {}
         for info in archive.infolist():
             file.seek(info.header_offset + 26)
-            found[info.filename.split("/", 1)[1]] = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
-        return found
+            names = sum(struct.unpack("<HH", file.read(4)))
+            offsets[info.filename.split("/", 1)[1]] = info.header_offset + 30 + names
+    return offsets
 
 
 def _tensors(tree: object) -> Iterator[Tensor]:
@@ -106,6 +138,6 @@ def _tensors(tree: object) -> Iterator[Tensor]:
     elif isinstance(tree, dict):
         for value in tree.values():
             yield from _tensors(value)
-    elif isinstance(tree, (list, tuple)):
+    elif isinstance(tree, list | tuple):
         for value in tree:
             yield from _tensors(value)

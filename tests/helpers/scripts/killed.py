@@ -9,12 +9,11 @@ manifest), manifest (written, not yet renamed), renamed (published, not yet sync
 import os
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
-from pipeline.checkpoints import manifest
-from pipeline.checkpoints.serialization import byte_stream
+from pipeline import checkpoints
+from pipeline.checkpoints import manifest, publish, reshard
+from pipeline.checkpoints.serialization import byte_stream, writer_pool
 from pipeline.cli import main
 
 TOOL = os.getpid()
@@ -35,47 +34,43 @@ def after(function, then=die):
     return wrapped
 
 
-def writing(chunks: Callable[[byte_stream.File], byte_stream.Chunks]) -> None:
-    """From now on every file is written with these chunks."""
-    write = byte_stream.write
-    byte_stream.write = lambda files, *how, **more: write(
-        [replace(file, chunks=partial(chunks, file)) for file in files], *how, **more
-    )
+class DyingMidway:
+    """Content that ends the tool behind its first chunk."""
+
+    def __init__(self, content: byte_stream.Content):
+        self.content = content
+
+    def chunks(self) -> byte_stream.Chunks:
+        yield next(iter(self.content.chunks()))
+        die()
 
 
-def die_when_opened(file: byte_stream.File) -> byte_stream.Chunks:
-    """Chunks are asked for once the file is open."""
-    die()
-    yield from file.chunks()
-
-
-def die_midway(file: byte_stream.File) -> byte_stream.Chunks:
-    yield next(iter(file.chunks()))
-    die()
-
-
-def kill_worker(file: byte_stream.File) -> byte_stream.Chunks:
-    os.kill(os.getpid(), signal.SIGKILL)
-    yield from file.chunks()
+def opened(task: writer_pool.WriteTask, count: writer_pool.Count) -> None:
+    task.path.parent.mkdir(parents=True, exist_ok=True)
+    with task.path.open("wb"):
+        die()
 
 
 def arm(point: str) -> None:
-    rename = os.replace
-    if point in CHUNKS:
-        writing(CHUNKS[point])
+    run, rename = writer_pool.WriteTask.run, os.replace
+    if point == "opened":
+        writer_pool.WriteTask.run = opened
+    elif point == "midway":
+        writer_pool.WriteTask.run = lambda task, count: run(
+            replace(task, file=replace(task.file, content=DyingMidway(task.file.content))), count
+        )
+    elif point == "worker":
+        writer_pool.WriteTask.run = lambda task, count: os.kill(os.getpid(), signal.SIGKILL)
     elif point == "files":
-        byte_stream.write = after(byte_stream.write)
+        checkpoints.write_files = reshard.write_files = after(writer_pool.write_files)
     elif point == "verified":
-        manifest.publish = die
+        publish.publish = die
     elif point == "manifest":
-        manifest.sync = lambda path: die() if path.is_dir() and (path / manifest.NAME).exists() else None
+        publish.sync = lambda path: die() if path.is_dir() and (path / manifest.NAME).exists() else None
     elif point == "renamed":
-        os.replace = lambda old, new: die(rename(old, new)) if os.path.isdir(old) else rename(old, new)
+        publish.os.replace = lambda a, b: (rename(a, b), die()) if os.path.isdir(a) else rename(a, b)
     else:
         raise SystemExit(f"no point '{point}'")
-
-
-CHUNKS = {"opened": die_when_opened, "midway": die_midway, "worker": kill_worker}
 
 
 if __name__ == "__main__":

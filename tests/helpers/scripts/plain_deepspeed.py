@@ -1,8 +1,9 @@
 """An ordinary DeepSpeed script that knows nothing of this project: train a tiny BERT, load and save native checkpoints.
 
 Started under torchrun with one JSON argument: stage, steps, first (number of the first step), seed, bf16, fp16, zero
-(more keys of zero_optimization), extras (a frozen embedding and a module with a buffer), load / again / save ({"dir", "tag"} or
-null; `again`: save what was loaded, before any step), universal. Rank 0 prints the losses as JSON.
+(more keys of zero_optimization), optimizer (adamw, the default, or sgd), extras (a frozen embedding and a module with a
+buffer), load / again / save ({"dir", "tag"} or null; `again`: save what was loaded, before any step), universal. Rank 0
+prints the losses as JSON.
 """
 
 import json
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from transformers import BertConfig, BertForMaskedLM
 
 HYPER = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6}
+OPTIMIZERS = {"adamw": (torch.optim.AdamW, HYPER), "sgd": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})}
 
 
 def model(seed: int, extras: bool = False) -> BertForMaskedLM:
@@ -49,11 +51,11 @@ class Extras(BertForMaskedLM):
         return super().forward(*args, **more)
 
 
-def groups(net: torch.nn.Module) -> list[dict]:
+def groups(net: torch.nn.Module, hyper: dict) -> list[dict]:
     named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
     return [
-        {"params": [p for _, p in named if p.dim() > 1], "weight_decay": 0.1, **HYPER},
-        {"params": [p for _, p in named if p.dim() == 1], "weight_decay": 0.0, **HYPER},
+        {"params": [p for _, p in named if p.dim() > 1], "weight_decay": 0.1, **hyper},
+        {"params": [p for _, p in named if p.dim() == 1], "weight_decay": 0.0, **hyper},
     ]
 
 
@@ -95,8 +97,9 @@ def train(job: dict) -> list[float]:
     deepspeed.init_distributed("gloo", verbose=False)
     rank, world = dist.get_rank(), dist.get_world_size()
     net = model(job["seed"], job.get("extras", False))
+    optimizer, hyper = OPTIMIZERS[job.get("optimizer", "adamw")]
     engine, *_ = deepspeed.initialize(
-        model=net, optimizer=torch.optim.AdamW(groups(net)), dist_init_required=False, config=settings(job, world)
+        model=net, optimizer=optimizer(groups(net, hyper)), dist_init_required=False, config=settings(job, world)
     )
     if job.get("load"):
         found, _ = engine.load_checkpoint(job["load"]["dir"], tag=job["load"]["tag"])

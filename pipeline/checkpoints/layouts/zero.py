@@ -1,0 +1,74 @@
+"""DeepSpeed's native layout: files for one ZeRO stage and one number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.checkpoints.layouts import zero_format, zero_read, zero_write
+from pipeline.checkpoints.layouts.layout import Layout
+from pipeline.checkpoints.serialization.byte_stream import OutputFile
+from pipeline.checkpoints.state import State
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.checkpoints.layouts import CheckpointLayout
+
+
+class NativeZero(Layout):
+    """As `engine.save_checkpoint` of any stage writes."""
+
+    name = "zero"
+    title = "native ZeRO"
+    keys = ("zero_stage", "world_size", "bf16")
+
+    def detect(self, folder: Path) -> bool:
+        return any(folder.glob("*model_states.pt"))
+
+    def read(self, folder: Path) -> State:
+        return zero_read.read(folder)
+
+    def files(self, state: State, folder: Path, target: CheckpointLayout) -> list[OutputFile]:
+        if target.zero_stage == 0:
+            raise UserError("checkpoints of ZeRO stage 0 are read and not written; choose stage 1, 2 or 3")
+        return zero_write.files(state, folder, stage=target.zero_stage, world=target.world_size, bf16=target.bf16)
+
+    def bytes_on_disk(self, parameters: int, slots: int, target: CheckpointLayout) -> int:
+        """Stages below 3 hold the module's weights beside the optimizer's."""
+        module = 0 if target.zero_stage == 3 else 2 if target.bf16 else 4
+        return (4 * (1 + slots) + module) * parameters
+
+    def writers(self, parameters: int, target: CheckpointLayout, workers: int) -> int:
+        return min(workers, target.world_size)
+
+    def facts(self, folder: Path) -> dict[str, Any]:
+        if ranks := zero_format.optimizer_files(folder):
+            stage = int(zero_format.open_file(ranks[0])["optimizer_state_dict"]["zero_stage"])
+            return {"zero_stage": stage, "world_size": len(ranks), "bf16": ranks[0].name.startswith("bf16_")}
+        model = zero_format.open_file(folder / zero_format.model_file(0))
+        half = any(tensor.dtype == torch.bfloat16 for tensor in model["module"].values())
+        return {"zero_stage": 0, "world_size": model["dp_world_size"], "bf16": half}
+
+    def words(self, facts: Mapping[str, Any]) -> str:
+        ranks = f"{facts['world_size']} rank{'s' * (facts['world_size'] != 1)}"
+        return f"native ZeRO stage {facts['zero_stage']}, {ranks}{', trained in bf16' if facts['bf16'] else ''}"
+
+    def require_structure(self, folder: Path, state: State) -> None:
+        """Stage 3 keeps a file of shapes and counters for every rank; readers look into the first."""
+        facts = self.facts(folder)
+        if facts["zero_stage"] != 3:
+            return
+        first = zero_format.open_file(folder / zero_format.model_file(3))
+        for rank in range(1, facts["world_size"]):
+            path = folder / zero_format.model_file(3, rank)
+            other = zero_format.open_file(path)
+            for key in ("dp_world_size", "global_steps", "param_shapes"):
+                if other.get(key) != first.get(key):
+                    raise UserError(f"{path}: its {key} is not that of rank 0; files of two checkpoints are mixed")
+
+    def engine_loads(self, stored: CheckpointLayout, engine: CheckpointLayout) -> bool:
+        """Only what an engine of the same stage and as many ranks has written."""
+        return stored == engine

@@ -1,0 +1,102 @@
+"""Publishing a checkpoint: staged in a hidden sibling folder, hashed, synced to disk, and renamed; the manifest comes
+last.
+
+A checkpoint exists whole or not at all; DeepSpeed's own `latest` is never written and never trusted.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoints.manifest import NAME, UNKNOWN_ORIGIN, FileRecord, Manifest, hashes, listing
+from pipeline.errors import UserError
+from pipeline.records.run_folder import write_text
+
+STAGING = ".staging-"
+
+
+def staging(final: Path) -> Path:
+    """A fresh hidden folder beside `final`, for writing in; what an interrupted writer left is removed."""
+    folder = final.with_name(STAGING + final.name)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+@contextmanager
+def writing(final: Path) -> Iterator[Path]:
+    """A staged folder for `final`, held by this process: a second writer is refused, what a dead one left is removed,
+    and what is not published by the end is removed as well. Raises UserError."""
+    staged = final.with_name(STAGING + final.name)
+    staged.mkdir(parents=True, exist_ok=True)
+    handle = os.open(staged, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{final}: another process is writing it; wait for it or choose another --out") from error
+        _clear(staged)
+        try:
+            yield staged
+        finally:  # not published, and nobody else's
+            if staged.exists() and os.path.samestat(os.fstat(handle), staged.stat()):
+                shutil.rmtree(staged, ignore_errors=True)
+    finally:
+        os.close(handle)
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def publish(folder: Path, final: Path, facts: Mapping[str, Any], files: dict[str, FileRecord] | None = None) -> None:
+    """Turn the staged `folder` into the checkpoint `final`. facts: what the manifest says besides the files. files:
+    their records, where they are known already."""
+    content = Manifest.model_validate(
+        {"provenance": UNKNOWN_ORIGIN, **facts, "files": files or hashes(folder, listing(folder))}
+    )
+    for name in sorted(content.files):
+        sync(folder / name)
+    write_text(folder / NAME, content.text())
+    sync(folder)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(folder, final)
+    sync(final.parent)
+
+
+def sync(path: Path) -> None:
+    """Have what was written to a file or folder reach the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def complete(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, oldest first: those whose manifest was written."""
+    return sorted(path.parent for path in folder.glob(f"[!.]*/{NAME}"))
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest complete checkpoint in `folder`."""
+    found = complete(folder)
+    return found[-1] if found else None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints and whatever an interrupted writer left."""
+    for old in complete(folder)[:-keep]:
+        (old / NAME).unlink()  # from here on it is no checkpoint, whatever happens
+        shutil.rmtree(old)
+    for left in [*folder.glob(STAGING + "*"), *(p for p in folder.glob("step-*") if not (p / NAME).exists())]:
+        shutil.rmtree(left)

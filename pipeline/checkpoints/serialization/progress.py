@@ -1,0 +1,42 @@
+"""Bytes done so far, as a bar on a terminal."""
+
+import sys
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+
+class ByteProgress:
+    """A bar of `total` bytes on stderr; nothing where that is no terminal, or where it is not to be `shown`."""
+
+    def __init__(self, label: str, total: int, shown: bool = True):
+        self._progress = Progress(
+            TextColumn(label),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not (shown and sys.stderr.isatty()),
+        )
+        self._task = self._progress.add_task("", total=total)
+
+    def advance(self, size: int) -> None:
+        """`size` more bytes are done; any thread may tell."""
+        self._progress.update(self._task, advance=size)
+
+    def show(self, done: int) -> None:
+        """`done` bytes are done in all."""
+        self._progress.update(self._task, completed=done)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()

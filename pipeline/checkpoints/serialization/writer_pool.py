@@ -1,0 +1,205 @@
+"""Several processes that write and hash the files of a checkpoint.
+
+What is written depends on the files alone, not on the number of processes: each has one thread, so what it sums up does
+not depend on how many they are.
+"""
+
+import hashlib
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from pipeline.checkpoints import publish
+from pipeline.checkpoints.manifest import FileRecord, record
+from pipeline.checkpoints.serialization.byte_stream import WINDOW, OutputFile
+from pipeline.checkpoints.serialization.progress import ByteProgress
+from pipeline.errors import UserError
+from pipeline.records.processes import die_with_parent, keep_freed_memory
+
+
+def write_files(
+    files: Sequence[OutputFile], folder: Path, workers: int = 1, progress: bool = False, read: Sequence[Path] = ()
+) -> tuple[dict[str, FileRecord], dict[Path, FileRecord]]:
+    """Write the files below `folder`, each synced to disk, in `workers` processes, which hash the files `read` as well.
+    Returns the records of those written, by name, and of those read. progress: show a bar on a terminal.
+
+    Raises UserError when there is no room, the disk fills up, or a worker is killed.
+    """
+    _require_room(files, folder)
+    writing = [WriteTask(file, folder) for file in sorted(files, key=lambda file: -file.size)]
+    tasks: list[Task] = [*writing, *(HashTask(path) for path in read)]
+    total = sum(file.size for file in files) + sum(path.stat().st_size for path in read)
+    try:
+        with ByteProgress("writing and hashing", total, progress) as bar:
+            records = WriterPool(tasks, min(workers, len(tasks)), bar).run()
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"{folder}: a worker process was killed while writing (out of memory?); use fewer workers"
+        ) from error
+    written = {task.file.name: made for task, made in zip(writing, records, strict=False)}
+    return written, dict(zip(read, records[len(writing) :], strict=True))
+
+
+def _require_room(files: Sequence[OutputFile], folder: Path) -> None:
+    need, free = sum(file.size for file in files), shutil.disk_usage(folder).free
+    if need > free:
+        raise UserError(
+            f"{folder}: needs {need / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free; "
+            "make room or choose another place"
+        )
+
+
+Count = Callable[[int], None]
+"""Told how many more bytes are done."""
+
+
+class Task(Protocol):
+    """One file's share of the work."""
+
+    def run(self, count: Count) -> FileRecord:
+        """Called in a worker process."""
+        ...
+
+    def finish(self) -> None:
+        """Called in the main process when `run` has ended, while the workers are at other tasks."""
+        ...
+
+
+@dataclass(frozen=True)
+class WriteTask:
+    """Write a file, and hash what is written."""
+
+    file: OutputFile
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.file.name
+
+    def run(self, count: Count) -> FileRecord:
+        digest, size = hashlib.sha256(), 0
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _explained(self.path), self.path.open("wb") as handle:
+            for chunk in self.file.content.chunks():
+                handle.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+                count(len(chunk))
+        return FileRecord(size=size, sha256=digest.hexdigest())
+
+    def finish(self) -> None:
+        with _explained(self.path):
+            publish.sync(self.path)
+
+
+@dataclass(frozen=True)
+class HashTask:
+    """Hash a file that is there already."""
+
+    path: Path
+
+    def run(self, count: Count) -> FileRecord:
+        return record(self.path, count)
+
+    def finish(self) -> None:
+        """Nothing was written."""
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); make room or choose another place") from error
+
+
+class Stopped(Exception):  # noqa: N818 - no error, an order
+    """Another worker has failed: what this one makes will not be published."""
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Bytes done by all processes together; tells them when to stop."""
+
+    done: "Synchronized[int]"
+    stopped: "Synchronized[int]"
+
+    @classmethod
+    def fresh(cls) -> "Counter":
+        context = multiprocessing.get_context("fork")
+        return cls(context.Value("q", 0), context.Value("b", 0))
+
+    def add(self, size: int) -> None:
+        """Called by the workers. Raises Stopped once one of them has failed."""
+        if self.stopped.get_obj().value:
+            raise Stopped
+        with self.done.get_lock():
+            self.done.value += size
+
+
+@dataclass(frozen=True)
+class Inheritance:
+    """What a forked worker has from the main process."""
+
+    tasks: Sequence[Task]
+    counter: Counter
+
+
+_inherited: Inheritance | None = None
+"""Set in the workers alone, by `_begin`: a fork inherits tasks that hold tensors, which a pickle could not carry."""
+
+
+def _begin(tasks: Sequence[Task], counter: Counter) -> None:
+    """The start of every worker."""
+    global _inherited
+    _inherited = Inheritance(tasks, counter)
+    die_with_parent()
+    keep_freed_memory(8 * WINDOW * 4)
+    torch.set_num_threads(1)
+
+
+def _run(number: int) -> FileRecord:
+    """Run one task, in a worker."""
+    assert _inherited is not None
+    return _inherited.tasks[number].run(_inherited.counter.add)
+
+
+class WriterPool:
+    """Forked processes of one thread each that share a list of tasks."""
+
+    def __init__(self, tasks: Sequence[Task], workers: int, bar: ByteProgress):
+        self.tasks, self.workers, self.bar, self.counter = tasks, workers, bar, Counter.fresh()
+
+    def run(self) -> list[FileRecord]:
+        """The records of all tasks, in their order. Raises what the first that fails has raised."""
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(
+            self.workers, context, initializer=_begin, initargs=(self.tasks, self.counter)
+        ) as pool:
+            running = {pool.submit(_run, number): task for number, task in enumerate(self.tasks)}
+            try:
+                self._follow(running)
+            except BaseException:
+                self.counter.stopped.value = 1
+                raise
+            finally:
+                pool.shutdown(cancel_futures=True)
+            return [future.result() for future in running]
+
+    def _follow(self, running: dict[Future[FileRecord], Task]) -> None:
+        pending = set(running)
+        while pending:
+            ended, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+            self.bar.show(self.counter.done.get_obj().value)  # without the lock: a worker may have died with it
+            for future in ended:
+                future.result()
+                running[future].finish()
