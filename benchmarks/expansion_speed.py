@@ -25,7 +25,7 @@ from pipeline.checkpoints.tensors import in_memory
 from pipeline.config.schema import ModelSizes
 from pipeline.expansion import expand
 from pipeline.growth import methods
-from pipeline.training.hardware import settle
+from pipeline.records.processes import choose_accelerator
 
 FACTS = {"kind": "text", "vocab_size": 30522, "block": 512, "scored": 76}
 
@@ -62,11 +62,7 @@ def measure(small, large, folder: Path, times: dict[str, list[float]]) -> None:
         folder / "source", large, methods.parse("lemon", {"depth": "cancel"}), CheckpointLayout("huggingface")
     )
     timed("expand", lambda: checkpoints.write(expand.grown(job), job.large, folder / "grown", job.layout), times)
-    timed(
-        "expand, verify, hash, sync, publish",
-        lambda: expand.execute_expansion(job, folder / "published", lambda line: None),
-        times,
-    )
+    timed("expand, verify, hash, sync, publish", lambda: expand.execute_expansion(job, folder / "published"), times)
     shutil.rmtree(folder / "grown")
     shutil.rmtree(folder / "published")
 
@@ -76,7 +72,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
     parser.add_argument("--folder", type=Path, help="where to work (default: the system's temporary folder)")
     options = parser.parse_args()
-    settle()
+    choose_accelerator()
     sizes = [(2, 48, 4), (4, 64, 4)] if options.small else [(12, 768, 12), (24, 1024, 16)]
     small, large = (configure(*each) for each in sizes)
     folder = Path(tempfile.mkdtemp(dir=options.folder))

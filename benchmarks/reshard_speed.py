@@ -170,8 +170,8 @@ def expansion(size: str, stage: int, work: Path) -> list[tuple[str, float, int, 
         "2",
         "--optimizer-state",
         "grow",
-        "--depth",
-        "cancel",
+        "--method-option",
+        "depth=cancel",
     ]
     seconds, peak = timed(command)
     rows = [("lemon expand", seconds, peak, sum(1 for path in (work / "out").rglob("*") if path.is_file()))]

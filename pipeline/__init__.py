@@ -1,3 +1,155 @@
-"""Pretrain a small Transformer, expand it losslessly, go on training, account for every FLOP."""
+"""Grow pretrained Transformers instead of training them from scratch: the Python API.
+
+    from pipeline import describe, expand, grow, plan, reshard, verify
+
+    large = grow(model, target_config)                       # in memory: a PreTrainedModel in, a larger one out
+    result = expand("bert-base", "large.json", "grown")      # checkpoints on disk, of any layout and size
+    verify("bert-base", "grown").lossless                    # True: both compute the same function
+
+Nothing is printed: progress goes to the logger `pipeline`. Bad input raises `UserError`, whose text says what is wrong,
+where, and the way out. Everything heavy is imported when a function is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from pipeline.checkpoints import CheckpointLayout
+    from pipeline.checkpoints.describe import Description
+    from pipeline.checkpoints.reshard import ReshardResult
+    from pipeline.expansion.compare import Comparison
+    from pipeline.expansion.expand import ExpansionResult
+    from pipeline.expansion.preview import Preview
 
 __version__ = "0.1.0"
+__all__ = ["UserError", "__version__", "describe", "expand", "grow", "plan", "reshard", "verify"]
+
+Place = str | Path
+OptimizerState = Literal["reset", "grow"]
+
+
+def grow(
+    model: PreTrainedModel, target: PretrainedConfig, method: str = "lemon", *, seed: int = 0, **options: object
+) -> PreTrainedModel:
+    """A larger model that computes what `model` computes, in memory and in float32.
+
+    target: a config of the same family with larger sizes. options: the method's own, such as `noise=0.5`. The result is
+    verified as `expand` verifies a checkpoint. Raises UserError when the method cannot grow the model, or claims to be
+    lossless and is not.
+    """
+    from pipeline.expansion.in_memory import grow_model
+
+    return grow_model(model, target, method, options, seed)
+
+
+def plan(
+    source: Place,
+    target: Place | PretrainedConfig,
+    method: str = "lemon",
+    *,
+    method_options: Mapping[str, object] | None = None,
+    optimizer_state: OptimizerState = "reset",
+    layout: CheckpointLayout | str | None = None,
+    source_config: Place | None = None,
+    seed: int = 0,
+) -> Preview:
+    """What `expand` with the same arguments would do, on which conditions, and what it needs; no tensor is read."""
+    from pipeline.expansion.preview import preview
+
+    return preview(_planned(source, target, method, method_options, optimizer_state, layout, source_config, seed))
+
+
+def expand(
+    source: Place,
+    target: Place | PretrainedConfig,
+    out: Place,
+    method: str = "lemon",
+    *,
+    method_options: Mapping[str, object] | None = None,
+    optimizer_state: OptimizerState = "reset",
+    layout: CheckpointLayout | str | None = None,
+    source_config: Place | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+) -> ExpansionResult:
+    """Expand the checkpoint `source` to the sizes of `target`, verify the result, and publish it as the folder `out`.
+
+    source: a run's stage, a checkpoint folder, one tag in it, or a Hugging Face folder. target: a config, a
+    `config.json`, a folder with one, or `CONFIG.yaml:MODEL`. layout: of the result; by default Hugging Face files for
+    such a source, else native ZeRO. workers: processes that write; the result is the same for any number. Raises
+    UserError, and publishes nothing, when a result that claims to be lossless is not.
+    """
+    from pipeline.expansion.expand import execute_expansion
+    from pipeline.records.processes import WORKERS
+
+    planned = _planned(source, target, method, method_options, optimizer_state, layout, source_config, seed)
+    return execute_expansion(planned, Path(out), workers or WORKERS)
+
+
+def verify(small: Place, large: Place) -> Comparison:
+    """Measure how far the checkpoint `large` computes the function of `small`, from which it was grown."""
+    from pipeline.expansion.compare import compare
+
+    return compare(Path(small), Path(large))
+
+
+def reshard(
+    source: Place,
+    out: Place,
+    layout: CheckpointLayout | str | None = None,
+    *,
+    source_config: Place | None = None,
+    workers: int | None = None,
+) -> ReshardResult:
+    """Write the checkpoint `source` in another layout, ZeRO stage or world size, moments and steps included."""
+    from pipeline.checkpoints.reshard import execute_reshard, plan_reshard
+    from pipeline.records.processes import WORKERS
+
+    planned = plan_reshard(Path(source), _layout(layout, Path(source)), _path(source_config))
+    return execute_reshard(planned, Path(out), workers or WORKERS)
+
+
+def describe(source: Place, *, tensors: bool = False) -> Description:
+    """What a checkpoint is: layout, model, optimizer, where it came from. `tensors`: with one record for each of them."""
+    from pipeline.checkpoints.describe import describe as describe_checkpoint
+
+    return describe_checkpoint(Path(source), tensors)
+
+
+def _planned(
+    source: Place,
+    target: Place | PretrainedConfig,
+    method: str,
+    method_options: Mapping[str, object] | None,
+    optimizer_state: OptimizerState,
+    layout: CheckpointLayout | str | None,
+    source_config: Place | None,
+    seed: int,
+) -> Any:
+    from pipeline.expansion.expand import plan_expansion
+    from pipeline.expansion.target import find
+    from pipeline.growth import methods
+
+    place, config = Path(source), _path(source_config)
+    options = methods.parse(method, dict(method_options or {}), seed)
+    sizes = find(str(target), place, config) if isinstance(target, str | Path) else target
+    return plan_expansion(place, sizes, options, _layout(layout, place), config, optimizer_state == "grow")
+
+
+def _layout(layout: CheckpointLayout | str | None, source: Path) -> CheckpointLayout:
+    from pipeline import checkpoints
+
+    if layout is None or isinstance(layout, str):
+        return checkpoints.CheckpointLayout(layout or checkpoints.default_layout(source).name)
+    return layout
+
+
+def _path(place: Place | None) -> Path | None:
+    return None if place is None else Path(place)

@@ -6,6 +6,7 @@ described by its config.json's own words."""
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,39 @@ SIZE_KEYS = (
 """What models of transformers call their sizes, in the order in which they are shown."""
 
 
-def inspect(path: Path, tensors: bool = False) -> Facts:
-    """Everything `lemon inspect` prints; `tensors` adds one record for each of them. Raises UserError."""
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint is, as data."""
+
+    facts: Facts
+
+    @property
+    def folder(self) -> Path:
+        """The tag folder that was found."""
+        return Path(self.facts["folder"])
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model has, tied ones once."""
+        return int(self.facts["parameters"])
+
+    def as_json(self) -> Facts:
+        return self.facts
+
+    def __repr__(self) -> str:
+        layout, model = (
+            layout_named(self.facts["layout"]).words(self.facts),
+            self.facts["model"]["family"] or "unknown model",
+        )
+        return f"Description('{self.folder}': {layout}, {model}, {self.parameters:,} parameters, step {self.facts['step']})"
+
+
+def describe(path: Path, tensors: bool = False) -> Description:
+    """What the checkpoint is; `tensors` adds one record for each of them. Raises UserError."""
+    return Description(_facts(path, tensors))
+
+
+def _facts(path: Path, tensors: bool) -> Facts:
     folder = checkpoints.locate(path)
     state, content = checkpoints.raw(folder), manifest.read_if_any(folder)
     files = [file for file in folder.rglob("*") if file.is_file()]
@@ -110,8 +142,9 @@ def _each(state: State) -> list[Facts]:
     ]
 
 
-def show(facts: Facts, console: Console) -> None:
-    """Print what `inspect` found."""
+def show(description: Description, console: Console) -> None:
+    """Print what a checkpoint is."""
+    facts = description.facts
     sheet = Table.grid(padding=(0, 2))
     for label, text in _lines(facts):
         sheet.add_row(f"[bold]{label}[/bold]", text)

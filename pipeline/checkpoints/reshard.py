@@ -6,7 +6,7 @@ files, on either side, need the model's config.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from pipeline.records.versions import installed
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,27 @@ def remarks(plan: ReshardPlan) -> list[str]:
     return lost + target.remarks(plan.state)
 
 
-def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1, say: Say = print) -> None:
+@dataclass(frozen=True)
+class ReshardResult:
+    """A checkpoint that was written in another layout. size: in bytes."""
+
+    path: Path
+    layout: CheckpointLayout
+    tensors: int
+    files: int
+    size: int
+
+    def __repr__(self) -> str:
+        amount = f"{self.tensors} tensors, {self.size / 2**30:.2f} GiB in {self.files} files"
+        return f"ReshardResult('{self.path}': {self.layout.words}, {amount})"
+
+
+def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardResult:
     """Write and publish the checkpoint `out`. Raises UserError, and publishes nothing."""
     if out.exists():
         raise UserError(f"{out}: exists already; choose another --out or remove it")
     for line in remarks(plan):
-        say(f"reshard: {line}")
+        logger.info(f"reshard: {line}")
     origin = manifest.Origin.of(plan.source)
     with publish.writing(out) as staged:
         files, hashed = write_files(_files(plan, staged), staged, workers, True, origin.paths)
@@ -101,7 +116,9 @@ def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1, say: Say = p
         }
         publish.publish(staged, out, facts, files)
     size = sum(file.size for file in files.values())
-    say(f"reshard: {len(plan.state.tensors)} tensors, {size / 2**30:.2f} GiB in {len(files)} files")
+    logger.info(f"reshard: {len(plan.state.tensors)} tensors, {size / 2**30:.2f} GiB in {len(files)} files")
+    logger.info(f"reshard: wrote {out}")
+    return ReshardResult(out, plan.layout, len(plan.state.tensors), len(files), size)
 
 
 def _files(plan: ReshardPlan, staged: Path) -> list[OutputFile]:

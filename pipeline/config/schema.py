@@ -7,9 +7,9 @@ before anything is started.
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from pipeline.config.validation_errors import Problems
 from pipeline.durations import Duration, PositiveDuration
@@ -140,6 +140,23 @@ class TrainStage(Strict):
         return self.start
 
 
+class MethodChoice(Strict):
+    """A growth method by name, with options of its own: `fpi`, or `{name: lemon, depth: cancel}`. Which methods there
+    are and which options each takes is known where growth is, and asked before the first stage runs."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = "lemon"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+FORMER_OPTIONS = {"depth": "zero", "placement": "even", "noise": 1.0}
+"""Options of LEMON that were keys of the stage, with the defaults that every recorded stage holds."""
+
+
 class ExpandStage(Strict):
     """Expand an earlier stage's newest checkpoint into `model`."""
 
@@ -147,15 +164,26 @@ class ExpandStage(Strict):
     name: Name
     source: str
     model: str
-    method: Literal["lemon", "net2net", "fpi", "aki", "stack", "interpolate", "random"] = "lemon"
+    method: MethodChoice = MethodChoice()
     optimizer_state: Literal["reset", "grow"] = "reset"
-    depth: Literal["zero", "cancel"] = "zero"
-    placement: Literal["top", "even"] = "even"
-    noise: float = Field(1.0, ge=0, description="scale of the symmetry-breaking noise")
 
     @property
     def origin(self) -> str:
         return self.source
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method_with_its_options(cls, stage: Any) -> Any:
+        """`method: NAME` is short for `method: {name: NAME}`; what was an option of the stage is one of its method."""
+        if not isinstance(stage, dict):
+            return stage
+        method = stage.get("method", {})
+        if not isinstance(method, str | dict):
+            return stage
+        former = {key: stage[key] for key in FORMER_OPTIONS if key in stage and stage[key] != FORMER_OPTIONS[key]}
+        chosen = {"name": method} if isinstance(method, str) else method
+        kept = {key: value for key, value in stage.items() if key not in FORMER_OPTIONS}
+        return {**kept, "method": {**former, **chosen}}
 
 
 Stage = Annotated[TrainStage | ExpandStage, Field(discriminator="kind")]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -47,19 +48,43 @@ class Model:
         return next(iter(self.state.tensors.values())).tensor().dtype.itemsize < torch.float32.itemsize
 
 
-def compare(small: Path, large: Path) -> tuple[Verification, GrowthPlan, bool]:
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured between a small and a large checkpoint. rounding: whether the difference includes the rounding of
+    weights that are stored in less than float32."""
+
+    small: Path
+    large: Path
+    plan: GrowthPlan
+    verification: Verification
+    rounding: bool = False
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the large model computes the small one's function."""
+        return self.verification.lossless
+
+    def as_json(self) -> dict[str, Any]:
+        places = {"small": str(self.small), "large": str(self.large)}
+        return {**places, "method": self.plan.options.method, **self.verification.as_json()}
+
+    def __repr__(self) -> str:
+        verdict = "lossless" if self.lossless else "lossy"
+        return f"Comparison('{self.small}' -> '{self.large}': {verdict}, {self.verification})"
+
+
+def compare(small: Path, large: Path) -> Comparison:
     """Measure how far `large` computes the function of `small`. How it was grown is read from its plan; without one it
     is taken for LEMON's. Of a `large` that has a plan and is stored in less than float32, the verdict is that of the
     float32 weights, grown once more. Raises UserError for models of which one cannot have grown from the other, and
-    for stored weights that are not the grown ones, rounded. Returns the measurements, how it was grown, and whether a
-    rounding is part of the difference."""
+    for stored weights that are not the grown ones, rounded."""
     before, after = Model.read(small), Model.read(large)
     plan = recorded(before, after)
     verified = partial(verify, before.config, before.weight, after.config)
     if not (after.rounded and (after.folder / plan_file.PLAN).exists()):
-        return verified(after.weight, plan), plan, after.rounded
+        return Comparison(small, large, plan, verified(after.weight, plan), after.rounded)
     exact = _unrounded(before, after, plan)
-    return verified(partial(expand.weight, exact), plan, stored=after.weight), plan, False
+    return Comparison(small, large, plan, verified(partial(expand.weight, exact), plan, stored=after.weight))
 
 
 def recorded(before: Model, after: Model) -> GrowthPlan:
@@ -98,10 +123,11 @@ def _count_different(grown: Tensor, stored: Tensor) -> int:
     return int((~within).sum())
 
 
-def show(measured: Verification, plan: GrowthPlan, rounded: bool, console: Console) -> None:
+def show(comparison: Comparison, console: Console) -> None:
     """Print the measurements and the verdict."""
+    measured, plan = comparison.verification, comparison.plan
     console.print(_table(measured, plan))
-    for line in (*_symmetry(measured), *_remarks(measured, rounded)):
+    for line in (*_symmetry(measured), *_remarks(measured, comparison.rounding)):
         console.print(line, highlight=False)
     verdict = "[green]lossless[/green]" if measured.lossless else "[red]lossy[/red]"
     console.print(

@@ -1,7 +1,7 @@
 """The expansion stage: read a checkpoint, grow it, verify what was written, publish. No DeepSpeed engine is started."""
 
+import logging
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from pipeline.records.processes import WORKERS
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.versions import installed
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,25 @@ def plan_expansion(
     return ExpansionPlan(folder, state, small, large, growth, layout, grow_optimizer_state)
 
 
-def execute_expansion(expansion: ExpansionPlan, out: Path, say: Say = print, workers: int = 1) -> Verification:
+@dataclass(frozen=True)
+class ExpansionResult:
+    """A checkpoint that was grown, verified and published."""
+
+    path: Path
+    growth: GrowthPlan
+    verification: Verification
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the large model computes the small one's function, as measured."""
+        return self.verification.lossless
+
+    def __repr__(self) -> str:
+        verdict = "lossless" if self.lossless else "lossy"
+        return f"ExpansionResult('{self.path}': {words(self.growth)}; {verdict}, {self.verification})"
+
+
+def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> ExpansionResult:
     """Grow, write, verify and publish the checkpoint `out`. Raises UserError, and publishes nothing, when a result that
     claims to be lossless is not."""
     if out.exists():
@@ -80,7 +98,7 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, say: Say = print, wor
     out.parent.mkdir(parents=True, exist_ok=True)
     origin = manifest.Origin.of(expansion.source)
     with publish.writing(out) as staged:
-        say(f"expand: {len(expansion.growth.tensors)} tensors, {words(expansion.growth)}")
+        logger.info(f"expand: {len(expansion.growth.tensors)} tensors, {words(expansion.growth)}")
         files, hashed = checkpoints.write(
             grown(expansion),
             expansion.large,
@@ -93,16 +111,17 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, say: Say = print, wor
         source = origin.facts(hashed)
         files |= checkpoints.copy_sidecars(expansion.source, staged)
         measured = _verify(expansion, staged)
-        _judge(expansion.growth, measured, say)
+        judge(expansion.growth, measured)
         files |= manifest.hashes(staged, plan_file.save(expansion.growth, staged))
         publish.publish(staged, out, _facts(expansion, measured, source), files)
-    return measured
+    logger.info(f"expand: wrote {out}")
+    return ExpansionResult(out, expansion.growth, measured)
 
 
-def _judge(growth: GrowthPlan, measured: Verification, say: Say) -> None:
-    """Say what was measured. Raises UserError where a method's claim to be lossless does not hold."""
+def judge(growth: GrowthPlan, measured: Verification) -> None:
+    """Log what was measured. Raises UserError where a method's claim to be lossless does not hold."""
     declared = "verified" if growth.lossless else f"lossy, as declared ({'; '.join(growth.lossy)})"
-    say(f"expand: {declared}, {measured}")
+    logger.info(f"expand: {declared}, {measured}")
     if growth.lossless and not measured.lossless:
         raise UserError(
             f"method '{growth.options.method}' claims to be lossless and is not: {measured}; nothing was published"
@@ -252,14 +271,14 @@ def describe(expansion: ExpansionPlan, fingerprint: dict, name: str, model: str,
     }
 
 
-def into_stage(expansion: ExpansionPlan, folder: StageFolder, facts: dict, say: Say = print) -> None:
+def into_stage(expansion: ExpansionPlan, folder: StageFolder, facts: dict) -> None:
     """Run the expansion as a stage of a run: facts, plan and ledger beside the checkpoint."""
     folder.begin(**facts)
     plan_file.save(expansion.growth, folder.path)
     out = folder.checkpoints / "step-0000000"
     if out.exists():  # published, and killed before the stage was marked finished
         shutil.rmtree(out)
-    measured = execute_expansion(expansion, out, say, WORKERS)
+    measured = execute_expansion(expansion, out, WORKERS).verification
     folder.ledger.truncate(-1)
     for kind, flops in spent(expansion, measured.samples).items():
         folder.ledger.append(

@@ -1,6 +1,7 @@
 """What an expansion will do, before it is done: for people to read, and as data. No tensor is read."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -25,8 +26,31 @@ WRITER = 256 * 2**20
 """Anonymous memory of a writing process: a handful of windows, and what the allocator keeps of them."""
 
 
-def preview(expansion: ExpansionPlan) -> dict:
-    """Everything `lemon plan` prints and saves."""
+@dataclass(frozen=True)
+class Preview:
+    """An expansion that has been planned, and everything that `lemon plan` says of it."""
+
+    expansion: ExpansionPlan
+    content: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        return self.content
+
+    def __repr__(self) -> str:
+        growth, needs = self.expansion.growth, self.content["needs"]
+        verdict = "lossless" if growth.lossless else f"lossy: {'; '.join(growth.lossy)}"
+        return (
+            f"Preview('{self.expansion.source}' by method '{growth.options.method}': {words(growth)}; {verdict}; "
+            f"{needs['disk'] / GIB:.2f} GiB of disk, {needs['memory'] / GIB:.2f} GiB of memory)"
+        )
+
+
+def preview(expansion: ExpansionPlan) -> Preview:
+    """What an expansion will do, on which conditions, and what it needs."""
+    return Preview(expansion, _content(expansion))
+
+
+def _content(expansion: ExpansionPlan) -> dict[str, Any]:
     architectures = models.architecture_of(expansion.small), models.architecture_of(expansion.large)
     return {
         **plan_file.as_json(expansion.growth),
@@ -89,8 +113,9 @@ def _size(shape: tuple[int, ...]) -> int:
     return size
 
 
-def show(expansion: ExpansionPlan, content: dict, console: Console) -> None:
+def show(preview: Preview, console: Console) -> None:
     """Print the plan."""
+    expansion, content = preview.expansion, preview.content
     growth = expansion.growth
     console.print(
         f"[bold]{expansion.source}[/bold] ({content['family']}) by method '{growth.options.method}': {words(growth)}",

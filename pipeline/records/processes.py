@@ -32,3 +32,11 @@ def die_with_parent() -> None:
     """Ask the kernel to end this process when its parent ends, however that ends (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def choose_accelerator() -> None:
+    """Tell DeepSpeed which accelerator to take before it is imported; else it guesses, and prints that it does."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")

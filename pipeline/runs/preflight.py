@@ -33,6 +33,8 @@ def _stage_before_data(config: Config, stage: TrainStage | ExpandStage, ranks: i
     if isinstance(stage, TrainStage):
         settings(stage, ranks)
         require_precision(stage, precisions)
+    else:
+        options(stage, config.seed)
 
 
 def after_data(config: Config) -> None:
@@ -85,5 +87,8 @@ def _optimizer_behind(config: Config, stage: ExpandStage) -> Optimizer:
 
 
 def options(stage: ExpandStage, seed: int) -> ExpansionOptions:
-    known = methods.find(stage.method).Options.model_fields
-    return methods.parse(stage.method, {name: getattr(stage, name) for name in known}, seed)
+    """The stage's method with its options, checked by the method. Raises UserError."""
+    try:
+        return methods.parse(stage.method.name, stage.method.options, seed)
+    except UserError as error:
+        raise UserError(f"stages.{stage.name}.method: {error}") from error

@@ -118,7 +118,7 @@ def _expand(config: Config, stage: ExpandStage, folder: StageFolder, nodes: Node
     )
     shown = {"layers": sizes.layers, "hidden": sizes.hidden, "heads": sizes.heads, "mlp": sizes.mlp_units}
     facts = expand.describe(job, Fingerprint.of(config, stage).settings(), stage.name, stage.model, stage.source, shown)
-    console.print(f"[bold]{stage.name}[/bold]: {job.source} -> '{stage.model}' by method '{stage.method}'")
+    console.print(f"[bold]{stage.name}[/bold]: {job.source} -> '{stage.model}' by method '{stage.method.name}'")
     expand.into_stage(job, folder, facts, console.print)
 
 

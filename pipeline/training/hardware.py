@@ -1,6 +1,5 @@
 """What the devices can do: peak FLOP/s for the MFU (model FLOPs utilization)."""
 
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -38,12 +37,6 @@ T4 know fp16 alone, so fp32 is the CUDA cores' there, and bf16 is emulated, for 
 
 SECONDS, FEWEST = 1.0, 5
 """A CPU's peak is the best of the products that fit into so many seconds, and of no fewer than so many products."""
-
-
-def settle() -> None:
-    """Tell DeepSpeed which accelerator to take before it is imported; else it guesses, and prints that it does."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 @dataclass

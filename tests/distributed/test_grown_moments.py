@@ -33,7 +33,7 @@ def test_every_layout_keeps_the_grown_moments(tmp_path, layout):
     job = expand.plan_expansion(
         source(tmp_path, layout), sample("bert-pre-ln", **LARGE), methods.parse(), layout, grow_optimizer_state=True
     )
-    expand.execute_expansion(job, tmp_path / "large", lambda line: None)
+    expand.execute_expansion(job, tmp_path / "large")
     state, _ = checkpoints.read(tmp_path / "large")
     wanted = expand.grown(job)
     assert set(state.steps.values()) == {7.0}
@@ -58,7 +58,7 @@ def test_neither_workers_nor_ranks_change_what_is_grown(tmp_path, monkeypatch):
             CheckpointLayout("zero", 3, ranks),
             grow_optimizer_state=True,
         )
-        expand.execute_expansion(job, tmp_path / str(number), lambda line: None, workers)
+        expand.execute_expansion(job, tmp_path / str(number), workers)
         made.append(tmp_path / str(number))
     files = [manifest.read(folder).files for folder in made[:3]]
     assert files[0] == files[1] == files[2]

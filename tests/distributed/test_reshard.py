@@ -70,7 +70,7 @@ def whole(workers) -> list[float]:
 
 
 def rewritten(source: Path, out: Path, layout: CheckpointLayout, workers: int = 2) -> Path:
-    reshard.execute_reshard(reshard.plan_reshard(source, layout), out, workers, lambda line: None)
+    reshard.execute_reshard(reshard.plan_reshard(source, layout), out, workers)
     manifest.verify(out)
     return out
 

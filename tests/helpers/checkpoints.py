@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,9 +14,14 @@ from pipeline.checkpoints import CheckpointLayout, publish
 from pipeline.checkpoints.serialization.writer_pool import write_files
 from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import in_memory
+from pipeline.config.schema import ModelSizes
 from tests.helpers.growing import randomised
 from tests.helpers.samples import sample
 
+FACTS = {
+    "bert-pre-ln": {"kind": "text", "vocab_size": 61, "block": 14, "scored": 3},
+    "vit": {"kind": "images", "size": 8, "channels": 3, "class_names": ["a", "b", "c"]},
+}
 FORMATS = {
     "1 on 3": CheckpointLayout("zero", 1, 3),
     "2 on 2, bf16": CheckpointLayout("zero", 2, 2, bf16=True),
@@ -53,6 +59,35 @@ def source(folder: Path, layout: CheckpointLayout, variant: str = "bert-pre-ln")
     checkpoints.write(held, config, staged, layout)
     publish.publish(staged, folder / "small", {**layout.as_json(), "step": 7})
     return folder / "small"
+
+
+def configure(name: str, **sizes):
+    wanted = {"layers": 2, "hidden": 12, "heads": 3, "patch": 4 if name == "vit" else None, **sizes}
+    return models.family(name).configure(ModelSizes(family=name, **wanted), FACTS[name])
+
+
+def published(
+    folder: Path,
+    name: str = "bert-pre-ln",
+    layout: CheckpointLayout = CheckpointLayout("huggingface"),
+    **changed: torch.Tensor,
+) -> Path:
+    """A small checkpoint with every parameter random, published as any other."""
+    config = configure(name)
+    architecture, generator = models.architecture_of(config), torch.Generator().manual_seed(1)
+    weights = {
+        r.name: torch.randn(architecture.shape(r), generator=generator) * 0.3 + (r.axes[0].role == "gain")
+        for r in architecture.rows()
+    }
+    state = State(
+        in_memory({**weights, **changed}.items()), groups=checkpoints.decay_groups(config), aliases=architecture.aliases
+    )
+    state = replace(state, groups=tuple(replace(g, hyper={"lr": 0.0}) for g in state.groups))
+    final = folder / "small"
+    staged = publish.staging(final)
+    checkpoints.write(state, config, staged, layout)
+    publish.publish(staged, final, {**layout.as_json(), "step": 0, "provenance": {"flops": 1000}})
+    return final
 
 
 def state() -> State:

@@ -33,7 +33,13 @@ def tiny_run(folder: Path, **top: object) -> Path:
         },
         "stages": [
             {**train, "name": "small", "model": "small", "zero_stage": 2, "schedule": rate},
-            {"kind": "expand", "name": "grown", "source": "small", "model": "large", "depth": "cancel"},
+            {
+                "kind": "expand",
+                "name": "grown",
+                "source": "small",
+                "model": "large",
+                "method": {"name": "lemon", "depth": "cancel"},
+            },
             {
                 **train,
                 "name": "large",

@@ -162,7 +162,7 @@ def test_from_checkpoint_to_checkpoint(tmp_path, monkeypatch):
     small.save_pretrained(tmp_path / "small")
     layout = CheckpointLayout("huggingface", dtype="bfloat16")
     expansion = expand.plan_expansion(tmp_path / "small", target, methods.parse("strongest"), layout)
-    assert expand.execute_expansion(expansion, tmp_path / "large", lambda line: None).lossless
+    assert expand.execute_expansion(expansion, tmp_path / "large").lossless
     monkeypatch.delitem(methods.METHODS, "strongest")
     measured, plan, rounded = compare.compare(tmp_path / "small", tmp_path / "large")
     assert measured.lossless and measured.stored > 1e-5 and not rounded and plan.options.method == "strongest"

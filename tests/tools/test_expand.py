@@ -1,6 +1,5 @@
 """The expansion as a tool: any layout out, nothing published that is not lossless, one line for bad input."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,19 +7,13 @@ import torch
 from transformers import AutoModelForImageClassification, AutoModelForMaskedLM
 
 from pipeline import checkpoints, models
-from pipeline.checkpoints import CheckpointLayout, manifest, publish
-from pipeline.checkpoints.state import State
-from pipeline.checkpoints.tensors import in_memory
+from pipeline.checkpoints import CheckpointLayout, manifest
 from pipeline.cli import main
-from pipeline.config.schema import ModelSizes
 from pipeline.errors import UserError
 from pipeline.expansion import expand
 from pipeline.growth import methods
+from tests.helpers.checkpoints import FACTS, configure, published
 
-FACTS = {
-    "bert-pre-ln": {"kind": "text", "vocab_size": 61, "block": 14, "scored": 3},
-    "vit": {"kind": "images", "size": 8, "channels": 3, "class_names": ["a", "b", "c"]},
-}
 LARGE = {"layers": 4, "hidden": 20, "heads": 5}
 TARGETS = "\n".join(
     [
@@ -33,35 +26,6 @@ TARGETS = "\n".join(
         "  - {kind: train, name: a, model: large, batch: 2, schedule: {peak: 1, horizon: 1 steps}}",
     ]
 )
-
-
-def configure(name: str, **sizes):
-    wanted = {"layers": 2, "hidden": 12, "heads": 3, "patch": 4 if name == "vit" else None, **sizes}
-    return models.family(name).configure(ModelSizes(family=name, **wanted), FACTS[name])
-
-
-def source(
-    folder: Path,
-    name: str = "bert-pre-ln",
-    layout: CheckpointLayout = CheckpointLayout("huggingface"),
-    **changed: torch.Tensor,
-) -> Path:
-    """A small checkpoint with every parameter random, published as any other."""
-    config = configure(name)
-    architecture, generator = models.architecture_of(config), torch.Generator().manual_seed(1)
-    weights = {
-        r.name: torch.randn(architecture.shape(r), generator=generator) * 0.3 + (r.axes[0].role == "gain")
-        for r in architecture.rows()
-    }
-    state = State(
-        in_memory({**weights, **changed}.items()), groups=checkpoints.decay_groups(config), aliases=architecture.aliases
-    )
-    state = replace(state, groups=tuple(replace(g, hyper={"lr": 0.0}) for g in state.groups))
-    final = folder / "small"
-    staged = publish.staging(final)
-    checkpoints.write(state, config, staged, layout)
-    publish.publish(staged, final, {**layout.as_json(), "step": 0, "provenance": {"flops": 1000}})
-    return final
 
 
 FORMATS = [
@@ -77,9 +41,9 @@ FORMATS = [
 @pytest.mark.parametrize("name", FACTS)
 def test_every_layout_in_and_out(tmp_path, name, layout):
     """Source and result in the same layout; the result is read back and verified from its files."""
-    small = source(tmp_path, name, layout)
+    small = published(tmp_path, name, layout)
     job = expand.plan_expansion(small, configure(name, **LARGE), methods.parse("lemon", {"depth": "cancel"}), layout)
-    measured = expand.execute_expansion(job, tmp_path / "large", lambda line: None)
+    measured = expand.execute_expansion(job, tmp_path / "large")
     facts = manifest.verify(tmp_path / "large")
     assert measured.lossless and facts.verification["lossless"] and facts.provenance["flops"] > 1000
     state, config = checkpoints.read(tmp_path / "large")
@@ -94,9 +58,9 @@ def test_every_layout_in_and_out(tmp_path, name, layout):
 )
 def test_a_hugging_face_result_loads_with_nothing_else(tmp_path, name, auto):
     job = expand.plan_expansion(
-        source(tmp_path, name), configure(name, **LARGE), methods.parse(), CheckpointLayout("huggingface")
+        published(tmp_path, name), configure(name, **LARGE), methods.parse(), CheckpointLayout("huggingface")
     )
-    expand.execute_expansion(job, tmp_path / "large", lambda line: None)
+    expand.execute_expansion(job, tmp_path / "large")
     model, report = auto.from_pretrained(tmp_path / "large", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert model.config.num_hidden_layers == 4
@@ -105,24 +69,24 @@ def test_a_hugging_face_result_loads_with_nothing_else(tmp_path, name, auto):
 def test_a_lossy_result_is_not_published(tmp_path):
     """A target that keeps the old epsilon is not lossless; the tool measures it and refuses."""
     job = expand.plan_expansion(
-        source(tmp_path), configure("bert-pre-ln", **LARGE), methods.parse(), CheckpointLayout("huggingface")
+        published(tmp_path), configure("bert-pre-ln", **LARGE), methods.parse(), CheckpointLayout("huggingface")
     )
     job.large.layer_norm_eps = 0.1
     with pytest.raises(
         UserError, match="claims to be lossless and is not: relative difference of the outputs .* nothing was published"
     ):
-        expand.execute_expansion(job, tmp_path / "large", lambda line: None)
+        expand.execute_expansion(job, tmp_path / "large")
     assert [p.name for p in tmp_path.iterdir()] == ["small"]
 
 
 def test_weights_that_are_not_finite_are_named(tmp_path):
     broken = torch.full((12,), float("nan"))
-    small = source(tmp_path, **{"bert.LayerNorm.bias": broken})
+    small = published(tmp_path, **{"bert.LayerNorm.bias": broken})
     job = expand.plan_expansion(
         small, configure("bert-pre-ln", **LARGE), methods.parse(), CheckpointLayout("huggingface")
     )
     with pytest.raises(UserError, match="'bert.LayerNorm.bias' holds NaN or infinite values"):
-        expand.execute_expansion(job, tmp_path / "large", lambda line: None)
+        expand.execute_expansion(job, tmp_path / "large")
     assert [p.name for p in tmp_path.iterdir()] == ["small"]
 
 
@@ -137,7 +101,7 @@ def test_the_command(tmp_path, capsys):
         capsys,
         tmp_path,
         "--source",
-        source(tmp_path),
+        published(tmp_path),
         "--target",
         tmp_path / "t.yaml:large",
         "--out",
@@ -154,7 +118,7 @@ def test_the_target_may_be_a_hugging_face_config(tmp_path, capsys):
         capsys,
         tmp_path,
         "--source",
-        source(tmp_path),
+        published(tmp_path),
         "--target",
         tmp_path / "wanted",
         "--out",
@@ -170,23 +134,25 @@ def test_the_target_may_be_a_hugging_face_config(tmp_path, capsys):
     [
         ({"--target": "t.yaml:larg"}, "no model 'larg'"),
         ({"--source": "nothing"}, "nothing: no such folder"),
-        ({"--depth": "cancel", "--target": "t.yaml:tall"}, "use depth 'zero'"),
+        ({"--method-option": "depth=cancel", "--target": "t.yaml:tall"}, "use depth 'zero'"),
         ({"--out": "small"}, "exists already; choose another --out or remove it"),
         ({"--target": "missing.json"}, "missing.json: cannot read the model's config"),
     ],
     ids=["model", "source", "cancel", "out", "target"],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, change, complaint):
-    source(tmp_path)
+    published(tmp_path)
     wanted = {"--source": "small", "--target": "t.yaml:large", "--out": "large", **change}
-    paths = [part for key, value in wanted.items() for part in (key, value if key == "--depth" else tmp_path / value)]
+    paths = [
+        part for key, value in wanted.items() for part in (key, value if key == "--method-option" else tmp_path / value)
+    ]
     code, said = run(capsys, tmp_path, *paths)
     assert code == 2 and complaint in said and said.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["small", "t.yaml"]
 
 
 def test_a_foreign_folder_needs_the_sources_config(tmp_path, capsys):
-    small = source(tmp_path, layout=CheckpointLayout("zero", 2, 2))
+    small = published(tmp_path, layout=CheckpointLayout("zero", 2, 2))
     config = (small / "config.json").rename(tmp_path / "config.json")
     (small / "manifest.json").unlink()
     arguments = ["--source", small, "--target", tmp_path / "t.yaml:large", "--out", tmp_path / "large"]
@@ -197,7 +163,7 @@ def test_a_foreign_folder_needs_the_sources_config(tmp_path, capsys):
 
 
 def test_a_config_that_contradicts_the_weights(tmp_path, capsys):
-    small = source(tmp_path, layout=CheckpointLayout("zero", 2, 2))
+    small = published(tmp_path, layout=CheckpointLayout("zero", 2, 2))
     (small / "manifest.json").unlink()
     for sizes, complaint in (
         ({"hidden": 24}, "has shape"),

@@ -199,8 +199,8 @@ WHOLE = {"hidden": 24, "heads": 6, "mlp": 48}
 @pytest.mark.parametrize(
     "variant, sizes, more",
     [
-        ("bert-pre-ln", {}, ["--depth", "cancel", "--placement", "top", "--seed", 3]),
-        ("llama", {"vocab": 70}, ["--noise", 0.5]),
+        ("bert-pre-ln", {}, ["--method-option", "depth=cancel", "--method-option", "placement=top", "--seed", 3]),
+        ("llama", {"vocab": 70}, ["--method-option", "noise=0.5"]),
         ("bert", WHOLE, []),
         ("dinov2", {}, []),
         ("vit", {"layers": 2, **WHOLE}, ["--method", "fpi", "--seed", 1]),

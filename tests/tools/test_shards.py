@@ -6,18 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from test_expand import source
 from transformers import AutoModelForImageClassification
 
 from pipeline import checkpoints
 from pipeline.checkpoints import CheckpointLayout, manifest, reshard
+from tests.helpers.checkpoints import published
 
 LIMIT = 3000
 """Bytes: some tensors of the sample are larger than that alone, others share a file."""
 
 
 def resharded(source, out, layout, workers=1):
-    reshard.execute_reshard(reshard.plan_reshard(source, layout), out, workers, lambda line: None)
+    reshard.execute_reshard(reshard.plan_reshard(source, layout), out, workers)
     return out
 
 
@@ -25,7 +25,7 @@ def resharded(source, out, layout, workers=1):
 def test_the_files_are_those_of_transformers(tmp_path, dtype):
     """Cut at the same places, with the same index, whatever the number of workers; `from_pretrained` reads the same
     numbers as from one file."""
-    small = source(tmp_path, "vit", CheckpointLayout("zero", 2, 2))
+    small = published(tmp_path, "vit", CheckpointLayout("zero", 2, 2))
     layout = CheckpointLayout("huggingface", dtype=dtype, max_shard_size=LIMIT)
     out = resharded(small, tmp_path / "shards", layout)
     state, _ = checkpoints.read(out)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from pipeline.records.processes import choose_accelerator
+
 
 class LossScaler:
     """Stands for DeepSpeed's classes of that name: its values become attributes, and nothing is computed."""
@@ -37,6 +39,7 @@ def deepspeed_version() -> str:
 
 def loss_scaler() -> Any:
     """A static loss scale of 1."""
+    choose_accelerator()
     from deepspeed.runtime.fp16.loss_scaler import LossScaler as Real
 
     return Real(1.0)
@@ -44,6 +47,7 @@ def loss_scaler() -> Any:
 
 def zero_stage(number: int) -> Any:
     """DeepSpeed's enumeration of stages."""
+    choose_accelerator()
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
     return ZeroStageEnum(number)
@@ -51,6 +55,7 @@ def zero_stage(number: int) -> Any:
 
 def fragment(length: int, offset: int) -> Any:
     """Where a parameter lies in a flat tensor."""
+    choose_accelerator()
     from deepspeed.utils.tensor_fragment import fragment_address
 
     return fragment_address(length, offset)

@@ -1,0 +1,67 @@
+"""Arguments that several commands share."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.records.processes import WORKERS
+
+if TYPE_CHECKING:
+    from pipeline.checkpoints import CheckpointLayout
+
+CHECKPOINT = "a run's stage, a checkpoint folder, one tag in it, or a Hugging Face folder"
+DTYPES = ("float32", "bfloat16", "float16")
+LAYOUTS = ("zero", "universal", "huggingface")
+
+
+def positive_integer(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def add_workers(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--workers",
+        type=positive_integer,
+        default=WORKERS,
+        help="processes that write (default: one more than the CPUs); the result is the same for any number",
+    )
+
+
+def add_source_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--source-config", type=Path, help="the source's config.json, where the checkpoint holds none")
+
+
+def add_json(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument("--json", action="store_true", help=f"print {what} as JSON")
+
+
+def add_layout(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--format", choices=LAYOUTS, help="layout of the result (default: huggingface for such a source, else zero)"
+    )
+    command.add_argument("--zero-stage", type=int, choices=[1, 2, 3], help="of --format zero (default 1)")
+    command.add_argument(
+        "--world-size", type=positive_integer, help="of --format zero: ranks that will load it (default 2)"
+    )
+    command.add_argument(
+        "--bf16", action="store_true", help="of --format zero: the engine will train in bf16 (its file names differ)"
+    )
+    command.add_argument(
+        "--dtype", choices=DTYPES, help="of --format huggingface: of the stored weights (default float32)"
+    )
+
+
+def chosen_layout(options: argparse.Namespace) -> "CheckpointLayout":
+    """The layout asked for; options of one layout choose it, and contradict another. Raises UserError."""
+    from pipeline import checkpoints
+
+    asked = {
+        "zero_stage": options.zero_stage,
+        "world_size": options.world_size,
+        "bf16": options.bf16 or None,
+        "dtype": options.dtype,
+    }
+    given = {key: value for key, value in asked.items() if value is not None}
+    return checkpoints.CheckpointLayout.choose(options.format, checkpoints.default_layout(options.source), given)

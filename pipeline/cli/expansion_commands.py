@@ -1,0 +1,117 @@
+"""`lemon plan`, `expand` and `verify`."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pipeline
+from pipeline.cli.arguments import CHECKPOINT, add_json, add_layout, add_source_config, add_workers, chosen_layout
+from pipeline.cli.output import console
+from pipeline.errors import UserError
+from pipeline.records.processes import huge_pages
+
+
+def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "say what an expansion would do, and what it needs; no tensor is read"
+    plan = _command(commands, "plan", text, _plan)
+    plan.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the whole plan there, as JSON (default: it is printed only)"
+    )
+    add_json(plan, "the whole plan")
+    text = "expand a checkpoint to a larger model that computes the same function"
+    expand = _command(commands, "expand", text, _expand)
+    expand.add_argument("--out", required=True, type=Path, help="the checkpoint folder to create")
+    add_workers(expand)
+    text = "measure whether a large model computes a small one's function; exit code 1 when it does not"
+    verify = commands.add_parser("verify", help=text, description=text)
+    verify.add_argument("small", type=Path, metavar="SMALL", help=f"the source: {CHECKPOINT}")
+    verify.add_argument("large", type=Path, metavar="LARGE", help="what grew from it")
+    add_json(verify, "the measurements")
+    verify.set_defaults(handler=_verify)
+
+
+def _command(commands, name: str, text: str, handler) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
+    """A command that decides an expansion."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, formatter_class=_MethodsHelp
+    )
+    command.set_defaults(handler=handler)
+    command.add_argument("--source", required=True, type=Path, help=CHECKPOINT)
+    add_source_config(command)
+    command.add_argument(
+        "--target", required=True, help="CONFIG.yaml:MODEL, a Hugging Face config.json, or a folder with one"
+    )
+    command.add_argument("--method", default="lemon", help="how to grow (default lemon); the methods are listed below")
+    command.add_argument(
+        "--method-option", action="append", default=[], metavar="KEY=VALUE", help="an option of the method, see below"
+    )
+    command.add_argument(
+        "--optimizer-state",
+        default="reset",
+        choices=["reset", "grow"],
+        help="a fresh optimizer (default), or grow its state with the weights",
+    )
+    add_layout(command)
+    command.add_argument("--seed", type=int, default=0, help="of the noise and of what starts fresh (default 0)")
+    return command
+
+
+class _MethodsHelp(argparse.RawDescriptionHelpFormatter):
+    """Help that ends with the methods and their options. They are asked for when it is printed: that imports torch."""
+
+    def format_help(self) -> str:
+        from pipeline.growth import methods
+
+        lines = "\n".join(f"  {line}" for line in methods.describe())
+        return f"{super().format_help()}\nmethods, and their options as --method-option KEY=VALUE:\n{lines}\n"
+
+
+def _arguments(options: argparse.Namespace) -> dict[str, object]:
+    """The arguments that `pipeline.plan` and `pipeline.expand` share."""
+    return {
+        "source": options.source,
+        "target": options.target,
+        "method": options.method,
+        "method_options": dict(_pair(text) for text in options.method_option),
+        "optimizer_state": options.optimizer_state,
+        "layout": chosen_layout(options),
+        "source_config": options.source_config,
+        "seed": options.seed,
+    }
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise UserError(f"--method-option '{text}': an option is written key=value, such as noise=0.5")
+    return key, value
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from pipeline.expansion import preview
+    from pipeline.records.run_folder import write_json
+
+    found = pipeline.plan(**_arguments(options))  # type: ignore[arg-type]
+    if options.json:
+        print(json.dumps(found.as_json(), indent=2))
+    else:
+        preview.show(found, console())
+    if options.out:
+        write_json(options.out, found.as_json())
+
+
+def _expand(options: argparse.Namespace) -> None:
+    huge_pages()
+    pipeline.expand(**_arguments(options), out=options.out, workers=options.workers)  # type: ignore[arg-type]
+
+
+def _verify(options: argparse.Namespace) -> int:
+    huge_pages()
+    from pipeline.expansion import compare
+
+    found = pipeline.verify(options.small, options.large)
+    if options.json:
+        print(json.dumps(found.as_json(), indent=2))
+    else:
+        compare.show(found, console())
+    return 0 if found.lossless else 1

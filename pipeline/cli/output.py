@@ -1,0 +1,33 @@
+"""What the command line prints: the library's log as plain lines, tables by rich."""
+
+import logging
+import sys
+from typing import TextIO
+
+from rich.console import Console
+
+LOGGER = "pipeline"
+
+
+class StandardOutputHandler(logging.StreamHandler[TextIO]):
+    """Writes messages to whatever standard output is at that moment."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stdout
+
+
+def configure_logging(*, quiet: bool, verbose: bool) -> None:
+    """Print the library's messages: warnings only when `quiet`, details too when `verbose`."""
+    logger = logging.getLogger(LOGGER)
+    logger.handlers = [StandardOutputHandler()]
+    logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    logger.propagate = False
+
+
+def console() -> Console:
+    """Standard output for tables: as wide as the terminal, and wide enough for one line a row elsewhere."""
+    return Console(width=None if sys.stdout.isatty() else 200)

@@ -1,0 +1,56 @@
+"""Growing a model that is in memory: `pipeline.grow`."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from pipeline import models
+from pipeline.expansion import target as targets
+from pipeline.expansion.expand import judge
+from pipeline.growth import methods
+from pipeline.growth.activations import ProbedSource
+from pipeline.growth.execute import PlanExecutor
+from pipeline.growth.plan import plan_growth
+from pipeline.growth.verification.equivalence import verify
+
+
+def grow_model(
+    model: PreTrainedModel, target: PretrainedConfig, method: str, options: Mapping[str, object], seed: int
+) -> PreTrainedModel:
+    """A model of the sizes of `target` that computes what `model` computes, in float32 on the CPU, in the same mode
+    (training or evaluation). Raises UserError when the method cannot, or claims to be lossless and is not."""
+    small, source = _described(model), _Parameters(model)
+    large = targets.adopt(small, target)
+    architectures = models.architecture_of(small), models.architecture_of(large)
+    chosen = methods.parse(method, options, seed)
+    probed = ProbedSource(small, source.whole, seed)
+    plan = plan_growth(*architectures, chosen, models.initializer_range(large), probed)
+    large.update(plan.config_change)
+    grown = dict(PlanExecutor(plan, torch.float32).tensors(source.rows))
+    judge(plan, verify(small, source.whole, large, grown.__getitem__, plan))
+    return models.fill(models.build(large), grown.__getitem__).train(model.training)
+
+
+def _described(model: PreTrainedModel) -> PretrainedConfig:
+    """The model's config, with the name of its class, which says what head it has."""
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    return config
+
+
+class _Parameters:
+    """A model's parameters by published name, in float32 on the CPU."""
+
+    def __init__(self, model: PreTrainedModel):
+        held = dict(model.named_parameters())
+        rows = models.architecture_of(_described(model)).rows()
+        self.parameters = {param.name: held[param.module].detach() for param in rows}
+
+    def whole(self, name: str) -> Tensor:
+        return self.parameters[name].to("cpu", torch.float32)
+
+    def rows(self, name: str, rows: range) -> Tensor:
+        return self.whole(name)[rows.start : rows.stop]
