@@ -1,1 +1,1 @@
-"""How long things take, and how much memory; each file is a script."""
+"""Seconds and memory of the offline commands; `*_speed.py` are scripts."""

@@ -12,11 +12,14 @@ import argparse
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
 from pipeline.checkpoints import CheckpointLayout
@@ -30,11 +33,12 @@ from pipeline.records.processes import choose_accelerator
 FACTS = {"kind": "text", "vocab_size": 30522, "block": 512, "scored": 76}
 
 
-def configure(layers: int, hidden: int, heads: int):
+def configure(layers: int, hidden: int, heads: int) -> PretrainedConfig:
     return models.trained(ModelSizes(family="bert-pre-ln", layers=layers, hidden=hidden, heads=heads), FACTS)
 
 
-def timed(name: str, action, times: dict[str, list[float]]) -> object:
+def timed(name: str, action: Callable[[], Any], times: dict[str, list[float]]) -> Any:
+    """What `action` returns; its seconds are appended to `times[name]`."""
     begun = time.perf_counter()
     result = action()
     times.setdefault(name, []).append(time.perf_counter() - begun)
@@ -44,25 +48,23 @@ def timed(name: str, action, times: dict[str, list[float]]) -> object:
 def read(folder: Path) -> int:
     """Every byte of the source, into memory."""
     with safe_open(folder / "model.safetensors", "pt") as file:
-        return sum(file.get_tensor(name).clone().numel() for name in file.keys())
+        return sum(file.get_tensor(name).clone().numel() for name in file.keys())  # noqa: SIM118  (a safetensors file is no mapping)
 
 
-def initialise_and_write(config, path: Path, times: dict[str, list[float]]) -> None:
+def initialise_and_write(config: PretrainedConfig, path: Path, times: dict[str, list[float]]) -> None:
     model = timed("random initialisation", lambda: models.build(config), times)
-    weights = {
-        row.name: dict(model.named_parameters())[row.module].data for row in models.architecture_of(config).rows()
-    }
+    parameters = dict(model.named_parameters())
+    weights = {row.name: parameters[row.module].data for row in models.architecture_of(config).rows()}
     timed("write the result", lambda: save_file(weights, path), times)
 
 
-def measure(small, large, folder: Path, times: dict[str, list[float]]) -> None:
+def measure(small: PretrainedConfig, large: PretrainedConfig, folder: Path, times: dict[str, list[float]]) -> None:
     timed("read the source", lambda: read(folder / "source"), times)
     initialise_and_write(large, folder / "plain.safetensors", times)
-    job = expand.plan_expansion(
-        folder / "source", large, methods.parse("lemon", {"depth": "cancel"}), CheckpointLayout("huggingface")
-    )
-    timed("expand", lambda: checkpoints.write(expand.grown(job), job.large, folder / "grown", job.layout), times)
-    timed("expand, verify, hash, sync, publish", lambda: expand.execute_expansion(job, folder / "published"), times)
+    options, layout = methods.parse("lemon", {"depth": "cancel"}), CheckpointLayout("huggingface")
+    plan = expand.plan_expansion(folder / "source", large, options, layout)
+    timed("expand", lambda: checkpoints.write(expand.grown(plan), plan.large, folder / "grown", plan.layout), times)
+    timed("expand, verify, hash, sync, publish", lambda: expand.execute_expansion(plan, folder / "published"), times)
     shutil.rmtree(folder / "grown")
     shutil.rmtree(folder / "published")
 
@@ -74,7 +76,7 @@ def main() -> None:
     options = parser.parse_args()
     choose_accelerator()
     sizes = [(2, 48, 4), (4, 64, 4)] if options.small else [(12, 768, 12), (24, 1024, 16)]
-    small, large = (configure(*each) for each in sizes)
+    small, large = (configure(*size) for size in sizes)
     folder = Path(tempfile.mkdtemp(dir=options.folder))
     try:
         parameters = {row.module: row.name for row in models.architecture_of(small).rows()}
@@ -89,8 +91,8 @@ def main() -> None:
 
 
 def report(times: dict[str, list[float]], before: int, after: int) -> None:
-    best = {name: min(each) for name, each in times.items()}
-    floor = sum(list(best.values())[:3])
+    best = {name: min(seconds) for name, seconds in times.items()}
+    floor = sum(list(best.values())[:3])  # dictionaries keep their order: the three parts come first
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {before:,} -> {after:,} parameters")
     for name, seconds in best.items():
         print(f"{name:40s} {seconds:8.2f} s {seconds / floor:6.2f} x the parts")

@@ -1,17 +1,18 @@
 """Resharding against `ds_to_universal.py`, `zero_to_fp32.py`, plain `cp`, and the floor, all in one run.
 
-    python benchmarks/reshard_speed.py                         BERT-large's size, stages 2 and 3: 2 minutes, 20 GB of disk
-    python benchmarks/reshard_speed.py --size 1.3b             1.3 billion parameters: 9 minutes, 65 GB of disk
+    python benchmarks/reshard_speed.py                   BERT-large's size, stages 2 and 3: 2 minutes, 20 GB of disk
+    python benchmarks/reshard_speed.py --size 1.3b       1.3 billion parameters: 9 minutes, 65 GB of disk
     python benchmarks/reshard_speed.py --size 1.3b --stage 3 --expand      to 2.1 billion: 4 minutes, 70 GB of disk
-    python benchmarks/reshard_speed.py --size tiny             a check that it runs
+    python benchmarks/reshard_speed.py --size tiny       a check that it runs, a minute
 
-World size 2 to world size 3 of the same stage. The floor: `cp` and `sync` of the input's bytes, and SHA-256 of the input
-and of as many output bytes by two processes, which is what a tool that moves, syncs and hashes everything cannot beat.
-Every side starts with the source in the page cache as the side before left it; memory is the largest anonymous memory
-(RssAnon) of any process of ours. `--expand` times an expansion from shards to shards with grown moments instead.
+World size 2 to world size 3 of the same stage. The floor: `cp` and `sync` of the input's bytes, and SHA-256 of the
+input and of as many output bytes by two processes: no tool that copies, syncs and hashes everything can be faster.
+Every side finds the source in the page cache as the side before left it; memory is the largest anonymous memory
+(RssAnon) of any process of a side. `--expand` times an expansion from shards to shards with grown moments instead.
 """
 
 import argparse
+import json
 import os
 import shlex
 import shutil
@@ -36,29 +37,25 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "
 
 
 def anonymous(root: int) -> int:
-    """The largest RssAnon, in bytes, of the process `root` and what it started."""
+    """The largest RssAnon, in bytes, of the process `root` and its descendants."""
     parents, sizes = {}, {}
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
             fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-            parents[int(fields["Pid"])], sizes[int(fields["Pid"])] = (
-                int(fields["PPid"]),
-                int(fields.get("RssAnon", "0").split()[0]) * 1024,
-            )
         except OSError:
-            continue  # it ended while we looked
-    mine = {root}
-    while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
-        mine |= more
-    return max((sizes.get(pid, 0) for pid in mine), default=0)
+            continue  # the process has ended
+        pid = int(fields["Pid"])
+        parents[pid], sizes[pid] = int(fields["PPid"]), int(fields.get("RssAnon", "0").split()[0]) * 1024
+    family = {root}
+    while children := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= children
+    return max((sizes.get(pid, 0) for pid in family), default=0)
 
 
-def timed(command: list[str], **options) -> tuple[float, int]:
-    """Seconds and largest RssAnon of a command. Raises when it fails."""
+def timed(command: list[str]) -> tuple[float, int]:
+    """Seconds and largest RssAnon, in bytes, of a command. Raises SystemExit with its output when it fails."""
     begun = time.perf_counter()
-    process = subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
-    )
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     peak, done = [0], threading.Event()
 
     def watch() -> None:
@@ -79,125 +76,82 @@ def shell(text: str) -> tuple[float, int]:
     return timed(["bash", "-c", f"set -e; {text}"])
 
 
-def total(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def sizes_of_files(folder: Path) -> list[int]:
+    return [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
 
 
 def hashing(folders: list[Path]) -> str:
-    """Two processes, with the library that Python has: coreutils' sha256sum does without the CPU's instructions for it."""
-    one = "import hashlib, sys; hashlib.file_digest(open(sys.argv[1], 'rb'), 'sha256')"
-    return f"find {' '.join(map(str, folders))} -type f -print0 | xargs -0 -n 1 -P 2 {sys.executable} -c {shlex.quote(one)}"
+    """A command that hashes all files in two processes by hashlib, which uses the CPU's SHA instructions; coreutils'
+    sha256sum does not."""
+    digest = shlex.quote("import hashlib, sys; hashlib.file_digest(open(sys.argv[1], 'rb'), 'sha256')")
+    return f"find {shlex.join(map(str, folders))} -type f -print0 | xargs -0 -n 1 -P 2 {sys.executable} -c {digest}"
+
+
+def reshard_commands(source: Path, stage: int, out: Path) -> dict[str, list[str]]:
+    """Each side's command, which writes to `out`."""
+    reshard = f"-m pipeline reshard {source} --out {out} --zero-stage {stage} --world-size 3"
+    universal = (
+        "-m deepspeed.checkpoint.ds_to_universal --inject_missing_state --num_merge_workers 2 --num_extract_workers 2 "
+        f"--input_folder {source} --output_folder {out}"
+    )
+    return {
+        "cp": ["cp", "-r", str(source), str(out)],
+        "lemon reshard": [sys.executable, *reshard.split()],
+        "zero_to_fp32.py": [sys.executable, "-m", "deepspeed.utils.zero_to_fp32", str(source.parent), str(out)],
+        "ds_to_universal.py": [sys.executable, *universal.split()],
+    }
+
+
+def floor(source: Path, out: Path, copied: Path) -> list[tuple[str, float, int, int]]:
+    """The seconds of `cp` and `sync` of `copied`, and of SHA-256 of `source` and of `out`."""
+    copy_seconds = shell(f"cp -r {copied} {copied}.copy; sync")[0]
+    hash_seconds = shell(hashing([source, out]))[0]
+    shutil.rmtree(f"{copied}.copy")
+    return [
+        (f"floor: cp + sync of the {copied.name}, sha256 of both", copy_seconds + hash_seconds, 0, 0),
+        ("of which sha256", hash_seconds, 0, 0),
+    ]
 
 
 def compare(size: str, stage: int, work: Path) -> list[tuple[str, float, int, int]]:
-    """(side, seconds, RssAnon, files written) of every side."""
-    source, lemon = (
-        written(work / "source" / "step", SIZES[size], CheckpointLayout("zero", stage, 2)),
-        [sys.executable, "-m", "pipeline"],
-    )
+    """(side, seconds, RssAnon in bytes, files written) of every side."""
+    source, out = work / "source" / "step", work / "out"
+    written(source, SIZES[size], CheckpointLayout("zero", stage, 2))
     (work / "source" / "latest").write_text("step")
-    sides = {
-        "cp": (["cp", "-r", str(source), str(work / "out")], work / "out"),
-        "lemon reshard": (
-            [
-                *lemon,
-                "reshard",
-                str(source),
-                "--out",
-                str(work / "out"),
-                "--zero-stage",
-                str(stage),
-                "--world-size",
-                "3",
-            ],
-            work / "out",
-        ),
-        "zero_to_fp32.py": (
-            [sys.executable, "-m", "deepspeed.utils.zero_to_fp32", str(source.parent), str(work / "out")],
-            work / "out",
-        ),
-        "ds_to_universal.py": (
-            [
-                sys.executable,
-                "-m",
-                "deepspeed.checkpoint.ds_to_universal",
-                "--inject_missing_state",
-                "--num_merge_workers",
-                "2",
-                "--num_extract_workers",
-                "2",
-                "--input_folder",
-                str(source),
-                "--output_folder",
-                str(work / "out"),
-            ],
-            work / "out",
-        ),
-    }
-    rows = []
-    copied = shell(f"cp -r {source} {work / 'out'}; sync")[0]
-    hashed = shell(hashing([source, work / "out"]))[0]
-    rows += [("floor: cp + sync + sha256 of both", copied + hashed, 0, 0), ("of which sha256", hashed, 0, 0)]
-    shutil.rmtree(work / "out")
-    for name, (command, out) in sides.items():
+    shutil.copytree(source, out)
+    rows = floor(source, out, copied=source)
+    shutil.rmtree(out)
+    for name, command in reshard_commands(source, stage, out).items():
         seconds, peak = timed(command)
-        rows.append((name, seconds, peak, sum(1 for path in out.rglob("*") if path.is_file())))
+        rows.append((name, seconds, peak, len(sizes_of_files(out))))
         shutil.rmtree(out)
     return rows
 
 
 def expansion(size: str, stage: int, work: Path) -> list[tuple[str, float, int, int]]:
     """Expanding shards to shards, moments grown, verification included, against the floor for its bytes."""
-    import json
-
-    target = {"tiny": "tiny-grown", "1.3b": "2.1b"}[size]
-    source = written(work / "source" / "step", SIZES[size], CheckpointLayout("zero", stage, 2))
-    (work / "target.json").write_text(json.dumps(SIZES[target].to_dict()))
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline",
-        "expand",
-        "--source",
-        str(source),
-        "--target",
-        str(work / "target.json"),
-        "--out",
-        str(work / "out"),
-        "--zero-stage",
-        str(stage),
-        "--world-size",
-        "2",
-        "--optimizer-state",
-        "grow",
-        "--method-option",
-        "depth=cancel",
-    ]
-    seconds, peak = timed(command)
-    rows = [("lemon expand", seconds, peak, sum(1 for path in (work / "out").rglob("*") if path.is_file()))]
-    hashed = shell(hashing([source, work / "out"]))[0]
-    copied = shell(f"cp -r {work / 'out'} {work / 'copy'}; sync")[0]
-    print(
-        f"{models.architecture_of(SIZES[size]).parameters:,} -> {models.architecture_of(SIZES[target]).parameters:,} parameters, {total(work / 'out') / 2**30:.1f} GiB written"
-    )
-    return [
-        ("floor: cp + sync of the result, sha256 of both", copied + hashed, 0, 0),
-        ("of which sha256", hashed, 0, 0),
-        *rows,
-    ]
+    larger = {"tiny": "tiny-grown", "1.3b": "2.1b"}[size]
+    source, target, out = work / "source" / "step", work / "target.json", work / "out"
+    written(source, SIZES[size], CheckpointLayout("zero", stage, 2))
+    target.write_text(json.dumps(SIZES[larger].to_dict()))
+    command = f"-m pipeline expand --source {source} --target {target} --out {out}"
+    options = f"--zero-stage {stage} --world-size 2 --optimizer-state grow --method-option depth=cancel"
+    seconds, peak = timed([sys.executable, *command.split(), *options.split()])
+    sizes = sizes_of_files(out)
+    before, after = (models.architecture_of(SIZES[name]).parameters for name in (size, larger))
+    print(f"{before:,} -> {after:,} parameters, {sum(sizes) / 2**30:.1f} GiB written")
+    return [*floor(source, out, copied=out), ("lemon expand", seconds, peak, len(sizes))]
 
 
 def show(size: str, stage: int, rows: list[tuple[str, float, int, int]]) -> None:
-    floor = rows[0][1]
+    parameters, fastest = models.architecture_of(SIZES[size]).parameters, rows[0][1]
     print(
-        f"{size}, ZeRO-{stage}, world size 2, {models.architecture_of(SIZES[size]).parameters:,} parameters; torch {torch.__version__}, "
+        f"{size}, ZeRO-{stage}, world size 2, {parameters:,} parameters; torch {torch.__version__}, "
         f"deepspeed {deepspeed.__version__}, lemon {__version__}, {os.cpu_count()} CPUs"
     )
     for name, seconds, peak, files in rows:
-        print(
-            f"  {name:48s} {seconds:8.1f} s {seconds / floor:7.2f} x floor   RssAnon {peak / 2**20:7.0f} MiB   {files or '':>6} files",
-            flush=True,
-        )
+        times, memory = f"{seconds:8.1f} s {seconds / fastest:7.2f} x floor", f"RssAnon {peak / 2**20:7.0f} MiB"
+        print(f"  {name:48s} {times}   {memory}   {files or '–':>6} files", flush=True)
 
 
 def main() -> None:

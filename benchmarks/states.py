@@ -1,6 +1,7 @@
 """Checkpoints of real sizes with invented numbers, for the benchmarks: weights and both moments, drawn by name."""
 
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,53 +36,36 @@ SIZES = {
 
 
 class DrawnTensor(WholeTensor):
-    """Numbers drawn by the tensor's name, around `offset`, each time they are asked for. squared: none is negative."""
+    """Numbers drawn by the tensor's name, around `mean`, each time they are read. squared: none is negative."""
 
-    def __init__(self, name: str, shape: tuple[int, ...], scale: float, squared: bool, offset: float):
+    def __init__(self, name: str, shape: tuple[int, ...], scale: float, mean: float = 0.0, squared: bool = False):
         super().__init__(shape)
-        self.name, self.scale, self.squared, self.offset = name, scale, squared, offset
+        self.name, self.scale, self.mean, self.squared = name, scale, mean, squared
 
     def load(self) -> Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(self.name.encode()))
-        tensor = torch.empty(self.shape).normal_(self.offset, self.scale, generator=generator)
+        tensor = torch.empty(self.shape).normal_(self.mean, self.scale, generator=generator)
         return tensor.square_() if self.squared else tensor
 
 
 def state(config: PretrainedConfig) -> State:
-    """A state in mid-training: 1,000 steps."""
+    """A state after 1,000 steps: weights around 0, gains of norms around 1, squares as second moments."""
     architecture = models.architecture_of(config)
-
-    def drawn(slot: str, scale: float, positive: bool = False) -> dict[str, LazyTensor]:
-        return {
-            param.name: DrawnTensor(
-                slot + param.name,
-                architecture.shape(param),
-                scale,
-                positive,
-                float(slot == "" and param.axes[0].role == "gain"),
-            )
-            for param in architecture.rows()
-        }
-
-    slots = {"exp_avg": drawn("exp_avg", 1e-4), "exp_avg_sq": drawn("exp_avg_sq", 1e-3, positive=True)}
-    bare = State(
-        drawn("", 0.02),
-        slots=slots,
-        steps={row.name: 1000.0 for row in architecture.rows()},
-        aliases=architecture.aliases,
-    )
-    return State(
-        bare.tensors,
-        slots=slots,
-        step=1000,
-        steps=bare.steps,
-        aliases=architecture.aliases,
-        groups=checkpoints.fresh_groups(config, bare),
-    )
+    weights: dict[str, LazyTensor] = {}
+    first: dict[str, LazyTensor] = {}
+    second: dict[str, LazyTensor] = {}
+    for param in architecture.rows():
+        name, shape = param.name, architecture.shape(param)
+        weights[name] = DrawnTensor(name, shape, 0.02, 1.0 if param.axes[0].role == "gain" else 0.0)
+        first[name] = DrawnTensor(f"exp_avg{name}", shape, 1e-4)
+        second[name] = DrawnTensor(f"exp_avg_sq{name}", shape, 1e-3, squared=True)
+    slots, steps = {"exp_avg": first, "exp_avg_sq": second}, dict.fromkeys(weights, 1000.0)
+    bare = State(weights, slots=slots, step=1000, steps=steps, aliases=architecture.aliases)
+    return replace(bare, groups=checkpoints.fresh_groups(config, bare))
 
 
 def written(folder: Path, config: PretrainedConfig, layout: CheckpointLayout, workers: int = 2) -> Path:
-    """Publish such a state as a checkpoint."""
+    """Publish such a state as a checkpoint; returns its folder."""
     with publish.writing(folder) as staged:
         files, _ = checkpoints.write(state(config), config, staged, layout, workers=workers)
         publish.publish(staged, folder, {**layout.as_json(), "step": 1000, "provenance": {"flops": "unknown"}}, files)

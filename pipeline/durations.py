@@ -1,7 +1,7 @@
 """Durations carry a unit: `600 steps`, `1e9 tokens`, `3 epochs`, `50000 samples`, `2e15 flops`.
 
-A training stage knows what one step is worth in each unit (a `Pace`); with it every duration
-becomes a whole number of steps, rounded up.
+A training stage knows what one optimizer step amounts to in each unit (its `Pace`), which turns every duration
+into a whole number of steps, rounded up.
 """
 
 import math
@@ -14,12 +14,12 @@ from pydantic import AfterValidator, GetCoreSchemaHandler
 from pydantic_core import core_schema
 
 UNITS = ("steps", "samples", "tokens", "epochs", "flops")
-_PATTERN = re.compile(r"^\s*([0-9][0-9_.]*(?:[eE][+]?[0-9]+)?)\s*([a-z]+)\s*$")
+_SYNTAX = re.compile(r"^\s*([0-9][0-9_.]*(?:[eE][+]?[0-9]+)?)\s*([a-z]+)\s*$")
 
 
 @dataclass(frozen=True)
 class Pace:
-    """What one optimizer step is worth. `samples_per_epoch` is the size of the training set."""
+    """Samples, tokens and FLOPs of one optimizer step. samples_per_epoch: the size of the training set."""
 
     samples: int
     tokens: int
@@ -28,8 +28,9 @@ class Pace:
 
     def of(self, unit: str) -> Fraction:
         """One step in `unit`, exactly."""
-        worth = {"steps": 1, "samples": self.samples, "tokens": self.tokens, "flops": self.flops}
-        return Fraction(self.samples, self.samples_per_epoch) if unit == "epochs" else Fraction(worth[unit])
+        if unit == "epochs":
+            return Fraction(self.samples, self.samples_per_epoch)
+        return Fraction({"steps": 1, "samples": self.samples, "tokens": self.tokens, "flops": self.flops}[unit])
 
 
 @dataclass(frozen=True)
@@ -42,21 +43,22 @@ class Duration:
     @classmethod
     def parse(cls, text: Any) -> "Duration":
         """Read `'600 steps'`. Raises ValueError on a bare number, an unknown unit or bad syntax."""
-        found = _PATTERN.match(text) if isinstance(text, str) else None
-        if not found:
+        match = _SYNTAX.match(text) if isinstance(text, str) else None
+        if not match:
             raise ValueError(f"a duration needs a number and a unit, such as '600 steps', not {text!r}")
-        unit = found[2] if found[2].endswith("s") else found[2] + "s"
+        number, name = match.groups()
+        unit = name if name.endswith("s") else name + "s"
         if unit not in UNITS:
-            raise ValueError(f"unknown unit '{found[2]}' in {text!r}; known: {', '.join(UNITS)}")
-        return cls(Fraction(found[1].replace("_", "")), unit)
+            raise ValueError(f"unknown unit '{name}' in {text!r}; known: {', '.join(UNITS)}")
+        return cls(Fraction(number.replace("_", "")), unit)
 
     def steps(self, pace: Pace) -> int:
         """Whole optimizer steps, rounded up."""
         return math.ceil(self.amount / pace.of(self.unit))
 
     def __str__(self) -> str:
-        number = self.amount
-        return f"{number if number.denominator == 1 else float(number)} {self.unit}"
+        amount = self.amount
+        return f"{amount if amount.denominator == 1 else float(amount)} {self.unit}"
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -73,4 +75,4 @@ def _positive(duration: Duration) -> Duration:
 
 
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
-"""A duration of more than nothing, as a field of a config."""
+"""A duration greater than zero, as a field of a config."""

@@ -1,11 +1,6 @@
 #!/usr/bin/env python
-"""Hash every byte of a checkpoint against its manifest, where the console command is not installed: the same as `lemon check`."""
+"""Hash every byte of a checkpoint against its manifest: `lemon check`."""
 
-import sys
-from pathlib import Path
+from _command import run
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from pipeline.cli import main
-
-sys.exit(main(["check", *sys.argv[1:]]))
+run("check")

@@ -1,11 +1,6 @@
 #!/usr/bin/env python
-"""Compare two checkpoints number by number, where the console command is not installed: the same as `lemon diff`."""
+"""Compare two checkpoints number by number: `lemon diff`."""
 
-import sys
-from pathlib import Path
+from _command import run
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from pipeline.cli import main
-
-sys.exit(main(["diff", *sys.argv[1:]]))
+run("diff")

@@ -1,11 +1,6 @@
 #!/usr/bin/env python
-"""Write the FLOPs report of runs, where the console command is not installed: the same as `lemon report`."""
+"""Write the FLOPs report of runs: `lemon report`."""
 
-import sys
-from pathlib import Path
+from _command import run
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from pipeline.cli import main
-
-sys.exit(main(["report", *sys.argv[1:]]))
+run("report")

@@ -1,11 +1,6 @@
 #!/usr/bin/env python
-"""Write a checkpoint in another layout, stage or world size, where the console command is not installed: the same as `lemon reshard`."""
+"""Write a checkpoint in another layout, stage or world size: `lemon reshard`."""
 
-import sys
-from pathlib import Path
+from _command import run
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from pipeline.cli import main
-
-sys.exit(main(["reshard", *sys.argv[1:]]))
+run("reshard")

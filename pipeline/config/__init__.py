@@ -40,26 +40,26 @@ def dump(config: Strict) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _override(tree: dict, text: str) -> None:
+def _override(tree: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"'{text}': an override is written key=value, such as stages.small.batch=32")
     *parents, last = key.split(".")
     try:
-        node = tree
+        node: Any = tree
         for part in parents:
             node = _child(node, part)
         index = _index(node, last) if isinstance(node, list) else last
         node[index] = yaml.safe_load(value)
     except (KeyError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"override '{text}': the config has no place '{key}'") from error
+        raise UserError(f"override '{text}': the config has no key '{key}'") from error
 
 
 def _child(node: Any, part: str) -> Any:
     return node[_index(node, part)] if isinstance(node, list) else node.setdefault(part, {})
 
 
-def _index(nodes: list, part: str) -> int:
+def _index(nodes: list[Any], part: str) -> int:
     for index, node in enumerate(nodes):
         if node.get("name") == part or str(index) == part:
             return index

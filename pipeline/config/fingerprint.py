@@ -1,10 +1,10 @@
-"""May a stage that was begun go on with the config as it is now?
+"""May a stage that was begun continue with the config as it is now?
 
-A stage records its fingerprint when it begins: the settings that decide its numbers, those of its origins included. How
-often it is logged, evaluated and saved, how much memory it may take and how it is spread over ranks do not belong to
-it: after an out-of-memory error a smaller `micro_batch` goes on.
+A stage records its fingerprint when it begins: the settings that determine its results, those of its origins included.
+How often it is logged, evaluated and saved, how much memory it uses and how it is distributed over ranks are no part of
+it: after an out-of-memory error it continues with a smaller `micro_batch`.
 
-A record is read through the schema, so that a key which is younger than the record has its default there.
+A record is read through the schema: a key that was added to the schema after the record has its default.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ class Fingerprint(Strict):
     data: Data
     model: ModelSizes
     stage: Stage
-    origin: Annotated["Fingerprint | None", BeforeValidator(lambda given: given or None)] = None
+    origin: Annotated["Fingerprint | None", BeforeValidator(lambda origin: origin or None)] = None
 
     @classmethod
     def of(cls, config: Config, stage: TrainStage | ExpandStage) -> "Fingerprint":
@@ -40,7 +40,7 @@ class Fingerprint(Strict):
         return cls(seed=config.seed, data=config.data, model=config.models[stage.model], stage=stage, origin=origin)
 
     def settings(self) -> dict[str, Any]:
-        """What must stay as it is, every default written out, as JSON."""
+        """What must not change, every default written out, as JSON."""
         return {
             "seed": self.seed,
             "data": self.data.model_dump(mode="json", exclude={"workers"}),
@@ -51,8 +51,7 @@ class Fingerprint(Strict):
 
 
 def require_same(config: Config, stage: TrainStage | ExpandStage) -> None:
-    """Refuse to continue a stage that was begun with other settings, its origins' included. Raises UserError that tells
-    all of them."""
+    """Raises a UserError that lists every setting that has changed since the stage was begun, its origins' included."""
     folder = StageFolder(config.path / stage.name)
     recorded = folder.facts.get("fingerprint")
     if recorded is None:
@@ -66,7 +65,7 @@ def require_same(config: Config, stage: TrainStage | ExpandStage) -> None:
         )
 
 
-def _read(folder: Path, recorded: dict) -> Fingerprint:
+def _read(folder: Path, recorded: dict[str, Any]) -> Fingerprint:
     try:
         return Fingerprint.model_validate(recorded)
     except ValidationError as error:
@@ -76,13 +75,13 @@ def _read(folder: Path, recorded: dict) -> Fingerprint:
         ) from error
 
 
-def differences(before: Any, now: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted place, value before, value now) of everything that differs; None stands for a key that is not there."""
+def differences(before: Any, now: Any, *keys: str) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted place, value before, value now) of everything that differs; None stands for a missing key."""
     if isinstance(before, dict) and isinstance(now, dict) and bool(before) == bool(now):
         for key in {**before, **now}:
-            yield from differences(before.get(key), now.get(key), f"{place}.{key}" if place else key)
+            yield from differences(before.get(key), now.get(key), *keys, key)
     elif before != now:
-        yield place, before, now
+        yield ".".join(keys), before, now
 
 
 def _shown(value: Any) -> str:

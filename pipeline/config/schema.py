@@ -7,11 +7,11 @@ before anything is started.
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from pipeline.config.validation_errors import Problems
+from pipeline.config.validation_errors import ConfigProblems
 from pipeline.durations import Duration, PositiveDuration
 from pipeline.errors import UserError, nearest
 from pipeline.optim.optimizers import AdamW, Optimizer
@@ -31,14 +31,15 @@ Name = Annotated[str, AfterValidator(_usable_as_folder)]
 
 
 class Tokenizer(Strict):
-    """`sentencepiece` learns its pieces from the training text; `wordpiece` reads a `vocab.txt`; `huggingface` a folder or hub name."""
+    """`sentencepiece` learns its pieces from the training text; `wordpiece` reads a `vocab.txt`; `huggingface` loads a
+    folder or a hub name."""
 
     kind: Literal["sentencepiece", "wordpiece", "huggingface"] = "sentencepiece"
-    vocab_size: int = Field(4096, ge=64, description="sentencepiece only: pieces to learn")
+    vocab_size: int = Field(default=4096, ge=64, description="sentencepiece only: pieces to learn")
     path: str | None = None
 
     @model_validator(mode="after")
-    def _needs_path(self):
+    def _needs_path(self) -> Self:
         if self.kind != "sentencepiece" and not self.path:
             raise ValueError(f"tokenizer.path: a {self.kind} tokenizer needs a path")
         return self
@@ -51,7 +52,7 @@ class TextData(Strict):
     dataset: str | list[str] = Field("embedded", description="embedded, a hub name, or local files/folders/globs")
     subset: str | None = Field(None, description="configuration of a hub data set, e.g. 20231101.en")
     evaluation: str | list[str] | None = Field(
-        None, description="held-out files, or a hub split; None: cut from the data"
+        default=None, description="held-out files, or a hub split; None: cut from the data"
     )
     column: str = "text"
     tokenizer: Tokenizer = Tokenizer()
@@ -66,6 +67,10 @@ class TextData(Strict):
         return max(1, round(self.mask * (self.block - 2)))
 
 
+Augmentation = Literal["none", "shift", "crop-flip", "deit"]
+"""Of training images: see data/augment.py."""
+
+
 class ImageData(Strict):
     """Image classification."""
 
@@ -73,19 +78,21 @@ class ImageData(Strict):
     dataset: str | list[str] = Field("embedded", description="embedded, a hub name, parquet files, or image folders")
     subset: str | None = None
     evaluation: str | list[str] | None = Field(
-        None, description="held-out files, or a hub split; None: cut from the data"
+        default=None, description="held-out files, or a hub split; None: cut from the data"
     )
     column: str = "image"
     label: str = "label"
     size: int = Field(8, ge=1, description="side of the square image the model sees, pixels")
     channels: Literal[1, 3] = 3
-    augment: Literal["none", "shift", "crop-flip", "deit"] = "none"
-    evaluation_images: int = Field(2048, ge=1, description="at most; what is cut from the data is a fifth at most")
+    augment: Augmentation = "none"
+    evaluation_images: int = Field(
+        2048, ge=1, description="at most; at most a fifth of the data where they are cut from it"
+    )
     workers: int = Field(0, ge=0)
 
 
 class ModelSizes(Strict):
-    """The sizes of a model. What the data decide (vocabulary, positions, classes) is filled in after `prepare`."""
+    """The sizes of a model that the config decides; vocabulary, positions and classes follow from the prepared data."""
 
     family: str
     layers: int = Field(ge=1)
@@ -99,11 +106,11 @@ class ModelSizes(Strict):
     dropout: float = Field(0.0, ge=0, lt=1)
     eps: float = Field(1e-12, gt=0, description="epsilon of the norms")
     init: float = Field(
-        0.02, gt=0, description="standard deviation of fresh weights; narrow models learn faster with more"
+        0.02, gt=0, description="standard deviation of initial weights; narrow models learn faster with a larger one"
     )
 
     @model_validator(mode="after")
-    def _heads_divide(self):
+    def _heads_divide(self) -> Self:
         if self.hidden % self.heads:
             raise ValueError(
                 f"hidden {self.hidden} is not a multiple of heads {self.heads}; choose heads that divide it"
@@ -215,35 +222,32 @@ class Config(Strict):
         raise UserError(f"no stage '{name}' in config '{self.name}'{nearest(name, [s.name for s in self.stages])}")
 
     @model_validator(mode="after")
-    def _stages_fit(self):
+    def _stages_fit(self) -> Self:
         earlier: dict[str, TrainStage | ExpandStage] = {}
         problems: list[str] = []
         for stage in self.stages:
             problems += self._problems_of(stage, earlier)
             earlier.setdefault(stage.name, stage)
         if problems:
-            raise Problems(problems)
+            raise ConfigProblems(problems)
         return self
 
     def _problems_of(self, stage: TrainStage | ExpandStage, earlier: dict[str, TrainStage | ExpandStage]) -> list[str]:
         """What does not fit between a stage, the models and the stages before it."""
-        found, origin = [], stage.origin
+        problems, origin, where = [], stage.origin, f"stages.{stage.name}"
         if stage.name in earlier or stage.name == "data":
-            found.append(f"stages.{stage.name}: the name is taken; give each stage its own")
+            problems.append(f"{where}: the name is taken; give each stage its own")
         if stage.model not in self.models:
-            found.append(f"stages.{stage.name}.model: no model '{stage.model}'{nearest(stage.model, self.models)}")
+            problems.append(f"{where}.model: no model '{stage.model}'{nearest(stage.model, self.models)}")
         if origin and origin not in earlier and not Path(origin).exists():
-            found.append(f"stages.{stage.name}: '{origin}' is no earlier stage and no folder{nearest(origin, earlier)}")
-        if (
-            isinstance(stage, ExpandStage)
-            and origin in earlier
-            and {stage.model, earlier[origin].model} <= self.models.keys()
-        ):
-            found += _shrunk(stage, self.models[earlier[origin].model], self.models[stage.model])
-        return found
+            problems.append(f"{where}: '{origin}' is no earlier stage and no folder{nearest(origin, earlier)}")
+        if isinstance(stage, ExpandStage) and origin in earlier:
+            source, target = (self.models.get(name) for name in (earlier[origin].model, stage.model))
+            problems += _shrinkage(stage, source, target) if source and target else []
+        return problems
 
 
-def _shrunk(stage: ExpandStage, source: ModelSizes, target: ModelSizes) -> list[str]:
+def _shrinkage(stage: ExpandStage, source: ModelSizes, target: ModelSizes) -> list[str]:
     return [
         f"stages.{stage.name}: target model '{stage.model}' has {key} {getattr(target, size)}, fewer than its "
         f"source's {getattr(source, size)}; an expansion cannot shrink"

@@ -1,14 +1,15 @@
-"""Mistakes in our words: pydantic's complaints, a line for each, the place as a dotted path, stages by name."""
+"""All mistakes of a config in one message: a line for each, its place as a dotted path, stages by name."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from pipeline.errors import UserError, nearest
 
-WORDS = {
+WORDING = {
     "missing": "is missing and has no default",
     "literal_error": "must be {expected}",
     "int_from_float": "must be a whole number",
@@ -31,25 +32,25 @@ WORDS = {
     "too_short": "needs {min_length} or more entries, has {actual_length}",
     "too_long": "takes at most {max_length} entries, has {actual_length}",
 }
-"""What is said instead of pydantic's message, by the type of its error; `{…}` are the error's own values."""
+"""Our wording of pydantic's errors, by their type; `{…}` are an error's own values."""
 
 
-class Problems(ValueError):
-    """Several things that one validator found wrong."""
+class ConfigProblems(ValueError):  # noqa: N818  (pydantic turns it into one of its errors)
+    """Several problems that one validator of the schema found."""
 
     def __init__(self, problems: list[str]):
         super().__init__("; ".join(problems))
         self.problems = problems
 
 
-def told(problems: Iterable[str]) -> str:
-    """One problem as it is; several behind their number, each on its own line and once."""
+def enumerated(problems: Iterable[str]) -> str:
+    """A single problem as it is; several after their number, each once and on a line of its own."""
     distinct = list(dict.fromkeys(problems))
     return distinct[0] if len(distinct) == 1 else "\n  ".join([f"{len(distinct)} mistakes", *distinct])
 
 
 def all_of(checks: Iterable[Callable[[], object]]) -> None:
-    """Run every check. Raises one UserError that tells what all of them found."""
+    """Run every check. Raises one UserError with the problems of all of them."""
     problems = []
     for check in checks:
         try:
@@ -57,111 +58,114 @@ def all_of(checks: Iterable[Callable[[], object]]) -> None:
         except UserError as error:
             problems.append(str(error))
     if problems:
-        raise UserError(told(problems))
+        raise UserError(enumerated(problems))
 
 
 def explain(error: ValidationError, tree: Any, schema: Any) -> str:
-    """All complaints about `tree`, which was to be a `schema` (a model, or a union of them)."""
+    """Everything that is wrong with `tree`, which was validated as a `schema` (a model, or a union of models)."""
     messages: dict[str, list[str]] = {}
-    values: dict[str, str] = {}
+    inputs: dict[str, str] = {}
     branches: set[str] = set()
-    for one in error.errors():
-        place, is_branch = _place(one, tree)
-        messages.setdefault(place, []).extend(_messages(one, schema))
-        values[place] = _shown(one)
+    for details in error.errors():
+        place, is_branch = _place(details, tree)
+        messages.setdefault(place, []).extend(_messages(details, schema))
+        inputs[place] = _input(details)
         branches |= {place} if is_branch else set()
-    # A value that may be one entry or a list is complained about as both; what is wrong inside the list says more.
-    outer = {place for place in branches if any(other.startswith(f"{place}.") for other in messages)}
-    return told(
+    # A value that may be one entry or a list of them fails as both; what is wrong inside the list says more.
+    redundant = {place for place in branches if any(other.startswith(f"{place}.") for other in messages)}
+    return enumerated(
         f"{place}: {text}" if place else text
-        for place, found in messages.items()
-        if place not in outer
-        for text in _joined(list(dict.fromkeys(found)), values[place])
+        for place, at_place in messages.items()
+        if place not in redundant
+        for text in _merged(list(dict.fromkeys(at_place)), inputs[place])
     )
 
 
-def _joined(messages: list[str], given: str) -> list[str]:
-    """Branches of a union, of which any would do, as one sentence; else each as it is. `given`: the value, in words."""
+def _merged(messages: list[str], got: str) -> list[str]:
+    """The alternatives of a union as one sentence, everything else as it is, followed by the value that was got."""
     if len(messages) > 1 and all(message.startswith("must be ") for message in messages):
         messages = [" or ".join([messages[0], *(message.removeprefix("must be ") for message in messages[1:])])]
-    return [message + (given if message.startswith("must ") else "") for message in messages]
+    return [message + (got if message.startswith("must ") else "") for message in messages]
 
 
-def _shown(one: Any) -> str:
-    value = one.get("input")
+def _input(details: ErrorDetails) -> str:
+    value = details.get("input")
     return f" (got {value!r})" if isinstance(value, str | int | float | bool) or value is None else ""
 
 
-def _messages(one: Any, schema: Any) -> list[str]:
-    """What one of pydantic's errors says."""
-    context, location = one.get("ctx", {}), one["loc"]
-    if isinstance(problems := context.get("error"), Problems):
+def _messages(details: ErrorDetails, schema: Any) -> list[str]:
+    """What one of pydantic's errors means."""
+    context, location = details.get("ctx", {}), details["loc"]
+    if isinstance(problems := context.get("error"), ConfigProblems):
         return problems.problems
-    if one["type"] == "extra_forbidden":
-        return [_unknown(schema, location)]
-    if one["type"] == "union_tag_invalid":
-        return [f"unknown {_key(context)} '{context['tag']}'; known: {context['expected_tags'].replace(chr(39), '')}"]
-    if one["type"] == "union_tag_not_found":
-        kinds = [_tag(branch) for branch in get_args(_section(schema, location))]
-        return [f"{_key(context)} is missing; known: {', '.join(kinds)}"]
-    if words := WORDS.get(one["type"]):
-        return [words.format_map(context)]
-    return [one["msg"].removeprefix("Value error, ").replace("Input should be ", "must be ")]
+    if details["type"] == "extra_forbidden":
+        return [_unknown_key(schema, location)]
+    if details["type"] == "union_tag_invalid":
+        expected = context["expected_tags"].replace("'", "")
+        return [f"unknown {_discriminator(context)} '{context['tag']}'; known: {expected}"]
+    if details["type"] == "union_tag_not_found":
+        kinds = [str(_kind(branch)) for branch in get_args(_section(schema, location))]
+        return [f"{_discriminator(context)} is missing; known: {', '.join(kinds)}"]
+    if wording := WORDING.get(details["type"]):
+        return [wording.format_map(context)]
+    return [details["msg"].removeprefix("Value error, ").replace("Input should be ", "must be ")]
 
 
-def _key(context: dict) -> str:
-    return context["discriminator"].strip("'")
+def _discriminator(context: dict[str, Any]) -> str:
+    return str(context["discriminator"]).strip("'")
 
 
-def _unknown(schema: Any, location: tuple) -> str:
-    """An unknown key: that of another kind, or one that is near a known one."""
+def _unknown_key(schema: Any, location: Sequence[int | str]) -> str:
+    """An unknown key: one of another kind, or a misspelt one."""
     *path, key = location
     owner = _section(schema, path)
-    siblings = get_args(_section(schema, path[:-1])) if path and path[-1] == _tag(owner) else ()
-    if kinds := [_tag(sibling) for sibling in siblings if key in sibling.model_fields]:
-        return f"belongs to kind {' or '.join(kinds)}, not to kind {_tag(owner)}; remove it"
+    siblings = get_args(_section(schema, path[:-1])) if path and path[-1] == _kind(owner) else ()
+    if kinds := [str(_kind(sibling)) for sibling in siblings if key in sibling.model_fields]:
+        return f"belongs to kind {' or '.join(kinds)}, not to kind {_kind(owner)}; remove it"
     return f"unknown key{nearest(str(key), owner.model_fields)}"
 
 
-def _section(schema: Any, location: Iterable[Any]) -> Any:
-    """The part of the schema at a location of pydantic's, which names the branch of a union by its tag."""
+def _section(schema: Any, location: Iterable[int | str]) -> Any:
+    """The part of the schema at a location of pydantic's, which names the branch of a union by its kind."""
     while get_origin(schema) is Annotated:
         schema = get_args(schema)[0]
-    first, *rest = [*location] or [None]
-    if first is None:
+    keys = [*location]
+    if not keys:
         return schema
+    first, *rest = keys
     if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return _section(schema.model_fields[first].annotation, rest)
+        return _section(schema.model_fields[str(first)].annotation, rest)
     if get_origin(schema) in (Union, UnionType):
         branches = [branch for branch in get_args(schema) if branch is not NoneType]
-        if len(branches) == 1:  # X or None, of which the location does not name X
-            return _section(branches[0], location)
-        return _section(next(branch for branch in branches if _tag(branch) == first), rest)
+        if len(branches) == 1:  # X or None: the location does not name X
+            return _section(branches[0], keys)
+        return _section(next(branch for branch in branches if _kind(branch) == first), rest)
     return _section(get_args(schema)[-1], rest)  # an entry of a list or of a mapping
 
 
-def _tag(branch: Any) -> str | None:
-    """The `kind` that tells this branch of a union from the others."""
-    kind = getattr(branch, "model_fields", {}).get("kind")
-    return get_args(kind.annotation)[0] if kind else None
+def _kind(branch: Any) -> str | None:
+    """The value of `kind` that discriminates this branch of a union."""
+    field = getattr(branch, "model_fields", {}).get("kind")
+    return str(get_args(field.annotation)[0]) if field else None
 
 
-def _place(one: Any, tree: Any) -> tuple[str, bool]:
-    """`stages.large.schedule.peak` from pydantic's `('stages', 2, 'train', 'schedule', 'cosine', 'peak')`, which names
-    the branches of unions, too; and whether it ends with such a branch."""
-    parts, node, is_branch = [], tree, False
-    for number, part in enumerate(one["loc"], 1):
-        is_branch = not _holds(node, part)
+def _place(details: ErrorDetails, tree: Any) -> tuple[str, bool]:
+    """`stages.large.schedule.peak` from pydantic's `('stages', 2, 'train', 'schedule', 'cosine', 'peak')`, in which
+    `train` and `cosine` are branches of unions; and whether the location ends with a branch."""
+    location, keys, node, is_branch = details["loc"], [], tree, False
+    for number, key in enumerate(location, 1):
+        is_branch = not _has(node, key)
         if not is_branch:
-            child = node[part]
-            parts.append(str((isinstance(node, list) and isinstance(child, dict) and child.get("name")) or part))
+            child = node[key]
+            name = child.get("name") if isinstance(node, list) and isinstance(child, dict) else None
+            keys.append(str(name or key))
             node = child
-        elif one["type"] == "missing" and number == len(one["loc"]):
-            return ".".join([*parts, str(part)]), False
-    return ".".join(parts), is_branch
+        elif details["type"] == "missing" and number == len(location):
+            return ".".join([*keys, str(key)]), False
+    return ".".join(keys), is_branch
 
 
-def _holds(node: Any, part: Any) -> bool:
+def _has(node: Any, key: int | str) -> bool:
     if isinstance(node, dict):
-        return part in node
-    return isinstance(node, list) and isinstance(part, int) and part < len(node)
+        return key in node
+    return isinstance(node, list) and isinstance(key, int) and key < len(node)

@@ -1,8 +1,8 @@
-"""What a picture becomes before the model sees it: a square of `size`, normalised, varied when training.
+"""What an image becomes before the model sees it: a square of `size`, normalised, augmented in training.
 
-Every variation draws from one seed per sample, so that it depends neither on the loader's workers nor on resuming.
+Every augmentation draws from one seed per sample, so that it depends neither on the loader's workers nor on resuming.
 
-* shift: moved by up to 12 % of the side (1 pixel at least), black where nothing was;
+* shift: moved by up to 12 % of the side (1 pixel at least), the uncovered border black;
 * crop-flip: a random part of 8 to 100 % of the area, mirrored half of the time (Szegedy et al., 2015);
 * deit: crop-flip, then RandAugment and random erasing as DeiT has them (Touvron et al., 2021, table 9), by kornia.
   DeiT's mixup and cutmix need soft labels and are not part of it.
@@ -15,24 +15,25 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 
+from pipeline.config.schema import Augmentation
 from pipeline.errors import UserError
 
 BICUBIC = PIL.Image.Resampling.BICUBIC
-SHIFT = 0.12
-AREA = (0.08, 1.0)
-RATIO = (3 / 4, 4 / 3)
+LARGEST_SHIFT = 0.12
+CROP_AREA = (0.08, 1.0)
+CROP_RATIO = (3 / 4, 4 / 3)
 OPERATIONS, MAGNITUDE = 2, 27
 """RandAugment n = 2 at nine tenths of kornia's scale, which ends at 30: DeiT's `rand-m9`, of 10."""
 
-ERASED = 0.25
+ERASING_PROBABILITY = 0.25
 
 
-def check(kind: str) -> None:
+def require(kind: Augmentation) -> None:
     """Raises UserError when the augmentation needs a package that is not installed."""
     if kind != "deit":
         return
     try:
-        import kornia.augmentation  # noqa: F401  (only whether it is there)
+        import kornia.augmentation  # noqa: F401  (only whether it can be imported)
     except ImportError as error:
         raise UserError("data.augment 'deit' needs kornia; pip install -e '.[vision]'") from error
 
@@ -48,11 +49,11 @@ def _pixels(image: PIL.Image.Image) -> np.ndarray:
 
 
 class Views:
-    """Turns pictures into normalised float32 tensors (channels, size, size)."""
+    """Turns images into normalised float32 tensors (channels, size, size)."""
 
-    def __init__(self, kind: str, size: int, mean: list[float], std: list[float]):
+    def __init__(self, kind: Augmentation, size: int, mean: list[float], std: list[float]):
         """`mean` and `std` per channel, for pixels in 0 to 1. Raises UserError when a package is missing."""
-        check(kind)
+        require(kind)
         self.kind, self.size = kind, size
         self.mean, self.std = (torch.tensor(value).view(-1, 1, 1) for value in (mean, std))
         if kind == "deit":
@@ -60,14 +61,14 @@ class Views:
             from kornia.augmentation.auto import RandAugment
 
             self.policy = RandAugment(n=OPERATIONS, m=MAGNITUDE)
-            self.erasing = RandomErasing(p=ERASED)
+            self.erasing = RandomErasing(p=ERASING_PROBABILITY)
 
     def plain(self, image: PIL.Image.Image) -> torch.Tensor:
-        """The picture as an evaluation sees it."""
+        """The image as an evaluation sees it."""
         return self._normalised(_scaled(fit(image, self.size)))
 
-    def varied(self, image: PIL.Image.Image, seed: int) -> torch.Tensor:
-        """The picture as training sees it: a pure function of `seed`."""
+    def augmented(self, image: PIL.Image.Image, seed: int) -> torch.Tensor:
+        """The image as training sees it: a pure function of `seed`."""
         if self.kind == "none":
             return self.plain(image)
         draws = np.random.Generator(np.random.Philox(key=seed))
@@ -78,11 +79,14 @@ class Views:
 
     def _deit(self, pixels: torch.Tensor, seed: int) -> torch.Tensor:
         channels = pixels.shape[0]
-        with torch.random.fork_rng(devices=[]):  # kornia draws from torch's own generator: lend it, on the CPU only
+        with torch.random.fork_rng(devices=[]):  # kornia draws from torch's global generator: seed it here only
             torch.default_generator.manual_seed(seed)
-            # Its colour operations want three channels; grey in gives three equal ones out.
-            changed = self.policy(pixels.expand(3, -1, -1)[None])[0, :channels]
-            return self.erasing(self._normalised(changed)[None])[0]  # after normalising 0 is the mean colour
+            # Its colour operations need three channels; three equal ones in give three equal ones out.
+            pixels = self.policy(pixels.expand(3, -1, -1)[None])[0, :channels]
+            erased: torch.Tensor = self.erasing(
+                self._normalised(pixels)[None]
+            )  # after normalising 0 is the mean colour
+            return erased[0]
 
     def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
         return (pixels - self.mean) / self.std
@@ -96,22 +100,22 @@ def _scaled(pixels: np.ndarray) -> torch.Tensor:
 def shift(pixels: np.ndarray, draws: np.random.Generator) -> np.ndarray:
     """(H, W, C) moved by a whole number of pixels in each direction."""
     height, width, _ = pixels.shape
-    most = max(1, round(SHIFT * height))
-    top, left = (int(draw * (2 * most + 1)) for draw in draws.random(2))
-    return np.pad(pixels, ((most, most), (most, most), (0, 0)))[top : top + height, left : left + width]
+    margin = max(1, round(LARGEST_SHIFT * height))
+    top, left = (int(draw * (2 * margin + 1)) for draw in draws.random(2))
+    return np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)))[top : top + height, left : left + width]
 
 
 def crop_flip(image: PIL.Image.Image, size: int, draws: np.random.Generator) -> np.ndarray:
-    """A random part of the picture, resized and perhaps mirrored: (size, size, channels) uint8.
+    """A random part of the image, resized and perhaps mirrored: (size, size, channels) uint8.
 
-    Cut and resized in one pass of Pillow's, whose filter widens with the reduction; kornia's crop does not and
-    would alias where evaluation images are smooth.
+    Cropped and resized in one pass of Pillow, whose filter widens with the reduction; kornia's crop has a filter of
+    fixed width, which would alias where the evaluation images are smooth.
     """
     width, height = image.size
-    area, ratio, left, top, mirrored = draws.random(5)
-    part = width * height * (AREA[0] + area * (AREA[1] - AREA[0]))
-    stretch = math.exp(math.log(RATIO[0]) + ratio * math.log(RATIO[1] / RATIO[0]))
-    wide, high = min(width, math.sqrt(part * stretch)), min(height, math.sqrt(part / stretch))
-    left, top = left * (width - wide), top * (height - high)
-    pixels = _pixels(image.resize((size, size), BICUBIC, box=(left, top, left + wide, top + high)))
-    return pixels[:, ::-1] if mirrored < 0.5 else pixels
+    area_draw, ratio_draw, left_draw, top_draw, mirror_draw = draws.random(5)
+    area = width * height * (CROP_AREA[0] + area_draw * (CROP_AREA[1] - CROP_AREA[0]))
+    ratio = math.exp(math.log(CROP_RATIO[0]) + ratio_draw * math.log(CROP_RATIO[1] / CROP_RATIO[0]))
+    crop_width, crop_height = min(width, math.sqrt(area * ratio)), min(height, math.sqrt(area / ratio))
+    left, top = left_draw * (width - crop_width), top_draw * (height - crop_height)
+    pixels = _pixels(image.resize((size, size), BICUBIC, box=(left, top, left + crop_width, top + crop_height)))
+    return pixels[:, ::-1] if mirror_draw < 0.5 else pixels

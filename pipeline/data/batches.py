@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,23 +18,23 @@ from pipeline.records.processes import die_with_parent
 
 @dataclass
 class Batch:
-    """One micro-batch of B samples, in rows of tensors; the first `valid` of them count, the rest are filling."""
+    """One micro-batch of B samples, the tensors' first dimension; the first `valid` count, the rest is padding."""
 
     inputs: dict[str, Tensor]
     labels: Tensor
     valid: int
 
 
-class Numbered(Dataset):
-    """A data set that is asked for a whole micro-batch of sample numbers at once."""
+class MicroBatches(Dataset[Batch]):
+    """A data set whose loader asks for a whole micro-batch of sample numbers at once."""
 
     def __init__(self, read: Callable[[np.ndarray], Batch]):
         self.read = read
 
-    def __getitems__(self, numbers: range) -> Batch | UserError:
+    def __getitems__(self, numbers: list[int]) -> Batch | UserError:
         try:
             return self.read(np.asarray(numbers))
-        except UserError as error:  # handed over, for torch would wrap its one line in a worker's traceback
+        except UserError as error:  # returned, because torch would wrap its one line in a worker's traceback
             return error
 
 
@@ -55,7 +56,7 @@ def train_batches(
     if batch % (micro_batch * world):
         raise UserError(
             f"batch {batch} does not split into micro-batches of {micro_batch} on {world} ranks; "
-            f"make it a multiple of {micro_batch * world}"
+            f"choose a multiple of {micro_batch * world}"
         )
     samples, size = prepared.samples(data.augment if isinstance(data, ImageData) else "none"), prepared.size
 
@@ -71,8 +72,8 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """This rank's share of the evaluation set: the same samples under the same masks at every call.
 
-    Every rank yields the same number of batches of the same shape; what fills them up repeats samples and does not
-    count (`valid`, which may be 0).
+    Every rank yields the same number of batches of the same shape: the last ones are padded with samples that do not
+    count (see `Batch.valid`, which may be 0).
     """
     samples, size = prepared.samples(), prepared.facts["evaluation"]
 
@@ -84,28 +85,30 @@ def evaluation_batches(
 
 def _load(read: Callable[[np.ndarray], Batch], numbers: Iterable[range], workers: int) -> Iterator[Batch]:
     loader = DataLoader(
-        Numbered(read),
-        batch_sampler=numbers,
+        MicroBatches(read),
+        batch_sampler=cast(Iterable[list[int]], numbers),  # torch passes each to __getitems__ unchanged
         num_workers=workers,
-        collate_fn=_as_is,
-        worker_init_fn=_begin,
+        collate_fn=_unchanged,
+        worker_init_fn=_end_with_parent,
         multiprocessing_context="fork" if workers else None,
-        generator=torch.Generator(),  # a loader draws once when it starts; not from the stream that dropout uses
+        generator=torch.Generator(),  # a loader draws a seed when it starts; not from the generator that dropout uses
     )
-    return _raising(iter(loader))
+    return _without_errors(iter(loader))
 
 
-def _raising(results: Iterator[Batch | UserError]) -> Iterator[Batch]:
+def _without_errors(results: Iterator[Batch | UserError]) -> Iterator[Batch]:
+    """Raises the first UserError among `results`."""
     for result in results:
         if isinstance(result, UserError):
             raise result
         yield result
 
 
-def _as_is(result: Batch | UserError) -> Batch | UserError:
+def _unchanged(result: Any) -> Any:
+    """Samples come as a batch: there is nothing to collate. (A function, because workers pickle no lambda.)"""
     return result
 
 
-def _begin(worker: int) -> None:
-    """Have the kernel end this worker with its parent; torch's own watch looks every 5 seconds."""
+def _end_with_parent(worker: int) -> None:
+    """Have the kernel end this worker with its parent; torch itself looks for the parent every 5 seconds."""
     die_with_parent()

@@ -1,6 +1,6 @@
 """Text sources -> documents.
 
-A corpus is read from its files as often as it is needed and never held in memory whole. Text files (.txt)
+A corpus is read from its files as often as it is needed and never kept in memory whole. Text files (.txt)
 have a blank line between documents; without any blank line, each line is a document. Tables (.jsonl, .parquet,
 hub) have a document per row, in one column.
 """
@@ -23,15 +23,16 @@ import pyarrow.parquet
 
 from pipeline.config.schema import TextData
 from pipeline.data import embedded
-from pipeline.data.sources import from_hub, is_local, local_files, one_line, without
+from pipeline.data.sources import Embedded, HubSplit, LocalFiles, Source, one_line, require_column, resolve
 from pipeline.errors import UserError
 
-PLAIN = tuple(f"{kind}{packed}" for kind in (".txt", ".jsonl") for packed in ("", ".xz", ".gz", ".zst"))
-KNOWN = (*PLAIN, ".parquet")
+LINES = tuple(f"{kind}{compression}" for kind in (".txt", ".jsonl") for compression in ("", ".xz", ".gz", ".zst"))
+EXTENSIONS = (*LINES, ".parquet")
+ROWS_AT_ONCE = 1000
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error, pa.ArrowException)
 """What the readers raise on a file that is damaged or not what its name says."""
 
-HELD_OUT = 0.1
+LARGEST_HELD_OUT = 0.1
 """The largest share of the text that is cut off for evaluation."""
 
 
@@ -47,51 +48,39 @@ class Corpus:
 
     def without(self, documents: Iterable[str]) -> "Corpus":
         """All but `documents`, and copies of them."""
-        out = {fingerprint(document) for document in documents}
-        return Corpus(self.name, lambda: (document for document in self if fingerprint(document) not in out))
+        excluded = {fingerprint(document) for document in documents}
+        return Corpus(self.name, lambda: (document for document in self if fingerprint(document) not in excluded))
 
 
 def corpora(data: TextData) -> tuple[Corpus, Corpus | None]:
-    """(training text, held-out text or None when it has to be cut from the former). Raises UserError."""
-    if data.subset and (data.dataset == "embedded" or is_local(data.dataset)):
-        raise UserError(f"data.subset: '{data.subset}' goes with a hub data set, and {data.dataset} is none; remove it")
-    held_out = None
-    if data.evaluation is not None and is_local(data.evaluation):
-        held_out = local_files(data.evaluation, KNOWN)
-    elif data.evaluation is not None and (data.dataset == "embedded" or is_local(data.dataset)):
-        raise UserError(f"{data.evaluation}: no such file or folder; check data.evaluation")
-    if data.dataset == "embedded":
-        known = list(embedded.documents())
-        training = Corpus("embedded", lambda: known)
-    elif is_local(data.dataset):
-        files = local_files(data.dataset, KNOWN)
-        training = _from_files(without(files, held_out) if held_out else files, data.column)
-    else:
-        training = from_table(data, "train")
-    if held_out:
-        return training, _from_files(held_out, data.column)
-    return training, from_table(data, str(data.evaluation)) if data.evaluation else None
+    """(training text, evaluation text or None where it is to be cut from the former). Raises UserError."""
+    training, evaluation = resolve(data, EXTENSIONS)
+    return open_corpus(training, data.column), open_corpus(evaluation, data.column) if evaluation else None
 
 
-def _from_files(files: list[Path], column: str) -> Corpus:
-    name = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
-    return Corpus(name, lambda: (document for file in files for document in read_file(file, column)))
+def open_corpus(source: Source, column: str) -> Corpus:
+    """The documents of a source; of a table, those in `column`. Raises UserError."""
+    match source:
+        case Embedded():
+            documents = list(embedded.documents())
+            return Corpus("embedded", lambda: documents)
+        case LocalFiles(paths):
+            name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+            return Corpus(name, lambda: (document for path in paths for document in read_file(path, column)))
+        case HubSplit():
+            return _hub_corpus(source, column)
 
 
-def from_table(data: TextData, split: str) -> Corpus:
-    """A split of a hub data set. Raises UserError."""
-    architecture = from_hub(str(data.dataset), data.subset, split)
-    where = f"{data.dataset}, split {split}"
-    _has_column(where, data.column, architecture.column_names)
-    parts = architecture.select_columns([data.column])
-    return Corpus(
-        where,
-        lambda: (
-            document
-            for part in parts.iter(batch_size=1000)
-            for document in _texts(part[data.column], where, data.column)
-        ),
-    )
+def _hub_corpus(source: HubSplit, column: str) -> Corpus:
+    table, where = source.load(), f"{source.name}, split {source.split}"
+    require_column(where, column, table.column_names)
+    rows = table.select_columns([column])
+
+    def read() -> Iterator[str]:
+        for batch in rows.iter(batch_size=ROWS_AT_ONCE):
+            yield from _texts(batch[column], where, column)
+
+    return Corpus(where, read)
 
 
 def read_file(path: Path, column: str) -> Iterator[str]:
@@ -100,12 +89,12 @@ def read_file(path: Path, column: str) -> Iterator[str]:
         if path.name.lower().endswith(".parquet"):
             yield from _parquet(path, column)
         elif ".jsonl" in path.name.lower():
-            with _opened(path) as lines:
+            with _open_text(path) as lines:
                 yield from _jsonl(lines, path, column)
         else:
-            with _opened(path) as lines:
+            with _open_text(path) as lines:
                 separated = _has_blank_line(lines)
-            with _opened(path) as lines:
+            with _open_text(path) as lines:
                 yield from _paragraphs(lines) if separated else lines
     except UNREADABLE as error:
         raise UserError(
@@ -113,39 +102,39 @@ def read_file(path: Path, column: str) -> Iterator[str]:
         ) from error
 
 
-def _opened(path: Path) -> TextIO:
-    kind = path.suffix.lower()
-    if kind == ".xz":
+def _open_text(path: Path) -> TextIO:
+    compression = path.suffix.lower()
+    if compression == ".xz":
         return lzma.open(path, "rt", encoding="utf-8-sig")
-    if kind == ".gz":
+    if compression == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig")
-    if kind == ".zst":  # pyarrow tells of a truncated stream, where python-zstandard ends quietly
+    if compression == ".zst":  # pyarrow reports a truncated stream, where python-zstandard ends quietly
         return io.TextIOWrapper(pa.input_stream(str(path), compression="zstd"), encoding="utf-8-sig")
     return path.open(encoding="utf-8-sig")
 
 
 def _has_blank_line(lines: Iterable[str]) -> bool:
-    """Whether a blank line stands between two lines that are not."""
-    begun = blank = False
+    """Whether a blank line separates two lines that are not blank."""
+    text_seen = blank_after_text = False
     for line in lines:
         if not line.strip():
-            blank = begun
-        elif blank:
+            blank_after_text = text_seen
+        elif blank_after_text:
             return True
         else:
-            begun = True
+            text_seen = True
     return False
 
 
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    held: list[str] = []
+    paragraph: list[str] = []
     for line in lines:
         if line.strip():
-            held.append(line)
-        elif held:
-            yield "".join(held)
-            held = []
-    yield "".join(held)
+            paragraph.append(line)
+        elif paragraph:
+            yield "".join(paragraph)
+            paragraph = []
+    yield "".join(paragraph)
 
 
 def _jsonl(lines: Iterable[str], path: Path, column: str) -> Iterator[str]:
@@ -155,34 +144,31 @@ def _jsonl(lines: Iterable[str], path: Path, column: str) -> Iterator[str]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not valid JSON ({error.msg}); a line holds one object") from error
-        _has_column(f"{path}, line {number}", column, row if isinstance(row, dict) else ())
+            raise UserError(
+                f"{path}, line {number}: not valid JSON ({error.msg}); each line must be one object"
+            ) from error
+        require_column(f"{path}, line {number}", column, row if isinstance(row, dict) else ())
         yield from _texts([row[column]], f"{path}, line {number}", column)
 
 
 def _parquet(path: Path, column: str) -> Iterator[str]:
     with pyarrow.parquet.ParquetFile(path) as file:
-        _has_column(path, column, file.schema_arrow.names)
-        for part in file.iter_batches(batch_size=1000, columns=[column]):
+        require_column(path, column, file.schema_arrow.names)
+        for part in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[column]):
             yield from _texts(part.column(0).to_pylist(), path, column)
 
 
-def _has_column(where: object, column: str, present: Iterable[str]) -> None:
-    if column not in present:
-        raise UserError(f"{where}: no column '{column}'; it has {', '.join(present) or 'none'}; set data.column")
-
-
-def _texts(values: list, where: object, column: str) -> Iterator[str]:
+def _texts(values: list[object], where: object, column: str) -> Iterator[str]:
     """The strings among `values`; a missing value is no document."""
     for value in values:
         if isinstance(value, str):
             yield value
         elif value is not None:
-            raise UserError(f"{where}: column '{column}' holds {type(value).__name__}, not text; set data.column")
+            raise UserError(f"{where}: column '{column}' contains {type(value).__name__}, not text; set data.column")
 
 
 def fingerprint(document: str) -> int:
-    """64 bits that stand for a document, the same on every machine."""
+    """The first 64 bits of a document's SHA-256: the same on every machine."""
     return int.from_bytes(sha256(document.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
@@ -195,7 +181,7 @@ class Census:
 
     @classmethod
     def of(cls, corpus: Corpus) -> "Census":
-        """Read `corpus` once. Raises UserError when it holds no text."""
+        """Read `corpus` once. Raises UserError when it contains no text."""
         fingerprints, characters = array("Q"), array("Q")
         for document in corpus:
             fingerprints.append(fingerprint(document))
@@ -206,21 +192,21 @@ class Census:
 
 
 def hold_out(corpus: Corpus, census: Census, characters: int) -> list[str]:
-    """Documents of `corpus` to evaluate on: about `characters` in all, at most HELD_OUT of the text.
+    """Documents of `corpus` to evaluate on: about `characters` in all, at most LARGEST_HELD_OUT of the text.
 
     Documents are taken by rank of their fingerprint, whatever their order or place, and listed by it, so that any
     beginning of the list is a fair sample. Equal ones go together; one that would break the bound is passed over.
     """
-    limit = int(HELD_OUT * int(census.characters.sum()))
+    limit = int(LARGEST_HELD_OUT * int(census.characters.sum()))
     order = np.argsort(census.fingerprints, kind="stable")
-    prints, firsts = np.unique(census.fingerprints[order], return_index=True)
+    fingerprints, firsts = np.unique(census.fingerprints[order], return_index=True)
     sizes = np.add.reduceat(census.characters[order], firsts)
-    chosen: set[int] = set()
-    taken = 0
-    for mark, size in zip(prints, sizes, strict=True):
-        if taken >= characters:
+    selected: set[int] = set()
+    total = 0
+    for candidate, size in zip(fingerprints, sizes, strict=True):
+        if total >= characters:
             break
-        if taken + int(size) <= limit:
-            chosen.add(int(mark))
-            taken += int(size)
-    return sorted((document for document in corpus if fingerprint(document) in chosen), key=fingerprint)
+        if total + int(size) <= limit:
+            selected.add(int(candidate))
+            total += int(size)
+    return sorted((document for document in corpus if fingerprint(document) in selected), key=fingerprint)

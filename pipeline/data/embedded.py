@@ -17,8 +17,8 @@ import numpy as np
 
 from pipeline.errors import UserError
 
-SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages"}
-"""Folders without prose of the library's own."""
+EXCLUDED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages"}
+"""Folders of the standard library without documentation."""
 
 
 def documents() -> Iterator[str]:
@@ -27,7 +27,7 @@ def documents() -> Iterator[str]:
         yield topics[name]
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
-        if SKIPPED.isdisjoint(path.relative_to(root).parts):
+        if EXCLUDED.isdisjoint(path.relative_to(root).parts):
             docstrings = "\n\n".join(_docstrings(_parse(path)))
             if docstrings:
                 yield docstrings
@@ -35,12 +35,12 @@ def documents() -> Iterator[str]:
 
 def _parse(path: Path) -> ast.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # newer Pythons warn of odd escapes in old strings
+        warnings.simplefilter("ignore")  # newer Pythons warn about invalid escapes in old strings
         return ast.parse(path.read_bytes(), filename=str(path))
 
 
 def _docstrings(node: ast.AST) -> Iterator[str]:
-    """The docstrings in `node`, in source order. Only statements are entered: expressions hold none."""
+    """The docstrings in `node`, in source order. Only statements are visited: expressions contain none."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         text = ast.get_docstring(node)
         if text:
@@ -61,5 +61,5 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
         raise UserError(
             "data.dataset 'embedded' needs scikit-learn for its images; pip install -e '.[quickstart]'"
         ) from error
-    found = load_digits()
-    return np.rint(found.images * (255 / 16)).astype(np.uint8), found.target.astype(np.int64)
+    dataset = load_digits()
+    return np.rint(dataset.images * (255 / 16)).astype(np.uint8), dataset.target.astype(np.int64)

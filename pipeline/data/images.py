@@ -1,13 +1,14 @@
 """Images for classification: sources -> stored examples -> pixels.
 
 A prepared folder holds `training/` and `evaluation/`, saved by `datasets`: encoded images (PNG, JPEG) and labels
-0..classes-1 in mapped Arrow files, so that any row costs the same and a picture is decoded only when it is read.
+0..classes-1 in mapped Arrow files, so that any row costs the same and an image is decoded only when it is read.
 """
 
 import io
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -17,37 +18,30 @@ import pyarrow as pa
 import pyarrow.parquet
 import torch
 
-from pipeline.config.schema import ImageData
+from pipeline.config.schema import Augmentation, ImageData
 from pipeline.data import augment, embedded
 from pipeline.data.sampler import position
-from pipeline.data.sources import from_hub, is_local, local_files, one_line, without
+from pipeline.data.sources import Embedded, HubSplit, LocalFiles, Source, one_line, require_column, resolve
 from pipeline.errors import UserError
 from pipeline.rng import derive
 
-PICTURES = (".png", ".jpg", ".jpeg")
-KNOWN = (".parquet", *PICTURES)
-CUT = 0.2
+EXTENSIONS = (".parquet", ".png", ".jpg", ".jpeg")
+LARGEST_HELD_OUT = 0.2
 """The largest share of the images that is cut off for evaluation."""
 
 MEASURED = 4096
 """Images from which mean and standard deviation are taken, at most."""
 
 
-def build(data: ImageData, seed: int, folder: Path, say: Callable[[str], None]) -> dict:
+def build(data: ImageData, seed: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Write both splits into `folder`; returns the facts. Raises UserError."""
-    augment.check(data.augment)
+    augment.require(data.augment)
     datasets.disable_progress_bars()
-    training, evaluation = _sources(data, folder / "cache")
-    classes = _classes(training, data)
-    training = _labelled(training, classes, data)
-    if evaluation is None:
-        training, evaluation = _cut(training, data.evaluation_images)
-    else:
-        evaluation = _labelled(evaluation, classes, data)
-        evaluation = _some(evaluation, data.evaluation_images, derive(0, "evaluation images"))
-    for name, split in (("training", training), ("evaluation", evaluation)):
-        split.save_to_disk(folder / name)
+    training, evaluation, classes = _splits(data, folder / "cache")
+    training.save_to_disk(folder / "training")
+    evaluation.save_to_disk(folder / "evaluation")
     shutil.rmtree(folder / "cache", ignore_errors=True)
+    say(f"images: {len(training):,} for training, {len(evaluation):,} for evaluation, {len(classes)} classes")
     facts = {
         "kind": "images",
         "size": data.size,
@@ -58,37 +52,32 @@ def build(data: ImageData, seed: int, folder: Path, say: Callable[[str], None]) 
         "evaluation": len(evaluation),
         "tokens_per_sample": 1,
     }
-    say(f"images: {len(training):,} for training, {len(evaluation):,} for evaluation, {len(classes)} classes")
-    return facts | _measure(ImageSamples(folder, facts | {"mean": [0.0], "std": [1.0]}), seed)
+    return facts | _mean_and_std(ImageSamples(folder, facts | {"mean": [0.0], "std": [1.0]}), seed)
 
 
-def _sources(data: ImageData, cache: Path) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """(training, held-out or None), with whatever columns and labels the source has."""
-    local = data.dataset == "embedded" or is_local(data.dataset)
-    if data.subset and local:
-        raise UserError(f"data.subset: '{data.subset}' goes with a hub data set, and {data.dataset} is none; remove it")
-    held_out = None
-    if data.evaluation is not None and is_local(data.evaluation):
-        held_out = local_files(data.evaluation, KNOWN)
-    elif data.evaluation is not None and local:
-        raise UserError(f"{data.evaluation}: no such file or folder; check data.evaluation")
-    if data.dataset == "embedded":
-        training = _digits(data)
-    elif local:
-        files = local_files(data.dataset, KNOWN)
-        training = _from_files(without(files, held_out) if held_out else files, data, cache)
-    else:
-        training = from_hub(str(data.dataset), data.subset, "train")
-    if held_out:
-        return training, _from_files(held_out, data, cache)
-    return training, from_hub(str(data.dataset), data.subset, str(data.evaluation)) if data.evaluation else None
+def _splits(data: ImageData, cache: Path) -> tuple[datasets.Dataset, datasets.Dataset, list[str]]:
+    """(training images, evaluation images, class names), both splits with the columns of `_labelled`."""
+    training_source, evaluation_source = resolve(data, EXTENSIONS)
+    training = _load(training_source, data, cache)
+    evaluation = _load(evaluation_source, data, cache) if evaluation_source else None
+    classes = _classes(training, data)
+    training = _labelled(training, classes, data)
+    if evaluation is None:
+        return *_hold_out(training, data.evaluation_images), classes
+    return training, _subset(_labelled(evaluation, classes, data), data.evaluation_images), classes
 
 
-def _digits(data: ImageData) -> datasets.Dataset:
-    pixels, labels = embedded.digits()
-    return _architecture(
-        data, [{"bytes": _png(image), "path": None} for image in pixels], [str(label) for label in labels]
-    )
+def _load(source: Source, data: ImageData, cache: Path) -> datasets.Dataset:
+    """A source with its own columns and labels. cache: where `datasets` converts parquet files."""
+    match source:
+        case Embedded():
+            pixels, labels = embedded.digits()
+            images = [{"bytes": _png(image), "path": None} for image in pixels]
+            return _dataset(data, images, [str(label) for label in labels])
+        case LocalFiles(paths):
+            return _from_files(paths, data, cache)
+        case HubSplit():
+            return source.load()
 
 
 def _png(pixels: np.ndarray) -> bytes:
@@ -97,102 +86,108 @@ def _png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _architecture(data: ImageData, images: list, labels: list[str]) -> datasets.Dataset:
+def _dataset(data: ImageData, images: Sequence[Any], labels: list[str]) -> datasets.Dataset:
+    """images: paths, or `{"bytes": encoded, "path": None}`."""
     features = datasets.Features({data.column: datasets.Image(), data.label: datasets.Value("string")})
     return datasets.Dataset.from_dict({data.column: images, data.label: labels}, features=features)
 
 
 def _from_files(files: list[Path], data: ImageData, cache: Path) -> datasets.Dataset:
-    """Parquet files as they are; pictures with the name of their folder as label."""
-    architectures = [file for file in files if file.name.lower().endswith(".parquet")]
-    if not architectures:
-        return _architecture(data, [str(file) for file in files], [file.parent.name for file in files])
-    if len(architectures) < len(files):
-        raise UserError(f"{architectures[0]}: parquet files and pictures together; give data.dataset one kind")
-    for file in architectures:
-        _has_columns(file, data)
+    """Parquet files as they are; image files with the name of their folder as label."""
+    tables = [file for file in files if file.name.lower().endswith(".parquet")]
+    if not tables:
+        return _dataset(data, [str(file) for file in files], [file.parent.name for file in files])
+    if len(tables) < len(files):
+        raise UserError(f"{tables[0]}: parquet files and image files together; give data.dataset one kind")
+    for table in tables:
+        _require_columns(table, _column_names(table), data)
     try:
-        return datasets.Dataset.from_parquet([str(file) for file in architectures], cache_dir=str(cache))
+        return datasets.Dataset.from_parquet([str(table) for table in tables], cache_dir=str(cache))
     except (datasets.exceptions.DatasetsError, pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{architectures[0]}: cannot read the images ({one_line(error.__cause__ or error)})") from error
+        raise UserError(f"{tables[0]}: cannot read the images ({one_line(error.__cause__ or error)})") from error
 
 
-def _has_columns(file: Path, data: ImageData) -> None:
+def _column_names(table: Path) -> list[str]:
     try:
-        present = pyarrow.parquet.read_schema(file).names
+        return list(pyarrow.parquet.read_schema(table).names)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file}: cannot read it ({one_line(error)}); it is damaged or no parquet file") from error
-    _check_columns(file, present, data)
+        raise UserError(f"{table}: cannot read it ({one_line(error)}); it is damaged or no parquet file") from error
 
 
-def _check_columns(where: object, present: list[str], data: ImageData) -> None:
-    for key, column in (("column", data.column), ("label", data.label)):
-        if column not in present:
-            raise UserError(f"{where}: no column '{column}'; it has {', '.join(present)}; set data.{key}")
+def _require_columns(where: object, present: list[str], data: ImageData) -> None:
+    require_column(where, data.column, present)
+    require_column(where, data.label, present, key="label")
 
 
-def _values(split: datasets.Dataset, data: ImageData) -> Sequence[int | str]:
-    """The label of each row: a class name where the source knows it, else what stands in the column."""
-    _check_columns(data.dataset, split.column_names, data)
-    values, kind = split[data.label][:], split.features[data.label]
-    wrong = next((value for value in values if not isinstance(value, int | str)), None)
-    if wrong is not None or None in values:
-        raise UserError(f"{data.dataset}: column '{data.label}' holds {wrong!r}, no class; labels are numbers or names")
-    if not isinstance(kind, datasets.ClassLabel):
-        return values
-    if min(values, default=0) < 0:
+def _labels(split: datasets.Dataset, data: ImageData) -> Sequence[int | str]:
+    """The label of each row: a class name where the source has class names, else the column's value."""
+    _require_columns(data.dataset, split.column_names, data)
+    labels: Sequence[Any] = split[data.label][:]
+    feature = split.features[data.label]
+    invalid = [label for label in labels if not isinstance(label, int | str)]
+    if invalid:
+        raise UserError(
+            f"{data.dataset}: column '{data.label}' contains {invalid[0]!r}, no class; labels are numbers or names"
+        )
+    if not isinstance(feature, datasets.ClassLabel):
+        return labels
+    if min(labels, default=0) < 0:
         raise UserError(f"{data.dataset}: column '{data.label}' has rows without a class (-1); remove them")
-    return [kind.names[value] for value in values]
+    return [feature.names[label] for label in labels]
 
 
 def _classes(training: datasets.Dataset, data: ImageData) -> list[str]:
     """The class names, in the order of their labels."""
-    values = set(_values(training, data))
-    if len(values) < 2:
-        raise UserError(f"{data.dataset}: images of {len(values)} class; a classifier needs 2 or more; see data.label")
-    kind = training.features[data.label]
-    return list(kind.names) if isinstance(kind, datasets.ClassLabel) else [str(value) for value in sorted(values)]
+    labels: set[Any] = set(_labels(training, data))
+    if len(labels) < 2:
+        raise UserError(f"{data.dataset}: images of {len(labels)} class; a classifier needs 2 or more; see data.label")
+    feature = training.features[data.label]
+    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else [str(label) for label in sorted(labels)]
 
 
 def _labelled(split: datasets.Dataset, classes: list[str], data: ImageData) -> datasets.Dataset:
     """The split with two columns: `image` (encoded) and `label` (0..classes-1)."""
-    number = {name: place for place, name in enumerate(classes)}
-    values = [str(value) for value in _values(split, data)]
-    unknown = sorted(set(values) - set(number))
+    index = {name: number for number, name in enumerate(classes)}
+    labels = [str(label) for label in _labels(split, data)]
+    unknown = sorted(set(labels) - set(index))
     if unknown:
         raise UserError(f"{data.evaluation}: class '{unknown[0]}' is not among the training images' {len(classes)}")
     try:
         images = split.select_columns([data.column]).cast_column(data.column, datasets.Image(decode=False))
     except (TypeError, ValueError, pa.ArrowException) as error:
         where = f"{data.dataset}: column '{data.column}'"
-        raise UserError(f"{where} holds no encoded images ({one_line(error)}); set data.column") from error
+        raise UserError(f"{where} contains no encoded images ({one_line(error)}); set data.column") from error
     if data.column != "image":
         images = images.rename_column(data.column, "image")
-    return images.add_column("label", [number[value] for value in values])
+    return images.add_column("label", [index[label] for label in labels])
 
 
-def _cut(images: datasets.Dataset, wanted: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """(rest, cut): the same for every seed, so that runs with different seeds are scored on the same images."""
-    count = min(wanted, int(CUT * len(images)))
+def _hold_out(images: datasets.Dataset, most: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """(training images, evaluation images); of the latter `most`, and at most LARGEST_HELD_OUT of all."""
+    count = min(most, int(LARGEST_HELD_OUT * len(images)))
     if not count:
         raise UserError(f"{len(images)} images are too few to cut an evaluation set from; give data.evaluation")
-    cut = position(derive(0, "evaluation images"), 0, np.arange(count), len(images))
-    return images.select(np.setdiff1d(np.arange(len(images)), cut)), images.select(np.sort(cut))
+    held_out = _sample(len(images), count)
+    return images.select(np.setdiff1d(np.arange(len(images)), held_out)), images.select(held_out)
 
 
-def _some(images: datasets.Dataset, count: int, seed: int) -> datasets.Dataset:
-    """At most `count` of the images, a fair sample in order."""
-    if count >= len(images):
-        return images
-    return images.select(np.sort(position(seed, 0, np.arange(count), len(images))))
+def _subset(images: datasets.Dataset, most: int) -> datasets.Dataset:
+    return images if most >= len(images) else images.select(_sample(len(images), most))
 
 
-def _measure(samples: "ImageSamples", seed: int) -> dict[str, list[float]]:
+def _sample(size: int, count: int) -> np.ndarray:
+    """`count` sorted rows out of range(size): the same for every seed of a run, so that runs with different seeds are
+    evaluated on the same images."""
+    return np.sort(position(derive(0, "evaluation images"), 0, np.arange(count), size))
+
+
+def _mean_and_std(samples: "ImageSamples", seed: int) -> dict[str, list[float]]:
     """Mean and standard deviation of each channel of the training images, pixels in 0 to 1."""
-    size, total, squares, pixels = samples.facts["training"], 0.0, 0.0, 0
+    size, pixels = samples.facts["training"], 0
+    total, squares = np.zeros(samples.facts["channels"]), np.zeros(samples.facts["channels"])
     for row in position(derive(seed, "mean"), 0, np.arange(min(size, MEASURED)), size):
-        (picture,), _ = samples.read("training", row[None])
-        values = augment.fit(picture, samples.facts["size"]) / 255.0
+        (image,), _ = samples.read("training", row[None])
+        values = augment.fit(image, samples.facts["size"]) / 255.0
         total, squares = total + values.sum(axis=(0, 1)), squares + (values**2).sum(axis=(0, 1))
         pixels += values.shape[0] * values.shape[1]
     mean = total / pixels
@@ -204,42 +199,42 @@ def _measure(samples: "ImageSamples", seed: int) -> dict[str, list[float]]:
 class ImageSamples:
     """Reads the samples of a prepared folder."""
 
-    def __init__(self, folder: Path, facts: dict, augmentation: str = "none"):
-        """Raises UserError when the folder is damaged or the augmentation lacks a package."""
+    def __init__(self, folder: Path, facts: dict[str, Any], augmentation: Augmentation = "none"):
+        """Raises UserError when the folder is damaged or the augmentation needs a package that is not installed."""
         self.facts = facts
-        self.splits = {split: _stored(folder / split, facts[split]) for split in ("training", "evaluation")}
+        self.splits = {split: _open_split(folder / split, facts[split]) for split in ("training", "evaluation")}
         self.views = augment.Views(augmentation, facts["size"], facts["mean"], facts["std"])
 
     def train(self, seed: int, epochs: np.ndarray, rows: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Inputs and labels of training `rows`, augmented as of `epochs`. For B rows:
         {pixel_values (B, channels, size, size) float32, normalised}, labels (B,) int64."""
         keys = [derive(seed, "augment", int(epoch), int(row)) for epoch, row in zip(epochs, rows, strict=True)]
-        pictures, labels = self.read("training", rows)
-        views = [self.views.varied(picture, key) for picture, key in zip(pictures, keys, strict=True)]
+        images, labels = self.read("training", rows)
+        views = [self.views.augmented(image, key) for image, key in zip(images, keys, strict=True)]
         return {"pixel_values": torch.stack(views)}, labels
 
     def evaluate(self, seed: int, rows: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Inputs and labels of evaluation `rows`, never augmented, whatever the seed; shapes as in `train`."""
-        pictures, labels = self.read("evaluation", rows)
-        return {"pixel_values": torch.stack([self.views.plain(picture) for picture in pictures])}, labels
+        images, labels = self.read("evaluation", rows)
+        return {"pixel_values": torch.stack([self.views.plain(image) for image in images])}, labels
 
     def read(self, split: str, rows: np.ndarray) -> tuple[list[PIL.Image.Image], torch.Tensor]:
         """Decoded images, upright, grey or RGB as the channels ask, and labels. Raises UserError on a damaged one."""
         stored = self.splits[split][rows]
         mode = "RGB" if self.facts["channels"] == 3 else "L"
-        pictures = []
+        images = []
         for row, encoded in zip(rows, stored["image"], strict=True):
             try:
-                picture = PIL.Image.open(io.BytesIO(encoded["bytes"]))
-                pictures.append(PIL.ImageOps.exif_transpose(picture).convert(mode))
+                image = PIL.Image.open(io.BytesIO(encoded["bytes"]))
+                images.append(PIL.ImageOps.exif_transpose(image).convert(mode))
             except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError on a broken PNG
                 raise UserError(
                     f"{split} image {row}: cannot be decoded ({one_line(error)}); repair or remove it and prepare again"
                 ) from error
-        return pictures, torch.tensor(stored["label"], dtype=torch.int64)
+        return images, torch.tensor(stored["label"], dtype=torch.int64)
 
 
-def _stored(path: Path, rows: int) -> datasets.Dataset:
+def _open_split(path: Path, rows: int) -> datasets.Dataset:
     try:
         stored = datasets.load_from_disk(str(path))
     except (OSError, ValueError, pa.ArrowException) as error:

@@ -1,6 +1,6 @@
-"""The prepared folder: made once, whole or not at all, and all that training and export read.
+"""The prepared folder: written once, whole or not at all, and all that training and export read.
 
-`data.json` marks it complete: the facts, the data config they were made from, and the seed.
+`data.json` marks it complete: the facts, the data config that they follow from, and the seed.
 """
 
 import os
@@ -8,10 +8,11 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.config.schema import Data, ImageData, TextData
+from pipeline.config.schema import Augmentation, Data, ImageData, TextData
 from pipeline.config.validation_errors import explain
 from pipeline.data import images, text
 from pipeline.errors import UserError
@@ -31,19 +32,19 @@ class Prepared:
     """
 
     folder: Path
-    facts: dict
+    facts: dict[str, Any]
 
     @property
     def size(self) -> int:
         """Training samples per epoch."""
-        return self.facts["training"]
+        return int(self.facts["training"])
 
     @property
     def tokenizer(self) -> Path:
         """Text only: the folder of the tokenizer (see tokenizers.py)."""
         return self.folder / "tokenizer"
 
-    def samples(self, augmentation: str = "none") -> text.TextSamples | images.ImageSamples:
+    def samples(self, augmentation: Augmentation = "none") -> text.TextSamples | images.ImageSamples:
         """The reader of the samples. Raises UserError when the folder is damaged."""
         if self.facts["kind"] == "text":
             return text.TextSamples(self.folder, self.facts)
@@ -51,15 +52,15 @@ class Prepared:
 
 
 def prepare(data: TextData | ImageData, seed: int, folder: Path, say: Callable[[str], None] = print) -> Prepared:
-    """Make `folder` from the config, or return at once what an earlier call with the same config and seed made.
+    """Write `folder` from the config, or return at once what an earlier call with the same config and seed wrote.
 
-    Works in a sibling folder that is renamed at the end: a killed call leaves nothing that counts, and the next one
-    clears it away. `say` is told the progress, a line at a time. Raises UserError for bad data, and for a folder
-    prepared from another config or holding anything else.
+    Works in a sibling folder that is renamed at the end: what a killed call leaves is not used, and the next call
+    removes it. `say` receives the progress, a line at a time. Raises UserError for bad data, and for a folder that was
+    prepared from another config or contains anything else.
     """
     folder = Path(folder)
     if (folder / "data.json").exists():
-        _same(folder, data, seed)
+        _require_same(folder, data, seed)
         return open_prepared(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: not empty and not prepared data; remove it or choose another folder")
@@ -77,28 +78,26 @@ def prepare(data: TextData | ImageData, seed: int, folder: Path, say: Callable[[
 
 
 def open_prepared(folder: Path) -> Prepared:
-    """What `prepare` made. Raises UserError when there is none, or it is damaged."""
+    """What `prepare` wrote. Raises UserError when there is none, or it is damaged."""
     folder = Path(folder)
     if not (folder / "data.json").exists():
-        raise UserError(f"{folder}: no prepared data here; prepare them first (tools/prepare_data.py)")
+        raise UserError(f"{folder}: no prepared data here; prepare them first (lemon prepare CONFIG)")
     prepared = Prepared(folder, _record(folder)["facts"])
     prepared.samples()
     return prepared
 
 
-def _record(folder: Path) -> dict:
+def _record(folder: Path) -> dict[str, Any]:
     record = read_json(folder / "data.json")
     if not isinstance(record, dict) or not {"facts", "data", "seed"} <= record.keys():
         raise UserError(f"{folder / 'data.json'}: not what prepare writes; remove the folder and prepare again")
     return record
 
 
-def _same(folder: Path, data: TextData | ImageData, seed: int) -> None:
+def _require_same(folder: Path, data: TextData | ImageData, seed: int) -> None:
     record = _record(folder)
-    before, now = (
-        _with_defaults(folder, record["data"]) | {"seed": record["seed"]},
-        data.model_dump(mode="json") | {"seed": seed},
-    )
+    before = _with_defaults(folder, record["data"]) | {"seed": record["seed"]}
+    now = data.model_dump(mode="json") | {"seed": seed}
     for key in sorted((before.keys() | now.keys()) - READ_LATER):
         if before.get(key) != now.get(key):
             raise UserError(
@@ -107,10 +106,11 @@ def _same(folder: Path, data: TextData | ImageData, seed: int) -> None:
             )
 
 
-def _with_defaults(folder: Path, recorded: dict) -> dict:
+def _with_defaults(folder: Path, recorded: dict[str, Any]) -> dict[str, Any]:
     """The data config that a folder was prepared from; a key that is younger than the folder has its default."""
     try:
-        return TypeAdapter(Data).validate_python(recorded).model_dump(mode="json")
+        data: TextData | ImageData = TypeAdapter(Data).validate_python(recorded)
+        return data.model_dump(mode="json")
     except ValidationError as error:
         raise UserError(
             f"{folder}: prepared with settings that this version does not know: {explain(error, recorded, Data)}; "

@@ -22,7 +22,7 @@ bits only, where more rounds help."""
 
 
 def position(seed: int, epoch: int, index: np.ndarray, size: int) -> np.ndarray:
-    """The rows that stand at `index` (integers in range(size), any shape) in the order of `epoch`.
+    """The rows at `index` (integers in range(size), any shape) in the order of `epoch`.
 
     A bijection of range(size) for every (seed, epoch). Returns int64 of the shape of `index`.
     Raises IndexError when an index lies outside range(size).
@@ -53,7 +53,8 @@ def _mix(values: np.ndarray) -> np.ndarray:
     """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014); products wrap at 64 bits."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed: np.ndarray = values ^ (values >> np.uint64(31))
+    return mixed
 
 
 def locate(seed: int, numbers: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,8 +62,8 @@ def locate(seed: int, numbers: np.ndarray, size: int) -> tuple[np.ndarray, np.nd
     epochs, index = np.divmod(np.asarray(numbers, dtype=np.int64), size)
     rows = np.empty_like(index)
     for epoch in np.unique(epochs):
-        inside = epochs == epoch
-        rows[inside] = position(seed, int(epoch), index[inside], size)
+        in_epoch = epochs == epoch
+        rows[in_epoch] = position(seed, int(epoch), index[in_epoch], size)
     return epochs, rows
 
 
@@ -79,6 +80,6 @@ def training_numbers(batch: int, micro_batch: int, rank: int, world: int, first_
 
 
 def evaluation_numbers(size: int, micro_batch: int, rank: int, world: int) -> Iterator[range]:
-    """This rank's share of range(size): as many equal micro-batches on every rank; numbers >= size are filling."""
+    """This rank's share of range(size): as many equal micro-batches on every rank; numbers >= size are padding."""
     for start in range(0, size, micro_batch * world):
         yield range(start + rank * micro_batch, start + (rank + 1) * micro_batch)

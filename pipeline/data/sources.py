@@ -1,88 +1,158 @@
-"""Where data come from: what a config's `dataset` and `evaluation` name.
+"""Where data come from: what a config's `dataset` and `evaluation` name, for text and images alike.
 
 `embedded`, local paths (a file, a folder, a glob, or a list of them), or the name of a data set on the
-Hugging Face hub. Text and images share these rules.
+Hugging Face hub. `resolve` decides which of them is meant; nothing is read before it has.
 """
 
 import glob
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 
+from pipeline.config.schema import ImageData, TextData
 from pipeline.errors import UserError
 
 EXTENSIONS = (".txt", ".jsonl", ".parquet", ".png", ".jpg", ".jpeg", ".xz", ".gz", ".zst")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+LONGEST_REASON = 160
+"""Characters of another library's error that are quoted in one of ours."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The quick start's corpus, which needs no network (embedded.py)."""
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """Files in the order in which they are read."""
+
+    paths: list[Path]
+
+
+@dataclass(frozen=True)
+class HubSplit:
+    """A split of a data set on the hub."""
+
+    name: str
+    subset: str | None
+    split: str
+
+    def load(self) -> datasets.Dataset:
+        """Download it whole into the hub's own cache. Raises UserError."""
+        if not HUB_NAME.fullmatch(self.name):
+            raise UserError(f"{self.name}: no such file or folder, and no name of a hub data set; check data.dataset")
+        try:
+            return datasets.load_dataset(self.name, self.subset, split=self.split)
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            dataset = f"{self.name}, subset {self.subset}" if self.subset else self.name
+            raise UserError(
+                f"{dataset}, split {self.split}: neither a local path nor a hub data set that can be loaded "
+                f"({one_line(error)})"
+            ) from error
+
+
+Source = Embedded | LocalFiles | HubSplit
+
+
+def resolve(data: TextData | ImageData, extensions: tuple[str, ...]) -> tuple[Source, Source | None]:
+    """(training source, evaluation source or None where it is cut from the training data).
+
+    extensions: of the files that can be read. A file that both sources name is left to the evaluation. Raises
+    UserError.
+    """
+    training_is_local = data.dataset == "embedded" or is_local(data.dataset)
+    if data.subset and training_is_local:
+        raise UserError(f"data.subset: '{data.subset}' goes with a hub data set, and {data.dataset} is none; remove it")
+    evaluation = _evaluation(data, extensions, training_is_local)
+    if data.dataset == "embedded":
+        return Embedded(), evaluation
+    if not training_is_local:
+        return HubSplit(str(data.dataset), data.subset, "train"), evaluation
+    paths = local_files(data.dataset, extensions)
+    return LocalFiles(without(paths, evaluation.paths) if isinstance(evaluation, LocalFiles) else paths), evaluation
+
+
+def _evaluation(
+    data: TextData | ImageData, extensions: tuple[str, ...], training_is_local: bool
+) -> LocalFiles | HubSplit | None:
+    if data.evaluation is None:
+        return None
+    if is_local(data.evaluation):
+        return LocalFiles(local_files(data.evaluation, extensions))
+    if training_is_local:
+        raise UserError(f"{data.evaluation}: no such file or folder; check data.evaluation")
+    return HubSplit(str(data.dataset), data.subset, str(data.evaluation))
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an error of someone else's, short enough to stand inside one of ours."""
+    """The text of another library's error, short enough to be quoted in one of ours."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:159] + "…"
+    return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 1] + "…"
+
+
+def require_column(where: object, column: str, present: Iterable[str], key: str = "column") -> None:
+    """Raises UserError when a table lacks the column that `data.key` names."""
+    if column not in present:
+        raise UserError(f"{where}: no column '{column}'; it has {', '.join(present) or 'none'}; set data.{key}")
 
 
 def is_local(spec: str | list[str]) -> bool:
-    """Whether `spec` can only mean local files: it is there, or it is written as a path, a glob or a list."""
+    """Whether `spec` can only mean local files: it exists, or it is written as a path, a glob or a list."""
     if isinstance(spec, list):
         return True
-    looks = spec.startswith(("/", ".", "~")) or "*" in spec or "?" in spec or spec.lower().endswith(EXTENSIONS)
-    return looks or Path(spec).exists()
+    is_path = spec.startswith(("/", ".", "~")) or "*" in spec or "?" in spec or spec.lower().endswith(EXTENSIONS)
+    return is_path or Path(spec).exists()
 
 
-def local_files(spec: str | list[str], known: tuple[str, ...]) -> list[Path]:
+def local_files(spec: str | list[str], extensions: tuple[str, ...]) -> list[Path]:
     """The files that `spec` names, in its order; folders are searched to any depth, sorted; none twice.
 
-    Raises UserError for a path that is not there, a file of unknown extension, a folder or glob without
-    any file of a `known` extension.
+    Raises UserError for a path that does not exist, a file of another extension, a folder or glob without
+    any file that has one of the `extensions`.
     """
-    found: dict[Path, None] = {}
+    files: dict[Path, None] = {}
     for name in [spec] if isinstance(spec, str) else spec:
-        found.update(dict.fromkeys(_expand(name, known)))
-    if not found:
+        files.update(dict.fromkeys(_expand(name, extensions)))
+    if not files:
         raise UserError("data.dataset: an empty list; name at least one file, or say embedded")
-    return list(found)
+    return list(files)
 
 
-def _expand(name: str, known: tuple[str, ...]) -> list[Path]:
+def _expand(name: str, extensions: tuple[str, ...]) -> list[Path]:
     path = Path(name).expanduser()
     if path.is_file():
-        if not path.name.lower().endswith(known):
-            raise UserError(f"{name}: unknown kind of file; known: {', '.join(known)}")
+        if not path.name.lower().endswith(extensions):
+            raise UserError(f"{name}: unknown kind of file; known: {', '.join(extensions)}")
         return [path]
-    if path.is_dir():
-        candidates = path.rglob("*")
-    else:
-        matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
-        if not matches:
-            raise UserError(f"{name}: no such file or folder; check the path")
-        candidates = (file for match in matches for file in ([match] if match.is_file() else match.rglob("*")))
-    files = sorted(file for file in candidates if file.is_file() and file.name.lower().endswith(known))
+    files = sorted(
+        file for file in _candidates(name, path) if file.is_file() and file.name.lower().endswith(extensions)
+    )
     if not files:
-        raise UserError(f"{name}: no file of a known kind in it; known: {', '.join(known)}")
+        raise UserError(f"{name}: no file of a known kind in it; known: {', '.join(extensions)}")
     return files
 
 
-def without(files: list[Path], held_out: list[Path]) -> list[Path]:
-    """The training files that are not also evaluation files, so that a folder may hold both.
+def _candidates(name: str, path: Path) -> Iterable[Path]:
+    """All that lies in a folder, or in what a glob matches."""
+    if path.is_dir():
+        return path.rglob("*")
+    matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+    if not matches:
+        raise UserError(f"{name}: no such file or folder; check the path")
+    return (file for match in matches for file in ([match] if match.is_file() else match.rglob("*")))
+
+
+def without(training: list[Path], evaluation: list[Path]) -> list[Path]:
+    """The training files that are not also evaluation files, so that a folder may contain both.
 
     Raises UserError when none is left.
     """
-    taken = {file.resolve() for file in held_out}
-    kept = [file for file in files if file.resolve() not in taken]
-    if not kept:
-        raise UserError(f"{held_out[0]}: data.dataset and data.evaluation name the same files; give each its own")
-    return kept
-
-
-def from_hub(name: str, subset: str | None, split: str) -> datasets.Dataset:
-    """A split of a data set on the hub, downloaded whole into the hub's own cache. Raises UserError."""
-    if not HUB_NAME.fullmatch(name):
-        raise UserError(f"{name}: no such file or folder, and no name of a hub data set; check data.dataset")
-    try:
-        return datasets.load_dataset(name, subset, split=split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        chosen = f"{name}, subset {subset}" if subset else name
-        raise UserError(
-            f"{chosen}, split {split}: neither a local path nor a hub data set that can be loaded ({one_line(error)})"
-        ) from error
+    excluded = {file.resolve() for file in evaluation}
+    remaining = [file for file in training if file.resolve() not in excluded]
+    if not remaining:
+        raise UserError(f"{evaluation[0]}: data.dataset and data.evaluation name the same files; give each its own")
+    return remaining

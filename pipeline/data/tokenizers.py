@@ -1,4 +1,4 @@
-"""Tokenizers: one trained here, a WordPiece vocabulary, or one of transformers'.
+"""Tokenizers: one learned from the training text, a WordPiece vocabulary, or one of transformers'.
 
 Each is saved in the prepared folder, so that a resume or an export needs nothing else:
 `tokenizer.model` (sentencepiece) or the files of `save_pretrained`.
@@ -8,31 +8,37 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import sentencepiece
 
-from pipeline.config.schema import Tokenizer
+from pipeline.config import schema
 from pipeline.data.sources import is_local, one_line
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:  # importing transformers takes seconds
+    from transformers import PreTrainedTokenizerBase
 
 SPECIAL = ("pad", "unk", "cls", "sep", "mask")
 PIECES = tuple(f"[{name.upper()}]" for name in SPECIAL)
 LEARN_FROM = 50_000_000
 """Characters of training text that a vocabulary is learned from, at most: more changes few pieces."""
 
-LINE = 1000
-"""Longest stretch of text given to the learner, characters; sentencepiece skips lines above 4,192 bytes."""
+LONGEST_LINE = 1000
+"""Characters of text in one line for sentencepiece, which skips lines above 4,192 bytes."""
 
 
-class Pieces(Protocol):
-    """A tokenizer in use. `special` gives the ids of pad, unk, cls, sep and mask."""
+class Tokenizer(Protocol):
+    """What packing needs. size: of the vocabulary; special: the ids of pad, unk, cls, sep and mask."""
 
     size: int
     special: dict[str, int]
 
     def encode(self, documents: list[str]) -> list[list[int]]:
         """Ids of each document, without special pieces around them; text such as `[MASK]` is plain text."""
+
+    def save(self, folder: Path) -> None:
+        """Write what `load` reads into `folder`, which must not exist."""
 
 
 class SentencePiece:
@@ -75,7 +81,7 @@ class SentencePiece:
         return cls(model.getvalue())
 
     def encode(self, documents: list[str]) -> list[list[int]]:
-        return self.processor.encode(documents)
+        return cast(list[list[int]], self.processor.encode(documents))
 
     def save(self, folder: Path) -> None:
         folder.mkdir()
@@ -85,24 +91,26 @@ class SentencePiece:
 class Pretrained:
     """A tokenizer of transformers'."""
 
-    def __init__(self, tokenizer, origin: str):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", origin: str):
         self.tokenizer = tokenizer
         self.size = len(tokenizer)
         self.special = {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
         missing = [name for name, number in self.special.items() if number is None]
         if missing:
-            lacking = ", ".join(missing)
-            raise UserError(f"{origin}: no {lacking} token in this tokenizer; masked training needs them all")
+            raise UserError(
+                f"{origin}: no {', '.join(missing)} token in this tokenizer; masked training needs them all"
+            )
 
     @classmethod
     def wordpiece(cls, path: Path) -> "Pretrained":
         """BERT's WordPiece from a vocab.txt, lower-cased, accents stripped. Raises UserError."""
         try:
-            present = set(path.read_text(encoding="utf-8").splitlines())
+            vocabulary = set(path.read_text(encoding="utf-8").splitlines())
         except (OSError, UnicodeDecodeError) as error:
-            reason = one_line(error)
-            raise UserError(f"{path}: cannot read the vocabulary ({reason}); check data.tokenizer.path") from error
-        missing = [piece for piece in PIECES if piece not in present]
+            raise UserError(
+                f"{path}: cannot read the vocabulary ({one_line(error)}); check data.tokenizer.path"
+            ) from error
+        missing = [piece for piece in PIECES if piece not in vocabulary]
         if missing:
             raise UserError(f"{path}: no {', '.join(missing)} in it; a BERT vocab.txt has one piece a line, with these")
         from transformers import BertTokenizer
@@ -110,7 +118,7 @@ class Pretrained:
         return cls(BertTokenizer(vocab=str(path), do_lower_case=True, strip_accents=True), str(path))
 
     @classmethod
-    def of(cls, name: str) -> "Pretrained":
+    def named(cls, name: str) -> "Pretrained":
         """A tokenizer folder, or a name on the hub. Raises UserError."""
         from transformers import AutoTokenizer
 
@@ -122,39 +130,43 @@ class Pretrained:
             raise UserError(f"{name}: no tokenizer could be loaded from it ({one_line(error)})") from error
 
     def encode(self, documents: list[str]) -> list[list[int]]:
-        return self.tokenizer(
+        encoding = self.tokenizer(
             documents,
             add_special_tokens=False,
             split_special_tokens=True,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
-        )["input_ids"]
+        )
+        return cast(list[list[int]], encoding["input_ids"])
 
     def save(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(folder)
 
 
-def make(config: Tokenizer, texts: Iterable[str], folder: Path) -> Pieces:
-    """The tokenizer that `config` asks for, saved in `folder`; `texts` is what a vocabulary is learned from."""
-    if config.kind == "sentencepiece":
-        pieces = SentencePiece.learn(_lines(texts), config.vocab_size)
-    elif config.kind == "wordpiece":
-        pieces = Pretrained.wordpiece(Path(config.path).expanduser())
-    else:
-        pieces = Pretrained.of(config.path)
-    pieces.save(folder)
-    return pieces
+def create(config: schema.Tokenizer, texts: Iterable[str], folder: Path) -> Tokenizer:
+    """The tokenizer that `config` names, saved in `folder`; `texts` is what a vocabulary is learned from."""
+    tokenizer = _create(config, texts)
+    tokenizer.save(folder)
+    return tokenizer
 
 
-def load(folder: Path) -> Pieces:
-    """The tokenizer that a prepared folder holds."""
+def _create(config: schema.Tokenizer, texts: Iterable[str]) -> Tokenizer:
+    if config.kind == "sentencepiece" or config.path is None:  # the schema demands a path of the other kinds
+        return SentencePiece.learn(_lines(texts), config.vocab_size)
+    if config.kind == "wordpiece":
+        return Pretrained.wordpiece(Path(config.path).expanduser())
+    return Pretrained.named(config.path)
+
+
+def load(folder: Path) -> Tokenizer:
+    """The tokenizer that was saved in `folder`."""
     model = folder / "tokenizer.model"
-    return SentencePiece(model.read_bytes()) if model.exists() else Pretrained.of(str(folder))
+    return SentencePiece(model.read_bytes()) if model.exists() else Pretrained.named(str(folder))
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         for line in text.splitlines():
-            for start in range(0, len(line), LINE):
-                yield line[start : start + LINE]
+            for start in range(0, len(line), LONGEST_LINE):
+                yield line[start : start + LONGEST_LINE]

@@ -8,7 +8,7 @@ in `Schedule`, the one list of kinds.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -36,11 +36,11 @@ class Rates(ABC):
 
     @abstractmethod
     def after_warmup(self, step: int) -> float:
-        """The rate of an update behind the warm-up; from `steps` on it stays what it is at `steps`."""
+        """The rate of an update after the warm-up; from `steps` on it stays what it is at `steps`."""
 
-    def _decayed(self, left: float) -> float:
-        """`left` of the way from the minimum (0) to the peak (1)."""
-        return self.minimum + (self.peak - self.minimum) * left
+    def _decayed(self, share: float) -> float:
+        """`share` of the way from the minimum (0) to the peak (1)."""
+        return self.minimum + (self.peak - self.minimum) * share
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class WarmupStableDecayRates(Rates):
 
 
 def _progress(step: int, begin: int, end: int) -> float:
-    """How far `step` is on the way from `begin` to `end`, between 0 and 1."""
+    """How far `step` is on the way from `begin` to `end`, clipped to 0 … 1."""
     return min(1.0, max(0, step - begin) / max(1, end - begin))
 
 
@@ -90,9 +90,10 @@ class _Schedule(Strict, ABC):
     initial: float = Field(0.0, ge=0, description="rate at step 0 of the warm-up")
     warmup: Duration = Duration.parse("0 steps")
     horizon: PositiveDuration
+    kind: str
 
     @model_validator(mode="after")
-    def _peak_is_highest(self):
+    def _peak_is_highest(self) -> Self:
         if max(self.minimum, self.initial) > self.peak:
             raise ValueError(f"minimum {self.minimum} and initial {self.initial} may not be above peak {self.peak}")
         return self
@@ -153,7 +154,7 @@ class LemonSchedule(_Schedule):
     fraction: float = Field(gt=0, le=1)
 
     def resolve(self, pace: Pace) -> Rates:
-        # 0.55 * 100 is 55, whatever binary floats say
+        # 0.55 * 100 is 55.00000000000001 in binary floats, and must not become 56 steps
         steps = math.ceil(round(self.fraction * self.horizon.steps(pace), 6))
         return CosineRates(**self._shared(pace, steps))
 
@@ -175,12 +176,11 @@ class WarmupStableDecaySchedule(_Schedule):
         return WarmupStableDecayRates(**shared, decay=decay)
 
 
-def _defaults(given: Any) -> Any:
-    """A schedule is a cosine where it does not say. A `fraction` of None, which older versions wrote out for every
-    kind, is none."""
-    if not isinstance(given, dict):
-        return given
-    return {"kind": "cosine"} | {key: value for key, value in given.items() if (key, value) != ("fraction", None)}
+def _defaults(keys: Any) -> Any:
+    """The default kind is cosine. Older versions wrote `fraction: null` for every kind: it is dropped."""
+    if not isinstance(keys, dict):
+        return keys
+    return {"kind": "cosine"} | {key: value for key, value in keys.items() if (key, value) != ("fraction", None)}
 
 
 Schedule = Annotated[
@@ -190,4 +190,4 @@ Schedule = Annotated[
     ],
     BeforeValidator(_defaults),
 ]
-"""Any schedule, told by its `kind`."""
+"""Any schedule; its `kind` says which."""

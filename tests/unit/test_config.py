@@ -142,9 +142,9 @@ def test_overrides_reach_stages_by_name_and_by_number():
 @pytest.mark.parametrize(
     "override, complaint",
     [
-        ("stages.nope.batch=1", "the config has no place 'stages.nope.batch'"),
+        ("stages.nope.batch=1", "the config has no key 'stages.nope.batch'"),
         ("batch", "an override is written key=value"),
-        ("stages.small.batch.deep=1", "the config has no place"),
+        ("stages.small.batch.deep=1", "the config has no key"),
     ],
 )
 def test_bad_overrides(override, complaint):

@@ -111,7 +111,7 @@ TEXT = {
     "no object": (text("array.jsonl"), "array.jsonl, line 1: no column 'text'; it has none; set data.column"),
     "jsonl column": (text("other.jsonl"), "other.jsonl, line 1: no column 'text'; it has body; set data.column"),
     "parquet column": (text("other.parquet"), "other.parquet: no column 'text'; it has body, id; set data.column"),
-    "no string": (text("number.jsonl"), "number.jsonl, line 1: column 'text' holds int, not text; set data.column"),
+    "no string": (text("number.jsonl"), "number.jsonl, line 1: column 'text' contains int, not text; set data.column"),
     "vocabulary too large": (
         text("good.txt", tokenizer={"vocab_size": 9999}),
         "data.tokenizer.vocab_size 9999 does not fit the text",
@@ -152,14 +152,14 @@ IMAGES = {
     "missing evaluation": (images("photos", evaluation="gone"), "gone: no such file or folder; check data.evaluation"),
     "corrupt parquet": (images("bad.parquet"), "bad.parquet: cannot read it (Parquet magic bytes not found"),
     "rotten parquet": (images("rotten.parquet"), "rotten.parquet: cannot read the images ("),
-    "two kinds": (images(["photos", "torn.parquet"]), "torn.parquet: parquet files and pictures together"),
+    "two kinds": (images(["photos", "torn.parquet"]), "torn.parquet: parquet files and image files together"),
     "one class": (images("lonely"), "lonely: images of 1 class; a classifier needs 2 or more; see data.label"),
     "no label": (images("unlabelled.parquet"), "unlabelled.parquet: no column 'label'; it has image, id; set"),
     "no image": (images("unpictured.parquet"), "unpictured.parquet: no column 'image'; it has photo, label;"),
-    "label no class": (images("floats.parquet"), "floats.parquet: column 'label' holds 0.5, no class"),
-    "label missing in a row": (images("gap.parquet"), "gap.parquet: column 'label' holds None, no class"),
+    "label no class": (images("floats.parquet"), "floats.parquet: column 'label' contains 0.5, no class"),
+    "label missing in a row": (images("gap.parquet"), "gap.parquet: column 'label' contains None, no class"),
     "row without a class": (images("minus.parquet"), "minus.parquet: column 'label' has rows without a class (-1)"),
-    "no pictures": (images("numbers.parquet"), "numbers.parquet: column 'image' holds no encoded images ("),
+    "no pictures": (images("numbers.parquet"), "numbers.parquet: column 'image' contains no encoded images ("),
     "damaged picture": (images("torn.parquet"), "training image"),
     "too few": (images("few"), "2 images are too few to cut an evaluation set from; give data.evaluation"),
     "new class": (
@@ -246,7 +246,7 @@ def test_an_empty_folder_is_used(files):
 
 
 def test_opening_what_was_not_prepared(files):
-    with pytest.raises(UserError, match=r"empty: no prepared data here; prepare them first \(tools/prepare_data.py\)"):
+    with pytest.raises(UserError, match=r"empty: no prepared data here; prepare them first \(lemon prepare CONFIG\)"):
         open_prepared(files / "empty")
 
 
@@ -276,7 +276,7 @@ def test_a_killed_prepare_leaves_nothing_that_counts(files):
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from pipeline.config import TextData\n"
+        "from pipeline.config.schema import TextData\n"
         "from pipeline.data import prepare\n"
         "def die(line):\n"
         "    if line.startswith('packed'): os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -295,7 +295,7 @@ def test_a_batch_that_does_not_split_is_refused(files):
     prepared = prepare(text("good.txt"), 0, files / "data", say=quiet)
     with pytest.raises(UserError) as caught:
         train_batches(prepared, text("good.txt"), 0, batch=10, micro_batch=2, rank=0, world=2, first_step=0)
-    assert str(caught.value) == "batch 10 does not split into micro-batches of 2 on 2 ranks; make it a multiple of 4"
+    assert str(caught.value) == "batch 10 does not split into micro-batches of 2 on 2 ranks; choose a multiple of 4"
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -292,7 +292,7 @@ def test_deit_keeps_the_shape_for_grey_and_colour(channels):
     pytest.importorskip("kornia")
     views = augment.Views("deit", 16, [0.5] * channels, [0.25] * channels)
     image = PIL.Image.fromarray(pictures(1, 20)[0]).convert("RGB" if channels == 3 else "L")
-    results = [views.varied(image, seed) for seed in range(60)]
+    results = [views.augmented(image, seed) for seed in range(60)]
     assert all(result.shape == (channels, 16, 16) and result.isfinite().all() for result in results)
     assert all(result.min() >= -2.001 and result.max() <= 2.001 for result in results)  # 0 to 1, normalised
     erased = sum(bool((result == 0).all(dim=0).sum() >= 4) for result in results)

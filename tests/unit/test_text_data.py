@@ -13,7 +13,8 @@ import pytest
 
 from pipeline.config.schema import TextData
 from pipeline.data import open_prepared, prepare, train_batches
-from pipeline.data.documents import Census, Corpus, from_table, hold_out, read_file
+from pipeline.data.documents import Census, Corpus, hold_out, open_corpus, read_file
+from pipeline.data.sources import HubSplit
 from pipeline.data.text import TextSamples, id_type
 from pipeline.data.tokenizers import load
 from pipeline.errors import UserError
@@ -106,10 +107,11 @@ def test_a_table_as_the_hub_gives_it(tmp_path, monkeypatch):
     Path("prose").mkdir()
     for split, rows in (("train", ["one", "two"]), ("validation", ["three"])):
         pa.parquet.write_table(pa.table({"body": rows, "id": list(range(len(rows)))}), f"prose/{split}.parquet")
-    data = config("prose", column="body")
-    assert list(from_table(data, "train")) == ["one", "two"] and list(from_table(data, "validation")) == ["three"]
+    training, validation = HubSplit("prose", None, "train"), HubSplit("prose", None, "validation")
+    assert list(open_corpus(training, "body")) == ["one", "two"]
+    assert list(open_corpus(validation, "body")) == ["three"]
     with pytest.raises(UserError, match="prose, split train: no column 'text'; it has body, id; set data.column"):
-        from_table(config("prose"), "train")
+        open_corpus(training, "text")
 
 
 # --- the cut -------------------------------------------------------------------------------------------------------
