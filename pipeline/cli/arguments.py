@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "a run's stage, a checkpoint folder, one tag in it, or a Hugging Face folder"
 DTYPES = ("float32", "bfloat16", "float16")
-LAYOUTS = ("zero", "universal", "huggingface")
 
 
 def positive_integer(text: str) -> int:
@@ -39,7 +38,9 @@ def add_json(command: argparse.ArgumentParser, what: str) -> None:
 
 def add_layout(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--format", choices=LAYOUTS, help="layout of the result (default: huggingface for such a source, else zero)"
+        "--format",
+        metavar="LAYOUT",
+        help="of the result: zero, universal or huggingface (default: huggingface for such a source, else zero)",
     )
     command.add_argument("--zero-stage", type=int, choices=[1, 2, 3], help="of --format zero (default 1)")
     command.add_argument(

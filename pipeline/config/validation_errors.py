@@ -112,7 +112,7 @@ def _messages(details: ErrorDetails, schema: Any) -> list[str]:
 
 
 def _discriminator(context: dict[str, Any]) -> str:
-    return str(context["discriminator"]).strip("'")
+    return str(context["discriminator"]).strip("'").removesuffix("()").lstrip("_")
 
 
 def _unknown_key(schema: Any, location: Sequence[int | str]) -> str:
