@@ -6,7 +6,7 @@ numbers. What a plan says of the two architectures is their sizes: who loads it 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -102,19 +102,16 @@ def as_json(plan: GrowthPlan, tensors: "TensorStore | None" = None) -> Json:
         },
         "maps": store.maps(plan.maps),
         "term_maps": {name: store.maps(maps) for name, maps in plan.term_maps.items()},
-        "tensors": [_tensor_plan(each) for each in plan.tensors],
+        "tensors": [{**vars(each), "terms": _terms(each.terms)} for each in plan.tensors],
     }
 
 
-def _tensor_plan(plan: TensorPlan) -> Json:
-    return {field.name: getattr(plan, field.name) for field in fields(plan)} | {"terms": _terms(plan.terms)}
-
-
 def _terms(terms: tuple[Term, ...]) -> list[Json]:
-    return [
-        {"layer": term.layer, "coefficient": torch.as_tensor(term.coefficient).item(), "maps": term.maps}
-        for term in terms
-    ]
+    return [{"layer": term.layer, "coefficient": _number(term.coefficient), "maps": term.maps} for term in terms]
+
+
+def _number(coefficient: float | Tensor) -> float:
+    return coefficient.item() if isinstance(coefficient, Tensor) else coefficient
 
 
 def _restored(content: Json, source: Architecture, target: Architecture, tensors: Path) -> GrowthPlan:
@@ -254,6 +251,6 @@ class TensorFile:
         try:
             with safe_open(self.path, "pt") as file:
                 tensor: Tensor = file.get_tensor(name)
-                return tensor
+                return tensor.clone()  # aligned: products of unaligned matrices differ in their last bits
         except (OSError, SafetensorError) as error:
             raise UserError(f"its tensors in {self.path} cannot be read ({error})") from error

@@ -18,7 +18,7 @@ def build(runs: Sequence[Path | str], *, target: float | None = None) -> Report:
     """Read run folders, each file once, and compute everything.
 
     target: the evaluation loss to compare at, in nats; None: the final one of each from-scratch baseline. Raises
-    UserError for a folder that holds no run, a damaged file, or an impossible target.
+    UserError for a folder that contains no run, a damaged file, or an impossible target.
     """
     if not runs:
         raise UserError("no run folder given; name one or several, such as: lemon report runs/NAME")
@@ -31,8 +31,8 @@ def build(runs: Sequence[Path | str], *, target: float | None = None) -> Report:
     return Report(command=command, runs=[_run(run, recorded, reader, target) for run in recorded])
 
 
-def _run(run: RecordedRun, places: list[RecordedRun], reader: RecordReader, target: float | None) -> Run:
-    comparisons, remarks = compare_run(run, places, reader, target)
+def _run(run: RecordedRun, all_runs: list[RecordedRun], reader: RecordReader, target: float | None) -> Run:
+    comparisons, remarks = compare_run(run, all_runs, reader, target)
     stages = [tables.stage(stage) for stage in run.stages.values()]
     return Run(
         title=run.title,

@@ -52,7 +52,7 @@ class Verdict(Content):
 
 
 class Continuity(Content):
-    """How an expansion was made, what it promised, and everything that its verification measured."""
+    """The method of an expansion, what it declared, and everything that its verification measured."""
 
     stage: str
     method: str | None
@@ -71,7 +71,7 @@ class Continuity(Content):
 
 
 class Run(Content):
-    """One run folder. unigram_entropy: what a model reaches that knows only how often each token occurs, in nats."""
+    """One run folder. unigram_entropy: the loss of a model that knows only the tokens' frequencies, in nats."""
 
     title: str
     folder: str
@@ -89,7 +89,7 @@ class Run(Content):
 
 
 class Report(Content):
-    """All of it. command: what makes this report again. Since format 2 every key is always there, null where nothing is
+    """The whole report. command: what writes it again. Since format 2 every key is always there, null where nothing is
     known, and a stage's speed has the seconds of evaluation and saving."""
 
     format: Literal[2] = 2

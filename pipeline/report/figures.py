@@ -5,6 +5,7 @@ A figure is data first (`Chart`), then an SVG in one of two palettes: a page sho
 
 import base64
 import io
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,75 +19,47 @@ from pipeline.accounting.savings import Comparison
 from pipeline.report.content import Run, Series
 from pipeline.report.formatting import decimal, flops, saving, scale
 
-PALETTES = {
-    "light": {
-        "page": "#ffffff",
-        "panel": "#f5f7f9",
-        "warn": "#8a4b00",
-        "warned": "#fff4e0",
-        "ink": "#1c2127",
-        "muted": "#5b6571",
-        "rule": "#d5dae0",
-        "blue": "#0072b2",
-        "orange": "#d55e00",
-        "green": "#00805d",
-        "purple": "#a3497f",
-        "grey": "#7d8791",
-        "sky": "#3b8fd0",
-        "brown": "#8a5d12",
-    },
-    "dark": {
-        "page": "#14181c",
-        "panel": "#1d2329",
-        "warn": "#f5c77e",
-        "warned": "#33280f",
-        "ink": "#e4e8ec",
-        "muted": "#a0abb6",
-        "rule": "#38414a",
-        "blue": "#56a9e8",
-        "orange": "#f28a3c",
-        "green": "#2fbf95",
-        "purple": "#dd8fbd",
-        "grey": "#98a3ae",
-        "sky": "#9bcdf5",
-        "brown": "#d3a04c",
-    },
+COLOURS = {
+    "page": ("#ffffff", "#14181c"),
+    "panel": ("#f5f7f9", "#1d2329"),
+    "warn": ("#8a4b00", "#f5c77e"),
+    "warned": ("#fff4e0", "#33280f"),
+    "ink": ("#1c2127", "#e4e8ec"),
+    "muted": ("#5b6571", "#a0abb6"),
+    "rule": ("#d5dae0", "#38414a"),
+    "blue": ("#0072b2", "#56a9e8"),
+    "orange": ("#d55e00", "#f28a3c"),
+    "green": ("#00805d", "#2fbf95"),
+    "purple": ("#a3497f", "#dd8fbd"),
+    "grey": ("#7d8791", "#98a3ae"),
+    "sky": ("#3b8fd0", "#9bcdf5"),
+    "brown": ("#8a5d12", "#d3a04c"),
 }
-"""Of the page and its figures. Okabe and Ito's colours, which the colour-blind can tell apart, for each background."""
+"""Of the page and its figures, on light and on dark: Okabe and Ito's, which the colour-blind can tell apart."""
+PALETTES = {
+    background: {name: pair[index] for name, pair in COLOURS.items()}
+    for index, background in enumerate(("light", "dark"))
+}
 SCRATCH, EXPANDED, OTHER = ("blue", "sky"), ("orange", "purple", "brown", "ink"), ("grey", "green")
 RUNS = ("blue", "orange", "green", "purple", "brown", "sky", "grey")
 CROWDED = 3
-"""From so many comparisons on, a figure leaves out what came before the expansions: the bars state it."""
+"""From so many comparisons on, a figure leaves out the training before the expansions: the bars state it."""
 MEASURES = {"loss": "evaluation loss, nats", "top1": "top-1 accuracy, %"}
 SETTLED = 0.1
-"""Share of a line's length whose steep beginning may be cut off: beside it nothing else could be seen."""
-STYLE = {
-    "figure.figsize": (10.4, 4.8),
-    "figure.constrained_layout.use": True,
-    "savefig.dpi": 72,
-    "savefig.transparent": True,
-    "svg.fonttype": "none",
-    "font.size": 11,
-    "font.sans-serif": ["Segoe UI", "Roboto", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "ytick.major.size": 0,
-    "xtick.major.size": 3,
-    "legend.frameon": False,
-    "legend.borderaxespad": 0,
-    "legend.handlelength": 2.4,
-    "lines.solid_capstyle": "round",
-}
+"""Share of a line's length whose steep beginning may be cut off, so that the rest has the room of the figure."""
+CANVAS = {"figure.figsize": (10.4, 4.8), "figure.constrained_layout.use": True, "savefig.transparent": True}
+FONTS = ["Segoe UI", "Roboto", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"]
+TEXT = {"svg.fonttype": "none", "font.size": 11, "font.sans-serif": FONTS}
+SPINES = dict.fromkeys(("axes.spines.left", "axes.spines.right", "axes.spines.top"), False)
+AXES = {"axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "ytick.major.size": 0, "xtick.major.size": 3}
+LEGEND = {"legend.frameon": False, "legend.borderaxespad": 0, "legend.handlelength": 2.4}
+STYLE: dict[Any, Any] = {**CANVAS, **TEXT, **SPINES, **AXES, **LEGEND, "lines.solid_capstyle": "round"}
 """Shown 1000 pixels wide, so that 11 points are 15 pixels."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A series, or with style `o` a dot. label: its entry in the legend; steep: its steep beginning may be cut off."""
+    """A series, or with style `o` a dot. label: its entry in the legend; steep: its beginning may be cut off."""
 
     x: list[float]
     y: list[float]
@@ -114,32 +87,32 @@ def colours(run: Run) -> dict[str, str]:
     trained = [stage.stage for stage in run.stages if stage.kind == "train"]
     scratch = {one.baseline.stage for one in run.comparisons if one.baseline.run is None}
     expanded = {one.stage for one in run.comparisons}
-    chosen = {}
+    colour_of: dict[str, str] = {}
     for members, palette in ((scratch, SCRATCH), (expanded, EXPANDED), ({*trained} - scratch - expanded, OTHER)):
-        named = [stage for stage in trained if stage in members]
-        chosen |= {stage: palette[index % len(palette)] for index, stage in enumerate(named)}
-    return chosen
+        group = [stage for stage in trained if stage in members]
+        colour_of |= {stage: palette[index % len(palette)] for index, stage in enumerate(group)}
+    return colour_of
 
 
 def compared(run: Run, comparisons: list[Comparison], measure: str = "loss") -> Chart:
-    """One baseline, what was expanded, and (unless there are many) that once more behind its sources (dashed), against
-    training FLOPs. The legend says what the target cost."""
-    chosen, first = colours(run), comparisons[0]
-    blue = "blue" if first.baseline.run else chosen[first.baseline.stage]
-    scratch = _line(first.curves.scratch, measure, blue, f"{first.baseline.stage}, from scratch", steep=True)
+    """A baseline and the stages expanded from smaller models against training FLOPs; each of the latter once more with
+    the training of its sources added (dashed), unless there are many. The legend says what the target cost."""
+    colour_of, first = colours(run), comparisons[0]
+    baseline_colour = "blue" if first.baseline.run else colour_of[first.baseline.stage]
+    scratch = _line(first.curves.scratch, measure, baseline_colour, f"{first.baseline.stage}, from scratch", steep=True)
     lines = _with_cost(scratch, measure, first.target.loss, first.scratch.flops)
     sources: dict[str, Line] = {}
     for one in comparisons:
         loss, name = one.target.loss, one.stage
-        line = _line(one.curves.expanded, measure, chosen[name], f"{name}, expanded", steep=_lossy(one))
+        line = _line(one.curves.expanded, measure, colour_of[name], f"{name}, expanded", steep=_lossy(one))
         lines += _with_cost(line, measure, loss, one.given.flops, one.given.saving_percent)
         if one.source.flops and len(comparisons) < CROWDED:
-            behind = _behind(line, one.source.flops, f"{name}, all-in")
-            lines += _with_cost(behind, measure, loss, one.all_in.flops, one.all_in.saving_percent)
+            all_in = _shifted(line, one.source.flops, f"{name}, all-in")
+            lines += _with_cost(all_in, measure, loss, one.all_in.flops, one.all_in.saving_percent)
             for source in one.curves.sources:
-                look = {"width": 1.2, "steep": source.points[0].flops == 0}
-                colour = chosen.get(source.stage, "grey")
-                sources.setdefault(source.stage, _line(source.points, measure, colour, source.stage, **look))
+                style: dict[str, Any] = {"width": 1.2, "steep": source.points[0].flops == 0}
+                colour = colour_of.get(source.stage, "grey")
+                sources.setdefault(source.stage, _line(source.points, measure, colour, source.stage, **style))
     if measure == "loss":
         end = max(line.x[-1] for line in lines)
         losses = {one.target.loss for one in comparisons}
@@ -149,7 +122,7 @@ def compared(run: Run, comparisons: list[Comparison], measure: str = "loss") -> 
 
 
 def _with_cost(line: Line, measure: str, loss: float, cost: int | None, percent: float | None = None) -> list[Line]:
-    """The line; where it met the target, also a dot there, and in its label what that cost."""
+    """The line; where it meets the target, also a dot there, and the cost in its label."""
     if cost is None or measure != "loss":
         return [line]
     words = flops(cost) if percent is None else f"{flops(cost)}, {saving(percent)}"
@@ -158,11 +131,8 @@ def _with_cost(line: Line, measure: str, loss: float, cost: int | None, percent:
 
 def uncompared(run: Run, measure: str = "loss") -> Chart:
     """Every training stage against its own training FLOPs, where nothing is compared."""
-    lines = [
-        _line(stage.evaluations, measure, colours(run)[stage.stage], stage.stage, steep=True)
-        for stage in run.stages
-        if stage.evaluations
-    ]
+    colour_of, evaluated = colours(run), [stage for stage in run.stages if stage.evaluations]
+    lines = [_line(stage.evaluations, measure, colour_of[stage.stage], stage.stage, steep=True) for stage in evaluated]
     return _against_flops(f"{run.title}: {MEASURES[measure]}, against training FLOPs", measure, lines)
 
 
@@ -177,23 +147,23 @@ def overlay(runs: list[Run]) -> Chart:
             lines.setdefault(place, scratch)
             lines[name] = _line(one.curves.expanded, "loss", colour, name, steep=_lossy(one))
             if one.source.flops:
-                lines[f"{name}, all-in"] = _behind(lines[name], one.source.flops, None)
+                lines[f"{name}, all-in"] = _shifted(lines[name], one.source.flops, None)
     return _against_flops("All runs: evaluation loss against training FLOPs", "loss", list(lines.values()))
 
 
-def _line(points: list[Evaluation], measure: str, colour: str, label: str, **look: Any) -> Line:
-    known = [(point.flops, value) for point in points if (value := getattr(point, measure)) is not None]
+def _line(points: list[Evaluation], measure: str, colour: str, label: str, **style: Any) -> Line:
+    measured = [(point.flops, value) for point in points if (value := getattr(point, measure)) is not None]
     factor = 100 if measure == "top1" else 1
-    return Line([x for x, _ in known], [factor * y for _, y in known], colour, label, **look)
+    return Line([x for x, _ in measured], [factor * y for _, y in measured], colour, label, **style)
 
 
-def _behind(line: Line, cost: int, label: str | None) -> Line:
-    """The line once more, dashed, behind what its sources cost."""
+def _shifted(line: Line, cost: int, label: str | None) -> Line:
+    """The line once more, dashed, after the training of its sources."""
     return replace(line, x=[x + cost for x in line.x], label=label, style="--", width=1.6)
 
 
 def _lossy(one: Comparison) -> bool:
-    """Whether its curve begins with the fall from what a lossy method left of the function."""
+    """Whether its curve begins far above its source's loss, because the method does not keep the function."""
     return one.expansion is not None and one.expansion.lossless is False
 
 
@@ -206,13 +176,13 @@ def _against_flops(title: str, measure: str, lines: list[Line]) -> Chart:
 
 def training(run: Run) -> Chart:
     """Training loss against steps: as recorded (light) and smoothed; where an expanded stage's warm-up ends."""
-    chosen, lines = colours(run), []
+    colour_of, lines = colours(run), []
     lossy = {one.stage: _lossy(one) for one in run.comparisons}
     for stage in (stage for stage in run.stages if stage.training.smooth):
         steep = not stage.facts.get("origin") or lossy.get(stage.stage, False)
-        look = {"colour": chosen[stage.stage], "steep": steep}
-        lines.append(_series(stage.training.raw, width=0.9, alpha=0.3, **look))
-        lines.append(_series(stage.training.smooth, label=stage.stage, **look))
+        style: dict[str, Any] = {"colour": colour_of[stage.stage], "steep": steep}
+        lines.append(_series(stage.training.raw, width=0.9, alpha=0.3, **style))
+        lines.append(_series(stage.training.smooth, label=stage.stage, **style))
     ends = {stage.facts["schedule"]["warmup"] for stage in run.stages if stage.stage in lossy} - {0}
     events = tuple((step, "end of an expanded model's warm-up") for step in sorted(ends))
     return Chart(f"{run.title}: training loss against steps", "step", "training loss, nats", lines, events)
@@ -221,38 +191,39 @@ def training(run: Run) -> Chart:
 def rates(run: Run) -> Chart:
     """Learning rate against steps, as recorded."""
     trained = sorted((stage for stage in run.stages if stage.training.rate), key=lambda stage: -stage.step)
-    chosen = colours(run)
-    lines = [_series(stage.training.rate, colour=chosen[stage.stage], label=stage.stage) for stage in trained]
+    colour_of = colours(run)
+    lines = [_series(stage.training.rate, colour=colour_of[stage.stage], label=stage.stage) for stage in trained]
     return Chart(f"{run.title}: learning rates against steps", "step", "learning rate", lines)
 
 
-def _series(pairs: Series, **look: Any) -> Line:
-    return Line([step for step, _ in pairs], [value for _, value in pairs], **look)
+def _series(pairs: Series, **style: Any) -> Line:
+    return Line([step for step, _ in pairs], [value for _, value in pairs], **style)
 
 
 def data_uri(chart: Chart, palette: str) -> str:
-    """The chart as the source of an image, so that no figure can meddle with the page or with another figure."""
+    """The chart as the source of an image, so that its styles apply to nothing else on the page."""
     return f"data:image/svg+xml;base64,{base64.b64encode(svg(chart, palette)).decode('ascii')}"
 
 
 def svg(chart: Chart, palette: str) -> bytes:
     """The chart as a standalone SVG with a transparent background. Text stays text, in the reader's font."""
-    ink, file = PALETTES[palette], io.BytesIO()
-    inked = dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), ink["muted"])
-    inked |= {"text.color": ink["ink"], "axes.labelcolor": ink["ink"], "grid.color": ink["rule"]}
-    with matplotlib.rc_context({**STYLE, **inked, "svg.hashsalt": chart.title}):
+    colours, file = PALETTES[palette], io.BytesIO()
+    style = STYLE | dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), colours["muted"])
+    style |= {"text.color": colours["ink"], "axes.labelcolor": colours["ink"], "grid.color": colours["rule"]}
+    with matplotlib.rc_context(style | {"svg.hashsalt": chart.title}):
         figure = Figure()
-        _draw(figure.add_subplot(), chart, ink)
+        _draw(figure.add_subplot(), chart, colours)
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()
 
 
-def _draw(axes: Axes, chart: Chart, ink: dict[str, str]) -> None:
+def _draw(axes: Axes, chart: Chart, colours: dict[str, str]) -> None:
     for line in chart.lines:
-        look = {"color": ink[line.colour], "label": line.label, "linewidth": line.width, "alpha": line.alpha}
-        axes.plot(line.x, line.y, line.style, zorder=2 + line.alpha, clip_on=line.style != "o", **look)
+        style: dict[str, Any] = {"color": colours[line.colour], "linewidth": line.width, "alpha": line.alpha}
+        order: dict[str, Any] = {"zorder": 2 + line.alpha, "clip_on": line.style != "o"}
+        axes.plot(line.x, line.y, line.style, label=line.label, **style, **order)
     for x, meaning in chart.events:
-        axes.axvline(x, color=ink["muted"], linewidth=1.4, linestyle=":", label=meaning)
+        axes.axvline(x, color=colours["muted"], linewidth=1.4, linestyle=":", label=meaning)
     axes.set(xlabel=chart.x_label, ylabel=chart.y_label, xlim=(0, None), ylim=settled(chart.lines))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
@@ -261,14 +232,14 @@ def _draw(axes: Axes, chart: Chart, ink: dict[str, str]) -> None:
 
 
 def settled(lines: list[Line]) -> tuple[float | None, float | None]:
-    """Limits of the y axis: what comes after steep beginnings, and a little room."""
-    seen = [
-        y
-        for line in lines
-        for x, y in zip(line.x, line.y, strict=True)
-        if not line.steep or x >= line.x[0] + SETTLED * (line.x[-1] - line.x[0])
-    ]
-    if not seen:
+    """Limits of the y axis: the values after steep beginnings, and a margin."""
+    values = [y for line in lines for x, y in zip(line.x, line.y, strict=True) if x >= _begin(line)]
+    if not values:
         return None, None
-    room = 0.05 * (max(seen) - min(seen) or abs(max(seen)) or 1.0)
-    return min(seen) - room, max(seen) + room
+    margin = 0.05 * (max(values) - min(values) or abs(max(values)) or 1.0)
+    return min(values) - margin, max(values) + margin
+
+
+def _begin(line: Line) -> float:
+    """Where a steep beginning ends."""
+    return line.x[0] + SETTLED * (line.x[-1] - line.x[0]) if line.steep else -math.inf

@@ -1,4 +1,4 @@
-"""Numbers as people read them. The exact integers stay in report.json."""
+"""Numbers for readers, rounded and with units; report.json has the exact integers."""
 
 import json
 import math
@@ -47,7 +47,7 @@ def decimal(number: float | None, digits: int = 4) -> str:
 
 
 def percent(fraction: float | None) -> str:
-    """`12.3 %` from 0.123; what would round to nothing is `< 0.1 %`."""
+    """`12.3 %` from 0.123; what would round to zero is `< 0.1 %`."""
     if fraction is None:
         return "–"
     return "< 0.1 %" if 0 < fraction < 0.0005 else f"{100 * fraction:.1f} %"
@@ -59,7 +59,7 @@ def scientific(number: float | None) -> str:
 
 
 def signed(difference: float | None) -> str:
-    """A difference of losses with its sign; what six decimals would not show is scientific."""
+    """A difference of losses with its sign; below what six decimals show, scientific."""
     if difference is None:
         return "–"
     text = scientific(difference) if abs(difference) < 1e-4 else decimal(difference, 6)
@@ -94,22 +94,9 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
-SETTINGS = (
-    "schedule",
-    "settings",
-    "flops_per_step",
-    "samples_per_step",
-    "tokens_per_step",
-    "method",
-    "depth",
-    "placement",
-    "noise",
-    "optimizer_state",
-    "lossless",
-    "config_change",
-    "device",
-    "versions",
-)
+OF_TRAINING = ("schedule", "settings", "flops_per_step", "samples_per_step", "tokens_per_step")
+OF_EXPANSION = ("method", "depth", "placement", "noise", "optimizer_state", "lossless")
+SETTINGS = (*OF_TRAINING, *OF_EXPANSION, "config_change", "device", "versions")
 """The facts of a stage that are settings."""
 
 

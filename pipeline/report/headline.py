@@ -15,7 +15,7 @@ class Bar:
     note: str
     parts: tuple[tuple[str, int | None], ...]
     cost: str
-    verdict: str = ""
+    verdict: str | None = None
 
     @property
     def total(self) -> int:
@@ -48,19 +48,18 @@ def _against_scratch(percent: float) -> str:
 
 
 def _missed(place: Reach, target: float) -> str:
-    """How close a curve came that did not reach its target."""
+    """How close to its target a curve came that did not reach it."""
     lowest = place.lowest
-    spent = f"step {lowest.step}, {flops(lowest.flops)}"
-    return f"lowest loss {decimal(lowest.loss)} ({spent}), target {decimal(target)}"
+    return f"lowest loss {decimal(lowest.loss)} (step {lowest.step}, {flops(lowest.flops)}), target {decimal(target)}"
 
 
 def target(one: Comparison) -> str:
-    """What the comparison is about."""
+    """What is compared: FLOPs to which loss."""
     return f"Training FLOPs to an evaluation loss of {decimal(one.target.loss)} ({one.target.meaning})."
 
 
 def growth(one: Comparison) -> str:
-    """By which method it was grown, and whether that kept the function; empty where that is not known."""
+    """By which method it was grown, and whether that kept the function; no text where the method is not known."""
     if one.expansion is None or one.expansion.method is None:
         return ""
     kept = "lossless" if one.expansion.lossless else "lossy, as declared"
@@ -71,14 +70,14 @@ def bars(one: Comparison) -> list[Bar]:
     """From scratch, given the small model, all-in."""
     baseline, compared = one.baseline, one.scratch.flops is not None and one.given.flops is not None
     place = f"stage {baseline.stage}" + (f" of {baseline.run}" if baseline.run else "")
-    verdicts = [saving(way.saving_percent) if compared else "" for way in (one.given, one.all_in)]
+    verdicts = [saving(way.saving_percent) if compared else None for way in (one.given, one.all_in)]
     own, loss = ("expanded", one.given.flops), one.target.loss
     scratch = Bar("From scratch", place, (("scratch", one.scratch.flops),), _cost(one.scratch, loss))
     given = Bar("Given the small model", f"training of {one.stage} alone", (own,), _cost(one.given, loss), verdicts[0])
     source, total = one.source, one.all_in.flops
     if source.flops is None:
-        unknown = f"not known: '{source.unknown}' has no record"
-        return [scratch, given, Bar("All-in", "its source's training added", (), unknown)]
+        reason = f"not known: '{source.unknown}' has no record"
+        return [scratch, given, Bar("All-in", "its source's training added", (), reason)]
     note = f"training of {' and '.join(stage.stage for stage in source.stages)} added, {flops(source.flops)}"
     if total is None:
         return [scratch, given, Bar("All-in", note, (), "not reached")]

@@ -5,6 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pipeline.accounting.savings import Comparison
 from pipeline.errors import UserError
 from pipeline.records.run_folder import write_json, write_text
 from pipeline.report import figures, formatting, headline
@@ -13,23 +14,13 @@ from pipeline.report.content import Report, Run
 
 def render(report: Report) -> str:
     """The whole page, self-contained: every text of a report is escaped by the templates' autoescape."""
-    pages = Environment(
-        loader=PackageLoader("pipeline.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    words = ("count", "decimal", "duration", "flops", "percent", "rate", "scientific", "settings", "signed")
-    pages.filters |= {name: getattr(formatting, name) for name in words}
+    pages = Environment(loader=PackageLoader("pipeline.report"), autoescape=True, undefined=StrictUndefined)
+    pages.trim_blocks = pages.lstrip_blocks = True
+    formats = ("count", "decimal", "duration", "flops", "percent", "rate", "scientific", "settings", "signed")
+    pages.filters |= {name: getattr(formatting, name) for name in formats}
     pages.filters |= {"source": figures.data_uri, "pairs": pairs}
-    return pages.get_template("page.html").render(
-        report=report,
-        comparisons=pairs(report.runs, "comparisons"),
-        figures=figures,
-        headline=headline,
-        evaluation_figures=evaluation_figures,
-    )
+    pages.globals |= {"figures": figures, "headline": headline, "evaluation_figures": evaluation_figures}
+    return pages.get_template("page.html").render(report=report, comparisons=pairs(report.runs, "comparisons"))
 
 
 def pairs(owners: list[Any], name: str) -> list[tuple[Any, Any]]:
@@ -41,7 +32,7 @@ def evaluation_figures(run: Run) -> list[tuple[figures.Chart, str]]:
     """Evaluation against training FLOPs, with the name of its caption, for each baseline; for images also top-1."""
     points = [point for stage in run.stages for point in stage.evaluations]
     measures = ["loss", "top1"] if any(point.top1 is not None for point in points) else ["loss"]
-    groups: dict[tuple, list] = {}
+    groups: dict[tuple[str | None, str], list[Comparison]] = {}
     for one in run.comparisons:
         groups.setdefault((one.baseline.run, one.baseline.stage), []).append(one)
     if not groups and points:
@@ -55,7 +46,6 @@ def evaluation_figures(run: Run) -> list[tuple[figures.Chart, str]]:
 
 def write(report: Report, folder: Path) -> Path:
     """Write report.html and report.json into `folder`; returns the page's path. Raises UserError."""
-    folder = Path(folder)
     page, content = folder / "report.html", render(report)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,5 +70,5 @@ def _lines(run: Run) -> list[str]:
     lines += [f"  {text}" for text in (*run.warnings, *run.remarks)]
     for one in run.comparisons:
         lines += [f"  {headline.statement(one)}", f"  {headline.target(one)}"]
-        lines += [f"    {bar.name:<22}  {bar.cost:<14}  {bar.verdict}".rstrip() for bar in headline.bars(one)]
+        lines += [f"    {bar.name:<22}  {bar.cost:<14}  {bar.verdict or ''}".rstrip() for bar in headline.bars(one)]
     return lines

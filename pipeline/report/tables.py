@@ -1,4 +1,4 @@
-"""The parts of a report beside its comparisons: stages, what was spent, whether expansions kept the function, speed."""
+"""The parts of a report beside its comparisons: stages, training records, how expansions were verified, models."""
 
 import math
 from itertools import accumulate
@@ -9,9 +9,9 @@ from pipeline.accounting.recorded_runs import RecordedRun, RecordedStage, Record
 from pipeline.report.content import Continuity, Series, Stage, Start, TrainingRecord, Verdict
 
 MEASURED: dict[str, Any] = {"tolerance": 0.0, "drift": [], "symmetry": {}, "loss": None, "stored": None}
-"""What a verification may hold beside its relative differences, and what stands for it where it holds none."""
+"""What a verification may measure beside relative differences, and its value where it was not measured."""
 POINTS = 600
-"""Points of a drawn series: more cannot be told apart in a 1000-pixel column."""
+"""Points of a drawn series: a figure 1000 pixels wide shows no more."""
 
 
 def stage(stage: RecordedStage) -> Stage:
@@ -38,7 +38,7 @@ def _state(stage: RecordedStage) -> str:
 
 
 def warnings(stages: list[Stage]) -> list[str]:
-    """What a reader must know before believing a curve: training that broke down."""
+    """Training that diverged, which a reader must know before trusting a curve."""
     return [
         f"Stage '{stage.stage}' broke down: its training loss is not a number at step {stage.training.diverged}."
         for stage in stages
@@ -46,7 +46,7 @@ def warnings(stages: list[Stage]) -> list[str]:
     ]
 
 
-def training(steps: list[dict]) -> TrainingRecord:
+def training(steps: list[dict[str, Any]]) -> TrainingRecord:
     """The series that figures draw, from the records of training steps."""
     diverged = next((record["step"] for record in steps if not math.isfinite(record["loss"])), None)
     finite = [record for record in steps if math.isfinite(record["loss"])]
@@ -59,12 +59,12 @@ def training(steps: list[dict]) -> TrainingRecord:
 
 def extremes(pairs: Series, width: int) -> Series:
     """The lowest and the highest of every `width` pairs, in order of the step."""
-    kept: Series = []
+    thinned: Series = []
     for start in range(0, len(pairs), width):
         chunk = pairs[start : start + width]
         ends = {min(chunk, key=lambda pair: pair[1]), max(chunk, key=lambda pair: pair[1])}
-        kept += [pair for pair in chunk if pair in ends]
-    return kept
+        thinned += [pair for pair in chunk if pair in ends]
+    return thinned
 
 
 def smooth(pairs: Series, width: int) -> Series:
@@ -85,16 +85,18 @@ def continuity(run: RecordedRun, reader: RecordReader) -> list[Continuity]:
 def _continuity(run: RecordedRun, expansion: RecordedStage, reader: RecordReader) -> Continuity:
     chain, unknown = origins(expansion, reader)
     before = chain[0].evaluations[-1].loss if chain and chain[0].evaluations else None
-    facts, found = expansion.facts, expansion.facts.get("verification", {})
+    facts, verification = expansion.facts, expansion.facts.get("verification", {})
+    measured = {key: verification.get(key, default) for key, default in MEASURED.items()}
+    declared: dict[str, Any] = {key: facts.get(key) for key in ("method", "optimizer_state", "lossless")}
     return Continuity(
         stage=expansion.name,
         source=chain[0].name if chain else unknown,
         source_loss=before,
         started=[_start(stage, before) for stage in run.trained if stage.facts.get("origin") == expansion.name],
         lossy=expansion.plan.get("lossy", []),
-        verification=_verdicts(found),
-        **{key: facts.get(key) for key in ("method", "optimizer_state", "lossless")},
-        **{key: found.get(key, nothing) for key, nothing in MEASURED.items()},
+        verification=_verdicts(verification),
+        **declared,
+        **measured,
     )
 
 
@@ -104,24 +106,19 @@ def _start(stage: RecordedStage, before: float | None) -> Start:
     return Start(stage=stage.name, loss=loss, difference=difference)
 
 
-def _verdicts(verification: dict) -> list[Verdict]:
-    gates = verification.get("gates", {})
-    found = {key: verification[key] for key in ("float64", "float32") if key in verification}
-    return [
-        Verdict(
-            precision=precision,
-            difference=difference,
-            gate=gates.get(precision),
-            within=difference <= gates[precision] if precision in gates else None,
-        )
-        for precision, difference in found.items()
-    ]
+def _verdicts(verification: dict[str, Any]) -> list[Verdict]:
+    verdicts, gates = [], verification.get("gates", {})
+    for precision in [name for name in ("float64", "float32") if name in verification]:
+        difference, gate = verification[precision], gates.get(precision)
+        within = None if gate is None else difference <= gate
+        verdicts.append(Verdict(precision=precision, difference=difference, gate=gate, within=within))
+    return verdicts
 
 
 def models(run: RecordedRun) -> list[dict[str, Any]]:
-    """The sizes of every model that a stage made or trained, each once."""
-    seen: dict[str, dict[str, Any]] = {}
+    """The sizes of every model that was trained or grown, each once."""
+    by_name: dict[str, dict[str, Any]] = {}
     for facts in (stage.facts for stage in run.stages.values() if stage.facts):
         sizes = {"family": facts["family"], **facts["sizes"], "parameters": facts["parameters"]}
-        seen.setdefault(facts["model"], {"model": facts["model"], **sizes})
-    return list(seen.values())
+        by_name.setdefault(facts["model"], {"model": facts["model"], **sizes})
+    return list(by_name.values())

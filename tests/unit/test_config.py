@@ -49,10 +49,7 @@ MISTAKES = [
     ("stages.small.tensorboard=maybe", "stages.small.tensorboard: must be true or false (got 'maybe')"),
     ("name=a b", "name: 'a b' cannot name a folder; use letters, digits, '_', '.' and '-', a letter or digit first"),
     ("stages.small.schedule={horizon: 9 steps}", "stages.small.schedule.peak: is missing and has no default"),
-    (
-        "stages.small.schedule.kind=cosin",
-        "stages.small.schedule: unknown kind 'cosin'; known: cosine, linear, constant, lemon, wsd",
-    ),
+    ("stages.small.schedule.kind=cosin", "stages.small.schedule: unknown kind 'cosin'; known: cosine, linear, "),
     (
         "stages.small.schedule.fraction=0.5",
         "stages.small.schedule.fraction: belongs to kind lemon, not to kind cosine; remove it",
@@ -70,7 +67,10 @@ MISTAKES = [
     ("stages.small.schedule.peak=.inf", "stages.small.schedule.peak: must be a finite number (got inf)"),
     (
         "stages.small.optimizer={betas: [1.5, 2]}",
-        "2 mistakes\n  stages.small.optimizer.betas.0: must be less than 1 (got 1.5)\n  stages.small.optimizer.betas.1: must be less than 1 (got 2)",
+        (
+            "2 mistakes\n  stages.small.optimizer.betas.0: must be less than 1 (got 1.5)\n"
+            "  stages.small.optimizer.betas.1: must be less than 1 (got 2)"
+        ),
     ),
     ("data.tokenizer.kind=wordpiece", "data.tokenizer: tokenizer.path: a wordpiece tokenizer needs a path"),
 ]
@@ -130,7 +130,7 @@ def test_all_that_does_not_fit_together_is_told():
 
 
 def test_a_key_is_missed_in_its_own_section_whatever_models_are_called():
-    with pytest.raises(UserError, match="models.lemon.fraction: unknown key"):
+    with pytest.raises(UserError, match=r"models\.lemon\.fraction: unknown key"):
         config.load(BERT, ["models.lemon={family: vit, layers: 1, hidden: 8, heads: 1, fraction: 1}"])
 
 
@@ -157,7 +157,7 @@ def test_files_that_cannot_be_read(tmp_path):
         config.load(tmp_path / "none.yaml")
     for text in ("a: [1,", "just words", ""):
         (tmp_path / "bad.yaml").write_text(text)
-        with pytest.raises(UserError, match="bad.yaml: (not valid YAML|a config is a mapping)"):
+        with pytest.raises(UserError, match=r"bad\.yaml: (not valid YAML|a config is a mapping)"):
             config.load(tmp_path / "bad.yaml")
 
 

@@ -397,7 +397,7 @@ def test_error_damaged_records(tmp_path):
 
 @pytest.mark.parametrize("target", [0.0, -1.0, math.inf, math.nan])
 def test_error_impossible_target(tmp_path, target):
-    with pytest.raises(UserError, match="a target is an evaluation loss above 0, such as 3.5"):
+    with pytest.raises(UserError, match=r"a target is an evaluation loss above 0, such as 3\.5"):
         build([simple_run(tmp_path / "run")], target=target)
 
 
@@ -406,5 +406,5 @@ def test_error_no_run_and_no_place(tmp_path):
         build([])
     report = build([simple_run(tmp_path / "run")])
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file: cannot write the report there .*; choose another --out"):
+    with pytest.raises(UserError, match=r"file: cannot write the report there .*; choose another --out"):
         write(report, tmp_path / "file")

@@ -14,8 +14,8 @@ PACE = Pace(samples=10, tokens=1000, flops=10**9, samples_per_epoch=200)
 
 
 def rates(**fields):
-    given = {"peak": 1.0, "minimum": 0.1, "warmup": "10 steps", "horizon": "110 steps", **fields}
-    return TypeAdapter(Schedule).validate_python(given).resolve(PACE)
+    keys = {"peak": 1.0, "minimum": 0.1, "warmup": "10 steps", "horizon": "110 steps", **fields}
+    return TypeAdapter(Schedule).validate_python(keys).resolve(PACE)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_durations_are_written_as_they_are_read():
 
 def test_cosine():
     cosine = rates(kind="cosine")
-    assert rates() == cosine, "a schedule is a cosine where it does not say"
+    assert rates() == cosine, "cosine is the default kind"
     assert [cosine.at(step) for step in (0, 5, 10, 60, 110, 500)] == pytest.approx([0, 0.5, 1.0, 0.55, 0.1, 0.1])
     assert cosine.at(35) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + 2**-0.5))
 
@@ -112,21 +112,26 @@ def test_a_decay_fits_behind_the_warmup():
         rates(kind="wsd", decay="101 steps")
 
 
-EXTRA = {"lemon": {"fraction": 1.0}, "wsd": {"decay": "50 steps"}}
-KINDS = [get_args(one.model_fields["kind"].annotation)[0] for one in get_args(get_args(Schedule)[0])]
+KINDS = [get_args(kind.model_fields["kind"].annotation)[0] for kind in get_args(get_args(Schedule)[0])]
+OWN_KEYS = {"lemon": {"fraction": 1.0}, "wsd": {"decay": "50 steps"}}
+"""Of the kinds that have keys of their own without a default."""
+LAST_RATE = {"constant": 1.0}
+"""Of the kinds that do not end at `minimum`."""
+SAME_RATES = {"lemon": "cosine"}
+"""Kinds that give the rates of another one, over a shorter horizon."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_warms_up_and_stays_where_it_ended(kind):
-    made = rates(kind=kind, initial=0.2, **EXTRA.get(kind, {}))
-    assert [made.at(step) for step in (0, 5, 10)] == pytest.approx([0.2, 0.6, 1.0])
-    assert made.at(110) == made.at(10**6) == pytest.approx(1.0 if kind == "constant" else 0.1)
-    assert all(made.at(step) >= made.at(step + 1) for step in range(10, 110))
+    resolved = rates(kind=kind, initial=0.2, **OWN_KEYS.get(kind, {}))
+    assert [resolved.at(step) for step in (0, 5, 10)] == pytest.approx([0.2, 0.6, 1.0])
+    assert resolved.at(110) == resolved.at(10**6) == pytest.approx(LAST_RATE.get(kind, 0.1))
+    assert all(resolved.at(step) >= resolved.at(step + 1) for step in range(10, 110))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_facts_of_every_kind_say_what_a_report_shows(kind):
-    facts = vars(rates(kind=kind, **EXTRA.get(kind, {})))
+    facts = vars(rates(kind=kind, **OWN_KEYS.get(kind, {})))
     assert {
         "kind": kind,
         "peak": 1.0,
@@ -139,13 +144,10 @@ def test_the_facts_of_every_kind_say_what_a_report_shows(kind):
 
 def test_no_two_kinds_give_the_same_rates():
     """None falls through to another."""
-    curves = {
-        tuple(rates(kind=kind, **EXTRA.get(kind, {})).at(step) for step in range(110))
-        for kind in KINDS
-        if kind != "lemon"
-    }
-    assert len(curves) == len(KINDS) - 1
-    assert math.isclose(rates(kind="lemon", fraction=0.5).at(55), 0.1), "a lemon is a shorter cosine"
+    distinct = [kind for kind in KINDS if kind not in SAME_RATES]
+    curves = {tuple(rates(kind=kind, **OWN_KEYS.get(kind, {})).at(step) for step in range(110)) for kind in distinct}
+    assert len(curves) == len(distinct)
+    assert math.isclose(rates(kind="lemon", fraction=0.5).at(55), 0.1), "lemon is a shorter cosine"
 
 
 def test_a_fraction_goes_with_lemon_only():

@@ -70,7 +70,7 @@ def test_masks_have_exactly_the_asked_positions_and_hide_nothing_else(small):
 
 
 def test_masks_are_80_10_10_and_cover_every_position(quickstart):
-    data, prepared = quickstart
+    _, prepared = quickstart
     facts = prepared.facts
     rows = np.arange(facts["training"])
     inputs, labels = TextSamples(prepared.folder, facts).train(0, np.zeros_like(rows), rows)
@@ -155,7 +155,7 @@ def test_reading_leaves_the_generator_of_the_model_alone(small):
 
 
 def test_loader_workers_end_with_a_killed_parent(small):
-    data, prepared = small
+    _, prepared = small
     script = (
         "import multiprocessing, sys, time\n"
         "from pathlib import Path\n"

@@ -110,7 +110,7 @@ def test_a_table_as_the_hub_gives_it(tmp_path, monkeypatch):
     training, validation = HubSplit("prose", None, "train"), HubSplit("prose", None, "validation")
     assert list(open_corpus(training, "body")) == ["one", "two"]
     assert list(open_corpus(validation, "body")) == ["three"]
-    with pytest.raises(UserError, match="prose, split train: no column 'text'; it has body, id; set data.column"):
+    with pytest.raises(UserError, match=r"prose, split train: no column 'text'; it has body, id; set data\.column"):
         open_corpus(training, "text")
 
 
@@ -148,7 +148,7 @@ def test_the_cut_goes_by_content_not_by_order_and_keeps_copies_together():
 
 def test_what_the_evaluation_does_not_need_is_trained_on(small):
     """Of the text set aside, only the documents that fill the 8 evaluation blocks are kept from training."""
-    data, prepared = small
+    _, prepared = small
     pieces = load(prepared.tokenizer)
     rows = np.array(TextSamples(prepared.folder, prepared.facts).rows["training"])
     tokens = sum(len(pieces.encode([text])[0]) + 1 for text in some_documents()) - 1
@@ -201,7 +201,7 @@ def test_ids_take_two_bytes_where_they_fit(tmp_path):
 
 
 def test_special_pieces_have_ids_that_text_cannot_produce(small):
-    data, prepared = small
+    _, prepared = small
     pieces, special = load(prepared.tokenizer), prepared.facts["special"]
     assert special == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
     assert pieces.size == 200
