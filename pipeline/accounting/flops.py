@@ -1,4 +1,4 @@
-"""FLOPs from a table: one multiply-add is 2 FLOPs, every number an exact integer.
+"""FLOPs from an architecture: one multiply-add is 2 FLOPs, every number an exact integer.
 
 A weight of shape (out, in) costs 2 * out * in per use; attention 4 * s * d per token of a sequence of s tokens
 (QK^T and AV); the backward pass twice the forward, less the input gradient where there is none.
@@ -51,10 +51,13 @@ def _forward(architecture: Architecture, row: ParamSpec, positions: dict[str, in
 
 
 def _closes(architecture: Architecture, row: ParamSpec) -> bool:
-    """Whether `row` is the matrix product that ends its layer: no norm or layer scale (which save their input) comes behind it."""
+    """Whether `row` is the matrix product that ends its layer: no norm or layer scale (which save their input) comes
+    behind it."""
     weights = [
-        p
-        for p in architecture.params
-        if p.layered and p.stack == row.stack and (p.use == "matmul" or p.axes[0].role in ("gain", "scales"))
+        spec
+        for spec in architecture.params
+        if spec.layered
+        and spec.stack == row.stack
+        and (spec.use == "matmul" or spec.axes[0].role in ("gain", "scales"))
     ]
     return row.template == weights[-1].name

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.accounting.recorded_runs import Evaluation, RecordedStage, RecordReader
 from pipeline.accounting.totals import Amounts, by_kind, training_flops
+from pipeline.records.stage_facts import ExpandFacts
 
 MANIFEST, CHECKPOINTS = "manifest.json", "checkpoints"
 
@@ -46,9 +47,16 @@ class Ancestor:
         return self.stage.path.parent if self.stage else None
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """How it was made: stage.json, or else the manifest."""
-        return self.stage.facts if self.stage else self.manifest
+    def method(self) -> str | None:
+        """How it was grown; None where that is not known, or it was not."""
+        facts = self.stage.facts if self.stage else None
+        return facts.method if isinstance(facts, ExpandFacts) else self.manifest.get("method")
+
+    @property
+    def lossless(self) -> bool | None:
+        """Whether that kept the function."""
+        facts = self.stage.facts if self.stage else None
+        return facts.lossless if isinstance(facts, ExpandFacts) else self.manifest.get("lossless")
 
     @property
     def last_step(self) -> int:
@@ -68,24 +76,24 @@ class Ancestor:
 
     @property
     def spent(self) -> dict[str, Amounts] | None:
-        """Everything spent on this part alone, by kind; outside a run as one sum; None: not recorded."""
+        """All that was spent on this part alone, by kind; outside a run as one sum; None: not recorded."""
         if self.kind in ("reshard", "export"):
             return {}
         if self.stage is None:
             own = (self.manifest.get("provenance") or {}).get("own_flops")
             return None if own is None else {self.kind: Amounts(flops=own)}
-        return by_kind([entry for entry in self.stage.ledger if entry["step"] <= self.last_step])
+        return by_kind([entry for entry in self.stage.ledger if entry.step <= self.last_step])
 
 
 def lineage(start: Path, reader: RecordReader) -> list[Ancestor]:
     """`start`, a stage folder or a checkpoint, and what it came from, nearest first. The last one was trained from
     scratch, or nothing is recorded of what lies behind it. Raises UserError for damaged files."""
-    found: list[Ancestor] = []
+    chain: list[Ancestor] = []
     ancestor: Ancestor | None = _at(start, reader)
-    while ancestor is not None and all(ancestor.path.resolve() != other.path.resolve() for other in found):
-        found.append(ancestor)
+    while ancestor is not None and all(ancestor.path.resolve() != other.path.resolve() for other in chain):
+        chain.append(ancestor)
         ancestor = _origin(ancestor, reader)
-    return found
+    return chain
 
 
 def origins(stage: RecordedStage, reader: RecordReader) -> tuple[list[Ancestor], str | None]:
@@ -103,9 +111,10 @@ def _at(path: Path, reader: RecordReader) -> Ancestor:
     stage = reader.stage(folder) if (folder / "stage.json").exists() else None
     if stage is None:
         checkpoint = path.resolve()
-    held = checkpoint or max((folder / CHECKPOINTS).glob(f"step-*/{MANIFEST}"), default=folder / MANIFEST).parent
-    manifest = reader.json(held / MANIFEST)
-    plan = stage.plan if stage else reader.json(held / "plan.json") if manifest.get("kind") == "expand" else {}
+    newest = max((folder / CHECKPOINTS).glob(f"step-*/{MANIFEST}"), default=folder / MANIFEST).parent
+    manifest = reader.json((checkpoint or newest) / MANIFEST)
+    expanded_here = stage is None and manifest.get("kind") == "expand"
+    plan = stage.plan if stage else reader.json(path.resolve() / "plan.json") if expanded_here else {}
     step = None if checkpoint is None else manifest.get("step", _step(checkpoint.name))
     return Ancestor(path, stage, manifest, plan, step)
 
@@ -118,22 +127,25 @@ def _split(path: Path) -> tuple[Path, Path | None]:
 
 
 def _step(name: str) -> int | None:
-    found = re.fullmatch(r"step-(\d+)", name)
-    return int(found[1]) if found else None
+    match = re.fullmatch(r"step-(\d+)", name)
+    return int(match[1]) if match else None
 
 
 def _origin(ancestor: Ancestor, reader: RecordReader) -> Ancestor | None:
     """What it was made from: the manifest names the checkpoint, stage.json the stage or a path. A stage of the same run
     is looked for there first, because runs may be moved; a relative path counts from the run or from where we are."""
-    held, stage = ancestor.manifest, ancestor.stage
-    exact = held.get("source", {}).get("path") or (held.get("provenance") or {}).get("origin")
-    named = stage.facts.get("origin") if stage else None
-    places = [Path(place) for place in (exact, named) if place]
-    if stage and named:
-        beside = stage.path.parent / named
-        moved = [beside / CHECKPOINTS / Path(exact).name] if exact and _step(Path(exact).name) is not None else []
+    manifest, stage = ancestor.manifest, ancestor.stage
+    checkpoint = manifest.get("source", {}).get("path") or (manifest.get("provenance") or {}).get("origin")
+    name = stage.facts.origin if stage and stage.facts else None
+    places = [Path(place) for place in (checkpoint, name) if place]
+    outside = places[0] if places else None
+    if stage and name:
+        beside = stage.path.parent / name
+        tag = Path(checkpoint).name if checkpoint else ""
+        moved = [beside / CHECKPOINTS / tag] if _step(tag) is not None else []
         places = [*moved, beside, *places]
-    known = next((found for place in places if (found := _at(place, reader)).recorded), None)
-    if known is None and (outside := exact or named):
-        return Ancestor(Path(outside), None, {}, {}, None)
+    candidates = (_at(place, reader) for place in places)
+    known = next((candidate for candidate in candidates if candidate.recorded), None)
+    if known is None and outside is not None:
+        return Ancestor(outside, None, {}, {}, None)
     return known

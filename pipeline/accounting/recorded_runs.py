@@ -1,6 +1,5 @@
 """Run folders in memory: what they recorded, every file read once."""
 
-import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,8 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import UserError
 from pipeline.records.run_folder import StageFolder, read_json
-from pipeline.records.stage_records import TRAINING, Records
+from pipeline.records.stage_facts import StageFacts, TrainFacts, parse
+from pipeline.records.stage_records import TRAINING, EvaluationRecord, LedgerEntry, MetricsRecord, TrainingRecord
 
 
 class Content(BaseModel):
@@ -31,31 +31,36 @@ class Evaluation(Content):
     top1: float | None = None
 
 
-def curve(metrics: list[dict], ledger: list[dict]) -> list[Evaluation]:
+def curve(metrics: list[MetricsRecord], ledger: list[LedgerEntry]) -> list[Evaluation]:
     """Every evaluation beside its training FLOPs, in order; one whose loss is not a number has no place on it."""
-    costs = sorted((entry["step"], entry["flops"]) for entry in ledger if entry["kind"] in TRAINING)
+    costs = sorted((entry.step, entry.flops) for entry in ledger if entry.kind in TRAINING)
     points, total, next_cost = [], 0, 0
-    for record in (record for record in metrics if "eval_loss" in record):
-        while next_cost < len(costs) and costs[next_cost][0] <= record["step"]:
+    for record in (record for record in metrics if isinstance(record, EvaluationRecord)):
+        while next_cost < len(costs) and costs[next_cost][0] <= record.step:
             total += costs[next_cost][1]
             next_cost += 1
-        if math.isfinite(record["eval_loss"]):
-            extras = {key: record.get(key) for key in ("perplexity", "top1")}
-            points.append(Evaluation(step=record["step"], flops=total, loss=record["eval_loss"], **extras))
+        if math.isfinite(record.eval_loss):
+            points.append(_point(record, total))
     return points
+
+
+def _point(record: EvaluationRecord, flops: int) -> Evaluation:
+    return Evaluation(
+        step=record.step, flops=flops, loss=record.eval_loss, perplexity=record.perplexity, top1=record.top1
+    )
 
 
 @dataclass(frozen=True)
 class RecordedStage:
-    """One stage. facts: stage.json, empty before the stage has started; plan: plan.json, of an expansion only;
+    """One stage. facts: stage.json, None before the stage has started; plan: plan.json, of an expansion only;
     metrics and ledger: the records of metrics.jsonl and ledger.jsonl."""
 
     path: Path
     kind: str
-    facts: dict[str, Any]
+    facts: StageFacts | None
     plan: dict[str, Any]
-    metrics: list[dict]
-    ledger: list[dict]
+    metrics: list[MetricsRecord]
+    ledger: list[LedgerEntry]
 
     @property
     def name(self) -> str:
@@ -63,12 +68,17 @@ class RecordedStage:
 
     @property
     def finished(self) -> bool:
-        return self.facts.get("status") == "finished"
+        return self.facts is not None and self.facts.status == "finished"
+
+    @property
+    def training(self) -> TrainFacts | None:
+        """The facts of a training stage that has started."""
+        return self.facts if isinstance(self.facts, TrainFacts) else None
 
     @cached_property
-    def steps(self) -> list[dict]:
+    def steps(self) -> list[TrainingRecord]:
         """The records of training steps."""
-        return [record for record in self.metrics if "loss" in record]
+        return [record for record in self.metrics if isinstance(record, TrainingRecord)]
 
     @cached_property
     def evaluations(self) -> list[Evaluation]:
@@ -77,49 +87,49 @@ class RecordedStage:
     @property
     def last_step(self) -> int:
         """The last step that was measured."""
-        steps = [record["step"] for record in self.steps[-1:]] + [point.step for point in self.evaluations[-1:]]
+        steps = [record.step for record in self.steps[-1:]] + [point.step for point in self.evaluations[-1:]]
         return max(steps, default=0)
 
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """One run folder. title tells it from the other runs of a report; recipe: the config's section on data; data: the
-    facts of data.json."""
+    """One run folder. title tells it from the other runs of a report; data_config: the config's section on data;
+    data: the facts of data.json."""
 
     folder: Path
     title: str
-    recipe: dict[str, Any]
+    data_config: dict[str, Any]
     data: dict[str, Any]
     stages: dict[str, RecordedStage]
 
     @property
     def trained(self) -> list[RecordedStage]:
         """The training stages that have started."""
-        return [stage for stage in self.stages.values() if stage.kind == "train" and stage.facts]
+        return [stage for stage in self.stages.values() if stage.training]
 
 
 class RecordReader:
     """Reads files of run folders, each once."""
 
     def __init__(self) -> None:
-        self._objects: dict[Path, dict] = {}
+        self._objects: dict[Path, dict[str, Any]] = {}
         self._stages: dict[Path, RecordedStage] = {}
 
-    def json(self, path: Path) -> dict:
+    def json(self, path: Path) -> dict[str, Any]:
         """A JSON object, empty where there is no such file. Raises UserError for a damaged one."""
         key = path.resolve()
         if key not in self._objects:
             self._objects[key] = read_json(path) if path.exists() else {}
         return self._objects[key]
 
-    def stage(self, path: Path, kind: str = "") -> RecordedStage:
+    def stage(self, path: Path, kind: str = "unknown") -> RecordedStage:
         """A stage folder. kind: what the config says, for a stage that has not started. Raises UserError."""
         key = path.resolve()
         if key not in self._stages:
-            folder = StageFolder(path)
-            facts, plan = self.json(folder.facts_file), self.json(path / "plan.json")
-            records = _whole(folder.metrics), _whole(folder.ledger)
-            self._stages[key] = RecordedStage(path, facts.get("kind", kind), facts, plan, *records)
+            folder, content = StageFolder(path), self.json(path / "stage.json")
+            facts, plan = parse(folder.facts_file, content) if content else None, self.json(path / "plan.json")
+            records = list(folder.metrics), list(folder.ledger)
+            self._stages[key] = RecordedStage(path, facts.kind if facts else kind, facts, plan, *records)
         return self._stages[key]
 
     def runs(self, folders: list[Path]) -> list[RecordedRun]:
@@ -129,13 +139,13 @@ class RecordReader:
         names = [config["name"] for _, config in configs]
         return [self._run(folder, config, names.count(config["name"]) == 1) for folder, config in configs]
 
-    def _run(self, folder: Path, config: dict, name_is_unique: bool) -> RecordedRun:
+    def _run(self, folder: Path, config: dict[str, Any], name_is_unique: bool) -> RecordedRun:
         stages = {name: self.stage(folder / name, kind) for name, kind in config["stages"]}
         data = self.json(folder / "data" / "data.json").get("facts", {})
         return RecordedRun(folder, config["name"] if name_is_unique else str(folder), config["data"], data, stages)
 
 
-def _config(folder: Path) -> dict:
+def _config(folder: Path) -> dict[str, Any]:
     """The parts of config.yaml that accounting needs. It is not validated again: an old run must stay readable when
     a data set or checkpoint folder that it started from has gone."""
     path = folder / "config.yaml"
@@ -153,10 +163,3 @@ def _config(folder: Path) -> dict:
     except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
         detail = " ".join(str(error).split())
         raise UserError(f"{path}: not the config of a run ({detail}); restore it, then report again") from error
-
-
-def _whole(records: Records) -> list[dict]:
-    try:
-        return list(records)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{records.path}: not valid JSONL ({error}); the file is damaged") from error

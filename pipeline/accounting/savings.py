@@ -6,6 +6,7 @@ the small model. *All-in* adds the whole training of every model it was grown fr
 
 from pipeline.accounting.lineage import Ancestor, origins
 from pipeline.accounting.recorded_runs import Content, Evaluation, RecordedRun, RecordedStage, RecordReader
+from pipeline.records.stage_facts import TrainFacts
 
 
 class Baseline(Content):
@@ -123,7 +124,7 @@ def compare_run(
 
 def _no_baseline(stage: RecordedStage) -> str:
     return (
-        f"Stage '{stage.name}' is not compared: no stage that trains model '{stage.facts['model']}' from scratch has "
+        f"Stage '{stage.name}' is not compared: no stage that trains model '{_facts(stage).model}' from scratch has "
         f"been evaluated; train one without 'start', or add its run to the report."
     )
 
@@ -132,12 +133,23 @@ def _baseline(
     run: RecordedRun, stage: RecordedStage, places: list[RecordedRun]
 ) -> tuple[RecordedRun, RecordedStage] | None:
     """The evaluated training stage of the same model that began from scratch."""
-    for place in [run, *(place for place in places if place is not run)]:
+    for place in [run, *(place for place in places if place is not run and place.data_config == run.data_config)]:
         for other in place.trained:
-            same = all(other.facts.get(key) == stage.facts.get(key) for key in ("model", "family", "sizes"))
-            if same and other.facts.get("origin") is None and other.evaluations and place.recipe == run.recipe:
+            if _model(other) == _model(stage) and _facts(other).origin is None and other.evaluations:
                 return place, other
     return None
+
+
+def _facts(stage: RecordedStage) -> TrainFacts:
+    """The facts of a training stage that has started."""
+    assert stage.training is not None
+    return stage.training
+
+
+def _model(stage: RecordedStage) -> tuple[str, str, dict[str, int]]:
+    """What must be the same where two stages train the same model."""
+    facts = _facts(stage)
+    return facts.model, facts.family, facts.sizes
 
 
 def _compare(
@@ -155,12 +167,12 @@ def _compare(
     expanded = joined([*reversed(chain[:grown]), whole_stage])
     loss = baseline.evaluations[-1].loss if target is None else target
     scratch, given = reach(baseline.evaluations, loss), reach(expanded, loss)
-    cost = None if unknown else sum(source.training_flops for source in sources)
+    listed = [SourceStage(stage=source.name, flops=source.training_flops or 0) for source in sources]
+    cost = None if unknown else sum(source.flops for source in listed)
     total = None if given.flops is None or cost is None else given.flops + cost
-    listed = [SourceStage(stage=source.name, flops=source.training_flops) for source in sources]
     return Comparison(
         stage=stage.name,
-        model=stage.facts["model"],
+        model=_facts(stage).model,
         baseline=Baseline(run=None if place is run else place.title, stage=baseline.name),
         target=Target(loss=loss, meaning=_meaning(baseline, target)),
         expansion=_expansion(chain[grown]) if grown < len(chain) else None,
@@ -173,8 +185,7 @@ def _compare(
 
 
 def _expansion(ancestor: Ancestor) -> Expansion:
-    facts = ancestor.facts
-    return Expansion(stage=ancestor.name, method=facts.get("method"), lossless=facts.get("lossless"))
+    return Expansion(stage=ancestor.name, method=ancestor.method, lossless=ancestor.lossless)
 
 
 def _curves(sources: list[Ancestor]) -> list[SourceCurve]:
@@ -190,7 +201,7 @@ def _meaning(baseline: RecordedStage, target: float | None) -> str:
         return "as given"
     if baseline.finished:
         return f"the final evaluation loss of '{baseline.name}'"
-    where = f"step {baseline.evaluations[-1].step} of {baseline.facts['steps']}"
+    where = f"step {baseline.evaluations[-1].step} of {_facts(baseline).steps}"
     return f"the latest evaluation loss of '{baseline.name}', which is unfinished ({where})"
 
 

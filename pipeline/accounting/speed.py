@@ -1,8 +1,10 @@
 """How fast a stage was, and where its time went."""
 
+from collections.abc import Iterable
 from statistics import median
 
 from pipeline.accounting.recorded_runs import Content, RecordedStage
+from pipeline.records.stage_records import EvaluationRecord, SaveRecord
 
 
 class Speed(Content):
@@ -21,33 +23,28 @@ class Speed(Content):
 
 def speed(stage: RecordedStage) -> Speed:
     """Of a training stage that has made a step."""
-    mfu = _median(stage.steps, "mfu")
+    steps, facts = stage.steps, stage.training
+    mfu = _median(step.mfu for step in steps)
     return Speed(
         stage=stage.name,
-        samples_per_second=_median(stage.steps, "samples_per_second"),
-        tokens_per_second=_median(stage.steps, "tokens_per_second"),
+        samples_per_second=_median(step.samples_per_second for step in steps),
+        tokens_per_second=_median(step.tokens_per_second for step in steps),
         mfu=mfu if mfu is not None and mfu <= 1 else None,  # above 1 the peak was measured too low: nothing is known
-        wall_seconds=_wall_seconds(stage.steps),
-        evaluation_seconds=_sum(stage.metrics, "evaluation_seconds"),
-        save_seconds=_sum(stage.metrics, "save_seconds"),
-        world_size=stage.facts["settings"].get("world_size"),
-        device=stage.facts.get("device"),
+        wall_seconds=sum(step.seconds * step.window for step in steps),
+        evaluation_seconds=_sum(
+            record.evaluation_seconds for record in stage.metrics if isinstance(record, EvaluationRecord)
+        ),
+        save_seconds=_sum(record.save_seconds for record in stage.metrics if isinstance(record, SaveRecord)),
+        world_size=facts.settings.world_size if facts else None,
+        device=facts.device if facts else None,
     )
 
 
-def _median(records: list[dict], key: str) -> float | None:
-    known = [record[key] for record in records if record.get(key) is not None]
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
     return median(known) if known else None
 
 
-def _sum(records: list[dict], key: str) -> float | None:
-    known = [record[key] for record in records if key in record]
+def _sum(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
     return sum(known) if known else None
-
-
-def _wall_seconds(steps: list[dict]) -> float:
-    """`seconds` is the mean of the `window` steps that end with the record. Records from before there were windows have
-    the time of their own step alone, which then stands for the steps since the record before."""
-    ends = [0, *(record["step"] for record in steps)]
-    since = [max(1, end - before) for before, end in zip(ends, ends[1:], strict=False)]
-    return sum(record["seconds"] * record.get("window", gap) for record, gap in zip(steps, since, strict=True))

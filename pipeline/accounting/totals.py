@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from pipeline.accounting.recorded_runs import Content, RecordedStage
-from pipeline.records.stage_records import TRAINING
+from pipeline.records.stage_records import TRAINING, LedgerEntry
 
 KINDS = (*TRAINING, "evaluate", "verify", "grow")
 """The order in which kinds of cost are listed; any other follows."""
@@ -17,10 +17,10 @@ class Amounts(Content):
     tokens: int = 0
 
     @classmethod
-    def of(cls, entries: Iterable[dict]) -> "Amounts":
+    def of(cls, entries: Iterable[LedgerEntry]) -> "Amounts":
         """The sum of ledger entries."""
         listed = list(entries)
-        return cls(**{unit: sum(entry[unit] for entry in listed) for unit in Amounts.model_fields})
+        return cls(**{unit: sum(getattr(entry, unit) for entry in listed) for unit in Amounts.model_fields})
 
 
 class LedgerRow(Amounts):
@@ -38,15 +38,15 @@ class Ledger(Content):
     everything: Amounts
 
 
-def training_flops(ledger: list[dict], until: int) -> int:
+def training_flops(ledger: list[LedgerEntry], until: int) -> int:
     """Training FLOPs (forward, backward, recomputation) of the first `until` steps."""
-    return sum(entry["flops"] for entry in ledger if entry["kind"] in TRAINING and entry["step"] <= until)
+    return sum(entry.flops for entry in ledger if entry.kind in TRAINING and entry.step <= until)
 
 
-def by_kind(entries: list[dict]) -> dict[str, Amounts]:
+def by_kind(entries: list[LedgerEntry]) -> dict[str, Amounts]:
     """The sums of ledger entries of each kind."""
-    kinds = sorted({entry["kind"] for entry in entries}, key=_order)
-    return {kind: Amounts.of(entry for entry in entries if entry["kind"] == kind) for kind in kinds}
+    kinds = sorted({entry.kind for entry in entries}, key=_order)
+    return {kind: Amounts.of(entry for entry in entries if entry.kind == kind) for kind in kinds}
 
 
 def _order(kind: str) -> tuple[int, str]:
@@ -68,5 +68,5 @@ def ledger(stages: Iterable[RecordedStage]) -> Ledger:
         for stage in stages
         for kind, spent in by_kind(stage.ledger).items()
     ]
-    training = Amounts.of(entry for entry in entries if entry["kind"] in TRAINING)
+    training = Amounts.of(entry for entry in entries if entry.kind in TRAINING)
     return Ledger(rows=rows, by_kind=by_kind(entries), training=training, everything=total)

@@ -53,10 +53,10 @@ class Fingerprint(Strict):
 def require_same(config: Config, stage: TrainStage | ExpandStage) -> None:
     """Raises a UserError that lists every setting that has changed since the stage was begun, its origins' included."""
     folder = StageFolder(config.path / stage.name)
-    recorded = folder.facts.get("fingerprint")
-    if recorded is None:
+    facts = folder.facts
+    if facts is None:
         return
-    before, now = _read(folder.path, recorded).settings(), Fingerprint.of(config, stage).settings()
+    before, now = _read(folder.path, facts.fingerprint).settings(), Fingerprint.of(config, stage).settings()
     changes = [f"{place} was {_shown(old)}, is now {_shown(new)}" for place, old, new in differences(before, now)]
     if changes:
         raise UserError(

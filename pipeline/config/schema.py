@@ -221,6 +221,16 @@ class Config(Strict):
                 return stage
         raise UserError(f"no stage '{name}' in config '{self.name}'{nearest(name, [s.name for s in self.stages])}")
 
+    def training_stage(self, name: str) -> TrainStage:
+        """The training stage called `name`. Raises UserError when there is none, or it is an expansion."""
+        stage = self.stage(name)
+        if not isinstance(stage, TrainStage):
+            training = [s.name for s in self.stages if isinstance(s, TrainStage)]
+            raise UserError(
+                f"stage '{name}' of config '{self.name}' is an expansion; its training stages: {', '.join(training)}"
+            )
+        return stage
+
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
         earlier: dict[str, TrainStage | ExpandStage] = {}

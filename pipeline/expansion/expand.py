@@ -27,6 +27,8 @@ from pipeline.growth.verification.equivalence import Verification, verify
 from pipeline.optim.optimizers import Slot
 from pipeline.records.processes import WORKERS
 from pipeline.records.run_folder import StageFolder
+from pipeline.records.stage_facts import ExpandFacts
+from pipeline.records.stage_records import LedgerEntry
 from pipeline.records.versions import installed
 
 logger = logging.getLogger(__name__)
@@ -249,31 +251,32 @@ def _as_many_as_heads(name: str, plan: GrowthPlan) -> bool:
     return name.endswith("kv heads") and plan.sizes[name] == plan.sizes[name.removesuffix("kv heads") + "heads"]
 
 
-def describe(expansion: ExpansionPlan, fingerprint: dict, name: str, model: str, origin: str, sizes: dict) -> dict:
+def describe(
+    expansion: ExpansionPlan, fingerprint: dict, name: str, model: str, origin: str, sizes: dict[str, int]
+) -> ExpandFacts:
     """What stage.json says of an expansion."""
     options = expansion.growth.options
-    return {
-        "kind": "expand",
-        "name": name,
-        "model": model,
-        "family": models.of_config(expansion.large).name,
-        "sizes": sizes,
-        "parameters": models.architecture_of(expansion.large).parameters,
-        "origin": origin,
-        "method": options.method,
-        **options.options.model_dump(),
-        "optimizer_state": "grow" if expansion.grow_optimizer_state else "reset",
-        "lossless": expansion.growth.lossless,
-        "config_change": expansion.growth.config_change,
-        "format": expansion.layout.as_json(),
-        "versions": installed(),
-        "fingerprint": fingerprint,
-    }
+    return ExpandFacts(
+        name=name,
+        model=model,
+        family=models.of_config(expansion.large).name,
+        sizes=sizes,
+        parameters=models.architecture_of(expansion.large).parameters,
+        origin=origin,
+        method=options.method,
+        method_options=options.options.model_dump(),
+        optimizer_state="grow" if expansion.grow_optimizer_state else "reset",
+        lossless=expansion.growth.lossless,
+        config_change=expansion.growth.config_change,
+        layout=expansion.layout.as_json(),
+        versions=installed(),
+        fingerprint=fingerprint,
+    )
 
 
-def into_stage(expansion: ExpansionPlan, folder: StageFolder, facts: dict) -> None:
+def into_stage(expansion: ExpansionPlan, folder: StageFolder, facts: ExpandFacts) -> None:
     """Run the expansion as a stage of a run: facts, plan and ledger beside the checkpoint."""
-    folder.begin(**facts)
+    folder.begin(facts)
     plan_file.save(expansion.growth, folder.path)
     out = folder.checkpoints / "step-0000000"
     if out.exists():  # published, and killed before the stage was marked finished
@@ -281,7 +284,6 @@ def into_stage(expansion: ExpansionPlan, folder: StageFolder, facts: dict) -> No
     measured = execute_expansion(expansion, out, WORKERS).verification
     folder.ledger.truncate(-1)
     for kind, flops in spent(expansion, measured.samples).items():
-        folder.ledger.append(
-            step=0, kind=kind, flops=flops, samples=measured.samples if kind == "verify" else 0, tokens=0
-        )
-    folder.finish(verification=measured.as_json())
+        samples = measured.samples if kind == "verify" else 0
+        folder.ledger.append(LedgerEntry(step=0, kind=kind, flops=flops, samples=samples, tokens=0))
+    folder.finish(facts.model_copy(update={"verification": measured.as_json()}))

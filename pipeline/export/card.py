@@ -1,5 +1,7 @@
 """The model card: what a model is, how it came to be, what that cost, and how to load it."""
 
+from typing import Any
+
 import transformers
 from transformers import PretrainedConfig
 
@@ -20,22 +22,23 @@ AUTO = {"masked-lm": "AutoModelForMaskedLM", "causal-lm": "AutoModelForCausalLM"
 
 
 def card(
-    name: str, config: PretrainedConfig, dtype: str, ancestors: list[Ancestor], data: dict, tokenizer: bool
+    name: str, config: PretrainedConfig, dtype: str, ancestors: list[Ancestor], data: dict[str, Any], tokenizer: bool
 ) -> str:
     """The content of README.md. data: the facts of the prepared data, empty where they are not known."""
     family, architecture = models.of_config(config), models.architecture_of(config)
     head = family.head(config)
+    model = f"A `{family.name}` model (`{head.class_name}`)"
     sizes = ", ".join(f"{space} {size:,}" for space, size in architecture.sizes().items())
     return "\n".join(
         [
             *_front(family, head),
             f"# {name}",
             "",
-            f"A `{family.name}` model (`{head.class_name}`) of {architecture.parameters:,} parameters, stored in {dtype}: {sizes}.",
+            f"{model} of {architecture.parameters:,} parameters, stored in {dtype}: {sizes}.",
             "",
             "## How it came to be",
             "",
-            *[f"{number}. {_told(ancestor)}" for number, ancestor in enumerate(ancestors, 1)],
+            *[f"{number}. {_history(ancestor)}" for number, ancestor in enumerate(ancestors, 1)],
             "",
             "## What it cost",
             "",
@@ -65,48 +68,46 @@ def _front(family: Family, head: Head) -> list[str]:
     ]
 
 
-def _told(ancestor: Ancestor) -> str:
-    telling = {"train": _trained, "expand": _expanded, "reshard": _rewritten, "export": _rewritten}.get(
-        ancestor.kind, _foreign
-    )
-    return f"**{ancestor.name}**: {telling(ancestor)}."
+def _history(ancestor: Ancestor) -> str:
+    by_kind = {"train": _trained, "expand": _expanded, "reshard": _rewritten, "export": _rewritten}
+    describe = by_kind.get(ancestor.kind, _foreign)
+    return f"**{ancestor.name}**: {describe(ancestor)}."
 
 
 def _trained(ancestor: Ancestor) -> str:
-    stage = ancestor.stage.facts if ancestor.stage else {}
-    batch = f" of {stage['settings']['batch']} samples, {stage['settings']['precision']}" if "settings" in stage else ""
-    origin = (ancestor.manifest.get("provenance") or {}).get("origin") or stage.get("origin")
+    facts = ancestor.stage.training if ancestor.stage else None
+    batch = f" of {facts.settings.batch} samples, {facts.settings.precision}" if facts else ""
+    origin = (ancestor.manifest.get("provenance") or {}).get("origin") or (facts.origin if facts else None)
     begin = "from what came before" if origin else "from scratch"
-    count = f"{stage['parameters']:,} parameters " if "parameters" in stage else ""
+    count = f"{facts.parameters:,} parameters " if facts else ""
     loss = f"; evaluation loss {ancestor.evaluations[-1].loss:.4f}" if ancestor.evaluations else ""
     return f"{count}trained {begin} for {ancestor.last_step:,} steps{batch}{loss}"
 
 
 def _expanded(ancestor: Ancestor) -> str:
-    held = ancestor.manifest
+    manifest = ancestor.manifest
     changes = [
         f"{name} {before:,} -> {after:,}"
         for name, (before, after) in ancestor.plan.get("sizes", {}).items()
         if before != after
     ]
     sizes = f" ({', '.join(changes)})" if changes else ""
-    moments = "grown" if held.get("optimizer_state") == "grow" else "started afresh"
-    return f"expanded by method `{held.get('method', 'unknown')}`{sizes}, optimizer state {moments}; {_verified(held)}"
+    moments = "grown" if manifest.get("optimizer_state") == "grow" else "started afresh"
+    method = manifest.get("method", "unknown")
+    return f"expanded by method `{method}`{sizes}, optimizer state {moments}; {_verified(manifest)}"
 
 
-def _verified(held: dict) -> str:
+def _verified(manifest: dict[str, Any]) -> str:
     """What the expansion measured: the relative difference of the outputs before and after, beside its gates."""
-    found = held.get("verification")
-    if not found:
+    verification = manifest.get("verification")
+    if not verification:
         return "no verification is recorded"
     measured = ", ".join(
-        f"{found[dtype]:.1e} in {dtype} (gate {found['gates'][dtype]:.0e})" for dtype in ("float64", "float32")
+        f"{verification[dtype]:.1e} in {dtype} (gate {verification['gates'][dtype]:.0e})"
+        for dtype in ("float64", "float32")
     )
-    verdict = (
-        "verified lossless"
-        if found["lossless"]
-        else "lossy, as declared" + (f" ({'; '.join(held['lossy'])})" if held.get("lossy") else "")
-    )
+    reasons = f" ({'; '.join(manifest['lossy'])})" if manifest.get("lossy") else ""
+    verdict = "verified lossless" if verification["lossless"] else f"lossy, as declared{reasons}"
     return f"{verdict}: relative difference of the outputs {measured}"
 
 
@@ -121,10 +122,12 @@ def _foreign(ancestor: Ancestor) -> str:
 
 def _ledger(ancestors: list[Ancestor]) -> list[str]:
     """FLOPs by stage and kind as exact integers, and their sum, which the checkpoint itself knows too."""
-    rows = [(ancestor.name, kind, spent) for ancestor in ancestors for kind, spent in (ancestor.spent or {}).items()]
+    rows: list[tuple[str, str, Amounts | None]] = [
+        (ancestor.name, kind, spent) for ancestor in ancestors for kind, spent in (ancestor.spent or {}).items()
+    ]
     rows += [(ancestor.name, "not recorded", None) for ancestor in ancestors if ancestor.spent is None]
     total = (ancestors[-1].manifest.get("provenance") or {}).get("flops", "unknown")
-    listed = sum(spent.flops for _, _, spent in rows if spent)
+    listed = sum(spent.flops for *_, spent in rows if spent is not None)
     if isinstance(total, int) and total > listed:
         rows.append(("before", "not itemised here", Amounts(flops=total - listed)))
     body = [f"| {name} | {kind} | {_amounts(spent)} |" for name, kind, spent in rows]
@@ -147,22 +150,19 @@ def _amounts(spent: Amounts | None) -> str:
 def _loading(name: str, family: Family, head: Head, tokenizer: bool) -> list[str]:
     """A snippet that runs as it stands, beside the folder."""
     known = hasattr(transformers, head.class_name)
-    chosen = head.class_name if known else AUTO.get(head.name, "AutoModel")
+    loader = head.class_name if known else AUTO.get(head.name, "AutoModel")
     code = [
-        f"from transformers import {chosen}{', AutoTokenizer' if tokenizer else ''}",
+        f"from transformers import {loader}{', AutoTokenizer' if tokenizer else ''}",
         "",
-        f'model = {chosen}.from_pretrained("{name}")',
+        f'model = {loader}.from_pretrained("{name}")',
     ]
     if tokenizer:
         code.append(f'tokenizer = AutoTokenizer.from_pretrained("{name}")')
-    note = (
-        []
-        if known
-        else [
-            f"The family `{family.name}` is not one of `transformers`: install this project, whose `pipeline.models` registers it.",
-            "",
-        ]
+    registered_here = (
+        f"The family `{family.name}` is not one of `transformers`: install this project, whose `pipeline.models` "
+        "registers it."
     )
+    note = [] if known else [registered_here, ""]
     return [
         *note,
         "```python",
@@ -172,15 +172,13 @@ def _loading(name: str, family: Family, head: Head, tokenizer: bool) -> list[str
     ]
 
 
-def _inputs(data: dict) -> list[str]:
+def _inputs(data: dict[str, Any]) -> list[str]:
     """What the model was trained on, sample by sample."""
     if data.get("kind") == "text":
         return [f"It was trained on blocks of {data['block']} tokens: `[CLS]`, text, `[SEP]`.", ""]
     if data.get("kind") == "images":
         mean, std = (", ".join(f"{value:.6g}" for value in data[key]) for key in ("mean", "std"))
         size = f"{data['channels']} x {data['size']} x {data['size']}"
-        return [
-            f"It was trained on images of {size} pixels from 0 to 1, less the mean ({mean}) and divided by the deviation ({std}).",
-            "",
-        ]
+        normalised = f"less the mean ({mean}) and divided by the deviation ({std})"
+        return [f"It was trained on images of {size} pixels from 0 to 1, {normalised}.", ""]
     return []

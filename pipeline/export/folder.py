@@ -3,11 +3,13 @@
 Weights, config.json, the tokenizer and a model card; the optimizer's state has no place there.
 """
 
+import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 
 from pipeline import checkpoints
 from pipeline.accounting.lineage import Ancestor, lineage
@@ -21,57 +23,56 @@ from pipeline.export.card import card
 from pipeline.records.run_folder import read_json, write_json, write_text
 from pipeline.records.versions import installed
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 CARD = "README.md"
 
 
 def export_checkpoint(
-    source: Path,
-    out: Path,
-    dtype: str = "float32",
-    source_config: Path | None = None,
-    workers: int = 1,
-    say: Say = print,
+    source: Path, out: Path, dtype: str = "float32", source_config: Path | None = None, workers: int = 1
 ) -> None:
     """Write and publish the folder `out`. Raises UserError, and publishes nothing."""
     if out.exists():
         raise UserError(f"{out}: exists already; choose another --out or remove it")
-    found, layout = checkpoints.locate(source), CheckpointLayout(HUGGING_FACE.name, dtype=dtype)
-    state, config = checkpoints.read(found, source_config)
-    origin, ancestors = manifest.Origin.of(found), lineage(found, RecordReader())[::-1]
+    checkpoint, layout = checkpoints.locate(source), CheckpointLayout(HUGGING_FACE.name, dtype=dtype)
+    state, config = checkpoints.read(checkpoint, source_config)
+    origin, ancestors = manifest.Origin.of(checkpoint), lineage(checkpoint, RecordReader())[::-1]
     data = prepared(ancestors)
     with publish.writing(out) as staged:
         files, hashed = checkpoints.write(
             state, config, staged, layout, workers=workers, progress=True, read=origin.paths
         )
         require_same_on_disk(state, staged, dtype)
-        beside = _copy(_beside(found, data), staged)
-        facts = read_json(data / "data.json")["facts"] if data else {}
-        write_text(
-            staged / CARD,
-            card(
-                out.resolve().name,
-                config,
-                dtype,
-                ancestors,
-                facts,
-                any("token" in name or "vocab" in name for name in beside),
-            ),
-        )
-        publish.publish(
-            staged,
-            out,
-            {
-                "kind": "export",
-                **layout.as_json(),
-                "step": state.step,
-                "versions": installed(),
-                "source": origin.facts(hashed),
-                "provenance": {**state.provenance, "origin": str(found), "own_flops": 0},
-            },
-            files | manifest.hashes(staged, [CARD, *beside]),
-        )
-    say(f"export: {len(state.tensors)} tensors in {dtype}{', ' + ', '.join(beside) if beside else ''}, a model card")
+        copied = _copy(_sidecar_files(checkpoint, data), staged)
+        _write_card(staged, out.resolve().name, config, dtype, ancestors, data, copied)
+        facts = {"kind": "export", **layout.as_json(), **_provenance(state, checkpoint), "source": origin.facts(hashed)}
+        publish.publish(staged, out, facts, files | manifest.hashes(staged, [CARD, *copied]))
+    others = f", {', '.join(copied)}" if copied else ""
+    logger.info(f"export: {len(state.tensors)} tensors in {dtype}{others}, a model card")
+    logger.info(f"export: wrote {out}")
+
+
+def _write_card(
+    staged: Path,
+    name: str,
+    config: PretrainedConfig,
+    dtype: str,
+    ancestors: list[Ancestor],
+    data: Path | None,
+    copied: list[str],
+) -> None:
+    facts = read_json(data / "data.json")["facts"] if data else {}
+    has_tokenizer = any("token" in file or "vocab" in file for file in copied)
+    write_text(staged / CARD, card(name, config, dtype, ancestors, facts, has_tokenizer))
+
+
+def _provenance(state: State, checkpoint: Path) -> dict[str, Any]:
+    """What the manifest says of how the weights came to be: as the checkpoint has it, exporting costs no FLOPs."""
+    return {
+        "step": state.step,
+        "versions": installed(),
+        "provenance": {**state.provenance, "origin": str(checkpoint), "own_flops": 0},
+    }
 
 
 def prepared(ancestors: list[Ancestor]) -> Path | None:
@@ -81,21 +82,22 @@ def prepared(ancestors: list[Ancestor]) -> Path | None:
 
 
 def require_same_on_disk(state: State, staged: Path, dtype: str) -> None:
-    """What counts is what lies on disk: every tensor is read back and held against its source, rounded once. Raises
+    """Read every tensor back from disk and compare it with its source, rounded once, byte by byte. Raises
     UserError."""
-    written, stored = huggingface.read(staged), huggingface.DTYPES[dtype]
-    for name, entry in state.tensors.items():
-        pair = [
-            tensor.contiguous().reshape(-1).view(torch.uint8)
-            for tensor in (entry.tensor().to(stored), written.tensors[name].tensor())
-        ]
-        if not torch.equal(*pair):
+    written, stored_dtype = huggingface.read(staged), huggingface.DTYPES[dtype]
+    for name, source in state.tensors.items():
+        expected, stored = source.tensor().to(stored_dtype), written.tensors[name].tensor()
+        if not torch.equal(_bytes(expected), _bytes(stored)):
             raise UserError(
                 f"{staged}: '{name}' does not read back as it was written; the disk is faulty, nothing was published"
             )
 
 
-def _beside(source: Path, data: Path | None) -> list[Path]:
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _sidecar_files(source: Path, data: Path | None) -> list[Path]:
     """The tokenizer of the run's data, else what lies beside a Hugging Face folder's weights."""
     if data and (data / "tokenizer").is_dir():
         return sorted(path for path in (data / "tokenizer").iterdir() if path.is_file())
@@ -106,8 +108,8 @@ def _beside(source: Path, data: Path | None) -> list[Path]:
 
 
 def _copy(paths: list[Path], staged: Path) -> list[str]:
-    """Copy beside the weights. A sentencepiece model alone would be guessed at by AutoTokenizer, and given other ids: it is
-    told to run sentencepiece itself."""
+    """Copy beside the weights. From a sentencepiece model alone AutoTokenizer would build a tokenizer with other ids: a
+    tokenizer_config.json has it run sentencepiece itself."""
     paths = [path for path in paths if not (staged / path.name).exists()]
     names = [path.name for path in paths]
     for path in paths:

@@ -8,20 +8,20 @@ import sys
 PR_SET_PDEATHSIG = 1
 """linux/prctl.h: the signal that a process gets when its parent ends."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""malloc.h: how much free memory the allocator keeps, and from what size it asks the kernel for each piece."""
+"""malloc.h: how much freed memory is kept, and from what size on each allocation is a mapping of its own."""
 WORKERS = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) + 1
 """Processes that write and hash: one more than the CPUs, for now and then one of them waits for the disk."""
 
 
 def huge_pages() -> None:
-    """Have torch ask for huge pages where a tensor is large: verifying a model of 2 billion parameters takes 0.7 of the time.
-    To be called before torch makes its first tensor; what the user's environment says stays."""
+    """Have torch ask for huge pages where a tensor is large: verifying a model of 2 billion parameters takes 0.7 of
+    the time. To be called before torch makes its first tensor; what the user's environment says stays."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def keep_freed_memory(most: int) -> None:
-    """Have the C library keep up to `most` freed bytes for the next tensor, where it would give pages back to the kernel, which
-    clears them again a moment later (glibc only)."""
+    """Have the C library keep up to `most` freed bytes for the next tensor, where it would give pages back to the
+    kernel, which clears them again a moment later (glibc only)."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_TRIM_THRESHOLD, most)

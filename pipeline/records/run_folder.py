@@ -6,7 +6,7 @@ runs/NAME/
   data/                           what `prepare` made
   STAGE/
     stage.json                    what the stage is, its sizes, where it came from, whether it is finished
-    metrics.jsonl ledger.jsonl    see ledger.py
+    metrics.jsonl ledger.jsonl    see stage_records.py
     plan.json                     expansions only
     log.txt
     checkpoints/step-0000500/     shards, config.json, manifest.json
@@ -18,9 +18,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 from pipeline.errors import UserError
-from pipeline.records.stage_records import Records
+from pipeline.records.stage_facts import StageFacts, parse
+from pipeline.records.stage_records import Ledger, Metrics
 
 
 def write_json(path: Path, content: object) -> None:
@@ -37,10 +39,11 @@ def write_text(path: Path, content: str) -> None:
     os.replace(draft, path)
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises UserError when it is missing or broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content
     except OSError as error:
         raise UserError(f"{path}: cannot read it ({error.strerror})") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -52,33 +55,37 @@ class StageFolder:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self.metrics = Records(self.path / "metrics.jsonl")
-        self.ledger = Records(self.path / "ledger.jsonl")
+        self.metrics = Metrics(self.path / "metrics.jsonl")
+        self.ledger = Ledger(self.path / "ledger.jsonl")
         self.checkpoints = self.path / "checkpoints"
         self.facts_file = self.path / "stage.json"
 
     @property
-    def facts(self) -> dict:
-        """The content of stage.json; empty before the stage has started."""
-        return read_json(self.facts_file) if self.facts_file.exists() else {}
+    def facts(self) -> StageFacts | None:
+        """The content of stage.json, None before the stage has started. Raises UserError."""
+        return parse(self.facts_file, read_json(self.facts_file)) if self.facts_file.exists() else None
 
     @property
     def finished(self) -> bool:
-        return self.facts.get("status") == "finished"
+        facts = self.facts
+        return facts is not None and facts.status == "finished"
 
-    def begin(self, **facts: object) -> None:
+    def begin(self, facts: StageFacts) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.facts_file, {**facts, "status": "running"})
+        self._write(facts, "running")
 
-    def finish(self, **facts: object) -> None:
-        write_json(self.facts_file, {**self.facts, **facts, "status": "finished"})
+    def finish(self, facts: StageFacts) -> None:
+        self._write(facts, "finished")
+
+    def _write(self, facts: StageFacts, status: str) -> None:
+        write_json(self.facts_file, facts.model_copy(update={"status": status}).model_dump(mode="json"))
 
 
 @contextmanager
 def exclusive(folder: Path, node: int = 0) -> Iterator[None]:
-    """Hold the run folder: a second start on this node is refused, also while a worker of a dead start lives.
+    """Lock the run folder on this node: a second start is refused, also while a worker of a killed start is alive.
 
-    The parent holds `.lock`; every worker shares `.workers` (see `share`), which must be free at the start.
+    The parent locks `.lock`; every worker shares a lock on `.workers` (see `share`), which must be free at the start.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,9 +93,11 @@ def exclusive(folder: Path, node: int = 0) -> Iterator[None]:
         raise UserError(
             f"{folder}: cannot make the run folder ({error.strerror}); choose another with folder=…"
         ) from error
-    suffix = f"-{node}" if node else ""
-    with (folder / f".lock{suffix}").open("w") as lock, (folder / f".workers{suffix}").open("w") as workers:
-        for file in (lock, workers):
+    with (
+        _lock_file(folder, ".lock", node).open("w") as parent,
+        _lock_file(folder, ".workers", node).open("w") as workers,
+    ):
+        for file in (parent, workers):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -97,8 +106,13 @@ def exclusive(folder: Path, node: int = 0) -> Iterator[None]:
         yield
 
 
-def share(folder: Path, node: int = 0) -> object:
-    """Called by a worker: hold `.workers` until this process ends. Keep the returned file open."""
-    file = (folder / f".workers{f'-{node}' if node else ''}").open("w")
+def share(folder: Path, node: int = 0) -> TextIO:
+    """Called by a worker: lock `.workers`, together with the others, until this process ends. Keep the returned file
+    open."""
+    file = _lock_file(folder, ".workers", node).open("w")
     fcntl.flock(file, fcntl.LOCK_SH)
     return file
+
+
+def _lock_file(folder: Path, name: str, node: int) -> Path:
+    return folder / (f"{name}-{node}" if node else name)

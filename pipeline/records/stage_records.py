@@ -1,64 +1,155 @@
 """What a stage records while it runs, as JSON lines; `accounting` reads it.
 
-A stage keeps two files. `metrics.jsonl`: what was measured, one object for each
-    training record  step, loss, lr, grad_norm, seconds, samples_per_second, tokens_per_second, mfu, window
-    evaluation       step, eval_loss, perplexity or top1, evaluation_seconds
-    checkpoint       step, save_seconds
-A training record stands for the `window` steps up to `step`: loss, norm, seconds and speeds are means over them, `lr`
-is the last one's; `seconds` is the time of one step, without evaluation and saving. `ledger.jsonl`: what was spent
-since the previous entry of its kind (`step, kind, flops, samples, tokens`), FLOPs as integers, so that stages add up
-exactly.
+`metrics.jsonl` holds what was measured, `ledger.jsonl` what was spent. Each line has its own format number: a stage
+that an older version began goes on in the same files.
 """
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from pipeline.errors import UserError
+from pipeline.records.formats import FORMAT, Recorded, explained, require_readable
 
 TRAINING = ("train", "recompute")
 """Kinds of cost that a published saving counts; the others (evaluate, verify, grow) are named beside it."""
 
 
-class Window:
-    """The training steps since the last record, of which the record tells the means."""
+class StageRecord(Recorded):
+    """What was recorded at `step`."""
 
-    def __init__(self) -> None:
-        self.steps: list[tuple[float, float | None, float]] = []
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def add(self, loss: float, norm: float | None, seconds: float) -> None:
-        self.steps.append((loss, norm, seconds))
-
-    def close(self) -> dict[str, float | None]:
-        """The means of loss, grad_norm (None where a step had none) and seconds; a new window begins."""
-        losses, norms, seconds = zip(*self.steps, strict=True)
-        self.steps = []
-        return {"loss": fmean(losses), "grad_norm": None if None in norms else fmean(norms), "seconds": fmean(seconds)}
+    step: int
 
 
-class Records:
+class TrainingRecord(StageRecord):
+    """The `window` steps up to `step`: loss, norm, seconds and speeds are means over them, `lr` is the last one's.
+    seconds: the time of one step, without evaluation and saving; mfu: 0 to 1, None where the peak is not known."""
+
+    kind: Literal["train"] = "train"
+    loss: float
+    lr: float
+    grad_norm: float | None
+    seconds: float
+    samples_per_second: float
+    tokens_per_second: float
+    mfu: float | None
+    window: int
+
+
+class EvaluationRecord(StageRecord):
+    """The whole evaluation set at `step`. perplexity: of text; top1: of images, 0 to 1; evaluation_seconds: None where
+    it was not measured."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    eval_loss: float
+    perplexity: float | None = None
+    top1: float | None = None
+    evaluation_seconds: float | None = None
+
+
+class SaveRecord(StageRecord):
+    """The checkpoint of `step` was written."""
+
+    kind: Literal["save"] = "save"
+    save_seconds: float
+
+
+class LedgerEntry(StageRecord):
+    """What was spent since the previous entry of its kind, as exact integers, so that stages add up exactly.
+    kind: train, recompute, evaluate, grow, verify."""
+
+    kind: str
+    flops: int
+    samples: int
+    tokens: int
+
+
+MetricsRecord = TrainingRecord | EvaluationRecord | SaveRecord
+Record = TypeVar("Record", bound=StageRecord)
+
+
+class Records(ABC, Generic[Record]):
     """An append-only JSONL file that a resumed run can cut back to a step."""
+
+    adapter: TypeAdapter[Record]
 
     def __init__(self, path: Path):
         self.path = path
 
-    def append(self, **record: object) -> None:
+    def append(self, record: Record) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(_line(record))
 
-    def __iter__(self) -> Iterator[dict]:
-        if self.path.exists():
-            with self.path.open(encoding="utf-8") as file:
-                for line in file:
-                    if line.endswith("\n"):  # a killed writer may leave half a line
-                        yield json.loads(line)
+    def __iter__(self) -> Iterator[Record]:
+        """Every record in order. Raises UserError for a newer format, or a line that is no record."""
+        previous_step = 0
+        for number, content in self._objects():
+            record = self._parse(number, content, previous_step)
+            previous_step = record.step
+            yield record
 
     def truncate(self, step: int) -> None:
         """Drop what lies after `step` (and a half-written last line), atomically."""
-        kept = [json.dumps(record) + "\n" for record in self if record["step"] <= step]
+        lines = [_line(record) for record in self if record.step <= step]
         draft = self.path.with_suffix(".draft")
-        draft.write_text("".join(kept), encoding="utf-8")
+        draft.write_text("".join(lines), encoding="utf-8")
         os.replace(draft, self.path)
+
+    def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The JSON object of every line with its number; a killed writer may leave half a line at the end."""
+        if not self.path.exists():
+            return
+        try:
+            with self.path.open(encoding="utf-8") as file:
+                for number, line in enumerate(file, 1):
+                    if line.endswith("\n"):
+                        yield number, json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.path}: not valid JSONL ({error}); the file is damaged") from error
+
+    def _parse(self, number: int, content: dict[str, Any], previous_step: int) -> Record:
+        place = f"{self.path}, line {number}"
+        try:
+            if "format" not in content:
+                content = {**self.upgraded(content, previous_step), "format": FORMAT}
+            require_readable(place, content["format"])
+            return self.adapter.validate_python(content)
+        except (ValidationError, TypeError, KeyError) as error:
+            reason = explained(error) if isinstance(error, ValidationError) else str(error)
+            raise UserError(f"{place}: not a record of a stage ({reason}); the file is damaged") from error
+
+    @abstractmethod
+    def upgraded(self, content: dict[str, Any], previous_step: int) -> dict[str, Any]:
+        """A record of format 1, which named no format, as format 2 has it. previous_step: of the line before."""
+
+
+class Metrics(Records[MetricsRecord]):
+    """metrics.jsonl."""
+
+    adapter = TypeAdapter(Annotated[MetricsRecord, Field(discriminator="kind")])
+
+    def upgraded(self, content: dict[str, Any], previous_step: int) -> dict[str, Any]:
+        """Format 1 had no `kind`. Its first records had no `window` either, and loss and time of a single step, which
+        stands for all steps since the line before."""
+        if "loss" in content:
+            return {"kind": "train", "window": max(1, content["step"] - previous_step), **content}
+        return {"kind": "evaluate" if "eval_loss" in content else "save", **content}
+
+
+class Ledger(Records[LedgerEntry]):
+    """ledger.jsonl."""
+
+    adapter = TypeAdapter(LedgerEntry)
+
+    def upgraded(self, content: dict[str, Any], previous_step: int) -> dict[str, Any]:
+        """Format 1 had the same keys."""
+        return content
+
+
+def _line(record: Recorded) -> str:
+    return json.dumps(record.model_dump()) + "\n"

@@ -37,7 +37,7 @@ def _run(run: RecordedRun, all_runs: list[RecordedRun], reader: RecordReader, ta
     return Run(
         title=run.title,
         folder=str(run.folder),
-        kind=run.recipe["kind"],
+        kind=run.data_config["kind"],
         unigram_entropy=run.data.get("unigram_entropy"),
         unfinished=[f"stage '{stage.stage}' {stage.state}" for stage in stages if not stage.finished],
         warnings=tables.warnings(stages),

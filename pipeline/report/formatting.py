@@ -95,7 +95,7 @@ def duration(seconds: float | None) -> str:
 
 
 OF_TRAINING = ("schedule", "settings", "flops_per_step", "samples_per_step", "tokens_per_step")
-OF_EXPANSION = ("method", "depth", "placement", "noise", "optimizer_state", "lossless")
+OF_EXPANSION = ("method", "method_options", "optimizer_state", "lossless")
 SETTINGS = (*OF_TRAINING, *OF_EXPANSION, "config_change", "device", "versions")
 """The facts of a stage that are settings."""
 

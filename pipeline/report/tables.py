@@ -6,6 +6,8 @@ from typing import Any
 
 from pipeline.accounting.lineage import origins
 from pipeline.accounting.recorded_runs import RecordedRun, RecordedStage, RecordReader
+from pipeline.records.stage_facts import ExpandFacts
+from pipeline.records.stage_records import TrainingRecord as StepRecord
 from pipeline.report.content import Continuity, Series, Stage, Start, TrainingRecord, Verdict
 
 MEASURED: dict[str, Any] = {"tolerance": 0.0, "drift": [], "symmetry": {}, "loss": None, "stored": None}
@@ -22,7 +24,7 @@ def stage(stage: RecordedStage) -> Stage:
         state=_state(stage),
         finished=stage.finished,
         step=stage.last_step,
-        facts=stage.facts,
+        facts=stage.facts.model_dump(mode="json") if stage.facts else {},
         evaluations=stage.evaluations,
         training=training(stage.steps),
     )
@@ -34,7 +36,7 @@ def _state(stage: RecordedStage) -> str:
         return "not started"
     if stage.finished:
         return "finished"
-    return f"at step {stage.last_step} of {stage.facts['steps']}" if stage.kind == "train" else "running"
+    return f"at step {stage.last_step} of {stage.training.steps}" if stage.training else "running"
 
 
 def warnings(stages: list[Stage]) -> list[str]:
@@ -46,13 +48,13 @@ def warnings(stages: list[Stage]) -> list[str]:
     ]
 
 
-def training(steps: list[dict[str, Any]]) -> TrainingRecord:
+def training(steps: list[StepRecord]) -> TrainingRecord:
     """The series that figures draw, from the records of training steps."""
-    diverged = next((record["step"] for record in steps if not math.isfinite(record["loss"])), None)
-    finite = [record for record in steps if math.isfinite(record["loss"])]
+    diverged = next((record.step for record in steps if not math.isfinite(record.loss)), None)
+    finite = [record for record in steps if math.isfinite(record.loss)]
     width = -(-len(finite) // (POINTS // 2)) if len(finite) > POINTS else 1
-    losses = [(record["step"], record["loss"]) for record in finite]
-    rates = [(record["step"], record["lr"]) for record in finite][::width]
+    losses = [(record.step, record.loss) for record in finite]
+    rates = [(record.step, record.lr) for record in finite][::width]
     smoothed = smooth(losses, len(losses) // 50)[::width]
     return TrainingRecord(raw=extremes(losses, width), smooth=smoothed, rate=rates, diverged=diverged)
 
@@ -78,25 +80,27 @@ def smooth(pairs: Series, width: int) -> Series:
 def continuity(run: RecordedRun, reader: RecordReader) -> list[Continuity]:
     """Every expansion that has started: the source's last evaluation loss beside the step-0 evaluation loss of the
     stages trained from it, and what was verified."""
-    started = [stage for stage in run.stages.values() if stage.kind == "expand" and stage.facts]
-    return [_continuity(run, stage, reader) for stage in started]
+    started = [(stage, stage.facts) for stage in run.stages.values()]
+    return [_continuity(run, stage, facts, reader) for stage, facts in started if isinstance(facts, ExpandFacts)]
 
 
-def _continuity(run: RecordedRun, expansion: RecordedStage, reader: RecordReader) -> Continuity:
+def _continuity(run: RecordedRun, expansion: RecordedStage, facts: ExpandFacts, reader: RecordReader) -> Continuity:
     chain, unknown = origins(expansion, reader)
     before = chain[0].evaluations[-1].loss if chain and chain[0].evaluations else None
-    facts, verification = expansion.facts, expansion.facts.get("verification", {})
-    measured = {key: verification.get(key, default) for key, default in MEASURED.items()}
-    declared: dict[str, Any] = {key: facts.get(key) for key in ("method", "optimizer_state", "lossless")}
+    measured = facts.verification or {}
     return Continuity(
         stage=expansion.name,
         source=chain[0].name if chain else unknown,
         source_loss=before,
-        started=[_start(stage, before) for stage in run.trained if stage.facts.get("origin") == expansion.name],
+        started=[
+            _start(stage, before) for stage in run.trained if stage.facts and stage.facts.origin == expansion.name
+        ],
         lossy=expansion.plan.get("lossy", []),
-        verification=_verdicts(verification),
-        **declared,
-        **measured,
+        verification=_verdicts(measured),
+        method=facts.method,
+        optimizer_state=facts.optimizer_state,
+        lossless=facts.lossless,
+        **{key: measured.get(key, nothing) for key, nothing in MEASURED.items()},
     )
 
 
@@ -119,6 +123,6 @@ def models(run: RecordedRun) -> list[dict[str, Any]]:
     """The sizes of every model that was trained or grown, each once."""
     by_name: dict[str, dict[str, Any]] = {}
     for facts in (stage.facts for stage in run.stages.values() if stage.facts):
-        sizes = {"family": facts["family"], **facts["sizes"], "parameters": facts["parameters"]}
-        by_name.setdefault(facts["model"], {"model": facts["model"], **sizes})
+        sizes = {"family": facts.family, **facts.sizes, "parameters": facts.parameters}
+        by_name.setdefault(facts.model, {"model": facts.model, **sizes})
     return list(by_name.values())

@@ -16,13 +16,13 @@ from pipeline.growth.method import ExpansionOptions
 from pipeline.growth.plan import GrowthPlan, plan_growth, require_possible
 from pipeline.optim.optimizers import AdamW, Optimizer
 from pipeline.records.run_folder import StageFolder
-from pipeline.training.engine import precisions_of_workers, require_precision, settings
+from pipeline.training.engine import deepspeed_config, precisions_of_workers, require_precision
 from pipeline.training.stage import pace, rates
 
 
 def before_data(config: Config, ranks: int) -> None:
-    """What needs no data: families, batches, ranks, precisions, and what the folder already holds. Raises UserError
-    that tells all problems."""
+    """Check what needs no data: families, batches, ranks, precisions, and the stages that have begun. Raises UserError
+    that lists all problems."""
     precisions = precisions_of_workers()
     all_of(partial(_stage_before_data, config, stage, ranks, precisions) for stage in config.stages)
 
@@ -31,28 +31,28 @@ def _stage_before_data(config: Config, stage: TrainStage | ExpandStage, ranks: i
     require_same(config, stage)
     models.family(config.models[stage.model].family)
     if isinstance(stage, TrainStage):
-        settings(stage, ranks)
+        deepspeed_config(stage, ranks)
         require_precision(stage, precisions)
     else:
         options(stage, config.seed)
 
 
 def after_data(config: Config) -> None:
-    """What the data decide: model sizes, steps, and whether every growth can be lossless. Raises UserError that tells
-    all problems."""
+    """Check what the data decide: model sizes, steps, and whether every growth can be lossless. Raises UserError that
+    lists all problems."""
     data = open_prepared(config.path / "data")
     all_of(partial(models.trained, sizes, data.facts) for sizes in config.models.values())
-    made = {name: models.trained(sizes, data.facts) for name, sizes in config.models.items()}
-    all_of(partial(_stage_after_data, config, stage, data, made) for stage in config.stages)
+    model_configs = {name: models.trained(sizes, data.facts) for name, sizes in config.models.items()}
+    all_of(partial(_stage_after_data, config, stage, data, model_configs) for stage in config.stages)
 
 
 def _stage_after_data(
-    config: Config, stage: TrainStage | ExpandStage, data: Prepared, made: dict[str, PretrainedConfig]
+    config: Config, stage: TrainStage | ExpandStage, data: Prepared, model_configs: dict[str, PretrainedConfig]
 ) -> None:
     if isinstance(stage, TrainStage):
-        rates(StageFolder(config.path / stage.name), stage, pace(stage, made[stage.model], data))
+        rates(StageFolder(config.path / stage.name), stage, pace(stage, model_configs[stage.model], data))
     elif source := next((s for s in config.stages if s.name == stage.source), None):
-        _require_growth(config, stage, made[source.model], made[stage.model])
+        _require_growth(config, stage, model_configs[source.model], model_configs[stage.model])
 
 
 def _require_growth(config: Config, stage: ExpandStage, source: PretrainedConfig, target: PretrainedConfig) -> None:
@@ -82,7 +82,8 @@ def _optimizer_behind(config: Config, stage: ExpandStage) -> Optimizer:
     """The optimizer that leaves the state which the expansion reads: that of the last training stage before it."""
     origin: TrainStage | ExpandStage | None = stage
     while isinstance(origin, ExpandStage):
-        origin = next((each for each in config.stages if each.name == origin.source), None)
+        source = origin.source
+        origin = next((each for each in config.stages if each.name == source), None)
     return origin.optimizer if origin else AdamW()
 
 

@@ -1,6 +1,6 @@
 """The training-time door to DeepSpeed: build, step, evaluate, save, load.
 
-Everything DeepSpeed decides by default and that matters here is written out in `settings`, since its defaults
+Everything DeepSpeed decides by default and that matters here is written out in `deepspeed_config`, since its defaults
 changed between versions (clipping and overflow checks in 0.19.3, time-outs in 0.19.6).
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import deepspeed
 import deepspeed.ops
@@ -35,7 +35,7 @@ from pipeline.errors import UserError
 from pipeline.rng import derive
 
 TIMEOUT = datetime.timedelta(minutes=30)
-OLDEST = (0, 19, 8)
+OLDEST_DEEPSPEED = (0, 19, 8)
 """Earlier versions give wrong gradients silently (0.17.6 to 0.18.2 with ZeRO-2, 0.18.6 to 0.18.9 with ZeRO-1 in bf16),
 and the repairs below were tested with this one."""
 
@@ -54,8 +54,8 @@ class World:
 
 
 def join() -> World:
-    """Join the process group that the launcher's environment describes; Raises UserError for an old DeepSpeed."""
-    if tuple(int(part) for part in deepspeed.__version__.split("+")[0].split(".")[:3]) < OLDEST:
+    """Join the process group that the launcher's environment describes. Raises UserError for an old DeepSpeed."""
+    if tuple(int(part) for part in deepspeed.__version__.split("+")[0].split(".")[:3]) < OLDEST_DEEPSPEED:
         raise UserError(
             f"DeepSpeed {deepspeed.__version__} is too old, its gradients cannot be trusted; install at least 0.19.8"
         )
@@ -107,19 +107,21 @@ def require_precision(stage: TrainStage, supported: set[str]) -> None:
         )
 
 
-def agreed(newest: Path | None) -> Path | None:
-    """Rank 0's newest checkpoint, for every rank: a shared file system may show them different ones. Raises UserError."""
-    held = [newest]
-    dist.broadcast_object_list(held)
-    if held[0] is not None and not held[0].is_dir():
+def checkpoint_of_rank_0(newest: Path | None) -> Path | None:
+    """Rank 0's newest checkpoint, for every rank: a shared file system may show them different ones. Raises
+    UserError."""
+    checkpoint = [newest]
+    dist.broadcast_object_list(checkpoint)
+    if checkpoint[0] is not None and not checkpoint[0].is_dir():
         raise UserError(
-            f"{held[0]}: rank {dist.get_rank()} does not see the checkpoint that rank 0 resumes from; is the folder shared by all nodes?"
+            f"{checkpoint[0]}: rank {dist.get_rank()} does not see the checkpoint that rank 0 resumes from; "
+            "is the folder shared by all nodes?"
         )
-    return held[0]
+    return checkpoint[0]
 
 
-def settings(stage: TrainStage, world: int, universal: bool = False) -> dict:
-    """DeepSpeed's JSON for a stage. Raises UserError when the batch does not divide."""
+def deepspeed_config(stage: TrainStage, world: int, universal: bool = False) -> dict[str, Any]:
+    """DeepSpeed's config for a stage. Raises UserError when the batch does not divide."""
     micro = stage.micro_batch or stage.batch // world
     if micro * world == 0 or stage.batch % (micro * world):
         raise UserError(
@@ -149,7 +151,8 @@ class Engine:
         """`start`: a checkpoint that `load` will be given; its layout must be known before DeepSpeed is built."""
         self.stage, self.world, self.seed, self.config = stage, world, seed, model.config
         require_precision(stage, supported_precisions())
-        self.json = settings(stage, world.size, universal=start is not None and require_layout(start).load_universal)
+        universal = start is not None and require_layout(start).load_universal
+        self.deepspeed_config = deepspeed_config(stage, world.size, universal=universal)
         if stage.activation_checkpointing:
             model.config.use_cache = False
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -158,16 +161,16 @@ class Engine:
         groups = [{"params": params, **hyper} for params, hyper in zip(parameters, self.hyper, strict=True)]
         optimizer = stage.optimizer.build(groups)
         self.deepspeed, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=self.json, dist_init_required=False
+            model=model, optimizer=optimizer, config=self.deepspeed_config, dist_init_required=False
         )
 
     @property
     def micro_batch(self) -> int:
-        return self.json["train_micro_batch_size_per_gpu"]
+        return int(self.deepspeed_config["train_micro_batch_size_per_gpu"])
 
     @property
     def accumulation(self) -> int:
-        return self.json["gradient_accumulation_steps"]
+        return int(self.deepspeed_config["gradient_accumulation_steps"])
 
     def step(self, batches: list[Batch], number: int, rate: float) -> tuple[float, float | None]:
         """One update from this rank's micro-batches. Returns the loss over all ranks and the gradient norm."""
@@ -207,35 +210,35 @@ class Engine:
         hits = (logits.argmax(-1) == labels).float().view(len(labels), -1)
         return losses.mean(1), hits.mean(1)
 
-    def save(self, folder: Path, step: int, facts: dict) -> Path:
+    def save(self, folder: Path, step: int, facts: dict[str, Any]) -> Path:
         """Publish `folder/step-0000500`: staged, every shard hashed by one of the ranks, renamed when all are there."""
         final = folder / f"step-{step:07d}"
-        place = final.with_name(publish.STAGING + final.name)
+        staging = final.with_name(publish.STAGING + final.name)
         if self.world.first:
             publish.staging(final)
         dist.barrier()
         self.deepspeed.save_checkpoint(
-            str(place), tag=final.name, client_state={"group_names": self.names}, save_latest=False
+            str(staging), tag=final.name, client_state={"group_names": self.names}, save_latest=False
         )
-        staged = place / final.name
+        staged = staging / final.name
         if self.world.first:
             (staged / checkpoints.CONFIG).write_text(models.config_text(self.config), encoding="utf-8")
         dist.barrier()
-        names = [manifest.listing(staged) if self.world.first else []]
-        dist.broadcast_object_list(names)  # one listing for all: another node's view of a shared folder may lag
-        parts: list[dict] = [{}] * self.world.size
-        dist.all_gather_object(parts, manifest.hashes(staged, names[0][self.world.rank :: self.world.size]))
+        hashes = self._hashes(staged)
         if self.world.first:
             layout = checkpoints.CheckpointLayout.of(self.stage, self.world.size)
-            publish.publish(
-                staged,
-                final,
-                {**facts, **layout.as_json(), "step": step},
-                {k: v for part in parts for k, v in part.items()},
-            )
-            shutil.rmtree(place)
+            publish.publish(staged, final, {**facts, **layout.as_json(), "step": step}, hashes)
+            shutil.rmtree(staging)
         dist.barrier()
         return final
+
+    def _hashes(self, staged: Path) -> dict[str, manifest.FileRecord]:
+        """Size and SHA-256 of every staged file, each hashed by one of the ranks."""
+        names = [manifest.listing(staged) if self.world.first else []]
+        dist.broadcast_object_list(names)  # one listing for all: another node's view of a shared folder may lag
+        parts: list[dict[str, manifest.FileRecord]] = [{}] * self.world.size
+        dist.all_gather_object(parts, manifest.hashes(staged, names[0][self.world.rank :: self.world.size]))
+        return {name: hashed for part in parts for name, hashed in part.items()}
 
     def load(self, folder: Path) -> None:
         """Load weights and optimizer of a checkpoint in the engine's own layout. Raises UserError when it is not."""
@@ -248,12 +251,13 @@ class Engine:
             )
         loaded, _ = self.deepspeed.load_checkpoint(str(folder.parent), tag=folder.name)
         if loaded is None:
-            raise UserError(f"{folder}: DeepSpeed found nothing to load there")
+            raise UserError(f"{folder}: DeepSpeed cannot load it; check the folder with lemon check")
         self._repair()
 
     def _repair(self) -> None:
-        """What loading may have overwritten: each group's own hyper-parameters (stage 3 gives all groups the first's when
-        it loads a universal checkpoint, and lets them share one step tensor, which then advances once per group)."""
+        """Restore what loading may have overwritten: each group's own hyper-parameters (stage 3 gives all groups the
+        first's when it loads a universal checkpoint, and lets them share one step tensor, which then advances once per
+        group)."""
         inner = getattr(self.deepspeed.optimizer, "optimizer", self.deepspeed.optimizer)
         for state in inner.state.values():
             if isinstance(state.get("step"), Tensor):
@@ -264,7 +268,8 @@ class Engine:
 
 
 def _groups(model: PreTrainedModel) -> tuple[list[list[str]], list[list[torch.nn.Parameter]]]:
-    """Parameters to decay and not to decay, by the table, in the order of `named_parameters()`; module names."""
-    decay = {row.module: row.decay for row in models.architecture_of(model.config).rows()}
-    split = [[(n, p) for n, p in model.named_parameters() if decay[n] is wanted] for wanted in (True, False)]
-    return [[n for n, _ in part] for part in split], [[p for _, p in part] for part in split]
+    """Module names and parameters with weight decay, then those without, as the architecture says, in the order of
+    `named_parameters()`."""
+    decays = {spec.module: spec.decay for spec in models.architecture_of(model.config).rows()}
+    groups = [[(name, p) for name, p in model.named_parameters() if decays[name] is decay] for decay in (True, False)]
+    return [[name for name, _ in group] for group in groups], [[p for _, p in group] for group in groups]

@@ -96,5 +96,5 @@ def _measured(precision: str, size: int = 1024) -> float:
 
 
 def describe(device: str) -> str:
-    """The device in words, for the report."""
+    """The device's name, for the report."""
     return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} thread(s) per rank"

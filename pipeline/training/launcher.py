@@ -1,7 +1,8 @@
 """Starting workers: torch's elastic agent inside this process, one worker per GPU or N CPU processes.
 
 A worker dies with its parent (the kernel sends SIGKILL), one that fails takes the others down, and its message
-comes back as ours. On several nodes every node runs the same command with its own --node-rank (static rendezvous).
+becomes the UserError of `launch`. On several nodes every node runs the same command with its own
+--node-rank (static rendezvous).
 """
 
 import logging
@@ -14,12 +15,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from pipeline.errors import UserError
 from pipeline.records import run_folder
 from pipeline.records.processes import die_with_parent
 
-PARENT, FAILURE = "LEMON_PARENT_PID", "LEMON_FAILURE_FOLDER"
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig
+
+PARENT, FAILURES, LOG_LEVEL = "LEMON_PARENT_PID", "LEMON_FAILURE_FOLDER", "LEMON_LOG_LEVEL"
+"""Environment variables of a worker: its parent's process id, where it writes why it failed, its logging level."""
 
 
 @dataclass(frozen=True)
@@ -31,23 +38,23 @@ class Nodes:
     address: str = "127.0.0.1"
     port: int = 29500
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.rank < self.count:
             raise UserError(f"--node-rank {self.rank} of --nodes {self.count}: ranks count from 0 to {self.count - 1}")
 
 
-def processes(wanted: int | str) -> int:
+def processes(configured: int | str) -> int:
     """Workers on this node: as configured, else one per GPU, else 2. Raises UserError for more than there are GPUs."""
     import torch
 
     gpus = torch.cuda.device_count() if os.environ.get("DS_ACCELERATOR") != "cpu" else 0
-    if wanted == "auto":
+    if configured == "auto":
         return gpus or 2
-    if gpus and int(wanted) > gpus:
+    if gpus and int(configured) > gpus:
         raise UserError(
-            f"processes {wanted}: this node has {gpus} GPU(s); choose at most that many, or set DS_ACCELERATOR=cpu"
+            f"processes {configured}: this node has {gpus} GPU(s); choose at most that many, or set DS_ACCELERATOR=cpu"
         )
-    return int(wanted)
+    return int(configured)
 
 
 def is_worker() -> bool:
@@ -63,17 +70,10 @@ def launch(arguments: list[str], workers: int, nodes: Nodes, folder: Path) -> No
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import elastic_launch
 
-    for name in ("agent.server.api", "multiprocessing.api"):  # what they log we say in one line
+    for name in ("agent.server.api", "multiprocessing.api"):  # a failed worker becomes one UserError, without a log
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
-    failures = folder / f".failures-{nodes.rank}"
-    failures.mkdir(parents=True, exist_ok=True)
-    for old in failures.iterdir():
-        old.unlink()
-    os.environ |= {
-        PARENT: str(os.getpid()),
-        FAILURE: str(failures.resolve()),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-    }
+    failures = _empty(folder / f".failures-{nodes.rank}")
+    os.environ |= worker_environment(failures)
     with tempfile.TemporaryDirectory() as logs, _signals_restored():
         try:
             elastic_launch(_agent(workers, nodes, logs), sys.executable)("-m", "pipeline", *arguments)
@@ -84,12 +84,30 @@ def launch(arguments: list[str], workers: int, nodes: Nodes, folder: Path) -> No
         except (DistError, RendezvousError) as error:
             reason = " ".join(str(error).split())[:160]
             raise UserError(
-                f"the nodes did not meet at {nodes.address}:{nodes.port} ({reason}); check --master-addr, take another --master-port, "
-                f"and start all {nodes.count} nodes"
+                f"node {nodes.rank} cannot connect to the other nodes at {nodes.address}:{nodes.port} ({reason}); "
+                f"check --master-addr, take another --master-port, and start all {nodes.count} nodes"
             ) from error
 
 
-def _agent(workers: int, nodes: Nodes, logs: str):
+def _empty(folder: Path) -> Path:
+    """The folder without the files that an earlier launch left in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        file.unlink()
+    return folder
+
+
+def worker_environment(failures: Path) -> dict[str, str]:
+    """The environment variables that a worker reads."""
+    return {
+        PARENT: str(os.getpid()),
+        FAILURES: str(failures.resolve()),
+        LOG_LEVEL: str(logging.getLogger("pipeline").getEffectiveLevel()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+    }
+
+
+def _agent(workers: int, nodes: Nodes, logs: str) -> "LaunchConfig":
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
@@ -112,8 +130,9 @@ def _agent(workers: int, nodes: Nodes, logs: str):
 @contextmanager
 def _signals_restored() -> Iterator[None]:
     """The agent replaces signal handlers and leaves them: Ctrl-C must stop what comes after it as usual."""
-    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-    before = {number: signal.getsignal(number) for number in watched}
+    before = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    }
     try:
         yield
     finally:
@@ -121,43 +140,45 @@ def _signals_restored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _message(failures: Path, error: Exception) -> str:
-    """Who failed first. A worker that was killed leaves no message but makes its peers complain, so it comes first;
-    then the workers' own words, those for users before faults of ours."""
-    held = error.failures  # type: ignore[attr-defined]
-    if killed := [rank for rank, failure in held.items() if failure.exitcode == -signal.SIGKILL]:
-        return f"worker {killed[0]} died (SIGKILL: out of memory, or stopped from outside); run the command again to resume"
-    told = sorted(
-        (path.read_text(encoding="utf-8").partition("\n") for path in failures.iterdir()),
-        key=lambda parts: bool(parts[2]),
-    )
-    if told:
-        message, _, trace = told[0]
+def _message(failures: Path, error: "ChildFailedError") -> str:
+    """What failed first. A worker that was killed leaves no message but makes its peers fail too, so it comes first;
+    then the workers' messages, bad input before errors with a traceback."""
+    exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+    killed = [rank for rank, code in exit_codes.items() if code == -signal.SIGKILL]
+    if killed:
+        reason = "SIGKILL: out of memory, or stopped from outside"
+        return f"worker {killed[0]} died ({reason}); run the command again to resume"
+    texts = [path.read_text(encoding="utf-8").partition("\n") for path in failures.iterdir()]
+    if texts:
+        message, _, trace = min(texts, key=lambda text: bool(text[2]))
         return f"{message}; traceback in {failures}" if trace else message
-    rank, first = next(iter(held.items()))
-    how = signal.Signals(-first.exitcode).name if first.exitcode < 0 else f"exit code {first.exitcode}"
-    return f"worker {rank} died ({how}) without a message; run the command again to resume"
+    rank, code = next(iter(exit_codes.items()))
+    reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return f"worker {rank} died ({reason}) without a message; run the command again to resume"
 
 
-def become_worker(folder: Path) -> object:
-    """First thing in a worker: die with the parent, and hold the run folder. Keep the returned file open."""
+def become_worker(folder: Path) -> TextIO:
+    """To be called first in a worker: die with the parent, log at its level, and lock the run folder. Keep the returned
+    file open."""
     die_with_parent()
     if (parent := os.environ.get(PARENT)) and os.getppid() != int(parent):
-        sys.exit(1)  # it died before we asked
+        sys.exit(1)  # the parent died before the kernel knew what to do then
+    take_over_log_level()
     return run_folder.share(folder, int(os.environ.get("GROUP_RANK", "0")))
 
 
+def take_over_log_level() -> None:
+    """Log at the level of the parent, whose command-line options a worker does not get."""
+    if level := os.environ.get(LOG_LEVEL):
+        logging.getLogger("pipeline").setLevel(int(level))
+
+
 def tell_failure(error: BaseException) -> None:
-    """Leave a worker's message (and, when the fault is ours, its traceback) where the parent finds it, and go at once:
-    peers that wait for this worker must not delay the news."""
-    if folder := os.environ.get(FAILURE):
-        rank, known = os.environ["RANK"], isinstance(error, UserError)
-        text = (
-            f"{error}\n"
-            if known
-            else f"worker {rank} failed: {type(error).__name__}: {error}".replace("\n", " ")
-            + "\n"
-            + traceback.format_exc()
-        )
+    """Leave a worker's message where the parent reads it, with its traceback unless bad input is the cause, and exit at
+    once: peers that wait for this worker must not delay it."""
+    if folder := os.environ.get(FAILURES):
+        rank, bad_input = os.environ["RANK"], isinstance(error, UserError)
+        summary = f"worker {rank} failed: {type(error).__name__}: {error}".replace("\n", " ")
+        text = f"{error}\n" if bad_input else f"{summary}\n{traceback.format_exc()}"
         (Path(folder) / f"rank-{rank}.txt").write_text(text, encoding="utf-8")
-        os._exit(2 if known else 1)
+        os._exit(2 if bad_input else 1)

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pipeline import checkpoints, models
 from pipeline.checkpoints import manifest, publish
@@ -14,53 +15,59 @@ from pipeline.config.schema import Config, TrainStage
 from pipeline.data import Batch, evaluation_batches, train_batches
 from pipeline.errors import UserError
 from pipeline.records.run_folder import write_text
-from pipeline.records.stage_records import Window
+from pipeline.records.stage_facts import TrainFacts
+from pipeline.records.stage_records import EvaluationRecord, LedgerEntry, SaveRecord, TrainingRecord
 from pipeline.rng import derive
-from pipeline.training.engine import Engine, World, agreed
+from pipeline.training.engine import Engine, World, checkpoint_of_rank_0
 from pipeline.training.hardware import peak_of_all_ranks
 from pipeline.training.progress import Progress
-from pipeline.training.stage import TrainingPlan, _flops_of, continued, facts, plan_training
+from pipeline.training.stage import TrainingPlan, continued, facts, flops_before, plan_training, recorded_facts
+from pipeline.training.window import Window
 
 
 def run(config: Config, stage: TrainStage, world: World) -> None:
     """Train `stage` to its end on this worker. Raises UserError."""
     plan = plan_training(config, stage)
-    resume = agreed(publish.newest(plan.folder.checkpoints))
+    resume = checkpoint_of_rank_0(publish.newest(plan.folder.checkpoints))
     engine = _engine(plan, world, resume)
     step = manifest.read(resume).step if resume else 0
-    if world.first:
-        config_file = config.path / "config.yaml"
-        if not config_file.exists():
-            write_text(config_file, dump(config))
-        plan.folder.begin(**(continued(plan.folder.facts, facts(plan, world), step) if resume else facts(plan, world)))
-        plan.folder.checkpoints.mkdir(exist_ok=True)
-        publish.prune(plan.folder.checkpoints, stage.keep)
-        plan.folder.metrics.truncate(step if resume else -1)
-        plan.folder.ledger.truncate(step if resume else -1)
+    begun = _begin(plan, world, step, resume is not None) if world.first else None
     Loop(plan, engine, world).run(step, resumed=resume is not None)
-    if world.first:
-        plan.folder.finish()
+    if begun is not None:
+        plan.folder.finish(begun)
+
+
+def _begin(plan: TrainingPlan, world: World, step: int, resumed: bool) -> TrainFacts:
+    """Bring the stage's folder to `step`: later records and unfinished checkpoints are removed. Returns the content of
+    stage.json."""
+    config_file = plan.config.path / "config.yaml"
+    if not config_file.exists():
+        write_text(config_file, dump(plan.config))
+    recorded, now = recorded_facts(plan.folder) if resumed else None, facts(plan, world)
+    begun = continued(recorded, now, step) if recorded else now
+    plan.folder.begin(begun)
+    plan.folder.checkpoints.mkdir(exist_ok=True)
+    publish.prune(plan.folder.checkpoints, plan.stage.keep)
+    plan.folder.metrics.truncate(step if resumed else -1)
+    plan.folder.ledger.truncate(step if resumed else -1)
+    return begun
 
 
 def _engine(plan: TrainingPlan, world: World, resume: Path | None) -> Engine:
     """The engine with the weights it continues from: the stage's own checkpoint, its start, or fresh ones."""
-    seed = plan.config.seed
-    model = models.build(plan.model, derive(seed, "init", plan.stage.name) % 2**32)
-    chosen = resume or plan.start
-    native = (
-        chosen is not None
-        and require_layout(chosen).holds_optimizer
-        and (resume is not None or _fits(chosen, plan.stage, world))
-    )
-    if world.first and chosen is not None and resume is None and (chosen / manifest.NAME).exists():
-        manifest.verify(chosen)
-    if chosen and not native:
-        state, _ = checkpoints.read(chosen)
-        models.fill(model, lambda name: state.tensors[name].tensor().float())
-    engine = Engine(model, plan.stage, world, seed, start=chosen if native else None)
-    if native:
-        engine.load(chosen)
-    return engine
+    model = models.build(plan.model, derive(plan.config.seed, "init", plan.stage.name) % 2**32)
+    checkpoint = resume or plan.start
+    if checkpoint is None:
+        return Engine(model, plan.stage, world, plan.config.seed)
+    if world.first and resume is None and (checkpoint / manifest.NAME).exists():
+        manifest.verify(checkpoint)
+    if require_layout(checkpoint).holds_optimizer and (resume is not None or _fits(checkpoint, plan.stage, world)):
+        engine = Engine(model, plan.stage, world, plan.config.seed, start=checkpoint)
+        engine.load(checkpoint)
+        return engine
+    state, _ = checkpoints.read(checkpoint)
+    models.fill(model, lambda name: state.tensors[name].tensor().float())
+    return Engine(model, plan.stage, world, plan.config.seed)
 
 
 def _fits(start: Path, stage: TrainStage, world: World) -> bool:
@@ -73,11 +80,11 @@ def _fits(start: Path, stage: TrainStage, world: World) -> bool:
 
 
 class Loop:
-    """The steps of one stage; rank 0 keeps the records."""
+    """The steps of one stage; rank 0 writes the records."""
 
     def __init__(self, plan: TrainingPlan, engine: Engine, world: World):
         self.plan, self.engine, self.world, self.window = plan, engine, world, Window()
-        self.shared = {"micro_batch": engine.micro_batch, "rank": world.rank, "world": world.size}
+        self.ranks = {"micro_batch": engine.micro_batch, "rank": world.rank, "world": world.size}
         self.progress = Progress(
             plan.stage.name,
             plan.rates.steps,
@@ -96,7 +103,7 @@ class Loop:
             self.plan.config.seed,
             batch=stage.batch,
             first_step=step,
-            **self.shared,
+            **self.ranks,
         )
         with self.progress:
             self.progress.begin(step, self.peak.flops, self.world.size, f"{self.world.device.type} {stage.precision}")
@@ -118,75 +125,84 @@ class Loop:
     def _step(self, batches: Iterator[Batch], step: int, rate: float) -> None:
         begun = time.perf_counter()
         loss, norm = self.engine.step(list(itertools.islice(batches, self.engine.accumulation)), step, rate)
-        self._check(step + 1, loss, norm)
+        self._require_finite(step + 1, loss, norm)
         self.window.add(loss, norm, time.perf_counter() - begun)
 
-    def _check(self, step: int, loss: float, norm: float | None) -> None:
+    def _require_finite(self, step: int, loss: float, norm: float | None) -> None:
         if not math.isfinite(loss) or (norm is not None and not math.isfinite(norm)):
             raise UserError(
-                f"stage '{self.plan.stage.name}': loss {loss}, gradient norm {norm} at step {step}; lower schedule.peak, lengthen the warm-up, or clip"
+                f"stage '{self.plan.stage.name}': loss {loss}, gradient norm {norm} at step {step}; "
+                "lower schedule.peak, lengthen the warm-up, or clip"
             )
 
     def _record(self, step: int, rate: float) -> None:
         """Means over the steps since the last record, and their cost."""
-        steps, means = len(self.window), self.window.close()
+        means = self.window.close()
         if not self.world.first:
             return
-        plan, speed = self.plan, 1 / means["seconds"]
-        record = {
-            "step": step,
-            "loss": means["loss"],
-            "lr": rate,
-            "grad_norm": means["grad_norm"],
-            "seconds": means["seconds"],
-            "samples_per_second": plan.pace.samples * speed,
-            "tokens_per_second": plan.pace.tokens * speed,
-            "mfu": self.peak.utilization(plan.stage.batch * plan.cost.train * speed),
-            "window": steps,
-        }
-        plan.folder.metrics.append(**record)
-        worth = {"samples": steps * plan.pace.samples, "tokens": steps * plan.pace.tokens}
-        plan.folder.ledger.append(step=step, kind="train", flops=steps * plan.stage.batch * plan.cost.train, **worth)
+        plan, speed = self.plan, 1 / means.seconds
+        record = TrainingRecord(
+            step=step,
+            loss=means.loss,
+            lr=rate,
+            grad_norm=means.grad_norm,
+            seconds=means.seconds,
+            samples_per_second=plan.pace.samples * speed,
+            tokens_per_second=plan.pace.tokens * speed,
+            mfu=self.peak.utilization(plan.stage.batch * plan.cost.train * speed),
+            window=means.steps,
+        )
+        plan.folder.metrics.append(record)
+        samples = means.steps * plan.stage.batch
+        self._spend(step, "train", plan.cost.train * samples, samples, means.steps * plan.pace.tokens)
         if plan.stage.activation_checkpointing:
-            plan.folder.ledger.append(
-                step=step, kind="recompute", flops=steps * plan.stage.batch * plan.cost.recompute, samples=0, tokens=0
-            )
+            self._spend(step, "recompute", plan.cost.recompute * samples, 0, 0)
         self.progress.step(record)
 
+    def _spend(self, step: int, kind: str, flops: int, samples: int, tokens: int) -> None:
+        entry = LedgerEntry(step=step, kind=kind, flops=flops, samples=samples, tokens=tokens)
+        self.plan.folder.ledger.append(entry)
+
     def _evaluate(self, step: int) -> None:
-        batches = evaluation_batches(self.plan.data, self.plan.config.data, self.plan.config.seed, **self.shared)
+        data = self.plan.data
+        batches = evaluation_batches(data, self.plan.config.data, self.plan.config.seed, **self.ranks)
         begun = time.perf_counter()
-        result = self.engine.evaluate(batches, self.plan.data.facts["kind"])
+        result = self.engine.evaluate(batches, data.facts["kind"])
         seconds = time.perf_counter() - begun
-        self._check(step, result["eval_loss"], None)
+        self._require_finite(step, result["eval_loss"], None)
         if self.world.first:
-            count = self.plan.data.facts["evaluation"]
-            self.plan.folder.metrics.append(step=step, **result, evaluation_seconds=seconds)
-            tokens = count * self.plan.data.facts["tokens_per_sample"]
-            self.plan.folder.ledger.append(
-                step=step, kind="evaluate", flops=count * self.plan.cost.forward, samples=count, tokens=tokens
-            )
+            self.plan.folder.metrics.append(_evaluation_record(step, result, seconds))
+            samples = data.facts["evaluation"]
+            tokens = samples * data.facts["tokens_per_sample"]
+            self._spend(step, "evaluate", samples * self.plan.cost.forward, samples, tokens)
             self.progress.evaluation(step, result)
 
     def _save(self, step: int) -> None:
-        plan, begun = self.plan, time.perf_counter()
-        self.engine.save(
-            plan.folder.checkpoints,
-            step,
-            {"kind": "train", "provenance": self._provenance() if self.world.first else {}},
-        )
+        folder, begun = self.plan.folder, time.perf_counter()
+        provenance = self._provenance() if self.world.first else {}
+        self.engine.save(folder.checkpoints, step, {"kind": "train", "provenance": provenance})
         if self.world.first:
-            publish.prune(plan.folder.checkpoints, plan.stage.keep)
-            plan.folder.metrics.append(step=step, save_seconds=time.perf_counter() - begun)
+            publish.prune(folder.checkpoints, self.plan.stage.keep)
+            folder.metrics.append(SaveRecord(step=step, save_seconds=time.perf_counter() - begun))
 
-    def _provenance(self) -> dict:
+    def _provenance(self) -> dict[str, Any]:
         """Where the weights come from and every FLOP spent on them, the origin's included."""
-        own = sum(entry["flops"] for entry in self.plan.folder.ledger)
-        before = _flops_of(self.plan.start)
+        own = sum(entry.flops for entry in self.plan.folder.ledger)
+        before = flops_before(self.plan.start)
         return {
             "run": self.plan.config.name,
             "stage": self.plan.stage.name,
             "origin": str(self.plan.start) if self.plan.start else None,
             "own_flops": own,
-            "flops": own + before if isinstance(before, int) else "unknown",
+            "flops": "unknown" if before is None else own + before,
         }
+
+
+def _evaluation_record(step: int, result: dict[str, float], seconds: float) -> EvaluationRecord:
+    return EvaluationRecord(
+        step=step,
+        eval_loss=result["eval_loss"],
+        perplexity=result.get("perplexity"),
+        top1=result.get("top1"),
+        evaluation_seconds=seconds,
+    )

@@ -18,6 +18,7 @@ from pipeline.durations import Pace
 from pipeline.errors import UserError
 from pipeline.optim.schedules import Rates
 from pipeline.records.run_folder import StageFolder
+from pipeline.records.stage_facts import EarlierFacts, ExpandFacts, StepFlops, TrainFacts, TrainSettings
 from pipeline.records.versions import installed
 from pipeline.training.engine import World
 from pipeline.training.hardware import describe
@@ -53,9 +54,8 @@ def plan_training(config: Config, stage: TrainStage) -> TrainingPlan:
     start = _start(config, stage, folder)
     model = _model_config(config, stage, data, start)
     worth = pace(stage, model, data)
-    return TrainingPlan(
-        config, stage, folder, data, model, _cost(model, data), worth, rates(folder, stage, worth), start
-    )
+    schedule = rates(folder, stage, worth)
+    return TrainingPlan(config, stage, folder, data, model, _cost(model, data), worth, schedule, start)
 
 
 def _cost(model: PretrainedConfig, data: Prepared) -> Cost:
@@ -72,103 +72,128 @@ def pace(stage: TrainStage, model: PretrainedConfig, data: Prepared) -> Pace:
 def rates(folder: StageFolder, stage: TrainStage, worth: Pace) -> Rates:
     """The stage's schedule in steps. A stage that was begun keeps those it began with: a duration in FLOPs would become
     another number of steps under other activation checkpointing. Raises UserError when the schedule does not fit."""
-    begun = folder.facts.get("schedule")
-    return replace(stage.schedule.resolve(worth), **(begun or {}))
+    recorded = recorded_facts(folder)
+    resolved = stage.schedule.resolve(worth)
+    return replace(resolved, **recorded.schedule) if recorded else resolved
+
+
+def recorded_facts(folder: StageFolder) -> TrainFacts | None:
+    """The content of stage.json, None before the stage has started. Raises UserError when the stage was an
+    expansion."""
+    facts = folder.facts
+    if isinstance(facts, ExpandFacts):
+        raise UserError(
+            f"{folder.facts_file}: the stage was an expansion, the config says train; take another folder (folder=…)"
+        )
+    return facts
 
 
 def _start(config: Config, stage: TrainStage, folder: StageFolder) -> Path | None:
-    """The checkpoint that the stage began from, as stage.json recorded it; before that, the one to begin from."""
-    recorded = folder.facts.get("start")
-    return Path(recorded) if recorded else origin(config, stage.start)
+    """The checkpoint that the stage began from, as stage.json recorded it; before that, the one to begin from; None:
+    fresh weights."""
+    recorded = recorded_facts(folder)
+    if recorded and recorded.start:
+        return Path(recorded.start)
+    return origin(config, stage.start) if stage.start else None
 
 
-def origin(config: Config, name: str | None) -> Path | None:
-    """The checkpoint that a stage starts from: an earlier stage's newest, or a folder's. Raises UserError."""
-    if name is None:
-        return None
-    ours = name in {stage.name for stage in config.stages}
-    return checkpoints.locate(config.path / name if ours else Path(name))
+def origin(config: Config, name: str) -> Path:
+    """The checkpoint to start from: an earlier stage's newest, or a folder's. Raises UserError."""
+    is_stage = name in {stage.name for stage in config.stages}
+    return checkpoints.locate(config.path / name if is_stage else Path(name))
 
 
 def _model_config(config: Config, stage: TrainStage, data: Prepared, start: Path | None) -> PretrainedConfig:
     """From scratch by the config's sizes; else the start's own config (an expansion may have changed its epsilon)."""
-    sizes = config.models[stage.model]
-    wanted = models.trained(sizes, data.facts)
+    from_sizes = models.trained(config.models[stage.model], data.facts)
     if start is None:
-        return wanted
+        return from_sizes
     newest = publish.newest(config.path / stage.name / "checkpoints")
-    _, held = models.read_config((newest or start) / checkpoints.CONFIG)
-    shapes = [
-        {row.name: architecture.shape(row) for row in architecture.rows()}
-        for architecture in (models.architecture_of(held), models.architecture_of(wanted))
-    ]
-    if shapes[0] != shapes[1]:
-        name = next(n for n in {**shapes[0], **shapes[1]} if shapes[0].get(n) != shapes[1].get(n))
+    _, stored = models.read_config((newest or start) / checkpoints.CONFIG)
+    _require_same_shapes(start, _shapes(stored), _shapes(from_sizes), stage)
+    return stored
+
+
+def _shapes(model: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    architecture = models.architecture_of(model)
+    return {spec.name: architecture.shape(spec) for spec in architecture.rows()}
+
+
+def _require_same_shapes(
+    start: Path, stored: dict[str, tuple[int, ...]], configured: dict[str, tuple[int, ...]], stage: TrainStage
+) -> None:
+    if stored != configured:
+        name = next(n for n in {**stored, **configured} if stored.get(n) != configured.get(n))
         raise UserError(
-            f"{start}: '{name}' has shape {shapes[0].get(name)} there and {shapes[1].get(name)} in model '{stage.model}'; "
-            f"name the model that was expanded in stages.{stage.name}.model"
+            f"{start}: '{name}' has shape {stored.get(name)} there and {configured.get(name)} in model "
+            f"'{stage.model}'; name the model that was expanded in stages.{stage.name}.model"
         )
-    return held
 
 
-def facts(plan: TrainingPlan, world: World) -> dict:
-    """What stage.json says of a training stage."""
+def facts(plan: TrainingPlan, world: World) -> TrainFacts:
+    """The content of stage.json, as the stage begins."""
     stage, sizes = plan.stage, plan.config.models[plan.stage.model]
-    return {
-        "kind": "train",
-        "name": stage.name,
-        "model": stage.model,
-        "family": sizes.family,
-        "sizes": {"layers": sizes.layers, "hidden": sizes.hidden, "heads": sizes.heads, "mlp": sizes.mlp_units},
-        "parameters": models.architecture_of(plan.model).parameters,
-        "origin": stage.start,
-        "start": str(plan.start) if plan.start else None,
-        "steps": plan.rates.steps,
-        "schedule": vars(plan.rates),
-        "settings": {
-            "batch": stage.batch,
-            "micro_batch": stage.micro_batch or stage.batch // world.size,
-            "precision": stage.precision,
-            "zero_stage": stage.zero_stage,
-            "world_size": world.size,
-            "optimizer": stage.optimizer.model_dump(mode="json"),
-            "activation_checkpointing": stage.activation_checkpointing,
-            "seed": plan.config.seed,
-        },
-        "flops_per_step": {
-            "train": stage.batch * plan.cost.train,
-            "recompute": stage.batch * plan.cost.recompute if stage.activation_checkpointing else 0,
-        },
-        "samples_per_step": stage.batch,
-        "tokens_per_step": plan.pace.tokens,
-        "device": describe(world.device.type),
-        "versions": installed(),
-        "fingerprint": Fingerprint.of(plan.config, stage).settings(),
-    }
+    return TrainFacts(
+        name=stage.name,
+        model=stage.model,
+        family=sizes.family,
+        sizes={"layers": sizes.layers, "hidden": sizes.hidden, "heads": sizes.heads, "mlp": sizes.mlp_units},
+        parameters=models.architecture_of(plan.model).parameters,
+        origin=stage.start,
+        start=str(plan.start) if plan.start else None,
+        steps=plan.rates.steps,
+        schedule=dict(vars(plan.rates)),
+        settings=_settings(plan, world),
+        flops_per_step=StepFlops(
+            train=stage.batch * plan.cost.train,
+            recompute=stage.batch * plan.cost.recompute if stage.activation_checkpointing else 0,
+        ),
+        samples_per_step=stage.batch,
+        tokens_per_step=plan.pace.tokens,
+        device=describe(world.device.type),
+        versions=installed(),
+        fingerprint=Fingerprint.of(plan.config, stage).settings(),
+    )
+
+
+def _settings(plan: TrainingPlan, world: World) -> TrainSettings:
+    stage = plan.stage
+    return TrainSettings(
+        batch=stage.batch,
+        micro_batch=stage.micro_batch or stage.batch // world.size,
+        precision=stage.precision,
+        zero_stage=stage.zero_stage,
+        world_size=world.size,
+        optimizer=stage.optimizer.model_dump(mode="json"),
+        activation_checkpointing=stage.activation_checkpointing,
+        seed=plan.config.seed,
+    )
 
 
 MAY_CHANGE = ("settings", "flops_per_step", "device", "versions")
 """Facts that a stage may be continued with others of; its fingerprint says which settings may change."""
 
 
-def continued(recorded: dict, now: dict, step: int) -> dict:
-    """The facts of a stage that goes on from `step`: those of `now`, and under `earlier` what others held until then."""
-    changed = {key: recorded[key] for key in MAY_CHANGE if key in recorded and recorded[key] != now[key]}
-    earlier = recorded.get("earlier", []) + ([{"until_step": step, **changed}] if changed else [])
-    kept = {key: now[key] for key in (*MAY_CHANGE, "fingerprint")}
-    return {**recorded, **kept, **({"earlier": earlier} if earlier else {})}
+def continued(recorded: TrainFacts, now: TrainFacts, step: int) -> TrainFacts:
+    """The facts of a stage that goes on from `step`: those of `now`, and under `earlier` what was true until then."""
+    changed = {key: getattr(recorded, key) for key in MAY_CHANGE if getattr(recorded, key) != getattr(now, key)}
+    earlier = (*recorded.earlier, EarlierFacts(until_step=step, **changed)) if changed else recorded.earlier
+    current = {key: getattr(now, key) for key in (*MAY_CHANGE, "fingerprint")}
+    return recorded.model_copy(update={**current, "earlier": earlier})
 
 
 def facts_line(plan: TrainingPlan) -> str:
-    """The stage in one line, for the terminal."""
+    """The stage in one line, for the log."""
     count = models.architecture_of(plan.model).parameters
     begin = f"from {plan.start}" if plan.start else "from scratch"
-    return f"{count:,} parameters, {begin}, {plan.rates.steps} steps of {plan.stage.batch} samples, {plan.pace.flops * plan.rates.steps:.2e} FLOPs"
+    size = f"{plan.rates.steps} steps of {plan.stage.batch} samples"
+    return f"{count:,} parameters, {begin}, {size}, {plan.pace.flops * plan.rates.steps:.2e} FLOPs"
 
 
-def _flops_of(start: Path | None) -> int | str:
-    """FLOPs spent on the weights a stage starts from: none from scratch, unknown for a foreign checkpoint."""
+def flops_before(start: Path | None) -> int | None:
+    """FLOPs spent on the weights a stage starts from: none from scratch; None, unknown, for a foreign checkpoint."""
     if start is None:
         return 0
     content = manifest.read_if_any(start)
-    return content.provenance.get("flops", "unknown") if content else "unknown"
+    flops = content.provenance.get("flops") if content else None
+    return flops if isinstance(flops, int) else None

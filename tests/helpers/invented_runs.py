@@ -6,12 +6,24 @@ from pathlib import Path
 import yaml
 
 from pipeline.records.run_folder import StageFolder, write_json
+from pipeline.records.stage_facts import ExpandFacts, TrainFacts
+from pipeline.records.stage_records import EvaluationRecord, LedgerEntry, TrainingRecord
 
 SMALL = {"layers": 2, "hidden": 8, "heads": 2, "mlp": 32}
 MEDIUM = {"layers": 2, "hidden": 12, "heads": 3, "mlp": 48}
 LARGE = {"layers": 4, "hidden": 16, "heads": 4, "mlp": 64}
 SCRATCH_LOSS = {0: 8.0, 10: 6.0, 20: 5.0, 40: 4.0}
 LARGE_LOSS = {0: 5.0, 10: 4.5, 20: 3.5}
+SETTINGS = {
+    "batch": 4,
+    "micro_batch": 2,
+    "precision": "fp32",
+    "zero_stage": 1,
+    "world_size": 2,
+    "optimizer": {"eps": 1e-8},
+    "activation_checkpointing": False,
+    "seed": 0,
+}
 
 
 def make_run(folder: Path, stages: dict[str, str], kind: str = "text") -> Path:
@@ -41,72 +53,60 @@ def train(
     done = max(losses)
     schedule = {"kind": "cosine", "peak": 1e-3, "minimum": 0.0, "initial": 0.0, "warmup": 2, "steps": steps or done}
     stage = StageFolder(run / name)
-    stage.begin(
-        **{
-            "kind": "train",
-            "name": name,
-            "model": f"model-{sizes['hidden']}",
-            "family": "bert-pre-ln",
-            "sizes": sizes,
-            "parameters": 1234,
-            "origin": origin,
-            "schedule": schedule,
-            "settings": {"batch": 4, "world_size": 2, "optimizer": {"eps": 1e-8}},
-            "flops_per_step": {"train": flops, "recompute": recompute},
-            "samples_per_step": 4,
-            "tokens_per_step": 32,
-            "steps": steps or done,
-            "device": "CPU <x86>",
-            "versions": {"torch": "2.13"},
-            **facts,
-        }
-    )
+    content = {**common(name, sizes), "origin": origin, "start": origin, "schedule": schedule, "steps": steps or done}
+    settings = {"settings": SETTINGS, "flops_per_step": {"train": flops, "recompute": recompute}, "device": "CPU <x86>"}
+    begun = TrainFacts(**{**content, **settings, "samples_per_step": 4, "tokens_per_step": 32, **facts})
+    stage.begin(begun)
     for step in range(done + 1):
         if step:
-            stage.metrics.append(
-                step=step,
-                loss=3.0 + 1 / step,
-                lr=1e-3,
-                grad_norm=1.0,
-                seconds=0.5,
-                samples_per_second=8.0,
-                tokens_per_second=64.0,
-                mfu=None,
-            )
-            stage.ledger.append(step=step, kind="train", flops=flops, samples=4, tokens=32)
+            stage.metrics.append(training_record(step, 3.0 + 1 / step))
+            spend(stage, step, "train", flops, 4, 32)
         if step and recompute:
-            stage.ledger.append(step=step, kind="recompute", flops=recompute, samples=0, tokens=0)
+            spend(stage, step, "recompute", recompute)
         if step in losses:
-            stage.metrics.append(step=step, eval_loss=losses[step], perplexity=math.exp(losses[step]))
-            stage.ledger.append(step=step, kind="evaluate", flops=7, samples=16, tokens=128)
+            loss = losses[step]
+            stage.metrics.append(EvaluationRecord(step=step, eval_loss=loss, perplexity=math.exp(loss)))
+            spend(stage, step, "evaluate", 7, 16, 128)
     if finished:
-        stage.finish()
+        stage.finish(begun)
     return stage
+
+
+def common(name: str, sizes: dict) -> dict:
+    """Facts of a stage of any kind."""
+    names = {"name": name, "model": f"model-{sizes['hidden']}", "family": "bert-pre-ln"}
+    return {**names, "sizes": sizes, "parameters": 1234, "versions": {"torch": "2.13"}, "fingerprint": {}}
+
+
+def training_record(step: int, loss: float, window: int = 1, mfu: float | None = None) -> TrainingRecord:
+    """`window` steps of half a second each."""
+    speed = {"seconds": 0.5, "samples_per_second": 8.0, "tokens_per_second": 64.0, "mfu": mfu, "window": window}
+    return TrainingRecord(step=step, loss=loss, lr=1e-3, grad_norm=1.0, **speed)
+
+
+def spend(stage: StageFolder, step: int, kind: str, flops: int, samples: int = 0, tokens: int = 0) -> None:
+    stage.ledger.append(LedgerEntry(step=step, kind=kind, flops=flops, samples=samples, tokens=tokens))
 
 
 def expand(run: Path, name: str, source: str, sizes: dict, **facts) -> StageFolder:
     stage = StageFolder(run / name)
     gates = {"float64": 2e-6, "float32": 1e-5}
-    stage.begin(
-        **{
-            "kind": "expand",
-            "name": name,
-            "model": f"model-{sizes['hidden']}",
-            "family": "bert-pre-ln",
-            "sizes": sizes,
-            "parameters": 1234,
-            "origin": source,
-            "method": "lemon",
-            "depth": "cancel",
-            "placement": "even",
-            "lossless": True,
-            "verification": {"float64": 3e-8, "float32": 4e-7, "gates": gates},
-            **facts,
-        }
-    )
-    stage.ledger.append(step=0, kind="grow", flops=3, samples=0, tokens=0)
-    stage.ledger.append(step=0, kind="verify", flops=5, samples=2, tokens=16)
-    stage.finish()
+    content = {
+        **common(name, sizes),
+        "origin": source,
+        "method": "lemon",
+        "method_options": {"depth": "cancel", "placement": "even"},
+        "optimizer_state": "reset",
+        "lossless": True,
+        "config_change": {},
+        "layout": {"layout": "zero", "zero_stage": 1, "world_size": 2, "bf16": False},
+        "verification": {"float64": 3e-8, "float32": 4e-7, "gates": gates},
+    }
+    begun = ExpandFacts(**{**content, **facts})
+    stage.begin(begun)
+    spend(stage, 0, "grow", 3)
+    spend(stage, 0, "verify", 5, 2, 16)
+    stage.finish(begun)
     return stage
 
 

@@ -9,8 +9,19 @@ from pipeline.accounting.lineage import lineage
 from pipeline.accounting.recorded_runs import Evaluation, RecordReader, curve
 from pipeline.accounting.savings import crossing
 from pipeline.accounting.totals import Amounts, by_kind, training_flops
+from pipeline.records.stage_records import EvaluationRecord, LedgerEntry
 from pipeline.report import build
-from tests.helpers.invented_runs import LARGE, LARGE_LOSS, SCRATCH_LOSS, SMALL, expand, make_run, simple_run, train
+from tests.helpers.invented_runs import (
+    LARGE,
+    LARGE_LOSS,
+    SCRATCH_LOSS,
+    SMALL,
+    expand,
+    make_run,
+    simple_run,
+    train,
+    training_record,
+)
 
 
 def points(*known: tuple[int, int, float]) -> list[Evaluation]:
@@ -21,22 +32,22 @@ def test_flops_add_exactly():
     big = 10**24 + 1  # beyond what a float can count
     ledger = []
     for step in (1, 2, 3):
-        ledger.append({"step": step, "kind": "train", "flops": big, "samples": 1, "tokens": 2})
-        ledger.append({"step": step, "kind": "recompute", "flops": 5, "samples": 0, "tokens": 0})
-    ledger.append({"step": 3, "kind": "evaluate", "flops": 7, "samples": 1, "tokens": 2})
+        ledger.append(LedgerEntry(step=step, kind="train", flops=big, samples=1, tokens=2))
+        ledger.append(LedgerEntry(step=step, kind="recompute", flops=5, samples=0, tokens=0))
+    ledger.append(LedgerEntry(step=3, kind="evaluate", flops=7, samples=1, tokens=2))
     assert training_flops(ledger, 2) == 2 * (big + 5)
     assert training_flops(ledger, 3) == 3 * (big + 5)
     assert by_kind(ledger)["train"] == Amounts(flops=3 * big, samples=3, tokens=6)
 
 
 def test_curve_joins_evaluations_with_training_flops():
-    metrics, ledger = [{"step": 0, "eval_loss": 4.0}], []
+    metrics, ledger = [EvaluationRecord(step=0, eval_loss=4.0)], []
     for step in (1, 2, 3, 4):
-        metrics.append({"step": step, "loss": 3.0})
-        ledger.append({"step": step, "kind": "train", "flops": 10})
+        metrics.append(training_record(step, 3.0))
+        ledger.append(LedgerEntry(step=step, kind="train", flops=10, samples=1, tokens=1))
         if step % 2 == 0:
-            metrics.append({"step": step, "eval_loss": 4.0 - step})
-            ledger.append({"step": step, "kind": "evaluate", "flops": 99})
+            metrics.append(EvaluationRecord(step=step, eval_loss=4.0 - step))
+            ledger.append(LedgerEntry(step=step, kind="evaluate", flops=99, samples=1, tokens=1))
     assert curve(metrics, ledger) == points((0, 0, 4.0), (2, 20, 2.0), (4, 40, 0.0))
 
 

@@ -184,3 +184,12 @@ def test_a_stage_knows_the_settings_of_its_origins():
     before, after = config.load(BERT), config.load(BERT, ["stages.small.schedule.peak=1e-3"])
     same = [s.name for s in before.stages if Fingerprint.of(before, s) == Fingerprint.of(after, after.stage(s.name))]
     assert same == ["scratch"]
+
+
+def test_a_training_stage_is_no_expansion():
+    loaded = config.load(BERT)
+    assert loaded.training_stage("large") is loaded.stage("large")
+    with pytest.raises(UserError, match=r"^stage 'grown' of config '.*' is an expansion; its training stages: small, "):
+        loaded.training_stage("grown")
+    with pytest.raises(UserError, match="no stage 'larg' in config .*did you mean 'large'"):
+        loaded.training_stage("larg")

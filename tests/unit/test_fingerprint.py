@@ -10,7 +10,9 @@ from pipeline import config
 from pipeline.config.fingerprint import Fingerprint, differences, require_same
 from pipeline.errors import UserError
 from pipeline.records.run_folder import StageFolder
+from pipeline.records.stage_facts import EarlierFacts, TrainFacts, TrainSettings
 from pipeline.training.stage import continued
+from tests.helpers.invented_runs import SETTINGS, SMALL, common
 
 BERT = Path(__file__).parents[2] / "configs" / "quickstart" / "bert.yaml"
 OLDER = {
@@ -66,10 +68,27 @@ OLDER = {
 """As version 0.1.0 recorded it for the stage `small` of the quick start."""
 
 
+def began(**facts) -> TrainFacts:
+    """What stage.json says of a stage that has begun."""
+    content = {
+        **common("small", SMALL),
+        "origin": None,
+        "start": None,
+        "steps": 100,
+        "schedule": {},
+        "settings": SETTINGS,
+        "flops_per_step": {"train": 10, "recompute": 0},
+        "samples_per_step": 4,
+        "tokens_per_step": 32,
+        "device": "one",
+    }
+    return TrainFacts(**{**content, **facts})
+
+
 def begun(folder: Path, recorded: dict, *overrides: str) -> tuple[config.Config, StageFolder]:
     loaded = config.load(BERT, [f"folder={folder}", *overrides])
     stage = StageFolder(folder / recorded["stage"]["name"])
-    stage.begin(fingerprint=recorded)
+    stage.begin(began(fingerprint=recorded))
     return loaded, stage
 
 
@@ -224,20 +243,11 @@ def test_differences_are_leaves():
     assert list(differences(before, now)) == [("a.c", 2, 5), ("d", 3, None), ("g", None, 0)]
 
 
-FACTS = {
-    "settings": {"micro_batch": 8},
-    "flops_per_step": {"train": 10},
-    "device": "one",
-    "versions": {"torch": "2"},
-    "fingerprint": {},
-}
-
-
 def test_a_continued_stage_says_what_it_was_trained_with_and_until_when():
-    recorded = {**FACTS, "start": "somewhere", "steps": 100}
-    assert continued(recorded, FACTS, 40) == recorded
-    second = continued(recorded, {**FACTS, "settings": {"micro_batch": 4}}, 40)
-    assert (second["settings"], second["start"]) == ({"micro_batch": 4}, "somewhere")
-    assert second["earlier"] == [{"until_step": 40, "settings": {"micro_batch": 8}}]
-    third = continued(second, {**FACTS, "settings": {"micro_batch": 4}, "device": "two"}, 60)
-    assert third["earlier"] == [{"until_step": 40, "settings": {"micro_batch": 8}}, {"until_step": 60, "device": "one"}]
+    recorded, smaller = began(start="somewhere"), TrainSettings(**{**SETTINGS, "micro_batch": 1})
+    assert continued(recorded, began(), 40) == recorded
+    second = continued(recorded, began(settings=smaller), 40)
+    assert (second.settings, second.start) == (smaller, "somewhere")
+    assert second.earlier == (EarlierFacts(until_step=40, settings=recorded.settings),)
+    third = continued(second, began(settings=smaller, device="two"), 60)
+    assert third.earlier == (*second.earlier, EarlierFacts(until_step=60, device="one"))

@@ -11,6 +11,7 @@ from pipeline.accounting.savings import Comparison
 from pipeline.accounting.totals import Amounts
 from pipeline.errors import UserError
 from pipeline.records.run_folder import StageFolder, write_json
+from pipeline.records.stage_records import EvaluationRecord, SaveRecord
 from pipeline.report import build, figures, formatting, summary, tables, write
 from pipeline.report.content import Report, Start
 from tests.helpers.invented_runs import (
@@ -24,6 +25,7 @@ from tests.helpers.invented_runs import (
     make_run,
     simple_run,
     train,
+    training_record,
 )
 from tests.helpers.opened import opened
 from tests.helpers.pages import Page, texts
@@ -135,7 +137,8 @@ def test_unfinished_stages_are_named(tmp_path):
 def test_an_unfinished_baseline_is_called_so(tmp_path):
     run = simple_run(tmp_path / "run")
     train(make_run(tmp_path / "other", {}), "x", SMALL, {0: 1.0})  # a stage outside any config is not read
-    StageFolder(run / "scratch").begin(**StageFolder(run / "scratch").facts | {"steps": 90})
+    scratch = StageFolder(run / "scratch")
+    scratch.begin(scratch.facts.model_copy(update={"steps": 90}))
     assert "unfinished (step 40 of 90)" in only(build([run])).target.meaning
 
 
@@ -234,9 +237,9 @@ def test_times_count_every_step_of_a_window(tmp_path):
     run = make_run(tmp_path / "run", {"scratch": "train"})
     stage = train(run, "scratch", LARGE, {0: 8.0})
     for step in (10, 20, 25):
-        stage.metrics.append(step=step, loss=3.0, lr=1e-3, seconds=0.5, window=10 if step < 25 else 5, mfu=1.12)
-        stage.metrics.append(step=step, eval_loss=4.0, evaluation_seconds=1.5)
-        stage.metrics.append(step=step, save_seconds=0.25)
+        stage.metrics.append(training_record(step, 3.0, window=10 if step < 25 else 5, mfu=1.12))
+        stage.metrics.append(EvaluationRecord(step=step, eval_loss=4.0, evaluation_seconds=1.5))
+        stage.metrics.append(SaveRecord(step=step, save_seconds=0.25))
     (speed,) = build([run]).runs[0].speed
     assert (speed.wall_seconds, speed.evaluation_seconds, speed.save_seconds) == (12.5, 4.5, 0.75)
     assert speed.mfu is None  # above 100 % the peak was measured too low
@@ -247,8 +250,11 @@ def test_times_count_every_step_of_a_window(tmp_path):
 def test_a_record_without_a_window_stands_for_the_steps_before_it(tmp_path):
     run = make_run(tmp_path / "run", {"scratch": "train"})
     stage = train(run, "scratch", LARGE, {0: 8.0})
-    for step in (10, 20, 25):
-        stage.metrics.append(step=step, loss=3.0, lr=1e-3, seconds=0.5)
+    speed = {"samples_per_second": 8.0, "tokens_per_second": 64.0, "mfu": None}
+    with stage.metrics.path.open("a") as file:
+        for step in (10, 20, 25):
+            record = {"step": step, "loss": 3.0, "lr": 1e-3, "grad_norm": None, "seconds": 0.5, **speed}
+            file.write(json.dumps(record) + "\n")
     (speed,) = build([run]).runs[0].speed
     assert (speed.wall_seconds, speed.evaluation_seconds, speed.save_seconds) == (12.5, None, None)
 
@@ -307,7 +313,7 @@ def test_the_legend_says_what_the_target_cost(tmp_path):
 def test_images_get_top1_figures(tmp_path):
     run = make_run(tmp_path / "run", STAGES, "images")
     stage = train(run, "scratch", LARGE, SCRATCH_LOSS)
-    stage.metrics.append(step=40, eval_loss=4.0, top1=0.625)
+    stage.metrics.append(EvaluationRecord(step=40, eval_loss=4.0, top1=0.625))
     page = Page(write(build([run]), run).read_text())
     assert "62.5 %" in page.words and any("top-1 accuracy, %" in texts(picture) for picture in page.pictures)
 
@@ -318,7 +324,7 @@ def test_the_page_is_the_same_every_time(tmp_path):
 
 
 def test_thinning_keeps_a_spike():
-    steps = [{"step": step, "loss": 9.0 if step == 4321 else 2.0, "lr": 1e-3} for step in range(20_000)]
+    steps = [training_record(step, 9.0 if step == 4321 else 2.0) for step in range(20_000)]
     record = tables.training(steps)
     assert (4321, 9.0) in record.raw and len(record.raw) <= 2 * tables.POINTS
     assert max(value for _, value in tables.smooth([(s, v) for s, v in enumerate([1, 1, 4, 1, 1])], 3)) == 2.0
@@ -326,8 +332,8 @@ def test_thinning_keeps_a_spike():
 
 def test_a_broken_training_is_named(tmp_path):
     run = simple_run(tmp_path / "run")
-    StageFolder(run / "large").metrics.append(step=21, loss=math.nan, lr=1e-3, seconds=0.5, samples_per_second=8.0)
-    StageFolder(run / "large").metrics.append(step=21, eval_loss=math.nan)
+    StageFolder(run / "large").metrics.append(training_record(21, math.nan))
+    StageFolder(run / "large").metrics.append(EvaluationRecord(step=21, eval_loss=math.nan))
     report = build([run])
     assert "Stage 'large' broke down: its training loss is not a number at step 21." in summary(report)
     assert only(report).given.flops == 150

@@ -1,0 +1,116 @@
+"""stage.json: what a stage is, its sizes and settings, where it came from, whether it is finished."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from pipeline.errors import UserError
+from pipeline.records.formats import FORMAT, Recorded, explained, require_readable
+
+
+class TrainSettings(BaseModel):
+    """How a stage is trained; batch: samples per step over all ranks, micro_batch: per rank and pass."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    batch: int
+    micro_batch: int
+    precision: str
+    zero_stage: int
+    world_size: int
+    optimizer: dict[str, Any]
+    activation_checkpointing: bool
+    seed: int
+
+
+class StepFlops(BaseModel):
+    """FLOPs of one optimizer step. recompute: what activation checkpointing adds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    train: int
+    recompute: int
+
+
+class EarlierFacts(BaseModel):
+    """What was true until the stage was continued at `until_step`; None: the same as now."""
+
+    model_config = ConfigDict(frozen=True)
+
+    until_step: int
+    settings: TrainSettings | None = None
+    flops_per_step: StepFlops | None = None
+    device: str | None = None
+    versions: dict[str, str] | None = None
+
+
+class CommonFacts(Recorded):
+    """What every stage records. model: its name in the config; origin: the stage or folder that it started from, None
+    for fresh weights; fingerprint: the settings that decide its numbers."""
+
+    name: str
+    model: str
+    family: str
+    sizes: dict[str, int]
+    parameters: int
+    origin: str | None
+    versions: dict[str, str]
+    fingerprint: dict[str, Any]
+    status: Literal["running", "finished"] = "running"
+
+
+class TrainFacts(CommonFacts):
+    """A training stage. start: the checkpoint that it began from; schedule: resolved to steps; device: in words."""
+
+    kind: Literal["train"] = "train"
+    start: str | None
+    steps: int
+    schedule: dict[str, Any]
+    settings: TrainSettings
+    flops_per_step: StepFlops
+    samples_per_step: int
+    tokens_per_step: int
+    device: str
+    earlier: tuple[EarlierFacts, ...] = ()
+
+
+class ExpandFacts(CommonFacts):
+    """An expansion. layout: that of the checkpoint it writes; config_change: what it changes in the model's config;
+    verification: what was measured, None before that."""
+
+    kind: Literal["expand"] = "expand"
+    method: str
+    method_options: dict[str, Any]
+    optimizer_state: Literal["reset", "grow"]
+    lossless: bool
+    config_change: dict[str, Any]
+    layout: dict[str, Any]
+    verification: dict[str, Any] | None = None
+
+
+StageFacts = TrainFacts | ExpandFacts
+_FACTS: TypeAdapter[StageFacts] = TypeAdapter(Annotated[StageFacts, Field(discriminator="kind")])
+
+
+def parse(path: Path, content: dict[str, Any]) -> StageFacts:
+    """The facts in `content`, read from `path`. Raises UserError for a newer format, or when they are incomplete."""
+    if isinstance(content.get("format", {}), dict):  # format 1 had no number; an expansion kept its layout here
+        content = _upgraded(content)
+    require_readable(path, content["format"])
+    try:
+        return _FACTS.validate_python(content)
+    except ValidationError as error:
+        raise UserError(
+            f"{path}: not the facts of a stage ({explained(error)}); the file is damaged, restore it"
+        ) from error
+
+
+def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
+    """Facts of format 1 as format 2 has them."""
+    if content.get("kind") != "expand":
+        return {**content, "format": FORMAT}
+    method_options = {key: content[key] for key in ("depth", "placement", "noise") if key in content}
+    others = {key: value for key, value in content.items() if key not in method_options}
+    defaults = {"optimizer_state": "reset", "config_change": {}}
+    return {**defaults, **others, "method_options": method_options, "layout": content.get("format"), "format": FORMAT}

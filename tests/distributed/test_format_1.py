@@ -1,0 +1,39 @@
+"""A run that version 0.1.0 began goes on: its facts, records, fingerprint and checkpoints of format 1 are all read."""
+
+import json
+import shutil
+
+from tests.helpers.cli import ROOT, environment, run_python
+from tests.helpers.runs import records
+
+FIXTURE = ROOT / "tests" / "fixtures" / "format-1"
+
+
+def test_an_interrupted_run_of_format_1_ends(tmp_path):
+    """`large` was killed behind its checkpoint of step 20. What was recorded until then stays to the digit, what was
+    recorded behind it is trained again: step 21 starts from the same weights, moments and rate, so its loss is that
+    which the older version recorded, but for the order of sums on another machine."""
+    shutil.copytree(FIXTURE, tmp_path, dirs_exist_ok=True)
+    run = tmp_path / "run"
+    before = records(run, "large")
+    command = ("-m", "pipeline", "run", "tiny.yaml", "folder=run")
+    done = run_python(*command, cwd=tmp_path, env=environment(), timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.stdout.count("finished already, skipped") == 2
+    assert "large: resumed at step 20 of 200" in (run / "large" / "log.txt").read_text()
+    after = records(run, "large")
+    assert [record["step"] for record in after if "loss" in record] == list(range(1, 201))
+    recorded = [record for record in before if record["step"] <= 20]
+    kept = [
+        {key: value for key, value in record.items() if key in old}
+        for record, old in zip(after, recorded, strict=False)
+    ]
+    assert kept == recorded
+    old, new = ({r["step"]: r["loss"] for r in part if "loss" in r} for part in (before, after))
+    assert all(abs(new[step] - old[step]) < 1e-5 for step in (21, 22, 23))
+    facts = json.loads((run / "large" / "stage.json").read_text())
+    assert (facts["format"], facts["status"]) == (2, "finished")
+    entries = [json.loads(line) for line in (run / "large" / "ledger.jsonl").read_text().splitlines()]
+    assert sum(entry["flops"] for entry in entries if entry["kind"] == "train") == 200 * 917_376
+    assert {record["format"] for record in (*after, *entries)} == {2}
+    assert (run / "report.html").exists()

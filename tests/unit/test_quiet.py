@@ -1,0 +1,46 @@
+"""Who uses the package as a library sees nothing: progress is shown where the logger `pipeline` shows INFO."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.training import launcher
+from pipeline.training.progress import Progress
+from tests.helpers.invented_runs import training_record
+
+
+def train_and_evaluate(folder: Path) -> str:
+    """Returns log.txt, which is written in any case."""
+    with Progress("small", 10, folder, "text", first=True, tensorboard=False) as progress:
+        progress.begin(5, None, 2, "cpu fp32")
+        progress.step(training_record(6, 3.0))
+        progress.evaluation(6, {"eval_loss": 2.5, "perplexity": 12.0})
+    return (folder / "log.txt").read_text()
+
+
+@pytest.fixture
+def logger() -> Iterator[logging.Logger]:
+    package = logging.getLogger("pipeline")
+    before = package.level
+    yield package
+    package.setLevel(before)
+
+
+@pytest.mark.parametrize("level, shown", [(logging.DEBUG, True), (logging.INFO, True), (logging.WARNING, False)])
+def test_progress_is_shown_as_the_logger_says(tmp_path, capsys, logger, level, shown):
+    logger.setLevel(level)
+    log = train_and_evaluate(tmp_path)
+    assert "small: resumed at step 5 of 10" in log and "small: step 6 of 10  evaluation loss 2.5000" in log
+    assert ("evaluation loss 2.5000" in capsys.readouterr().out) is shown
+
+
+def test_a_worker_says_as_much_as_its_parent(tmp_path, monkeypatch, logger):
+    logger.setLevel(logging.WARNING)
+    told = launcher.worker_environment(tmp_path)
+    logger.setLevel(logging.INFO)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    launcher.take_over_log_level()
+    assert not logger.isEnabledFor(logging.INFO)
