@@ -93,8 +93,7 @@ def _work(loaded: Config, name: str) -> None:
     loaded.path.mkdir(parents=True, exist_ok=True)
     lock = launcher.become_worker(loaded.path)
     try:
-        from pipeline.config import fingerprint
-        from pipeline.training import engine, loop
+        from pipeline.training import engine, fingerprint, loop
 
         stage = loaded.training_stage(name)
         fingerprint.require_same(loaded, stage)  # under plain torchrun nobody did it before

@@ -5,7 +5,6 @@ from functools import partial
 from transformers import PretrainedConfig
 
 from pipeline import models
-from pipeline.config.fingerprint import require_same
 from pipeline.config.schema import Config, ExpandStage, TrainStage
 from pipeline.config.validation_errors import all_of
 from pipeline.data import Prepared, open_prepared
@@ -17,6 +16,7 @@ from pipeline.growth.plan import GrowthPlan, plan_growth, require_possible
 from pipeline.optim.optimizers import AdamW, Optimizer
 from pipeline.records.run_folder import StageFolder
 from pipeline.training.engine import deepspeed_config, precisions_of_workers, require_precision
+from pipeline.training.fingerprint import require_same
 from pipeline.training.stage import pace, rates
 
 

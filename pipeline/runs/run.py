@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import dump
-from pipeline.config.fingerprint import Fingerprint
 from pipeline.config.schema import Config, ExpandStage, TrainStage
 from pipeline.errors import UserError
 from pipeline.records import run_folder
 from pipeline.records.run_folder import StageFolder
 from pipeline.training import launcher
+from pipeline.training.fingerprint import Fingerprint
 from pipeline.training.launcher import Nodes
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from transformers import PretrainedConfig
 from pipeline import checkpoints, models
 from pipeline.accounting.flops import Cost, cost
 from pipeline.checkpoints import manifest, publish
-from pipeline.config.fingerprint import Fingerprint
 from pipeline.config.schema import Config, TrainStage
 from pipeline.data import Prepared, open_prepared
 from pipeline.durations import Pace
@@ -21,6 +20,7 @@ from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import EarlierFacts, ExpandFacts, StepFlops, TrainFacts, TrainSettings
 from pipeline.records.versions import installed
 from pipeline.training.engine import World
+from pipeline.training.fingerprint import Fingerprint
 from pipeline.training.hardware import describe
 
 

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from pipeline import config
-from pipeline.config.fingerprint import Fingerprint
 from pipeline.errors import UserError
+from pipeline.training.fingerprint import Fingerprint
 
 ROOT = Path(__file__).parents[2]
 BERT = ROOT / "configs" / "quickstart" / "bert.yaml"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import config
-from pipeline.config.fingerprint import Fingerprint, differences, require_same
 from pipeline.errors import UserError
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import EarlierFacts, TrainFacts, TrainSettings
+from pipeline.training.fingerprint import Fingerprint, differences, require_same
 from pipeline.training.stage import continued
 from tests.helpers.invented_runs import SETTINGS, SMALL, common
 
@@ -225,10 +225,26 @@ def test_an_origin_counts_by_what_decides_its_numbers(tmp_path):
     changed, _ = begun(tmp_path, recorded, "stages.small.save_every=9 steps")
     require_same(changed, changed.stage("large"))
     assert "origin.origin.stage.batch was 64, is now 32" in refusal(tmp_path, recorded, "stages.small.batch=32")
-    assert "origin.stage.noise was 1.0, is now 0.5" in refusal(tmp_path, recorded, "stages.grown.noise=0.5")
+    assert "origin.stage.method.noise was 1.0, is now 0.5" in refusal(
+        tmp_path, recorded, "stages.grown.method.noise=0.5"
+    )
     assert "stage.start was grown, is now not set; origin was set, is now not set" in refusal(
         tmp_path, recorded, "stages.large.start=null"
     )
+
+
+def test_options_of_a_method_that_are_its_defaults_need_not_be_written(tmp_path):
+    """Written out or not, inside the method or as the keys of the stage that they were in older configs."""
+    loaded = config.load(BERT, [f"folder={tmp_path}"])
+    settings = Fingerprint.of(loaded, loaded.stage("grown")).settings()
+    assert settings["stage"]["method"] == {"name": "lemon", "depth": "cancel", "placement": "even", "noise": 1.0}
+    stage = {key: value for key, value in settings["stage"].items() if key != "method"}
+    former = {"method": "lemon", "depth": "cancel", "placement": "even", "noise": 1.0}
+    for method in ({"method": {"name": "lemon", "depth": "cancel"}}, former):
+        recorded = {**settings, "stage": {**stage, **method}}
+        changed, _ = begun(tmp_path, recorded)
+        require_same(changed, changed.stage("grown"))
+        assert "stage.method.depth was cancel, is now zero" in refusal(tmp_path, recorded, "stages.grown.method=lemon")
 
 
 def test_what_is_recorded_is_read_as_the_same():

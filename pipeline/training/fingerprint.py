@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, ValidationError
 from pipeline.config.schema import Config, Data, ExpandStage, ModelSizes, Stage, TrainStage
 from pipeline.config.validation_errors import explain
 from pipeline.errors import UserError
+from pipeline.growth import methods
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.strict import Strict
 
@@ -45,9 +46,18 @@ class Fingerprint(Strict):
             "seed": self.seed,
             "data": self.data.model_dump(mode="json", exclude={"workers"}),
             "model": self.model.model_dump(mode="json"),
-            "stage": self.stage.model_dump(mode="json", exclude=CADENCE | LAYOUT),
+            "stage": self._stage(),
             "origin": self.origin.settings() if self.origin else {},
         }
+
+    def _stage(self) -> dict[str, Any]:
+        """The stage; of an expansion, its method with every option."""
+        settings = self.stage.model_dump(mode="json", exclude=CADENCE | LAYOUT)
+        if isinstance(self.stage, ExpandStage):
+            method = self.stage.method
+            options = methods.parse(method.name, method.options).options.model_dump(mode="json")
+            settings["method"] = {"name": method.name, **options}
+        return settings
 
 
 def require_same(config: Config, stage: TrainStage | ExpandStage) -> None:
