@@ -8,6 +8,7 @@ from transformers import PretrainedConfig
 from pipeline import models
 from pipeline.accounting.lineage import Ancestor
 from pipeline.accounting.totals import Amounts
+from pipeline.growth.verification.equivalence import measurement_in_words
 from pipeline.models import Family, Head
 from pipeline.records.versions import installed
 
@@ -102,13 +103,9 @@ def _verified(manifest: dict[str, Any]) -> str:
     verification = manifest.get("verification")
     if not verification:
         return "no verification is recorded"
-    measured = ", ".join(
-        f"{verification[dtype]:.1e} in {dtype} (gate {verification['gates'][dtype]:.0e})"
-        for dtype in ("float64", "float32")
-    )
     reasons = f" ({'; '.join(manifest['lossy'])})" if manifest.get("lossy") else ""
     verdict = "verified lossless" if verification["lossless"] else f"lossy, as declared{reasons}"
-    return f"{verdict}: relative difference of the outputs {measured}"
+    return f"{verdict}: {measurement_in_words(verification)}"
 
 
 def _rewritten(ancestor: Ancestor) -> str:

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from tests.helpers.cli import ROOT, environment
 from tests.helpers.cli import run_lemon as lemon
 from tests.helpers.cli import start_lemon as start
 from tests.helpers.runs import STEPS, ledger, losses, records, tiny_run
+from tests.helpers.waiting import wait_for
 
 
 def workers_of(parent: int) -> list[int]:
@@ -36,14 +36,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
-
-
-def wait_for(condition, seconds: float = 120):
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-    return value
 
 
 TENSORBOARD = str(find_spec("tensorboard") is not None).lower()

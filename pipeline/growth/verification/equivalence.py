@@ -9,6 +9,7 @@ on every layer above (eps / variance is no bound: 7 times as much was seen), so 
 difference that vanishes with eps is added to both gates.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -57,12 +58,15 @@ class Verification:
         }
 
     def __str__(self) -> str:
-        gates = self.as_json()["gates"]
-        rounded = "" if self.stored is None else f"; rounding to the stored dtype makes it {self.stored:.1e}"
-        return (
-            f"relative difference of the outputs {self.float64:.1e} in float64 (gate {gates['float64']:.0e}), "
-            f"{self.float32:.1e} in float32 (gate {gates['float32']:.0e}){rounded}"
-        )
+        return measurement_in_words(self.as_json())
+
+
+def measurement_in_words(verification: Mapping[str, Any]) -> str:
+    """A verification, as it is recorded, in half a sentence."""
+    gates, stored = verification["gates"], verification.get("stored")
+    measured = ", ".join(f"{verification[dtype]:.1e} in {dtype} (gate {gates[dtype]:.0e})" for dtype in GATES)
+    rounding = "" if stored is None else f"; rounding to the stored dtype makes it {stored:.1e}"
+    return f"relative difference of the outputs {measured}{rounding}"
 
 
 class EquivalenceCheck:
