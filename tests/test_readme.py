@@ -1,5 +1,6 @@
 """The README is true: its files exist, its tree is complete, its commands are commands."""
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -13,6 +14,8 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TREE = README.split("## The tree")[1]
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PICTURE = ARCHITECTURE.split("## The rooms")[1].split("```")[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def tracked(*folders: str) -> list[str]:
@@ -31,15 +34,42 @@ ROOMS = [path.parent.relative_to(ROOT / "pipeline") for path in sorted((ROOT / "
 
 @pytest.mark.parametrize("room", [room for room in ROOMS if room != Path(".")], ids=str)
 def test_the_architecture_names_every_room(room):
-    picture = ARCHITECTURE.split("## The rooms")[1].split("```")[1]
-    assert re.search(rf"^ *{re.escape(room.name)}/ ", picture, re.MULTILINE), f"{room} is missing from the picture"
+    assert re.search(rf"^ *{re.escape(room.name)}/ ", PICTURE, re.MULTILINE), f"{room} is missing from the picture"
 
 
-@pytest.mark.parametrize(
-    "page",
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))],
-    ids=lambda page: page.name,
-)
+def test_the_floors_of_the_picture_are_those_that_are_tested():
+    tree = ast.parse((ROOT / "tests" / "test_floors.py").read_text(encoding="utf-8"))
+    values = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
+    floors = [set(floor.split()) for floor in ast.literal_eval(values["FLOORS"]).strip().splitlines()]
+    blocks = [set(re.findall(r"^  (\w+)(?:/|\.py) ", block, re.MULTILINE)) for block in PICTURE.split("\n\n")]
+    assert [block - {"__init__"} for block in blocks] == floors[::-1]
+
+
+CODE = re.compile(r"`(?:pipeline/)?([a-z_]+(?:/[a-z_0-9]+)*\.py)`")
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md", "docs/growth.md", "docs/growth-math.md"])
+def test_files_of_the_code_exist(page):
+    """A path in a page is one of the repository, or the end of one in the package."""
+    paths = {
+        path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("tests/**/*.py"))
+    }
+    for name in CODE.findall((ROOT / page).read_text(encoding="utf-8")):
+        assert any(path.endswith(f"/{name}") for path in paths), name
+
+
+NAMES = re.compile(r"`([A-Z][a-z]+[A-Za-z]*[a-z])`|`(?:[a-z_]+\.)*([a-z]+_[a-z_]+)`")
+
+
+def test_the_journeys_name_what_exists():
+    """Every class and function that docs/architecture.md speaks of is a word of the package's code."""
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "pipeline").rglob("*.py"))
+    for class_name, function in NAMES.findall(ARCHITECTURE):
+        name = class_name or function
+        assert re.search(rf"\b{name}\b", code), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
@@ -50,10 +80,23 @@ def test_paths_and_pictures_exist():
         assert (ROOT / path).exists(), path
 
 
-def test_commands_are_commands():
-    known = set(build_parser()._subparsers._group_actions[0].choices)
-    used = set(re.findall(r"`lemon (\w+)", README))
-    assert used <= known and {"run", "prepare", "train", "expand", "report"} <= used
+COMMANDS = build_parser()._subparsers._group_actions[0].choices
+
+
+def test_every_command_is_in_the_readme():
+    assert set(re.findall(r"`lemon (\w+)", README)) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "decisions.md"], ids=lambda page: page.name)
+def test_commands_and_their_options_exist(page):
+    """Decisions tell of options that are gone."""
+    text = page.read_text(encoding="utf-8")
+    for command in re.findall(r"(?:`|^ {4})lemon (\w+)", text, re.MULTILINE):
+        assert command in COMMANDS, command
+    known = {option for command in COMMANDS.values() for option in command._option_string_actions}
+    foreign = {"--size", "--expand", "--check"}  # of the benchmarks, of ruff
+    for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text):
+        assert option in known | foreign, option
 
 
 def test_the_example_is_the_quick_starts():

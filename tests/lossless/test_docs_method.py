@@ -1,0 +1,75 @@
+"""The method of docs/growth.md, "A method of your own": its code runs as it stands, and what it grows is lossless."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+import pipeline
+from pipeline.expansion.preview import show
+from pipeline.growth import methods
+from pipeline.growth.activations import ProbedSource
+
+PAGE = Path(__file__).parents[2] / "docs" / "growth.md"
+SECTION = PAGE.read_text(encoding="utf-8").split("## A method of your own")[1].split("\n## ")[0]
+UNITS, MORE = 256, 128
+
+
+@pytest.fixture
+def namespace(monkeypatch) -> dict:
+    """What the example leaves behind; its method is registered for the time of a test."""
+    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
+    blocks = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
+    names: dict = {"__name__": "example"}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for block in blocks:
+            exec(compile(block, str(PAGE), "exec"), names)
+    return names
+
+
+def new_units(model: torch.nn.Module, layer: int) -> torch.Tensor:
+    """The weights of the MLP units behind the first UNITS: GPT-2 stores (in, out)."""
+    return model.transformer.h[layer].mlp.c_fc.weight.detach()[:, UNITS:]
+
+
+def test_what_the_example_grows_computes_the_same(namespace):
+    small, large = namespace["small"].eval(), namespace["large"].eval()
+    assert large.config.n_inner == UNITS + MORE
+    tokens = torch.arange(24).view(2, 12)
+    with torch.no_grad():
+        before, after = small(tokens).logits, large(tokens).logits
+    assert (before - after).abs().max() <= 1e-5 * before.abs().max()  # both compute in float32
+
+
+def test_each_layer_has_more_of_its_own_strongest_units(namespace):
+    small, large = namespace["small"], namespace["large"]
+    small.config.architectures = ["GPT2LMHeadModel"]
+    probed = ProbedSource(small.config, lambda name: dict(small.named_parameters())[name].detach())
+    for layer in (0, 1):
+        strongest = probed.mean_magnitude("mlp", "layers", layer).topk(MORE).indices
+        own = small.transformer.h[layer].mlp.c_fc.weight.detach()
+        assert torch.equal(new_units(large, layer), own[:, strongest])
+
+
+def test_the_commands_know_the_example(namespace, tmp_path):
+    namespace["small"].save_pretrained(tmp_path / "small")
+    namespace["target"].save_pretrained(tmp_path / "target")
+    grown = tmp_path / "grown"
+    with pytest.raises(pipeline.UserError, match="method 'strongest' has no option 'depth'; its options are noise"):
+        pipeline.plan(tmp_path / "small", tmp_path / "target", "strongest", method_options={"depth": "zero"})
+    assert "differs from layer to layer" in _shown(pipeline.plan(tmp_path / "small", tmp_path / "target", "strongest"))
+    assert pipeline.expand(tmp_path / "small", tmp_path / "target", grown, "strongest", workers=1).lossless
+    assert (grown / "plan.safetensors").exists()  # units chosen by data are no few blocks
+    del methods.METHODS["strongest"]
+    assert pipeline.verify(tmp_path / "small", grown).lossless
+
+
+def _shown(preview) -> str:
+    """What `lemon plan` prints."""
+    console = Console(width=200, file=io.StringIO())
+    show(preview, console)
+    return console.file.getvalue()
