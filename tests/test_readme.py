@@ -55,7 +55,7 @@ def test_files_of_the_code_exist(page):
         path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("tests/**/*.py"))
     }
     for name in CODE.findall((ROOT / page).read_text(encoding="utf-8")):
-        assert any(path.endswith(f"/{name}") for path in paths), name
+        assert any(f"/{path}".endswith(f"/{name}") for path in paths), name
 
 
 NAMES = re.compile(r"`([A-Z][a-z]+[A-Za-z]*[a-z])`|`(?:[a-z_]+\.)*([a-z]+_[a-z_]+)`")
