@@ -166,7 +166,7 @@ def _spelled(state: State, config: PretrainedConfig, layout: Layout) -> State:
 
     if layout.published_names:
         return state
-    return state.renamed({param.name: param.module for param in models.architecture_of(config).rows()})
+    return state.renamed({param.name: param.module_name for param in models.architecture_of(config).rows()})
 
 
 def config_of(config: PretrainedConfig, layout: CheckpointLayout) -> OutputFile:
@@ -186,7 +186,7 @@ def decay_groups(config: PretrainedConfig) -> tuple[Group, Group]:
     `named_parameters()`: DeepSpeed's flat files name nothing, so the order is the layout."""
     from pipeline import models
 
-    params = {param.module: param for param in models.architecture_of(config).rows()}
+    params = {param.module_name: param for param in models.architecture_of(config).rows()}
     order = [params[name] for name, _ in models.build(config, device="meta").named_parameters()]
     return Group(tuple(p.name for p in order if p.decay)), Group(tuple(p.name for p in order if not p.decay))
 

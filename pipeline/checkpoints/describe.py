@@ -55,7 +55,8 @@ class Description:
             layout_named(self.facts["layout"]).words(self.facts),
             self.facts["model"]["family"] or "unknown model",
         )
-        return f"Description('{self.folder}': {layout}, {model}, {self.parameters:,} parameters, step {self.facts['step']})"
+        size = f"{self.parameters:,} parameters"
+        return f"Description('{self.folder}': {layout}, {model}, {size}, step {self.facts['step']})"
 
 
 def describe(path: Path, tensors: bool = False) -> Description:

@@ -20,7 +20,7 @@ def published(stored: Collection[str], architecture: Architecture, prefix: str) 
 
     prefix: what a model with a head puts before its bare model's names ("bert").
     """
-    modules = {param.module: param.name for param in architecture.rows()}
+    modules = {param.module_name: param.name for param in architecture.rows()}
     known = set(modules.values())
     names = {}
     for name in stored:

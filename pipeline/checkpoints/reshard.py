@@ -59,7 +59,7 @@ def _named(state: State, config: PretrainedConfig, layout: Layout) -> State:
         state = replace(state, groups=checkpoints.fresh_groups(config, state))
     if layout.published_names:
         return state
-    return state.renamed({param.name: param.module for param in models.architecture_of(config).rows()})
+    return state.renamed({param.name: param.module_name for param in models.architecture_of(config).rows()})
 
 
 def _require_groups(source: Path, state: State) -> None:

@@ -1,8 +1,8 @@
 """The command line: `lemon` = `python -m pipeline`, a thin layer over the Python API.
 
 A command's name finds its file: `run prepare train` in run_commands, `plan expand verify` in expansion_commands,
-`inspect check diff reshard export` in checkpoint_commands, `report` in report_commands. Bad input ends with one line and
-exit code 2. Nothing heavy is imported before it is needed.
+`inspect check diff reshard export` in checkpoint_commands, `report` in report_commands. Bad input ends with one line
+and exit code 2. Nothing heavy is imported before it is needed.
 """
 
 import argparse

@@ -16,7 +16,7 @@ class StandardOutputHandler(logging.StreamHandler[TextIO]):
         logging.Handler.__init__(self)
 
     @property
-    def stream(self) -> TextIO:  # type: ignore[override]
+    def stream(self) -> TextIO:  # type: ignore[override]  # read-only: never another
         return sys.stdout
 
 

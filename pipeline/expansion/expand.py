@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,8 @@ def plan_expansion(
         optimizer_state.require(growth, state.optimizer().slots, state.slots)
         if not layout.kind.holds_optimizer:
             raise UserError(
-                f"{layout.kind.title} files hold no optimizer state; use --format zero or universal, or --optimizer-state reset"
+                f"{layout.kind.title} files hold no optimizer state; use --format zero or universal, or "
+                "--optimizer-state reset"
             )
     return ExpansionPlan(folder, state, small, large, growth, layout, grow_optimizer_state)
 
@@ -213,7 +215,7 @@ def spent(expansion: ExpansionPlan, samples: int) -> dict[str, int]:
     }
 
 
-def _facts(expansion: ExpansionPlan, measured: Verification, source: dict) -> dict:
+def _facts(expansion: ExpansionPlan, measured: Verification, source: dict[str, Any]) -> dict[str, Any]:
     own = sum(spent(expansion, measured.samples).values())
     before = expansion.state.provenance.get("flops", "unknown")
     return {
@@ -252,7 +254,7 @@ def _as_many_as_heads(name: str, plan: GrowthPlan) -> bool:
 
 
 def describe(
-    expansion: ExpansionPlan, fingerprint: dict, name: str, model: str, origin: str, sizes: dict[str, int]
+    expansion: ExpansionPlan, fingerprint: dict[str, Any], name: str, model: str, origin: str, sizes: dict[str, int]
 ) -> ExpandFacts:
     """What stage.json says of an expansion."""
     options = expansion.growth.options

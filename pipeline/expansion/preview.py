@@ -79,7 +79,7 @@ def _optimizer_state(expansion: ExpansionPlan) -> list[str]:
     return optimizer_state.refusals(expansion.growth, optimizer.slots, expansion.state.slots) or ["can grow"]
 
 
-def _flops(architecture: Architecture, config: PretrainedConfig) -> dict:
+def _flops(architecture: Architecture, config: PretrainedConfig) -> dict[str, Any]:
     positions = _positions(config)
     return {"positions": positions, **asdict(cost(architecture, positions))}
 
@@ -135,7 +135,7 @@ def _config(expansion: ExpansionPlan) -> list[str]:
     ]
 
 
-def _costs(content: dict) -> list[str]:
+def _costs(content: dict[str, Any]) -> list[str]:
     before, after = content["parameters"]
     small, large = (each["forward"] + each["backward"] for each in content["flops"])
     tokens = content["flops"][1]["positions"]["token"]
@@ -145,7 +145,7 @@ def _costs(content: dict) -> list[str]:
     ]
 
 
-def _verdicts(expansion: ExpansionPlan, content: dict) -> list[str]:
+def _verdicts(expansion: ExpansionPlan, content: dict[str, Any]) -> list[str]:
     growth, disk, memory = expansion.growth, content["needs"]["disk"], content["needs"]["memory"]
     lossless = "lossless, and held to the gates" if growth.lossless else f"LOSSY: {'; '.join(growth.lossy)}"
     return [

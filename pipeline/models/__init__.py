@@ -120,7 +120,7 @@ def fill(model: PreTrainedModel, read: Callable[[str], Tensor]) -> PreTrainedMod
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for row in architecture_of(model.config).rows():
-            parameters[row.module].data = read(row.name).detach().clone()
+            parameters[row.module_name].data = read(row.name).detach().clone()
     model.tie_weights()
     return model
 
