@@ -1,4 +1,4 @@
-"""Checkpoints of every kind: in every layout, of a model that nobody knows, and folders as `transformers` saves them."""
+"""Checkpoints of every kind: in every layout, of an unknown model, and folders as `transformers` saves them."""
 
 import hashlib
 import json

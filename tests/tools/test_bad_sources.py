@@ -74,7 +74,8 @@ def test_pickled_code_is_not_run(tmp_path, capsys, archive):
         capsys,
         tmp_path,
         "vit",
-        "pytorch_model.bin: cannot be loaded safely (damaged, or it holds code): it holds exec, which no checkpoint needs",
+        "pytorch_model.bin: cannot be loaded safely (damaged, or it holds code): "
+        "it holds exec, which no checkpoint needs",
     )
 
 

@@ -2,6 +2,7 @@
 
 import resource
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -66,9 +67,9 @@ def test_a_killed_worker_is_reported(tmp_path):
 
 @pytest.mark.parametrize("command", ["expand", "reshard"])
 def test_a_disk_that_fills_up(tmp_path, command):
-    """A limit on the size of files stands for the full disk: the write fails in the same place with the same kind of error."""
+    """A limit on the size of files stands for the full disk: the write fails in the same place with the same kind."""
     arguments = commands(tmp_path)[command]
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100_000, 100_000))
     stopped = run_python("-m", "pipeline", *arguments, preexec_fn=limit)
     assert stopped.returncode == 2 and stopped.stderr.count("lemon:") == 1 and "cannot be written" in stopped.stderr, (
         stopped.stderr

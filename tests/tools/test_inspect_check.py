@@ -150,7 +150,7 @@ def test_a_thousand_flipped_bits(held, tmp_path, name):
 
 
 def test_every_bit_of_numbers_in_a_manifest(held, tmp_path):
-    """JSON spells one number in several ways (1e-05, 1E-05; digits beyond a float's): another spelling is damage too."""
+    """JSON spells one number in several ways (1e-05, 1E-05; digits beyond a float's): another spelling is damage."""
     folder = Path(shutil.copytree(held["huggingface"], tmp_path / "copy"))
     path = folder / manifest.NAME
     kept = json.loads(path.read_text())
@@ -166,7 +166,7 @@ def test_every_bit_of_numbers_in_a_manifest(held, tmp_path):
         flipped = bytearray(text)
         flipped[position // 8] ^= 1 << position % 8
         path.write_bytes(flipped)
-        with pytest.raises(UserError, match="manifest.json"):
+        with pytest.raises(UserError, match=r"manifest\.json"):
             manifest.read(folder)
 
 

@@ -257,8 +257,8 @@ def test_verify_names_a_stored_tensor_that_is_no_rounding(tmp_path, capsys, valu
     code, _, err = lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")
     assert code == 2 and err.count("\n") == 1
     assert (
-        f"{tmp_path / 'large'}: '{NUDGED}' is not what its plan.json makes of {tmp_path / 'small'}, rounded to bfloat16 (1 of 660 numbers differ)"
-        in err
+        f"{tmp_path / 'large'}: '{NUDGED}' is not what its plan.json makes of {tmp_path / 'small'}, "
+        "rounded to bfloat16 (1 of 660 numbers differ)" in err
     )
     assert (
         "name the source it grew from, or remove plan.json and manifest.json to measure what is stored by LEMON's rules"
