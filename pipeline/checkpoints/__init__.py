@@ -80,7 +80,7 @@ def config_file(folder: Path, config: Path | None = None) -> Path:
 
 
 def holds_known_model(folder: Path) -> bool:
-    """Whether the folder holds the config of a family that we know."""
+    """Whether the folder holds the config of a supported family."""
     if not (folder / CONFIG).exists():
         return False
     from pipeline import models
@@ -111,8 +111,8 @@ def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedCon
     architecture, state = models.architecture_of(model_config), raw(folder)
     prefix = family.heads[0].model_class.base_model_prefix
     published = names.published(set(state.tensors), architecture, prefix)
-    known = {name: tensor for name, tensor in state.tensors.items() if name in published}
-    state = replace(replace(state, tensors=known).renamed(published), aliases=architecture.aliases)
+    used = {name: tensor for name, tensor in state.tensors.items() if name in published}
+    state = replace(replace(state, tensors=used).renamed(published), aliases=architecture.aliases)
     return _shaped(folder, state, architecture), model_config
 
 

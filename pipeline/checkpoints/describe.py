@@ -39,7 +39,7 @@ class Description:
 
     @property
     def folder(self) -> Path:
-        """The tag folder that was found."""
+        """The tag folder."""
         return Path(self.facts["folder"])
 
     @property
@@ -177,7 +177,7 @@ def _lines(facts: Facts) -> list[tuple[str, str]]:
     kinds = [kind for kind in ("frozen", "tied", "buffers") if facts[kind]]
     besides = "; ".join(f"{len(facts[kind])} {kind}{_first(facts[kind])}" for kind in kinds)
     spent, origin = facts["provenance"].get("flops", "unknown"), facts["provenance"].get("origin")
-    made = f"written by '{content.get('kind', 'an unnamed tool')}' at step {content['step']}" if content else None
+    writer = f"written by '{content.get('kind', 'an unnamed tool')}' at step {content['step']}" if content else None
     return [
         ("checkpoint", facts["folder"]),
         ("layout", layout_named(facts["layout"]).words(facts)),
@@ -189,7 +189,7 @@ def _lines(facts: Facts) -> list[tuple[str, str]]:
         ("on disk", f"{amount(facts['bytes'])} in {plural(facts['files'], 'file')}"),
         ("spent", f"{spent:,} FLOPs" if isinstance(spent, int) else f"{spent} FLOPs"),
         *([("origin", str(origin))] if origin else []),
-        ("manifest", made or "none: a foreign checkpoint"),
+        ("manifest", writer or "none: a foreign checkpoint"),
     ]
 
 

@@ -65,9 +65,9 @@ def _named(state: State, config: PretrainedConfig, layout: Layout) -> State:
 def _require_groups(source: Path, state: State) -> None:
     """Flat files hold what the groups hold: every parameter that is not frozen must be in one."""
     grouped = {name for group in state.groups for name in group.names}
-    if left := [name for name in state.tensors if name not in grouped and name not in state.frozen]:
+    if ungrouped := [name for name in state.tensors if name not in grouped and name not in state.frozen]:
         raise UserError(
-            f"{source}: {len(left)} parameters are in no optimizer group, such as '{left[0]}'; "
+            f"{source}: {len(ungrouped)} parameters are in no optimizer group, such as '{ungrouped[0]}'; "
             "its files do not say whose they are"
         )
 

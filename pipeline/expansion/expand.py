@@ -91,7 +91,7 @@ class ExpansionResult:
 
     def __repr__(self) -> str:
         verdict = "lossless" if self.lossless else "lossy"
-        return f"ExpansionResult('{self.path}': {words(self.growth)}; {verdict}, {self.verification})"
+        return f"ExpansionResult('{self.path}': {size_changes(self.growth)}; {verdict}, {self.verification})"
 
 
 def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> ExpansionResult:
@@ -102,7 +102,7 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> 
     out.parent.mkdir(parents=True, exist_ok=True)
     origin = manifest.Origin.of(expansion.source)
     with publish.writing(out) as staged:
-        logger.info(f"expand: {len(expansion.growth.tensors)} tensors, {words(expansion.growth)}")
+        logger.info(f"expand: {len(expansion.growth.tensors)} tensors, {size_changes(expansion.growth)}")
         files, hashed = checkpoints.write(
             grown(expansion),
             expansion.large,
@@ -216,7 +216,7 @@ def spent(expansion: ExpansionPlan, samples: int) -> dict[str, int]:
 
 
 def _facts(expansion: ExpansionPlan, measured: Verification, source: dict[str, Any]) -> dict[str, Any]:
-    own = sum(spent(expansion, measured.samples).values())
+    flops = sum(spent(expansion, measured.samples).values())
     before = expansion.state.provenance.get("flops", "unknown")
     return {
         "kind": "expand",
@@ -232,13 +232,13 @@ def _facts(expansion: ExpansionPlan, measured: Verification, source: dict[str, A
         "source": source,
         "provenance": {
             "origin": str(expansion.source),
-            "own_flops": own,
-            "flops": own + before if isinstance(before, int) else "unknown",
+            "own_flops": flops,
+            "flops": flops + before if isinstance(before, int) else "unknown",
         },
     }
 
 
-def words(plan: GrowthPlan) -> str:
+def size_changes(plan: GrowthPlan) -> str:
     """What grows, in one line. Groups of keys and values are named where they are fewer than the heads."""
     changes = [
         f"{name} {before} -> {after}"

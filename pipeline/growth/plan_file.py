@@ -193,8 +193,8 @@ class TensorStore:
         return {"source": each.source, "index": self._tensor(each.index), "weight": self._tensor(each.weight)}
 
     def _tensor(self, tensor: Tensor) -> str:
-        for name, known in self.stored.items():
-            if known.dtype == tensor.dtype and torch.equal(known, tensor):
+        for name, other in self.stored.items():
+            if other.dtype == tensor.dtype and torch.equal(other, tensor):
                 return name
         name = str(len(self.stored))
         self.stored[name] = tensor.contiguous().clone()

@@ -35,12 +35,12 @@ def test_every_layout_keeps_the_grown_moments(tmp_path, layout):
     )
     expand.execute_expansion(job, tmp_path / "large")
     state, _ = checkpoints.read(tmp_path / "large")
-    wanted = expand.grown(job)
+    expected = expand.grown(job)
     assert set(state.steps.values()) == {7.0}
     assert [group.hyper["weight_decay"] for group in state.groups] == [0.1, 0.0]
     for slot in ("exp_avg", "exp_avg_sq"):
         for name, entry in state.slots[slot].items():
-            assert torch.equal(entry.tensor(), wanted.slots[slot][name].tensor()), (slot, name)
+            assert torch.equal(entry.tensor(), expected.slots[slot][name].tensor()), (slot, name)
     assert all((entry.tensor() > 0).all() for entry in state.slots["exp_avg_sq"].values())
 
 

@@ -140,9 +140,11 @@ def test_the_target_may_be_a_hugging_face_config(tmp_path, capsys):
 )
 def test_bad_input_is_one_line(tmp_path, capsys, change, complaint):
     published(tmp_path)
-    wanted = {"--source": "small", "--target": "t.yaml:large", "--out": "large", **change}
+    options = {"--source": "small", "--target": "t.yaml:large", "--out": "large", **change}
     paths = [
-        part for key, value in wanted.items() for part in (key, value if key == "--method-option" else tmp_path / value)
+        part
+        for key, value in options.items()
+        for part in (key, value if key == "--method-option" else tmp_path / value)
     ]
     code, said = run(capsys, tmp_path, *paths)
     assert code == 2 and complaint in said and said.count("\n") == 1

@@ -10,7 +10,7 @@ import pytest
 from pipeline import checkpoints
 from pipeline.checkpoints import manifest, publish
 from pipeline.errors import UserError
-from tests.helpers.checkpoints import saved, wanted
+from tests.helpers.checkpoints import saved, target_config_file
 from tests.helpers.cli import lemon, run_python
 
 POINTS = ["opened", "midway", "files", "verified", "manifest", "renamed"]
@@ -18,7 +18,7 @@ POINTS = ["opened", "midway", "files", "verified", "manifest", "renamed"]
 
 def commands(folder: Path) -> dict[str, list[str]]:
     small = saved(folder / "small", "bert-pre-ln", vocab=4000)
-    target = wanted(folder / "target.json", "bert-pre-ln", vocab=4000, hidden=20, heads=5, mlp=33, layers=3)
+    target = target_config_file(folder / "target.json", "bert-pre-ln", vocab=4000, hidden=20, heads=5, mlp=33, layers=3)
     return {
         "expand": [
             "expand",

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from pipeline import models
 from pipeline.checkpoints import manifest
-from tests.helpers.checkpoints import change, saved, wanted
+from tests.helpers.checkpoints import change, saved, target_config_file
 from tests.helpers.cli import lemon
 from tests.helpers.samples import VARIANTS, sample
 
@@ -19,7 +19,7 @@ LARGE = {"layers": 3, "hidden": 24, "heads": 6, "mlp": 48}
 
 
 def expand(capsys, folder: Path, small: Path, variant: str, *more: object, **sizes) -> tuple[int, str, str]:
-    target = wanted(folder / "target.json", variant, **{**LARGE, **sizes})
+    target = target_config_file(folder / "target.json", variant, **{**LARGE, **sizes})
     return lemon(capsys, "expand", "--source", small, "--target", target, "--out", folder / "large", *more)
 
 

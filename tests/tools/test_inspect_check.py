@@ -63,8 +63,8 @@ def test_inspect_says_what_was_written(held, capsys, name):
         assert found["step"] == 0 and found["slots"] == {} and found["steps"] == [] and found["groups"] == []
         return
     assert found["slots"] == SLOTS and (found["step"], found["steps"]) == (7, [7.0])
-    wanted = [{**HYPER, "betas": list(HYPER["betas"]), "weight_decay": decay} for decay in (0.1, 0.0)]
-    assert [group["hyper"] for group in found["groups"]] == wanted
+    expected = [{**HYPER, "betas": list(HYPER["betas"]), "weight_decay": decay} for decay in (0.1, 0.0)]
+    assert [group["hyper"] for group in found["groups"]] == expected
     counts = [
         sum(architecture.numel(row) for row in architecture.rows() if row.decay is decayed) for decayed in (True, False)
     ]
