@@ -141,8 +141,8 @@ def _origin(ancestor: Ancestor, reader: RecordReader) -> Ancestor | None:
     outside = places[0] if places else None
     if stage and name:
         beside = stage.path.parent / name
-        tag = Path(checkpoint).name if checkpoint else ""
-        moved = [beside / CHECKPOINTS / tag] if _step(tag) is not None else []
+        tag = Path(checkpoint).name if checkpoint else None
+        moved = [beside / CHECKPOINTS / tag] if tag and _step(tag) is not None else []
         places = [*moved, beside, *places]
     candidates = (_at(place, reader) for place in places)
     known = next((candidate for candidate in candidates if candidate.recorded), None)

@@ -58,10 +58,10 @@ def target(one: Comparison) -> str:
     return f"Training FLOPs to an evaluation loss of {decimal(one.target.loss)} ({one.target.meaning})."
 
 
-def growth(one: Comparison) -> str:
-    """By which method it was grown, and whether that kept the function; no text where the method is not known."""
+def growth(one: Comparison) -> str | None:
+    """By which method it was grown, and whether that kept the function; None where the method is not known."""
     if one.expansion is None or one.expansion.method is None:
-        return ""
+        return None
     kept = "lossless" if one.expansion.lossless else "lossy, as declared"
     return f"Grown by method '{one.expansion.method}', {kept}."
 
