@@ -1,4 +1,6 @@
-"""Run by an environment that has the wheel: is everything in it, is everything declared? Leaves a tiny model in the working folder.
+"""Run by an environment that has the wheel: is everything in it, is everything declared?
+
+Leaves a tiny model in the working folder.
 
     check_installed.py SOURCE      SOURCE: the tree that the wheel was built from
 

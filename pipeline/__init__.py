@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import UserError
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.checkpoints.describe import Description
     from pipeline.checkpoints.reshard import ReshardResult
     from pipeline.expansion.compare import Comparison
-    from pipeline.expansion.expand import ExpansionResult
+    from pipeline.expansion.expand import ExpansionPlan, ExpansionResult
     from pipeline.expansion.preview import Preview
 
 __version__ = "0.1.0"
@@ -117,7 +117,7 @@ def reshard(
 
 
 def describe(source: Place, *, tensors: bool = False) -> Description:
-    """What a checkpoint is: layout, model, optimizer, where it came from. `tensors`: with one record for each of them."""
+    """What a checkpoint is: layout, model, optimizer, where it came from. tensors: with one record for each of them."""
     from pipeline.checkpoints.describe import describe as describe_checkpoint
 
     return describe_checkpoint(Path(source), tensors)
@@ -132,7 +132,7 @@ def _planned(
     layout: CheckpointLayout | str | None,
     source_config: Place | None,
     seed: int,
-) -> Any:
+) -> ExpansionPlan:
     from pipeline.expansion.expand import plan_expansion
     from pipeline.expansion.target import find
     from pipeline.growth import methods

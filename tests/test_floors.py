@@ -1,4 +1,4 @@
-"""Imports go down only, and what the imported libraries may be asked by whom. After a move only the tables below change."""
+"""Imports go down only, and only some may ask certain libraries. After a move only the tables below change."""
 
 import ast
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ FLOORS = """
     cli
     __main__
 """
-"""The files and folders at the top of the package, from the ground up: each imports from the lines above its own only."""
+"""Files and folders at the top of the package, from the ground up: each imports from the lines above its own only."""
 
 ALLOWED = {"deepspeed": {"training", "checkpoints"}}
 """Libraries that only these parts may import."""
@@ -89,7 +89,7 @@ def test_imports_go_down_only(name):
 
 
 def test_imports_make_no_circle():
-    """Derived from the files alone, whatever the table says: take away what imports nothing that is left, until all is gone."""
+    """From the files alone, whatever the table says: remove what imports none of the rest, until all is gone."""
     left = {name: set[str]() for name in PARTS}
     for path in FILES:
         if path != TOP:

@@ -80,8 +80,8 @@ class Ancestor:
         if self.kind in ("reshard", "export"):
             return {}
         if self.stage is None:
-            own = (self.manifest.get("provenance") or {}).get("own_flops")
-            return None if own is None else {self.kind: Amounts(flops=own)}
+            flops = (self.manifest.get("provenance") or {}).get("own_flops")
+            return None if flops is None else {self.kind: Amounts(flops=flops)}
         return by_kind([entry for entry in self.stage.ledger if entry.step <= self.last_step])
 
 
@@ -133,7 +133,7 @@ def _step(name: str) -> int | None:
 
 def _origin(ancestor: Ancestor, reader: RecordReader) -> Ancestor | None:
     """What it was made from: the manifest names the checkpoint, stage.json the stage or a path. A stage of the same run
-    is looked for there first, because runs may be moved; a relative path counts from the run or from where we are."""
+    is looked for there first, because runs may be moved; a relative path counts from the run or the working folder."""
     manifest, stage = ancestor.manifest, ancestor.stage
     checkpoint = manifest.get("source", {}).get("path") or (manifest.get("provenance") or {}).get("origin")
     name = stage.facts.origin if stage and stage.facts else None
@@ -141,8 +141,8 @@ def _origin(ancestor: Ancestor, reader: RecordReader) -> Ancestor | None:
     outside = places[0] if places else None
     if stage and name:
         beside = stage.path.parent / name
-        tag = Path(checkpoint).name if checkpoint else ""
-        moved = [beside / CHECKPOINTS / tag] if _step(tag) is not None else []
+        tag = Path(checkpoint).name if checkpoint else None
+        moved = [beside / CHECKPOINTS / tag] if tag and _step(tag) is not None else []
         places = [*moved, beside, *places]
     candidates = (_at(place, reader) for place in places)
     known = next((candidate for candidate in candidates if candidate.recorded), None)

@@ -151,7 +151,8 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(
-            f"{folder}: not a run folder (no config.yaml in it); give a folder that 'lemon run' made, such as runs/NAME"
+            f"{folder}: not a run folder (no config.yaml in it); "
+            "name a folder that 'lemon run' wrote, such as runs/NAME"
         )
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -215,7 +215,7 @@ def joined(parts: list[Ancestor]) -> list[Evaluation]:
 
 
 def reach(points: list[Evaluation], target: float) -> Reach:
-    """Whether and where a curve meets `target`."""
+    """Whether and where a curve reaches `target`."""
     return Reach(flops=crossing(points, target), lowest=min(points, key=lambda point: point.loss), last=points[-1].loss)
 
 

@@ -80,7 +80,7 @@ def config_file(folder: Path, config: Path | None = None) -> Path:
 
 
 def holds_known_model(folder: Path) -> bool:
-    """Whether the folder holds the config of a family that we know."""
+    """Whether the folder holds the config of a supported family."""
     if not (folder / CONFIG).exists():
         return False
     from pipeline import models
@@ -111,8 +111,8 @@ def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedCon
     architecture, state = models.architecture_of(model_config), raw(folder)
     prefix = family.heads[0].model_class.base_model_prefix
     published = names.published(set(state.tensors), architecture, prefix)
-    known = {name: tensor for name, tensor in state.tensors.items() if name in published}
-    state = replace(replace(state, tensors=known).renamed(published), aliases=architecture.aliases)
+    used = {name: tensor for name, tensor in state.tensors.items() if name in published}
+    state = replace(replace(state, tensors=used).renamed(published), aliases=architecture.aliases)
     return _shaped(folder, state, architecture), model_config
 
 
@@ -166,7 +166,7 @@ def _spelled(state: State, config: PretrainedConfig, layout: Layout) -> State:
 
     if layout.published_names:
         return state
-    return state.renamed({param.name: param.module for param in models.architecture_of(config).rows()})
+    return state.renamed({param.name: param.module_name for param in models.architecture_of(config).rows()})
 
 
 def config_of(config: PretrainedConfig, layout: CheckpointLayout) -> OutputFile:
@@ -186,7 +186,7 @@ def decay_groups(config: PretrainedConfig) -> tuple[Group, Group]:
     `named_parameters()`: DeepSpeed's flat files name nothing, so the order is the layout."""
     from pipeline import models
 
-    params = {param.module: param for param in models.architecture_of(config).rows()}
+    params = {param.module_name: param for param in models.architecture_of(config).rows()}
     order = [params[name] for name, _ in models.build(config, device="meta").named_parameters()]
     return Group(tuple(p.name for p in order if p.decay)), Group(tuple(p.name for p in order if not p.decay))
 

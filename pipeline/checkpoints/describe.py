@@ -39,7 +39,7 @@ class Description:
 
     @property
     def folder(self) -> Path:
-        """The tag folder that was found."""
+        """The tag folder."""
         return Path(self.facts["folder"])
 
     @property
@@ -55,7 +55,8 @@ class Description:
             layout_named(self.facts["layout"]).words(self.facts),
             self.facts["model"]["family"] or "unknown model",
         )
-        return f"Description('{self.folder}': {layout}, {model}, {self.parameters:,} parameters, step {self.facts['step']})"
+        size = f"{self.parameters:,} parameters"
+        return f"Description('{self.folder}': {layout}, {model}, {size}, step {self.facts['step']})"
 
 
 def describe(path: Path, tensors: bool = False) -> Description:
@@ -176,7 +177,7 @@ def _lines(facts: Facts) -> list[tuple[str, str]]:
     kinds = [kind for kind in ("frozen", "tied", "buffers") if facts[kind]]
     besides = "; ".join(f"{len(facts[kind])} {kind}{_first(facts[kind])}" for kind in kinds)
     spent, origin = facts["provenance"].get("flops", "unknown"), facts["provenance"].get("origin")
-    made = f"written by '{content.get('kind', 'an unnamed tool')}' at step {content['step']}" if content else None
+    writer = f"written by '{content.get('kind', 'an unnamed tool')}' at step {content['step']}" if content else None
     return [
         ("checkpoint", facts["folder"]),
         ("layout", layout_named(facts["layout"]).words(facts)),
@@ -188,7 +189,7 @@ def _lines(facts: Facts) -> list[tuple[str, str]]:
         ("on disk", f"{amount(facts['bytes'])} in {plural(facts['files'], 'file')}"),
         ("spent", f"{spent:,} FLOPs" if isinstance(spent, int) else f"{spent} FLOPs"),
         *([("origin", str(origin))] if origin else []),
-        ("manifest", made or "none: a foreign checkpoint"),
+        ("manifest", writer or "none: a foreign checkpoint"),
     ]
 
 

@@ -72,7 +72,7 @@ class Part:
 
 
 def _number(value: float) -> float | str:
-    """JSON knows no infinity."""
+    """JSON has no infinity."""
     return value if math.isfinite(value) else "inf"
 
 
@@ -140,7 +140,8 @@ def compare(a: Path, b: Path, weights_only: bool = False) -> Difference:
         cause = (
             "they hold different models"
             if published
-            else f"names of two layouts come together where both folders hold a {checkpoints.CONFIG} that we know"
+            else "names of two layouts come together where both folders hold the "
+            f"{checkpoints.CONFIG} of a supported model"
         )
         raise UserError(f"{places[0]} and {places[1]} have no tensor name in common; {cause}")
     kinds = {**one.tensors, **other.tensors}
@@ -240,7 +241,9 @@ def show(difference: Difference, console: Console) -> None:
         difference
     )
     if not difference.published and any(names for part in difference.parts.values() for names in part.only):
-        lines.append(f"names        as in the files: not both folders hold a {checkpoints.CONFIG} that we know")
+        lines.append(
+            f"names        as in the files: not both folders hold the {checkpoints.CONFIG} of a supported model"
+        )
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(

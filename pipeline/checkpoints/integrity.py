@@ -45,7 +45,7 @@ def _files(folder: Path) -> list[str]:
 
 def require_structure(folder: Path) -> None:
     """Raises UserError for what files without a manifest say against each other, and for any that does not open. Where
-    a config says a model that we know, they are held against that too (which takes importing the models)."""
+    a config describes a supported model, they are compared with that too (which takes importing the models)."""
     for path in sorted(folder.rglob("*.pt")):
         open_file(path)
     state = checkpoints.raw(folder)

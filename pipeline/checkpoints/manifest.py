@@ -106,8 +106,8 @@ def parse(path: Path) -> Manifest:
     if not isinstance(content, dict):
         raise _damaged(path)
     _require_known_format(path, content)
-    whole = path.read_bytes() == _text(content).encode()
-    if not whole or content.pop("sha256", None) != own_hash(content):
+    unchanged = path.read_bytes() == _text(content).encode()
+    if not unchanged or content.pop("sha256", None) != own_hash(content):
         raise _damaged(path)
     try:
         return Manifest.model_validate(_upgraded(content))
@@ -139,11 +139,11 @@ Done = Callable[[int], None]
 
 
 def _silent(size: int) -> None:
-    """Nobody is told."""
+    """Reports no progress."""
 
 
 def sha256(path: Path, done: Done = _silent) -> str:
-    """The hash of a file; `done` is told the size of every piece."""
+    """The hash of a file; `done` is called with the size of every piece."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(buffer):

@@ -20,15 +20,15 @@ def published(stored: Collection[str], architecture: Architecture, prefix: str) 
 
     prefix: what a model with a head puts before its bare model's names ("bert").
     """
-    modules = {param.module: param.name for param in architecture.rows()}
-    known = set(modules.values())
+    modules = {param.module_name: param.name for param in architecture.rows()}
+    parameters = set(modules.values())
     names = {}
     for name in stored:
         spellings = [modules.get(text, text) for text in _spellings(name, prefix)]
-        own = next((text for text in spellings if text in known), None)
+        parameter = next((text for text in spellings if text in parameters), None)
         alias = next((architecture.aliases[text] for text in spellings if text in architecture.aliases), None)
-        if own or alias:
-            names[name] = own or alias or name
+        if parameter or alias:
+            names[name] = parameter or alias or name
         elif not any(fnmatchcase(text, pattern) for text in spellings for pattern in architecture.ignored):
             names[name] = name
     return _owners_first(names)
@@ -42,5 +42,5 @@ def _spellings(name: str, prefix: str) -> list[str]:
 
 def _owners_first(names: dict[str, str]) -> dict[str, str]:
     """A tied name counts only where its owner is not stored itself."""
-    owners = {own for name, own in names.items() if name == own}
-    return {name: own for name, own in names.items() if name == own or own not in owners}
+    owners = {parameter for name, parameter in names.items() if name == parameter}
+    return {name: parameter for name, parameter in names.items() if name == parameter or parameter not in owners}

@@ -29,7 +29,7 @@ def staging(final: Path) -> Path:
 
 @contextmanager
 def writing(final: Path) -> Iterator[Path]:
-    """A staged folder for `final`, held by this process: a second writer is refused, what a dead one left is removed,
+    """A staged folder for `final`, locked by this process: a second writer is refused, what a dead one left is removed,
     and what is not published by the end is removed as well. Raises UserError."""
     staged = final.with_name(STAGING + final.name)
     staged.mkdir(parents=True, exist_ok=True)
@@ -89,8 +89,8 @@ def complete(folder: Path) -> list[Path]:
 
 def newest(folder: Path) -> Path | None:
     """The newest complete checkpoint in `folder`."""
-    found = complete(folder)
-    return found[-1] if found else None
+    checkpoints = complete(folder)
+    return checkpoints[-1] if checkpoints else None
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -59,15 +59,15 @@ def _named(state: State, config: PretrainedConfig, layout: Layout) -> State:
         state = replace(state, groups=checkpoints.fresh_groups(config, state))
     if layout.published_names:
         return state
-    return state.renamed({param.name: param.module for param in models.architecture_of(config).rows()})
+    return state.renamed({param.name: param.module_name for param in models.architecture_of(config).rows()})
 
 
 def _require_groups(source: Path, state: State) -> None:
     """Flat files hold what the groups hold: every parameter that is not frozen must be in one."""
     grouped = {name for group in state.groups for name in group.names}
-    if left := [name for name in state.tensors if name not in grouped and name not in state.frozen]:
+    if ungrouped := [name for name in state.tensors if name not in grouped and name not in state.frozen]:
         raise UserError(
-            f"{source}: {len(left)} parameters are in no optimizer group, such as '{left[0]}'; "
+            f"{source}: {len(ungrouped)} parameters are in no optimizer group, such as '{ungrouped[0]}'; "
             "its files do not say whose they are"
         )
 

@@ -1,6 +1,6 @@
 """Tensors of checkpoints, read when they are asked for, whole or in part: a kind of source each.
 
-Every `LazyTensor` knows its shape and has one way to be read: `read(start, stop)`, elements of the flat tensor.
+Every `LazyTensor` has a shape and one way to be read: `read(start, stop)`, elements of the flat tensor.
 """
 
 import math

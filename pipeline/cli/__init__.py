@@ -1,8 +1,8 @@
 """The command line: `lemon` = `python -m pipeline`, a thin layer over the Python API.
 
 A command's name finds its file: `run prepare train` in run_commands, `plan expand verify` in expansion_commands,
-`inspect check diff reshard export` in checkpoint_commands, `report` in report_commands. Bad input ends with one line and
-exit code 2. Nothing heavy is imported before it is needed.
+`inspect check diff reshard export` in checkpoint_commands, `report` in report_commands. Bad input ends with one line
+and exit code 2. Nothing heavy is imported before it is needed.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import warnings
 
 from pipeline import __version__
 from pipeline.cli import checkpoint_commands, expansion_commands, report_commands, run_commands
-from pipeline.cli.output import configure_logging
+from pipeline.cli.output import messages_printed
 from pipeline.errors import UserError
 
 EPILOG = """examples:
@@ -53,9 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     options = _parse(arguments)
-    configure_logging(quiet=options.quiet, verbose=options.verbose)
     try:
-        return options.handler(options) or 0
+        with messages_printed(quiet=options.quiet, verbose=options.verbose):
+            return options.handler(options) or 0
     except UserError as error:
         print(f"lemon: {error}", file=sys.stderr)
         return 2

@@ -1,13 +1,17 @@
 """Arguments that several commands share."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from pipeline.records.processes import WORKERS
 
 if TYPE_CHECKING:
     from pipeline.checkpoints import CheckpointLayout
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Handler = Callable[[argparse.Namespace], int | None]
 
 CHECKPOINT = "a run's stage, a checkpoint folder, one tag in it, or a Hugging Face folder"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -54,7 +58,7 @@ def add_layout(command: argparse.ArgumentParser) -> None:
     )
 
 
-def chosen_layout(options: argparse.Namespace) -> "CheckpointLayout":
+def selected_layout(options: argparse.Namespace) -> "CheckpointLayout":
     """The layout asked for; options of one layout choose it, and contradict another. Raises UserError."""
     from pipeline import checkpoints
 
@@ -64,5 +68,5 @@ def chosen_layout(options: argparse.Namespace) -> "CheckpointLayout":
         "bf16": options.bf16 or None,
         "dtype": options.dtype,
     }
-    given = {key: value for key, value in asked.items() if value is not None}
-    return checkpoints.CheckpointLayout.choose(options.format, checkpoints.default_layout(options.source), given)
+    selected = {key: value for key, value in asked.items() if value is not None}
+    return checkpoints.CheckpointLayout.choose(options.format, checkpoints.default_layout(options.source), selected)

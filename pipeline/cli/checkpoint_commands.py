@@ -8,18 +8,19 @@ import pipeline
 from pipeline.cli.arguments import (
     CHECKPOINT,
     DTYPES,
+    Commands,
     add_json,
     add_layout,
     add_source_config,
     add_workers,
-    chosen_layout,
     positive_integer,
+    selected_layout,
 )
 from pipeline.cli.output import console
 from pipeline.records.processes import WORKERS
 
 
-def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parsers(commands: Commands) -> None:
     _add_inspect(commands)
     _add_check(commands)
     _add_diff(commands)
@@ -27,7 +28,7 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     _add_export(commands)
 
 
-def _add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_inspect(commands: Commands) -> None:
     text = "say what a checkpoint is: layout, model, optimizer, where it came from; its numbers are not read"
     command = commands.add_parser("inspect", help=text, description=text)
     command.add_argument("source", type=Path, metavar="DIR", help=CHECKPOINT)
@@ -38,7 +39,7 @@ def _add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.set_defaults(handler=_inspect)
 
 
-def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_check(commands: Commands) -> None:
     text = (
         "hash every file of a checkpoint against its manifest; without a manifest, see whether its files agree; "
         "exit code 2 when one is damaged"
@@ -54,7 +55,7 @@ def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     command.set_defaults(handler=_check)
 
 
-def _add_diff(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_diff(commands: Commands) -> None:
     text = (
         "compare two checkpoints of any layout number by number: weights, moments, steps, hyper-parameters; "
         "exit code 1 when anything differs"
@@ -69,7 +70,7 @@ def _add_diff(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     command.set_defaults(handler=_diff)
 
 
-def _add_reshard(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_reshard(commands: Commands) -> None:
     text = "write a checkpoint in another layout, ZeRO stage or world size, moments and steps included"
     command = commands.add_parser("reshard", help=text, description=text)
     command.add_argument("source", type=Path, metavar="DIR", help=CHECKPOINT)
@@ -84,8 +85,8 @@ def _add_reshard(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.set_defaults(handler=_reshard)
 
 
-def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    text = "write a checkpoint as a Hugging Face folder: safetensors, config, tokenizer, and a model card with what it cost"
+def _add_export(commands: Commands) -> None:
+    text = "write a checkpoint as a Hugging Face folder: safetensors, config, tokenizer, a model card with what it cost"
     command = commands.add_parser("export", help=text, description=text)
     command.add_argument("source", type=Path, metavar="DIR", help=CHECKPOINT)
     command.add_argument("--out", required=True, type=Path, metavar="HF_DIR", help="the folder to create")
@@ -97,11 +98,11 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _inspect(options: argparse.Namespace) -> None:
     from pipeline.checkpoints import describe
 
-    found = pipeline.describe(options.source, tensors=options.tensors)
+    description = pipeline.describe(options.source, tensors=options.tensors)
     if options.json:
-        print(json.dumps(found.as_json(), indent=2, default=str))
+        print(json.dumps(description.as_json(), indent=2, default=str))
     else:
-        describe.show(found, console())
+        describe.show(description, console())
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -113,19 +114,19 @@ def _check(options: argparse.Namespace) -> None:
 def _diff(options: argparse.Namespace) -> int:
     from pipeline.checkpoints import diff
 
-    found = diff.compare(options.a, options.b, options.weights_only)
+    difference = diff.compare(options.a, options.b, options.weights_only)
     if options.json:
-        print(json.dumps(found.as_json(), indent=2, default=str))
+        print(json.dumps(difference.as_json(), indent=2, default=str))
     else:
-        diff.show(found, console())
-    return 0 if found.equal else 1
+        diff.show(difference, console())
+    return 0 if difference.equal else 1
 
 
 def _reshard(options: argparse.Namespace) -> None:
     pipeline.reshard(
         options.source,
         options.out,
-        chosen_layout(options),
+        selected_layout(options),
         source_config=options.source_config,
         workers=options.workers,
     )

@@ -3,15 +3,28 @@
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
 import pipeline
-from pipeline.cli.arguments import CHECKPOINT, add_json, add_layout, add_source_config, add_workers, chosen_layout
+from pipeline.cli.arguments import (
+    CHECKPOINT,
+    Commands,
+    Handler,
+    add_json,
+    add_layout,
+    add_source_config,
+    add_workers,
+    selected_layout,
+)
 from pipeline.cli.output import console
 from pipeline.errors import UserError
 from pipeline.records.processes import huge_pages
 
+if TYPE_CHECKING:
+    from pipeline.checkpoints import CheckpointLayout
 
-def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+
+def add_parsers(commands: Commands) -> None:
     text = "say what an expansion would do, and what it needs; no tensor is read"
     plan = _command(commands, "plan", text, _plan)
     plan.add_argument(
@@ -30,11 +43,9 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     verify.set_defaults(handler=_verify)
 
 
-def _command(commands, name: str, text: str, handler) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
+def _command(commands: Commands, name: str, text: str, handler: Handler) -> argparse.ArgumentParser:
     """A command that decides an expansion."""
-    command: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, formatter_class=_MethodsHelp
-    )
+    command = commands.add_parser(name, help=text, description=text, formatter_class=_MethodsHelp)
     command.set_defaults(handler=handler)
     command.add_argument("--source", required=True, type=Path, help=CHECKPOINT)
     add_source_config(command)
@@ -66,15 +77,27 @@ class _MethodsHelp(argparse.RawDescriptionHelpFormatter):
         return f"{super().format_help()}\nmethods, and their options as --method-option KEY=VALUE:\n{lines}\n"
 
 
-def _arguments(options: argparse.Namespace) -> dict[str, object]:
+class _Arguments(TypedDict):
     """The arguments that `pipeline.plan` and `pipeline.expand` share."""
+
+    source: Path
+    target: str
+    method: str
+    method_options: dict[str, str]
+    optimizer_state: pipeline.OptimizerState
+    layout: "CheckpointLayout"
+    source_config: Path | None
+    seed: int
+
+
+def _arguments(options: argparse.Namespace) -> _Arguments:
     return {
         "source": options.source,
         "target": options.target,
         "method": options.method,
         "method_options": dict(_pair(text) for text in options.method_option),
         "optimizer_state": options.optimizer_state,
-        "layout": chosen_layout(options),
+        "layout": selected_layout(options),
         "source_config": options.source_config,
         "seed": options.seed,
     }
@@ -91,27 +114,27 @@ def _plan(options: argparse.Namespace) -> None:
     from pipeline.expansion import preview
     from pipeline.records.run_folder import write_json
 
-    found = pipeline.plan(**_arguments(options))  # type: ignore[arg-type]
+    planned = pipeline.plan(**_arguments(options))
     if options.json:
-        print(json.dumps(found.as_json(), indent=2))
+        print(json.dumps(planned.as_json(), indent=2))
     else:
-        preview.show(found, console())
+        preview.show(planned, console())
     if options.out:
-        write_json(options.out, found.as_json())
+        write_json(options.out, planned.as_json())
 
 
 def _expand(options: argparse.Namespace) -> None:
     huge_pages()
-    pipeline.expand(**_arguments(options), out=options.out, workers=options.workers)  # type: ignore[arg-type]
+    pipeline.expand(**_arguments(options), out=options.out, workers=options.workers)
 
 
 def _verify(options: argparse.Namespace) -> int:
     huge_pages()
     from pipeline.expansion import compare
 
-    found = pipeline.verify(options.small, options.large)
+    comparison = pipeline.verify(options.small, options.large)
     if options.json:
-        print(json.dumps(found.as_json(), indent=2))
+        print(json.dumps(comparison.as_json(), indent=2))
     else:
-        compare.show(found, console())
-    return 0 if found.lossless else 1
+        compare.show(comparison, console())
+    return 0 if comparison.lossless else 1

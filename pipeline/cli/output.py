@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console
@@ -16,16 +18,22 @@ class StandardOutputHandler(logging.StreamHandler[TextIO]):
         logging.Handler.__init__(self)
 
     @property
-    def stream(self) -> TextIO:  # type: ignore[override]
+    def stream(self) -> TextIO:  # type: ignore[override]  # read-only: never another
         return sys.stdout
 
 
-def configure_logging(*, quiet: bool, verbose: bool) -> None:
-    """Print the library's messages: warnings only when `quiet`, details too when `verbose`."""
+@contextmanager
+def messages_printed(*, quiet: bool, verbose: bool) -> Iterator[None]:
+    """Print the library's messages meanwhile: warnings only when `quiet`, details too when `verbose`."""
     logger = logging.getLogger(LOGGER)
-    logger.handlers = [StandardOutputHandler()]
+    before = logger.handlers, logger.level, logger.propagate
+    logger.handlers, logger.propagate = [StandardOutputHandler()], False
     logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
-    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.handlers, level, logger.propagate = before
+        logger.setLevel(level)
 
 
 def console() -> Console:

@@ -3,8 +3,10 @@
 import argparse
 from pathlib import Path
 
+from pipeline.cli.arguments import Commands
 
-def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+
+def add_parsers(commands: Commands) -> None:
     text = "write report.html and report.json for one or several runs"
     report = commands.add_parser("report", help=text, description=text)
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, such as runs/quickstart-bert")

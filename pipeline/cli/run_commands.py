@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from pipeline import config
+from pipeline.cli.arguments import Commands
 from pipeline.config.schema import Config
 from pipeline.errors import UserError
 from pipeline.records.processes import choose_accelerator
@@ -17,7 +18,7 @@ HELP = {
 }
 
 
-def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parsers(commands: Commands) -> None:
     handlers = {"run": _run, "prepare": _prepare, "train": _train}
     for name, text in HELP.items():
         command = commands.add_parser(name, help=text, description=text)

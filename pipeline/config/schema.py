@@ -188,9 +188,9 @@ class ExpandStage(Strict):
         if not isinstance(method, str | dict):
             return stage
         former = {key: stage[key] for key in FORMER_OPTIONS if key in stage and stage[key] != FORMER_OPTIONS[key]}
-        chosen = {"name": method} if isinstance(method, str) else method
+        options = {"name": method} if isinstance(method, str) else method
         kept = {key: value for key, value in stage.items() if key not in FORMER_OPTIONS}
-        return {**kept, "method": {**former, **chosen}}
+        return {**kept, "method": {**former, **options}}
 
 
 Stage = Annotated[TrainStage | ExpandStage, Field(discriminator="kind")]

@@ -32,7 +32,7 @@ WORDING = {
     "too_short": "needs {min_length} or more entries, has {actual_length}",
     "too_long": "takes at most {max_length} entries, has {actual_length}",
 }
-"""Our wording of pydantic's errors, by their type; `{…}` are an error's own values."""
+"""The wording of pydantic's errors, by their type; `{…}` are an error's own values."""
 
 
 class ConfigProblems(ValueError):  # noqa: N818  (pydantic turns it into one of its errors)

@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 EXTENSIONS = (".txt", ".jsonl", ".parquet", ".png", ".jpg", ".jpeg", ".xz", ".gz", ".zst")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 LONGEST_REASON = 160
-"""Characters of another library's error that are quoted in one of ours."""
+"""Characters of another library's error that are quoted in a UserError."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _evaluation(
 
 
 def one_line(error: BaseException) -> str:
-    """The text of another library's error, short enough to be quoted in one of ours."""
+    """The text of another library's error, short enough to be quoted in a UserError."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 1] + "…"
 

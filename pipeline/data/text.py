@@ -30,7 +30,7 @@ MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1
 """Of the predicted positions; the rest keeps its token."""
 
 CHARACTERS_PER_TOKEN = 12
-"""More than tokenizers reach, so that the text held out fills its evaluation blocks before its tokens are counted."""
+"""More than tokenizers reach, so that the held-out text fills its evaluation blocks before its tokens are counted."""
 
 DOCUMENTS_AT_ONCE = 256
 TOKENS_AT_ONCE = 1 << 22

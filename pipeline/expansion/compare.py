@@ -50,8 +50,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was measured between a small and a large checkpoint. rounding: whether the difference includes the rounding of
-    weights that are stored in less than float32."""
+    """What was measured between a small and a large checkpoint. rounding: whether the difference includes the rounding
+    of weights that are stored in less than float32."""
 
     small: Path
     large: Path

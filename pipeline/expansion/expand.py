@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,8 @@ def plan_expansion(
         optimizer_state.require(growth, state.optimizer().slots, state.slots)
         if not layout.kind.holds_optimizer:
             raise UserError(
-                f"{layout.kind.title} files hold no optimizer state; use --format zero or universal, or --optimizer-state reset"
+                f"{layout.kind.title} files hold no optimizer state; use --format zero or universal, or "
+                "--optimizer-state reset"
             )
     return ExpansionPlan(folder, state, small, large, growth, layout, grow_optimizer_state)
 
@@ -89,7 +91,7 @@ class ExpansionResult:
 
     def __repr__(self) -> str:
         verdict = "lossless" if self.lossless else "lossy"
-        return f"ExpansionResult('{self.path}': {words(self.growth)}; {verdict}, {self.verification})"
+        return f"ExpansionResult('{self.path}': {size_changes(self.growth)}; {verdict}, {self.verification})"
 
 
 def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> ExpansionResult:
@@ -100,7 +102,7 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> 
     out.parent.mkdir(parents=True, exist_ok=True)
     origin = manifest.Origin.of(expansion.source)
     with publish.writing(out) as staged:
-        logger.info(f"expand: {len(expansion.growth.tensors)} tensors, {words(expansion.growth)}")
+        logger.info(f"expand: {len(expansion.growth.tensors)} tensors, {size_changes(expansion.growth)}")
         files, hashed = checkpoints.write(
             grown(expansion),
             expansion.large,
@@ -213,8 +215,8 @@ def spent(expansion: ExpansionPlan, samples: int) -> dict[str, int]:
     }
 
 
-def _facts(expansion: ExpansionPlan, measured: Verification, source: dict) -> dict:
-    own = sum(spent(expansion, measured.samples).values())
+def _facts(expansion: ExpansionPlan, measured: Verification, source: dict[str, Any]) -> dict[str, Any]:
+    flops = sum(spent(expansion, measured.samples).values())
     before = expansion.state.provenance.get("flops", "unknown")
     return {
         "kind": "expand",
@@ -230,13 +232,13 @@ def _facts(expansion: ExpansionPlan, measured: Verification, source: dict) -> di
         "source": source,
         "provenance": {
             "origin": str(expansion.source),
-            "own_flops": own,
-            "flops": own + before if isinstance(before, int) else "unknown",
+            "own_flops": flops,
+            "flops": flops + before if isinstance(before, int) else "unknown",
         },
     }
 
 
-def words(plan: GrowthPlan) -> str:
+def size_changes(plan: GrowthPlan) -> str:
     """What grows, in one line. Groups of keys and values are named where they are fewer than the heads."""
     changes = [
         f"{name} {before} -> {after}"
@@ -252,7 +254,7 @@ def _as_many_as_heads(name: str, plan: GrowthPlan) -> bool:
 
 
 def describe(
-    expansion: ExpansionPlan, fingerprint: dict, name: str, model: str, origin: str, sizes: dict[str, int]
+    expansion: ExpansionPlan, fingerprint: dict[str, Any], name: str, model: str, origin: str, sizes: dict[str, int]
 ) -> ExpandFacts:
     """What stage.json says of an expansion."""
     options = expansion.growth.options

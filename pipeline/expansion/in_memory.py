@@ -25,9 +25,9 @@ def grow_model(
     small, source = _described(model), _Parameters(model)
     large = targets.adopt(small, target)
     architectures = models.architecture_of(small), models.architecture_of(large)
-    chosen = methods.parse(method, options, seed)
+    growth_options = methods.parse(method, options, seed)
     probed = ProbedSource(small, source.whole, seed)
-    plan = plan_growth(*architectures, chosen, models.initializer_range(large), probed)
+    plan = plan_growth(*architectures, growth_options, models.initializer_range(large), probed)
     large.update(plan.config_change)
     grown = dict(PlanExecutor(plan, torch.float32).tensors(source.rows))
     judge(plan, verify(small, source.whole, large, grown.__getitem__, plan))
@@ -45,12 +45,13 @@ class _Parameters:
     """A model's parameters by published name, in float32 on the CPU."""
 
     def __init__(self, model: PreTrainedModel):
-        held = dict(model.named_parameters())
+        parameters = dict(model.named_parameters())
         rows = models.architecture_of(_described(model)).rows()
-        self.parameters = {param.name: held[param.module].detach() for param in rows}
+        self.parameters: dict[str, Tensor] = {param.name: parameters[param.module_name].detach() for param in rows}
 
     def whole(self, name: str) -> Tensor:
         return self.parameters[name].to("cpu", torch.float32)
 
     def rows(self, name: str, rows: range) -> Tensor:
-        return self.whole(name)[rows.start : rows.stop]
+        part: Tensor = self.whole(name)[rows.start : rows.stop]
+        return part

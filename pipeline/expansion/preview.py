@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 from pipeline import models
 from pipeline.accounting.flops import cost
 from pipeline.errors import UserError
-from pipeline.expansion.expand import ExpansionPlan, words
+from pipeline.expansion.expand import ExpansionPlan, size_changes
 from pipeline.growth import conditions, optimizer_state, plan_file
 from pipeline.growth.maps import MEAN, ZERO, IndexMap, Map
 from pipeline.growth.plan import TensorPlan
@@ -40,8 +40,8 @@ class Preview:
         growth, needs = self.expansion.growth, self.content["needs"]
         verdict = "lossless" if growth.lossless else f"lossy: {'; '.join(growth.lossy)}"
         return (
-            f"Preview('{self.expansion.source}' by method '{growth.options.method}': {words(growth)}; {verdict}; "
-            f"{needs['disk'] / GIB:.2f} GiB of disk, {needs['memory'] / GIB:.2f} GiB of memory)"
+            f"Preview('{self.expansion.source}' by method '{growth.options.method}': {size_changes(growth)}; "
+            f"{verdict}; {needs['disk'] / GIB:.2f} GiB of disk, {needs['memory'] / GIB:.2f} GiB of memory)"
         )
 
 
@@ -79,7 +79,7 @@ def _optimizer_state(expansion: ExpansionPlan) -> list[str]:
     return optimizer_state.refusals(expansion.growth, optimizer.slots, expansion.state.slots) or ["can grow"]
 
 
-def _flops(architecture: Architecture, config: PretrainedConfig) -> dict:
+def _flops(architecture: Architecture, config: PretrainedConfig) -> dict[str, Any]:
     positions = _positions(config)
     return {"positions": positions, **asdict(cost(architecture, positions))}
 
@@ -118,7 +118,8 @@ def show(preview: Preview, console: Console) -> None:
     expansion, content = preview.expansion, preview.content
     growth = expansion.growth
     console.print(
-        f"[bold]{expansion.source}[/bold] ({content['family']}) by method '{growth.options.method}': {words(growth)}",
+        f"[bold]{expansion.source}[/bold] ({content['family']}) by method '{growth.options.method}': "
+        f"{size_changes(growth)}",
         highlight=False,
     )
     console.print(_spaces(expansion))
@@ -135,7 +136,7 @@ def _config(expansion: ExpansionPlan) -> list[str]:
     ]
 
 
-def _costs(content: dict) -> list[str]:
+def _costs(content: dict[str, Any]) -> list[str]:
     before, after = content["parameters"]
     small, large = (each["forward"] + each["backward"] for each in content["flops"])
     tokens = content["flops"][1]["positions"]["token"]
@@ -145,7 +146,7 @@ def _costs(content: dict) -> list[str]:
     ]
 
 
-def _verdicts(expansion: ExpansionPlan, content: dict) -> list[str]:
+def _verdicts(expansion: ExpansionPlan, content: dict[str, Any]) -> list[str]:
     growth, disk, memory = expansion.growth, content["needs"]["disk"], content["needs"]["memory"]
     lossless = "lossless, and held to the gates" if growth.lossless else f"LOSSY: {'; '.join(growth.lossy)}"
     return [

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from pipeline import models
-from pipeline.growth.verification.probe import Inputs, Weights, fitted, load, probe
+from pipeline.growth.verification.probe import Weights, fitted, load, probe
 from pipeline.models.architecture import ParamSpec
+from pipeline.models.family import Inputs
 
 Place = tuple[str, str, int]
 """(space, stack, layer)."""
@@ -52,7 +53,7 @@ def _observed(
     for param in params:
         spaces = [name for axis in param.axes if axis.role == "reads" for name in axis.spaces]
         if param.use == "matmul" and param.layer is not None and len(spaces) == 1:
-            module = model.get_submodule(str(param.module).rsplit(".", 1)[0])
+            module = model.get_submodule(param.module_name.rsplit(".", 1)[0])
             place = (spaces[0], param.stack, param.layer)
             handles.append(module.register_forward_pre_hook(_recorder(magnitudes, place, mask)))
     try:

@@ -98,13 +98,15 @@ def _constant_epsilon(source: Architecture, target: Architecture) -> list[str]:
     if target.epsilon.key is not None or after % before == 0:
         return []
     return [
-        f"the norms' epsilon is a constant of the code of '{target.family}' ({target.epsilon.value:g}, no key of the config), "
-        f"and a width from {before} to {after} needs another one; choose a multiple of {before}"
+        (
+            f"the norms' epsilon is a constant of the code of '{target.family}' ({target.epsilon.value:g}, no key of "
+            f"the config), and a width from {before} to {after} needs another one; choose a multiple of {before}"
+        )
     ]
 
 
 def _tied_decoder_without_gain(source: Architecture, target: Architecture) -> list[str]:
-    """A decoder tied to the grown token embedding reads every entry k times, which the last norm's gain divides by k."""
+    """A decoder tied to the grown token embedding reads every entry k times; the last norm's gain divides by k."""
     tied = any(param.use == "both" for param in target.params)
     grown = (
         space

@@ -303,7 +303,7 @@ def residual(source: int, target: int, rms: bool = False) -> SpaceMap:
 
 
 def normed(source: int, target: int) -> SpaceMap:
-    """A norm's output: the remainder is zero. A gain's remainder meets zero and is free: the mean keeps it alive."""
+    """A norm's output: the remainder is zero. A gain's remainder scales zero and is free: the mean keeps it alive."""
     share = source / _covered(source, target)
     return SpaceMap(
         full_copies(source, target, ZERO),

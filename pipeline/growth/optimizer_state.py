@@ -77,29 +77,29 @@ class GrownSlot:
         grown = combined([(coefficient, self._transformed(name, rows)) for name, coefficient in self._terms])
         if self.slot.power == 1:
             return grown
-        known = self._known(0, rows).view(-1, *[1] * (grown.dim() - 1))
+        recorded = self._known(0, rows).view(-1, *[1] * (grown.dim() - 1))
         filled = self._filled(grown)
-        return filled if known.all() else torch.where(known, filled, self.typical)
+        return filled if recorded.all() else torch.where(recorded, filled, self.typical)
 
     def _transformed(self, name: str, rows: range) -> Tensor:
         return self.executor.transform(self._source(name), self._param, self.executor.plan.maps, self._rule, rows)
 
     def _filled(self, grown: Tensor) -> Tensor:
         """Entries without a history get the mean of the known ones in their row."""
-        known = torch.ones((), dtype=torch.bool)
+        recorded = torch.ones((), dtype=torch.bool)
         for axis in range(1, grown.dim()):
-            known = known.unsqueeze(-1) & self._known(axis)
-        if known.all() or not known.any():
+            recorded = recorded.unsqueeze(-1) & self._known(axis)
+        if recorded.all() or not recorded.any():
             return grown
-        means = grown.flatten(1).sum(1) / known.sum()
-        return torch.where(known, grown, means.view(-1, *[1] * known.dim()))
+        means = grown.flatten(1).sum(1) / recorded.sum()
+        return torch.where(recorded, grown, means.view(-1, *[1] * recorded.dim()))
 
     @cached_property
     def typical(self) -> float:
         """The mean of all known entries, for rows without a history: the sum of all over the number of known ones."""
         total = sum(coefficient * self._sum(name) for name, coefficient in self._terms)
-        known = math.prod(int(self._known(axis).sum()) for axis in range(len(self.tensor_plan.shape)))
-        return float(total / known) if known else 0.0
+        recorded = math.prod(int(self._known(axis).sum()) for axis in range(len(self.tensor_plan.shape)))
+        return float(total / recorded) if recorded else 0.0
 
     def _sum(self, name: str) -> float:
         """The sum of what a source tensor grows to: its entries, axis by axis, times the weights that they occur

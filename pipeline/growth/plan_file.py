@@ -8,7 +8,7 @@ numbers. What a plan says of the two architectures is their sizes: who loads it 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -193,8 +193,8 @@ class TensorStore:
         return {"source": each.source, "index": self._tensor(each.index), "weight": self._tensor(each.weight)}
 
     def _tensor(self, tensor: Tensor) -> str:
-        for name, known in self.stored.items():
-            if known.dtype == tensor.dtype and torch.equal(known, tensor):
+        for name, other in self.stored.items():
+            if other.dtype == tensor.dtype and torch.equal(other, tensor):
                 return name
         name = str(len(self.stored))
         self.stored[name] = tensor.contiguous().clone()
@@ -235,8 +235,15 @@ class TensorFile:
         return {name: self._space(space) for name, space in content.items()}
 
     def _space(self, content: Json) -> SpaceMap:
-        sides = {side: None if content[side] is None else self._map(content[side]) for side in SIDES}
-        return SpaceMap(**sides, eta=content["eta"], appended=content["appended"])  # type: ignore[arg-type]
+        null_space = content["query_null_space"]
+        return SpaceMap(
+            writes=self._map(content["writes"]),
+            reads=self._map(content["reads"]),
+            gains=self._map(content["gains"]),
+            eta=content["eta"],
+            appended=content["appended"],
+            query_null_space=None if null_space is None else cast(IndexMap, self._map(null_space)),
+        )
 
     def _map(self, content: Json) -> Map:
         if "matrix" in content:

@@ -43,18 +43,18 @@ def family(name: str) -> Family:
 
 def trained(sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
     """The config of a model to train on the data of `facts`. Raises UserError for a family that is only grown."""
-    known = family(sizes.family)
-    if known.configure is None:
+    selected = family(sizes.family)
+    if selected.configure is None:
         able = ", ".join(name for name, other in FAMILIES.items() if other.configure)
         raise UserError(
             f"model family '{sizes.family}' can be expanded but not trained by this pipeline; trained are {able}"
         )
-    return known.configure(sizes, facts)
+    return selected.configure(sizes, facts)
 
 
 def of_config(config: PretrainedConfig) -> Family:
     """The family that a config object belongs to."""
-    return next(known for known in FAMILIES.values() if known.config_class is type(config))
+    return next(each for each in FAMILIES.values() if each.config_class is type(config))
 
 
 def architecture_of(config: PretrainedConfig) -> Architecture:
@@ -70,11 +70,11 @@ def initializer_range(config: PretrainedConfig) -> float:
 def recognise(content: dict[str, Any], where: str) -> tuple[Family, PretrainedConfig]:
     """The family and config of a Hugging Face config.json's content. Raises UserError for a foreign one."""
     kind = content.get("model_type") if isinstance(content, dict) else None  # JSON may hold anything
-    known = next((family for family in FAMILIES.values() if family.config_class.model_type == kind), None)
-    if known is None:
+    match = next((family for family in FAMILIES.values() if family.config_class.model_type == kind), None)
+    if match is None:
         raise UserError(f"{where}: model_type '{kind}' is no family of ours{nearest(str(kind), FAMILIES)}")
     try:
-        config = known.config_class.from_dict(content)
+        config = match.config_class.from_dict(content)
         sizes = {space.size for space in architecture_of(config).spaces.values()}
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
@@ -86,7 +86,7 @@ def recognise(content: dict[str, Any], where: str) -> tuple[Family, PretrainedCo
             f"{where}: impossible sizes: hidden_size {config.hidden_size}, num_attention_heads "
             f"{config.num_attention_heads}, smallest space {min(sizes)}"
         )
-    return known, config
+    return match, config
 
 
 def config_text(config: PretrainedConfig, dtype: str = "float32") -> str:
@@ -120,7 +120,7 @@ def fill(model: PreTrainedModel, read: Callable[[str], Tensor]) -> PreTrainedMod
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for row in architecture_of(model.config).rows():
-            parameters[row.module].data = read(row.name).detach().clone()
+            parameters[row.module_name].data = read(row.name).detach().clone()
     model.tie_weights()
     return model
 

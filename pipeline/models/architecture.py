@@ -38,6 +38,7 @@ other tokens. pixels: a side of a patch. fixed: keeps its size."""
 
 
 Role = Literal["writes", "reads", "gain", "scales"]
+Use = Literal["matmul", "lookup", "both", "add"]
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class ParamSpec:
 
     name: str
     axes: tuple[Axis, ...]
-    use: Literal["matmul", "lookup", "both", "add"]
+    use: Use
     counted_per: str = "token"
     decay: bool = False
     input_grad: bool = True
@@ -151,14 +152,22 @@ class ParamSpec:
     stack: str = "layers"
 
     @property
+    def module_name(self) -> str:
+        """Its name inside the model."""
+        return self.module or self.name
+
+    @property
     def layered(self) -> bool:
         return "{i}" in self.name
 
     def at(self, layer: int | None) -> "ParamSpec":
         """The parameter that this template is in a layer (None: in no layer)."""
-        module = self.module or self.name
         return replace(
-            self, name=in_layer(self.name, layer), module=in_layer(module, layer), layer=layer, template=self.name
+            self,
+            name=in_layer(self.name, layer),
+            module=in_layer(self.module_name, layer),
+            layer=layer,
+            template=self.name,
         )
 
     def touches(self, space: str, *roles: str) -> bool:
@@ -232,7 +241,7 @@ class Architecture:
 
     def block(self, stack: LayerStack) -> str:
         """The module of a layer of a stack, `{i}` for its number."""
-        module = self.templates(stack)[0].module
+        module = self.templates(stack)[0].module_name
         return module[: module.index("{i}") + 3]
 
     def blocks(self) -> Iterator[str]:
@@ -341,13 +350,13 @@ def embedding(
     name: str, indexed: str, writing: str, *, tied: bool = False, decay: bool = False, module: str | None = None
 ) -> tuple[ParamSpec, ...]:
     """A lookup table (indexed, writes); `tied` when the decoder multiplies by it as well."""
-    use, counted_per = ("both", "scored") if tied else ("lookup", "token")
+    use: Use = "both" if tied else "lookup"
     return (
         ParamSpec(
             f"{name}.weight",
             (reads(indexed), writes(writing)),
             use,
-            counted_per,
+            "scored" if tied else "token",
             decay,
             module=f"{module or name}.weight",
             fresh="normal",

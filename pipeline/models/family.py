@@ -122,7 +122,7 @@ LAYER_NORM = NormModule(nn.LayerNorm, "eps")
 
 @dataclass(frozen=True)
 class Head:
-    """What a model of a family ends with: its class in `transformers` (or ours), and its architecture by a config."""
+    """What a model of a family ends with: its class, in `transformers` or here, and its architecture by a config."""
 
     name: str
     model_class: type[PreTrainedModel]
@@ -133,8 +133,8 @@ class Head:
         """The name in a config's `architectures`: of a subclass of a `transformers` model its parent's, which any other
         reader knows."""
         parent = self.model_class.__mro__[1]
-        known = self.model_class.__module__.startswith("transformers") or parent.__name__.endswith("PreTrainedModel")
-        return self.model_class.__name__ if known else parent.__name__
+        public = self.model_class.__module__.startswith("transformers") or parent.__name__.endswith("PreTrainedModel")
+        return self.model_class.__name__ if public else parent.__name__
 
 
 @dataclass(frozen=True)
@@ -165,14 +165,15 @@ class Family:
         """The head that `config` names in `architectures`; without a name, the first.
 
         Raises UserError for an unknown one."""
-        known = {head.class_name: head for head in self.heads}
+        public = {head.class_name: head for head in self.heads}
         name = (config.architectures or [self.heads[0].class_name])[0]
-        ours = {
-            head.model_class.__name__: head for head in self.heads
-        }  # as `save_pretrained` writes subclasses of ours
-        if name not in known | ours:
-            raise UserError(f"architecture '{name}' of family '{self.name}' is not known; known are {', '.join(known)}")
-        return (known | ours)[name]
+        # `save_pretrained` writes the names of this package's subclasses.
+        written = {head.model_class.__name__: head for head in self.heads}
+        if name not in public | written:
+            raise UserError(
+                f"architecture '{name}' of family '{self.name}' is not known; known are {', '.join(public)}"
+            )
+        return (public | written)[name]
 
     def prepare_float64(self, model: PreTrainedModel) -> None:
         """Let the norms of `model` that would compute in float32 compute in the dtype of their input."""

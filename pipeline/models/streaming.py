@@ -30,7 +30,7 @@ def streamed_model(config: PretrainedConfig, read: Read, on_gradient: OnGradient
         model = models.build(config)
     model.config.use_cache = False  # a layer that runs twice would see its own keys
     architecture = models.architecture_of(config)
-    published = architecture.aliases | {row.module: row.name for row in architecture.rows()}
+    published = architecture.aliases | {row.module_name: row.name for row in architecture.rows()}
     for path, module in model.named_modules():
         names = {key: f"{path}.{key}" if path else key for key, _ in module.named_parameters(recurse=False)}
         if names:

@@ -21,7 +21,7 @@ def build(runs: Sequence[Path | str], *, target: float | None = None) -> Report:
     UserError for a folder that contains no run, a damaged file, or an impossible target.
     """
     if not runs:
-        raise UserError("no run folder given; name one or several, such as: lemon report runs/NAME")
+        raise UserError("no run folder; name one or several, such as: lemon report runs/NAME")
     if target is not None and not (math.isfinite(target) and target > 0):
         raise UserError(f"--target {target}: a target is an evaluation loss above 0, such as 3.5")
     reader = RecordReader()

@@ -71,7 +71,7 @@ class Continuity(Content):
 
 
 class Run(Content):
-    """One run folder. unigram_entropy: the loss of a model that knows only the tokens' frequencies, in nats."""
+    """One run folder. unigram_entropy: the loss of a model that predicts only the tokens' frequencies, in nats."""
 
     title: str
     folder: str

@@ -122,7 +122,7 @@ def compared(run: Run, comparisons: list[Comparison], measure: str = "loss") -> 
 
 
 def _with_cost(line: Line, measure: str, loss: float, cost: int | None, percent: float | None = None) -> list[Line]:
-    """The line; where it meets the target, also a dot there, and the cost in its label."""
+    """The line; where it reaches the target, also a dot there, and the cost in its label."""
     if cost is None or measure != "loss":
         return [line]
     words = flops(cost) if percent is None else f"{flops(cost)}, {saving(percent)}"

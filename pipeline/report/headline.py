@@ -30,11 +30,11 @@ def statement(one: Comparison) -> str:
     if one.scratch.flops is None:
         return f"'{one.stage}' reached the target, training from scratch has not: {_missed(one.scratch, loss)}."
     if given.saving_percent is None:
-        return "The target is met before any training: there is nothing to save."
+        return "The target is reached before any training: there is nothing to save."
     small = f"'{source.stages[-1].stage if source.stages else source.unknown}'"
     start = f"Given {small}, '{one.stage}' {_against_scratch(given.saving_percent)}."
     if given.flops == 0:
-        start = f"{small} meets the target already: as '{one.stage}' begins, nothing is left to train."
+        start = f"{small} has reached the target already: as '{one.stage}' begins, nothing is left to train."
     if one.all_in.flops is None:
         return f"{start} All-in is not known: the training of '{source.unknown}' is not recorded."
     behind = " and ".join(f"'{stage.stage}'" for stage in source.stages)
@@ -58,10 +58,10 @@ def target(one: Comparison) -> str:
     return f"Training FLOPs to an evaluation loss of {decimal(one.target.loss)} ({one.target.meaning})."
 
 
-def growth(one: Comparison) -> str:
-    """By which method it was grown, and whether that kept the function; no text where the method is not known."""
+def growth(one: Comparison) -> str | None:
+    """By which method it was grown, and whether that kept the function; None where the method is not known."""
     if one.expansion is None or one.expansion.method is None:
-        return ""
+        return None
     kept = "lossless" if one.expansion.lossless else "lossy, as declared"
     return f"Grown by method '{one.expansion.method}', {kept}."
 

@@ -19,13 +19,13 @@ def _plain(name: str) -> list[float]:
     """torch's own AdamW and clipping, one process, whole batches."""
     config = model_config(name)
     net = models.build(config, seed=5).train()
-    wanted = stage(micro_batch=1).optimizer
+    settings = stage(micro_batch=1).optimizer
     matrices = {row.module for row in models.architecture_of(config).rows() if row.use in ("matmul", "both")}
     split = [[p for n, p in net.named_parameters() if (n in matrices) is decayed] for decayed in (True, False)]
-    shared = {"lr": 1e-3, "betas": wanted.betas, "eps": wanted.eps}
+    shared = {"lr": 1e-3, "betas": settings.betas, "eps": settings.eps}
     optimizer = torch.optim.AdamW(
         [
-            {"params": split[0], "weight_decay": wanted.weight_decay, **shared},
+            {"params": split[0], "weight_decay": settings.weight_decay, **shared},
             {"params": split[1], "weight_decay": 0.0, **shared},
         ]
     )
@@ -36,7 +36,7 @@ def _plain(name: str) -> list[float]:
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), whole.labels.flatten())
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), wanted.clip)
+        torch.nn.utils.clip_grad_norm_(net.parameters(), settings.clip)
         optimizer.step()
         losses.append(loss.item())
     return losses

@@ -35,17 +35,17 @@ def test_every_layout_keeps_the_grown_moments(tmp_path, layout):
     )
     expand.execute_expansion(job, tmp_path / "large")
     state, _ = checkpoints.read(tmp_path / "large")
-    wanted = expand.grown(job)
+    expected = expand.grown(job)
     assert set(state.steps.values()) == {7.0}
     assert [group.hyper["weight_decay"] for group in state.groups] == [0.1, 0.0]
     for slot in ("exp_avg", "exp_avg_sq"):
         for name, entry in state.slots[slot].items():
-            assert torch.equal(entry.tensor(), wanted.slots[slot][name].tensor()), (slot, name)
+            assert torch.equal(entry.tensor(), expected.slots[slot][name].tensor()), (slot, name)
     assert all((entry.tensor() > 0).all() for entry in state.slots["exp_avg_sq"].values())
 
 
 def test_neither_workers_nor_ranks_change_what_is_grown(tmp_path, monkeypatch):
-    """Small windows and blocks, so that every tensor is made in many pieces, otherwise cut for every number of ranks."""
+    """Small windows and blocks, so that every tensor is made in many pieces, cut otherwise for each number of ranks."""
     monkeypatch.setattr(byte_stream, "WINDOW", 50)
     monkeypatch.setattr(initialization, "BLOCK", 64)
     small, target = source(tmp_path, CheckpointLayout("zero", 3, 2)), sample("bert-pre-ln", **LARGE, vocab=70)
@@ -80,7 +80,7 @@ def test_a_result_without_room_for_moments_is_refused(tmp_path):
 
 @pytest.mark.parametrize("state, steps", [("grow", 24 + 6), ("reset", 6)])
 def test_the_engine_goes_on_with_them(tmp_path, state, steps):
-    """The large stage starts at the small one's last loss, and its AdamW counts on from the small one's steps, or from 0."""
+    """The large stage starts at the small one's last loss; its AdamW counts on from the small one's steps or from 0."""
     path = tiny_run(tmp_path)
     content = yaml.safe_load(path.read_text())
     content["stages"][1]["optimizer_state"] = state
@@ -100,13 +100,13 @@ def test_the_engine_goes_on_with_them(tmp_path, state, steps):
 
 
 def test_universal_goes_into_stage_3_as_native_does(tmp_path):
-    """Our engine repairs what DeepSpeed's loader of universal checkpoints leaves wrong there: shared steps and hyper-parameters.
+    """The engine repairs what DeepSpeed's loader of universal checkpoints leaves wrong: shared steps, hyper-parameters.
 
     The same expansion in both layouts, trained on: losses equal to float32's own rounding.
     """
     path = tiny_run(tmp_path)
     content = yaml.safe_load(path.read_text())
-    small, grown, large = content["stages"][:3]
+    small, _, large = content["stages"][:3]
     path.write_text(yaml.safe_dump({**content, "stages": [small]}))
     assert lemon("run", path).returncode == 0
     losses = {}

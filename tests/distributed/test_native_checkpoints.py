@@ -32,14 +32,17 @@ def test_what_we_write_reads_back_to_the_bit(tmp_path, stage):
 
 def _random_state() -> dict:
     from pipeline.checkpoints.state import Group
-    from pipeline.checkpoints.tensors import in_memory
+    from pipeline.checkpoints.tensors import LazyTensor, in_memory
 
     shapes = {"a": (5, 7), "b": (3,), "c": (1,), "d": (11, 2, 2)}
-    make = lambda: in_memory((name, torch.randn(shape)) for name, shape in shapes.items())
+
+    def random_tensors() -> dict[str, LazyTensor]:
+        return in_memory((name, torch.randn(shape)) for name, shape in shapes.items())
+
     groups = (Group(("a", "d"), {"lr": 0.1, "weight_decay": 0.1}), Group(("b", "c"), {"lr": 0.1, "weight_decay": 0.0}))
     return {
-        "tensors": make(),
-        "slots": {slot: make() for slot in SLOTS},
+        "tensors": random_tensors(),
+        "slots": {slot: random_tensors() for slot in SLOTS},
         "step": 4,
         "steps": dict.fromkeys(shapes, 4.0),
         "groups": groups,

@@ -1,4 +1,4 @@
-"""`lemon reshard`: what a plain DeepSpeed script wrote, in any other layout, and the script goes on as if nothing had been."""
+"""`lemon reshard`: a plain DeepSpeed script goes on from any other layout of what it wrote, as if nothing had been."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,8 +146,8 @@ def test_nothing_is_lost(tmp_path, theirs, case, to):
     ],
 )
 def test_the_plain_script_goes_on_as_if_nothing_had_been(tmp_path, workers, theirs, whole, case, to, stage, world):
-    """What its engine holds after the load is, to the bit, what the source held: it saves that again at once. Then the losses.
-    1e-5: other stages and world sizes sum gradients in another order (the parity test's tolerance)."""
+    """What its engine holds after the load is, to the bit, what the source held: it saves that again at once.
+    Losses to 1e-5: other stages and world sizes sum gradients in another order (the parity test's tolerance)."""
     ours = rewritten(theirs[case], tmp_path / "ours" / "two", CheckpointLayout(to, stage, world))
     again = tmp_path / "again" / "two"
     losses = workers.train(
@@ -228,7 +228,7 @@ def test_mixed_shards_are_refused(tmp_path, workers):
     workers.train(stage=2, world=2, first=0, steps=2, save=other / "two")
     (folder / "one" / name).write_bytes((other / "two" / name).read_bytes())
     with pytest.raises(
-        UserError, match="stand at different steps .rank 0: 1, rank 1: 2.; shards of two checkpoints are mixed"
+        UserError, match=r"stand at different steps \(rank 0: 1, rank 1: 2\); shards of two checkpoints are mixed"
     ):
         reshard.plan_reshard(folder / "one", CheckpointLayout("zero", 1, 2))
 

@@ -55,8 +55,8 @@ LAYOUTS = [
 
 @pytest.mark.parametrize("layout, stage", LAYOUTS, ids=["stage 1", "stage 3", "universal in stage 2"])
 def test_the_script_goes_on_as_if_nothing_had_been(tmp_path, workers, source, uninterrupted, layout, stage):
-    """What its engine holds after the load is, to the bit, what the source held. Losses to 1e-5: other stages and numbers
-    of ranks sum gradients in another order (the parity test's tolerance)."""
+    """What its engine holds after the load is, to the bit, what the source held. Losses to 1e-5: other stages and
+    numbers of ranks sum gradients in another order (the parity test's tolerance)."""
     ours, again = resharded(source, tmp_path / "ours" / "two", layout), tmp_path / "again" / "two"
     before = checkpoints.raw(source)
     assert isinstance(before.optimizer(), SGD) and before.optimizer().momentum == 0.9

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.helpers.workers import WorkerFailure, WorkerPools
+from tests.helpers.workers import WorkerError, WorkerPools
 
 JOBS = "tests.distributed.test_workers"
 
@@ -30,11 +30,11 @@ def test_workers_serve_again_and_again_and_a_failure_starts_new_ones():
     with WorkerPools() as pools:
         first, second = (pools.run(f"{JOBS}:identity", {"word": word}, world=2) for word in ("one", "two"))
         assert first[1:] == ["0", "one"] and second == [first[0], "0", "two"]
-        with pytest.raises(WorkerFailure, match="(?s)rank 1 of 2.*rank 1 has a reason"):
+        with pytest.raises(WorkerError, match=r"(?s)rank 1 of 2.*rank 1 has a reason"):
             pools.run(f"{JOBS}:fail_on_rank_1", {}, world=2)
         again = pools.run(f"{JOBS}:identity", {"word": "three"}, world=2)
         assert again[1:] == ["0", "three"] and again[0] != first[0] and not alive(first[0])
-        with pytest.raises(WorkerFailure, match="died|hung up"):
+        with pytest.raises(WorkerError, match=r"died|hung up"):
             pools.run(f"{JOBS}:die", {}, world=2)
     assert not alive(again[0])
 

@@ -1,4 +1,4 @@
-"""Checkpoints of every kind: in every layout, of a model that nobody knows, and folders as `transformers` saves them."""
+"""Checkpoints of every kind: in every layout, of an unknown model, and folders as `transformers` saves them."""
 
 import hashlib
 import json
@@ -62,8 +62,8 @@ def source(folder: Path, layout: CheckpointLayout, variant: str = "bert-pre-ln")
 
 
 def configure(name: str, **sizes):
-    wanted = {"layers": 2, "hidden": 12, "heads": 3, "patch": 4 if name == "vit" else None, **sizes}
-    return models.family(name).configure(ModelSizes(family=name, **wanted), FACTS[name])
+    values = {"layers": 2, "hidden": 12, "heads": 3, "patch": 4 if name == "vit" else None, **sizes}
+    return models.family(name).configure(ModelSizes(family=name, **values), FACTS[name])
 
 
 def published(
@@ -91,7 +91,7 @@ def published(
 
 
 def state() -> State:
-    """Of no model that we know: two groups, a frozen parameter, a tied one, a buffer."""
+    """Of no supported model: two groups, a frozen parameter, a tied one, a buffer."""
     generator = torch.Generator().manual_seed(4)
     shapes = {"a": (5, 7), "b": (3,), "c": (1,), "frozen": (2, 3)}
     entries = [in_memory((n, torch.randn(s, generator=generator)) for n, s in shapes.items()) for _ in range(3)]
@@ -133,7 +133,7 @@ def saved(folder: Path, variant: str, dtype: torch.dtype = torch.float32, **size
     return folder
 
 
-def wanted(path: Path, variant: str, **sizes: object) -> Path:
+def target_config_file(path: Path, variant: str, **sizes: object) -> Path:
     """A config.json of the target."""
     path.write_text(sample(variant, **{"eps": 1e-6, **sizes}).to_json_string(use_diff=False))
     return path

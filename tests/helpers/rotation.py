@@ -1,7 +1,7 @@
 """Large matrices of cases: every commit draws its share, and over some commits all of them have run.
 
-The rest is marked `slow`, which the default run leaves out (`addopts` in pyproject.toml); `-m "slow or not slow"` runs the whole
-matrix. LEMON_TEST_SEED=… draws another share, or that of another commit by its full hash.
+The rest is marked `slow`, which the default run leaves out (`addopts` in pyproject.toml); `-m "slow or not slow"` runs
+the whole matrix. LEMON_TEST_SEED=… draws another share, or that of another commit by its full hash.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ def rotated(
 ) -> pytest.MarkDecorator:
     """Decorate a parametrized test: one in `one_in` cases is drawn, rounded up.
 
-    of: the parameters whose values are a case; tests that differ in others only are drawn together. alike: cases for which it
-    gives the same value stand for each other, and of each such group at least one is drawn; it gets the parameters `of` by name.
-    Without it all cases are alike.
+    of: the parameters whose values are a case; tests that differ in others only are drawn together. alike: cases for
+    which it gives the same value stand for each other, and of each such group at least one is drawn; it gets the
+    parameters `of` by name. Without it all cases are alike.
     """
     return pytest.mark.rotated(one_in=one_in, of=(of,) if isinstance(of, str) else of, alike=alike)
 

@@ -10,8 +10,8 @@ STEPS = 24
 
 
 def tiny_run(folder: Path, **top: object) -> Path:
-    """The config of a chain on the embedded images: ZeRO-2 small, an indivisible expansion, ZeRO-1 large, scratch. `top` replaces
-    keys of the top level."""
+    """The config of a chain on the embedded images: ZeRO-2 small, an indivisible expansion, ZeRO-1 large, scratch.
+    `top` replaces keys of the top level."""
     rate = {"peak": 1e-3, "minimum": 1e-4, "warmup": "4 steps", "horizon": f"{STEPS} steps"}
     train = {"kind": "train", "batch": 16, "evaluate_every": "8 steps", "save_every": "5 steps"}
     content = {

@@ -1,4 +1,4 @@
-"""Real processes that train together, as torchrun starts them: a pool for every world size, kept until the session ends."""
+"""Processes that train together, as torchrun starts them: a pool for each world size, kept to the session's end."""
 
 import json
 import select
@@ -18,8 +18,8 @@ START_SECONDS, JOB_SECONDS, END_SECONDS, GRACE_SECONDS = 120.0, 300.0, 20.0, 3.0
 """How long workers may take to be there, to do one job, and to end: in peace, and after one of them has failed."""
 
 
-class WorkerFailure(AssertionError):
-    """A worker died, did not answer in time, or raised; holds its traceback or the end of what the workers have printed."""
+class WorkerError(AssertionError):
+    """A worker died, did not answer in time, or raised; holds its traceback or the end of the workers' output."""
 
 
 class Connection:
@@ -70,7 +70,7 @@ class WorkerPool:
         return self.process is not None and self.process.poll() is None
 
     def run(self, function: str, job: dict) -> Any:
-        """What `function` ("module:name") of rank 0 returns for the job; every rank runs it. Raises WorkerFailure."""
+        """What `function` ("module:name") of rank 0 returns for the job; every rank runs it. Raises WorkerError."""
         try:
             for connection in self.connections.values():
                 connection.send({"function": function, "job": job})
@@ -156,17 +156,17 @@ class WorkerPool:
                 if answer is None:
                     raise self._failure(f"rank {rank} died")
                 if "error" in answer:
-                    raise WorkerFailure(f"rank {rank} of {self.world}:\n{answer['error']}")
+                    raise WorkerError(f"rank {rank} of {self.world}:\n{answer['error']}")
                 answers[rank] = answer["result"]
         return answers
 
-    def _failure(self, what: str) -> WorkerFailure:
+    def _failure(self, what: str) -> WorkerError:
         """The pool is closed, so that all that the workers had to say is there."""
         path = Path(self.output.name)
         self._end(GRACE_SECONDS)
         said = path.read_text(encoding="utf-8", errors="replace")[-6000:]
         self.close()
-        return WorkerFailure(f"{what}; the workers' output ends with\n{said}")
+        return WorkerError(f"{what}; the workers' output ends with\n{said}")
 
 
 class WorkerPools:
@@ -202,7 +202,7 @@ class WorkerPools:
         save: Path | None = None,
         **more: object,
     ) -> list[float]:
-        """The losses of the plain DeepSpeed script on `world` ranks, from step `first` on; see its docstring for the rest."""
+        """The losses of the plain DeepSpeed script on `world` ranks, from step `first` on; the rest: its docstring."""
         places = {
             name: {"dir": str(path.parent), "tag": path.name}
             for name, path in (("load", load), ("again", again), ("save", save))
@@ -212,5 +212,5 @@ class WorkerPools:
         return self.run("tests.helpers.scripts.plain_deepspeed:train", job, world)
 
     def supports(self, world: int, **job: object) -> bool:
-        """Whether DeepSpeed's accelerator, as the workers see it, trains in the precision that a job of `train` asks for."""
+        """Whether DeepSpeed's accelerator, as the workers see it, trains in the precision of a `train` job."""
         return self.run("tests.helpers.scripts.plain_deepspeed:supports", job, world)

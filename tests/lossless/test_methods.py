@@ -147,10 +147,10 @@ def test_a_random_start_is_a_fresh_model(variant):
         theirs = own[row.module].detach()
         assert tensor.shape == theirs.shape
         if row.fresh == "normal":
-            wanted, error = row.std * models.initializer_range(target), 4 / (2 * tensor.numel()) ** 0.5
+            expected, error = row.std * models.initializer_range(target), 4 / (2 * tensor.numel()) ** 0.5
             assert (
-                abs(tensor.std().item() / wanted - 1) < error
-                and abs(tensor.mean().item()) < 4 * wanted / tensor.numel() ** 0.5
+                abs(tensor.std().item() / expected - 1) < error
+                and abs(tensor.mean().item()) < 4 * expected / tensor.numel() ** 0.5
             )
             assert theirs.std().item() == pytest.approx(tensor.std().item(), rel=2 * error + 0.02), (
                 name
@@ -170,10 +170,10 @@ def test_larger_images_keep_the_prefix_and_are_declared_lossy(variant):
     assert plan.lossy == (f"positions grows from {4 + prefix} to {16 + prefix} by interpolation",)
     name = next(row.name for row in models.architecture_of(source).rows() if row.touches("positions", "reads"))
     assert torch.equal(large[name][:, :prefix], weights[name][:, :prefix]) and large[name].shape[1] == 16 + prefix
-    wanted = torch.nn.functional.interpolate(
+    expected = torch.nn.functional.interpolate(
         weights[name][:, prefix:].transpose(1, 2).reshape(1, -1, 2, 2), size=(4, 4), mode="bicubic"
     )
-    assert torch.allclose(large[name][:, prefix:], wanted.flatten(2).transpose(1, 2), atol=1e-12)
+    assert torch.allclose(large[name][:, prefix:], expected.flatten(2).transpose(1, 2), atol=1e-12)
     assert all(torch.equal(large[other], weights[other]) for other in weights if other != name)
     found = verify(source, weights.__getitem__, target, large.__getitem__, plan)
     assert 1e-6 < found.float64 < 2 and not found.lossless and len(found.drift) == 2  # measured at the prefix tokens

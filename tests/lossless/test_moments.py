@@ -79,8 +79,8 @@ def errors(variant: str, small: dict, large: dict, **options) -> tuple[dict[str,
     return found, grower, before, after
 
 
-def _relative(found: torch.Tensor, wanted: torch.Tensor, floor: float) -> float:
-    return ((found - wanted).norm() / max(wanted.norm(), floor)).item()
+def _relative(found: torch.Tensor, expected: torch.Tensor, floor: float) -> float:
+    return ((found - expected).norm() / max(expected.norm(), floor)).item()
 
 
 @pytest.mark.parametrize(

@@ -110,9 +110,9 @@ def test_a_window_reads_what_it_needs(variant, slot):
     growth, weights = grower(variant, {**WHOLE, "vocab": 6000})
     read, rows = [], rows_of(weights)
 
-    def counted(name: str, wanted: range) -> torch.Tensor:
-        read.append((name, wanted))
-        return rows(name, wanted)
+    def counted(name: str, requested: range) -> torch.Tensor:
+        read.append((name, requested))
+        return rows(name, requested)
 
     for row in (row for row in growth.plan.tensors if len(row.shape) == 2 and row.terms):
         read.clear()
@@ -122,8 +122,8 @@ def test_a_window_reads_what_it_needs(variant, slot):
             7,
         )
         source = weights[row.source_name(row.terms[0])].shape[0]
-        assert sum(len(wanted) for _, wanted in read) <= 4 * row.shape[0] + source, row.target
-        assert row.shape[0] < 1000 or sum(len(wanted) for _, wanted in read) <= 2 * source, row.target
+        assert sum(len(requested) for _, requested in read) <= 4 * row.shape[0] + source, row.target
+        assert row.shape[0] < 1000 or sum(len(requested) for _, requested in read) <= 2 * source, row.target
 
 
 def test_blocks_differ(monkeypatch):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.checkpoints import change, saved, wanted
+from tests.helpers.checkpoints import change, saved, target_config_file
 from tests.helpers.cli import lemon
 
 LARGE = {"hidden": 24, "heads": 6, "mlp": 48}
@@ -15,7 +15,7 @@ LARGE = {"hidden": 24, "heads": 6, "mlp": 48}
 def refused(capsys, folder: Path, variant: str, *complaints: str, target: Path | None = None) -> None:
     """The expansion of `folder`/small ends with one line, and leaves nothing."""
     before = sorted(path.name for path in folder.iterdir()) + ["target.json"] * (target is None)
-    target = target or wanted(folder / "target.json", variant, **LARGE)
+    target = target or target_config_file(folder / "target.json", variant, **LARGE)
     code, _, err = lemon(capsys, "expand", "--source", folder / "small", "--target", target, "--out", folder / "large")
     assert code == 2 and err.count("\n") == 1, err
     for complaint in complaints:
@@ -74,7 +74,8 @@ def test_pickled_code_is_not_run(tmp_path, capsys, archive):
         capsys,
         tmp_path,
         "vit",
-        "pytorch_model.bin: cannot be loaded safely (damaged, or it holds code): it holds exec, which no checkpoint needs",
+        "pytorch_model.bin: cannot be loaded safely (damaged, or it holds code): "
+        "it holds exec, which no checkpoint needs",
     )
 
 
@@ -131,7 +132,7 @@ def test_a_target_of_another_family(tmp_path, capsys):
         tmp_path,
         "gpt2",
         "the source is a 'gpt2', the target a 'llama'",
-        target=wanted(tmp_path / "other.json", "llama", **LARGE),
+        target=target_config_file(tmp_path / "other.json", "llama", **LARGE),
     )
 
 
@@ -143,7 +144,7 @@ def test_an_unknown_family(tmp_path, capsys):
 
 def test_a_target_that_computes_something_else(tmp_path, capsys):
     saved(tmp_path / "small", "gpt2")
-    target = wanted(tmp_path / "other.json", "gpt2", **LARGE)
+    target = target_config_file(tmp_path / "other.json", "gpt2", **LARGE)
     target.write_text(json.dumps({**json.loads(target.read_text()), "activation_function": "relu"}))
     refused(capsys, tmp_path, "gpt2", "has activation_function 'relu' where the source's has 'gelu_new'", target=target)
 
@@ -161,7 +162,7 @@ def test_alternating_attention_cannot_grow_in_depth(tmp_path, capsys):
             }
         )
     )
-    target = wanted(tmp_path / "deep.json", "qwen3", layers=4)
+    target = target_config_file(tmp_path / "deep.json", "qwen3", layers=4)
     refused(capsys, tmp_path, "qwen3", "sliding", target=target)
 
 
@@ -176,7 +177,7 @@ def test_alternating_attention_cannot_grow_in_depth(tmp_path, capsys):
 )
 def test_options_that_contradict(tmp_path, capsys, more, complaint):
     saved(tmp_path / "small", "vit")
-    target = wanted(tmp_path / "target.json", "vit", **LARGE)
+    target = target_config_file(tmp_path / "target.json", "vit", **LARGE)
     for command in (["expand", "--out", tmp_path / "large"], ["plan", "--out", tmp_path / "plan.json"]):
         code, _, err = lemon(capsys, *command, "--source", tmp_path / "small", "--target", target, *more)
         assert code == 2 and complaint in err and err.count("\n") == 1, err

@@ -120,7 +120,7 @@ def test_without_configs_names_are_those_of_the_files(tmp_path, capsys):
 
 
 def files(folder: Path, **tensors: torch.Tensor) -> Path:
-    """A folder of weights with these names, of no model that we know."""
+    """A folder of weights with these names, of no supported model."""
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
     return folder
@@ -166,7 +166,9 @@ def test_configs_bring_the_names_of_two_layouts_together(tmp_path, capsys):
         (folder / "manifest.json").unlink()
     (module / "config.json").unlink()
     code, out, _ = lemon(capsys, "diff", module, published, "--weights-only")
-    assert code == 1 and "names        as in the files: not both folders hold a config.json that we know" in out
+    assert (
+        code == 1 and "names        as in the files: not both folders hold the config.json of a supported model" in out
+    )
 
 
 def test_bad_input_is_one_line(held, tmp_path, capsys):

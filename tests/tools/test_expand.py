@@ -15,18 +15,15 @@ from pipeline.growth import methods
 from tests.helpers.checkpoints import FACTS, configure, published
 
 LARGE = {"layers": 4, "hidden": 20, "heads": 5}
-TARGETS = "\n".join(
-    [
-        "name: t",
-        "data: {kind: text}",
-        "models:",
-        "  large: {family: bert-pre-ln, layers: 4, hidden: 20, heads: 5}",
-        "  tall: {family: bert-pre-ln, layers: 4, hidden: 12, heads: 3}",
-        "stages:",
-        "  - {kind: train, name: a, model: large, batch: 2, schedule: {peak: 1, horizon: 1 steps}}",
-    ]
-)
-
+TARGETS = """\
+name: t
+data: {kind: text}
+models:
+  large: {family: bert-pre-ln, layers: 4, hidden: 20, heads: 5}
+  tall: {family: bert-pre-ln, layers: 4, hidden: 12, heads: 3}
+stages:
+  - {kind: train, name: a, model: large, batch: 2, schedule: {peak: 1, horizon: 1 steps}}
+"""
 
 FORMATS = [
     CheckpointLayout("huggingface"),
@@ -73,7 +70,8 @@ def test_a_lossy_result_is_not_published(tmp_path):
     )
     job.large.layer_norm_eps = 0.1
     with pytest.raises(
-        UserError, match="claims to be lossless and is not: relative difference of the outputs .* nothing was published"
+        UserError,
+        match=r"claims to be lossless and is not: relative difference of the outputs .* nothing was published",
     ):
         expand.execute_expansion(job, tmp_path / "large")
     assert [p.name for p in tmp_path.iterdir()] == ["small"]
@@ -85,7 +83,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path):
     job = expand.plan_expansion(
         small, configure("bert-pre-ln", **LARGE), methods.parse(), CheckpointLayout("huggingface")
     )
-    with pytest.raises(UserError, match="'bert.LayerNorm.bias' holds NaN or infinite values"):
+    with pytest.raises(UserError, match=r"'bert\.LayerNorm\.bias' holds NaN or infinite values"):
         expand.execute_expansion(job, tmp_path / "large")
     assert [p.name for p in tmp_path.iterdir()] == ["small"]
 
@@ -142,9 +140,11 @@ def test_the_target_may_be_a_hugging_face_config(tmp_path, capsys):
 )
 def test_bad_input_is_one_line(tmp_path, capsys, change, complaint):
     published(tmp_path)
-    wanted = {"--source": "small", "--target": "t.yaml:large", "--out": "large", **change}
+    options = {"--source": "small", "--target": "t.yaml:large", "--out": "large", **change}
     paths = [
-        part for key, value in wanted.items() for part in (key, value if key == "--method-option" else tmp_path / value)
+        part
+        for key, value in options.items()
+        for part in (key, value if key == "--method-option" else tmp_path / value)
     ]
     code, said = run(capsys, tmp_path, *paths)
     assert code == 2 and complaint in said and said.count("\n") == 1

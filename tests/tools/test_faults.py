@@ -2,6 +2,7 @@
 
 import resource
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from pipeline import checkpoints
 from pipeline.checkpoints import manifest, publish
 from pipeline.errors import UserError
-from tests.helpers.checkpoints import saved, wanted
+from tests.helpers.checkpoints import saved, target_config_file
 from tests.helpers.cli import lemon, run_python
 
 POINTS = ["opened", "midway", "files", "verified", "manifest", "renamed"]
@@ -17,7 +18,7 @@ POINTS = ["opened", "midway", "files", "verified", "manifest", "renamed"]
 
 def commands(folder: Path) -> dict[str, list[str]]:
     small = saved(folder / "small", "bert-pre-ln", vocab=4000)
-    target = wanted(folder / "target.json", "bert-pre-ln", vocab=4000, hidden=20, heads=5, mlp=33, layers=3)
+    target = target_config_file(folder / "target.json", "bert-pre-ln", vocab=4000, hidden=20, heads=5, mlp=33, layers=3)
     return {
         "expand": [
             "expand",
@@ -66,9 +67,9 @@ def test_a_killed_worker_is_reported(tmp_path):
 
 @pytest.mark.parametrize("command", ["expand", "reshard"])
 def test_a_disk_that_fills_up(tmp_path, command):
-    """A limit on the size of files stands for the full disk: the write fails in the same place with the same kind of error."""
+    """A limit on the size of files stands for the full disk: the write fails in the same place with the same kind."""
     arguments = commands(tmp_path)[command]
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100_000, 100_000))
     stopped = run_python("-m", "pipeline", *arguments, preexec_fn=limit)
     assert stopped.returncode == 2 and stopped.stderr.count("lemon:") == 1 and "cannot be written" in stopped.stderr, (
         stopped.stderr

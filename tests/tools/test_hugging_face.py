@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from pipeline import models
 from pipeline.checkpoints import manifest
-from tests.helpers.checkpoints import change, saved, wanted
+from tests.helpers.checkpoints import change, saved, target_config_file
 from tests.helpers.cli import lemon
 from tests.helpers.samples import VARIANTS, sample
 
@@ -19,14 +19,14 @@ LARGE = {"layers": 3, "hidden": 24, "heads": 6, "mlp": 48}
 
 
 def expand(capsys, folder: Path, small: Path, variant: str, *more: object, **sizes) -> tuple[int, str, str]:
-    target = wanted(folder / "target.json", variant, **{**LARGE, **sizes})
+    target = target_config_file(folder / "target.json", variant, **{**LARGE, **sizes})
     return lemon(capsys, "expand", "--source", small, "--target", target, "--out", folder / "large", *more)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_family_in_and_out(tmp_path, capsys, variant):
     """The result is a Hugging Face folder by default, and loads with from_pretrained and nothing else."""
-    code, out, err = expand(capsys, tmp_path, saved(tmp_path / "small", variant), variant)
+    code, _, err = expand(capsys, tmp_path, saved(tmp_path / "small", variant), variant)
     assert code == 0, err
     head = models.of_config(sample(variant)).head(sample(variant))
     loader = getattr(transformers, head.class_name, head.model_class)
@@ -132,7 +132,7 @@ def test_the_user_chooses_the_results_dtype(tmp_path, capsys, dtype):
         and "rounding to the stored dtype" in out
     )
     with safe_open(tmp_path / "large" / "model.safetensors", "pt") as file:
-        assert {file.get_tensor(name).dtype for name in file.keys()} == {getattr(torch, dtype)}
+        assert {file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118 - no dictionary == {getattr(torch, dtype)}
     assert transformers.LlamaForCausalLM.from_pretrained(tmp_path / "large").dtype == getattr(torch, dtype)
 
 

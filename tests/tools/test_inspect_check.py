@@ -63,8 +63,8 @@ def test_inspect_says_what_was_written(held, capsys, name):
         assert found["step"] == 0 and found["slots"] == {} and found["steps"] == [] and found["groups"] == []
         return
     assert found["slots"] == SLOTS and (found["step"], found["steps"]) == (7, [7.0])
-    wanted = [{**HYPER, "betas": list(HYPER["betas"]), "weight_decay": decay} for decay in (0.1, 0.0)]
-    assert [group["hyper"] for group in found["groups"]] == wanted
+    expected = [{**HYPER, "betas": list(HYPER["betas"]), "weight_decay": decay} for decay in (0.1, 0.0)]
+    assert [group["hyper"] for group in found["groups"]] == expected
     counts = [
         sum(architecture.numel(row) for row in architecture.rows() if row.decay is decayed) for decayed in (True, False)
     ]
@@ -150,7 +150,7 @@ def test_a_thousand_flipped_bits(held, tmp_path, name):
 
 
 def test_every_bit_of_numbers_in_a_manifest(held, tmp_path):
-    """JSON spells one number in several ways (1e-05, 1E-05; digits beyond a float's): another spelling is damage too."""
+    """JSON spells one number in several ways (1e-05, 1E-05; digits beyond a float's): another spelling is damage."""
     folder = Path(shutil.copytree(held["huggingface"], tmp_path / "copy"))
     path = folder / manifest.NAME
     kept = json.loads(path.read_text())
@@ -166,7 +166,7 @@ def test_every_bit_of_numbers_in_a_manifest(held, tmp_path):
         flipped = bytearray(text)
         flipped[position // 8] ^= 1 << position % 8
         path.write_bytes(flipped)
-        with pytest.raises(UserError, match="manifest.json"):
+        with pytest.raises(UserError, match=r"manifest\.json"):
             manifest.read(folder)
 
 

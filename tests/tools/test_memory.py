@@ -15,7 +15,7 @@ LIBRARIES = 300 * 2**20
 
 
 def bound(config, command: str) -> int:
-    """A reshard holds nothing that grows with the model. An expansion: three times the largest tensor's three states."""
+    """A reshard holds nothing that grows with the model. An expansion: three times the largest tensor's states."""
     if command == "reshard":
         return LIBRARIES
     architecture = models.architecture_of(config)

@@ -14,7 +14,7 @@ from pipeline.checkpoints import manifest
 from pipeline.checkpoints.layouts.huggingface import HuggingFace
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import LazyTensor
-from tests.helpers.checkpoints import change, saved, wanted
+from tests.helpers.checkpoints import change, saved, target_config_file
 from tests.helpers.cli import lemon
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ class UnreadableTensor(LazyTensor):
 
 
 def planned(capsys, folder, variant: str, *more: object, **sizes) -> tuple[dict, str]:
-    target = wanted(folder / "target.json", variant, **{**LARGE, **sizes})
+    target = target_config_file(folder / "target.json", variant, **{**LARGE, **sizes})
     code, out, err = lemon(
         capsys, "plan", "--source", folder / "small", "--target", target, "--out", folder / "plan.json", *more
     )
@@ -125,7 +125,7 @@ def test_what_is_lossy_and_why(tmp_path, capsys):
 
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, capsys):
     saved(tmp_path / "small", "bert")
-    target = wanted(tmp_path / "target.json", "bert", **LARGE)
+    target = target_config_file(tmp_path / "target.json", "bert", **LARGE)
     code, _, err = lemon(
         capsys, "plan", "--source", tmp_path / "small", "--target", target, "--out", tmp_path / "plan.json"
     )
@@ -134,7 +134,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, capsys):
 
 def grown(capsys, folder, variant: str, *more: object, **sizes) -> None:
     saved(folder / "small", variant)
-    target = wanted(folder / "target.json", variant, **{**LARGE, **sizes})
+    target = target_config_file(folder / "target.json", variant, **{**LARGE, **sizes})
     code, _, err = lemon(
         capsys, "expand", "--source", folder / "small", "--target", target, "--out", folder / "large", *more
     )
@@ -257,8 +257,8 @@ def test_verify_names_a_stored_tensor_that_is_no_rounding(tmp_path, capsys, valu
     code, _, err = lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")
     assert code == 2 and err.count("\n") == 1
     assert (
-        f"{tmp_path / 'large'}: '{NUDGED}' is not what its plan.json makes of {tmp_path / 'small'}, rounded to bfloat16 (1 of 660 numbers differ)"
-        in err
+        f"{tmp_path / 'large'}: '{NUDGED}' is not what its plan.json makes of {tmp_path / 'small'}, "
+        "rounded to bfloat16 (1 of 660 numbers differ)" in err
     )
     assert (
         "name the source it grew from, or remove plan.json and manifest.json to measure what is stored by LEMON's rules"
@@ -277,7 +277,7 @@ def test_verify_of_a_rounded_result_that_another_processor_grew(tmp_path, capsys
     """Without vector instructions sums come out in another order, and some numbers are rounded to their other side."""
     sizes = {"hidden": 160, "heads": 40, "mlp": 700, "layers": 3}
     saved(tmp_path / "small", "bert-pre-ln", hidden=96, heads=24, mlp=400)
-    target = wanted(tmp_path / "target.json", "bert-pre-ln", **sizes)
+    target = target_config_file(tmp_path / "target.json", "bert-pre-ln", **sizes)
     command = [
         sys.executable,
         "-m",

@@ -1,4 +1,4 @@
-"""The Python API: the examples of docs/python.md run as they stand, print nothing of their own, and agree with the commands."""
+"""The Python API: the examples of docs/python.md run as they stand, print nothing, and agree with the commands."""
 
 import re
 from pathlib import Path

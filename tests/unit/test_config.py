@@ -191,5 +191,5 @@ def test_a_training_stage_is_no_expansion():
     assert loaded.training_stage("large") is loaded.stage("large")
     with pytest.raises(UserError, match=r"^stage 'grown' of config '.*' is an expansion; its training stages: small, "):
         loaded.training_stage("grown")
-    with pytest.raises(UserError, match="no stage 'larg' in config .*did you mean 'large'"):
+    with pytest.raises(UserError, match=r"no stage 'larg' in config .*did you mean 'large'"):
         loaded.training_stage("larg")

@@ -133,5 +133,5 @@ def test_a_newer_format_is_refused_with_what_to_install(tmp_path, versions, rele
 def test_a_manifest_of_other_types_is_refused_by_the_key(tmp_path):
     final = published(tmp_path)
     rewritten(final, step="soon")
-    with pytest.raises(UserError, match="manifest.json: step: Input should be a valid integer"):
+    with pytest.raises(UserError, match=r"manifest\.json: step: Input should be a valid integer"):
         manifest.read(final)

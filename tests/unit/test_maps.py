@@ -67,21 +67,21 @@ def matrix(chosen: IndexMap) -> Tensor:
 @random_sizes
 def test_a_map_is_its_matrix(chosen, seed):
     """Applied, transposed, scaled, squared and cut, along any axis, as an index map and as a dense one."""
-    wanted, before, after = matrix(chosen), draw(seed, 3, chosen.source, 2), draw(seed, 3, len(chosen.index), 2)
-    assert near(chosen.dense(), wanted)
+    expected, before, after = matrix(chosen), draw(seed, 3, chosen.source, 2), draw(seed, 3, len(chosen.index), 2)
+    assert near(chosen.dense(), expected)
     kept = draw(seed, len(chosen.index)) > 0
-    for each in (chosen, DenseMap(wanted)):
-        assert near(each.apply(before, 1), torch.einsum("ts,bsc->btc", wanted, before))
-        assert near(each.apply(before.transpose(1, 2), 2), torch.einsum("ts,bsc->bct", wanted, before))
-        assert near(each.apply_transpose(after, 1), torch.einsum("ts,btc->bsc", wanted, after))
-        assert near(each.apply_transpose(after.transpose(1, 2), -1), torch.einsum("ts,btc->bcs", wanted, after))
+    for each in (chosen, DenseMap(expected)):
+        assert near(each.apply(before, 1), torch.einsum("ts,bsc->btc", expected, before))
+        assert near(each.apply(before.transpose(1, 2), 2), torch.einsum("ts,bsc->bct", expected, before))
+        assert near(each.apply_transpose(after, 1), torch.einsum("ts,btc->bsc", expected, after))
+        assert near(each.apply_transpose(after.transpose(1, 2), -1), torch.einsum("ts,btc->bcs", expected, after))
         assert near(each.scaled(2.5).apply(before, 1), 2.5 * each.apply(before, 1))
-        assert near(each.squared().apply(before, 1), torch.einsum("ts,bsc->btc", wanted**2, before))
-    assert near(chosen.only(kept).dense(), wanted * kept[:, None])
-    assert near(chosen.copied().dense(), wanted * (chosen.index != MEAN)[:, None])
+        assert near(each.squared().apply(before, 1), torch.einsum("ts,bsc->btc", expected**2, before))
+    assert near(chosen.only(kept).dense(), expected * kept[:, None])
+    assert near(chosen.copied().dense(), expected * (chosen.index != MEAN)[:, None])
     assert chosen.apply(before.float(), 1).dtype == torch.float32
     unit = torch.eye(chosen.source, dtype=torch.float64)
-    assert chosen.identity == (torch.equal(wanted, unit) and MEAN not in chosen.index)
+    assert chosen.identity == (torch.equal(expected, unit) and MEAN not in chosen.index)
 
 
 @given(index_maps(), SEEDS)

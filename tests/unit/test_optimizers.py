@@ -34,7 +34,7 @@ def test_the_state_that_torch_keeps_is_the_specifications(spec):
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_a_slot_transforms_as_its_power_of_the_gradient(spec):
-    """On the first step from zero state a slot is linear in the gradient's power: twice the gradient, 2^power the slot."""
+    """On the first step from zero state a slot is linear in the gradient's power: twice it gives 2^power the slot."""
 
     def slots(scale: float) -> dict[str, float]:
         parameter = torch.nn.Parameter(torch.zeros(1))
@@ -63,7 +63,7 @@ def test_what_is_not_registered_is_refused_by_name():
     with pytest.raises(UserError, match="optimizer state 'exp_avg' belongs to no optimizer"):
         optimizers.require(["exp_avg"], [{"lr": 0.1, "betas": (0.9, 0.99)}])  # Lion keeps one
     adagrad = torch.optim.Adagrad([torch.nn.Parameter(torch.zeros(1))]).param_groups
-    with pytest.raises(UserError, match="optimizer groups with .*lr_decay.* belong to no optimizer"):
+    with pytest.raises(UserError, match=r"optimizer groups with .*lr_decay.* belong to no optimizer"):
         optimizers.require([], adagrad)
 
 

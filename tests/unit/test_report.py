@@ -115,7 +115,7 @@ def test_a_target_met_before_training_saves_nothing(tmp_path):
 def test_a_source_that_meets_the_target_is_called_so(tmp_path):
     report = build([simple_run(tmp_path / "run")], target=5.0)
     assert only(report).given.flops == 0 and only(report).all_in.saving_percent == pytest.approx(70.0)
-    assert "'small' meets the target already: as 'large' begins, nothing is left to train." in summary(report)
+    assert "'small' has reached the target already: as 'large' begins, nothing is left to train." in summary(report)
 
 
 def test_a_start_outside_any_run_is_compared_as_given(tmp_path):
@@ -382,7 +382,7 @@ def test_error_not_a_run(tmp_path):
         build([tmp_path / "nothing"])
     assert str(error.value) == (
         f"{tmp_path}/nothing: not a run folder (no config.yaml in it); "
-        f"give a folder that 'lemon run' made, such as runs/NAME"
+        f"name a folder that 'lemon run' wrote, such as runs/NAME"
     )
 
 
@@ -408,7 +408,7 @@ def test_error_impossible_target(tmp_path, target):
 
 
 def test_error_no_run_and_no_place(tmp_path):
-    with pytest.raises(UserError, match="no run folder given"):
+    with pytest.raises(UserError, match="no run folder; name"):
         build([])
     report = build([simple_run(tmp_path / "run")])
     (tmp_path / "file").write_text("")

@@ -36,7 +36,7 @@ def require_layout(folder: Path) -> Layout:
     """The same. Raises UserError when it is no tag folder."""
     if layout := detect_layout(folder):
         return layout
-    raise UserError(f"{folder}: holds no checkpoint that we know (native ZeRO, universal, or Hugging Face)")
+    raise UserError(f"{folder}: holds no checkpoint of a known layout (native ZeRO, universal, or Hugging Face)")
 
 
 @dataclass(frozen=True)

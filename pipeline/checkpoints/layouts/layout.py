@@ -19,7 +19,7 @@ class Layout(ABC):
 
     keys: the keys of a `CheckpointLayout` that belong to it. holds_optimizer: whether optimizer state has a place in
     it. published_names: whether tensors are stored by published names, which the model's config translates; else by
-    module names. load_universal: how DeepSpeed's engine is told to load it."""
+    module names. load_universal: the setting of DeepSpeed's engine that loads it."""
 
     name: ClassVar[str]
     title: ClassVar[str]

@@ -2,7 +2,7 @@
 
 `TAG/zero/<name>/{fp32,<slot>}.pt` hold `{"param": tensor}` (written by us, and by DeepSpeed from stages 1 and 2) or
 bare flat tensors (by DeepSpeed from stage 3; the true shapes are in the model_states file beside them). Known holes of
-DeepSpeed's loader (0.19.8): it checks no shapes, restores no buffers, and in stage 3 it knows AdamW alone, shares one
+DeepSpeed's loader (0.19.8): it checks no shapes, restores no buffers, and in stage 3 it loads AdamW alone, shares one
 step and group 0's hyper-parameters among all groups; `engine.load` repairs the last."""
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ class Universal(Layout):
         if isinstance(state.optimizer(), AdamW):
             third = (
                 "it gives every group the first group's hyper-parameters and lets groups share one step counter, which "
-                "our engine repairs; a plain script should use --format zero --zero-stage 3"
+                "this pipeline's engine repairs; a plain script should use --format zero --zero-stage 3"
             )
         else:
-            third = "it knows AdamW's state alone; use --format zero --zero-stage 3 there"
-        said = [f"DeepSpeed loads universal checkpoints into stages 1 and 2 as they are; in stage 3 {third}"]
+            third = "it loads AdamW's state alone; use --format zero --zero-stage 3 there"
+        remarks = [f"DeepSpeed loads universal checkpoints into stages 1 and 2 as they are; in stage 3 {third}"]
         if state.frozen or state.buffers:
-            said.append(
+            remarks.append(
                 f"DeepSpeed's universal loader restores no frozen parameters ({len(state.frozen)}) and no buffers "
                 f"({len(state.buffers)}); use --format zero"
             )
-        return said
+        return remarks
 
 
 class ParameterFile(WholeTensor):
@@ -148,7 +148,7 @@ def _counters(folder: Path) -> dict[str, Any]:
 
 
 def _shapes(counters: dict[str, Any]) -> list[dict[str, tuple[int, ...]]]:
-    """Names and true shapes by group; files of ours need none."""
+    """Names and true shapes by group; files of this pipeline need none."""
     groups = counters.get("param_shapes") or []
     return [{name: tuple(shape) for name, shape in group.items()} for group in groups]
 
@@ -174,8 +174,8 @@ def _step(folder: Path, optimizer: dict[str, Any], slots: list[str], hyper: dict
     if path.exists():
         return float(open_file(path))
     shared: dict[int, dict[str, Any]] = (optimizer.get("optimizer_state_dict") or {}).get("state", {})
-    own = {key: value for key, value in shared.get(0, {}).items() if key == STEP}
-    return step_of({**own, **dict.fromkeys(slots, torch.empty(0))}, hyper)
+    counter = {key: value for key, value in shared.get(0, {}).items() if key == STEP}
+    return step_of({**counter, **dict.fromkeys(slots, torch.empty(0))}, hyper)
 
 
 def files(state: State, folder: Path) -> list[OutputFile]:

@@ -1,7 +1,8 @@
 """Reading checkpoints of ZeRO stage 0: one file with everything, whose optimizer numbers its parameters and names none.
 
-Our engine adds the names. Elsewhere they follow from the shapes: groups take the module's parameters in order, so the
-module's list is a merge of the groups' lists. Where two merges fit, nothing can tell which is right, and we refuse.
+This pipeline's engine adds the names. Elsewhere they follow from the shapes: groups take the module's parameters in
+order, so the module's list is a merge of the groups' lists. Where two merges fit, nothing can tell which is right, and
+the checkpoint is refused.
 """
 
 import operator
@@ -67,8 +68,8 @@ def _with_optimizer(state: State, inner: dict[str, Any], names: list[list[str]])
             for slot, value in kept.items():
                 if isinstance(value, Tensor) and value.dim():
                     slots.setdefault(slot, {})[name] = InMemoryTensor(value)
-    known = {name for group in names for name in group}
-    frozen = tuple(name for name in state.tensors if name not in known)
+    trained = {name for group in names for name in group}
+    frozen = tuple(name for name in state.tensors if name not in trained)
     return replace(state, slots=slots, steps=steps, groups=tuple(groups), frozen=frozen)
 
 

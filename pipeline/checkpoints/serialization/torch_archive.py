@@ -87,7 +87,7 @@ class ArchiveContent:
             self.skeleton.unlink(missing_ok=True)
 
     def _places(self) -> dict[int, Filling]:
-        """Where each placeholder lies: torch numbers storages in the order in which it meets them; tied tensors share
+        """Where each placeholder lies: torch numbers storages in the order in which it finds them; tied tensors share
         one."""
         order = list(dict.fromkeys(id(tensor) for tensor in _tensors(self.tree)))
         offsets = _records(self.skeleton)

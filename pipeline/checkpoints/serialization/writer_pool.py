@@ -45,7 +45,7 @@ def write_files(
         raise UserError(
             f"{folder}: a worker process was killed while writing (out of memory?); use fewer workers"
         ) from error
-    written = {task.file.name: made for task, made in zip(writing, records, strict=False)}
+    written = {task.file.name: record for task, record in zip(writing, records, strict=False)}
     return written, dict(zip(read, records[len(writing) :], strict=True))
 
 

@@ -11,7 +11,7 @@
 
 From 2 to 3 (growth-math, section 4), step by step, and why each rule is what it is:
 
-* The stream x = (3, 1) is held as x* = (3, 1, 2). The remainder is the **mean**, because LayerNorm subtracts the mean:
+* The stream x = (3, 1) is kept as x* = (3, 1, 2). The remainder is the **mean**, because LayerNorm subtracts the mean:
   of (3, 1, 2) it is still 2, and the third entry contributes nothing to the variance. RMSNorm subtracts nothing, so
   there the remainder is **zero**.
 * The variance falls from 1 to 2/3, by eta^2 = k D_S / D_T. The gain takes eta (equation 4), the epsilon eta^2: then the

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig
 
 from pipeline.growth.plan import GrowthPlan
-from pipeline.growth.verification.probe import Inputs, Trace, Weights, probe, run
+from pipeline.growth.verification.probe import Trace, Weights, probe, run
 from pipeline.growth.verification.symmetry import symmetry
+from pipeline.models.family import Inputs
 
 GATES = {"float64": 2e-6, "float32": 1e-5}
 

@@ -12,8 +12,9 @@ from transformers import PretrainedConfig
 
 from pipeline.growth.maps import IndexMap, LayerKey, SpaceMap
 from pipeline.growth.plan import GrowthPlan
-from pipeline.growth.verification.probe import Inputs, Trace, Weights, fitted, observed_outputs
+from pipeline.growth.verification.probe import Trace, Weights, fitted, observed_outputs
 from pipeline.models.architecture import ParamSpec
+from pipeline.models.family import Inputs
 from pipeline.models.streaming import recompute_layers, streamed_model
 from pipeline.rng import derive
 

@@ -128,7 +128,8 @@ def resize(sizes: ModelSizes) -> dict[str, Any]:
 def rms_norm(module: LlamaRMSNorm | MistralRMSNorm | Qwen3RMSNorm, x: Tensor) -> Tensor:
     """The norms of `transformers` without their cast to float32."""
     scale: Tensor = torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon)
-    return module.weight * x * scale
+    normed: Tensor = module.weight * x * scale
+    return normed
 
 
 KEYS = TEXT_KEYS.extended(

@@ -2,8 +2,9 @@
 
     python -m tests.helpers.scripts.killed POINT COMMAND …
 
-POINT: opened (a file is made), midway (in the middle of a file), files (all written, nothing verified), verified (before the
-manifest), manifest (written, not yet renamed), renamed (published, not yet synced), worker (one worker process only).
+POINT: opened (a file is made), midway (in the middle of a file), files (all written, nothing verified), verified
+(before the manifest), manifest (written, not yet renamed), renamed (published, not yet synced), worker (one worker
+process only).
 """
 
 import os

@@ -1,7 +1,7 @@
 """One rank of a pool of workers: do jobs one after the other, so that imports and the process group are paid for once.
 
-Started under torchrun with the path of a Unix socket. A job is a line of JSON: {"function": "module:name", "job": {…}}; every
-rank calls the function with the job. The answer is a line {"result": …} or {"error": traceback}.
+Started under torchrun with the path of a Unix socket. A job is a line of JSON: {"function": "module:name", "job": {…}};
+every rank calls the function with the job. The answer is a line {"result": …} or {"error": traceback}.
 """
 
 import importlib
