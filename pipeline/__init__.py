@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pipeline.expansion.expand import ExpansionPlan, ExpansionResult
     from pipeline.expansion.preview import Preview
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["UserError", "__version__", "describe", "expand", "grow", "plan", "reshard", "verify"]
 
 Place = str | Path

@@ -112,7 +112,6 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _plan(options: argparse.Namespace) -> None:
     from pipeline.expansion import preview
-    from pipeline.records.run_folder import write_json
 
     planned = pipeline.plan(**_arguments(options))
     if options.json:
@@ -120,7 +119,7 @@ def _plan(options: argparse.Namespace) -> None:
     else:
         preview.show(planned, console())
     if options.out:
-        write_json(options.out, planned.as_json())
+        planned.save(options.out)
 
 
 def _expand(options: argparse.Namespace) -> None:

@@ -1,10 +1,12 @@
 """What an expansion will do, before it is done: for people to read, and as data. No tensor is read."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import save_file
 from transformers import PretrainedConfig
 
 from pipeline import models
@@ -16,6 +18,7 @@ from pipeline.growth.maps import MEAN, ZERO, IndexMap, Map
 from pipeline.growth.plan import TensorPlan
 from pipeline.models.architecture import Architecture
 from pipeline.records.processes import WORKERS
+from pipeline.records.run_folder import write_json
 
 GIB = 2**30
 LONGEST = 2048
@@ -35,6 +38,13 @@ class Preview:
 
     def as_json(self) -> dict[str, Any]:
         return self.content
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON, and maps that are too large for it as safetensors beside it."""
+        tensors = plan_file.TensorStore()
+        write_json(path, {**self.content, **plan_file.as_json(self.expansion.growth, tensors)})
+        if tensors.stored:
+            save_file(tensors.stored, path.with_suffix(".safetensors"))
 
     def __repr__(self) -> str:
         growth, needs = self.expansion.growth, self.content["needs"]
@@ -56,7 +66,7 @@ def _content(expansion: ExpansionPlan) -> dict[str, Any]:
         **plan_file.as_json(expansion.growth),
         "source": str(expansion.source),
         "family": architectures[0].family,
-        "format": expansion.layout.as_json(),
+        "layout": expansion.layout.as_json(),
         "parameters": [architecture.parameters for architecture in architectures],
         "flops": [
             _flops(architecture, config)

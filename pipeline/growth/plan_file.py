@@ -21,6 +21,7 @@ from pipeline.growth.maps import MEAN, ZERO, DenseMap, IndexMap, Map, Maps, Spac
 from pipeline.growth.method import ExpansionOptions, LayerOrigin, Term
 from pipeline.growth.plan import GrowthPlan, TensorPlan, build_plan
 from pipeline.models.architecture import Architecture
+from pipeline.records.formats import require_readable
 from pipeline.records.run_folder import read_json, write_json
 
 Json = dict[str, Any]
@@ -49,13 +50,10 @@ def load(folder: Path, source: Architecture, target: Architecture, init_std: flo
     """The plan in a folder, of these two architectures. init_std: for a plan that was written before plans held it.
     Raises UserError for a file that is no plan, is newer than this version, or belongs to other models."""
     content = _read(folder / PLAN)
-    version = content.get("format", 0)
-    if not isinstance(version, int) or version > FORMAT:
-        raise UserError(
-            f"{folder / PLAN}: written by a newer version (format {version}, known up to {FORMAT}); update this package"
-        )
+    if "format" in content:
+        require_readable(folder / PLAN, content["format"], FORMAT)
     try:
-        if version == 0:
+        if "format" not in content:
             return _recomputed(content, source, target, init_std)
         return _restored(content, source, target, folder / TENSORS)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

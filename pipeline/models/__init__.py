@@ -15,6 +15,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.models.architecture import Architecture
 from pipeline.models.families import bert, bert_pre_ln, dinov2, gpt2, llama, opt, vit
 from pipeline.models.family import ConfigKeys, Facts, Family, Head, Inputs
+from pipeline.records.processes import choose_accelerator
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -108,6 +109,7 @@ def read_config(path: Path) -> tuple[Family, PretrainedConfig]:
 
 def build(config: PretrainedConfig, seed: int = 0, attention: str = "sdpa", device: str = "cpu") -> PreTrainedModel:
     """A freshly initialised model; the same seed gives the same weights. Device 'meta' gives names and shapes only."""
+    choose_accelerator()  # transformers imports DeepSpeed when it builds a model
     config = copy.deepcopy(config)  # transformers shares and mutates config objects
     config._attn_implementation = attention
     with torch.random.fork_rng(devices=[]), torch.device(device):

@@ -24,13 +24,14 @@ class Recorded(BaseModel):
     format: Literal[2] = FORMAT
 
 
-def require_readable(place: str | Path, written: object) -> None:
-    """Raises UserError when `written`, the format that is named at `place`, is not one that this version can read."""
+def require_readable(place: str | Path, written: object, newest: int = FORMAT) -> None:
+    """Raises UserError when `written`, the format that is named at `place`, is not one that this version can read.
+    newest: the latest that it can."""
     if not isinstance(written, int) or isinstance(written, bool) or written < 1:
         raise UserError(f"{place}: {written!r} is not the number of a format; the file is damaged, restore it")
-    if written > FORMAT:
+    if written > newest:
         raise UserError(
-            f"{place}: has format {written}, and this version of lemon reads formats up to {FORMAT}; "
+            f"{place}: has format {written}, and this version of lemon reads formats up to {newest}; "
             "use the version that wrote it, or a newer one"
         )
 

@@ -65,7 +65,10 @@ def test_a_newer_plan_is_refused(tmp_path):
     plan, _ = saved(tmp_path, *CASES["lemon"])
     content = json.loads((tmp_path / plan_file.PLAN).read_text())
     (tmp_path / plan_file.PLAN).write_text(json.dumps({**content, "format": 2}))
-    with pytest.raises(UserError, match=r"plan.json: written by a newer version \(format 2, known up to 1\); update"):
+    with pytest.raises(
+        UserError,
+        match=r"plan.json: has format 2, and this version of lemon reads formats up to 1; use the version that wrote it",
+    ):
         plan_file.load(tmp_path, plan.source, plan.target, 0.0)
 
 
