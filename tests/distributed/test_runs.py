@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def kill_at(moment: Callable[[], bool], process: subprocess.Popen, victim: str) -> None:
+    """Kill the run, or its last worker, at a moment, and wait until nothing of it is left."""
+    wait_for(lambda: moment() or process.poll() is not None)
+    children = workers_of(process.pid)
+    os.kill(children[-1] if victim == "worker" and children else process.pid, signal.SIGKILL)
+    process.wait(timeout=60)
+    wait_for(lambda: not any(alive(child) for child in children), 20)
 
 
 TENSORBOARD = str(find_spec("tensorboard") is not None).lower()
@@ -84,9 +94,9 @@ def test_tensorboard_on_request(finished):
 
 def test_the_expanded_run_starts_where_the_small_one_ended(finished):
     small = [r["eval_loss"] for r in records(finished / "run", "small") if "eval_loss" in r][-1]
-    large = [r["eval_loss"] for r in records(finished / "run", "large") if "eval_loss" in r][0]
+    large = next(r["eval_loss"] for r in records(finished / "run", "large") if "eval_loss" in r)
     assert large == pytest.approx(small, abs=1e-4)
-    fresh = [r["eval_loss"] for r in records(finished / "run", "scratch") if "eval_loss" in r][0]
+    fresh = next(r["eval_loss"] for r in records(finished / "run", "scratch") if "eval_loss" in r)
     assert abs(fresh - small) > 1e-2
 
 
@@ -105,8 +115,8 @@ def test_other_settings_do_not_continue_a_run(finished):
 
 
 def test_a_run_goes_on_with_other_memory_and_cadence(finished, tmp_path):
-    """As after an out-of-memory error, and with a record that lacks a key which the schema has got since. The losses are
-    means of those that were recorded step by step; activation checkpointing computes the same numbers again."""
+    """As after an out-of-memory error, and with a record that lacks a key which the schema has got since. The losses
+    are means of those that were recorded step by step; activation checkpointing computes the same numbers again."""
     path, run = tiny_run(tmp_path), tmp_path / "run"
     process = start("train", path, "--stage", "small")
     wait_for(lambda: any(r["step"] >= 6 for r in records(run, "small")))
@@ -150,7 +160,8 @@ def test_another_zero_stage_is_refused_where_the_shards_are_read(tmp_path):
 
 @pytest.mark.parametrize("victim", ["parent", "worker"])
 def test_killed_anywhere_it_ends_with_the_same_losses(finished, tmp_path, victim):
-    """SIGKILL at several moments: while starting, in the middle of a step, right after a checkpoint, in the large stage."""
+    """SIGKILL at several moments: while starting, in the middle of a step, right after a checkpoint, in the large
+    stage."""
     path = tiny_run(tmp_path)
     run = tmp_path / "run"
     moments = [
@@ -162,12 +173,7 @@ def test_killed_anywhere_it_ends_with_the_same_losses(finished, tmp_path, victim
         lambda: any(r["step"] >= 16 for r in records(run, "scratch")),
     ]
     for moment in moments:
-        process = start("run", path)
-        wait_for(lambda: moment() or process.poll() is not None)
-        children = workers_of(process.pid)
-        os.kill(children[-1] if victim == "worker" and children else process.pid, signal.SIGKILL)
-        process.wait(timeout=60)
-        wait_for(lambda: not any(alive(child) for child in children), 20)
+        kill_at(moment, start("run", path), victim)
     done = lemon("run", path)
     assert done.returncode == 0, done.stderr[-4000:]
     for stage in ("small", "large", "scratch"):

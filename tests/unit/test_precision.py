@@ -15,7 +15,7 @@ def test_an_unsupported_precision_is_one_line():
     stage = config.load(BERT, ["stages.small.precision=bf16"]).stage("small")
     require_precision(stage, {"fp32", "bf16"})
     with pytest.raises(
-        UserError, match="^stages.small.precision: bf16 is not supported by this machine's .* devices; choose fp32$"
+        UserError, match=r"^stages\.small\.precision: bf16 is not supported by this machine's .* devices; choose fp32$"
     ):
         require_precision(stage, {"fp32"})
 
