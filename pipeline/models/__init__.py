@@ -73,7 +73,7 @@ def recognise(content: dict[str, Any], where: str) -> tuple[Family, PretrainedCo
     kind = content.get("model_type") if isinstance(content, dict) else None  # JSON may hold anything
     match = next((family for family in FAMILIES.values() if family.config_class.model_type == kind), None)
     if match is None:
-        raise UserError(f"{where}: model_type '{kind}' is no family of ours{nearest(str(kind), FAMILIES)}")
+        raise UserError(f"{where}: model_type '{kind}' is not a supported family{nearest(str(kind), FAMILIES)}")
     try:
         config = match.config_class.from_dict(content)
         sizes = {space.size for space in architecture_of(config).spaces.values()}

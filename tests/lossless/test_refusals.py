@@ -209,15 +209,15 @@ def test_an_unknown_architecture():
 @pytest.mark.parametrize(
     "content, reason",
     [
-        ({"model_type": "robeta"}, "model_type 'robeta' is no family of ours; did you mean 'roberta'?"),
+        ({"model_type": "robeta"}, "model_type 'robeta' is not a supported family; did you mean 'roberta'?"),
         (
             {"model_type": "t5"},
             (
-                "model_type 't5' is no family of ours; known: bert, bert-pre-ln, deit, dinov2, gpt2, llama, "
+                "model_type 't5' is not a supported family; known: bert, bert-pre-ln, deit, dinov2, gpt2, llama, "
                 "mistral, opt, qwen3, roberta, vit"
             ),
         ),
-        ({}, "model_type 'None' is no family of ours"),
+        ({}, "model_type 'None' is not a supported family"),
         (
             {"model_type": "bert", "architectures": ["BertForSequenceClassification"]},
             "architecture 'BertForSequenceClassification' of family 'bert' is not known",
