@@ -23,7 +23,7 @@ LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (UNIVERSAL, NATI
 def layout_named(name: str) -> Layout:
     """Raises UserError with the nearest name."""
     if name not in LAYOUTS:
-        raise UserError(f"unknown layout '{name}'{nearest(name, LAYOUTS)}; known are {', '.join(sorted(LAYOUTS))}")
+        raise UserError(f"unknown layout '{name}'{nearest(name, LAYOUTS)}")
     return LAYOUTS[name]
 
 
@@ -59,7 +59,7 @@ class CheckpointLayout:
         if self.world_size < 1 or self.max_shard_size < 1:
             raise UserError(f"{self.world_size} ranks, files of {self.max_shard_size} bytes: both must be at least 1")
         if self.dtype not in DTYPES:
-            raise UserError(f"unknown dtype '{self.dtype}'{nearest(self.dtype, DTYPES)}; known are {', '.join(DTYPES)}")
+            raise UserError(f"unknown dtype '{self.dtype}'{nearest(self.dtype, DTYPES)}")
 
     @classmethod
     def of(cls, stage: TrainStage, world: int) -> CheckpointLayout:
