@@ -66,8 +66,7 @@ def test_a_newer_plan_is_refused(tmp_path):
     content = json.loads((tmp_path / plan_file.PLAN).read_text())
     (tmp_path / plan_file.PLAN).write_text(json.dumps({**content, "format": 2}))
     with pytest.raises(
-        UserError,
-        match=r"plan.json: has format 2, and this version of lemon reads formats up to 1; use the version",
+        UserError, match=r"plan.json: has format 2, and this version of lemon reads formats up to 1; use the version"
     ):
         plan_file.load(tmp_path, plan.source, plan.target, 0.0)
 
