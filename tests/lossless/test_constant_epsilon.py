@@ -27,7 +27,7 @@ def test_everything_grows_but_the_epsilon(variant, tmp_path):
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     parameters = dict(model.named_parameters())
     loaded = {row.name: parameters[row.module].detach() for row in models.architecture_of(model.config).rows()}
-    assert difference(source, weights, model.config, loaded) <= EXACT
+    assert difference(source, weights, model.config, loaded, plan) <= EXACT
 
 
 def test_a_remainder_is_refused_with_its_reason():

@@ -164,8 +164,9 @@ def test_from_checkpoint_to_checkpoint(tmp_path, monkeypatch):
     expansion = expand.plan_expansion(tmp_path / "small", target, methods.parse("strongest"), layout)
     assert expand.execute_expansion(expansion, tmp_path / "large").lossless
     monkeypatch.delitem(methods.METHODS, "strongest")
-    measured, plan, rounded = compare.compare(tmp_path / "small", tmp_path / "large")
-    assert measured.lossless and measured.stored > 1e-5 and not rounded and plan.options.method == "strongest"
+    found = compare.compare(tmp_path / "small", tmp_path / "large")
+    assert found.lossless and found.verification.stored > 1e-5 and not found.rounding
+    assert found.plan.options.method == "strongest"
 
 
 def test_maps_of_many_blocks_are_tensors_and_others_are_words(tmp_path, monkeypatch):
