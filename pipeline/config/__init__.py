@@ -1,9 +1,11 @@
 """Read a run's config: YAML with `dotted.key=value` overrides, into the schema.
 
-Any key can be overridden on the command line, stages by name: `stages.large.schedule.peak=1e-3`. An unknown key, a
-wrong type or an impossible size raises `UserError` before anything is started.
+Any key can be overridden on the command line, stages by name: `stages.large.schedule.peak=1e-3`. What an anchor (`&`)
+gives to several places is overridden in the named place alone. An unknown key, a wrong type or an impossible size
+raises `UserError` before anything is started.
 """
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +53,18 @@ def _override(tree: dict[str, Any], text: str) -> None:
             node = _child(node, part)
         index = _index(node, last) if isinstance(node, list) else last
         node[index] = yaml.safe_load(value)
-    except (KeyError, TypeError, yaml.YAMLError) as error:
+    except (KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"override '{text}': the config has no key '{key}'") from error
 
 
 def _child(node: Any, part: str) -> Any:
-    return node[_index(node, part)] if isinstance(node, list) else node.setdefault(part, {})
+    """The node below, made this place's own first: YAML reads an anchor as one object for all that refer to it."""
+    if isinstance(node, list):
+        index = _index(node, part)
+        node[index] = copy(node[index])
+        return node[index]
+    node[part] = copy(node.get(part, {}))
+    return node[part]
 
 
 def _index(nodes: list[Any], part: str) -> int:

@@ -28,7 +28,7 @@ def before_data(config: Config, ranks: int) -> None:
 
 
 def _stage_before_data(config: Config, stage: TrainStage | ExpandStage, ranks: int, precisions: set[str]) -> None:
-    require_same(config, stage)
+    require_same(config, stage, each=True)
     models.family(config.models[stage.model].family)
     if isinstance(stage, TrainStage):
         deepspeed_config(stage, ranks)

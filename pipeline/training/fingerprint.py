@@ -60,19 +60,39 @@ class Fingerprint(Strict):
         return settings
 
 
-def require_same(config: Config, stage: TrainStage | ExpandStage) -> None:
-    """Raises a UserError that lists every setting that has changed since the stage was begun, its origins' included."""
-    folder = StageFolder(config.path / stage.name)
-    facts = folder.facts
-    if facts is None:
-        return
-    before, now = _read(folder.path, facts.fingerprint).settings(), Fingerprint.of(config, stage).settings()
-    changes = [f"{place} was {_shown(old)}, is now {_shown(new)}" for place, old, new in differences(before, now)]
+def require_same(config: Config, stage: TrainStage | ExpandStage, *, each: bool = False) -> None:
+    """Raises a UserError that lists every setting that has changed since the stage was begun, its origins' included.
+
+    each: every stage of the config is checked, so that the changes of an origin are told once, by the origin.
+    """
+    changes = _changes(config, stage)
+    if each and stage.origin in {s.name for s in config.stages if _changes(config, s)}:
+        changes = [change for change in changes if not change.startswith("origin.")]
     if changes:
-        raise UserError(
-            f"{folder.path}: begun with other settings: {'; '.join(changes)}; "
-            f"take another folder (folder=…) or remove {folder.path}"
-        )
+        raise UserError(_refusal(config, stage, changes))
+
+
+def _changes(config: Config, stage: TrainStage | ExpandStage) -> list[str]:
+    folder = StageFolder(config.path / stage.name)
+    if folder.facts is None:
+        return []
+    before, now = _read(folder.path, folder.facts.fingerprint).settings(), Fingerprint.of(config, stage).settings()
+    return [f"{place} was {_shown(old)}, is now {_shown(new)}" for place, old, new in differences(before, now)]
+
+
+def _refusal(config: Config, stage: TrainStage | ExpandStage, changes: list[str]) -> str:
+    path, behind = config.path / stage.name, _begun_from(config, stage.name)
+    return (
+        f"{path}: begun with other settings: {'; '.join(changes)}; take another folder (folder=…) or remove {path}"
+        + (f" and what was begun from it ({', '.join(behind)})" if behind else "")
+    )
+
+
+def _begun_from(config: Config, origin: str) -> list[str]:
+    """The begun stages that start from `origin` or from one of these."""
+    direct = [stage.name for stage in config.stages if stage.origin == origin]
+    names = [name for each in direct for name in (each, *_begun_from(config, each))]
+    return [name for name in names if StageFolder(config.path / name).facts]
 
 
 def _read(folder: Path, recorded: dict[str, Any]) -> Fingerprint:

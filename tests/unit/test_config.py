@@ -139,12 +139,28 @@ def test_overrides_reach_stages_by_name_and_by_number():
     assert (loaded.stage("small").schedule.peak, loaded.stage("large").batch, loaded.seed) == (5e-4, 16, 3)
 
 
+def test_an_override_reaches_one_place_where_an_anchor_gave_a_value_to_several():
+    shared = ROOT / "configs" / "bert" / "base-from-6x384.yaml"
+    before = config.load(shared)
+    changed = config.load(shared, ["stages.small.schedule.peak=1e-3", "stages.large.optimizer.clip=0.5"])
+    assert changed.stage("small").schedule.peak == 1e-3 and changed.stage("large").optimizer.clip == 0.5
+    restored = [
+        "stages.small.schedule.peak=2e-4",
+        f"stages.large.optimizer.clip={before.stage('large').optimizer.clip}",
+    ]
+    assert config.load(shared, restored) == before
+    assert changed.stage("scratch") == before.stage("scratch")
+    assert changed.stage("large").schedule == before.stage("large").schedule
+    assert changed.stage("small").optimizer == before.stage("small").optimizer
+
+
 @pytest.mark.parametrize(
     "override, complaint",
     [
         ("stages.nope.batch=1", "the config has no key 'stages.nope.batch'"),
         ("batch", "an override is written key=value"),
         ("stages.small.batch.deep=1", "the config has no key"),
+        ("stages.small.batch.deep.deeper=1", "the config has no key"),
     ],
 )
 def test_bad_overrides(override, complaint):

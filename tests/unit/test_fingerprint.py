@@ -233,6 +233,20 @@ def test_an_origin_counts_by_what_decides_its_numbers(tmp_path):
     )
 
 
+def test_what_an_origin_has_changed_is_told_once_and_what_was_begun_from_it_is_named(tmp_path):
+    loaded = config.load(BERT, [f"folder={tmp_path}"])
+    for name in ("small", "grown"):
+        begun(tmp_path, Fingerprint.of(loaded, loaded.stage(name)).settings())
+    changed = config.load(BERT, [f"folder={tmp_path}", "stages.small.batch=32"])
+    with pytest.raises(
+        UserError, match=rf"stage\.batch was 64, is now 32; .* remove {tmp_path}/small and .* \(grown\)$"
+    ):
+        require_same(changed, changed.stage("small"), each=True)
+    require_same(changed, changed.stage("grown"), each=True)
+    with pytest.raises(UserError, match=r"origin\.stage\.batch was 64"):
+        require_same(changed, changed.stage("grown"))
+
+
 def test_options_of_a_method_that_are_its_defaults_need_not_be_written(tmp_path):
     """Written out or not, inside the method or as the keys of the stage that they were in older configs."""
     loaded = config.load(BERT, [f"folder={tmp_path}"])
