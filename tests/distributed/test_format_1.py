@@ -3,23 +3,23 @@
 import json
 import shutil
 
-from tests.helpers.cli import ROOT, environment, run_python
+from tests.helpers.cli import ROOT, lemon
 from tests.helpers.runs import records
 
 FIXTURE = ROOT / "tests" / "fixtures" / "format-1"
 
 
-def test_an_interrupted_run_of_format_1_ends(tmp_path):
+def test_an_interrupted_run_of_format_1_ends(tmp_path, monkeypatch, capfd):
     """`large` was killed behind its checkpoint of step 20. What was recorded until then stays to the digit, what was
     recorded behind it is trained again: step 21 starts from the same weights, moments and rate, so its loss is that
     which the older version recorded, but for the order of sums on another machine."""
     shutil.copytree(FIXTURE, tmp_path, dirs_exist_ok=True)
     run = tmp_path / "run"
     before = records(run, "large")
-    command = ("-m", "pipeline", "run", "tiny.yaml", "folder=run")
-    done = run_python(*command, cwd=tmp_path, env=environment(), timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert done.stdout.count("finished already, skipped") == 2
+    monkeypatch.chdir(tmp_path)
+    code, said, error = lemon(capfd, "run", "tiny.yaml", "folder=run")
+    assert code == 0, error
+    assert said.count("finished already, skipped") == 2
     assert "large: resumed at step 20 of 200" in (run / "large" / "log.txt").read_text()
     after = records(run, "large")
     assert [record["step"] for record in after if "loss" in record] == list(range(1, 201))

@@ -12,8 +12,8 @@ from pipeline.checkpoints.serialization import byte_stream
 from pipeline.expansion import expand
 from pipeline.growth import initialization, methods
 from tests.helpers.checkpoints import source
-from tests.helpers.cli import run_lemon as lemon
-from tests.helpers.runs import records, tiny_run
+from tests.helpers.cli import lemon_here
+from tests.helpers.runs import copied, records
 from tests.helpers.samples import sample
 
 LARGE = {"layers": 3, "hidden": 20, "heads": 5, "mlp": 33}
@@ -79,16 +79,15 @@ def test_a_result_without_room_for_moments_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("state, steps", [("grow", 24 + 6), ("reset", 6)])
-def test_the_engine_goes_on_with_them(tmp_path, state, steps):
+def test_the_engine_goes_on_with_them(finished, tmp_path, state, steps):
     """The large stage starts at the small one's last loss; its AdamW counts on from the small one's steps or from 0."""
-    path = tiny_run(tmp_path)
+    path = copied(finished, tmp_path, "small")
     content = yaml.safe_load(path.read_text())
     content["stages"][1]["optimizer_state"] = state
     content["stages"][2]["schedule"]["fraction"] = 0.25
     content["stages"] = content["stages"][:3]
     path.write_text(yaml.safe_dump(content))
-    done = lemon("run", path)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    lemon_here("run", path)
     run = tmp_path / "run"
     last, first = ([r["eval_loss"] for r in records(run, stage) if "eval_loss" in r] for stage in ("small", "large"))
     assert first[0] == pytest.approx(last[-1], abs=1e-6) and first[-1] < first[0]
@@ -99,38 +98,24 @@ def test_the_engine_goes_on_with_them(tmp_path, state, steps):
     assert all((entry.tensor() > 0).any() for entry in grown.slots["exp_avg_sq"].values()) == (state == "grow")
 
 
-def test_universal_goes_into_stage_3_as_native_does(tmp_path):
+def test_universal_goes_into_stage_3_as_native_does(finished, tmp_path):
     """The engine repairs what DeepSpeed's loader of universal checkpoints leaves wrong: shared steps, hyper-parameters.
 
     The same expansion in both layouts, trained on: losses equal to float32's own rounding.
     """
-    path = tiny_run(tmp_path)
+    path, layouts = copied(finished, tmp_path), {"zero": ["--zero-stage", 3], "universal": []}
+    for layout, options in layouts.items():
+        places = ("--source", finished / "run" / "small", "--target", f"{path}:large", "--out", tmp_path / layout)
+        lemon_here("expand", *places, "--format", layout, *options, "--optimizer-state", "grow")
     content = yaml.safe_load(path.read_text())
-    small, _, large = content["stages"][:3]
-    path.write_text(yaml.safe_dump({**content, "stages": [small]}))
-    assert lemon("run", path).returncode == 0
-    losses = {}
-    for layout in ("zero", "universal"):
-        done = lemon(
-            "expand",
-            "--source",
-            tmp_path / "run" / "small",
-            "--target",
-            f"{path}:large",
-            "--out",
-            tmp_path / layout,
-            "--format",
-            layout,
-            "--optimizer-state",
-            "grow",
-            *(["--zero-stage", "3"] if layout == "zero" else []),
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        stage = {**large, "start": str(tmp_path / layout), "zero_stage": 3}
-        path.write_text(yaml.safe_dump({**content, "folder": str(tmp_path / f"run-{layout}"), "stages": [stage]}))
-        done = lemon("run", path)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-        losses[layout] = [r["loss"] for r in records(tmp_path / f"run-{layout}", "large") if "loss" in r]
-        held, _ = checkpoints.read(checkpoints.locate(tmp_path / f"run-{layout}" / "large"))
+    large = {**content["stages"][2], "zero_stage": 3}
+    content["stages"] = [{**large, "name": layout, "start": str(tmp_path / layout)} for layout in layouts]
+    path.write_text(yaml.safe_dump(content))
+    lemon_here("run", path)
+    native, universal = (
+        [record["loss"] for record in records(tmp_path / "run", layout) if "loss" in record] for layout in layouts
+    )
+    assert universal == pytest.approx(native, abs=1e-6) and len(native) == 12
+    for layout in layouts:
+        held, _ = checkpoints.read(checkpoints.locate(tmp_path / "run" / layout))
         assert set(held.steps.values()) == {36.0}
-    assert losses["universal"] == pytest.approx(losses["zero"], abs=1e-6)

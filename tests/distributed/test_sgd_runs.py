@@ -1,16 +1,13 @@
-"""SGD with momentum through a whole run: trained, killed, resumed, grown with its momentum, trained on."""
+"""SGD with momentum through a whole run: trained, interrupted, resumed, grown with its momentum, trained on."""
 
 import json
-import signal
 
-import pytest
 import torch
 
 from pipeline import checkpoints
 from pipeline.optim.optimizers import SGD
-from tests.helpers.cli import run_lemon, start_lemon
-from tests.helpers.runs import STEPS, losses, records, tiny_run
-from tests.helpers.waiting import wait_for
+from tests.helpers.cli import lemon_here
+from tests.helpers.runs import STEPS, copied, interrupted, losses, records
 
 SGD_STAGES = [
     *(f"stages.{stage}.optimizer={{kind: sgd, momentum: 0.8, weight_decay: 0.1}}" for stage in ("small", "large")),
@@ -19,24 +16,13 @@ SGD_STAGES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sgd")
-    done = run_lemon("train", tiny_run(folder), "--stage", "small", *SGD_STAGES)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder / "run"
-
-
-def test_it_resumes_and_its_momentum_grows(uninterrupted, tmp_path):
-    path, run = tiny_run(tmp_path), tmp_path / "run"
-    process = start_lemon("train", path, "--stage", "small", *SGD_STAGES)
-    wait_for(lambda: any(record["step"] >= 6 for record in records(run, "small")))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def test_it_resumes_and_its_momentum_grows(finished, tmp_path):
+    (uninterrupted := tmp_path / "uninterrupted").mkdir()
+    lemon_here("train", copied(finished, uninterrupted), "--stage", "small", *SGD_STAGES)
+    path, run = interrupted(uninterrupted, tmp_path, "small", 20), tmp_path / "run"
     for stage in ("small", "grown", "large"):
-        done = run_lemon("train", path, "--stage", stage, *SGD_STAGES)
-        assert done.returncode == 0, done.stderr[-4000:]
-    assert losses(run, "small") == losses(uninterrupted, "small")
+        lemon_here("train", path, "--stage", stage, *SGD_STAGES)
+    assert losses(run, "small") == losses(uninterrupted / "run", "small")
     small, grown = (checkpoints.raw(checkpoints.locate(run / stage)) for stage in ("small", "grown"))
     assert small.optimizer() == grown.optimizer() == SGD(momentum=0.8, weight_decay=0.1)
     assert (small.step, small.steps, grown.step, grown.steps) == (STEPS, {}, STEPS, {})

@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,32 @@ def environment(**more: str) -> dict[str, str]:
     return {**inherited, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "TRANSFORMERS_VERBOSITY": "error", **more}
 
 
-def lemon(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command that runs in this process."""
-    capsys.readouterr()  # what made its folders has its own things to say
-    code = main(list(map(str, arguments)))
-    captured = capsys.readouterr()
+@contextmanager
+def environment_kept() -> Iterator[None]:
+    """What a launch leaves in this process's environment is taken back."""
+    before = dict(os.environ)
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def lemon(capture: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command that runs in this process, which has imported everything already; what
+    workers say is captured by `capfd` only."""
+    capture.readouterr()  # what made its folders has its own things to say
+    with environment_kept():
+        code = main(list(map(str, arguments)))
+    captured = capture.readouterr()
     return code, captured.out, captured.err
+
+
+def lemon_here(*arguments: object) -> None:
+    """A command that must succeed, in this process; its workers are processes."""
+    with environment_kept():
+        assert main(list(map(str, arguments))) == 0
 
 
 def run_python(

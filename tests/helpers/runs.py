@@ -1,6 +1,7 @@
 """A whole run of a few seconds, and what its folder says afterwards."""
 
 import json
+import shutil
 from pathlib import Path
 
 import yaml
@@ -74,3 +75,25 @@ def losses(run: Path, stage: str) -> list[tuple]:
 
 def ledger(run: Path, stage: str) -> list[dict]:
     return [json.loads(line) for line in (run / stage / "ledger.jsonl").read_text().splitlines()]
+
+
+def copied(finished: Path, folder: Path, *stages: str) -> Path:
+    """The config of a run whose data and first stages are those of a finished one."""
+    for name in ("data", *stages):
+        shutil.copytree(finished / "run" / name, folder / "run" / name)
+    return tiny_run(folder)
+
+
+def interrupted(finished: Path, folder: Path, stage: str, step: int) -> Path:
+    """`copied` with one stage, as a kill two steps behind its checkpoint of `step` leaves it."""
+    path = copied(finished, folder, stage)
+    begun = folder / "run" / stage
+    for checkpoint in (begun / "checkpoints").iterdir():
+        if int(checkpoint.name.rpartition("-")[2]) > step:
+            shutil.rmtree(checkpoint)
+    for name in ("metrics.jsonl", "ledger.jsonl"):
+        lines = (begun / name).read_text().splitlines(keepends=True)
+        (begun / name).write_text("".join(line for line in lines if json.loads(line)["step"] <= step + 2))
+    facts = json.loads((begun / "stage.json").read_text())
+    (begun / "stage.json").write_text(json.dumps({**facts, "status": "running"}))
+    return path

@@ -45,16 +45,19 @@ def sizes(variant: str) -> dict:
     return {**(WHOLE if whole else LARGE), **({} if variant.split()[0] in IMAGES else {"vocab": 80})}
 
 
-def in_windows(row: TensorPlan, make, height: int) -> torch.Tensor:
-    return torch.cat(
-        [make(range(begin, min(begin + height, row.shape[0]))) for begin in range(0, row.shape[0], height)]
-    )
+def in_windows(row: TensorPlan, make, height: int, first: int = 0) -> torch.Tensor:
+    """The whole, in windows of `height` rows behind the first window, which is smaller."""
+    edges = sorted({0, *range(first, row.shape[0], height), row.shape[0]})
+    return torch.cat([make(range(*window)) for window in pairwise(edges)])
 
 
 def same(row: TensorPlan, make) -> bool:
-    whole = make(range(row.shape[0]))
-    return tuple(whole.shape) == row.shape and all(
-        torch.equal(whole, in_windows(row, make, height)) for height in (1, 3, 7)
+    """Two tilings, so that every row lies in two different windows; and rows alone, at the ends and in the middle."""
+    whole, rows = make(range(row.shape[0])), row.shape[0]
+    return (
+        tuple(whole.shape) == row.shape
+        and all(torch.equal(whole, in_windows(row, make, 7, first)) for first in (0, 3))
+        and all(torch.equal(whole[r : r + 1], make(range(r, r + 1))) for r in {0, rows // 2, rows - 1})
     )
 
 

@@ -2,16 +2,19 @@
 
 import resource
 import shutil
-from functools import partial
+import signal
 from pathlib import Path
 
 import pytest
 
 from pipeline import checkpoints
 from pipeline.checkpoints import manifest, publish
+from pipeline.cli import main
 from pipeline.errors import UserError
 from tests.helpers.checkpoints import saved, target_config_file
-from tests.helpers.cli import lemon, run_python
+from tests.helpers.cli import lemon
+from tests.helpers.killed import run_killed
+from tests.helpers.processes import in_a_child
 
 POINTS = ["opened", "midway", "files", "verified", "manifest", "renamed"]
 
@@ -40,8 +43,8 @@ def commands(folder: Path) -> dict[str, list[str]]:
 def test_a_killed_tool_leaves_all_or_nothing(tmp_path, capsys, command, point):
     arguments = commands(tmp_path)[command]
     before = manifest.hashes(tmp_path / "small", manifest.listing(tmp_path / "small"))
-    killed = run_python("-m", "tests.helpers.scripts.killed", point, *arguments)
-    assert killed.returncode == -9, killed.stderr
+    killed = run_killed(point, *arguments, said=tmp_path.with_suffix(".said"))
+    assert killed.code == -signal.SIGKILL, killed.said
     assert manifest.hashes(tmp_path / "small", list(before)) == before
     if point == "renamed":
         manifest.verify(tmp_path / "large")
@@ -57,11 +60,9 @@ def test_a_killed_tool_leaves_all_or_nothing(tmp_path, capsys, command, point):
 
 def test_a_killed_worker_is_reported(tmp_path):
     arguments = commands(tmp_path)["reshard"]
-    killed = run_python("-m", "tests.helpers.scripts.killed", "worker", *arguments, "--workers", "2")
-    assert (
-        killed.returncode == 2
-        and "a worker process was killed while writing (out of memory?); use fewer workers" in killed.stderr
-    )
+    killed = run_killed("worker", *arguments, "--workers", 2, said=tmp_path.with_suffix(".said"))
+    assert killed.code == 2
+    assert "a worker process was killed while writing (out of memory?); use fewer workers" in killed.said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "target.json"]
 
 
@@ -69,12 +70,15 @@ def test_a_killed_worker_is_reported(tmp_path):
 def test_a_disk_that_fills_up(tmp_path, command):
     """A limit on the size of files stands for the full disk: the write fails in the same place with the same kind."""
     arguments = commands(tmp_path)[command]
-    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100_000, 100_000))
-    stopped = run_python("-m", "pipeline", *arguments, preexec_fn=limit)
-    assert stopped.returncode == 2 and stopped.stderr.count("lemon:") == 1 and "cannot be written" in stopped.stderr, (
-        stopped.stderr
-    )
-    assert "make room or choose another place" in stopped.stderr and "Traceback" not in stopped.stderr
+
+    def limited() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        return main(arguments)
+
+    stopped = in_a_child(limited, tmp_path.with_suffix(".said"))
+    assert stopped.code == 2 and stopped.said.count("lemon:") == 1, stopped.said
+    assert "cannot be written" in stopped.said and "make room or choose another place" in stopped.said
+    assert "Traceback" not in stopped.said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "target.json"]
 
 

@@ -1,28 +1,39 @@
-"""Run a `lemon` command that kills itself at a chosen moment of writing, as `kill -9` would.
-
-    python -m tests.helpers.scripts.killed POINT COMMAND …
-
-POINT: opened (a file is made), midway (in the middle of a file), files (all written, nothing verified), verified
-(before the manifest), manifest (written, not yet renamed), renamed (published, not yet synced), worker (one worker
-process only).
-"""
+"""A `lemon` command that kills itself at a chosen moment of writing, as `kill -9` would."""
 
 import os
 import signal
-import sys
 from dataclasses import replace
+from pathlib import Path
 
 from pipeline import checkpoints
 from pipeline.checkpoints import manifest, publish, reshard
 from pipeline.checkpoints.serialization import byte_stream, writer_pool
 from pipeline.cli import main
+from tests.helpers.processes import Ended, in_a_child
 
-TOOL = os.getpid()
+TOOL = "LEMON_TEST_TOOL"
+"""Environment variable: the tool's process id."""
+
+
+def run_killed(point: str, *arguments: object, said: Path) -> Ended:
+    """A command in a child process that is killed at `point`.
+
+    opened (a file is made), midway (in the middle of a file), files (all written, nothing verified), verified (before
+    the manifest), manifest (written, not yet renamed), renamed (published, not yet synced), worker (one worker process
+    only).
+    """
+
+    def work() -> int:
+        os.environ[TOOL] = str(os.getpid())
+        arm(point)
+        return main(list(map(str, arguments)))
+
+    return in_a_child(work, said)
 
 
 def die(*_: object, **__: object) -> None:
     """End the tool, wherever in it this is called; its workers end with it."""
-    os.kill(TOOL, signal.SIGKILL)
+    os.kill(int(os.environ[TOOL]), signal.SIGKILL)
     signal.pause()
 
 
@@ -71,9 +82,4 @@ def arm(point: str) -> None:
     elif point == "renamed":
         publish.os.replace = lambda a, b: (rename(a, b), die()) if os.path.isdir(a) else rename(a, b)
     else:
-        raise SystemExit(f"no point '{point}'")
-
-
-if __name__ == "__main__":
-    arm(sys.argv[1])
-    sys.exit(main(sys.argv[2:]))
+        raise ValueError(f"no point '{point}'")

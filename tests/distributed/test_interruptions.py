@@ -1,0 +1,78 @@
+"""Runs that are stopped at any moment: by SIGKILL, by a worker's death, by Ctrl-C, while another wants to start."""
+
+import os
+import signal
+
+import pytest
+
+from pipeline.cli import main
+from tests.helpers import cli
+from tests.helpers.cli import lemon_here, start_lemon
+from tests.helpers.processes import kill_at, workers_of
+from tests.helpers.rotation import rotated
+from tests.helpers.runs import copied, ledger, losses, records, tiny_run
+from tests.helpers.waiting import wait_for
+
+LONG = "stages.small.schedule.horizon=5000 steps"
+"""Longer than any of these tests looks, so that none races with the end of the training."""
+
+VICTIMS = pytest.mark.parametrize("victim", ["parent", "worker"])
+
+
+def same_as(run, finished, *stages):
+    for stage in stages:
+        assert losses(run, stage) == losses(finished / "run", stage), stage
+        assert ledger(run, stage) == ledger(finished / "run", stage), stage
+
+
+@rotated(one_in=2, of="victim")
+@VICTIMS
+def test_killed_anywhere_a_stage_ends_with_the_same_losses(finished, tmp_path, victim):
+    """SIGKILL while starting, before the first checkpoint, right after one."""
+    path, run = tiny_run(tmp_path), tmp_path / "run"
+    moments = [
+        run.exists,
+        lambda: any(record["step"] >= 3 for record in records(run, "small")),
+        lambda: any(record["step"] >= 11 for record in records(run, "small")),
+    ]
+    for moment in moments:
+        kill_at(moment, lambda: main(["train", str(path), "--stage", "small"]), victim)
+    lemon_here("train", path, "--stage", "small")
+    same_as(run, finished, "small")
+
+
+@rotated(one_in=2, of="victim")
+@VICTIMS
+def test_killed_anywhere_a_chain_ends_with_the_same_losses(finished, tmp_path, victim):
+    """SIGKILL as the expansion ends, in the expanded stage, in the stage behind it."""
+    path, run = copied(finished, tmp_path, "small"), tmp_path / "run"
+    moments = [
+        lambda: (run / "grown" / "stage.json").exists(),
+        lambda: any(record["step"] >= 7 for record in records(run, "large")),
+        lambda: any(record["step"] >= 16 for record in records(run, "scratch")),
+    ]
+    for moment in moments:
+        kill_at(moment, lambda: main(["run", str(path)]), victim)
+    lemon_here("run", path)
+    same_as(run, finished, "small", "grown", "large", "scratch")
+
+
+def test_while_a_worker_lives_no_other_starts_and_its_death_ends_the_job(finished, tmp_path, capsys):
+    path = copied(finished, tmp_path)
+    process = start_lemon("train", path, "--stage", "small", LONG)
+    wait_for(lambda: records(tmp_path / "run", "small"))
+    code, _, error = cli.lemon(capsys, "run", path, LONG)
+    assert code == 2 and "another process is at work on this run" in error
+    os.kill(wait_for(lambda: workers_of(process.pid))[0], signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2 and "died (SIGKILL: " in said and "Traceback" not in said
+    lemon_here("prepare", path, LONG)
+
+
+def test_ctrl_c_stops_without_a_traceback(finished, tmp_path):
+    path = copied(finished, tmp_path)
+    process = start_lemon("train", path, "--stage", "small", LONG, "processes=1")
+    wait_for(lambda: records(tmp_path / "run", "small"))
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said == "lemon: stopped; run the command again to resume\n"

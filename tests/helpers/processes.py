@@ -1,0 +1,72 @@
+"""Processes that a test starts: a child that has imported everything already, the workers of a run, how they are
+killed."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tests.helpers.waiting import wait_for
+
+FORK = multiprocessing.get_context("fork")
+
+
+def workers_of(parent: int) -> list[int]:
+    """Processes whose parent is `parent`, from /proc."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue  # it ended while we looked
+        if int(fields[1]) == parent:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def kill_at(moment: Callable[[], bool], run: Callable[[], int], victim: str) -> None:
+    """Start a run in a child, kill it, or its last worker, at a moment, and wait until nothing of it is left."""
+    process = FORK.Process(target=_child, args=(run, Path(os.devnull)))
+    process.start()
+    wait_for(lambda: moment() or not process.is_alive())
+    children = workers_of(process.pid)
+    os.kill(children[-1] if victim == "worker" and children else process.pid, signal.SIGKILL)
+    process.join(60)
+    assert process.exitcode is not None, "the run outlives its worker"
+    wait_for(lambda: not any(alive(child) for child in children), 20)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child process ended: its exit code, or minus the signal that killed it; what it wrote to stderr."""
+
+    code: int
+    said: str
+
+
+def in_a_child(work: Callable[[], int], said: Path) -> Ended:
+    """`work`, which returns an exit code, in a fork of this process. said: the file that takes its stderr."""
+    process = FORK.Process(target=_child, args=(work, said))
+    process.start()
+    process.join(120)
+    assert process.exitcode is not None, "the child does not end"
+    return Ended(process.exitcode, said.read_text())
+
+
+def _child(work: Callable[[], int], said: Path) -> None:
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115  (for as long as the child lives)
+    torch.set_num_threads(1)  # the threads of the parent are not in the fork
+    sys.exit(work())
