@@ -24,6 +24,8 @@ def version() -> str:
 TEST = [
     "pytest>=8",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+    "filelock>=3.12",
     "hypothesis>=6.100",
     "scikit-learn>=1.5",
     "kornia>=0.8",

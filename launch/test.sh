@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Install what tests need and run them: bash launch/test.sh [pytest arguments]
+# Install what tests need and run them, in a process for each CPU: bash launch/test.sh [pytest arguments]
 source "$(dirname "$0")/environment.sh"
 cd "$ROOT"
 ensure_environment test
-exec python -m pytest "$@"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # tiny tensors: threads would only wait for each other
+exec python -m pytest -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder "$@"

@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.export import folder as export
 from pipeline.growth.verification.probe import probe
 from tests.helpers.checkpoints import reseal, saved, source
-from tests.helpers.cli import lemon, run_lemon, run_python
+from tests.helpers.cli import lemon, lemon_here, run_python
 from tests.helpers.growing import randomised
 from tests.helpers.samples import sample
 
@@ -186,8 +186,7 @@ def run(tmp_path_factory) -> Path:
         ],
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
-    done = run_lemon("run", folder / "tiny.yaml")
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    lemon_here("run", folder / "tiny.yaml")
     return folder / "run"
 
 
