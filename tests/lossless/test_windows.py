@@ -17,6 +17,7 @@ from pipeline.growth.optimizer_state import GrownSlot, refusals
 from pipeline.growth.plan import TensorPlan, plan_growth
 from pipeline.optim.optimizers import Slot
 from tests.helpers.growing import randomised, rows_of
+from tests.helpers.rotation import rotated
 from tests.helpers.samples import IMAGES, VARIANTS, sample
 
 SLOTS = (Slot("exp_avg", 1), Slot("exp_avg_sq", 2))
@@ -61,6 +62,7 @@ def same(row: TensorPlan, make) -> bool:
     )
 
 
+@rotated(one_in=2, of=("variant", "depth"), alike=lambda variant, depth: variant)
 @pytest.mark.parametrize("depth", ["zero", "cancel"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_weights(variant, depth):
@@ -83,6 +85,7 @@ def test_other_methods(variant, method):
     ]
 
 
+@rotated(one_in=2, of=("variant", "slot"), alike=lambda variant, slot: variant)
 @pytest.mark.parametrize("slot", SLOTS, ids=lambda slot: slot.name)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_moments(variant, slot):
