@@ -6,7 +6,8 @@ from pipeline import models
 
 VOCAB, POSITIONS, IMAGE, PATCH, CLASSES = 61, 14, 8, 4, 3
 SMALL = {"layers": 2, "hidden": 12, "heads": 3, "mlp": 20}
-BERT_LIKE, ROTARY, IMAGES = ("bert-pre-ln", "bert", "roberta"), ("llama", "mistral", "qwen3"), ("vit", "deit", "dinov2")
+BERT_LIKE, ROTARY = ("bert-pre-ln", "bert", "roberta"), ("llama", "mistral", "qwen3")
+IMAGES = tuple(name for name, family in models.FAMILIES.items() if family.data == "images")
 VARIANTS = {
     "bert-pre-ln": {},
     "bert-pre-ln transform": {"mlm_transform": True},
@@ -117,7 +118,8 @@ def _named(name: str, sizes: dict) -> dict:
 
 def facts(variant: str) -> dict:
     """What a sample of the variant holds, as data facts."""
-    if variant.split()[0] in IMAGES:
+    family = models.family(variant.split()[0])
+    if family.data == "images":
         return {"kind": "images", "size": IMAGE, "channels": 3, "class_names": [str(i) for i in range(CLASSES)]}
-    causal = variant.split()[0] in ("gpt2", "opt", *ROTARY)
+    causal = any(head.name == "causal-lm" for head in family.heads)
     return {"kind": "text", "vocab_size": VOCAB, "block": POSITIONS, "scored": POSITIONS if causal else 3}
