@@ -48,7 +48,7 @@ def adopt(small: PretrainedConfig, target: PretrainedConfig) -> PretrainedConfig
     before, after = small.to_dict(), target.to_dict()
     _require_agreement(family.keys, before, after)
     adopted = set(family.keys.sizes + family.keys.training)
-    changes = {key: value for key, value in after.items() if key in adopted and value != before.get(key)}
+    changes = {key: value for key, value in after.items() if key in adopted}
     return _rebuilt(small, changes, "the target")
 
 
@@ -66,7 +66,8 @@ def _require_agreement(keys: ConfigKeys, before: dict[str, Any], after: dict[str
 def _rebuilt(small: PretrainedConfig, changes: dict[str, Any], where: str) -> PretrainedConfig:
     """The source's config with other sizes, checked by its own class. Raises UserError for impossible sizes."""
     keys = models.of_config(small).keys
-    content = {key: value for key, value in {**small.to_dict(), **changes}.items() if key not in keys.derived}
+    inherited = {key: value for key, value in small.to_dict().items() if key not in keys.undeclared}
+    content = {key: value for key, value in {**inherited, **changes}.items() if key not in keys.derived}
     if layer_types := content.pop("layer_types", None):
         content["layer_types"] = _layer_types(layer_types, content["num_hidden_layers"], where)
     for key in keys.width:

@@ -75,14 +75,15 @@ def recognise(content: dict[str, Any], where: str) -> tuple[Family, PretrainedCo
     if match is None:
         raise UserError(f"{where}: model_type '{kind}' is not a supported family{nearest(str(kind), FAMILIES)}")
     try:
-        config = match.config_class.from_dict(content)
+        said = {key: value for key, value in content.items() if value is not None or key not in match.keys.undeclared}
+        config = match.config_class.from_dict(said)
         sizes = {space.size for space in architecture_of(config).spaces.values()}
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except Exception as error:  # transformers and its strict dataclasses raise many kinds for wrong values
         raise UserError(f"{where}: not a config of '{kind}': {' '.join(str(error).split())[:160]}") from error
-    stated = getattr(config, "head_dim", None)  # without it, the heads share the width
-    if min(sizes) < 1 or (not stated and config.hidden_size % config.num_attention_heads):
+    heads_share_the_width = "head_dim" not in match.keys.sizes or not getattr(config, "head_dim", None)
+    if min(sizes) < 1 or (heads_share_the_width and config.hidden_size % config.num_attention_heads):
         raise UserError(
             f"{where}: impossible sizes: hidden_size {config.hidden_size}, num_attention_heads "
             f"{config.num_attention_heads}, smallest space {min(sizes)}"

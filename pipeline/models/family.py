@@ -41,7 +41,8 @@ class ConfigKeys:
     sizes: a growth changes them, the target's value counts. training: they matter to training alone, the target's value
     counts. kept: they decide nothing about a growth, the source's value counts whatever the target says. function: they
     decide what a model computes, source and target must agree. derived: `transformers` computes them from the others.
-    width: of `sizes`, those that go along with hidden_size where they equal it.
+    width: of `sizes`, those that go along with hidden_size where they equal it. undeclared: of `sizes`, those that a
+    model's code reads where the config has them, though its class declares none; a target without them has none.
     """
 
     sizes: tuple[str, ...]
@@ -50,6 +51,7 @@ class ConfigKeys:
     function: tuple[str, ...]
     derived: tuple[str, ...] = ()
     width: tuple[str, ...] = ()
+    undeclared: tuple[str, ...] = ()
 
     def extended(self, **more: tuple[str, ...]) -> "ConfigKeys":
         """The same lists with more keys in those that are named."""
@@ -100,10 +102,11 @@ BERT_KEYS = TEXT_KEYS.extended(
     function=("add_cross_attention", "hidden_act", "is_decoder", "type_vocab_size"),
 )
 IMAGE_KEYS = COMMON_KEYS.extended(
-    sizes=("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size"),
+    sizes=("hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "image_size", "patch_size"),
     training=DROPOUT_KEYS,
     kept=("layer_norm_eps",),
     function=("hidden_act", "num_channels", "qkv_bias"),
+    undeclared=("head_dim",),
 )
 
 
@@ -201,6 +204,12 @@ def resized(sizes: ModelSizes) -> dict[str, Any]:
         "attention_probs_dropout_prob": sizes.dropout,
         "initializer_range": sizes.init,
     }
+
+
+def head_dim(config: PretrainedConfig) -> int:
+    """The size of a head: what the config says of it, else the heads share the width."""
+    stated: int | None = getattr(config, "head_dim", None)
+    return stated or int(config.hidden_size // config.num_attention_heads)
 
 
 def text_config(config_class: Callable[..., PretrainedConfig], sizes: ModelSizes, facts: Facts) -> PretrainedConfig:

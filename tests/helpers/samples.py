@@ -109,6 +109,7 @@ def _named(name: str, sizes: dict) -> dict:
     return {
         **common,
         **inner,
+        **({"head_dim": sizes["head_dim"]} if "head_dim" in sizes else {}),
         "image_size": sizes.get("image", IMAGE),
         "patch_size": sizes.get("patch", PATCH),
         "id2label": {i: str(i) for i in range(CLASSES)},

@@ -31,7 +31,7 @@ from tests.helpers.growing import (
     times,
 )
 from tests.helpers.rotation import rotated
-from tests.helpers.samples import SMALL, VARIANTS, sample
+from tests.helpers.samples import IMAGES, SMALL, VARIANTS, sample
 
 WIDTHS = {
     "double": times(2),
@@ -134,6 +134,14 @@ def test_depth_is_lossless(variant, sizes, depth, placement):
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in GROUPED])
 def test_larger_heads_are_lossless(variant, sizes):
     check(variant, {}, sizes)
+
+
+@pytest.mark.parametrize("sizes", [{"head_dim": 9}, {"head_dim": 6, "hidden": 20, "heads": 5}], ids=str)
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant.split()[0] in IMAGES])
+def test_heads_larger_than_their_share_of_the_width_are_lossless(variant, sizes):
+    """As the config's `head_dim` says."""
+    check(variant, {}, sizes)
+    check(variant, {"head_dim": 5}, sizes)
 
 
 @rotated(one_in=2, of=("variant", "small", "large"), alike=lambda variant, small, large: variant)

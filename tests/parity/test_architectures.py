@@ -30,7 +30,7 @@ def positions(variant: str, config) -> dict[str, int]:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_names_and_shapes_equal_the_model(variant):
-    config = sample(variant, heads=4, kv_heads=2, hidden=16)
+    config = sample(variant, heads=4, kv_heads=2, hidden=16, head_dim=6)
     architecture, model = models.architecture_of(config), models.build(config)
     shapes = {row.module: architecture.shape(row) for row in architecture.rows()}
     assert shapes == {n: tuple(p.shape) for n, p in model.named_parameters()}
@@ -77,7 +77,7 @@ def test_fresh_values_are_those_of_the_model(variant):
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_flops_equal_torchs_counter_exactly(variant, checkpointing):
-    config = sample(variant, heads=4, kv_heads=2, hidden=16)
+    config = sample(variant, heads=4, kv_heads=2, hidden=16, head_dim=6)
     model = models.build(config, attention="eager").train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

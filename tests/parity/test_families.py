@@ -1,6 +1,8 @@
 """What a family says of its config and its modules is complete: every key, every norm, every kind of embedding."""
 
 import dataclasses
+import inspect
+import re
 
 import pytest
 import torch
@@ -11,25 +13,41 @@ from pipeline.growth.verification.probe import cast, fitted, probe
 from pipeline.models.family import COMMON_KEYS
 from tests.helpers.samples import VARIANTS, sample
 
+OF_SIZES = ("width", "undeclared")
+"""Lists that say more of some of the sizes."""
+
 
 @pytest.mark.parametrize("name", models.FAMILIES)
 def test_every_key_of_the_config_is_in_one_list(name):
     """A key that a new version of transformers brings fails here, until someone decides what a growth does with it."""
     keys = models.FAMILIES[name].keys
-    lists = {field.name: getattr(keys, field.name) for field in dataclasses.fields(keys) if field.name != "width"}
+    lists = {field.name: getattr(keys, field.name) for field in dataclasses.fields(keys) if field.name not in OF_SIZES}
     listed = [key for each_list in lists.values() for key in each_list]
     assert sorted(set(listed)) == sorted(listed), "a key is in two lists"
     assert not set(models.FAMILIES[name].config_class().to_dict()) - set(listed)
-    assert set(keys.width) <= set(keys.sizes)
+    assert all(set(getattr(keys, name)) <= set(keys.sizes) for name in OF_SIZES)
 
 
 @pytest.mark.parametrize("name", models.FAMILIES)
 def test_the_keys_of_a_family_exist(name):
     """A misspelled key would let a contradiction through, or refuse a growth."""
     keys, common = models.FAMILIES[name].keys, COMMON_KEYS.function  # ViT has no tie_word_embeddings
-    assert {*keys.sizes, *keys.function, *keys.derived} - {*common} <= set(
-        models.FAMILIES[name].config_class().to_dict()
-    )
+    declared = set(models.FAMILIES[name].config_class().to_dict())
+    assert {*keys.sizes, *keys.function, *keys.derived} - {*common, *keys.undeclared} <= declared
+
+
+@pytest.mark.parametrize("name", models.FAMILIES)
+def test_undeclared_keys_are_those_that_the_code_reads_besides(name):
+    """`getattr(config, "head_dim", …)`: a key that decides the sizes of a model, and that its config's class lacks."""
+    family = models.FAMILIES[name]
+    read = {key for head in family.heads for key in re.findall(r'getattr\((?:self\.)?config, "(\w+)"', code(head))}
+    assert set(family.keys.undeclared) == read - set(family.config_class().to_dict())
+
+
+def code(head: models.Head) -> str:
+    """The source of the modules that the classes of a head's model come from, those that all models share aside."""
+    modules = {inspect.getmodule(each) for each in head.model_class.__mro__}
+    return "".join(inspect.getsource(module) for module in modules if ".models." in module.__name__)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -54,6 +54,25 @@ def test_only_sizes_and_what_counts_in_training_are_the_targets():
 
 
 @pytest.mark.parametrize(
+    "small, large, stated, used",
+    [
+        ({}, {"head_dim": 8}, 8, 8),
+        ({"head_dim": 8}, {"head_dim": 8, "layers": 3}, 8, 8),
+        ({"head_dim": 2}, {"hidden": 24}, None, 8),
+        ({}, {"head_dim": None}, None, 4),
+    ],
+    ids=["the target's", "both", "the source's", "null"],
+)
+@pytest.mark.parametrize("variant", ["vit", "deit", "dinov2"])
+def test_a_head_dim_that_the_config_class_does_not_declare(variant, small, large, stated, used):
+    """The model's code reads it all the same; without it, the heads of the target share its width."""
+    grown = targets.adopt(sample(variant, **small), sample(variant, **large))
+    assert grown.to_dict().get("head_dim") == stated
+    assert models.architecture_of(grown).sizes()["head_dim"] == used
+    models.build(grown)
+
+
+@pytest.mark.parametrize(
     "variant, key, value",
     [
         ("llama", "rope_parameters", {"rope_theta": 5.0, "rope_type": "default"}),

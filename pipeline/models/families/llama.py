@@ -39,7 +39,7 @@ from pipeline.models.architecture import (
     norm,
     spaces,
 )
-from pipeline.models.family import TEXT_KEYS, ConfigKeys, Family, Head, NormModule, text_positions, text_probe
+from pipeline.models.family import TEXT_KEYS, ConfigKeys, Family, Head, NormModule, head_dim, text_positions, text_probe
 
 
 def _decoder(prefix: str, config: PretrainedConfig, qk_norm: bool, tied: bool, ended: str) -> tuple[ParamSpec, ...]:
@@ -73,7 +73,6 @@ def _architecture(
     family: str, config: PretrainedConfig, params: tuple[ParamSpec, ...], qk_norm: bool, **options: Any
 ) -> Architecture:
     width = config.hidden_size
-    head_dim = getattr(config, "head_dim", None) or width // config.num_attention_heads
     groups = config.num_key_value_heads or config.num_attention_heads
     return Architecture(
         family=family,
@@ -81,10 +80,10 @@ def _architecture(
             Space("embed", width, "residual"),
             Space("normed", width, "normed"),
             Space("decoded", width, "tied"),
-            *heads(config.num_attention_heads, head_dim, groups),
+            *heads(config.num_attention_heads, head_dim(config), groups),
             Space("mlp", config.intermediate_size, "mlp"),
             Space("vocab", config.vocab_size, "lookup"),
-            *([Space("head", head_dim, "fixed")] if qk_norm else []),
+            *([Space("head", head_dim(config), "fixed")] if qk_norm else []),
         ),
         stacks=(LayerStack("layers", config.num_hidden_layers, (Attention(rope=True, qk_norm=qk_norm),)),),
         params=params,

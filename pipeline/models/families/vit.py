@@ -32,7 +32,7 @@ from pipeline.models.architecture import (
     spaces,
     writes,
 )
-from pipeline.models.family import IMAGE_KEYS, Facts, Family, Head, image_probe, resized
+from pipeline.models.family import IMAGE_KEYS, Facts, Family, Head, head_dim, image_probe, resized
 
 
 def _encoder(prefix: str, tokens: tuple[str, ...], config: ViTConfig) -> tuple[ParamSpec, ...]:
@@ -96,7 +96,7 @@ def image_architecture(
             Space("embed", width, "residual"),
             Space("normed", width, "normed"),
             *pooled,
-            *heads(config.num_attention_heads, width // config.num_attention_heads),
+            *heads(config.num_attention_heads, head_dim(config)),
             Space("mlp", mlp, "mlp"),
             Space("one", 1, "fixed"),
             Space("positions", patches(config) + prefix, "grid", prefix=prefix),
