@@ -51,6 +51,15 @@ def code(head: models.Head) -> str:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_rotary_positions_are_declared(variant):
+    """`Attention(rope=True)`: by it a growth keeps the size of heads. The config of a rotary model has their base."""
+    config = sample(variant)
+    rotary = bool({"rope_parameters", "rope_theta"} & set(config.to_dict()))
+    said = [attention.rope for attention in models.architecture_of(config).attentions]
+    assert said == [rotary] * len(said), "rotary positions and Attention(rope=True) go together"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_in_float64_nothing_is_computed_in_less(variant):
     """A norm that rounds to float32 is off by 1e-8, against the formula written out here."""
     model = cast(models.build(sample(variant)), torch.float64)
