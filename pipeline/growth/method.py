@@ -11,7 +11,7 @@ What it answers becomes a `GrowthPlan`, and nobody asks the method again.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -91,18 +91,24 @@ class GrowthModule(Protocol):
 
 @dataclass(frozen=True)
 class GrowthContext:
-    """What a method decides from, besides the architectures. source: for a method that `needs_source`. module: of a
-    learned method, the module that is being fitted, or has been."""
+    """What a method decides from, besides the architectures. options: of the method's own class. module: of a learned
+    method, the module that is being fitted, or has been."""
 
-    options: MethodOptions = field(default_factory=MethodOptions)
+    options: Any = field(default_factory=MethodOptions)
     seed: int = 0
-    source: SourceModel | None = None
+    opened_source: SourceModel | None = None
     module: GrowthModule | None = None
+
+    @property
+    def source(self) -> SourceModel:
+        """The source, for a method that `needs_source`."""
+        assert self.opened_source is not None, "a method that looks at its source declares needs_source"
+        return self.opened_source
 
 
 class Method(ABC):
     """One growth method. `name` is what users write; `summary` is for --help; `fresh`: it takes no weight of the
-    source."""
+    source. The `options` that it is handed are of its own class `Options`, which its signatures may name."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -111,11 +117,11 @@ class Method(ABC):
     fresh: ClassVar[bool] = False
 
     @abstractmethod
-    def refusals(self, source: Architecture, target: Architecture, options: MethodOptions) -> list[str]:
+    def refusals(self, source: Architecture, target: Architecture, options: Any) -> list[str]:
         """Why it cannot grow `source` into `target` at all, or not as it promises; empty when it can."""
 
     @abstractmethod
-    def lossy(self, source: Architecture, target: Architecture, options: MethodOptions) -> list[str]:
+    def lossy(self, source: Architecture, target: Architecture, options: Any) -> list[str]:
         """Why its result computes another function; a result without a reason is held to the gates."""
 
     @abstractmethod
@@ -133,11 +139,11 @@ class Method(ABC):
             stack.name: self.stack_layers(before[stack.name], stack.layers, context.options) for stack in target.stacks
         }
 
-    def stack_layers(self, source: int, target: int, options: MethodOptions) -> tuple[LayerOrigin, ...]:
+    def stack_layers(self, source: int, target: int, options: Any) -> tuple[LayerOrigin, ...]:
         """The origins of `target` layers in a stack of `source`; by default round and round."""
         return tuple(LayerOrigin((Term(index % source),)) for index in range(target))
 
-    def noise(self, options: MethodOptions) -> float:
+    def noise(self, options: Any) -> float:
         """The scale s of N = s * (projected fresh initialisation); 0: no noise."""
         return 0.0
 

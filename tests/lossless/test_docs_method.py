@@ -2,6 +2,8 @@
 
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,10 @@ from pipeline.expansion.preview import show
 from pipeline.growth import methods
 from pipeline.growth.activations import ProbedSource
 
-PAGE = Path(__file__).parents[2] / "docs" / "growth.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "growth.md"
 SECTION = PAGE.read_text(encoding="utf-8").split("## A method of your own")[1].split("\n## ")[0]
+CODE = "".join(re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL))
 UNITS, MORE = 256, 128
 
 
@@ -22,12 +26,10 @@ UNITS, MORE = 256, 128
 def namespace(monkeypatch) -> dict:
     """What the example leaves behind; its method is registered for the time of a test."""
     monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
-    blocks = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
     names: dict = {"__name__": "example"}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for block in blocks:
-            exec(compile(block, str(PAGE), "exec"), names)
+        exec(compile(CODE, str(PAGE), "exec"), names)
     return names
 
 
@@ -66,6 +68,26 @@ def test_the_commands_know_the_example(namespace, tmp_path):
     assert (grown / "plan.safetensors").exists()  # units chosen by data are no few blocks
     del methods.METHODS["strongest"]
     assert pipeline.verify(tmp_path / "small", grown).lossless
+
+
+WITHOUT_TORCH = """
+[[tool.mypy.overrides]]
+module = ["torch.*"]
+follow_imports = "skip"
+"""
+"""Reading its types takes a minute."""
+
+
+def test_the_example_passes_the_type_checker_of_this_repository(tmp_path):
+    """As strictly as the files of growth/methods, of which it may become one."""
+    pytest.importorskip("mypy")
+    (tmp_path / "strongest.py").write_text(CODE)
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8") + WITHOUT_TORCH
+    (tmp_path / "pyproject.toml").write_text(settings, encoding="utf-8")
+    options = ["--config-file", tmp_path / "pyproject.toml", "--cache-dir", tmp_path, "--follow-imports", "silent"]
+    command = [sys.executable, "-m", "mypy", *options, tmp_path / "strongest.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def _shown(preview) -> str:

@@ -26,7 +26,7 @@ Units that no norm mixes (heads, MLP units) may be copied in any number, so that
 directly behind the layer they came from and add nothing to the stream at step 0 (section 6).
 """
 
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -53,12 +53,12 @@ class Lemon(Method):
     summary = "lossless in width and depth, with noise that separates copies"
     Options = LemonOptions
 
-    def refusals(self, source: Architecture, target: Architecture, options: MethodOptions) -> list[str]:
+    def refusals(self, source: Architecture, target: Architecture, options: LemonOptions) -> list[str]:
         return conditions.impossible(source, target) or (
-            conditions.inexact(source, target) + _too_deep(source, target, cast(LemonOptions, options))
+            conditions.inexact(source, target) + _too_deep(source, target, options)
         )
 
-    def lossy(self, source: Architecture, target: Architecture, options: MethodOptions) -> list[str]:
+    def lossy(self, source: Architecture, target: Architecture, options: LemonOptions) -> list[str]:
         return conditions.interpolated(source, target)
 
     def maps(self, source: Architecture, target: Architecture, context: GrowthContext) -> Maps:
@@ -71,22 +71,21 @@ class Lemon(Method):
             }
         )
 
-    def stack_layers(self, source: int, target: int, options: MethodOptions) -> tuple[LayerOrigin, ...]:
+    def stack_layers(self, source: int, target: int, options: LemonOptions) -> tuple[LayerOrigin, ...]:
         """New layers stand directly behind their origin: `top` doubles the topmost `target - source` layers (LEMON's
         released recipe), `even` spreads them."""
-        lemon = cast(LemonOptions, options)
-        if lemon.placement == "top":
+        if options.placement == "top":
             origins = [layer for layer in range(source) for _ in range(1 + (layer >= 2 * source - target))]
         else:
             origins = [index * source // target for index in range(target)]
         new = [index > 0 and origins[index - 1] == origin for index, origin in enumerate(origins)]
         return tuple(
-            LayerOrigin((Term(origin),), is_new, is_new and lemon.depth == "cancel")
+            LayerOrigin((Term(origin),), is_new, is_new and options.depth == "cancel")
             for origin, is_new in zip(origins, new, strict=True)
         )
 
-    def noise(self, options: MethodOptions) -> float:
-        return cast(LemonOptions, options).noise
+    def noise(self, options: LemonOptions) -> float:
+        return options.noise
 
 
 def space_map(source: Space, target: Space, rms: bool) -> SpaceMap:
