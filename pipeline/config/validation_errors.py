@@ -1,10 +1,11 @@
 """All mistakes of a config in one message: a line for each, its place as a dotted path, stages by name."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from pipeline.errors import UserError, nearest
@@ -33,6 +34,9 @@ WORDING = {
     "too_long": "takes at most {max_length} entries, has {actual_length}",
 }
 """The wording of pydantic's errors, by their type; `{…}` are an error's own values."""
+KINDS = {float: "float_type", int: "int_type", bool: "bool_type", str: "string_type"}
+LIMITS = {"ge": "greater_than_equal", "gt": "greater_than", "le": "less_than_equal", "lt": "less_than"}
+"""Types and limits of a value, by the errors that tell of them."""
 
 
 class ConfigProblems(ValueError):  # noqa: N818  (pydantic turns it into one of its errors)
@@ -59,6 +63,33 @@ def all_of(checks: Iterable[Callable[[], object]]) -> None:
             problems.append(str(error))
     if problems:
         raise UserError(enumerated(problems))
+
+
+def allowed(field: FieldInfo) -> str:
+    """The values that a field takes, in the words of its errors. Raises TypeError for a type that no text says."""
+    kind = field.annotation
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    words = " or ".join(_named(each) for each in kinds if each is not NoneType)
+    limits = " and ".join(_limits(field))
+    return words + (f" {limits}" if limits else "") + (" or none" if NoneType in kinds else "")
+
+
+def _named(kind: Any) -> str:
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    if choices and all(isinstance(choice, str) for choice in choices):
+        return "|".join(choices)
+    if kind not in KINDS:
+        raise TypeError(
+            f"{kind}: no single text says it; take float, int, bool, str or a Literal of texts, or None too"
+        )
+    return WORDING[KINDS[kind]].removeprefix("must be ")
+
+
+def _limits(field: FieldInfo) -> Iterator[str]:
+    for limit in field.metadata:
+        for name, error in LIMITS.items():
+            if hasattr(limit, name):
+                yield WORDING[error].format_map({name: getattr(limit, name)}).removeprefix("must be ")
 
 
 def explain(error: ValidationError, tree: Any, schema: Any) -> str:

@@ -11,9 +11,10 @@ What it answers becomes a `GrowthPlan`, and nobody asks the method again.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from types import NoneType
+from typing import Any, ClassVar, Protocol, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from torch import Tensor
 
 from pipeline.growth.maps import Maps
@@ -21,9 +22,17 @@ from pipeline.models.architecture import Architecture
 
 
 class MethodOptions(BaseModel):
-    """A method's own parameters. A subclass gives each a type, a default and a description; most methods have none."""
+    """A method's own parameters. A subclass gives each a type that a single text says (float, int, bool, str, a Literal
+    of texts; None besides), a default and a description; most methods have none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _none(cls, value: Any, info: ValidationInfo) -> Any:
+        """A command line writes None as `none`."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        return None if value == "none" and NoneType in get_args(annotation) else value
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,18 @@
 """Every method against its word: what it calls lossless is held to it, what it calls lossy differs and says why."""
 
+from typing import Literal
+
 import pytest
 import torch
+from pydantic import Field, create_model
 
 from pipeline import models
 from pipeline.errors import UserError
 from pipeline.growth import methods
 from pipeline.growth.execute import PlanExecutor
+from pipeline.growth.method import MethodOptions
 from pipeline.growth.methods import METHODS
+from pipeline.growth.methods.fpi import Fpi
 from pipeline.growth.verification.equivalence import verify
 from tests.helpers.growing import ARCHITECTURES, EXACT, POST_NORM, difference, grown, planned, randomised, times
 from tests.helpers.samples import VARIANTS, sample
@@ -202,20 +207,15 @@ def test_every_method_is_tried():
     [
         ("lemon", {"colour": "red"}, "method 'lemon' has no option 'colour'; its options are depth, placement, noise"),
         ("fpi", {"noise": 1}, "method 'fpi' has no option 'noise'; it has none"),
+        ("lemon", {"depth": "nil"}, "options of method 'lemon': depth: must be 'zero' or 'cancel' (got 'nil')"),
+        ("lemon", {"noise": "-1"}, "options of method 'lemon': noise: must be at least 0 (got '-1')"),
+        ("lemon", {"noise": "inf"}, "options of method 'lemon': noise: must be a finite number (got 'inf')"),
         (
             "lemon",
-            {"depth": "nil"},
+            {"depth": 1, "noise": "much"},
             (
-                "method 'lemon', option 'depth': 'nil' is not allowed (Input should be 'zero' or 'cancel'); "
-                "it is zero|cancel"
-            ),
-        ),
-        (
-            "lemon",
-            {"noise": "-1"},
-            (
-                "method 'lemon', option 'noise': '-1' is not allowed (Input should be greater than or equal to 0); "
-                "it is a number at least 0"
+                "options of method 'lemon': 2 mistakes\n  depth: must be 'zero' or 'cancel' (got 1)\n"
+                "  noise: must be a number (got 'much')"
             ),
         ),
     ],
@@ -231,3 +231,68 @@ def test_options_may_be_text_and_are_described():
     lines = methods.describe()
     assert [line.split(":")[0] for line in lines if not line.startswith(" ")] == list(METHODS)
     assert "  noise=a number at least 0 (default 1.0): scale of the symmetry-breaking noise" in lines
+
+
+class EveryKind(MethodOptions):
+    share: float = Field(0.5, gt=0, lt=1, description="both limits excluded")
+    skip: int = Field(0, ge=0, le=8, description="both included")
+    most: int | None = Field(None, ge=1, description="may be missing")
+    end: Literal["first", "last"] | None = Field("last", description="a choice that may be missing")
+    even: bool = Field(True, description="a switch")
+    label: str = Field("x", description="any text")
+
+
+@pytest.fixture
+def every_kind(monkeypatch):
+    """A method with options of every kind, registered for the time of a test."""
+    method = type("Kinds", (Fpi,), {"name": "kinds", "Options": EveryKind})()
+    monkeypatch.setitem(METHODS, "kinds", method)
+
+
+def test_options_of_every_kind_are_described_in_words(every_kind):
+    assert methods.describe()[-6:] == [
+        "  share=a number more than 0 and less than 1 (default 0.5): both limits excluded",
+        "  skip=a whole number at least 0 and at most 8 (default 0): both included",
+        "  most=a whole number at least 1 or none (default none): may be missing",
+        "  end=first|last or none (default last): a choice that may be missing",
+        "  even=true or false (default true): a switch",
+        "  label=text (default x): any text",
+    ]
+
+
+def test_what_the_words_allow_can_be_written(every_kind):
+    written = {"share": "0.25", "skip": "8", "most": "3", "end": "none", "even": "false", "label": "none"}
+    parsed = methods.parse("kinds", written).options
+    assert parsed == EveryKind(share=0.25, skip=8, most=3, end=None, even=False, label="none")
+    assert methods.parse("kinds", {"most": "none"}).options == EveryKind(most=None)
+
+
+@pytest.mark.parametrize(
+    "option, value, said",
+    [
+        ("share", "1", "must be less than 1 (got '1')"),
+        ("share", "0", "must be more than 0 (got '0')"),
+        ("skip", "9", "must be at most 8 (got '9')"),
+        ("most", "0", "must be at least 1 (got '0')"),
+        ("most", "few", "must be a whole number (got 'few')"),
+        ("even", "maybe", "must be true or false (got 'maybe')"),
+    ],
+)
+def test_what_the_words_exclude_is_refused_in_the_same_words(every_kind, option, value, said):
+    with pytest.raises(UserError) as caught:
+        methods.parse("kinds", {option: value})
+    assert str(caught.value) == f"options of method 'kinds': {option}: {said}"
+
+
+@pytest.mark.parametrize("kind", [list[int], tuple[int, int], dict[str, int] | None, Literal[1, 2]], ids=str)
+def test_an_option_that_no_text_says_is_a_mistake_of_the_method(monkeypatch, kind):
+    options = create_model("Lists", __base__=MethodOptions, units=(kind, None))
+    monkeypatch.setitem(METHODS, "lists", type("Lists", (Fpi,), {"name": "lists", "Options": options})())
+    with pytest.raises(TypeError, match="no single text says it"):
+        methods.describe()
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_option_has_a_default_and_a_description(method):
+    fields = method.Options.model_fields.values()
+    assert all(field.description and not field.is_required() for field in fields) and methods.describe()

@@ -1,11 +1,11 @@
 """The growth methods, by name. To add one: a class in a file of this folder, and its line here."""
 
 from collections.abc import Mapping
-from typing import get_args
+from typing import Any
 
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
+from pipeline.config.validation_errors import allowed, explain
 from pipeline.errors import UserError, nearest
 from pipeline.growth.method import ExpansionOptions, Method
 from pipeline.growth.methods.aki import Aki
@@ -35,20 +35,12 @@ def parse(name: str = DEFAULT, options: Mapping[str, object] | None = None, seed
     method, values = find(name), dict(options or {})
     fields = method.Options.model_fields
     if unknown := sorted(set(values) - set(fields)):
-        raise UserError(f"method '{name}' has no option '{unknown[0]}'; {_known(name, fields)}")
+        known = f"its options are {', '.join(fields)}" if fields else "it has none"
+        raise UserError(f"method '{name}' has no option '{unknown[0]}'; {known}")
     try:
         return ExpansionOptions(name, method.Options.model_validate(values), seed)
     except ValidationError as error:
-        first = error.errors()[0]
-        option = str(first["loc"][0])
-        raise UserError(
-            f"method '{name}', option '{option}': {values[option]!r} is not allowed ({first['msg']}); "
-            f"it is {_values(fields[option])}"
-        ) from error
-
-
-def _known(name: str, fields: Mapping[str, FieldInfo]) -> str:
-    return f"its options are {', '.join(fields)}" if fields else "it has none"
+        raise UserError(f"options of method '{name}': {explain(error, values, method.Options)}") from error
 
 
 def describe() -> list[str]:
@@ -57,16 +49,12 @@ def describe() -> list[str]:
     for name, method in METHODS.items():
         lines.append(f"{name}: {method.summary}")
         lines += [
-            f"  {option}={_values(field)} (default {field.default}): {field.description}"
+            f"  {option}={allowed(field)} (default {_written(field.default)}): {field.description}"
             for option, field in method.Options.model_fields.items()
         ]
     return lines
 
 
-def _values(field: FieldInfo) -> str:
-    """The values that an option takes, in words."""
-    if choices := get_args(field.annotation):
-        return "|".join(map(str, choices))
-    limits = [f"at least {least.ge}" for least in field.metadata if hasattr(least, "ge")]
-    kinds: dict[object, str] = {float: "a number", int: "a whole number", bool: "true|false"}
-    return " ".join([kinds.get(field.annotation, "text"), *limits])
+def _written(value: Any) -> str:
+    """A value as `KEY=VALUE` has it."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
