@@ -329,6 +329,14 @@ def linear(
     return (weight, offset) if bias else (weight,)
 
 
+def lm_head(tied: bool, embedding: str) -> tuple[tuple[ParamSpec, ...], dict[str, str]]:
+    """The parameters and the aliases of a causal language model's head: a matrix, or the token `embedding` when
+    `tied`."""
+    if tied:
+        return (), {"lm_head.weight": f"{embedding}.weight"}
+    return linear("lm_head", "normed", "vocab", counted_per="scored", bias=False), {}
+
+
 def norm(
     name: str, reading: str, writing: str, *, module: str | None = None, bias: bool = True
 ) -> tuple[ParamSpec, ...]:

@@ -140,7 +140,7 @@ class Head:
         return self.model_class.__name__ if public else parent.__name__
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """One architecture with its heads; the first is the one it is trained with.
 

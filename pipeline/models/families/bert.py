@@ -1,10 +1,20 @@
 """BERT and RoBERTa as `transformers` has them: post-LN, MLM transform. BERT is scored at the masked positions only."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaConfig, RobertaForMaskedLM, RobertaModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    PretrainedConfig,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaModel,
+)
 from transformers.modeling_outputs import MaskedLMOutput
 
 from pipeline.models.architecture import Architecture, ParamSpec, Space, embedding, linear, norm
@@ -60,6 +70,8 @@ def _encoder(prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
 
 
 def masked_lm(
+    config: BertConfig,
+    *,
     family: str,
     prefix: str,
     transform: str,
@@ -67,9 +79,9 @@ def masked_lm(
     bias: str,
     decoder: str,
     ignored: tuple[str, ...],
-    config: BertConfig,
 ) -> Architecture:
-    """The encoder, dense -> activation -> norm, and a decoder tied to the token embedding."""
+    """The encoder, dense -> activation -> norm, and a decoder tied to the token embedding. ignored: what else published
+    files hold."""
     params = (
         *_encoder(prefix, tied=True),
         *linear(transform, "embed", "transformed", counted_per="scored"),
@@ -90,61 +102,70 @@ def encoder(family: str, ignored: tuple[str, ...], config: BertConfig) -> Archit
     )
 
 
-BERT_IGNORED = ("bert.embeddings.position_ids", "bert.pooler.*", "cls.seq_relationship.*")
-ROBERTA_IGNORED = ("roberta.embeddings.position_ids", "roberta.pooler.*")
-"""What published files hold beside a masked language model."""
+def _family(
+    name: str,
+    config_class: type[PretrainedConfig],
+    masked: type[PreTrainedModel],
+    bare: type[PreTrainedModel],
+    head: str,
+    architecture: Callable[[Any], Architecture],
+    **more: Any,
+) -> Family:
+    """A family with a masked language model and a bare encoder, which does not read the parameters below `head`."""
+    heads = (
+        Head("masked-lm", masked, architecture),
+        Head("encoder", bare, partial(encoder, name, ("embeddings.position_ids", f"{head}.*"))),
+    )
+    return Family(
+        name=name,
+        data="text",
+        config_class=config_class,
+        heads=heads,
+        keys=BERT_KEYS,
+        resize=resized,
+        positions=text_positions,
+        **more,
+    )
 
-ARCHITECTURES = {
-    "bert": partial(
-        masked_lm,
-        "bert",
-        "bert.",
-        "cls.predictions.transform.dense",
-        "cls.predictions.transform.LayerNorm",
-        "cls.predictions",
-        "cls.predictions.decoder",
-        BERT_IGNORED,
-    ),
-    "roberta": partial(
-        masked_lm,
-        "roberta",
-        "roberta.",
-        "lm_head.dense",
-        "lm_head.layer_norm",
-        "lm_head",
-        "lm_head.decoder",
-        ROBERTA_IGNORED,
-    ),
-}
 
-BERT = Family(
+BERT = _family(
     "bert",
-    "text",
     BertConfig,
-    (
-        Head("masked-lm", BertForScoredMaskedLM, ARCHITECTURES["bert"]),
-        Head("encoder", BertModel, partial(encoder, "bert", ("embeddings.position_ids", "cls.*"))),
+    BertForScoredMaskedLM,
+    BertModel,
+    "cls",
+    partial(
+        masked_lm,
+        family="bert",
+        prefix="bert.",
+        transform="cls.predictions.transform.dense",
+        transform_norm="cls.predictions.transform.LayerNorm",
+        bias="cls.predictions",
+        decoder="cls.predictions.decoder",
+        ignored=("bert.embeddings.position_ids", "bert.pooler.*", "cls.seq_relationship.*"),
     ),
-    BERT_KEYS,
-    resized,
-    text_positions,
-    segmented_text_probe,
-    lambda sizes, facts: text_config(BertConfig, sizes, facts),
+    probe_inputs=segmented_text_probe,
+    configure=lambda sizes, facts: text_config(BertConfig, sizes, facts),
 )
 RESERVED = 2
 """Rows of RoBERTa's position table that no token takes: positions count from behind the padding token's id, 1."""
 
-ROBERTA = Family(
+ROBERTA = _family(
     "roberta",
-    "text",
     RobertaConfig,
-    (
-        Head("masked-lm", RobertaForMaskedLM, ARCHITECTURES["roberta"]),
-        Head("encoder", RobertaModel, partial(encoder, "roberta", ("embeddings.position_ids", "lm_head.*"))),
+    RobertaForMaskedLM,
+    RobertaModel,
+    "lm_head",
+    partial(
+        masked_lm,
+        family="roberta",
+        prefix="roberta.",
+        transform="lm_head.dense",
+        transform_norm="lm_head.layer_norm",
+        bias="lm_head",
+        decoder="lm_head.decoder",
+        ignored=("roberta.embeddings.position_ids", "roberta.pooler.*"),
     ),
-    BERT_KEYS,
-    resized,
-    text_positions,
-    partial(segmented_text_probe, reserved=RESERVED),
+    probe_inputs=partial(segmented_text_probe, reserved=RESERVED),
     reserved=RESERVED,
 )

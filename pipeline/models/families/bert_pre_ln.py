@@ -297,15 +297,15 @@ def encoder(config: BertPreLNConfig) -> Architecture:
 
 
 FAMILY = Family(
-    "bert-pre-ln",
-    "text",
-    BertPreLNConfig,
-    (Head("masked-lm", BertPreLNForMaskedLM, masked_lm), Head("encoder", BertPreLNModel, encoder)),
-    BERT_KEYS.extended(function=("mlm_transform",)),
-    resized,
-    text_positions,
-    segmented_text_probe,
-    lambda sizes, facts: text_config(BertPreLNConfig, sizes, facts),
+    name="bert-pre-ln",
+    data="text",
+    config_class=BertPreLNConfig,
+    heads=(Head("masked-lm", BertPreLNForMaskedLM, masked_lm), Head("encoder", BertPreLNModel, encoder)),
+    keys=BERT_KEYS.extended(function=("mlm_transform",)),
+    resize=resized,
+    positions=text_positions,
+    probe_inputs=segmented_text_probe,
+    configure=lambda sizes, facts: text_config(BertPreLNConfig, sizes, facts),
 )
 
 AutoConfig.register("bert-pre-ln", BertPreLNConfig)

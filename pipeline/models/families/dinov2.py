@@ -69,17 +69,17 @@ def resize(sizes: ModelSizes) -> dict[str, Any]:
 
 
 FAMILY = Family(
-    "dinov2",
-    "images",
-    Dinov2Config,
-    (Head("classifier", Dinov2ForImageClassification, classifier), Head("encoder", Dinov2Model, encoder)),
-    IMAGE_KEYS.extended(
+    name="dinov2",
+    data="images",
+    config_class=Dinov2Config,
+    heads=(Head("classifier", Dinov2ForImageClassification, classifier), Head("encoder", Dinov2Model, encoder)),
+    keys=IMAGE_KEYS.extended(
         sizes=("mlp_ratio",),
         training=("drop_path_rate", "layerscale_value"),
         function=("apply_layernorm", "reshape_hidden_states", "use_mask_token", "use_swiglu_ffn"),
         derived=("out_features", "out_indices", "stage_names"),
     ),
-    resize,
-    partial(positions, 1),
-    image_probe,
+    resize=resize,
+    positions=partial(positions, 1),
+    probe_inputs=image_probe,
 )

@@ -15,6 +15,7 @@ from pipeline.models.architecture import (
     embedding,
     heads,
     linear,
+    lm_head,
     norm,
     spaces,
     writes,
@@ -61,9 +62,8 @@ def _architecture(config: GPT2Config, params: tuple[ParamSpec, ...], **options: 
 def causal_lm(config: GPT2Config) -> Architecture:
     """The decoder and its head, tied to the token embedding unless the config says otherwise."""
     tied = config.tie_word_embeddings
-    head = () if tied else linear("lm_head", "normed", "vocab", counted_per="scored", bias=False)
+    head, aliases = lm_head(tied, "transformer.wte")
     params = (*_decoder("transformer.", config, tied, "decoded" if tied else "normed"), *head)
-    aliases = {"lm_head.weight": "transformer.wte.weight"} if tied else {}
     return _architecture(
         config, params, aliases=aliases, ignored=("transformer.h.*.attn.bias", "transformer.h.*.attn.masked_bias")
     )
@@ -94,11 +94,11 @@ def resize(sizes: ModelSizes) -> dict[str, Any]:
 
 
 FAMILY = Family(
-    "gpt2",
-    "text",
-    GPT2Config,
-    (Head("causal-lm", GPT2LMHeadModel, causal_lm), Head("encoder", GPT2Model, decoder)),
-    COMMON_KEYS.extended(
+    name="gpt2",
+    data="text",
+    config_class=GPT2Config,
+    heads=(Head("causal-lm", GPT2LMHeadModel, causal_lm), Head("encoder", GPT2Model, decoder)),
+    keys=COMMON_KEYS.extended(
         sizes=("n_embd", "n_layer", "n_head", "n_inner", "vocab_size", "n_positions"),
         training=("attn_pdrop", "embd_pdrop", "resid_pdrop", "summary_first_dropout", "initializer_range"),
         kept=("layer_norm_epsilon", "n_ctx"),
@@ -114,7 +114,7 @@ FAMILY = Family(
             "summary_use_proj",
         ),
     ),
-    resize,
-    text_positions,
-    text_probe,
+    resize=resize,
+    positions=text_positions,
+    probe_inputs=text_probe,
 )

@@ -36,6 +36,7 @@ from pipeline.models.architecture import (
     embedding,
     heads,
     linear,
+    lm_head,
     norm,
     spaces,
 )
@@ -96,9 +97,8 @@ def _architecture(
 def causal_lm(family: str, qk_norm: bool, config: PretrainedConfig) -> Architecture:
     """The decoder and its head, tied to the token embedding or not."""
     tied = config.tie_word_embeddings
-    head = () if tied else linear("lm_head", "normed", "vocab", counted_per="scored", bias=False)
+    head, aliases = lm_head(tied, "model.embed_tokens")
     params = (*_decoder("model.", config, qk_norm, tied, "decoded" if tied else "normed"), *head)
-    aliases = {"lm_head.weight": "model.embed_tokens.weight"} if tied else {}
     return _architecture(
         family, config, params, qk_norm, aliases=aliases, ignored=("model.layers.*.self_attn.rotary_emb.inv_freq",)
     )
@@ -153,14 +153,14 @@ def _family(
         Head("encoder", bare, partial(decoder, name, qk_norm)),
     )
     return Family(
-        name,
-        "text",
-        config_class,
-        ends,
-        keys,
-        resize,
-        text_positions,
-        text_probe,
+        name=name,
+        data="text",
+        config_class=config_class,
+        heads=ends,
+        keys=keys,
+        resize=resize,
+        positions=text_positions,
+        probe_inputs=text_probe,
         norms=(NormModule(norm_class, "variance_epsilon", rms_norm),),
     )
 

@@ -18,6 +18,7 @@ from pipeline.models.architecture import (
     embedding,
     heads,
     linear,
+    lm_head,
     norm,
     spaces,
 )
@@ -75,8 +76,7 @@ def causal_lm(config: OPTConfig) -> Architecture:
     """The decoder and its head, tied to the token embedding unless the config says otherwise. Raises UserError."""
     _require_supported(config)
     tied = config.tie_word_embeddings
-    head = () if tied else linear("lm_head", "normed", "vocab", counted_per="scored", bias=False)
-    aliases = {"lm_head.weight": "model.decoder.embed_tokens.weight"} if tied else {}
+    head, aliases = lm_head(tied, "model.decoder.embed_tokens")
     return _architecture(config, (*_decoder("model.decoder.", config, tied), *head), tied, aliases=aliases)
 
 
@@ -117,11 +117,11 @@ def resize(sizes: ModelSizes) -> dict[str, Any]:
 
 
 FAMILY = Family(
-    "opt",
-    "text",
-    OPTConfig,
-    (Head("causal-lm", OPTForCausalLM, causal_lm), Head("encoder", OPTModel, decoder)),
-    COMMON_KEYS.extended(
+    name="opt",
+    data="text",
+    config_class=OPTConfig,
+    heads=(Head("causal-lm", OPTForCausalLM, causal_lm), Head("encoder", OPTModel, decoder)),
+    keys=COMMON_KEYS.extended(
         sizes=(
             "hidden_size",
             "num_hidden_layers",
@@ -141,8 +141,8 @@ FAMILY = Family(
         ),
         width=("word_embed_proj_dim",),
     ),
-    resize,
-    text_positions,
-    text_probe,
+    resize=resize,
+    positions=text_positions,
+    probe_inputs=text_probe,
     initializer_range="init_std",
 )

@@ -168,24 +168,24 @@ KEYS = IMAGE_KEYS.extended(
 )
 
 VIT = Family(
-    "vit",
-    "images",
-    ViTConfig,
-    (
+    name="vit",
+    data="images",
+    config_class=ViTConfig,
+    heads=(
         Head("classifier", ViTForImageClassification, partial(classifier, "vit", ("classifier",))),
         Head("encoder", ViTModel, partial(encoder, "vit")),
     ),
-    KEYS,
-    resized,
-    partial(positions, 1),
-    image_probe,
-    configure,
+    keys=KEYS,
+    resize=resized,
+    positions=partial(positions, 1),
+    probe_inputs=image_probe,
+    configure=configure,
 )
 DEIT = Family(
-    "deit",
-    "images",
-    DeiTConfig,
-    (
+    name="deit",
+    data="images",
+    config_class=DeiTConfig,
+    heads=(
         Head("classifier", DeiTForImageClassification, partial(classifier, "deit", ("classifier",))),
         Head(
             "distilled",
@@ -194,8 +194,8 @@ DEIT = Family(
         ),
         Head("encoder", DeiTModel, partial(encoder, "deit")),
     ),
-    KEYS,
-    resized,
-    partial(positions, 2),
-    image_probe,
+    keys=KEYS,
+    resize=resized,
+    positions=partial(positions, 2),
+    probe_inputs=image_probe,
 )
