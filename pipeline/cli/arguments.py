@@ -23,17 +23,18 @@ def positive_integer(text: str) -> int:
     return value
 
 
-def add_workers(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--workers",
-        type=positive_integer,
-        default=WORKERS,
-        help="processes that write (default: one more than the CPUs); the result is the same for any number",
-    )
+WRITERS = "processes that write (default: one more than the CPUs); the result is the same for any number"
 
 
-def add_source_config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--source-config", type=Path, help="the source's config.json, where the checkpoint holds none")
+def add_workers(command: argparse.ArgumentParser, text: str = WRITERS) -> None:
+    command.add_argument("--workers", type=positive_integer, default=WORKERS, help=text)
+
+
+SOURCE_CONFIG = "the source's config.json, where the checkpoint holds none"
+
+
+def add_source_config(command: argparse.ArgumentParser, text: str = SOURCE_CONFIG) -> None:
+    command.add_argument("--source-config", type=Path, help=text)
 
 
 def add_json(command: argparse.ArgumentParser, what: str) -> None:

@@ -9,11 +9,11 @@ from pipeline.cli.arguments import (
     CHECKPOINT,
     DTYPES,
     Commands,
+    Handler,
     add_json,
     add_layout,
     add_source_config,
     add_workers,
-    positive_integer,
     selected_layout,
 )
 from pipeline.cli.output import console
@@ -28,15 +28,26 @@ def add_parsers(commands: Commands) -> None:
     _add_export(commands)
 
 
+def _command(commands: Commands, name: str, text: str, handler: Handler) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(handler=handler)
+    return command
+
+
+def _checkpoint_command(commands: Commands, name: str, text: str, handler: Handler) -> argparse.ArgumentParser:
+    """A command that reads one checkpoint."""
+    command = _command(commands, name, text, handler)
+    command.add_argument("source", type=Path, metavar="DIR", help=CHECKPOINT)
+    return command
+
+
 def _add_inspect(commands: Commands) -> None:
     text = "say what a checkpoint is: layout, model, optimizer, where it came from; its numbers are not read"
-    command = commands.add_parser("inspect", help=text, description=text)
-    command.add_argument("source", type=Path, metavar="DIR", help=CHECKPOINT)
+    command = _checkpoint_command(commands, "inspect", text, _inspect)
     add_json(command, "the facts")
     command.add_argument(
         "--tensors", action="store_true", help="list every tensor with its shape, type and optimizer group"
     )
-    command.set_defaults(handler=_inspect)
 
 
 def _add_check(commands: Commands) -> None:
@@ -44,15 +55,8 @@ def _add_check(commands: Commands) -> None:
         "hash every file of a checkpoint against its manifest; without a manifest, see whether its files agree; "
         "exit code 2 when one is damaged"
     )
-    command = commands.add_parser("check", help=text, description=text)
-    command.add_argument("source", type=Path, metavar="DIR", help=CHECKPOINT)
-    command.add_argument(
-        "--workers",
-        type=positive_integer,
-        default=WORKERS,
-        help="files that are hashed at the same time (default: one more than the CPUs)",
-    )
-    command.set_defaults(handler=_check)
+    command = _checkpoint_command(commands, "check", text, _check)
+    add_workers(command, "files that are hashed at the same time (default: one more than the CPUs)")
 
 
 def _add_diff(commands: Commands) -> None:
@@ -60,39 +64,32 @@ def _add_diff(commands: Commands) -> None:
         "compare two checkpoints of any layout number by number: weights, moments, steps, hyper-parameters; "
         "exit code 1 when anything differs"
     )
-    command = commands.add_parser("diff", help=text, description=text)
+    command = _command(commands, "diff", text, _diff)
     command.add_argument("a", type=Path, metavar="A", help=CHECKPOINT)
     command.add_argument("b", type=Path, metavar="B", help="another, in any layout, ZeRO stage and world size")
     add_json(command, "the differences")
     command.add_argument(
         "--weights-only", action="store_true", help="leave the optimizer out (Hugging Face folders hold none)"
     )
-    command.set_defaults(handler=_diff)
 
 
 def _add_reshard(commands: Commands) -> None:
     text = "write a checkpoint in another layout, ZeRO stage or world size, moments and steps included"
-    command = commands.add_parser("reshard", help=text, description=text)
-    command.add_argument("source", type=Path, metavar="DIR", help=CHECKPOINT)
+    command = _checkpoint_command(commands, "reshard", text, _reshard)
     command.add_argument("--out", required=True, type=Path, help="the checkpoint folder to create")
-    command.add_argument(
-        "--source-config",
-        type=Path,
-        help="the model's config.json, where Hugging Face files are read or written and it lies elsewhere",
+    add_source_config(
+        command, "the model's config.json, where Hugging Face files are read or written and it lies elsewhere"
     )
     add_layout(command)
     add_workers(command)
-    command.set_defaults(handler=_reshard)
 
 
 def _add_export(commands: Commands) -> None:
     text = "write a checkpoint as a Hugging Face folder: safetensors, config, tokenizer, a model card with what it cost"
-    command = commands.add_parser("export", help=text, description=text)
-    command.add_argument("source", type=Path, metavar="DIR", help=CHECKPOINT)
+    command = _checkpoint_command(commands, "export", text, _export)
     command.add_argument("--out", required=True, type=Path, metavar="HF_DIR", help="the folder to create")
     command.add_argument("--dtype", default="float32", choices=DTYPES, help="of the stored weights (default float32)")
     add_source_config(command)
-    command.set_defaults(handler=_export)
 
 
 def _inspect(options: argparse.Namespace) -> None:

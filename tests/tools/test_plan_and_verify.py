@@ -35,6 +35,13 @@ def planned(capsys, folder, variant: str, *more: object, **sizes) -> tuple[dict,
     return json.loads((folder / "plan.json").read_text()), out
 
 
+def expanded(capsys, folder, *more: object) -> None:
+    """The expansion that `planned` was told of."""
+    places = ("--source", folder / "small", "--target", folder / "target.json", "--out", folder / "large")
+    code, _, err = lemon(capsys, "expand", *places, *more)
+    assert code == 0, err
+
+
 def test_no_tensor_is_read(tmp_path, capsys, monkeypatch):
     saved(tmp_path / "small", "bert-pre-ln")
     stored = checkpoints.raw(tmp_path / "small")
@@ -48,17 +55,7 @@ def test_the_plan_is_what_happens(tmp_path, capsys):
     """Its rows, its parameters, its config change and its disk are those of the expansion that follows."""
     saved(tmp_path / "small", "bert-pre-ln")
     content, out = planned(capsys, tmp_path, "bert-pre-ln")
-    code, _, err = lemon(
-        capsys,
-        "expand",
-        "--source",
-        tmp_path / "small",
-        "--target",
-        tmp_path / "target.json",
-        "--out",
-        tmp_path / "large",
-    )
-    assert code == 0, err
+    expanded(capsys, tmp_path)
     state, config = checkpoints.read(tmp_path / "large")
     assert {row["target"]: tuple(row["shape"]) for row in content["tensors"]} == {
         name: entry.shape for name, entry in state.tensors.items()
@@ -83,17 +80,7 @@ def test_the_disk_it_names_is_the_disk_it_takes(tmp_path, capsys, layout, stage)
     sizes = {"hidden": 160, "heads": 40, "mlp": 700, "layers": 3, "vocab": 2000}
     more = ("--format", layout, *(("--zero-stage", stage) if layout == "zero" else ()))
     content, _ = planned(capsys, tmp_path, "bert-pre-ln", *more, **sizes)
-    lemon(
-        capsys,
-        "expand",
-        "--source",
-        tmp_path / "small",
-        "--target",
-        tmp_path / "target.json",
-        "--out",
-        tmp_path / "large",
-        *more,
-    )
+    expanded(capsys, tmp_path, *more)
     held = sum(path.stat().st_size for path in (tmp_path / "large").rglob("*") if path.is_file())
     assert held == pytest.approx(content["needs"]["disk"], rel=0.05)
 
@@ -134,11 +121,8 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, capsys):
 
 def grown(capsys, folder, variant: str, *more: object, **sizes) -> None:
     saved(folder / "small", variant)
-    target = target_config_file(folder / "target.json", variant, **{**LARGE, **sizes})
-    code, _, err = lemon(
-        capsys, "expand", "--source", folder / "small", "--target", target, "--out", folder / "large", *more
-    )
-    assert code == 0, err
+    target_config_file(folder / "target.json", variant, **{**LARGE, **sizes})
+    expanded(capsys, folder, *more)
 
 
 def measured(capsys, folder) -> tuple[int, dict]:
