@@ -7,6 +7,9 @@ text in one line and exits with code 2. Any other exception is a bug of the pipe
 import difflib
 from collections.abc import Iterable
 
+LONGEST_REASON = 160
+"""Characters of another library's error that a UserError quotes."""
+
 
 class UserError(Exception):
     """What is wrong, where, with which values, and the way out: one line, no traceback."""
@@ -17,3 +20,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"
+
+
+def one_line(error: BaseException | str, longest: int = LONGEST_REASON) -> str:
+    """The text of another library's error, short enough to be quoted in a UserError."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 from pipeline.records.run_folder import StageFolder, read_json
 from pipeline.records.stage_facts import StageFacts, TrainFacts, parse
 from pipeline.records.stage_records import TRAINING, EvaluationRecord, LedgerEntry, MetricsRecord, TrainingRecord
@@ -162,5 +162,6 @@ def _config(folder: Path) -> dict[str, Any]:
             "stages": [(stage["name"], stage["kind"]) for stage in config["stages"]],
         }
     except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
-        detail = " ".join(str(error).split())
-        raise UserError(f"{path}: not the config of a run ({detail}); restore it, then report again") from error
+        raise UserError(
+            f"{path}: not the config of a run ({one_line(error)}); restore it, then report again"
+        ) from error

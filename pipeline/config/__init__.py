@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from pipeline.config.schema import Config
 from pipeline.config.validation_errors import explain
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 from pipeline.records.strict import Strict
 
 
@@ -26,7 +26,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     except OSError as error:
         raise UserError(f"{path}: cannot read the config ({error.strerror}); check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: not valid YAML: {one_line(error, longest=400)}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a config is a mapping of keys, such as 'name: …'; see configs/quickstart/bert.yaml")
     for override in overrides:

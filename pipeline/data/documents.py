@@ -23,8 +23,8 @@ import pyarrow.parquet
 
 from pipeline.config.schema import TextData
 from pipeline.data import embedded
-from pipeline.data.sources import Embedded, HubSplit, LocalFiles, Source, one_line, require_column, resolve
-from pipeline.errors import UserError
+from pipeline.data.sources import Embedded, HubSplit, LocalFiles, Source, require_column, resolve
+from pipeline.errors import UserError, one_line
 
 LINES = tuple(f"{kind}{compression}" for kind in (".txt", ".jsonl") for compression in ("", ".xz", ".gz", ".zst"))
 EXTENSIONS = (*LINES, ".parquet")

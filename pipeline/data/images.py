@@ -21,8 +21,8 @@ import torch
 from pipeline.config.schema import Augmentation, ImageData
 from pipeline.data import augment, embedded
 from pipeline.data.sampler import position
-from pipeline.data.sources import Embedded, HubSplit, LocalFiles, Source, one_line, require_column, resolve
-from pipeline.errors import UserError
+from pipeline.data.sources import Embedded, HubSplit, LocalFiles, Source, require_column, resolve
+from pipeline.errors import UserError, one_line
 from pipeline.rng import derive
 
 EXTENSIONS = (".parquet", ".png", ".jpg", ".jpeg")

@@ -13,11 +13,10 @@ from pathlib import Path
 import datasets
 
 from pipeline.config.schema import ImageData, TextData
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 
 EXTENSIONS = (".txt", ".jsonl", ".parquet", ".png", ".jpg", ".jpeg", ".xz", ".gz", ".zst")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-LONGEST_REASON = 160
 """Characters of another library's error that are quoted in a UserError."""
 
 
@@ -86,12 +85,6 @@ def _evaluation(
     if training_is_local:
         raise UserError(f"{data.evaluation}: no such file or folder; check data.evaluation")
     return HubSplit(str(data.dataset), data.subset, str(data.evaluation))
-
-
-def one_line(error: BaseException) -> str:
-    """The text of another library's error, short enough to be quoted in a UserError."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 1] + "…"
 
 
 def require_column(where: object, column: str, present: Iterable[str], key: str = "column") -> None:

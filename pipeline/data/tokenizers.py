@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 import sentencepiece
 
 from pipeline.config import schema
-from pipeline.data.sources import is_local, one_line
-from pipeline.errors import UserError
+from pipeline.data.sources import is_local
+from pipeline.errors import UserError, one_line
 
 if TYPE_CHECKING:  # importing transformers takes seconds
     from transformers import PreTrainedTokenizerBase

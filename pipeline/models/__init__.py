@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pipeline.config.schema import ModelSizes
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, nearest, one_line
 from pipeline.models.architecture import Architecture
 from pipeline.models.families import bert, bert_pre_ln, dinov2, gpt2, llama, opt, vit
 from pipeline.models.family import ConfigKeys, Facts, Family, Head, Inputs
@@ -81,7 +81,7 @@ def recognise(content: dict[str, Any], where: str) -> tuple[Family, PretrainedCo
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except Exception as error:  # transformers and its strict dataclasses raise many kinds for wrong values
-        raise UserError(f"{where}: not a config of '{kind}': {' '.join(str(error).split())[:160]}") from error
+        raise UserError(f"{where}: not a config of '{kind}': {one_line(error)}") from error
     heads_share_the_width = "head_dim" not in match.keys.sizes or not getattr(config, "head_dim", None)
     if min(sizes) < 1 or (heads_share_the_width and config.hidden_size % config.num_attention_heads):
         raise UserError(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 from pipeline.records import run_folder
 from pipeline.records.processes import die_with_parent
 
@@ -82,7 +82,7 @@ def launch(arguments: list[str], workers: int, nodes: Nodes, folder: Path) -> No
         except SignalException as error:
             raise KeyboardInterrupt from error
         except (DistError, RendezvousError) as error:
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(error)
             raise UserError(
                 f"node {nodes.rank} cannot connect to the other nodes at {nodes.address}:{nodes.port} ({reason}); "
                 f"check --master-addr, take another --master-port, and start all {nodes.count} nodes"

@@ -19,7 +19,7 @@ import torch
 
 from pipeline.checkpoints.layouts.deepspeed_pickles import STAND_INS
 from pipeline.checkpoints.tensors import ShardSlice
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 from pipeline.optim import optimizers
 
 SUB_GROUP = 10**9
@@ -35,9 +35,9 @@ def open_file(path: Path) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; the checkpoint is not complete") from error
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, … for damaged or foreign files
-        text = re.sub(r"\x1b\[\d+m", "", " ".join(str(error).split()))
+        text = re.sub(r"\x1b\[\d+m", "", str(error))
         foreign = re.search(r"GLOBAL (\S+)", text)
-        reason = f"it holds {foreign[1]}, which no checkpoint needs" if foreign else text[:160]
+        reason = f"it holds {foreign[1]}, which no checkpoint needs" if foreign else one_line(text)
         raise UserError(f"{path}: cannot be loaded safely (damaged, or it holds code): {reason}") from error
 
 

@@ -21,7 +21,7 @@ from torch.serialization import skip_data
 
 from pipeline.checkpoints.serialization.byte_stream import Chunks, OutputFile, TensorSlice, tensor_bytes
 from pipeline.checkpoints.tensors import InMemoryTensor
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,8 @@ class ArchiveContent:
                     file.seek(offset + empty.numel() * empty.itemsize)
                 yield file.read()
         except RuntimeError as error:  # torch's word for a full disk
-            reason = " ".join(str(error).split())[:120]
             raise UserError(
-                f"{self.skeleton.parent}: cannot be written ({reason}); make room or choose another place"
+                f"{self.skeleton.parent}: cannot be written ({one_line(error)}); make room or choose another place"
             ) from error
         finally:
             self.skeleton.unlink(missing_ok=True)
