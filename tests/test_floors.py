@@ -12,7 +12,7 @@ PACKAGE = ROOT / "pipeline"
 
 FLOORS = """
     errors
-    durations rng
+    amounts durations rng
     records
     optim
     config

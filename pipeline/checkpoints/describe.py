@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import checkpoints
+from pipeline.amounts import amount
 from pipeline.checkpoints import manifest
 from pipeline.checkpoints.layouts import layout_named, require_layout
 from pipeline.checkpoints.state import State
@@ -22,7 +23,6 @@ from pipeline.errors import UserError
 from pipeline.records.run_folder import read_json
 
 Facts = dict[str, Any]
-UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 SIZE_KEYS = (
     *("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head", "num_key_value_heads"),
     *("head_dim", "intermediate_size", "n_inner", "mlp_ratio", "vocab_size", "max_position_embeddings", "n_positions"),
@@ -216,12 +216,6 @@ def _first(names: list[str] | dict[str, str]) -> str:
 
 def _shape(shape: list[int]) -> str:
     return " x ".join(map(str, shape)) or "scalar"
-
-
-def amount(size: int) -> str:
-    """Bytes in the unit that suits them."""
-    power = min(len(UNITS) - 1, max(0, size.bit_length() - 1) // 10)
-    return f"{size} bytes" if not power else f"{size / 1024**power:.2f} {UNITS[power]}"
 
 
 def plural(count: int, noun: str) -> str:

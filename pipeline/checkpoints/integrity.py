@@ -8,8 +8,9 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline import checkpoints
+from pipeline.amounts import amount
 from pipeline.checkpoints import manifest
-from pipeline.checkpoints.describe import amount, plural
+from pipeline.checkpoints.describe import plural
 from pipeline.checkpoints.layouts import require_layout
 from pipeline.checkpoints.layouts.zero_format import open_file
 from pipeline.checkpoints.serialization.progress import ByteProgress

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import checkpoints
+from pipeline.amounts import amount
 from pipeline.checkpoints import CheckpointLayout, manifest, publish
 from pipeline.checkpoints.layouts import Layout, require_layout
 from pipeline.checkpoints.serialization.byte_stream import OutputFile
@@ -91,8 +92,8 @@ class ReshardResult:
     size: int
 
     def __repr__(self) -> str:
-        amount = f"{self.tensors} tensors, {self.size / 2**30:.2f} GiB in {self.files} files"
-        return f"ReshardResult('{self.path}': {self.layout.words}, {amount})"
+        content = f"{self.tensors} tensors, {amount(self.size)} in {self.files} files"
+        return f"ReshardResult('{self.path}': {self.layout.words}, {content})"
 
 
 def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardResult:
@@ -116,7 +117,7 @@ def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardRe
         }
         publish.publish(staged, out, facts, files)
     size = sum(file.size for file in files.values())
-    logger.info(f"reshard: {len(plan.state.tensors)} tensors, {size / 2**30:.2f} GiB in {len(files)} files")
+    logger.info(f"reshard: {len(plan.state.tensors)} tensors, {amount(size)} in {len(files)} files")
     logger.info(f"reshard: wrote {out}")
     return ReshardResult(out, plan.layout, len(plan.state.tensors), len(files), size)
 

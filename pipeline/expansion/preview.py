@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from pipeline import models
 from pipeline.accounting.flops import cost
+from pipeline.amounts import amount
 from pipeline.errors import UserError
 from pipeline.expansion.expand import ExpansionPlan, size_changes
 from pipeline.growth import conditions, optimizer_state, plan_file
@@ -20,7 +21,6 @@ from pipeline.models.architecture import Architecture
 from pipeline.records.processes import WORKERS
 from pipeline.records.run_folder import write_json
 
-GIB = 2**30
 LONGEST = 2048
 """Tokens of the training sample whose FLOPs are shown, where rotary positions set no limit that means anything."""
 LIBRARIES = 400 * 2**20
@@ -51,7 +51,7 @@ class Preview:
         verdict = "lossless" if growth.lossless else f"lossy: {'; '.join(growth.lossy)}"
         return (
             f"Preview('{self.expansion.source}' by method '{growth.options.method}': {size_changes(growth)}; "
-            f"{verdict}; {needs['disk'] / GIB:.2f} GiB of disk, {needs['memory'] / GIB:.2f} GiB of memory)"
+            f"{verdict}; {amount(needs['disk'])} of disk, {amount(needs['memory'])} of memory)"
         )
 
 
@@ -163,7 +163,7 @@ def _verdicts(expansion: ExpansionPlan, content: dict[str, Any]) -> list[str]:
         *(f"condition    {line}" for line in content["conditions"]),
         f"optimizer    {'; '.join(content['optimizer_state'])}",
         f"result       {lossless}",
-        f"needs        {disk / GIB:.2f} GiB of disk, {memory / GIB:.2f} GiB of memory",
+        f"needs        {amount(disk)} of disk, {amount(memory)} of memory",
     ]
 
 

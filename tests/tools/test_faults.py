@@ -87,7 +87,7 @@ def test_too_little_room_is_said_before_anything_is_written(tmp_path, capsys, mo
     real = shutil.disk_usage
     monkeypatch.setattr("shutil.disk_usage", lambda path: real(path)._replace(free=1000))
     code, _, err = lemon(capsys, *arguments)
-    assert code == 2 and "GiB, 0.00 GiB are free; make room or choose another place" in err
+    assert code == 2 and "KiB, 1000 bytes are free; make room or choose another place" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "target.json"]
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.serialization import skip_data
 
+from pipeline.amounts import amount
 from pipeline.checkpoints.serialization.byte_stream import Chunks, OutputFile, TensorSlice, tensor_bytes
 from pipeline.checkpoints.tensors import InMemoryTensor
 from pipeline.errors import UserError, one_line
@@ -113,7 +114,7 @@ def _addresses(count: int, dtype: torch.dtype) -> Tensor:
         pages = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
     except OSError as error:
         raise UserError(
-            f"{count * dtype.itemsize / 2**30:.2f} GiB of addresses are not to be had ({error.strerror}); "
+            f"{amount(count * dtype.itemsize)} of addresses are not to be had ({error.strerror}); "
             "raise the limit (ulimit -v)"
         ) from error
     with warnings.catch_warnings(action="ignore"):  # that it cannot be written to

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import torch
 
+from pipeline.amounts import amount
 from pipeline.checkpoints import publish
 from pipeline.checkpoints.manifest import FileRecord, record
 from pipeline.checkpoints.serialization.byte_stream import WINDOW, OutputFile
@@ -52,10 +53,7 @@ def write_files(
 def _require_room(files: Sequence[OutputFile], folder: Path) -> None:
     need, free = sum(file.size for file in files), shutil.disk_usage(folder).free
     if need > free:
-        raise UserError(
-            f"{folder}: needs {need / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free; "
-            "make room or choose another place"
-        )
+        raise UserError(f"{folder}: needs {amount(need)}, {amount(free)} are free; make room or choose another place")
 
 
 Count = Callable[[int], None]
