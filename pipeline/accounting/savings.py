@@ -75,7 +75,7 @@ class Curves(Content):
     sources: list[SourceCurve]
 
 
-class Comparison(Content):
+class Savings(Content):
     """One expanded stage against training the same model from scratch."""
 
     stage: str
@@ -92,7 +92,7 @@ class Comparison(Content):
 
 def compare_run(
     run: RecordedRun, places: list[RecordedRun], reader: RecordReader, target: float | None
-) -> tuple[list[Comparison], list[str]]:
+) -> tuple[list[Savings], list[str]]:
     """The comparisons of a run, and sentences that say why something could not be compared.
 
     Compared is what was grown, or began from a checkpoint outside any run. A baseline is looked for in the run itself,
@@ -160,7 +160,7 @@ def _compare(
     place: RecordedRun,
     baseline: RecordedStage,
     target: float | None,
-) -> Comparison:
+) -> Savings:
     grown = next((index for index, ancestor in enumerate(chain) if ancestor.kind == "expand"), len(chain))
     sources = [ancestor for ancestor in reversed(chain[grown:]) if ancestor.kind == "train"]
     whole_stage = Ancestor(stage.path, stage, {}, {}, None)
@@ -170,7 +170,7 @@ def _compare(
     listed = [SourceStage(stage=source.name, flops=source.training_flops or 0) for source in sources]
     cost = None if unknown else sum(source.flops for source in listed)
     total = None if given.flops is None or cost is None else given.flops + cost
-    return Comparison(
+    return Savings(
         stage=stage.name,
         model=_facts(stage).model,
         baseline=Baseline(run=None if place is run else place.title, stage=baseline.name),

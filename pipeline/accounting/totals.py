@@ -23,16 +23,16 @@ class Amounts(Content):
         return cls(**{unit: sum(getattr(entry, unit) for entry in listed) for unit in Amounts.model_fields})
 
 
-class LedgerRow(Amounts):
+class TotalsRow(Amounts):
     stage: str
     kind: str
     share_percent: float
 
 
-class Ledger(Content):
+class Totals(Content):
     """What was spent by stage and kind, with sums. training: what published savings count."""
 
-    rows: list[LedgerRow]
+    rows: list[TotalsRow]
     by_kind: dict[str, Amounts]
     training: Amounts
     everything: Amounts
@@ -53,13 +53,13 @@ def _order(kind: str) -> tuple[int, str]:
     return (KINDS.index(kind) if kind in KINDS else len(KINDS), kind)
 
 
-def ledger(stages: Iterable[RecordedStage]) -> Ledger:
+def add_up(stages: Iterable[RecordedStage]) -> Totals:
     """Everything that `stages` spent."""
     stages = list(stages)
     entries = [entry for stage in stages for entry in stage.ledger]
     total = Amounts.of(entries)
     rows = [
-        LedgerRow(
+        TotalsRow(
             stage=stage.name,
             kind=kind,
             **dict(spent),
@@ -69,4 +69,4 @@ def ledger(stages: Iterable[RecordedStage]) -> Ledger:
         for kind, spent in by_kind(stage.ledger).items()
     ]
     training = Amounts.of(entry for entry in entries if entry.kind in TRAINING)
-    return Ledger(rows=rows, by_kind=by_kind(entries), training=training, everything=total)
+    return Totals(rows=rows, by_kind=by_kind(entries), training=training, everything=total)

@@ -30,7 +30,7 @@ def _usable_as_folder(name: str) -> str:
 Name = Annotated[str, AfterValidator(_usable_as_folder)]
 
 
-class Tokenizer(Strict):
+class TokenizerChoice(Strict):
     """`sentencepiece` learns its pieces from the training text; `wordpiece` reads a `vocab.txt`; `huggingface` loads a
     folder or a hub name."""
 
@@ -55,7 +55,7 @@ class TextData(Strict):
         default=None, description="held-out files, or a hub split; None: cut from the data"
     )
     column: str = "text"
-    tokenizer: Tokenizer = Tokenizer()
+    tokenizer: TokenizerChoice = TokenizerChoice()
     block: int = Field(128, ge=8, description="tokens per block, [CLS] and [SEP] included")
     mask: float = Field(0.15, gt=0, lt=1, description="fraction of a block that is predicted")
     evaluation_blocks: int = Field(256, ge=1)

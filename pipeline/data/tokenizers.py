@@ -144,14 +144,14 @@ class Pretrained:
         self.tokenizer.save_pretrained(folder)
 
 
-def create(config: schema.Tokenizer, texts: Iterable[str], folder: Path) -> Tokenizer:
+def create(config: schema.TokenizerChoice, texts: Iterable[str], folder: Path) -> Tokenizer:
     """The tokenizer that `config` names, saved in `folder`; `texts` is what a vocabulary is learned from."""
     tokenizer = _create(config, texts)
     tokenizer.save(folder)
     return tokenizer
 
 
-def _create(config: schema.Tokenizer, texts: Iterable[str]) -> Tokenizer:
+def _create(config: schema.TokenizerChoice, texts: Iterable[str]) -> Tokenizer:
     if config.kind == "sentencepiece" or config.path is None:  # the schema demands a path of the other kinds
         return SentencePiece.learn(_lines(texts), config.vocab_size)
     if config.kind == "wordpiece":

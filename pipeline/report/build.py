@@ -44,7 +44,7 @@ def _run(run: RecordedRun, all_runs: list[RecordedRun], reader: RecordReader, ta
         comparisons=comparisons,
         remarks=remarks,
         stages=stages,
-        ledger=totals.ledger(run.stages.values()),
+        ledger=totals.add_up(run.stages.values()),
         continuity=tables.continuity(run, reader),
         speed=[speed(stage) for stage in run.trained if stage.steps],
         models=tables.models(run),

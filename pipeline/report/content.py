@@ -3,15 +3,15 @@
 from typing import Any, Literal
 
 from pipeline.accounting.recorded_runs import Content, Evaluation
-from pipeline.accounting.savings import Comparison
+from pipeline.accounting.savings import Savings
 from pipeline.accounting.speed import Speed
-from pipeline.accounting.totals import Ledger
+from pipeline.accounting.totals import Totals
 
 Series = list[tuple[int, float]]
 """Pairs of step and value."""
 
 
-class TrainingRecord(Content):
+class TrainingSeries(Content):
     """Thinned series. raw keeps the lowest and highest loss of each bin, so that a spike survives; smooth is a centred
     mean over 2 % of the record; rate is the learning rate. diverged: the first step whose loss is not a number."""
 
@@ -31,7 +31,7 @@ class Stage(Content):
     step: int
     facts: dict[str, Any]
     evaluations: list[Evaluation]
-    training: TrainingRecord
+    training: TrainingSeries
 
 
 class Start(Content):
@@ -79,10 +79,10 @@ class Run(Content):
     unigram_entropy: float | None
     unfinished: list[str]
     warnings: list[str]
-    comparisons: list[Comparison]
+    comparisons: list[Savings]
     remarks: list[str]
     stages: list[Stage]
-    ledger: Ledger
+    ledger: Totals
     continuity: list[Continuity]
     speed: list[Speed]
     models: list[dict[str, Any]]

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.accounting.recorded_runs import Evaluation
-from pipeline.accounting.savings import Comparison
+from pipeline.accounting.savings import Savings
 from pipeline.report.content import Run, Series
 from pipeline.report.formatting import decimal, flops, saving, scale
 
@@ -94,7 +94,7 @@ def colours(run: Run) -> dict[str, str]:
     return colour_of
 
 
-def compared(run: Run, comparisons: list[Comparison], measure: str = "loss") -> Chart:
+def compared(run: Run, comparisons: list[Savings], measure: str = "loss") -> Chart:
     """A baseline and the stages expanded from smaller models against training FLOPs; each of the latter once more with
     the training of its sources added (dashed), unless there are many. The legend says what the target cost."""
     colour_of, first = colours(run), comparisons[0]
@@ -162,7 +162,7 @@ def _shifted(line: Line, cost: int, label: str | None) -> Line:
     return replace(line, x=[x + cost for x in line.x], label=label, style="--", width=1.6)
 
 
-def _lossy(one: Comparison) -> bool:
+def _lossy(one: Savings) -> bool:
     """Whether its curve begins far above its source's loss, because the method does not keep the function."""
     return one.expansion is not None and one.expansion.lossless is False
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.accounting.savings import Comparison, Reach
+from pipeline.accounting.savings import Reach, Savings
 from pipeline.report.formatting import decimal, flops, saving
 
 
@@ -22,7 +22,7 @@ class Bar:
         return sum(cost or 0 for _, cost in self.parts)
 
 
-def statement(one: Comparison) -> str:
+def statement(one: Savings) -> str:
     """One sentence: what growing saved, given the small model and all-in."""
     given, loss, source = one.given, one.target.loss, one.source
     if given.flops is None:
@@ -53,12 +53,12 @@ def _missed(place: Reach, target: float) -> str:
     return f"lowest loss {decimal(lowest.loss)} (step {lowest.step}, {flops(lowest.flops)}), target {decimal(target)}"
 
 
-def target(one: Comparison) -> str:
+def target(one: Savings) -> str:
     """What is compared: FLOPs to which loss."""
     return f"Training FLOPs to an evaluation loss of {decimal(one.target.loss)} ({one.target.meaning})."
 
 
-def growth(one: Comparison) -> str | None:
+def growth(one: Savings) -> str | None:
     """By which method it was grown, and whether that kept the function; None where the method is not known."""
     if one.expansion is None or one.expansion.method is None:
         return None
@@ -66,7 +66,7 @@ def growth(one: Comparison) -> str | None:
     return f"Grown by method '{one.expansion.method}', {kept}."
 
 
-def bars(one: Comparison) -> list[Bar]:
+def bars(one: Savings) -> list[Bar]:
     """From scratch, given the small model, all-in."""
     baseline, compared = one.baseline, one.scratch.flops is not None and one.given.flops is not None
     place = f"stage {baseline.stage}" + (f" of {baseline.run}" if baseline.run else "")

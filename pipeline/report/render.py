@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.accounting.savings import Comparison
+from pipeline.accounting.savings import Savings
 from pipeline.errors import UserError
 from pipeline.records.run_folder import write_json, write_text
 from pipeline.report import figures, formatting, headline
@@ -32,7 +32,7 @@ def evaluation_figures(run: Run) -> list[tuple[figures.Chart, str]]:
     """Evaluation against training FLOPs, with the name of its caption, for each baseline; for images also top-1."""
     points = [point for stage in run.stages for point in stage.evaluations]
     measures = ["loss", "top1"] if any(point.top1 is not None for point in points) else ["loss"]
-    groups: dict[tuple[str | None, str], list[Comparison]] = {}
+    groups: dict[tuple[str | None, str], list[Savings]] = {}
     for one in run.comparisons:
         groups.setdefault((one.baseline.run, one.baseline.stage), []).append(one)
     if not groups and points:

@@ -7,8 +7,8 @@ from typing import Any
 from pipeline.accounting.lineage import origins
 from pipeline.accounting.recorded_runs import RecordedRun, RecordedStage, RecordReader
 from pipeline.records.stage_facts import ExpandFacts
-from pipeline.records.stage_records import TrainingRecord as StepRecord
-from pipeline.report.content import Continuity, Series, Stage, Start, TrainingRecord, Verdict
+from pipeline.records.stage_records import TrainingRecord
+from pipeline.report.content import Continuity, Series, Stage, Start, TrainingSeries, Verdict
 
 MEASURED: dict[str, Any] = {"tolerance": 0.0, "drift": [], "symmetry": {}, "loss": None, "stored": None}
 """What a verification may measure beside relative differences, and its value where it was not measured."""
@@ -48,7 +48,7 @@ def warnings(stages: list[Stage]) -> list[str]:
     ]
 
 
-def training(steps: list[StepRecord]) -> TrainingRecord:
+def training(steps: list[TrainingRecord]) -> TrainingSeries:
     """The series that figures draw, from the records of training steps."""
     diverged = next((record.step for record in steps if not math.isfinite(record.loss)), None)
     finite = [record for record in steps if math.isfinite(record.loss)]
@@ -56,7 +56,7 @@ def training(steps: list[StepRecord]) -> TrainingRecord:
     losses = [(record.step, record.loss) for record in finite]
     rates = [(record.step, record.lr) for record in finite][::width]
     smoothed = smooth(losses, len(losses) // 50)[::width]
-    return TrainingRecord(raw=extremes(losses, width), smooth=smoothed, rate=rates, diverged=diverged)
+    return TrainingSeries(raw=extremes(losses, width), smooth=smoothed, rate=rates, diverged=diverged)
 
 
 def extremes(pairs: Series, width: int) -> Series:

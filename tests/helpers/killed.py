@@ -49,7 +49,7 @@ def after(function, then=die):
 class DyingMidway:
     """Content that ends the tool behind its first chunk."""
 
-    def __init__(self, content: byte_stream.Content):
+    def __init__(self, content: byte_stream.FileContent):
         self.content = content
 
     def chunks(self) -> byte_stream.Chunks:

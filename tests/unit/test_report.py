@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pipeline.accounting.recorded_runs import Evaluation
-from pipeline.accounting.savings import Comparison
+from pipeline.accounting.savings import Savings
 from pipeline.accounting.totals import Amounts
 from pipeline.errors import UserError
 from pipeline.records.run_folder import StageFolder, write_json
@@ -31,7 +31,7 @@ from tests.helpers.opened import opened
 from tests.helpers.pages import Page, texts
 
 
-def only(report: Report) -> Comparison:
+def only(report: Report) -> Savings:
     (one,) = report.runs[0].comparisons
     return one
 

@@ -18,7 +18,7 @@ CHUNK = 1 << 18
 Chunks = Iterator[bytes | memoryview]
 
 
-class Content(Protocol):
+class FileContent(Protocol):
     """Whatever a file is made of."""
 
     def chunks(self) -> Chunks:
@@ -42,7 +42,7 @@ class OutputFile:
 
     name: str
     size: int
-    content: Content
+    content: FileContent
 
     @classmethod
     def of(cls, name: str, data: bytes) -> "OutputFile":
