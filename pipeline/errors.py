@@ -5,7 +5,8 @@ text in one line and exits with code 2. Any other exception is a bug of the pipe
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 LONGEST_REASON = 160
 """Characters of another library's error that a UserError quotes."""
@@ -13,6 +14,15 @@ LONGEST_REASON = 160
 
 class UserError(Exception):
     """What is wrong, where, with which values, and the way out: one line, no traceback."""
+
+
+@contextmanager
+def placed(place: object) -> Iterator[None]:
+    """Put `place`, a key of the config say, in front of what a UserError inside says."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -107,7 +107,7 @@ class _Schedule(Strict, ABC):
         warmup = self.warmup.steps(pace)
         if warmup >= steps:
             raise UserError(
-                f"schedule: the warm-up of {warmup} steps does not end before the horizon of {steps} steps; shorten it"
+                f"the warm-up of {warmup} steps does not end before the horizon of {steps} steps; shorten it"
             )
         return {
             "kind": self.kind,
@@ -170,7 +170,7 @@ class WarmupStableDecaySchedule(_Schedule):
         shared, decay = self._shared(pace, self.horizon.steps(pace)), self.decay.steps(pace)
         if shared["warmup"] + decay > shared["steps"]:
             raise UserError(
-                f"schedule: a warm-up of {shared['warmup']} steps and a decay of {decay} steps do not fit into the "
+                f"a warm-up of {shared['warmup']} steps and a decay of {decay} steps do not fit into the "
                 f"horizon of {shared['steps']} steps; shorten one of them"
             )
         return WarmupStableDecayRates(**shared, decay=decay)

@@ -8,7 +8,7 @@ from pipeline import models
 from pipeline.config.schema import Config, ExpandStage, TrainStage
 from pipeline.config.validation_errors import all_of
 from pipeline.data import Prepared, open_prepared
-from pipeline.errors import UserError
+from pipeline.errors import UserError, placed
 from pipeline.expansion import target as targets
 from pipeline.growth import methods, optimizer_state
 from pipeline.growth.method import ExpansionOptions
@@ -29,7 +29,8 @@ def before_data(config: Config, ranks: int) -> None:
 
 def _stage_before_data(config: Config, stage: TrainStage | ExpandStage, ranks: int, precisions: set[str]) -> None:
     require_same(config, stage, each=True)
-    models.family(config.models[stage.model].family)
+    with placed(f"models.{stage.model}.family"):
+        models.family(config.models[stage.model].family)
     if isinstance(stage, TrainStage):
         deepspeed_config(stage, ranks)
         require_precision(stage, precisions)
@@ -41,9 +42,14 @@ def after_data(config: Config) -> None:
     """Check what the data decide: model sizes, steps, and whether every growth can be lossless. Raises UserError that
     lists all problems."""
     data = open_prepared(config.path / "data")
-    all_of(partial(models.trained, sizes, data.facts) for sizes in config.models.values())
-    model_configs = {name: models.trained(sizes, data.facts) for name, sizes in config.models.items()}
+    all_of(partial(_model_config, config, name, data) for name in config.models)
+    model_configs = {name: _model_config(config, name, data) for name in config.models}
     all_of(partial(_stage_after_data, config, stage, data, model_configs) for stage in config.stages)
+
+
+def _model_config(config: Config, name: str, data: Prepared) -> PretrainedConfig:
+    with placed(f"models.{name}"):
+        return models.trained(config.models[name], data.facts)
 
 
 def _stage_after_data(
@@ -57,12 +63,15 @@ def _stage_after_data(
 
 def _require_growth(config: Config, stage: ExpandStage, source: PretrainedConfig, target: PretrainedConfig) -> None:
     """What an expansion's method and optimizer state need, as far as it can be known before there is a source."""
-    large = targets.adopt(source, target)
-    architectures = models.architecture_of(source), models.architecture_of(large)
     method_options = options(stage, config.seed)
-    require_possible(*architectures, method_options)
-    if not methods.find(method_options.method).needs_source:
-        _require_moments(config, stage, plan_growth(*architectures, method_options, models.initializer_range(large)))
+    with placed(f"stages.{stage.name}"):
+        large = targets.adopt(source, target)
+        architectures = models.architecture_of(source), models.architecture_of(large)
+        require_possible(*architectures, method_options)
+        if methods.find(method_options.method).needs_source:
+            return
+        growth = plan_growth(*architectures, method_options, models.initializer_range(large))
+    _require_moments(config, stage, growth)
 
 
 def _require_moments(config: Config, stage: ExpandStage, growth: GrowthPlan) -> None:
@@ -70,7 +79,8 @@ def _require_moments(config: Config, stage: ExpandStage, growth: GrowthPlan) -> 
     if stage.optimizer_state != "grow":
         return
     slots = _optimizer_behind(config, stage).slots
-    optimizer_state.require(growth, slots, [slot.name for slot in slots])
+    with placed(f"stages.{stage.name}"):
+        optimizer_state.require(growth, slots, [slot.name for slot in slots])
     if any(isinstance(s, TrainStage) and s.start == stage.name and s.zero_stage == 0 for s in config.stages):
         raise UserError(
             f"stages.{stage.name}.optimizer_state: grow needs ZeRO shards, and the stage behind it has zero_stage 0; "
@@ -89,7 +99,5 @@ def _optimizer_behind(config: Config, stage: ExpandStage) -> Optimizer:
 
 def options(stage: ExpandStage, seed: int) -> ExpansionOptions:
     """The stage's method with its options, checked by the method. Raises UserError."""
-    try:
+    with placed(f"stages.{stage.name}.method"):
         return methods.parse(stage.method.name, stage.method.options, seed)
-    except UserError as error:
-        raise UserError(f"stages.{stage.name}.method: {error}") from error

@@ -14,7 +14,7 @@ from pipeline.checkpoints import manifest, publish
 from pipeline.config.schema import Config, TrainStage
 from pipeline.data import Prepared, open_prepared
 from pipeline.durations import Pace
-from pipeline.errors import UserError
+from pipeline.errors import UserError, placed
 from pipeline.optim.schedules import Rates
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import EarlierFacts, ExpandFacts, StepFlops, TrainFacts, TrainSettings
@@ -73,7 +73,8 @@ def rates(folder: StageFolder, stage: TrainStage, worth: Pace) -> Rates:
     """The stage's schedule in steps. A stage that was begun keeps those it began with: a duration in FLOPs would become
     another number of steps under other activation checkpointing. Raises UserError when the schedule does not fit."""
     recorded = recorded_facts(folder)
-    resolved = stage.schedule.resolve(worth)
+    with placed(f"stages.{stage.name}.schedule"):
+        resolved = stage.schedule.resolve(worth)
     return replace(resolved, **recorded.schedule) if recorded else resolved
 
 

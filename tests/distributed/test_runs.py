@@ -105,11 +105,15 @@ def test_divergence_is_told_in_one_line(finished, tmp_path, capfd):
 
 BAD = [
     (["stages.scratch.batch=15"], "stages.scratch: batch 15 is not a multiple of micro_batch 7 x 2 ranks"),
-    (["stages.grown.method=stack"], "method 'stack' cannot grow this model: 'stack' grows in depth only"),
+    (["stages.grown.method=stack"], "stages.grown: method 'stack' cannot grow this model: 'stack' grows in depth only"),
     (["stages.small.batch=15"], "stages.small: batch 15 is not a multiple of micro_batch 7 x 2 ranks"),
     (["data.dataset=/nowhere/at/all"], "/nowhere/at/all"),
-    (["models.small.patch=3"], "needs a patch size that divides the image size 8, got 3"),
-    (["models.small.family=vitt"], "unknown model family 'vitt'; did you mean 'vit'?"),
+    (
+        ["models.small.patch=3"],
+        "models.small: model family 'vit' needs a patch size that divides the image size 8, got 3",
+    ),
+    (["models.small.family=vitt"], "models.small.family: unknown model family 'vitt'; did you mean 'vit'?"),
+    (["stages.large.schedule.warmup=90 epochs"], "stages.large.schedule: the warm-up of "),
 ]
 
 

@@ -144,7 +144,7 @@ def configure(sizes: ModelSizes, facts: Facts) -> ViTConfig:
     if not sizes.patch or facts["size"] % sizes.patch:
         raise UserError(
             f"model family 'vit' needs a patch size that divides the image size {facts['size']}, got {sizes.patch}; "
-            "set models.….patch"
+            "set patch"
         )
     return ViTConfig(
         layer_norm_eps=sizes.eps,
