@@ -5,7 +5,9 @@ text in one line and exits with code 2. Any other exception is a bug of the pipe
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -17,3 +19,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"
+
+
+@contextmanager
+def writing_to(place: Path, way_out: str = "make room or choose another place") -> Iterator[None]:
+    """Whatever keeps a file or folder that a user has named from being written (no such folder, a file in its way, no
+    permission, a full disk) raises UserError."""
+    try:
+        yield
+    except OSError as error:
+        elsewhere = f": {error.filename}" if error.filename and str(error.filename) != str(place) else ""
+        raise UserError(f"{place}: cannot be written ({error.strerror}{elsewhere}); {way_out}") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoints.manifest import NAME, UNKNOWN_ORIGIN, FileRecord, Manifest, hashes, listing
-from pipeline.errors import UserError
+from pipeline.errors import UserError, writing_to
 from pipeline.records.run_folder import write_text
 
 STAGING = ".staging-"
@@ -30,10 +30,14 @@ def staging(final: Path) -> Path:
 @contextmanager
 def writing(final: Path) -> Iterator[Path]:
     """A staged folder for `final`, locked by this process: a second writer is refused, what a dead one left is removed,
-    and what is not published by the end is removed as well. Raises UserError."""
-    staged = final.with_name(STAGING + final.name)
-    staged.mkdir(parents=True, exist_ok=True)
-    handle = os.open(staged, os.O_RDONLY)
+    and what is not published by the end is removed as well. Raises UserError, also where something is there already or
+    nothing can be made."""
+    with writing_to(final, "choose another --out"):
+        if os.path.lexists(final):
+            raise UserError(f"{final}: exists already; choose another --out or remove it")
+        staged = final.with_name(STAGING + final.name)
+        staged.mkdir(parents=True, exist_ok=True)
+        handle = os.open(staged, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -41,7 +45,8 @@ def writing(final: Path) -> Iterator[Path]:
             raise UserError(f"{final}: another process is writing it; wait for it or choose another --out") from error
         _clear(staged)
         try:
-            yield staged
+            with writing_to(final):
+                yield staged
         finally:  # not published, and nobody else's
             if staged.exists() and os.path.samestat(os.fstat(handle), staged.stat()):
                 shutil.rmtree(staged, ignore_errors=True)

@@ -97,8 +97,6 @@ class ReshardResult:
 
 def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardResult:
     """Write and publish the checkpoint `out`. Raises UserError, and publishes nothing."""
-    if out.exists():
-        raise UserError(f"{out}: exists already; choose another --out or remove it")
     for line in remarks(plan):
         logger.info(f"reshard: {line}")
     origin = manifest.Origin.of(plan.source)

@@ -97,9 +97,6 @@ class ExpansionResult:
 def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> ExpansionResult:
     """Grow, write, verify and publish the checkpoint `out`. Raises UserError, and publishes nothing, when a result that
     claims to be lossless is not."""
-    if out.exists():
-        raise UserError(f"{out}: exists already; choose another --out or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
     origin = manifest.Origin.of(expansion.source)
     with publish.writing(out) as staged:
         logger.info(f"expand: {len(expansion.growth.tensors)} tensors, {size_changes(expansion.growth)}")

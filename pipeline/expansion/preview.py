@@ -6,12 +6,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
+from safetensors.torch import save
 from transformers import PretrainedConfig
 
 from pipeline import models
 from pipeline.accounting.flops import cost
-from pipeline.errors import UserError
+from pipeline.errors import UserError, writing_to
 from pipeline.expansion.expand import ExpansionPlan, size_changes
 from pipeline.growth import conditions, optimizer_state, plan_file
 from pipeline.growth.maps import MEAN, ZERO, IndexMap, Map
@@ -40,11 +40,14 @@ class Preview:
         return self.content
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, and maps that are too large for it as safetensors beside it."""
-        tensors = plan_file.TensorStore()
-        write_json(path, {**self.content, **plan_file.as_json(self.expansion.growth, tensors)})
-        if tensors.stored:
-            save_file(tensors.stored, path.with_suffix(".safetensors"))
+        """Write it as JSON, and maps that are too large for it as safetensors beside it. Raises UserError."""
+        tensors, beside = plan_file.TensorStore(), path.with_suffix(".safetensors")
+        if path == beside:
+            raise UserError(f"{path}: a plan is JSON, with its larger maps in such a file beside it; name a .json file")
+        with writing_to(path, "choose another --out"):
+            write_json(path, {**self.content, **plan_file.as_json(self.expansion.growth, tensors)})
+            if tensors.stored:
+                beside.write_bytes(save(tensors.stored))
 
     def __repr__(self) -> str:
         growth, needs = self.expansion.growth, self.content["needs"]

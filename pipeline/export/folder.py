@@ -32,8 +32,6 @@ def export_checkpoint(
     source: Path, out: Path, dtype: str = "float32", source_config: Path | None = None, workers: int = 1
 ) -> None:
     """Write and publish the folder `out`. Raises UserError, and publishes nothing."""
-    if out.exists():
-        raise UserError(f"{out}: exists already; choose another --out or remove it")
     checkpoint, layout = checkpoints.locate(source), CheckpointLayout(HUGGING_FACE.name, dtype=dtype)
     state, config = checkpoints.read(checkpoint, source_config)
     origin, ancestors = manifest.Origin.of(checkpoint), lineage(checkpoint, RecordReader())[::-1]

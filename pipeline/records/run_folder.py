@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, writing_to
 from pipeline.records.stage_facts import StageFacts, parse
 from pipeline.records.stage_records import Ledger, Metrics
 
@@ -32,11 +32,15 @@ def write_json(path: Path, content: object) -> None:
 def write_text(path: Path, content: str) -> None:
     """Write `content` so that a reader sees the old file or the new one, never half of it."""
     draft = path.with_name(path.name + ".draft")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -87,16 +91,10 @@ def exclusive(folder: Path, node: int = 0) -> Iterator[None]:
 
     The parent locks `.lock`; every worker shares a lock on `.workers` (see `share`), which must be free at the start.
     """
-    try:
+    with writing_to(folder, "choose another run folder with folder=…"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot make the run folder ({error.strerror}); choose another with folder=…"
-        ) from error
-    with (
-        _lock_file(folder, ".lock", node).open("w") as parent,
-        _lock_file(folder, ".workers", node).open("w") as workers,
-    ):
+        locks = [_lock_file(folder, name, node).open("w") for name in (".lock", ".workers")]
+    with locks[0] as parent, locks[1] as workers:
         for file in (parent, workers):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
