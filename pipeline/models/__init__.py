@@ -54,8 +54,12 @@ def trained(sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
 
 
 def of_config(config: PretrainedConfig) -> Family:
-    """The family that a config object belongs to."""
-    return next(each for each in FAMILIES.values() if each.config_class is type(config))
+    """The family that a config object belongs to. Raises UserError for a config of another one."""
+    match = next((each for each in FAMILIES.values() if each.config_class is type(config)), None)
+    if match is None:
+        stated = f"{type(config).__name__} (model_type '{config.model_type}')"
+        raise UserError(f"{stated} is no config of a supported family{nearest(config.model_type, FAMILIES)}")
+    return match
 
 
 def architecture_of(config: PretrainedConfig) -> Architecture:
