@@ -16,6 +16,7 @@ from pipeline.models.architecture import Architecture
 from pipeline.models.families import bert, bert_pre_ln, dinov2, gpt2, llama, opt, vit
 from pipeline.models.family import ConfigKeys, Facts, Family, Head, Inputs
 from pipeline.records.processes import choose_accelerator
+from pipeline.records.run_folder import read_json
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -74,24 +75,33 @@ def initializer_range(config: PretrainedConfig) -> float:
 
 def recognise(content: dict[str, Any], where: str) -> tuple[Family, PretrainedConfig]:
     """The family and config of a Hugging Face config.json's content. Raises UserError for a foreign one."""
-    kind = content.get("model_type") if isinstance(content, dict) else None  # JSON may hold anything
+    kind = content.get("model_type")
     match = next((family for family in FAMILIES.values() if family.config_class.model_type == kind), None)
     if match is None:
         raise UserError(f"{where}: model_type '{kind}' is not a supported family{nearest(str(kind), FAMILIES)}")
     try:
         config = match.config_class.from_dict(content)
+    except Exception as error:  # transformers and its strict dataclasses raise many kinds for wrong values
+        raise UserError(f"{where}: not a config of '{kind}': {' '.join(str(error).split())[:160]}") from error
+    _require_possible_sizes(match, config, where)
+    return match, config
+
+
+def _require_possible_sizes(match: Family, config: PretrainedConfig, where: str) -> None:
+    """Raises UserError for sizes that transformers takes and no model can have."""
+    for key, value in ((key, getattr(config, key, None)) for key in match.keys.sizes):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"{where}: {key} {value!r} is impossible; a size is a whole number of at least 1")
+    try:
         sizes = {space.size for space in architecture_of(config).spaces.values()}
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    except Exception as error:  # transformers and its strict dataclasses raise many kinds for wrong values
-        raise UserError(f"{where}: not a config of '{kind}': {' '.join(str(error).split())[:160]}") from error
     stated = getattr(config, "head_dim", None)  # without it, the heads share the width
     if min(sizes) < 1 or (not stated and config.hidden_size % config.num_attention_heads):
         raise UserError(
             f"{where}: impossible sizes: hidden_size {config.hidden_size}, num_attention_heads "
             f"{config.num_attention_heads}, smallest space {min(sizes)}"
         )
-    return match, config
 
 
 def config_text(config: PretrainedConfig, dtype: str = "float32") -> str:
@@ -104,11 +114,7 @@ def config_text(config: PretrainedConfig, dtype: str = "float32") -> str:
 
 def read_config(path: Path) -> tuple[Family, PretrainedConfig]:
     """The family and config in a config.json. Raises UserError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot read the model's config ({error})") from error
-    return recognise(content, str(path))
+    return recognise(read_json(path), str(path))
 
 
 def build(config: PretrainedConfig, seed: int = 0, attention: str = "sdpa", device: str = "cpu") -> PreTrainedModel:

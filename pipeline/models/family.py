@@ -166,7 +166,10 @@ class Family:
 
         Raises UserError for an unknown one."""
         public = {head.class_name: head for head in self.heads}
-        name = (config.architectures or [self.heads[0].class_name])[0]
+        names = config.architectures or [self.heads[0].class_name]
+        if not isinstance(names, list):
+            raise UserError(f"architectures is {names!r} and no list; name the model's class in it")
+        name = str(names[0])
         # `save_pretrained` writes the names of this package's subclasses.
         written = {head.model_class.__name__: head for head in self.heads}
         if name not in public | written:

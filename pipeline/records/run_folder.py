@@ -24,6 +24,9 @@ from pipeline.errors import UserError, writing_to
 from pipeline.records.stage_facts import StageFacts, parse
 from pipeline.records.stage_records import Ledger, Metrics
 
+KINDS = {list: "list", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
+"""What JSON calls that which is no object."""
+
 
 def write_json(path: Path, content: object) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
@@ -44,14 +47,16 @@ def write_text(path: Path, content: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises UserError when it is missing or broken."""
+    """Read a JSON object. Raises UserError when it is missing, broken, or anything else."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return content
+        content: object = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror})") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); the file is damaged") from error
+        raise UserError(f"{path}: cannot read it ({error.strerror}); check the path") from error
+    except (ValueError, RecursionError) as error:  # also of bytes that are no text, and of too long a number
+        raise UserError(f"{path}: not valid JSON ({error}); the file is damaged or no JSON file") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a JSON {KINDS[type(content)]}, not an object of keys; the file is damaged")
+    return content
 
 
 class StageFolder:
