@@ -101,7 +101,8 @@ def raw(folder: Path) -> State:
 
 
 def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedConfig]:
-    """The state of a tag folder in published names, and its model's config. Raises UserError.
+    """The state of a tag folder in published names, and its model's config. What the files hold beside the model is
+    left behind, its optimizer state too. Raises UserError.
 
     `config`: a config.json (or a folder with one) for a checkpoint that holds none.
     """
@@ -110,9 +111,10 @@ def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedCon
     family, model_config = models.read_config(config_file(folder, config))
     architecture, state = models.architecture_of(model_config), raw(folder)
     prefix = family.heads[0].model_class.base_model_prefix
-    published = names.published(set(state.tensors), architecture, prefix)
-    used = {name: tensor for name, tensor in state.tensors.items() if name in published}
-    state = replace(replace(state, tensors=used).renamed(published), aliases=architecture.aliases)
+    published = names.published(state.tensors, architecture, prefix)
+    left_behind = tuple(names.left_behind(state.tensors, architecture, prefix))
+    state = state.only(published).renamed(published)
+    state = replace(state, aliases=architecture.aliases, left_behind=left_behind)
     return _shaped(folder, state, architecture), model_config
 
 

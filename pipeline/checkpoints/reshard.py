@@ -77,7 +77,7 @@ def remarks(plan: ReshardPlan) -> list[str]:
     target = plan.layout.kind
     dropped = require_layout(plan.source).holds_optimizer and not target.holds_optimizer
     lost = [f"{target.title} files hold weights only; the optimizer state is left behind"] if dropped else []
-    return lost + target.remarks(plan.state)
+    return plan.state.remarks() + lost + target.remarks(plan.state)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,9 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> 
     claims to be lossless is not."""
     origin = manifest.Origin.of(expansion.source)
     with publish.writing(out) as staged:
-        logger.info(f"expand: {len(expansion.growth.tensors)} tensors, {size_changes(expansion.growth)}")
+        changes = f"{len(expansion.growth.tensors)} tensors, {size_changes(expansion.growth)}"
+        for line in (*expansion.state.remarks(), changes):
+            logger.info(f"expand: {line}")
         files, hashed = checkpoints.write(
             grown(expansion),
             expansion.large,

@@ -78,6 +78,7 @@ def _content(expansion: ExpansionPlan) -> dict[str, Any]:
         "conditions": conditions.holding(
             *architectures, expansion.growth.config_change, expansion.growth.moves_norm_affines
         ),
+        "left_behind": list(expansion.state.left_behind),
         "optimizer_state": _optimizer_state(expansion),
         "needs": needs(expansion),
     }
@@ -163,6 +164,7 @@ def _verdicts(expansion: ExpansionPlan, content: dict[str, Any]) -> list[str]:
     growth, disk, memory = expansion.growth, content["needs"]["disk"], content["needs"]["memory"]
     lossless = "lossless, and held to the gates" if growth.lossless else f"LOSSY: {'; '.join(growth.lossy)}"
     return [
+        *(f"source       {line}" for line in expansion.state.remarks()),
         *(f"condition    {line}" for line in content["conditions"]),
         f"optimizer    {'; '.join(content['optimizer_state'])}",
         f"result       {lossless}",
