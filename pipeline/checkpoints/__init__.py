@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -194,16 +194,20 @@ def decay_groups(config: PretrainedConfig) -> tuple[Group, Group]:
 
 
 def fresh_groups(config: PretrainedConfig, state: State) -> tuple[Group, ...]:
-    """The groups of `config`'s model, decayed and not, with the hyper-parameters of the state's two groups, else
-    AdamW's own."""
-    if len(state.groups) == 2 and all(group.hyper for group in state.groups):
-        hypers = sorted((group.hyper for group in state.groups), key=lambda hyper: -hyper.get("weight_decay", 0.0))
-    else:
-        parameter = torch.nn.Parameter(torch.zeros(1))
-        fresh = AdamW().build([{"params": [parameter]}], lr=FRESH_RATE).param_groups[0]
-        fresh.pop("params")
-        hypers = [fresh, {**fresh, "weight_decay": 0.0}]
-    return tuple(replace(group, hyper=hyper) for group, hyper in zip(decay_groups(config), hypers, strict=True))
+    """The groups of `config`'s model, decayed and not, with `fresh_hyper` of the state."""
+    groups = zip(decay_groups(config), fresh_hyper(state), strict=True)
+    return tuple(replace(group, hyper=hyper) for group, hyper in groups)
+
+
+def fresh_hyper(state: State) -> list[dict[str, Any]]:
+    """The hyper-parameters of a fresh optimizer's decayed group and of the other: those of the state's two groups where
+    they are of an optimizer that is known, else AdamW's own."""
+    if len(state.groups) == 2 and all(group.hyper for group in state.groups) and state.known_optimizer:
+        return sorted((group.hyper for group in state.groups), key=lambda hyper: -hyper.get("weight_decay", 0.0))
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    fresh: dict[str, Any] = AdamW().build([{"params": [parameter]}], lr=FRESH_RATE).param_groups[0]
+    fresh.pop("params")
+    return [fresh, {**fresh, "weight_decay": 0.0}]
 
 
 __all__ = [
@@ -221,6 +225,7 @@ __all__ = [
     "detect_layout",
     "files",
     "fresh_groups",
+    "fresh_hyper",
     "holds_known_model",
     "locate",
     "raw",

@@ -95,5 +95,17 @@ class State:
 
     def optimizer(self) -> OptimizerSpec:
         """The optimizer that left this state. Raises UserError, naming the slots, for one that is not registered."""
-        slots = [slot for slot, entries in self.slots.items() if entries]
-        return optimizers.require(slots, [group.hyper for group in self.groups])
+        return optimizers.require(self._filled_slots, self._hyper)
+
+    @property
+    def known_optimizer(self) -> OptimizerSpec | None:
+        """The same; None for one that is not registered."""
+        return optimizers.recognise(self._filled_slots, self._hyper)
+
+    @property
+    def _filled_slots(self) -> list[str]:
+        return [slot for slot, entries in self.slots.items() if entries]
+
+    @property
+    def _hyper(self) -> list[dict[str, Any]]:
+        return [group.hyper for group in self.groups]

@@ -116,7 +116,7 @@ def needs(expansion: ExpansionPlan) -> dict[str, int]:
     )
     layout = expansion.layout.kind
     writers = layout.writers(count, expansion.layout, WORKERS)
-    disk = layout.bytes_on_disk(count, len(expansion.state.optimizer().slots), expansion.layout)
+    disk = layout.bytes_on_disk(count, len(expansion.optimizer.slots), expansion.layout)
     return {"disk": disk, "memory": LIBRARIES + max(writers * (WRITER + 4 * source), 16 * largest)}
 
 
