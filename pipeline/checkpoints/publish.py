@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.checkpoints.manifest import NAME, UNKNOWN_ORIGIN, FileRecord, Manifest, hashes, listing
 from pipeline.errors import UserError, writing_to
-from pipeline.records.run_folder import write_text
+from pipeline.records.run_folder import step_of, write_text
 
 STAGING = ".staging-"
 
@@ -88,8 +88,10 @@ def sync(path: Path) -> None:
 
 
 def complete(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first: those whose manifest was written."""
-    return sorted(path.parent for path in folder.glob(f"[!.]*/{NAME}"))
+    """The checkpoints in `folder`, those whose manifest was written: by name, then those of a step by its number, the
+    newest last."""
+    found = sorted(path.parent for path in folder.glob(f"[!.]*/{NAME}"))
+    return sorted(found, key=lambda checkpoint: -1 if (step := step_of(checkpoint)) is None else step)
 
 
 def newest(folder: Path) -> Path | None:
@@ -99,8 +101,9 @@ def newest(folder: Path) -> Path | None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints and whatever an interrupted writer left."""
-    for old in complete(folder)[:-keep]:
+    """Remove all but the newest `keep` checkpoints and whatever an interrupted writer left. A copy that somebody has
+    put aside under a name without a step stays."""
+    for old in [checkpoint for checkpoint in complete(folder) if step_of(checkpoint) is not None][:-keep]:
         (old / NAME).unlink()  # from here on it is no checkpoint, whatever happens
         shutil.rmtree(old)
     for left in [*folder.glob(STAGING + "*"), *(p for p in folder.glob("step-*") if not (p / NAME).exists())]:

@@ -15,6 +15,7 @@ runs/NAME/
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,12 @@ from pipeline.records.stage_records import Ledger, Metrics
 
 KINDS = {list: "list", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 """What JSON calls that which is no object."""
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step in the name of a checkpoint's folder, however many digits it has; None for another name."""
+    match = re.fullmatch(r"step-(\d+)", checkpoint.name)
+    return int(match[1]) if match else None
 
 
 def write_json(path: Path, content: object) -> None:
