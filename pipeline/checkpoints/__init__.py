@@ -97,6 +97,8 @@ def raw(folder: Path) -> State:
     UserError."""
     content = manifest.read_if_any(folder)
     state = require_layout(folder).read(folder)
+    if not state.tensors:
+        raise UserError(f"{folder}: its files hold no tensor; copy the checkpoint again")
     return replace(state, provenance=content.provenance if content else manifest.UNKNOWN_ORIGIN)
 
 
