@@ -22,6 +22,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 @contextmanager
+def at(place: str) -> Iterator[None]:
+    """A UserError that is raised here names its place first."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+
+
+@contextmanager
 def writing_to(place: Path, way_out: str = "make room or choose another place") -> Iterator[None]:
     """Whatever keeps a file or folder that a user has named from being written (no such folder, a file in its way, no
     permission, a full disk) raises UserError."""

@@ -4,17 +4,17 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pipeline.config.schema import ModelSizes
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, at, nearest
 from pipeline.models.architecture import Architecture
 from pipeline.models.families import bert, bert_pre_ln, dinov2, gpt2, llama, opt, vit
-from pipeline.models.family import ConfigKeys, Facts, Family, Head, Inputs
+from pipeline.models.family import ConfigKeys, Facts, Family, Head, Inputs, OptionalSize
 from pipeline.records.processes import choose_accelerator
 from pipeline.records.run_folder import read_json
 
@@ -43,9 +43,24 @@ def family(name: str) -> Family:
     return FAMILIES[name]
 
 
-def trained(sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
-    """The config of a model to train on the data of `facts`. Raises UserError for a family that is only grown."""
+def family_of(sizes: ModelSizes) -> Family:
+    """The family of a model that a config describes. Raises UserError for an unknown one, and for a size that it does
+    not have, which would be without effect."""
     selected = family(sizes.family)
+    for size in get_args(OptionalSize):
+        value = getattr(sizes, size)
+        if value is not None and size not in selected.optional_sizes:
+            having = ", ".join(name for name, other in FAMILIES.items() if size in other.optional_sizes)
+            raise UserError(
+                f"models of family '{sizes.family}' have no {size}, got {value}; remove it ({having} have one)"
+            )
+    return selected
+
+
+def trained(sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
+    """The config of a model to train on the data of `facts`. Raises UserError for a family that is only grown, and for
+    what `family_of` refuses."""
+    selected = family_of(sizes)
     if selected.configure is None:
         able = ", ".join(name for name, other in FAMILIES.items() if other.configure)
         raise UserError(
@@ -92,10 +107,8 @@ def _require_possible_sizes(match: Family, config: PretrainedConfig, where: str)
     for key, value in ((key, getattr(config, key, None)) for key in match.keys.sizes):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise UserError(f"{where}: {key} {value!r} is impossible; a size is a whole number of at least 1")
-    try:
+    with at(where):
         sizes = {space.size for space in architecture_of(config).spaces.values()}
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
     stated = getattr(config, "head_dim", None)  # without it, the heads share the width
     if min(sizes) < 1 or (not stated and config.hidden_size % config.num_attention_heads):
         raise UserError(
@@ -148,6 +161,7 @@ __all__ = [
     "build",
     "config_text",
     "family",
+    "family_of",
     "fill",
     "initializer_range",
     "of_config",

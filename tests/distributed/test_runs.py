@@ -298,7 +298,8 @@ BAD = [
     (["stages.small.batch=15"], "stages.small: batch 15 is not a multiple of micro_batch 7 x 2 ranks"),
     (["data.dataset=/nowhere/at/all"], "/nowhere/at/all"),
     (["models.small.patch=3"], "needs a patch size that divides the image size 8, got 3"),
-    (["models.small.family=vitt"], "unknown model family 'vitt'; did you mean 'vit'?"),
+    (["models.small.family=vitt"], "models.small: unknown model family 'vitt'; did you mean 'vit'?"),
+    (["models.large.kv_heads=1"], "models.large: models of family 'vit' have no kv_heads, got 1; remove it"),
 ]
 
 

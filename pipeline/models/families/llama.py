@@ -163,6 +163,7 @@ def _family(
         text_positions,
         text_probe,
         norms=(NormModule(norm_class, "variance_epsilon", rms_norm),),
+        optional_sizes=("kv_heads",),
     )
 
 
