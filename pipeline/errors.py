@@ -7,6 +7,7 @@ text in one line and exits with code 2. Any other exception is a bug of the pipe
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 LONGEST_REASON = 160
 """Characters of another library's error that a UserError quotes."""
@@ -36,3 +37,14 @@ def one_line(error: BaseException | str, longest: int = LONGEST_REASON) -> str:
     """The text of another library's error, short enough to be quoted in a UserError."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+@contextmanager
+def writing_to(place: Path, way_out: str = "make room or choose another place") -> Iterator[None]:
+    """Whatever keeps a file or folder that a user has named from being written (no such folder, a file in its way, no
+    permission, a full disk) raises UserError."""
+    try:
+        yield
+    except OSError as error:
+        elsewhere = f": {error.filename}" if error.filename and str(error.filename) != str(place) else ""
+        raise UserError(f"{place}: cannot be written ({error.strerror}{elsewhere}); {way_out}") from error

@@ -1,12 +1,12 @@
 """Where a model came from: back from a stage or a checkpoint, through manifests and run folders."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.accounting.recorded_runs import Evaluation, RecordedStage, RecordReader
 from pipeline.accounting.totals import Amounts, by_kind, training_flops
+from pipeline.records.run_folder import step_of
 from pipeline.records.stage_facts import ExpandFacts
 
 MANIFEST, CHECKPOINTS = "manifest.json", "checkpoints"
@@ -111,11 +111,12 @@ def _at(path: Path, reader: RecordReader) -> Ancestor:
     stage = reader.stage(folder) if (folder / "stage.json").exists() else None
     if stage is None:
         checkpoint = path.resolve()
-    newest = max((folder / CHECKPOINTS).glob(f"step-*/{MANIFEST}"), default=folder / MANIFEST).parent
+    written = {path.parent: step_of(path.parent) for path in (folder / CHECKPOINTS).glob(f"step-*/{MANIFEST}")}
+    newest = max(written, key=lambda checkpoint: written[checkpoint] or 0, default=folder)
     manifest = reader.json((checkpoint or newest) / MANIFEST)
     expanded_here = stage is None and manifest.get("kind") == "expand"
     plan = stage.plan if stage else reader.json(path.resolve() / "plan.json") if expanded_here else {}
-    step = None if checkpoint is None else manifest.get("step", _step(checkpoint.name))
+    step = None if checkpoint is None else manifest.get("step", step_of(checkpoint))
     return Ancestor(path, stage, manifest, plan, step)
 
 
@@ -124,11 +125,6 @@ def _split(path: Path) -> tuple[Path, Path | None]:
     if path.name == CHECKPOINTS:
         return path.parent, None
     return (path.parent.parent, path) if path.parent.name == CHECKPOINTS else (path, None)
-
-
-def _step(name: str) -> int | None:
-    match = re.fullmatch(r"step-(\d+)", name)
-    return int(match[1]) if match else None
 
 
 def _origin(ancestor: Ancestor, reader: RecordReader) -> Ancestor | None:
@@ -141,8 +137,8 @@ def _origin(ancestor: Ancestor, reader: RecordReader) -> Ancestor | None:
     outside = places[0] if places else None
     if stage and name:
         beside = stage.path.parent / name
-        tag = Path(checkpoint).name if checkpoint else None
-        moved = [beside / CHECKPOINTS / tag] if tag and _step(tag) is not None else []
+        tag = Path(checkpoint) if checkpoint else None
+        moved = [beside / CHECKPOINTS / tag.name] if tag and step_of(tag) is not None else []
         places = [*moved, beside, *places]
     candidates = (_at(place, reader) for place in places)
     known = next((candidate for candidate in candidates if candidate.recorded), None)

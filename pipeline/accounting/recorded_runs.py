@@ -161,7 +161,7 @@ def _config(folder: Path) -> dict[str, Any]:
             "data": {key: value for key, value in config["data"].items() if key != "workers"},
             "stages": [(stage["name"], stage["kind"]) for stage in config["stages"]],
         }
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: not the config of a run ({one_line(error)}); restore it, then report again"
         ) from error

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -97,11 +97,14 @@ def raw(folder: Path) -> State:
     UserError."""
     content = manifest.read_if_any(folder)
     state = require_layout(folder).read(folder)
+    if not state.tensors:
+        raise UserError(f"{folder}: its files hold no tensor; copy the checkpoint again")
     return replace(state, provenance=content.provenance if content else manifest.UNKNOWN_ORIGIN)
 
 
 def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedConfig]:
-    """The state of a tag folder in published names, and its model's config. Raises UserError.
+    """The state of a tag folder in published names, and its model's config. What the files hold beside the model is
+    left behind, its optimizer state too. Raises UserError.
 
     `config`: a config.json (or a folder with one) for a checkpoint that holds none.
     """
@@ -110,9 +113,10 @@ def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedCon
     family, model_config = models.read_config(config_file(folder, config))
     architecture, state = models.architecture_of(model_config), raw(folder)
     prefix = family.heads[0].model_class.base_model_prefix
-    published = names.published(set(state.tensors), architecture, prefix)
-    used = {name: tensor for name, tensor in state.tensors.items() if name in published}
-    state = replace(replace(state, tensors=used).renamed(published), aliases=architecture.aliases)
+    published = names.published(state.tensors, architecture, prefix)
+    left_behind = tuple(names.left_behind(state.tensors, architecture, prefix))
+    state = state.only(published).renamed(published)
+    state = replace(state, aliases=architecture.aliases, left_behind=left_behind)
     return _shaped(folder, state, architecture), model_config
 
 
@@ -192,16 +196,20 @@ def decay_groups(config: PretrainedConfig) -> tuple[Group, Group]:
 
 
 def fresh_groups(config: PretrainedConfig, state: State) -> tuple[Group, ...]:
-    """The groups of `config`'s model, decayed and not, with the hyper-parameters of the state's two groups, else
-    AdamW's own."""
-    if len(state.groups) == 2 and all(group.hyper for group in state.groups):
-        hypers = sorted((group.hyper for group in state.groups), key=lambda hyper: -hyper.get("weight_decay", 0.0))
-    else:
-        parameter = torch.nn.Parameter(torch.zeros(1))
-        fresh = AdamW().build([{"params": [parameter]}], lr=FRESH_RATE).param_groups[0]
-        fresh.pop("params")
-        hypers = [fresh, {**fresh, "weight_decay": 0.0}]
-    return tuple(replace(group, hyper=hyper) for group, hyper in zip(decay_groups(config), hypers, strict=True))
+    """The groups of `config`'s model, decayed and not, with `fresh_hyper` of the state."""
+    groups = zip(decay_groups(config), fresh_hyper(state), strict=True)
+    return tuple(replace(group, hyper=hyper) for group, hyper in groups)
+
+
+def fresh_hyper(state: State) -> list[dict[str, Any]]:
+    """The hyper-parameters of a fresh optimizer's decayed group and of the other: those of the state's two groups where
+    they are of an optimizer that is known, else AdamW's own."""
+    if len(state.groups) == 2 and all(group.hyper for group in state.groups) and state.known_optimizer:
+        return sorted((group.hyper for group in state.groups), key=lambda hyper: -hyper.get("weight_decay", 0.0))
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    fresh: dict[str, Any] = AdamW().build([{"params": [parameter]}], lr=FRESH_RATE).param_groups[0]
+    fresh.pop("params")
+    return [fresh, {**fresh, "weight_decay": 0.0}]
 
 
 __all__ = [
@@ -219,6 +227,7 @@ __all__ = [
     "detect_layout",
     "files",
     "fresh_groups",
+    "fresh_hyper",
     "holds_known_model",
     "locate",
     "raw",

@@ -103,7 +103,7 @@ def model_facts(folder: Path) -> Facts:
         config = read_json(path)
     except UserError as error:
         return {"family": None, "unknown": str(error)}
-    if not isinstance(config, dict) or not config.get("model_type"):
+    if not config.get("model_type"):
         return {"family": None, "unknown": f"{path}: names no model_type"}
     architectures = config.get("architectures") or [None]
     sizes = {key: config[key] for key in SIZE_KEYS if config.get(key) is not None}

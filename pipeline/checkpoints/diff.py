@@ -80,7 +80,8 @@ def _number(value: float) -> float | str:
 class Difference:
     """step: of either side, where they differ. steps and hyper: what differs there, with the number of parameters that
     it holds for. published: whether tensors were brought together by published names. bare: the sides that hold no
-    optimizer although the other does."""
+    optimizer although the other does. left_behind: tensors of either side that are no part of its model: they are not
+    compared."""
 
     places: tuple[Path, Path]
     published: bool
@@ -89,6 +90,7 @@ class Difference:
     step: tuple[int | None, int | None] | None
     steps: list[Facts]
     hyper: list[Facts]
+    left_behind: tuple[list[str], list[str]] = ([], [])
 
     @property
     def equal(self) -> bool:
@@ -105,6 +107,8 @@ class Difference:
             "step": list(self.step) if self.step else None,
             "steps": self.steps,
             "hyper": self.hyper,
+            "left_behind_a": self.left_behind[0],
+            "left_behind_b": self.left_behind[1],
         }
 
 
@@ -117,6 +121,7 @@ class Side:
     step: int | None = None
     steps: dict[str, float] = field(default_factory=dict)
     hyper: dict[str, Facts] = field(default_factory=dict)
+    left_behind: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, place: Path, published: bool, weights_only: bool) -> "Side":
@@ -124,11 +129,12 @@ class Side:
         state = checkpoints.read(place)[0] if published else checkpoints.raw(place)
         weights = {"weights": state.tensors if published else {**state.tensors, **state.buffers}}
         if weights_only:
-            return cls(weights)
+            return cls(weights, left_behind=state.left_behind)
         buffers = {"buffers": state.buffers} if published and state.buffers else {}
         slots = {slot: tensors for slot, tensors in state.slots.items() if tensors}
         hyper = {name: _plain_values(group.hyper) for group in state.groups for name in group.names}
-        return cls({**weights, **buffers, **slots}, state.step if state.groups else None, state.steps, hyper)
+        step = state.step if state.groups else None
+        return cls({**weights, **buffers, **slots}, step, state.steps, hyper, state.left_behind)
 
 
 def compare(a: Path, b: Path, weights_only: bool = False) -> Difference:
@@ -150,9 +156,9 @@ def compare(a: Path, b: Path, weights_only: bool = False) -> Difference:
     bare = [name for name, mine, theirs in pairs if theirs.hyper and not mine.hyper]
     both = one.step is not None and other.step is not None
     step = (one.step, other.step) if both and one.step != other.step else None
-    return Difference(
-        places, published, bare, parts, step, _changes(one.steps, other.steps), _hyper_changes(one.hyper, other.hyper)
-    )
+    steps, hyper = _changes(one.steps, other.steps), _hyper_changes(one.hyper, other.hyper)
+    left_behind = list(one.left_behind), list(other.left_behind)
+    return Difference(places, published, bare, parts, step, steps, hyper, left_behind)
 
 
 def _plain_values(values: Facts) -> Facts:
@@ -244,6 +250,9 @@ def show(difference: Difference, console: Console) -> None:
         lines.append(
             f"names        as in the files: not both folders hold the {checkpoints.CONFIG} of a supported model"
         )
+    for side, names in zip("AB", difference.left_behind, strict=True):
+        if names:
+            lines.append(f"not compared {len(names)} tensors of {side} that are no part of its model: {_listed(names)}")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(
@@ -253,7 +262,7 @@ def show(difference: Difference, console: Console) -> None:
 
 def _part_lines(kind: str, part: Part) -> list[str]:
     only = [
-        f"{kind}: {len(names)} only in {side}: {', '.join(names[:WORST])}{', …' if len(names) > WORST else ''}"
+        f"{kind}: {len(names)} only in {side}: {_listed(names)}"
         for side, names in zip("AB", part.only, strict=True)
         if names
     ]
@@ -267,6 +276,10 @@ def _part_lines(kind: str, part: Part) -> list[str]:
         for gap in part.as_json()["worst"]
     ]
     return only + shapes + worst
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:WORST]) + (", …" if len(names) > WORST else "")
 
 
 def _optimizer_lines(difference: Difference) -> list[str]:

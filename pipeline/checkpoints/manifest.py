@@ -102,9 +102,7 @@ def read_if_any(folder: Path) -> Manifest | None:
 def parse(path: Path) -> Manifest:
     """The manifest in a file that is to the byte what was written: another spelling of the same numbers is damage too.
     Older formats are upgraded. Raises UserError for damage, and for a format that is newer than this program."""
-    content: object = read_json(path)
-    if not isinstance(content, dict):
-        raise _damaged(path)
+    content = read_json(path)
     _require_known_format(path, content)
     unchanged = path.read_bytes() == _text(content).encode()
     if not unchanged or content.pop("sha256", None) != own_hash(content):

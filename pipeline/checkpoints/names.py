@@ -34,6 +34,16 @@ def published(stored: Collection[str], architecture: Architecture, prefix: str) 
     return _owners_first(names)
 
 
+def left_behind(stored: Collection[str], architecture: Architecture, prefix: str) -> list[str]:
+    """The stored tensors that the architecture ignores, in order; a tied name, whose owner counts, is none of them."""
+    known = published(stored, architecture, prefix)
+    return [
+        name
+        for name in stored
+        if name not in known and not any(text in architecture.aliases for text in _spellings(name, prefix))
+    ]
+
+
 def _spellings(name: str, prefix: str) -> list[str]:
     """The name itself first, then with the norms' new suffixes, each without and with the prefix."""
     stems = [name] + [name.removesuffix(old) + new for old, new in LEGACY.items() if name.endswith(old)]

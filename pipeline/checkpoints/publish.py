@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoints.manifest import NAME, UNKNOWN_ORIGIN, FileRecord, Manifest, hashes, listing
-from pipeline.errors import UserError
-from pipeline.records.run_folder import write_text
+from pipeline.errors import UserError, writing_to
+from pipeline.records.run_folder import step_of, write_text
 
 STAGING = ".staging-"
 
@@ -30,10 +30,14 @@ def staging(final: Path) -> Path:
 @contextmanager
 def writing(final: Path) -> Iterator[Path]:
     """A staged folder for `final`, locked by this process: a second writer is refused, what a dead one left is removed,
-    and what is not published by the end is removed as well. Raises UserError."""
-    staged = final.with_name(STAGING + final.name)
-    staged.mkdir(parents=True, exist_ok=True)
-    handle = os.open(staged, os.O_RDONLY)
+    and what is not published by the end is removed as well. Raises UserError, also where something is there already or
+    nothing can be made."""
+    with writing_to(final, "choose another --out"):
+        if os.path.lexists(final):
+            raise UserError(f"{final}: exists already; choose another --out or remove it")
+        staged = final.with_name(STAGING + final.name)
+        staged.mkdir(parents=True, exist_ok=True)
+        handle = os.open(staged, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -41,7 +45,8 @@ def writing(final: Path) -> Iterator[Path]:
             raise UserError(f"{final}: another process is writing it; wait for it or choose another --out") from error
         _clear(staged)
         try:
-            yield staged
+            with writing_to(final):
+                yield staged
         finally:  # not published, and nobody else's
             if staged.exists() and os.path.samestat(os.fstat(handle), staged.stat()):
                 shutil.rmtree(staged, ignore_errors=True)
@@ -83,8 +88,10 @@ def sync(path: Path) -> None:
 
 
 def complete(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first: those whose manifest was written."""
-    return sorted(path.parent for path in folder.glob(f"[!.]*/{NAME}"))
+    """The checkpoints in `folder`, those whose manifest was written: by name, then those of a step by its number, the
+    newest last."""
+    found = sorted(path.parent for path in folder.glob(f"[!.]*/{NAME}"))
+    return sorted(found, key=lambda checkpoint: -1 if (step := step_of(checkpoint)) is None else step)
 
 
 def newest(folder: Path) -> Path | None:
@@ -94,8 +101,9 @@ def newest(folder: Path) -> Path | None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints and whatever an interrupted writer left."""
-    for old in complete(folder)[:-keep]:
+    """Remove all but the newest `keep` checkpoints and whatever an interrupted writer left. A copy that somebody has
+    put aside under a name without a step stays."""
+    for old in [checkpoint for checkpoint in complete(folder) if step_of(checkpoint) is not None][:-keep]:
         (old / NAME).unlink()  # from here on it is no checkpoint, whatever happens
         shutil.rmtree(old)
     for left in [*folder.glob(STAGING + "*"), *(p for p in folder.glob("step-*") if not (p / NAME).exists())]:

@@ -78,7 +78,7 @@ def remarks(plan: ReshardPlan) -> list[str]:
     target = plan.layout.kind
     dropped = require_layout(plan.source).holds_optimizer and not target.holds_optimizer
     lost = [f"{target.title} files hold weights only; the optimizer state is left behind"] if dropped else []
-    return lost + target.remarks(plan.state)
+    return plan.state.remarks() + lost + target.remarks(plan.state)
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,6 @@ class ReshardResult:
 
 def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardResult:
     """Write and publish the checkpoint `out`. Raises UserError, and publishes nothing."""
-    if out.exists():
-        raise UserError(f"{out}: exists already; choose another --out or remove it")
     for line in remarks(plan):
         logger.info(f"reshard: {line}")
     origin = manifest.Origin.of(plan.source)

@@ -4,6 +4,7 @@ Every reader of a checkpoint gives a `State`, every writer takes one, the growth
 Tensor names are published names, or those of the files where a layout's reader gave it.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -12,6 +13,8 @@ from pipeline.optim import optimizers
 from pipeline.optim.optimizers import OptimizerSpec
 
 Value = TypeVar("Value")
+SHOWN = 5
+"""Names of tensors in one remark."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class State:
     step: how many optimizer steps were taken (DeepSpeed's `global_steps`). steps: the count that the optimizer itself
     keeps for each parameter; empty for optimizers without one. config: the content of the model's config.json.
     aliases: tied name -> owner. provenance: where it came from and the FLOPs spent on it so far (or "unknown").
+    left_behind: what the files hold beside the model (the pooler of a masked language model, …), by their names.
     """
 
     tensors: dict[str, LazyTensor]
@@ -43,6 +47,24 @@ class State:
     frozen: tuple[str, ...] = ()
     buffers: dict[str, LazyTensor] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    left_behind: tuple[str, ...] = ()
+
+    def only(self, names: Collection[str]) -> "State":
+        """The state of these parameters: no tensor, slot, step or group speaks of another one."""
+
+        def kept(entries: dict[str, Value]) -> dict[str, Value]:
+            return {name: entry for name, entry in entries.items() if name in names}
+
+        groups = (Group(tuple(name for name in group.names if name in names), group.hyper) for group in self.groups)
+        return replace(
+            self,
+            tensors=kept(self.tensors),
+            frozen=tuple(name for name in self.frozen if name in names),
+            slots={slot: kept(entries) for slot, entries in self.slots.items()},
+            steps=kept(self.steps),
+            groups=tuple(group for group in groups if group.names),
+            aliases={alias: owner for alias, owner in self.aliases.items() if owner in names},
+        )
 
     def renamed(self, names: dict[str, str]) -> "State":
         """The same state under other names; a name not in `names` stays."""
@@ -64,7 +86,26 @@ class State:
         """The weights alone."""
         return replace(self, slots={}, step=0, steps={}, groups=())
 
+    def remarks(self) -> list[str]:
+        """What the files hold and this state does not, in words."""
+        if not self.left_behind:
+            return []
+        listed = ", ".join(self.left_behind[:SHOWN]) + (", …" if len(self.left_behind) > SHOWN else "")
+        return [f"{len(self.left_behind)} tensors of the source are no part of its model and left behind: {listed}"]
+
     def optimizer(self) -> OptimizerSpec:
         """The optimizer that left this state. Raises UserError, naming the slots, for one that is not registered."""
-        slots = [slot for slot, entries in self.slots.items() if entries]
-        return optimizers.require(slots, [group.hyper for group in self.groups])
+        return optimizers.require(self._filled_slots, self._hyper)
+
+    @property
+    def known_optimizer(self) -> OptimizerSpec | None:
+        """The same; None for one that is not registered."""
+        return optimizers.recognise(self._filled_slots, self._hyper)
+
+    @property
+    def _filled_slots(self) -> list[str]:
+        return [slot for slot, entries in self.slots.items() if entries]
+
+    @property
+    def _hyper(self) -> list[dict[str, Any]]:
+        return [group.hyper for group in self.groups]

@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline import config
 from pipeline.cli.arguments import Commands
 from pipeline.config.schema import Config
-from pipeline.errors import UserError
+from pipeline.errors import UserError, writing_to
 from pipeline.records.processes import choose_accelerator
 from pipeline.training import launcher
 from pipeline.training.launcher import Nodes
@@ -91,8 +91,9 @@ def _only_stage(loaded: Config) -> str:
 
 def _work(loaded: Config, name: str) -> None:
     """Be one worker of a training stage, to its end."""
-    loaded.path.mkdir(parents=True, exist_ok=True)
-    lock = launcher.become_worker(loaded.path)
+    with writing_to(loaded.path, "choose another run folder with folder=…"):
+        loaded.path.mkdir(parents=True, exist_ok=True)
+        lock = launcher.become_worker(loaded.path)
     try:
         from pipeline.training import engine, fingerprint, loop
 

@@ -17,6 +17,10 @@ from pipeline.config.validation_errors import explain
 from pipeline.errors import UserError, one_line
 from pipeline.records.strict import Strict
 
+NOT_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
+"""What PyYAML raises for text that is no YAML, and for a value that is not what its form or its tag says (the date
+2026-13-45, `!!bool x`)."""
+
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a YAML config and apply `dotted.key=value` overrides. Raises UserError."""
@@ -25,7 +29,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot read the config ({error.strerror}); check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except NOT_YAML as error:
         raise UserError(f"{path}: not valid YAML: {one_line(error, longest=400)}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a config is a mapping of keys, such as 'name: …'; see configs/quickstart/bert.yaml")
@@ -46,15 +50,25 @@ def _override(tree: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"'{text}': an override is written key=value, such as stages.small.batch=32")
-    *parents, last = key.split(".")
+    parsed, (*parents, last) = _value(text, value), key.split(".")
     try:
         node: Any = tree
         for part in parents:
             node = _child(node, part)
         index = _index(node, last) if isinstance(node, list) else last
-        node[index] = yaml.safe_load(value)
-    except (KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        node[index] = parsed
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"override '{text}': the config has no key '{key}'") from error
+
+
+def _value(override: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except NOT_YAML as error:
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UserError(
+            f"override '{override}': its value is not valid YAML ({reason}); put quotes around what is text"
+        ) from error
 
 
 def _child(node: Any, part: str) -> Any:

@@ -23,11 +23,9 @@ import pyarrow.parquet
 
 from pipeline.config.schema import TextData
 from pipeline.data import embedded
-from pipeline.data.sources import Embedded, HubSplit, LocalFiles, Source, require_column, resolve
+from pipeline.data.sources import JSONL, TABLE, Embedded, HubSplit, LocalFiles, Source, require_column, resolve
 from pipeline.errors import UserError, one_line
 
-LINES = tuple(f"{kind}{compression}" for kind in (".txt", ".jsonl") for compression in ("", ".xz", ".gz", ".zst"))
-EXTENSIONS = (*LINES, ".parquet")
 ROWS_AT_ONCE = 1000
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error, pa.ArrowException)
 """What the readers raise on a file that is damaged or not what its name says."""
@@ -54,7 +52,7 @@ class Corpus:
 
 def corpora(data: TextData) -> tuple[Corpus, Corpus | None]:
     """(training text, evaluation text or None where it is to be cut from the former). Raises UserError."""
-    training, evaluation = resolve(data, EXTENSIONS)
+    training, evaluation = resolve(data)
     return open_corpus(training, data.column), open_corpus(evaluation, data.column) if evaluation else None
 
 
@@ -86,9 +84,9 @@ def _hub_corpus(source: HubSplit, column: str) -> Corpus:
 def read_file(path: Path, column: str) -> Iterator[str]:
     """The documents of one file. Raises UserError when it is damaged or lacks the column."""
     try:
-        if path.name.lower().endswith(".parquet"):
+        if path.name.lower().endswith(TABLE):
             yield from _parquet(path, column)
-        elif ".jsonl" in path.name.lower():
+        elif path.name.lower().endswith(JSONL):
             with _open_text(path) as lines:
                 yield from _jsonl(lines, path, column)
         else:

@@ -21,11 +21,10 @@ import torch
 from pipeline.config.schema import Augmentation, ImageData
 from pipeline.data import augment, embedded
 from pipeline.data.sampler import position
-from pipeline.data.sources import Embedded, HubSplit, LocalFiles, Source, require_column, resolve
+from pipeline.data.sources import TABLE, Embedded, HubSplit, LocalFiles, Source, require_column, resolve
 from pipeline.errors import UserError, one_line
 from pipeline.rng import derive
 
-EXTENSIONS = (".parquet", ".png", ".jpg", ".jpeg")
 LARGEST_HELD_OUT = 0.2
 """The largest share of the images that is cut off for evaluation."""
 
@@ -57,7 +56,7 @@ def build(data: ImageData, seed: int, folder: Path, say: Callable[[str], None]) 
 
 def _splits(data: ImageData, cache: Path) -> tuple[datasets.Dataset, datasets.Dataset, list[str]]:
     """(training images, evaluation images, class names), both splits with the columns of `_labelled`."""
-    training_source, evaluation_source = resolve(data, EXTENSIONS)
+    training_source, evaluation_source = resolve(data)
     training = _load(training_source, data, cache)
     evaluation = _load(evaluation_source, data, cache) if evaluation_source else None
     classes = _classes(training, data)
@@ -94,7 +93,7 @@ def _dataset(data: ImageData, images: Sequence[Any], labels: list[str]) -> datas
 
 def _from_files(files: list[Path], data: ImageData, cache: Path) -> datasets.Dataset:
     """Parquet files as they are; image files with the name of their folder as label."""
-    tables = [file for file in files if file.name.lower().endswith(".parquet")]
+    tables = [file for file in files if file.name.lower().endswith(TABLE)]
     if not tables:
         return _dataset(data, [str(file) for file in files], [file.parent.name for file in files])
     if len(tables) < len(files):

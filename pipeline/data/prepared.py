@@ -89,7 +89,7 @@ def open_prepared(folder: Path) -> Prepared:
 
 def _record(folder: Path) -> dict[str, Any]:
     record = read_json(folder / "data.json")
-    if not isinstance(record, dict) or not {"facts", "data", "seed"} <= record.keys():
+    if not {"facts", "data", "seed"} <= record.keys():
         raise UserError(f"{folder / 'data.json'}: not what prepare writes; remove the folder and prepare again")
     return record
 

@@ -15,7 +15,11 @@ import datasets
 from pipeline.config.schema import ImageData, TextData
 from pipeline.errors import UserError, one_line
 
-EXTENSIONS = (".txt", ".jsonl", ".parquet", ".png", ".jpg", ".jpeg", ".xz", ".gz", ".zst")
+COMPRESSED = (".xz", ".gz", ".zst")
+TEXT, JSONL = (tuple(f"{kind}{compression}" for compression in ("", *COMPRESSED)) for kind in (".txt", ".jsonl"))
+TABLE = ".parquet"
+EXTENSIONS = {"text": (*TEXT, *JSONL, TABLE), "images": (TABLE, ".png", ".jpg", ".jpeg")}
+"""Of the files that can be read, by the kind of the data."""
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 """Characters of another library's error that are quoted in a UserError."""
 
@@ -57,12 +61,12 @@ class HubSplit:
 Source = Embedded | LocalFiles | HubSplit
 
 
-def resolve(data: TextData | ImageData, extensions: tuple[str, ...]) -> tuple[Source, Source | None]:
+def resolve(data: TextData | ImageData) -> tuple[Source, Source | None]:
     """(training source, evaluation source or None where it is cut from the training data).
 
-    extensions: of the files that can be read. A file that both sources name is left to the evaluation. Raises
-    UserError.
+    A file that both sources name is left to the evaluation. Raises UserError.
     """
+    extensions = EXTENSIONS[data.kind]
     training_is_local = data.dataset == "embedded" or is_local(data.dataset)
     if data.subset and training_is_local:
         raise UserError(f"data.subset: '{data.subset}' goes with a hub data set, and {data.dataset} is none; remove it")
@@ -97,7 +101,8 @@ def is_local(spec: str | list[str]) -> bool:
     """Whether `spec` can only mean local files: it exists, or it is written as a path, a glob or a list."""
     if isinstance(spec, list):
         return True
-    is_path = spec.startswith(("/", ".", "~")) or "*" in spec or "?" in spec or spec.lower().endswith(EXTENSIONS)
+    known = (*EXTENSIONS["text"], *EXTENSIONS["images"], *COMPRESSED)
+    is_path = spec.startswith(("/", ".", "~")) or "*" in spec or "?" in spec or spec.lower().endswith(known)
     return is_path or Path(spec).exists()
 
 

@@ -25,7 +25,8 @@ from pipeline.growth.optimizer_state import GrownSlot
 from pipeline.growth.plan import GrowthPlan, TensorPlan, plan_growth
 from pipeline.growth.verification import probe
 from pipeline.growth.verification.equivalence import Verification, verify
-from pipeline.optim.optimizers import Slot
+from pipeline.optim import optimizers
+from pipeline.optim.optimizers import OptimizerSpec, Slot
 from pipeline.records.processes import WORKERS
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import ExpandFacts
@@ -47,6 +48,14 @@ class ExpansionPlan:
     growth: GrowthPlan
     layout: CheckpointLayout
     grow_optimizer_state: bool = False
+
+    @property
+    def optimizer(self) -> OptimizerSpec:
+        """The optimizer that the result has state of: the source's where it grows, else a fresh one. Raises UserError
+        for one to grow that is not known."""
+        if self.grow_optimizer_state:
+            return self.state.optimizer()
+        return optimizers.require((), checkpoints.fresh_hyper(self.state))
 
 
 def plan_expansion(
@@ -97,12 +106,11 @@ class ExpansionResult:
 def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> ExpansionResult:
     """Grow, write, verify and publish the checkpoint `out`. Raises UserError, and publishes nothing, when a result that
     claims to be lossless is not."""
-    if out.exists():
-        raise UserError(f"{out}: exists already; choose another --out or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
     origin = manifest.Origin.of(expansion.source)
     with publish.writing(out) as staged:
-        logger.info(f"expand: {len(expansion.growth.tensors)} tensors, {size_changes(expansion.growth)}")
+        changes = f"{len(expansion.growth.tensors)} tensors, {size_changes(expansion.growth)}"
+        for line in (*expansion.state.remarks(), changes):
+            logger.info(f"expand: {line}")
         files, hashed = checkpoints.write(
             grown(expansion),
             expansion.large,
@@ -179,7 +187,7 @@ def grown(expansion: ExpansionPlan) -> State:
     )
     if not expansion.grow_optimizer_state:
         return fresh
-    slots = {slot.name: _grown_slot(expansion, executor, slot) for slot in state.optimizer().slots}
+    slots = {slot.name: _grown_slot(expansion, executor, slot) for slot in expansion.optimizer.slots}
     steps = {each.target: state.steps[each.origin] for each in planned if each.origin in state.steps}
     return replace(fresh, slots=slots, step=state.step, steps=steps)
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
+from safetensors.torch import save
 from transformers import PretrainedConfig
 
 from pipeline import models
 from pipeline.accounting.flops import cost
 from pipeline.amounts import amount
-from pipeline.errors import UserError
+from pipeline.errors import UserError, writing_to
 from pipeline.expansion.expand import ExpansionPlan, size_changes
 from pipeline.growth import conditions, optimizer_state, plan_file
 from pipeline.growth.maps import MEAN, ZERO, IndexMap, Map
@@ -40,11 +40,14 @@ class Preview:
         return self.content
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, and maps that are too large for it as safetensors beside it."""
-        tensors = plan_file.TensorStore()
-        write_json(path, {**self.content, **plan_file.as_json(self.expansion.growth, tensors)})
-        if tensors.stored:
-            save_file(tensors.stored, path.with_suffix(".safetensors"))
+        """Write it as JSON, and maps that are too large for it as safetensors beside it. Raises UserError."""
+        tensors, beside = plan_file.TensorStore(), path.with_suffix(".safetensors")
+        if path == beside:
+            raise UserError(f"{path}: a plan is JSON, with its larger maps in such a file beside it; name a .json file")
+        with writing_to(path, "choose another --out"):
+            write_json(path, {**self.content, **plan_file.as_json(self.expansion.growth, tensors)})
+            if tensors.stored:
+                beside.write_bytes(save(tensors.stored))
 
     def __repr__(self) -> str:
         growth, needs = self.expansion.growth, self.content["needs"]
@@ -75,6 +78,7 @@ def _content(expansion: ExpansionPlan) -> dict[str, Any]:
         "conditions": conditions.holding(
             *architectures, expansion.growth.config_change, expansion.growth.moves_norm_affines
         ),
+        "left_behind": list(expansion.state.left_behind),
         "optimizer_state": _optimizer_state(expansion),
         "needs": needs(expansion),
     }
@@ -112,7 +116,7 @@ def needs(expansion: ExpansionPlan) -> dict[str, int]:
     )
     layout = expansion.layout.kind
     writers = layout.writers(count, expansion.layout, WORKERS)
-    disk = layout.bytes_on_disk(count, len(expansion.state.optimizer().slots), expansion.layout)
+    disk = layout.bytes_on_disk(count, len(expansion.optimizer.slots), expansion.layout)
     return {"disk": disk, "memory": LIBRARIES + max(writers * (WRITER + 4 * source), 16 * largest)}
 
 
@@ -160,6 +164,7 @@ def _verdicts(expansion: ExpansionPlan, content: dict[str, Any]) -> list[str]:
     growth, disk, memory = expansion.growth, content["needs"]["disk"], content["needs"]["memory"]
     lossless = "lossless, and held to the gates" if growth.lossless else f"LOSSY: {'; '.join(growth.lossy)}"
     return [
+        *(f"source       {line}" for line in expansion.state.remarks()),
         *(f"condition    {line}" for line in content["conditions"]),
         f"optimizer    {'; '.join(content['optimizer_state'])}",
         f"result       {lossless}",

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
 from pipeline.config import load
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, nearest, placed
 from pipeline.models import ConfigKeys
 
 
@@ -33,7 +33,9 @@ def find(text: str, source: Path, source_config: Path | None = None) -> Pretrain
             f"--target {text}: a '{known[name].family}', and the source is a '{family.name}'; "
             "choose a target of the source's family"
         )
-    return _rebuilt(small, family.resize(known[name]), f"--target {text}")
+    with placed(f"--target {text}"):
+        sizes = models.family_of(known[name]).resize(known[name])
+    return _rebuilt(small, sizes, f"--target {text}")
 
 
 def adopt(small: PretrainedConfig, target: PretrainedConfig) -> PretrainedConfig:

@@ -32,8 +32,6 @@ def export_checkpoint(
     source: Path, out: Path, dtype: str = "float32", source_config: Path | None = None, workers: int = 1
 ) -> None:
     """Write and publish the folder `out`. Raises UserError, and publishes nothing."""
-    if out.exists():
-        raise UserError(f"{out}: exists already; choose another --out or remove it")
     checkpoint, layout = checkpoints.locate(source), CheckpointLayout(HUGGING_FACE.name, dtype=dtype)
     state, config = checkpoints.read(checkpoint, source_config)
     origin, ancestors = manifest.Origin.of(checkpoint), lineage(checkpoint, RecordReader())[::-1]
@@ -47,6 +45,8 @@ def export_checkpoint(
         _write_card(staged, out.resolve().name, config, dtype, ancestors, data, copied)
         facts = {"kind": "export", **layout.as_json(), **_provenance(state, checkpoint), "source": origin.facts(hashed)}
         publish.publish(staged, out, facts, files | manifest.hashes(staged, [CARD, *copied]))
+    for line in state.remarks():
+        logger.info(f"export: {line}")
     others = f", {', '.join(copied)}" if copied else ""
     logger.info(f"export: {len(state.tensors)} tensors in {dtype}{others}, a model card")
     logger.info(f"export: wrote {out}")

@@ -160,8 +160,9 @@ class Method(ABC):
 class LearnedMethod(Method):
     """A method whose maps and coefficients are the parameters of a module, moved by the target's own loss.
 
-    The loop that fits them lies above growth. Each step it plans with the module in the context, and the plan's tensors
-    are differentiable; once fitted, it plans a last time without gradients, and that plan is like any other.
+    The loop that fits them lies above growth. It asks for the module once; each step it plans with it, and the plan's
+    tensors are differentiable; once fitted, it plans a last time without gradients, and that plan is like any other.
+    Without the module nothing can be planned: where it starts is no growth that anybody wants.
     """
 
     @abstractmethod
@@ -169,10 +170,12 @@ class LearnedMethod(Method):
         """The module as it starts, before it is fitted."""
 
     def maps(self, source: Architecture, target: Architecture, context: GrowthContext) -> Maps:
-        return self._module(source, target, context).maps()
+        return _given(context.module).maps()
 
     def layers(self, source: Architecture, target: Architecture, context: GrowthContext) -> Layers:
-        return self._module(source, target, context).layers()
+        return _given(context.module).layers()
 
-    def _module(self, source: Architecture, target: Architecture, context: GrowthContext) -> GrowthModule:
-        return context.module or self.module(source, target, context)
+
+def _given(module: GrowthModule | None) -> GrowthModule:
+    assert module is not None, "a plan by a learned method is refused without its module"
+    return module

@@ -42,6 +42,7 @@ from pipeline.growth.method import (
     GrowthModule,
     LayerOrigin,
     Layers,
+    LearnedMethod,
     Method,
     SourceModel,
     Term,
@@ -113,11 +114,24 @@ class GrowthPlan:
         return self.maps if term is None or term.maps is None else self.term_maps[term.maps]
 
 
-def require_possible(source: Architecture, target: Architecture, options: ExpansionOptions) -> None:
+def require_possible(
+    source: Architecture, target: Architecture, options: ExpansionOptions, module: GrowthModule | None = None
+) -> None:
     """Ask a method whether it can grow `source` into `target`, before a source exists. Raises UserError with every
-    reason when it cannot."""
-    if reasons := methods.find(options.method).refusals(source, target, options.options):
+    reason when it cannot, and for a learned method without its module."""
+    if reasons := _ready(options, module).refusals(source, target, options.options):
         raise UserError(f"method '{options.method}' cannot grow this model: {'; '.join(reasons)}")
+
+
+def _ready(options: ExpansionOptions, module: GrowthModule | None) -> Method:
+    """The method that is chosen. Raises UserError for one that has yet to be fitted."""
+    method = methods.find(options.method)
+    if isinstance(method, LearnedMethod) and module is None:
+        raise UserError(
+            f"method '{options.method}' learns its maps and has not been fitted; give its fitted module to "
+            "plan_growth(…, module=…), or choose another method"
+        )
+    return method
 
 
 def plan_growth(
@@ -129,7 +143,7 @@ def plan_growth(
     module: GrowthModule | None = None,
 ) -> GrowthPlan:
     """Decide how `source` grows into `target`. Raises UserError with every reason when the method cannot."""
-    require_possible(source, target, options)
+    require_possible(source, target, options, module)
     return build_plan(source, target, options, init_std, model, module)
 
 
@@ -146,7 +160,7 @@ def build_plan(
     init_std: of the target's fresh weights. model: the source, for a method that needs it. module: of a learned method.
     Raises UserError.
     """
-    method = methods.find(options.method)
+    method = _ready(options, module)
     if method.needs_source and model is None:
         raise UserError(f"method '{options.method}' decides by the source's weights, and there are none to read yet")
     context = GrowthContext(options.options, options.seed, model, module)

@@ -49,7 +49,7 @@ def save(plan: GrowthPlan, folder: Path) -> list[str]:
 def load(folder: Path, source: Architecture, target: Architecture, init_std: float) -> GrowthPlan:
     """The plan in a folder, of these two architectures. init_std: for a plan that was written before plans held it.
     Raises UserError for a file that is no plan, is newer than this version, or belongs to other models."""
-    content = _read(folder / PLAN)
+    content = read_json(folder / PLAN)
     if "format" in content:
         require_readable(folder / PLAN, content["format"], FORMAT)
     try:
@@ -60,13 +60,6 @@ def load(folder: Path, source: Architecture, target: Architecture, init_std: flo
         raise UserError(f"{folder / PLAN}: not a plan of an expansion ({error!r}); {NO_PLAN}") from error
     except UserError as error:
         raise UserError(f"{folder / PLAN}: {error}; {NO_PLAN}") from error
-
-
-def _read(path: Path) -> Json:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a plan of an expansion; {NO_PLAN}")
-    return content
 
 
 def _recomputed(content: Json, source: Architecture, target: Architecture, init_std: float) -> GrowthPlan:

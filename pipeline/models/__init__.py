@@ -4,18 +4,19 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pipeline.config.schema import ModelSizes
-from pipeline.errors import UserError, nearest, one_line
+from pipeline.errors import UserError, nearest, one_line, placed
 from pipeline.models.architecture import Architecture
 from pipeline.models.families import bert, bert_pre_ln, dinov2, gpt2, llama, opt, vit
-from pipeline.models.family import ConfigKeys, Facts, Family, Head, Inputs
+from pipeline.models.family import ConfigKeys, Facts, Family, Head, Inputs, OptionalSize
 from pipeline.records.processes import choose_accelerator
+from pipeline.records.run_folder import read_json
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -42,9 +43,24 @@ def family(name: str) -> Family:
     return FAMILIES[name]
 
 
-def trained(sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
-    """The config of a model to train on the data of `facts`. Raises UserError for a family that is only grown."""
+def family_of(sizes: ModelSizes) -> Family:
+    """The family of a model that a config describes. Raises UserError for an unknown one, and for a size that it does
+    not have, which would be without effect."""
     selected = family(sizes.family)
+    for size in get_args(OptionalSize):
+        value = getattr(sizes, size)
+        if value is not None and size not in selected.optional_sizes:
+            having = ", ".join(name for name, other in FAMILIES.items() if size in other.optional_sizes)
+            raise UserError(
+                f"models of family '{sizes.family}' have no {size}, got {value}; remove it ({having} have one)"
+            )
+    return selected
+
+
+def trained(sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
+    """The config of a model to train on the data of `facts`. Raises UserError for a family that is only grown, and for
+    what `family_of` refuses."""
+    selected = family_of(sizes)
     if selected.configure is None:
         able = ", ".join(name for name, other in FAMILIES.items() if other.configure)
         raise UserError(
@@ -54,8 +70,12 @@ def trained(sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
 
 
 def of_config(config: PretrainedConfig) -> Family:
-    """The family that a config object belongs to."""
-    return next(each for each in FAMILIES.values() if each.config_class is type(config))
+    """The family that a config object belongs to. Raises UserError for a config of another one."""
+    match = next((each for each in FAMILIES.values() if each.config_class is type(config)), None)
+    if match is None:
+        stated = f"{type(config).__name__} (model_type '{config.model_type}')"
+        raise UserError(f"{stated} is no config of a supported family{nearest(config.model_type, FAMILIES)}")
+    return match
 
 
 def architecture_of(config: PretrainedConfig) -> Architecture:
@@ -70,25 +90,32 @@ def initializer_range(config: PretrainedConfig) -> float:
 
 def recognise(content: dict[str, Any], where: str) -> tuple[Family, PretrainedConfig]:
     """The family and config of a Hugging Face config.json's content. Raises UserError for a foreign one."""
-    kind = content.get("model_type") if isinstance(content, dict) else None  # JSON may hold anything
+    kind = content.get("model_type")
     match = next((family for family in FAMILIES.values() if family.config_class.model_type == kind), None)
     if match is None:
         raise UserError(f"{where}: model_type '{kind}' is not a supported family{nearest(str(kind), FAMILIES)}")
     try:
         said = {key: value for key, value in content.items() if value is not None or key not in match.keys.undeclared}
         config = match.config_class.from_dict(said)
-        sizes = {space.size for space in architecture_of(config).spaces.values()}
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
     except Exception as error:  # transformers and its strict dataclasses raise many kinds for wrong values
         raise UserError(f"{where}: not a config of '{kind}': {one_line(error)}") from error
+    _require_possible_sizes(match, config, where)
+    return match, config
+
+
+def _require_possible_sizes(match: Family, config: PretrainedConfig, where: str) -> None:
+    """Raises UserError for sizes that transformers takes and no model can have."""
+    for key, value in ((key, getattr(config, key, None)) for key in match.keys.sizes):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"{where}: {key} {value!r} is impossible; a size is a whole number of at least 1")
+    with placed(where):
+        sizes = {space.size for space in architecture_of(config).spaces.values()}
     heads_share_the_width = "head_dim" not in match.keys.sizes or not getattr(config, "head_dim", None)
     if min(sizes) < 1 or (heads_share_the_width and config.hidden_size % config.num_attention_heads):
         raise UserError(
             f"{where}: impossible sizes: hidden_size {config.hidden_size}, num_attention_heads "
             f"{config.num_attention_heads}, smallest space {min(sizes)}"
         )
-    return match, config
 
 
 def config_text(config: PretrainedConfig, dtype: str = "float32") -> str:
@@ -101,11 +128,7 @@ def config_text(config: PretrainedConfig, dtype: str = "float32") -> str:
 
 def read_config(path: Path) -> tuple[Family, PretrainedConfig]:
     """The family and config in a config.json. Raises UserError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot read the model's config ({error})") from error
-    return recognise(content, str(path))
+    return recognise(read_json(path), str(path))
 
 
 def build(config: PretrainedConfig, seed: int = 0, attention: str = "sdpa", device: str = "cpu") -> PreTrainedModel:
@@ -139,6 +162,7 @@ __all__ = [
     "build",
     "config_text",
     "family",
+    "family_of",
     "fill",
     "initializer_range",
     "of_config",

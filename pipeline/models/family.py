@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -23,6 +23,9 @@ Inputs = dict[str, Tensor]
 PROBE_TOKENS = 16
 """Tokens of a probe at most: rows of a position table all go through the same map, and more tokens tell two functions
 apart no better."""
+
+OptionalSize = Literal["kv_heads", "patch"]
+"""A size of a `ModelSizes` that the models of some families have."""
 
 TEXT_SIZES = (
     "hidden_size",
@@ -148,7 +151,8 @@ class Family:
     tokens, patches, sequences and scored positions one sample has. probe_inputs: random inputs for so many samples that
     touch every kind of embedding. norms: the classes of its modules that hold an epsilon. initializer_range: the key of
     the standard deviation of fresh weights. configure: sizes and data facts to a config, for the families that this
-    pipeline trains. reserved: rows of the position table that no token takes.
+    pipeline trains. reserved: rows of the position table that no token takes. optional_sizes: the sizes without which
+    a model of another family is whole, and that its models have.
     """
 
     name: str
@@ -163,13 +167,17 @@ class Family:
     norms: tuple[NormModule, ...] = field(default=(LAYER_NORM,))
     initializer_range: str = "initializer_range"
     reserved: int = 0
+    optional_sizes: tuple[OptionalSize, ...] = ()
 
     def head(self, config: PretrainedConfig) -> Head:
         """The head that `config` names in `architectures`; without a name, the first.
 
         Raises UserError for an unknown one."""
         public = {head.class_name: head for head in self.heads}
-        name = (config.architectures or [self.heads[0].class_name])[0]
+        names = config.architectures or [self.heads[0].class_name]
+        if not isinstance(names, list):
+            raise UserError(f"architectures is {names!r} and no list; name the model's class in it")
+        name = str(names[0])
         # `save_pretrained` writes the names of this package's subclasses.
         written = {head.model_class.__name__: head for head in self.heads}
         if name not in public | written:
@@ -204,6 +212,11 @@ def resized(sizes: ModelSizes) -> dict[str, Any]:
         "attention_probs_dropout_prob": sizes.dropout,
         "initializer_range": sizes.init,
     }
+
+
+def image_resized(sizes: ModelSizes) -> dict[str, Any]:
+    """`resized` for models of images, whose patch may be left as it is."""
+    return resized(sizes) | ({} if sizes.patch is None else {"patch_size": sizes.patch})
 
 
 def head_dim(config: PretrainedConfig) -> int:

@@ -15,14 +15,24 @@ runs/NAME/
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, writing_to
 from pipeline.records.stage_facts import StageFacts, parse
 from pipeline.records.stage_records import Ledger, Metrics
+
+KINDS = {list: "list", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
+"""What JSON calls that which is no object."""
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step in the name of a checkpoint's folder, however many digits it has; None for another name."""
+    match = re.fullmatch(r"step-(\d+)", checkpoint.name)
+    return int(match[1]) if match else None
 
 
 def write_json(path: Path, content: object) -> None:
@@ -32,22 +42,28 @@ def write_json(path: Path, content: object) -> None:
 def write_text(path: Path, content: str) -> None:
     """Write `content` so that a reader sees the old file or the new one, never half of it."""
     draft = path.with_name(path.name + ".draft")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises UserError when it is missing or broken."""
+    """Read a JSON object. Raises UserError when it is missing, broken, or anything else."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return content
+        content: object = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror})") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); the file is damaged") from error
+        raise UserError(f"{path}: cannot read it ({error.strerror}); check the path") from error
+    except (ValueError, RecursionError) as error:  # also of bytes that are no text, and of too long a number
+        raise UserError(f"{path}: not valid JSON ({error}); the file is damaged or no JSON file") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a JSON {KINDS[type(content)]}, not an object of keys; the file is damaged")
+    return content
 
 
 class StageFolder:
@@ -87,16 +103,10 @@ def exclusive(folder: Path, node: int = 0) -> Iterator[None]:
 
     The parent locks `.lock`; every worker shares a lock on `.workers` (see `share`), which must be free at the start.
     """
-    try:
+    with writing_to(folder, "choose another run folder with folder=…"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot make the run folder ({error.strerror}); choose another with folder=…"
-        ) from error
-    with (
-        _lock_file(folder, ".lock", node).open("w") as parent,
-        _lock_file(folder, ".workers", node).open("w") as workers,
-    ):
+        locks = [_lock_file(folder, name, node).open("w") for name in (".lock", ".workers")]
+    with locks[0] as parent, locks[1] as workers:
         for file in (parent, workers):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.accounting.savings import Savings
-from pipeline.errors import UserError
+from pipeline.errors import writing_to
 from pipeline.records.run_folder import write_json, write_text
 from pipeline.report import figures, formatting, headline
 from pipeline.report.content import Report, Run
@@ -47,12 +47,10 @@ def evaluation_figures(run: Run) -> list[tuple[figures.Chart, str]]:
 def write(report: Report, folder: Path) -> Path:
     """Write report.html and report.json into `folder`; returns the page's path. Raises UserError."""
     page, content = folder / "report.html", render(report)
-    try:
+    with writing_to(folder, "choose another --out"):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "report.json", report.model_dump())
         write_text(page, content)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write the report there ({error.strerror}); choose another --out") from error
     return page
 
 

@@ -5,7 +5,7 @@ from functools import partial
 from transformers import PretrainedConfig
 
 from pipeline import models
-from pipeline.config.schema import Config, ExpandStage, TrainStage
+from pipeline.config.schema import Config, ExpandStage, ModelSizes, TrainStage
 from pipeline.config.validation_errors import all_of
 from pipeline.data import Prepared, open_prepared
 from pipeline.errors import UserError, placed
@@ -24,13 +24,18 @@ def before_data(config: Config, ranks: int) -> None:
     """Check what needs no data: families, batches, ranks, precisions, and the stages that have begun. Raises UserError
     that lists all problems."""
     precisions = precisions_of_workers()
-    all_of(partial(_stage_before_data, config, stage, ranks, precisions) for stage in config.stages)
+    families = [partial(_require_family, name, sizes) for name, sizes in config.models.items()]
+    stages = [partial(_stage_before_data, config, stage, ranks, precisions) for stage in config.stages]
+    all_of([*families, *stages])
+
+
+def _require_family(model: str, sizes: ModelSizes) -> None:
+    with placed(f"models.{model}"):
+        models.family_of(sizes)
 
 
 def _stage_before_data(config: Config, stage: TrainStage | ExpandStage, ranks: int, precisions: set[str]) -> None:
     require_same(config, stage, each=True)
-    with placed(f"models.{stage.model}.family"):
-        models.family(config.models[stage.model].family)
     if isinstance(stage, TrainStage):
         deepspeed_config(stage, ranks)
         require_precision(stage, precisions)

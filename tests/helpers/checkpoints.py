@@ -61,6 +61,34 @@ def source(folder: Path, layout: CheckpointLayout, variant: str = "bert-pre-ln")
     return folder / "small"
 
 
+def beside_the_model(folder: Path, layout: CheckpointLayout) -> tuple[Path, State]:
+    """A BERT trained by a script whose module has a pooler and a next-sentence head as well, with its optimizer, and
+    its state; in module names."""
+    config, generator = sample("bert"), torch.Generator().manual_seed(5)
+    architecture = models.architecture_of(config)
+    shapes = {row.module_name: architecture.shape(row) for row in architecture.rows()}
+    shapes |= {
+        "bert.pooler.dense.weight": (12, 12),
+        "bert.pooler.dense.bias": (12,),
+        "cls.seq_relationship.weight": (2, 12),
+    }
+    held, *slots = (
+        in_memory((n, torch.rand(s, generator=generator)) for n, s in shapes.items()) for _ in range(len(SLOTS) + 1)
+    )
+    decayed = tuple(name for name in shapes if len(shapes[name]) > 1)
+    groups = decayed, tuple(name for name in shapes if name not in decayed)
+    trained = State(
+        held,
+        slots=dict(zip(SLOTS, slots, strict=True)),
+        step=3,
+        steps=dict.fromkeys(shapes, 3.0),
+        groups=tuple(Group(g, {**HYPER, "weight_decay": d}) for g, d in zip(groups, (0.1, 0.0), strict=True)),
+    )
+    foreign(folder, trained, layout)
+    (folder / "config.json").write_text(models.config_text(config))
+    return folder, trained
+
+
 def configure(name: str, **sizes):
     values = {"layers": 2, "hidden": 12, "heads": 3, "patch": 4 if name == "vit" else None, **sizes}
     return models.family(name).configure(ModelSizes(family=name, **values), FACTS[name])

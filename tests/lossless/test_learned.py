@@ -14,13 +14,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+import pipeline
 from pipeline import models
+from pipeline.errors import UserError
 from pipeline.growth import methods, plan_file
 from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.maps import DenseMap, Maps, SpaceMap
 from pipeline.growth.method import GrowthContext, LayerOrigin, Layers, LearnedMethod, MethodOptions, Term
-from pipeline.growth.plan import GrowthPlan, plan_growth
+from pipeline.growth.plan import GrowthPlan, build_plan, plan_growth, require_possible
 from pipeline.models.architecture import Architecture
+from tests.helpers.checkpoints import saved, target_config_file
+from tests.helpers.cli import lemon
 from tests.helpers.growing import dense, planned, randomised, rows_of, times
 from tests.helpers.samples import CLASSES, IMAGE, POSITIONS, VOCAB, sample
 
@@ -100,6 +104,28 @@ def coefficients(source, target, start: str) -> Coefficients:
 
 def planned_with(module: Coefficients) -> GrowthPlan:
     return plan_growth(module.source, module.target, methods.parse("learned"), 0.02, module=module)
+
+
+def test_a_method_that_has_not_been_fitted_is_refused(tmp_path, capsys, monkeypatch):
+    """Every command and function refuses it in one line, and nobody builds a module to throw it away."""
+    monkeypatch.setattr(Learned, "module", lambda *_: pytest.fail("a module was built"))
+    small = saved(tmp_path / "small", "vit")
+    target = target_config_file(tmp_path / "target.json", "vit", **times(2, layers=4))
+    complaint = "method 'learned' learns its maps and has not been fitted; give its fitted module to plan_growth"
+    growth = ["--source", small, "--target", target, "--method", "learned"]
+    for command in (["plan", *growth], ["expand", *growth, "--out", tmp_path / "large"]):
+        code, _, err = lemon(capsys, *command)
+        assert code == 2 and complaint in err and err.count("\n") == 1, err
+    source, larger = sample("vit"), sample("vit", **times(2, layers=4))
+    architectures, options = (models.architecture_of(source), models.architecture_of(larger)), methods.parse("learned")
+    for refused in (
+        lambda: pipeline.grow(models.build(source), larger, "learned"),
+        lambda: require_possible(*architectures, options),
+        lambda: build_plan(*architectures, options, 0.02),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            refused()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "target.json"]
 
 
 def words() -> tuple[dict[str, Tensor], Tensor]:

@@ -1,6 +1,7 @@
 """What cannot be grown is refused, with the reason, the values and the way out. Every message has its line here."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -204,6 +205,16 @@ def test_an_unknown_architecture():
         ),
     ):
         models.architecture_of(config)
+
+
+def test_a_bug_of_an_architecture_is_no_fault_of_the_config(monkeypatch):
+    """What a family computes wrongly keeps its traceback."""
+    broken = replace(
+        models.FAMILIES["vit"], heads=(replace(models.FAMILIES["vit"].heads[0], architecture=lambda c: 1 / 0),)
+    )
+    monkeypatch.setitem(models.FAMILIES, "vit", broken)
+    with pytest.raises(ZeroDivisionError):
+        models.recognise({"model_type": "vit"}, "some/config.json")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from pipeline import models
+from pipeline.config.schema import ModelSizes
+from pipeline.errors import UserError
 from pipeline.growth.verification.probe import cast, fitted, probe
 from pipeline.models.family import COMMON_KEYS
 from tests.helpers.samples import VARIANTS, sample
@@ -57,6 +59,19 @@ def test_rotary_positions_are_declared(variant):
     rotary = bool({"rope_parameters", "rope_theta"} & set(config.to_dict()))
     said = [attention.rope for attention in models.architecture_of(config).attentions]
     assert said == [rotary] * len(said), "rotary positions and Attention(rope=True) go together"
+
+
+@pytest.mark.parametrize("size, value", [("kv_heads", 3), ("patch", 2)])
+@pytest.mark.parametrize("name", models.FAMILIES)
+def test_a_size_has_an_effect_or_is_refused(name, size, value):
+    family, base = models.FAMILIES[name], {"family": name, "layers": 2, "hidden": 24, "heads": 6, "mlp": 48}
+    without, sizes = ModelSizes(**base), ModelSizes(**base, **{size: value})
+    assert models.family_of(without) is family
+    if family.resize(sizes) != family.resize(without):
+        assert models.family_of(sizes) is family
+        return
+    with pytest.raises(UserError, match=f"^models of family '{name}' have no {size}, got {value}; remove it"):
+        models.family_of(sizes)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

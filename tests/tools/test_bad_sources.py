@@ -142,6 +142,28 @@ def test_an_unknown_family(tmp_path, capsys):
     refused(capsys, tmp_path, "gpt2", "model_type 'mamba' is not a supported family", target=tmp_path / "other.json")
 
 
+@pytest.mark.parametrize(
+    "name, content, complaint",
+    [
+        ("model.safetensors", b"\x90\x01\x00\xff", "model.safetensors: not valid JSON"),
+        ("config.json", b"[]", "config.json: holds a JSON list, not an object of keys"),
+        ("config.json", b"{}", "config.json: model_type 'None' is not a supported family; known: bert"),
+        ("config.json", b'{"model_type": "gpt2", "n_layer": 0}', "config.json: n_layer 0 is impossible"),
+        ("config.json", b'{"model_type": "vit", "patch_size": [4, 4]}', "config.json: patch_size [4, 4] is impossible"),
+        (
+            "config.json",
+            b'{"model_type": "vit", "architectures": "x"}',
+            "config.json: architectures is 'x' and no list",
+        ),
+        ("config.json", b'{"model_type": "vit", "dtype": [1]}', "config.json: not a config of 'vit'"),
+    ],
+)
+def test_a_target_that_is_none(tmp_path, capsys, name, content, complaint):
+    saved(tmp_path / "small", "gpt2")
+    (tmp_path / name).write_bytes(content)
+    refused(capsys, tmp_path, "gpt2", complaint, target=tmp_path / name)
+
+
 def test_a_target_that_computes_something_else(tmp_path, capsys):
     saved(tmp_path / "small", "gpt2")
     target = target_config_file(tmp_path / "other.json", "gpt2", **LARGE)

@@ -134,7 +134,7 @@ def test_the_target_may_be_a_hugging_face_config(tmp_path, capsys):
         ({"--source": "nothing"}, "nothing: no such folder"),
         ({"--method-option": "depth=cancel", "--target": "t.yaml:tall"}, "use depth 'zero'"),
         ({"--out": "small"}, "exists already; choose another --out or remove it"),
-        ({"--target": "missing.json"}, "missing.json: cannot read the model's config"),
+        ({"--target": "missing.json"}, "missing.json: cannot read it (No such file or directory)"),
     ],
     ids=["model", "source", "cancel", "out", "target"],
 )

@@ -17,7 +17,7 @@ from pipeline.data import tokenizers
 from pipeline.errors import UserError
 from pipeline.export import folder as export
 from pipeline.growth.verification.probe import probe
-from tests.helpers.checkpoints import reseal, saved, source
+from tests.helpers.checkpoints import change, reseal, saved, source
 from tests.helpers.cli import lemon, lemon_here, run_python
 from tests.helpers.growing import randomised
 from tests.helpers.samples import sample
@@ -117,6 +117,15 @@ def test_the_stored_type_is_chosen(tmp_path, capsys, dtype):
         transformers.LlamaForCausalLM.from_pretrained(folder).dtype == getattr(torch, dtype)
         and f"stored in {dtype}" in (folder / "README.md").read_text()
     )
+
+
+def test_a_number_that_float16_cannot_hold_does_not_hide_behind_a_nan(tmp_path, capsys):
+    def spoil(tensors: dict) -> None:
+        tensors["classifier.bias"][:2] = torch.tensor([float("nan"), -1e6])
+
+    small = change(saved(tmp_path / "small", "vit"), spoil)
+    code, _, err = lemon(capsys, "export", small, "--out", tmp_path / "hf", "--dtype", "float16")
+    assert code == 2 and "'classifier.bias' does not fit into float16 (largest number 1e+06)" in err, err
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys):

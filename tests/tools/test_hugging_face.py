@@ -132,7 +132,8 @@ def test_the_user_chooses_the_results_dtype(tmp_path, capsys, dtype):
         and "rounding to the stored dtype" in out
     )
     with safe_open(tmp_path / "large" / "model.safetensors", "pt") as file:
-        assert {file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118 - no dictionary == {getattr(torch, dtype)}
+        stored = {file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118 - no dictionary
+    assert stored == {getattr(torch, dtype)}
     assert transformers.LlamaForCausalLM.from_pretrained(tmp_path / "large").dtype == getattr(torch, dtype)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pipeline import models
 from pipeline.checkpoints import CheckpointLayout, integrity, manifest
@@ -104,6 +105,14 @@ def test_inspect_of_a_model_that_nobody_knows(tmp_path, capsys, layout):
         and "1 frozen ('frozen'); 1 tied ('tied'); 1 buffers ('mask')" in out
     )
     assert f"native ZeRO stage {layout.zero_stage}, {layout.world_size} ranks" in out and "unknown FLOPs" in out
+
+
+@pytest.mark.parametrize("name, save", [("pytorch_model.bin", torch.save), ("model.safetensors", save_file)])
+@pytest.mark.parametrize("command", ["inspect", "check"])
+def test_a_file_without_a_tensor(tmp_path, capsys, name, save, command):
+    save({}, tmp_path / name)
+    code, _, err = lemon(capsys, command, tmp_path)
+    assert code == 2 and err == f"lemon: {tmp_path}: its files hold no tensor; copy the checkpoint again\n"
 
 
 def test_inspect_for_people(held, capsys):

@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import checkpoints
-from pipeline.checkpoints import manifest
+from pipeline import checkpoints, models
+from pipeline.checkpoints import CheckpointLayout, manifest
 from pipeline.checkpoints.layouts.huggingface import HuggingFace
-from pipeline.checkpoints.state import State
-from pipeline.checkpoints.tensors import LazyTensor
+from pipeline.checkpoints.serialization.writer_pool import write_files
+from pipeline.checkpoints.state import Group, State
+from pipeline.checkpoints.tensors import LazyTensor, in_memory
+from pipeline.optim.optimizers import AdamW, Slot
 from tests.helpers.checkpoints import change, saved, target_config_file
 from tests.helpers.cli import lemon
+from tests.helpers.growing import randomised
+from tests.helpers.samples import sample
 
 ROOT = Path(__file__).parents[2]
 LARGE = {"layers": 4, "hidden": 20, "heads": 5, "mlp": 33}
@@ -144,6 +148,56 @@ def test_verify_measures_outputs_layers_and_copies(tmp_path, capsys):
     ):
         assert word in out
     assert lemon(capsys, "verify", tmp_path / "small", tmp_path / "large", "--json")[1].startswith("{")
+
+
+def lion(folder: Path) -> Path:
+    """A checkpoint of an optimizer that is not known here: one slot, and AdamW's names of hyper-parameters."""
+    config = sample("bert-pre-ln", hidden=96, heads=24, mlp=400, vocab=2000, eps=1e-6)
+    weights = {name: tensor.float() for name, tensor in randomised(config).items()}
+    groups = (
+        Group(group.names, {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": decay})
+        for group, decay in zip(checkpoints.decay_groups(config), (1.0, 0.0), strict=True)
+    )
+    tensors = in_memory(weights.items())
+    state = State(tensors, slots={"exp_avg": tensors}, step=3, groups=tuple(groups))
+    names = {row.name: row.module_name for row in models.architecture_of(config).rows()}
+    layout = CheckpointLayout("zero", 1, 2)
+    folder.mkdir()
+    # as DeepSpeed writes them: this pipeline's own writer refuses an optimizer that it does not know
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(State, "optimizer", lambda state: Lion())
+        write_files(checkpoints.files(state.renamed(names), folder, layout), folder)
+    (folder / "config.json").write_text(models.config_text(config))
+    return folder
+
+
+class Lion(AdamW):
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return (Slot("exp_avg", 1),)
+
+
+def test_an_unknown_optimizer_is_planned_as_it_is_expanded(tmp_path, capsys):
+    """A fresh optimizer needs to know nothing of the source's: it is AdamW as torch has it, with both its moments."""
+    lion(tmp_path / "small")
+    sizes = {"hidden": 192, "heads": 48, "mlp": 800, "vocab": 2000, "layers": 2}
+    content, out = planned(capsys, tmp_path, "bert-pre-ln", **sizes)
+    unknown = "optimizer state 'exp_avg' belongs to no optimizer that is known here"
+    assert unknown in out and unknown in content["optimizer_state"][0]
+    growth = ["--source", tmp_path / "small", "--target", tmp_path / "target.json"]
+    code, _, err = lemon(capsys, "expand", *growth, "--out", tmp_path / "large")
+    assert code == 0, err
+    held = sum(path.stat().st_size for path in (tmp_path / "large").rglob("*") if path.is_file())
+    assert held == pytest.approx(content["needs"]["disk"], rel=0.05)
+    groups = checkpoints.raw(tmp_path / "large").groups
+    assert [(g.hyper["lr"], tuple(g.hyper["betas"]), g.hyper["weight_decay"]) for g in groups] == [
+        (1e-3, (0.9, 0.999), 0.01),
+        (1e-3, (0.9, 0.999), 0.0),
+    ]
+    for command in ("plan", "expand"):
+        more = ["--optimizer-state", "grow", "--out", tmp_path / "grown"]
+        code, _, err = lemon(capsys, command, *growth, *more)
+        assert code == 2 and unknown in err and err.count("\n") == 1, err
 
 
 def test_verify_finds_a_weight_that_changed(tmp_path, capsys):

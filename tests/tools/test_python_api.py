@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 import pipeline
+from pipeline.models import FAMILIES
+from tests.helpers.checkpoints import saved
 from tests.helpers.cli import run_python
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
@@ -49,6 +52,21 @@ def test_results_have_a_representation_worth_reading(namespace):
     }.items():
         text = repr(namespace[name])
         assert all(word in text for word in words) and "0x" not in text, text
+
+
+def test_a_family_that_is_not_supported(tmp_path):
+    """Objects of transformers are refused as files are: with the families that there are, or the nearest."""
+    sizes = {"n_layers": 1, "dim": 8, "n_heads": 2, "hidden_dim": 16, "vocab_size": 20}
+    distil, known = transformers.DistilBertConfig(**sizes), ", ".join(sorted(FAMILIES))
+    complaint = rf"^DistilBertConfig \(model_type 'distilbert'\) is no config of a supported family; known: {known}$"
+    with pytest.raises(pipeline.UserError, match=complaint):
+        pipeline.grow(transformers.DistilBertModel(distil), distil)
+    source = saved(tmp_path / "small", "bert")
+    with pytest.raises(pipeline.UserError, match=complaint):
+        pipeline.plan(source, distil)
+    with pytest.raises(pipeline.UserError, match=r"^GPTNeoConfig .* supported family; did you mean"):
+        pipeline.expand(source, transformers.GPTNeoConfig(model_type="gpt"), tmp_path / "large")
+    assert not (tmp_path / "large").exists()
 
 
 def test_the_package_imports_nothing_heavy():

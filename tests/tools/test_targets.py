@@ -20,6 +20,8 @@ models:
   qwen3: {family: qwen3, layers: 4, hidden: 20, heads: 5, mlp: 33}
   dinov2: {family: dinov2, layers: 3, hidden: 24, heads: 6, mlp: 48}
   opt: {family: opt, layers: 3, hidden: 24, heads: 6, mlp: 33}
+  grouped: {family: gpt2, layers: 3, hidden: 20, heads: 5, kv_heads: 1}
+  vit: {family: vit, layers: 3, hidden: 24, heads: 6, mlp: 48, patch: 2}
 stages: [{kind: train, name: a, model: gpt2, batch: 2, schedule: {peak: 1, horizon: 1 steps}}]
 """
 
@@ -43,6 +45,25 @@ def test_a_yaml_model_of_any_family(tmp_path, capsys, variant, sizes):
     assert config.architectures == sample(variant).architectures
     if variant == "llama":
         assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (6, 3, 4)
+
+
+@pytest.mark.parametrize(
+    "name, variant, complaint",
+    [
+        (
+            "grouped",
+            "gpt2",
+            "models of family 'gpt2' have no kv_heads, got 1; remove it (llama, mistral, qwen3 have one)",
+        ),
+        ("vit", "vit", "patch shrinks from 4 to 2"),
+    ],
+)
+def test_every_size_of_a_yaml_model_counts(tmp_path, capsys, name, variant, complaint):
+    """One that the family has is the target's, one that it has not is refused; none is without effect."""
+    (tmp_path / "t.yaml").write_text(YAML)
+    target = f"{tmp_path / 't.yaml'}:{name}"
+    code, _, err = lemon(capsys, "plan", "--source", saved(tmp_path / "small", variant), "--target", target)
+    assert code == 2 and complaint in err and err.count("\n") == 1, err
 
 
 def test_only_sizes_and_what_counts_in_training_are_the_targets():

@@ -89,6 +89,14 @@ def test_a_manifest_names_the_step_that_was_taken(tmp_path):
     assert small.spent == {"train": Amounts(flops=30, samples=40, tokens=320), "evaluate": evaluated}
 
 
+def test_a_stage_has_the_manifest_of_its_newest_checkpoint(tmp_path):
+    run = simple_run(tmp_path / "run")
+    for step in (900, 1000, 9_999_999, 10_000_000):
+        checkpoint(run / "small" / "checkpoints" / f"step-{step}", kind="train", note=step)
+    (small,) = lineage(run / "small", RecordReader())
+    assert small.manifest["note"] == 10_000_000
+
+
 def test_checkpoints_outside_a_run_are_followed(tmp_path):
     """small, resharded, expanded by hand, trained in another run: all of it is known."""
     source = make_run(tmp_path / "source", {"small": "train"})

@@ -168,6 +168,29 @@ def test_bad_overrides(override, complaint):
         config.load(BERT, [override])
 
 
+@pytest.mark.parametrize(
+    "value, reason",
+    [
+        ("[1", "expected ',' or ']', but got '<stream end>'"),
+        ("*rate", "found undefined alias 'rate'"),
+        ("2026-13-45", "month must be in 1..12"),
+        ("!!bool x", "x"),
+        ("!!timestamp x", "groupdict"),
+        ("[" * 3000, "recursion"),
+    ],
+)
+def test_an_override_whose_value_is_no_yaml(tmp_path, value, reason):
+    """The value is told from the key, and no fault of the value is called one of the key; in a file as well."""
+    with pytest.raises(UserError) as caught:
+        config.load(BERT, [f"stages.small.batch={value}"])
+    said = str(caught.value)
+    assert said.startswith("override 'stages.small.batch=") and "its value is not valid YAML (" in said, said
+    assert reason in said and "\n" not in said and "no key" not in said
+    (tmp_path / "bad.yaml").write_text(f"a: {value}")
+    with pytest.raises(UserError, match=r"bad\.yaml: not valid YAML"):
+        config.load(tmp_path / "bad.yaml")
+
+
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match="cannot read the config"):
         config.load(tmp_path / "none.yaml")

@@ -68,6 +68,18 @@ def test_what_has_no_manifest_does_not_count_and_is_cleared(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == names[2:]
 
 
+def test_the_newest_has_the_largest_step(tmp_path):
+    """However its name is padded: seven digits end after ten million steps, other tools write fewer."""
+    for name in ("step-900", "step-1000", "step-0000950", "step-9999999", "step-10000000", "weights", "best"):
+        published(tmp_path, name)
+    expected = ["step-900", "step-0000950", "step-1000", "step-9999999", "step-10000000"]
+    assert [path.name for path in publish.complete(tmp_path)] == ["best", "weights", *expected]
+    assert publish.newest(tmp_path).name == "step-10000000"
+    publish.prune(tmp_path, keep=2)
+    kept = ["best", "step-10000000", "step-9999999", "weights"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+
+
 def test_locate_says_what_it_found(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         checkpoints.locate(tmp_path / "none")

@@ -412,5 +412,5 @@ def test_error_no_run_and_no_place(tmp_path):
         build([])
     report = build([simple_run(tmp_path / "run")])
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file: cannot write the report there .*; choose another --out"):
+    with pytest.raises(UserError, match=r"file: cannot be written .*; choose another --out"):
         write(report, tmp_path / "file")

@@ -61,6 +61,13 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path, kind, packed):
     assert [text.strip() for text in read_file(path, "body")] == documents
 
 
+@pytest.mark.parametrize("name", ["notes.jsonl.txt", "notes.jsonl.old.txt.gz", "notes.parquet.txt", "NOTES.JSONL.TXT"])
+def test_the_end_of_a_name_decides(tmp_path, name):
+    """Text about a table is text."""
+    compressed(tmp_path / name, b'one\n\n{"text": "two"}\n')
+    assert [text.strip() for text in read_file(tmp_path / name, "text")] == ["one", '{"text": "two"}']
+
+
 def test_parquet_rows_are_documents_and_missing_values_are_none(tmp_path):
     path = tmp_path / "file.parquet"
     pa.parquet.write_table(pa.table({"text": ["one", None, "two\n\nparts"], "other": [1, 2, 3]}), path)

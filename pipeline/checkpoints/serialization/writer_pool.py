@@ -7,10 +7,9 @@ not depend on how many they are.
 import hashlib
 import multiprocessing
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
@@ -23,7 +22,7 @@ from pipeline.checkpoints import publish
 from pipeline.checkpoints.manifest import FileRecord, record
 from pipeline.checkpoints.serialization.byte_stream import WINDOW, OutputFile
 from pipeline.checkpoints.serialization.progress import ByteProgress
-from pipeline.errors import UserError
+from pipeline.errors import UserError, writing_to
 from pipeline.records.processes import die_with_parent, keep_freed_memory
 
 
@@ -85,17 +84,18 @@ class WriteTask:
 
     def run(self, count: Count) -> FileRecord:
         digest, size = hashlib.sha256(), 0
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with _explained(self.path), self.path.open("wb") as handle:
-            for chunk in self.file.content.chunks():
-                handle.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
-                count(len(chunk))
+        with writing_to(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("wb") as handle:
+                for chunk in self.file.content.chunks():
+                    handle.write(chunk)
+                    digest.update(chunk)
+                    size += len(chunk)
+                    count(len(chunk))
         return FileRecord(size=size, sha256=digest.hexdigest())
 
     def finish(self) -> None:
-        with _explained(self.path):
+        with writing_to(self.path):
             publish.sync(self.path)
 
 
@@ -110,14 +110,6 @@ class HashTask:
 
     def finish(self) -> None:
         """Nothing was written."""
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); make room or choose another place") from error
 
 
 class Stopped(Exception):  # noqa: N818 - no error, an order

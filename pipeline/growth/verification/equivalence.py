@@ -9,6 +9,7 @@ on every layer above (eps / variance is no bound: 7 times as much was seen), so 
 difference that vanishes with eps is added to both gates.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -19,8 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PretrainedConfig
 
+from pipeline.errors import UserError
 from pipeline.growth.plan import GrowthPlan
-from pipeline.growth.verification.probe import Trace, Weights, probe, run
+from pipeline.growth.verification.probe import Trace, Weights, probe, require_finite, run
 from pipeline.growth.verification.symmetry import symmetry
 from pipeline.models.family import Inputs
 
@@ -86,20 +88,25 @@ class EquivalenceCheck:
         )
 
     def difference(self, small: Trace, large: Trace) -> float:
-        """The largest relative difference of the outputs."""
-        spaces = self.plan.target.outputs
-        return max(self._compared(small.outputs[name], large.outputs[name], space) for name, space in spaces.items())
+        """The largest relative difference of the outputs. Raises UserError that names one that cannot be compared."""
+        return max(
+            self._compared(f"output '{name}'", small.outputs[name], large.outputs[name], space)
+            for name, space in self.plan.target.outputs.items()
+        )
 
     def drift(self, small: Trace, large: Trace) -> tuple[float, ...]:
         """The relative difference of the residual stream behind each source layer, where its last copy stands; stack by
-        stack."""
+        stack. Raises UserError."""
         residual = self.plan.target.residual.name
         before, after = iter(small.layers), iter(large.layers)
         differences = []
         for source, target in zip(self.plan.source.stacks, self.plan.target.stacks, strict=True):
             hidden, grown = list(islice(before, source.layers)), list(islice(after, target.layers))
             last = {origin.origin: index for index, origin in enumerate(self.plan.layers[target.name])}
-            differences += [self._compared(hidden[layer], grown[last[layer]], residual) for layer in sorted(last)]
+            differences += [
+                self._compared(f"the residual stream after layer {layer}", hidden[layer], grown[last[layer]], residual)
+                for layer in sorted(last)
+            ]
         return tuple(differences)
 
     def losses(self, small: Trace, large: Trace, inputs: Inputs) -> tuple[float, float] | None:
@@ -111,14 +118,22 @@ class EquivalenceCheck:
         before, after = (F.cross_entropy(trace.outputs["logits"], labels).item() for trace in (small, large))
         return before, after
 
-    def _compared(self, small: Tensor, large: Tensor, space: str) -> float:
+    def _compared(self, what: str, small: Tensor, large: Tensor, space: str) -> float:
         """The relative difference of two activations of one space; of a larger grid of patches the tokens before it
-        count."""
+        count. Raises UserError where there is none, which `max` and `<=` would pass over."""
+        for model, values in (("source", small), ("target", large)):
+            require_finite(f"{what} of the {model}", values)
         read = self.plan.maps[space].reads.apply_transpose(large, -1)
         grid = next((each for each in self.plan.target.spaces.values() if each.kind == "grid"), None)
         if grid and grid.size != self.plan.source.spaces[grid.name].size and small.dim() == 3:
             small, read = small[:, : grid.prefix], read[:, : grid.prefix]
-        return relative_difference(small, read)
+        difference = relative_difference(small, read)
+        if math.isinf(difference):
+            raise UserError(
+                f"{what} of the source is 0 everywhere and that of the target is not, which no relative difference "
+                "can measure; use a source that has been trained"
+            )
+        return difference
 
 
 def verify(
@@ -133,7 +148,7 @@ def verify(
 ) -> Verification:
     """Run both models on the same probe in float32 and in float64, one at a time, and of it one module's weights.
     Weights are read by published name. stored: `large` as it was rounded to less than float32, measured beside it, no
-    part of the verdict."""
+    part of the verdict. Raises UserError for outputs that are not finite."""
     check, inputs = EquivalenceCheck(source, target, plan), probe(source, plan.options.seed, samples)
     trace, copies = symmetry(target, large, plan, inputs)
     single = check.difference(run(source, small, inputs, torch.float32), trace)
@@ -149,5 +164,8 @@ def verify(
 
 
 def relative_difference(small: Tensor, large: Tensor) -> float:
-    """max|small - large| / max|small|."""
-    return ((small - large).abs().max() / small.abs().max()).item()
+    """max|small - large| / max|small|; 0 where both are equal, be it all zeros, and infinite where a number is not
+    finite or `small` alone is all zeros."""
+    largest = (small - large).abs().max()
+    ratio = (largest / small.abs().max()).item() if largest else 0.0
+    return ratio if math.isfinite(ratio) else math.inf

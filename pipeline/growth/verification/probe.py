@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput
 
 from pipeline import models
 from pipeline.accounting.flops import cost
+from pipeline.errors import UserError
 from pipeline.models.family import PROBE_TOKENS, Inputs
 from pipeline.models.streaming import streamed_model
 from pipeline.rng import derive
@@ -87,6 +88,16 @@ def observed_outputs(outputs: ModelOutput, model: PreTrainedModel, inputs: Input
         name: _counted(outputs[name].detach(), inputs.get("attention_mask"))
         for name in models.architecture_of(model.config).outputs
     }
+
+
+def require_finite(what: str, values: Tensor) -> None:
+    """Raises UserError for NaN and infinite values: no comparison with one fails, and `max` may pass over it."""
+    if not values.isfinite().all():
+        dtype = str(values.dtype).removeprefix("torch.")
+        raise UserError(
+            f"{what} holds NaN or infinite values on the probe, run in {dtype}; the weights are damaged (lemon check "
+            "tells) or have diverged, use an older checkpoint"
+        )
 
 
 def fitted(inputs: Inputs, model: PreTrainedModel) -> Inputs:

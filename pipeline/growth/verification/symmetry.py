@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 
 from pipeline.growth.maps import IndexMap, LayerKey, SpaceMap
 from pipeline.growth.plan import GrowthPlan
-from pipeline.growth.verification.probe import Trace, Weights, fitted, observed_outputs
+from pipeline.growth.verification.probe import Trace, Weights, fitted, observed_outputs, require_finite
 from pipeline.models.architecture import ParamSpec
 from pipeline.models.family import Inputs
 from pipeline.models.streaming import recompute_layers, streamed_model
@@ -25,7 +25,8 @@ def symmetry(
     """What the model gives out in float32, and space -> measure, for the spaces that hold copies.
 
     The loss is a fixed random direction of the outputs as the small model gives them (R^T of them), so that it cannot
-    tell copies apart by itself. One layer's weights are in memory at a time.
+    tell copies apart by itself. One layer's weights are in memory at a time. Raises UserError for outputs and
+    gradients that are not finite.
     """
     copies = CopyGradients(plan)
     model = recompute_layers(streamed_model(config, read, copies.on_gradient))
@@ -33,6 +34,7 @@ def symmetry(
     generator = torch.Generator().manual_seed(derive(plan.options.seed, "direction"))
     loss = torch.zeros(())
     for name, space in plan.target.outputs.items():
+        require_finite(f"output '{name}' of the target", outputs[name])
         output = plan.maps[space].reads.apply_transpose(outputs[name], -1)
         loss = loss + (output * torch.randn(output.shape, generator=generator)).sum()
     loss.backward()
@@ -82,9 +84,11 @@ class CopyGradients:
         return self.pairs[id(space_map)]
 
     def measures(self) -> dict[str, float]:
-        """The smallest measure of every space; units that no gradient reaches do not count."""
+        """The smallest measure of every space; units that no gradient reaches do not count. Raises UserError for a
+        gradient that is not finite, which would count as none."""
         smallest: dict[str, float] = {}
         for (space, _), (apart, first, copy) in self.sums.items():
+            require_finite(f"the gradient of '{space}' of the target", torch.stack([first, copy]))
             size = torch.maximum(first, copy).sqrt()
             alive = size > 1e-6 * size.max()
             if alive.any():

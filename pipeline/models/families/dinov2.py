@@ -10,7 +10,7 @@ from pipeline.config.schema import ModelSizes
 from pipeline.errors import UserError
 from pipeline.models.architecture import Architecture, Axis, ParamSpec, linear, norm, reads, writes
 from pipeline.models.families.vit import attention, embeddings, image_architecture, positions
-from pipeline.models.family import IMAGE_KEYS, Family, Head, image_probe, resized
+from pipeline.models.family import IMAGE_KEYS, Family, Head, image_probe, image_resized
 
 
 def _encoder(prefix: str, config: Dinov2Config) -> tuple[ParamSpec, ...]:
@@ -63,7 +63,7 @@ def resize(sizes: ModelSizes) -> dict[str, Any]:
         raise UserError(
             f"model family 'dinov2' needs an mlp that is a multiple of hidden {sizes.hidden}, got {sizes.mlp_units}"
         )
-    named = resized(sizes)
+    named = image_resized(sizes)
     del named["intermediate_size"]
     return {**named, "mlp_ratio": sizes.mlp_units // sizes.hidden}
 
@@ -79,7 +79,8 @@ FAMILY = Family(
         function=("apply_layernorm", "reshape_hidden_states", "use_mask_token", "use_swiglu_ffn"),
         derived=("out_features", "out_indices", "stage_names"),
     ),
-    resize=resize,
+    resize=image_resized,
     positions=partial(positions, 1),
     probe_inputs=image_probe,
+    optional_sizes=("patch",),
 )

@@ -162,6 +162,7 @@ def _family(
         positions=text_positions,
         probe_inputs=text_probe,
         norms=(NormModule(norm_class, "variance_epsilon", rms_norm),),
+        optional_sizes=("kv_heads",),
     )
 
 

@@ -32,7 +32,7 @@ from pipeline.models.architecture import (
     spaces,
     writes,
 )
-from pipeline.models.family import IMAGE_KEYS, Facts, Family, Head, head_dim, image_probe, resized
+from pipeline.models.family import IMAGE_KEYS, Facts, Family, Head, head_dim, image_probe, image_resized
 
 
 def _encoder(prefix: str, tokens: tuple[str, ...], config: ViTConfig) -> tuple[ParamSpec, ...]:
@@ -149,9 +149,8 @@ def configure(sizes: ModelSizes, facts: Facts) -> ViTConfig:
     return ViTConfig(
         layer_norm_eps=sizes.eps,
         image_size=facts["size"],
-        patch_size=sizes.patch,
         num_channels=facts["channels"],
-        **resized(sizes),
+        **image_resized(sizes),
         id2label=dict(enumerate(facts["class_names"])),
         label2id={name: i for i, name in enumerate(facts["class_names"])},
     )
@@ -176,10 +175,11 @@ VIT = Family(
         Head("encoder", ViTModel, partial(encoder, "vit")),
     ),
     keys=KEYS,
-    resize=resized,
+    resize=image_resized,
     positions=partial(positions, 1),
     probe_inputs=image_probe,
     configure=configure,
+    optional_sizes=("patch",),
 )
 DEIT = Family(
     name="deit",
@@ -195,7 +195,8 @@ DEIT = Family(
         Head("encoder", DeiTModel, partial(encoder, "deit")),
     ),
     keys=KEYS,
-    resize=resized,
+    resize=image_resized,
     positions=partial(positions, 2),
     probe_inputs=image_probe,
+    optional_sizes=("patch",),
 )
