@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,7 +22,7 @@ from pipeline.checkpoints.sidecars import SIDECAR_FILES, copy_sidecars
 from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import ReshapedTensor
 from pipeline.errors import UserError
-from pipeline.optim.optimizers import AdamW
+from pipeline.optim.optimizers import AdamW, OptimizerSpec
 from pipeline.records.run_folder import read_json
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 FRESH_RATE = 1e-3
-"""torch's default rate of AdamW: what a script that sets none starts with."""
+"""torch's default rate of an optimizer: what a script that sets none starts with."""
 
 
 def locate(path: Path) -> Path:
@@ -191,17 +191,21 @@ def decay_groups(config: PretrainedConfig) -> tuple[Group, Group]:
     return Group(tuple(p.name for p in order if p.decay)), Group(tuple(p.name for p in order if not p.decay))
 
 
-def fresh_groups(config: PretrainedConfig, state: State) -> tuple[Group, ...]:
-    """The groups of `config`'s model, decayed and not, with the hyper-parameters of the state's two groups, else
-    AdamW's own."""
-    if len(state.groups) == 2 and all(group.hyper for group in state.groups):
+def fresh_groups(config: PretrainedConfig, state: State, optimizer: OptimizerSpec | None = None) -> tuple[Group, ...]:
+    """The groups of `config`'s model, decayed and not, with the hyper-parameters of `optimizer`; None: those of the
+    state's two groups, else AdamW's own."""
+    if optimizer is None and len(state.groups) == 2 and all(group.hyper for group in state.groups):
         hypers = sorted((group.hyper for group in state.groups), key=lambda hyper: -hyper.get("weight_decay", 0.0))
     else:
-        parameter = torch.nn.Parameter(torch.zeros(1))
-        fresh = AdamW().build([{"params": [parameter]}], lr=FRESH_RATE).param_groups[0]
-        fresh.pop("params")
-        hypers = [fresh, {**fresh, "weight_decay": 0.0}]
+        hypers = _hypers(optimizer or AdamW())
     return tuple(replace(group, hyper=hyper) for group, hyper in zip(decay_groups(config), hypers, strict=True))
+
+
+def _hypers(optimizer: OptimizerSpec) -> list[dict[str, Any]]:
+    """What torch's groups of a fresh optimizer say, decayed and not."""
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], **optimizer.hyper(decayed)} for decayed in (True, False)]
+    built = optimizer.build(groups, lr=FRESH_RATE).param_groups
+    return [{key: value for key, value in group.items() if key != "params"} for group in built]
 
 
 __all__ = [

@@ -25,7 +25,7 @@ from pipeline.growth.optimizer_state import GrownSlot
 from pipeline.growth.plan import GrowthPlan, TensorPlan, plan_growth
 from pipeline.growth.verification import probe
 from pipeline.growth.verification.equivalence import Verification, verify
-from pipeline.optim.optimizers import Slot
+from pipeline.optim.optimizers import OptimizerSpec, Slot
 from pipeline.records.processes import WORKERS
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import ExpandFacts
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class ExpansionPlan:
     """An expansion that has been planned and not yet done. grow_optimizer_state: whether the optimizer state grows
-    too."""
+    too. optimizer: of the training that goes on from the result; None: not known, the source's is written."""
 
     source: Path
     state: State
@@ -47,6 +47,7 @@ class ExpansionPlan:
     growth: GrowthPlan
     layout: CheckpointLayout
     grow_optimizer_state: bool = False
+    optimizer: OptimizerSpec | None = None
 
 
 def plan_expansion(
@@ -56,9 +57,12 @@ def plan_expansion(
     layout: CheckpointLayout,
     source_config: Path | None = None,
     grow_optimizer_state: bool = False,
+    optimizer: OptimizerSpec | None = None,
 ) -> ExpansionPlan:
     """Decide everything; no tensor is read, unless the method needs the source to decide. Raises UserError when the
-    growth cannot be done as the method promises, or anything is missing."""
+    growth cannot be done as the method promises, or anything is missing.
+
+    optimizer: of the training that goes on from the result, where that is known."""
     folder = checkpoints.locate(source)
     state, small = checkpoints.read(folder, source_config)
     large = targets.adopt(small, target)
@@ -68,12 +72,13 @@ def plan_expansion(
     large.update(growth.config_change)
     if grow_optimizer_state:
         optimizer_state.require(growth, state.optimizer().slots, state.slots)
+        optimizer_state.require_continued(str(folder), state.optimizer(), optimizer or state.optimizer())
         if not layout.kind.holds_optimizer:
             raise UserError(
                 f"{layout.kind.title} files hold no optimizer state; use --format zero or universal, or "
                 "--optimizer-state reset"
             )
-    return ExpansionPlan(folder, state, small, large, growth, layout, grow_optimizer_state)
+    return ExpansionPlan(folder, state, small, large, growth, layout, grow_optimizer_state, optimizer)
 
 
 @dataclass(frozen=True)
@@ -174,9 +179,8 @@ def grown(expansion: ExpansionPlan) -> State:
     weights: dict[str, LazyTensor] = {
         each.target: GrownTensor(each.shape, GrownWeight(executor, each, read)) for each in planned
     }
-    fresh = State(
-        weights, groups=checkpoints.fresh_groups(expansion.large, state), aliases=expansion.growth.target.aliases
-    )
+    groups = checkpoints.fresh_groups(expansion.large, state, expansion.optimizer)
+    fresh = State(weights, groups=groups, aliases=expansion.growth.target.aliases)
     if not expansion.grow_optimizer_state:
         return fresh
     slots = {slot.name: _grown_slot(expansion, executor, slot) for slot in state.optimizer().slots}

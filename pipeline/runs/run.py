@@ -123,23 +123,24 @@ def _plan_expansion(config: Config, stage: ExpandStage, nodes: Nodes) -> "Expans
     from pipeline.runs import preflight
     from pipeline.training.stage import origin
 
+    reader = next(iter(config.continued_by(stage.name)), None)
     return expand.plan_expansion(
         origin(config, stage.source),
         models.trained(config.models[stage.model], open_prepared(config.path / "data").facts),
         preflight.options(stage, config.seed),
-        layout_for(config, stage, nodes),
+        _layout_for(reader, nodes.count * launcher.processes(config.processes)),
         grow_optimizer_state=stage.optimizer_state == "grow",
+        optimizer=reader.optimizer if reader else None,
     )
 
 
-def layout_for(config: Config, stage: ExpandStage, nodes: Nodes) -> "CheckpointLayout":
-    """The layout that the training stage behind this expansion reads: native shards of its ZeRO stage and ranks."""
+def _layout_for(reader: TrainStage | None, ranks: int) -> "CheckpointLayout":
+    """The layout that the training stage behind an expansion reads: native shards of its ZeRO stage and ranks."""
     from pipeline.checkpoints.layouts import HUGGING_FACE, CheckpointLayout
 
-    reader = next((s for s in config.stages if isinstance(s, TrainStage) and s.start == stage.name), None)
     if reader is None or reader.zero_stage == 0:
         return CheckpointLayout(HUGGING_FACE.name)
-    return CheckpointLayout.of(reader, nodes.count * launcher.processes(config.processes))
+    return CheckpointLayout.of(reader, ranks)
 
 
 def _on_first_node(config: Config, nodes: Nodes, done: Callable[[], bool], action: Callable[[], object]) -> None:

@@ -244,7 +244,7 @@ class Engine:
         """Load weights and optimizer of a checkpoint in the engine's own layout. Raises UserError when it is not."""
         stored = checkpoints.CheckpointLayout.from_facts(manifest.read(folder).facts())
         own = checkpoints.CheckpointLayout.of(self.stage, self.world.size)
-        if not stored.kind.engine_loads(stored, own):
+        if not stored.kind.engine_loads(stored, own, self.stage.optimizer):
             raise UserError(
                 f"{folder}: written as {stored.words}, this stage runs as {own.words}; "
                 "run it as before, or expand into this layout"
