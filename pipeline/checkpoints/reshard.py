@@ -110,6 +110,7 @@ def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardRe
             "kind": "reshard",
             **plan.layout.as_json(),
             "step": plan.state.step,
+            **_optimizer_state(plan),
             "versions": installed(),
             "source": origin.facts(hashed),
             "provenance": plan.state.provenance,
@@ -119,6 +120,13 @@ def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardRe
     logger.info(f"reshard: {len(plan.state.tensors)} tensors, {size / 2**30:.2f} GiB in {len(files)} files")
     logger.info(f"reshard: wrote {out}")
     return ReshardResult(out, plan.layout, len(plan.state.tensors), len(files), size)
+
+
+def _optimizer_state(plan: ReshardPlan) -> dict[str, str]:
+    """What an expansion did with the optimizer state, where that goes along: training that starts from it must know."""
+    content = manifest.read_if_any(plan.source)
+    kept = content.optimizer_state if content and plan.layout.kind.holds_optimizer else None
+    return {"optimizer_state": kept} if kept else {}
 
 
 def _files(plan: ReshardPlan, staged: Path) -> list[OutputFile]:

@@ -1,5 +1,6 @@
 """Checking a whole config before its first stage runs: what would fail in the last stage must not cost the first."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
 from pipeline.checkpoints import CheckpointLayout, State, publish
-from pipeline.config.schema import Config, ExpandStage, TrainStage
+from pipeline.config.schema import Config, ExpandStage, Stage, TrainStage
 from pipeline.config.validation_errors import all_of
 from pipeline.data import Prepared, open_prepared
 from pipeline.errors import UserError
@@ -20,6 +21,7 @@ from pipeline.records.run_folder import StageFolder
 from pipeline.training.engine import deepspeed_config, precisions_of_workers, require_precision
 from pipeline.training.fingerprint import require_same
 from pipeline.training.stage import pace, rates
+from pipeline.training.start import require_start
 
 
 def before_data(config: Config, ranks: int) -> None:
@@ -27,6 +29,12 @@ def before_data(config: Config, ranks: int) -> None:
     that lists all problems."""
     precisions = precisions_of_workers()
     all_of(partial(_stage_before_data, config, stage, ranks, precisions) for stage in config.stages)
+
+
+def checkpoints_fit(config: Config, stages: Sequence[Stage], ranks: int) -> None:
+    """Check the checkpoints that the training among the `stages` will load, as far as they are there. Raises UserError
+    that lists all problems."""
+    all_of(partial(require_start, config, stage, ranks) for stage in stages if isinstance(stage, TrainStage))
 
 
 def _stage_before_data(config: Config, stage: TrainStage | ExpandStage, ranks: int, precisions: set[str]) -> None:

@@ -2,13 +2,13 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import dump
-from pipeline.config.schema import Config, ExpandStage, TrainStage
+from pipeline.config.schema import Config, ExpandStage, Stage, TrainStage
 from pipeline.errors import UserError
 from pipeline.records import run_folder
 from pipeline.records.run_folder import StageFolder
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 def run(config: Config, nodes: Nodes = Nodes()) -> None:
     """Everything the config asks for, in order. Raises UserError."""
-    with _prepared_run(config, nodes):
+    with _prepared_run(config, nodes, config.stages):
         for stage in config.stages:
             _run_stage(config, stage, nodes)
         if nodes.rank == 0:
@@ -38,25 +38,26 @@ def run(config: Config, nodes: Nodes = Nodes()) -> None:
 def stage_alone(config: Config, name: str, nodes: Nodes = Nodes()) -> None:
     """One stage of a run, preparing the data first where that has not been done. Raises UserError."""
     stage = config.stage(name)
-    with _prepared_run(config, nodes):
+    with _prepared_run(config, nodes, [stage]):
         _run_stage(config, stage, nodes)
 
 
 def prepare_alone(config: Config) -> None:
     """The data of a run, and no stage. Raises UserError."""
-    with _prepared_run(config, Nodes()):
+    with _prepared_run(config, Nodes(), []):
         pass
 
 
 @contextmanager
-def _prepared_run(config: Config, nodes: Nodes) -> Iterator[None]:
+def _prepared_run(config: Config, nodes: Nodes, stages: Sequence[Stage]) -> Iterator[None]:
     """The run folder, locked, its data prepared, the whole config checked against it: mistakes in the last stage are
-    seen before the first one trains. Node 0 leaves its failure where the waiting nodes look."""
+    seen before the first one trains. stages: those that will run. Node 0 leaves its failure where the waiting nodes
+    look."""
     with run_folder.exclusive(config.path, nodes.rank):
         if nodes.rank == 0:
             _failure_of_node_0(config).unlink(missing_ok=True)
         try:
-            _prepare(config, nodes)
+            _prepare(config, nodes, stages)
             yield
         except UserError as error:
             if nodes.rank == 0 and nodes.count > 1:
@@ -68,12 +69,14 @@ def _failure_of_node_0(config: Config) -> Path:
     return config.path / ".stopped"
 
 
-def _prepare(config: Config, nodes: Nodes) -> None:
+def _prepare(config: Config, nodes: Nodes, stages: Sequence[Stage]) -> None:
     from pipeline import data
     from pipeline.runs import preflight
 
     folder = config.path / "data"
-    preflight.before_data(config, nodes.count * launcher.processes(config.processes))
+    ranks = nodes.count * launcher.processes(config.processes)
+    preflight.before_data(config, ranks)
+    preflight.checkpoints_fit(config, stages, ranks)
     _on_first_node(
         config,
         nodes,
@@ -121,7 +124,7 @@ def _plan_expansion(config: Config, stage: ExpandStage, nodes: Nodes) -> "Expans
     from pipeline.data import open_prepared
     from pipeline.expansion import expand
     from pipeline.runs import preflight
-    from pipeline.training.stage import origin
+    from pipeline.training.start import origin
 
     reader = next(iter(config.continued_by(stage.name)), None)
     return expand.plan_expansion(
