@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline import checkpoints
 from pipeline.checkpoints import CheckpointLayout, manifest, publish
-from pipeline.config.schema import Config, ExpandStage, TrainStage
+from pipeline.config.schema import Config, TrainStage
 from pipeline.errors import UserError
 from pipeline.growth import optimizer_state
 from pipeline.records.run_folder import StageFolder
@@ -21,14 +21,21 @@ def origin(config: Config, name: str) -> Path:
 
 
 def require_start(config: Config, stage: TrainStage, world: int) -> None:
-    """Raises UserError where the engine of `stage` on `world` ranks would lose what its start holds, as far as there is
-    one by now."""
+    """Raises UserError where the engine of `stage` on `world` ranks cannot go on from the stage's newest checkpoint, or
+    would lose what its start holds, as far as there is one by now."""
     folder = StageFolder(config.path / stage.name)
-    if stage.start is None or folder.finished or publish.newest(folder.checkpoints):
+    newest = publish.newest(folder.checkpoints)
+    if folder.finished:
         return
-    source = next((each for each in config.stages if each.name == stage.start), None)
-    if source is None or (isinstance(source, ExpandStage) and StageFolder(config.path / source.name).finished):
+    if newest:
+        require_loadable(newest, stage, world)
+    elif stage.start and _is_there(config, stage.start):
         continues_optimizer(origin(config, stage.start), stage, world)
+
+
+def _is_there(config: Config, name: str) -> bool:
+    """Whether a start has been made: a finished stage, or a folder."""
+    return name not in {stage.name for stage in config.stages} or StageFolder(config.path / name).finished
 
 
 def continues_optimizer(start: Path, stage: TrainStage, world: int) -> bool:

@@ -1,4 +1,4 @@
-"""Where a training stage starts: a grown optimizer state is loaded or refused, with a command that makes it fit."""
+"""Where a training stage starts or goes on: what it cannot load is refused, with the command that makes it fit."""
 
 import shlex
 import shutil
@@ -9,15 +9,17 @@ import pytest
 from pipeline import checkpoints, config, models
 from pipeline.accounting.lineage import lineage
 from pipeline.accounting.recorded_runs import RecordReader
-from pipeline.checkpoints import CheckpointLayout, diff, manifest
+from pipeline.checkpoints import CheckpointLayout, diff, manifest, publish
 from pipeline.config.schema import Config, TrainStage
 from pipeline.data import open_prepared
 from pipeline.errors import UserError
+from pipeline.runs import preflight
 from pipeline.training.fingerprint import Fingerprint
 from pipeline.training.stage import plan_training
 from pipeline.training.start import continues_optimizer
 from tests.helpers import cli
 from tests.helpers.checkpoints import trained
+from tests.helpers.cli import ROOT
 from tests.helpers.invented_runs import SMALL
 from tests.helpers.invented_runs import train as invented
 from tests.helpers.runs import tiny_run
@@ -74,6 +76,39 @@ def test_a_grown_state_in_another_layout_is_refused_with_the_command_for_it(run,
     assert plan.start.name.startswith(start.name + "-zero") and diff.compare(start, plan.start).equal
     assert continues_optimizer(plan.start, large(loaded), ranks)
     assert manifest.read(plan.start).optimizer_state == "grow"
+
+
+@pytest.mark.parametrize("override, stage, ranks", [("processes=4", 1, 4), ("stages.large.zero_stage=2", 2, 2)])
+def test_a_begun_stage_in_another_layout_is_refused_with_the_command_for_it(
+    tmp_path, capsys, monkeypatch, override, stage, ranks
+):
+    """`large` of this run was interrupted at step 20, in ZeRO 1 on 2 ranks."""
+    shutil.copytree(ROOT / "tests" / "fixtures" / "format-1", tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    newest = Path("run/large/checkpoints/step-0000020")
+    error = refused(capsys, "run", "tiny.yaml", "folder=run", override)
+    runs_as = f"this stage runs as native ZeRO stage {stage}, {ranks} ranks"
+    assert f"{newest}: written as native ZeRO stage 1, 2 ranks, {runs_as}; run it as before, or first" in error
+    command = shlex.split(error.partition("first write it as that: lemon ")[2])
+    assert cli.lemon(capsys, *command)[0] == 0
+    loaded = config.load("tiny.yaml", ["folder=run", override])
+    preflight.checkpoints_fit(loaded, loaded.stages, ranks)
+    resumed = publish.newest(newest.parent)
+    assert resumed == Path(f"{newest}-zero{stage}x{ranks}") and manifest.read(resumed).step == 20
+    assert diff.compare(newest, resumed).equal
+    large, grown, small = lineage(Path("run/large"), RecordReader())
+    assert (large.kind, grown.kind, small.kind, large.training_flops) == ("train", "expand", "train", 23 * 917_376)
+
+
+def test_what_no_training_will_load_is_not_looked_at(tmp_path, capsys, monkeypatch):
+    """Data are prepared by one process, whatever the stages run on; finished stages are not loaded."""
+    shutil.copytree(ROOT / "tests" / "fixtures" / "format-1", tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    assert cli.lemon(capsys, "prepare", "tiny.yaml", "folder=run", "processes=1")[0] == 0
+    loaded = config.load("tiny.yaml", ["folder=run"])
+    preflight.checkpoints_fit(loaded, [loaded.stage("small"), loaded.stage("grown")], 1)
+    with pytest.raises(UserError, match="native ZeRO stage 1, 1 rank;"):
+        preflight.checkpoints_fit(loaded, loaded.stages, 1)
 
 
 def test_other_starts_with_a_grown_state_are_held_to_it_too(run, capsys):
