@@ -12,12 +12,30 @@ from pipeline.config.schema import Config, TrainStage
 from pipeline.errors import UserError
 from pipeline.growth import optimizer_state
 from pipeline.records.run_folder import StageFolder
+from pipeline.records.stage_facts import ExpandFacts
 
 
 def origin(config: Config, name: str) -> Path:
-    """The checkpoint to start from: an earlier stage's newest, or a folder's. Raises UserError."""
-    is_stage = name in {stage.name for stage in config.stages}
-    return checkpoints.locate(config.path / name if is_stage else Path(name))
+    """The checkpoint to start from: an earlier stage's last, or a folder's newest. Raises UserError, also for a stage
+    that is not finished."""
+    if name not in {stage.name for stage in config.stages}:
+        return checkpoints.locate(Path(name))
+    folder = StageFolder(config.path / name)
+    if not folder.finished:
+        raise UserError(
+            f"{folder.path}: the stage {_progress(folder)}, and what starts from it needs its end; finish it first: "
+            f"lemon train {config.path / 'config.yaml'} --stage {name}"
+        )
+    return checkpoints.locate(folder.path)
+
+
+def _progress(folder: StageFolder) -> str:
+    facts, newest = folder.facts, publish.newest(folder.checkpoints)
+    if facts is None:
+        return "has not begun"
+    if isinstance(facts, ExpandFacts):
+        return "was interrupted"
+    return f"is at step {manifest.read(newest).step if newest else 0} of {facts.steps}"
 
 
 def require_start(config: Config, stage: TrainStage, world: int) -> None:

@@ -13,6 +13,7 @@ from pipeline.checkpoints import CheckpointLayout, diff, manifest, publish
 from pipeline.config.schema import Config, TrainStage
 from pipeline.data import open_prepared
 from pipeline.errors import UserError
+from pipeline.records.run_folder import StageFolder
 from pipeline.runs import preflight
 from pipeline.training.fingerprint import Fingerprint
 from pipeline.training.stage import plan_training
@@ -150,3 +151,32 @@ def test_a_lineage_goes_through_what_was_written_anew(run, capsys):
     anew = f"{start}-zero3x4"
     assert cli.lemon(capsys, "reshard", start, "--out", anew, "--zero-stage", 3, "--world-size", 4)[0] == 0
     assert walked(grown) == walked(Path(anew)) == before
+
+
+UNFINISHED = {"small": "is at step 7 of 550", "grown": "was interrupted"}
+
+
+@pytest.mark.parametrize("source, stage", [("small", "grown"), ("grown", "large")])
+def test_a_source_stage_must_be_finished(run, capsys, source, stage):
+    """What it was expanded from would be half trained, and the expansion count as finished ever after."""
+    folder = run.parent / "run"
+    shutil.rmtree(folder / stage, ignore_errors=True)
+    facts = StageFolder(folder / source).facts
+    StageFolder(folder / source).begin(facts.model_copy(update={"steps": 550} if source == "small" else {}))
+    error = refused(capsys, "train", run, "--stage", stage, GROW)
+    finish = f"finish it first: lemon train {folder}/config.yaml --stage {source}\n"
+    assert error.endswith(finish) and f"{folder / source}: the stage {UNFINISHED[source]}, " in error
+    assert not (folder / stage).exists()
+    shutil.rmtree(folder / source)
+    error = refused(capsys, "train", run, "--stage", stage, GROW)
+    assert error.endswith(finish) and "the stage has not begun, " in error
+
+
+def test_a_checkpoint_of_a_stage_may_be_named_while_it_goes_on(run, capsys):
+    folder = run.parent / "run"
+    small = StageFolder(folder / "small")
+    small.begin(small.facts)
+    shutil.rmtree(folder / "grown")
+    named = f"stages.grown.source={checkpoints.locate(small.path)}"
+    assert cli.lemon(capsys, "train", run, "--stage", "grown", GROW, named)[0] == 0
+    assert StageFolder(folder / "grown").finished
