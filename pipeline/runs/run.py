@@ -75,9 +75,7 @@ def _prepare(config: Config, nodes: Nodes, stages: Sequence[Stage], on_first_nod
     ranks = nodes.count * launcher.processes(config.processes)
     preflight.before_data(config, ranks)
     preflight.checkpoints_fit(config, stages, ranks)
-    on_first_node(
-        lambda: data.prepare(config.data, config.seed, folder, logger.info), lambda: (folder / "data.json").exists()
-    )
+    on_first_node(lambda: data.prepare(config.data, config.seed, folder), lambda: (folder / "data.json").exists())
     preflight.after_data(config)
     if nodes.rank == 0:
         run_folder.write_text(config.path / "config.yaml", dump(config))
