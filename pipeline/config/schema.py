@@ -1,9 +1,4 @@
-"""The one schema of a run: data, models, and a list of stages.
-
-A config is YAML; any key can be overridden on the command line as `dotted.key=value`, stages by name:
-`stages.large.schedule.peak=1e-3`. An unknown key, a wrong type or an impossible size raises `UserError`
-before anything is started.
-"""
+"""The one schema of a run: data, models, and a list of stages, with the keys that each takes and what must fit."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""The loop of a training stage, as every worker runs it: resume or start, step, evaluate, save, record."""
+"""The loop of a training stage, as every worker runs it: resume or start, step, evaluate, save, record.
+
+All randomness is a function of (seed, step); a resumed run ends with the numbers of an uninterrupted one.
+"""
 
 import itertools
 import math

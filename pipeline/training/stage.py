@@ -1,7 +1,4 @@
-"""The training stage, as every worker runs it: build, resume or start, loop, save.
-
-All randomness is a function of (seed, step); a resumed run ends with the numbers of an uninterrupted one.
-"""
+"""A training stage before its first step: what is known of it (`TrainingPlan`), and what its stage.json says."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
