@@ -150,14 +150,13 @@ def write(
     layout: CheckpointLayout,
     *,
     workers: int = 1,
-    progress: bool = False,
     read: Sequence[Path] = (),
 ) -> tuple[dict[str, FileRecord], dict[Path, FileRecord]]:
     """Write `state` (published names) into the staged tag folder in `layout`, config.json with it. Returns the records
     of every file, for the manifest, and of the files `read`, which are hashed meanwhile."""
     folder.mkdir(parents=True, exist_ok=True)
     output = [config_of(config, layout), *files(_spelled(state, config, layout.kind), folder, layout)]
-    return write_files(output, folder, workers, progress, read)
+    return write_files(output, folder, workers, read)
 
 
 def _spelled(state: State, config: PretrainedConfig, layout: Layout) -> State:

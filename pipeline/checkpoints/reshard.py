@@ -103,7 +103,7 @@ def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardRe
         logger.info(f"reshard: {line}")
     origin = manifest.Origin.of(plan.source)
     with publish.writing(out) as staged:
-        files, hashed = write_files(_files(plan, staged), staged, workers, True, origin.paths)
+        files, hashed = write_files(_files(plan, staged), staged, workers, origin.paths)
         config = [] if plan.config else [checkpoints.CONFIG]
         files |= checkpoints.copy_sidecars(plan.source, staged, *config, "plan.json", "plan.safetensors")
         facts = {

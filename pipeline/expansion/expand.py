@@ -109,13 +109,7 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> 
     with publish.writing(out) as staged:
         logger.info(f"expand: {len(expansion.growth.tensors)} tensors, {size_changes(expansion.growth)}")
         files, hashed = checkpoints.write(
-            grown(expansion),
-            expansion.large,
-            staged,
-            expansion.layout,
-            workers=workers,
-            progress=True,
-            read=origin.paths,
+            grown(expansion), expansion.large, staged, expansion.layout, workers=workers, read=origin.paths
         )
         source = origin.facts(hashed)
         files |= checkpoints.copy_sidecars(expansion.source, staged)
