@@ -3,7 +3,7 @@
 #   NODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash launch/torchrun.sh CONFIG [key=value ...]
 #   NODES=2 NODE_RANK=1 MASTER_ADDR=10.0.0.1 bash launch/torchrun.sh CONFIG [key=value ...]
 # Each node starts torch's elastic agent (what torchrun is) with the config's `processes` workers. Node 0 does the
-# offline stages while the others wait. On a host whose name resolves to loopback also set GLOO_SOCKET_IFNAME or
+# offline stages while the others wait (for ten minutes without a sign of life from it, no longer). On a host whose name resolves to loopback also set GLOO_SOCKET_IFNAME or
 # NCCL_SOCKET_IFNAME to the interface that the nodes share.
 source "$(dirname "$0")/environment.sh"
 [ $# -ge 1 ] || { echo "usage: NODES=N NODE_RANK=R MASTER_ADDR=HOST [MASTER_PORT=29500] bash launch/torchrun.sh CONFIG [key=value ...]" >&2; exit 2; }

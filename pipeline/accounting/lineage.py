@@ -114,6 +114,8 @@ def _at(path: Path, reader: RecordReader) -> Ancestor:
     written = {path.parent: step_of(path.parent) for path in (folder / CHECKPOINTS).glob(f"step-*/{MANIFEST}")}
     newest = max(written, key=lambda checkpoint: written[checkpoint] or 0, default=folder)
     manifest = reader.json((checkpoint or newest) / MANIFEST)
+    if stage is not None and manifest.get("kind") == "reshard":  # the stage's own checkpoint, in another layout
+        manifest = {**manifest, "kind": stage.kind, "source": {}}
     expanded_here = stage is None and manifest.get("kind") == "expand"
     plan = stage.plan if stage else reader.json(path.resolve() / "plan.json") if expanded_here else {}
     step = None if checkpoint is None else manifest.get("step", step_of(checkpoint))

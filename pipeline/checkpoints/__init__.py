@@ -22,7 +22,7 @@ from pipeline.checkpoints.sidecars import SIDECAR_FILES, copy_sidecars
 from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import ReshapedTensor
 from pipeline.errors import UserError
-from pipeline.optim.optimizers import AdamW
+from pipeline.optim.optimizers import AdamW, OptimizerSpec
 from pipeline.records.run_folder import read_json
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 FRESH_RATE = 1e-3
-"""torch's default rate of AdamW: what a script that sets none starts with."""
+"""torch's default rate of an optimizer: what a script that sets none starts with."""
 
 
 def locate(path: Path) -> Path:
@@ -154,14 +154,13 @@ def write(
     layout: CheckpointLayout,
     *,
     workers: int = 1,
-    progress: bool = False,
     read: Sequence[Path] = (),
 ) -> tuple[dict[str, FileRecord], dict[Path, FileRecord]]:
     """Write `state` (published names) into the staged tag folder in `layout`, config.json with it. Returns the records
     of every file, for the manifest, and of the files `read`, which are hashed meanwhile."""
     folder.mkdir(parents=True, exist_ok=True)
     output = [config_of(config, layout), *files(_spelled(state, config, layout.kind), folder, layout)]
-    return write_files(output, folder, workers, progress, read)
+    return write_files(output, folder, workers, read)
 
 
 def _spelled(state: State, config: PretrainedConfig, layout: Layout) -> State:
@@ -195,10 +194,11 @@ def decay_groups(config: PretrainedConfig) -> tuple[Group, Group]:
     return Group(tuple(p.name for p in order if p.decay)), Group(tuple(p.name for p in order if not p.decay))
 
 
-def fresh_groups(config: PretrainedConfig, state: State) -> tuple[Group, ...]:
-    """The groups of `config`'s model, decayed and not, with `fresh_hyper` of the state."""
-    groups = zip(decay_groups(config), fresh_hyper(state), strict=True)
-    return tuple(replace(group, hyper=hyper) for group, hyper in groups)
+def fresh_groups(config: PretrainedConfig, state: State, optimizer: OptimizerSpec | None = None) -> tuple[Group, ...]:
+    """The groups of `config`'s model, decayed and not, with the hyper-parameters of `optimizer`; None: `fresh_hyper` of
+    the state."""
+    hypers = _hypers(optimizer) if optimizer else fresh_hyper(state)
+    return tuple(replace(group, hyper=hyper) for group, hyper in zip(decay_groups(config), hypers, strict=True))
 
 
 def fresh_hyper(state: State) -> list[dict[str, Any]]:
@@ -206,10 +206,14 @@ def fresh_hyper(state: State) -> list[dict[str, Any]]:
     they are of an optimizer that is known, else AdamW's own."""
     if len(state.groups) == 2 and all(group.hyper for group in state.groups) and state.known_optimizer:
         return sorted((group.hyper for group in state.groups), key=lambda hyper: -hyper.get("weight_decay", 0.0))
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    fresh: dict[str, Any] = AdamW().build([{"params": [parameter]}], lr=FRESH_RATE).param_groups[0]
-    fresh.pop("params")
-    return [fresh, {**fresh, "weight_decay": 0.0}]
+    return _hypers(AdamW())
+
+
+def _hypers(optimizer: OptimizerSpec) -> list[dict[str, Any]]:
+    """What torch's groups of a fresh optimizer say, decayed and not."""
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], **optimizer.hyper(decayed)} for decayed in (True, False)]
+    built = optimizer.build(groups, lr=FRESH_RATE).param_groups
+    return [{key: value for key, value in group.items() if key != "params"} for group in built]
 
 
 __all__ = [

@@ -102,13 +102,14 @@ def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardRe
         logger.info(f"reshard: {line}")
     origin = manifest.Origin.of(plan.source)
     with publish.writing(out) as staged:
-        files, hashed = write_files(_files(plan, staged), staged, workers, True, origin.paths)
+        files, hashed = write_files(_files(plan, staged), staged, workers, origin.paths)
         config = [] if plan.config else [checkpoints.CONFIG]
         files |= checkpoints.copy_sidecars(plan.source, staged, *config, "plan.json", "plan.safetensors")
         facts = {
             "kind": "reshard",
             **plan.layout.as_json(),
             "step": plan.state.step,
+            **_optimizer_state(plan),
             "versions": installed(),
             "source": origin.facts(hashed),
             "provenance": plan.state.provenance,
@@ -118,6 +119,13 @@ def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardRe
     logger.info(f"reshard: {len(plan.state.tensors)} tensors, {amount(size)} in {len(files)} files")
     logger.info(f"reshard: wrote {out}")
     return ReshardResult(out, plan.layout, len(plan.state.tensors), len(files), size)
+
+
+def _optimizer_state(plan: ReshardPlan) -> dict[str, str]:
+    """What an expansion did with the optimizer state, where that goes along: training that starts from it must know."""
+    content = manifest.read_if_any(plan.source)
+    kept = content.optimizer_state if content and plan.layout.kind.holds_optimizer else None
+    return {"optimizer_state": kept} if kept else {}
 
 
 def _files(plan: ReshardPlan, staged: Path) -> list[OutputFile]:

@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 EPILOG = """examples:
   lemon run configs/quickstart/bert.yaml                        the whole chain: prepare, train, expand, train, report
   lemon run configs/quickstart/bert.yaml stages.small.batch=32  any key of the config can be overridden
-  lemon train configs/quickstart/bert.yaml --stage small        one stage of it
+  lemon train configs/quickstart/bert.yaml --stage small        one stage of it, a training or an expansion
   lemon expand --source runs/quickstart-bert/small --target configs/quickstart/bert.yaml:large --out grown
   lemon plan --source bert-base --target large.json             what that would do, and what it needs
   lemon verify bert-base grown                                  whether both compute the same function

@@ -14,7 +14,7 @@ from pipeline.training.launcher import Nodes
 HELP = {
     "run": "run every stage of a config; finished stages are skipped, an interrupted one resumes",
     "prepare": "tokenize and pack the text, or store the images, of a config",
-    "train": "run one training stage (also the entry point of workers under torchrun or Slurm)",
+    "train": "run one stage, a training or an expansion (also the entry point of workers under torchrun or Slurm)",
 }
 
 
@@ -29,10 +29,8 @@ def add_parsers(commands: Commands) -> None:
         command.add_argument(
             "overrides", nargs="*", metavar="key=value", help="dotted overrides; stages by name: stages.small.batch=32"
         )
-        if name == "prepare":
-            command.add_argument("--stage", help="which stage the data are for: all share them")
         if name == "train":
-            command.add_argument("--stage", help="which stage (default: the only one)")
+            command.add_argument("--stage", help="which stage (default: the only training stage)")
         if name != "prepare":
             _add_nodes(command)
 
@@ -63,10 +61,7 @@ def _run(options: argparse.Namespace) -> None:
 def _prepare(options: argparse.Namespace) -> None:
     from pipeline.runs import run
 
-    loaded = _load(options)
-    if options.stage:
-        loaded.stage(options.stage)
-    run.prepare_alone(loaded)
+    run.prepare_alone(_load(options))
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -1,9 +1,4 @@
-"""The one schema of a run: data, models, and a list of stages.
-
-A config is YAML; any key can be overridden on the command line as `dotted.key=value`, stages by name:
-`stages.large.schedule.peak=1e-3`. An unknown key, a wrong type or an impossible size raises `UserError`
-before anything is started.
-"""
+"""The one schema of a run: data, models, and a list of stages, with the keys that each takes and what must fit."""
 
 import re
 from pathlib import Path
@@ -231,6 +226,15 @@ class Config(Strict):
             )
         return stage
 
+    def continued_by(self, name: str) -> list[TrainStage]:
+        """The training stages that go on from the stage `name`, at once or by way of expansions."""
+        behind = [stage for stage in self.stages if stage.origin == name]
+        return [
+            reader
+            for stage in behind
+            for reader in ([stage] if isinstance(stage, TrainStage) else self.continued_by(stage.name))
+        ]
+
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
         earlier: dict[str, TrainStage | ExpandStage] = {}
@@ -249,7 +253,8 @@ class Config(Strict):
             problems.append(f"{where}: the name is taken; give each stage its own")
         if stage.model not in self.models:
             problems.append(f"{where}.model: no model '{stage.model}'{nearest(stage.model, self.models)}")
-        if origin and origin not in earlier and not Path(origin).exists():
+        later = origin in {each.name for each in self.stages}
+        if origin and origin not in earlier and (later or not Path(origin).exists()):
             problems.append(f"{where}: '{origin}' is no earlier stage and no folder{nearest(origin, earlier)}")
         if isinstance(stage, ExpandStage) and origin in earlier:
             source, target = (self.models.get(name) for name in (earlier[origin].model, stage.model))

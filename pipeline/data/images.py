@@ -5,8 +5,9 @@ A prepared folder holds `training/` and `evaluation/`, saved by `datasets`: enco
 """
 
 import io
+import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from pipeline.data.sources import TABLE, Embedded, HubSplit, LocalFiles, Source,
 from pipeline.errors import UserError, one_line
 from pipeline.rng import derive
 
+logger = logging.getLogger(__name__)
+
 LARGEST_HELD_OUT = 0.2
 """The largest share of the images that is cut off for evaluation."""
 
@@ -32,7 +35,7 @@ MEASURED = 4096
 """Images from which mean and standard deviation are taken, at most."""
 
 
-def build(data: ImageData, seed: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def build(data: ImageData, seed: int, folder: Path) -> dict[str, Any]:
     """Write both splits into `folder`; returns the facts. Raises UserError."""
     augment.require(data.augment)
     datasets.disable_progress_bars()
@@ -40,7 +43,7 @@ def build(data: ImageData, seed: int, folder: Path, say: Callable[[str], None]) 
     training.save_to_disk(folder / "training")
     evaluation.save_to_disk(folder / "evaluation")
     shutil.rmtree(folder / "cache", ignore_errors=True)
-    say(f"images: {len(training):,} for training, {len(evaluation):,} for evaluation, {len(classes)} classes")
+    logger.info(f"images: {len(training):,} for training, {len(evaluation):,} for evaluation, {len(classes)} classes")
     facts = {
         "kind": "images",
         "size": data.size,

@@ -5,7 +5,6 @@
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,12 +50,12 @@ class Prepared:
         return images.ImageSamples(self.folder, self.facts, augmentation)
 
 
-def prepare(data: TextData | ImageData, seed: int, folder: Path, say: Callable[[str], None] = print) -> Prepared:
+def prepare(data: TextData | ImageData, seed: int, folder: Path) -> Prepared:
     """Write `folder` from the config, or return at once what an earlier call with the same config and seed wrote.
 
     Works in a sibling folder that is renamed at the end: what a killed call leaves is not used, and the next call
-    removes it. `say` receives the progress, a line at a time. Raises UserError for bad data, and for a folder that was
-    prepared from another config or contains anything else.
+    removes it. Raises UserError for bad data, and for a folder that was prepared from another config or contains
+    anything else.
     """
     folder = Path(folder)
     if (folder / "data.json").exists():
@@ -68,7 +67,7 @@ def prepare(data: TextData | ImageData, seed: int, folder: Path, say: Callable[[
     shutil.rmtree(draft, ignore_errors=True)
     try:
         draft.mkdir(parents=True)
-        facts = text.build(data, seed, draft, say) if data.kind == "text" else images.build(data, seed, draft, say)
+        facts = text.build(data, seed, draft) if data.kind == "text" else images.build(data, seed, draft)
         write_json(draft / "data.json", {"facts": facts, "data": data.model_dump(mode="json"), "seed": seed})
         os.replace(draft, folder)
     except BaseException:

@@ -11,8 +11,9 @@ Masking happens when a sample is read, as a pure function of (seed, epoch, row):
 one mask per row, whatever the epoch.
 """
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from pipeline.data.documents import Census, Corpus, corpora, fingerprint, hold_o
 from pipeline.errors import UserError
 from pipeline.rng import derive
 
+logger = logging.getLogger(__name__)
+
 MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1
 """Of the predicted positions; the rest keeps its token."""
 
@@ -36,17 +39,19 @@ DOCUMENTS_AT_ONCE = 256
 TOKENS_AT_ONCE = 1 << 22
 
 
-def build(data: TextData, seed: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def build(data: TextData, seed: int, folder: Path) -> dict[str, Any]:
     """Write the tokenizer and both streams into `folder`; returns the facts. Raises UserError."""
     training, evaluation = corpora(data)
     census = Census.of(training)
-    say(f"text: {len(census.characters):,} documents, {int(census.characters.sum()):,} characters in {training.name}")
+    logger.info(
+        f"text: {len(census.characters):,} documents, {int(census.characters.sum()):,} characters in {training.name}"
+    )
     held_out = (
         [] if evaluation else hold_out(training, census, CHARACTERS_PER_TOKEN * data.evaluation_blocks * data.block)
     )
     learned_from = _learning_text(training.without(held_out), census)
     tokenizer = tokenizers.create(data.tokenizer, learned_from, folder / "tokenizer")
-    say(f"tokenizer: {data.tokenizer.kind}, {tokenizer.size:,} pieces")
+    logger.info(f"tokenizer: {data.tokenizer.kind}, {tokenizer.size:,} pieces")
     if evaluation is None:
         used = _first(held_out, tokenizer, data.evaluation_blocks * (data.block - 2))
         training, evaluation = training.without(used), Corpus(f"{training.name}, held out", lambda: used)
@@ -54,7 +59,9 @@ def build(data: TextData, seed: int, folder: Path, say: Callable[[str], None]) -
     _require_blocks(evaluation_blocks, data.evaluation_blocks, data, evaluation.name)
     training_blocks = pack(training, tokenizer, data.block, folder / "training.bin")
     _require_blocks(training_blocks, 1, data, training.name)
-    say(f"packed: {training_blocks:,} training blocks of {data.block} tokens, {evaluation_blocks:,} evaluation blocks")
+    logger.info(
+        f"packed: {training_blocks:,} training blocks of {data.block} tokens, {evaluation_blocks:,} evaluation blocks"
+    )
     facts = {
         "kind": "text",
         "vocab_size": tokenizer.size,

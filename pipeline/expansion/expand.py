@@ -39,7 +39,8 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class ExpansionPlan:
     """An expansion that has been planned and not yet done. grow_optimizer_state: whether the optimizer state grows
-    too."""
+    too. continued_by: the optimizer of the training that goes on from the result; None: not known, the source's is
+    written."""
 
     source: Path
     state: State
@@ -48,6 +49,7 @@ class ExpansionPlan:
     growth: GrowthPlan
     layout: CheckpointLayout
     grow_optimizer_state: bool = False
+    continued_by: OptimizerSpec | None = None
 
     @property
     def optimizer(self) -> OptimizerSpec:
@@ -55,7 +57,7 @@ class ExpansionPlan:
         for one to grow that is not known."""
         if self.grow_optimizer_state:
             return self.state.optimizer()
-        return optimizers.require((), checkpoints.fresh_hyper(self.state))
+        return self.continued_by or optimizers.require((), checkpoints.fresh_hyper(self.state))
 
 
 def plan_expansion(
@@ -65,9 +67,12 @@ def plan_expansion(
     layout: CheckpointLayout,
     source_config: Path | None = None,
     grow_optimizer_state: bool = False,
+    continued_by: OptimizerSpec | None = None,
 ) -> ExpansionPlan:
     """Decide everything; no tensor is read, unless the method needs the source to decide. Raises UserError when the
-    growth cannot be done as the method promises, or anything is missing."""
+    growth cannot be done as the method promises, or anything is missing.
+
+    continued_by: the optimizer of the training that goes on from the result, where that is known."""
     folder = checkpoints.locate(source)
     state, small = checkpoints.read(folder, source_config)
     large = targets.adopt(small, target)
@@ -77,12 +82,13 @@ def plan_expansion(
     large.update(growth.config_change)
     if grow_optimizer_state:
         optimizer_state.require(growth, state.optimizer().slots, state.slots)
+        optimizer_state.require_continued(str(folder), state.optimizer(), continued_by or state.optimizer())
         if not layout.kind.holds_optimizer:
             raise UserError(
                 f"{layout.kind.title} files hold no optimizer state; use --format zero or universal, or "
                 "--optimizer-state reset"
             )
-    return ExpansionPlan(folder, state, small, large, growth, layout, grow_optimizer_state)
+    return ExpansionPlan(folder, state, small, large, growth, layout, grow_optimizer_state, continued_by)
 
 
 @dataclass(frozen=True)
@@ -112,13 +118,7 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> 
         for line in (*expansion.state.remarks(), changes):
             logger.info(f"expand: {line}")
         files, hashed = checkpoints.write(
-            grown(expansion),
-            expansion.large,
-            staged,
-            expansion.layout,
-            workers=workers,
-            progress=True,
-            read=origin.paths,
+            grown(expansion), expansion.large, staged, expansion.layout, workers=workers, read=origin.paths
         )
         source = origin.facts(hashed)
         files |= checkpoints.copy_sidecars(expansion.source, staged)
@@ -182,9 +182,8 @@ def grown(expansion: ExpansionPlan) -> State:
     weights: dict[str, LazyTensor] = {
         each.target: GrownTensor(each.shape, GrownWeight(executor, each, read)) for each in planned
     }
-    fresh = State(
-        weights, groups=checkpoints.fresh_groups(expansion.large, state), aliases=expansion.growth.target.aliases
-    )
+    groups = checkpoints.fresh_groups(expansion.large, state, expansion.continued_by)
+    fresh = State(weights, groups=groups, aliases=expansion.growth.target.aliases)
     if not expansion.grow_optimizer_state:
         return fresh
     slots = {slot.name: _grown_slot(expansion, executor, slot) for slot in expansion.optimizer.slots}

@@ -37,9 +37,7 @@ def export_checkpoint(
     origin, ancestors = manifest.Origin.of(checkpoint), lineage(checkpoint, RecordReader())[::-1]
     data = prepared(ancestors)
     with publish.writing(out) as staged:
-        files, hashed = checkpoints.write(
-            state, config, staged, layout, workers=workers, progress=True, read=origin.paths
-        )
+        files, hashed = checkpoints.write(state, config, staged, layout, workers=workers, read=origin.paths)
         require_same_on_disk(state, staged, dtype)
         copied = _copy(_sidecar_files(checkpoint, data), staged)
         _write_card(staged, out.resolve().name, config, dtype, ancestors, data, copied)

@@ -20,7 +20,7 @@ from pipeline.growth.execute import AxisRule, PlainRows, PlanExecutor, Read, com
 from pipeline.growth.maps import Map
 from pipeline.growth.plan import GrowthPlan, TensorPlan
 from pipeline.models.architecture import ParamSpec
-from pipeline.optim.optimizers import Slot
+from pipeline.optim.optimizers import OptimizerSpec, Slot
 
 CHUNK = 1 << 22
 """Elements of a source tensor that are summed up at a time."""
@@ -57,6 +57,20 @@ def require(plan: GrowthPlan, slots: Sequence[Slot], stored: Collection[str]) ->
     """Raises UserError when the optimizer state cannot grow."""
     if reasons := refusals(plan, slots, stored):
         raise UserError(f"optimizer state 'grow' is not possible: {'; '.join(reasons)}; use --optimizer-state reset")
+
+
+def require_continued(where: str, left: OptimizerSpec, behind: OptimizerSpec) -> None:
+    """Raises UserError when the optimizer `behind` an expansion cannot go on from the state that the one before it has
+    `left`. where: what says that it is to."""
+    if not behind.continues(left):
+        raise UserError(
+            f"{where}: the state is that of {_words(left)}, and the stage behind trains with {_words(behind)}; "
+            "use the same optimizer for both, or reset the state"
+        )
+
+
+def _words(optimizer: OptimizerSpec) -> str:
+    return f"{optimizer.kind} ({', '.join(slot.name for slot in optimizer.slots) or 'without state'})"
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,10 @@ class OptimizerSpec(Strict):
         """The hyper-parameters of a group but for its rate, by torch's names."""
         raise NotImplementedError
 
+    def continues(self, other: OptimizerSpec) -> bool:
+        """Whether it can go on from the state that `other` has left: of the same kind, with the same slots."""
+        return self.kind == other.kind and self.slots == other.slots
+
     def build(self, groups: Iterable[dict[str, Any]], lr: float = 0.0) -> torch.optim.Optimizer:
         """torch's optimizer over `groups` ("params", and hyper-parameters that differ from the specification's)."""
         raise NotImplementedError

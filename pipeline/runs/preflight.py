@@ -1,23 +1,27 @@
 """Checking a whole config before its first stage runs: what would fail in the last stage must not cost the first."""
 
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from pipeline import models
-from pipeline.config.schema import Config, ExpandStage, ModelSizes, TrainStage
+from pipeline import checkpoints, models
+from pipeline.checkpoints import CheckpointLayout, State, publish
+from pipeline.config.schema import Config, ExpandStage, ModelSizes, Stage, TrainStage
 from pipeline.config.validation_errors import all_of
 from pipeline.data import Prepared, open_prepared
 from pipeline.errors import UserError, placed
 from pipeline.expansion import target as targets
 from pipeline.growth import methods, optimizer_state
 from pipeline.growth.method import ExpansionOptions
-from pipeline.growth.plan import GrowthPlan, plan_growth, require_possible
-from pipeline.optim.optimizers import AdamW, Optimizer
+from pipeline.growth.plan import plan_growth, require_possible
+from pipeline.optim.optimizers import OptimizerSpec
 from pipeline.records.run_folder import StageFolder
 from pipeline.training.engine import deepspeed_config, precisions_of_workers, require_precision
 from pipeline.training.fingerprint import require_same
 from pipeline.training.stage import pace, rates
+from pipeline.training.start import require_start
 
 
 def before_data(config: Config, ranks: int) -> None:
@@ -34,6 +38,12 @@ def _require_family(model: str, sizes: ModelSizes) -> None:
         models.family_of(sizes)
 
 
+def checkpoints_fit(config: Config, stages: Sequence[Stage], ranks: int) -> None:
+    """Check the checkpoints that the training among the `stages` will load, as far as they are there. Raises UserError
+    that lists all problems."""
+    all_of(partial(require_start, config, stage, ranks) for stage in stages if isinstance(stage, TrainStage))
+
+
 def _stage_before_data(config: Config, stage: TrainStage | ExpandStage, ranks: int, precisions: set[str]) -> None:
     require_same(config, stage, each=True)
     if isinstance(stage, TrainStage):
@@ -41,6 +51,33 @@ def _stage_before_data(config: Config, stage: TrainStage | ExpandStage, ranks: i
         require_precision(stage, precisions)
     else:
         options(stage, config.seed)
+        _require_readers(config, stage, ranks)
+
+
+def _require_readers(config: Config, stage: ExpandStage, ranks: int) -> None:
+    """An optimizer state that is to grow needs training stages behind it that go on from it. One that has a checkpoint
+    of its own reads it no more."""
+    if stage.optimizer_state != "grow":
+        return
+    where, behind = f"stages.{stage.name}.optimizer_state: grow", config.continued_by(stage.name)
+    if not behind:
+        raise UserError(f"{where} needs a training stage behind it, which goes on from that state; use reset")
+    readers = [reader for reader in behind if not publish.newest(StageFolder(config.path / reader.name).checkpoints)]
+    for reader in readers:
+        optimizer_state.require_continued(where, _optimizer_before(config, stage), reader.optimizer)
+    if any(reader.zero_stage == 0 for reader in readers):
+        raise UserError(f"{where} needs ZeRO shards, and the stage behind it has zero_stage 0; use 1, 2 or 3")
+    _require_one_layout(where, readers, ranks)
+
+
+def _require_one_layout(where: str, readers: list[TrainStage], ranks: int) -> None:
+    layouts = {reader.name: CheckpointLayout.of(reader, ranks).words for reader in readers}
+    if len(set(layouts.values())) > 1:
+        listed = "; ".join(f"'{name}' {words}" for name, words in layouts.items())
+        raise UserError(
+            f"{where} is written in one layout, and the stages behind it read several ({listed}); choose the same "
+            "zero_stage and precision for all, or give each an expansion of its own"
+        )
 
 
 def after_data(config: Config) -> None:
@@ -62,8 +99,20 @@ def _stage_after_data(
 ) -> None:
     if isinstance(stage, TrainStage):
         rates(StageFolder(config.path / stage.name), stage, pace(stage, model_configs[stage.model], data))
-    elif source := next((s for s in config.stages if s.name == stage.source), None):
-        _require_growth(config, stage, model_configs[source.model], model_configs[stage.model])
+    else:
+        source = _named(config, stage.source)
+        small = model_configs[source.model] if source else _config_in(Path(stage.source))
+        _require_growth(config, stage, small, model_configs[stage.model])
+
+
+def _named(config: Config, name: str) -> TrainStage | ExpandStage | None:
+    """The stage called `name`; None where a folder is meant."""
+    return next((stage for stage in config.stages if stage.name == name), None)
+
+
+def _config_in(folder: Path) -> PretrainedConfig:
+    """The config of a checkpoint that is none of this run's."""
+    return models.read_config(checkpoints.config_file(checkpoints.locate(folder)))[1]
 
 
 def _require_growth(config: Config, stage: ExpandStage, source: PretrainedConfig, target: PretrainedConfig) -> None:
@@ -73,33 +122,33 @@ def _require_growth(config: Config, stage: ExpandStage, source: PretrainedConfig
         large = targets.adopt(source, target)
         architectures = models.architecture_of(source), models.architecture_of(large)
         require_possible(*architectures, method_options)
-        if methods.find(method_options.method).needs_source:
-            return
-        growth = plan_growth(*architectures, method_options, models.initializer_range(large))
-    _require_moments(config, stage, growth)
+        if stage.optimizer_state == "grow" and not methods.find(method_options.method).needs_source:
+            growth = plan_growth(*architectures, method_options, models.initializer_range(large))
+            optimizer_state.require(growth, _optimizer_before(config, stage).slots, _slots_before(config, stage))
 
 
-def _require_moments(config: Config, stage: ExpandStage, growth: GrowthPlan) -> None:
-    """An optimizer state that is to grow needs a growth that allows it, and a stage behind that can read it."""
-    if stage.optimizer_state != "grow":
-        return
-    slots = _optimizer_behind(config, stage).slots
-    with placed(f"stages.{stage.name}"):
-        optimizer_state.require(growth, slots, [slot.name for slot in slots])
-    if any(isinstance(s, TrainStage) and s.start == stage.name and s.zero_stage == 0 for s in config.stages):
-        raise UserError(
-            f"stages.{stage.name}.optimizer_state: grow needs ZeRO shards, and the stage behind it has zero_stage 0; "
-            "use 1, 2 or 3"
-        )
+def _optimizer_before(config: Config, stage: ExpandStage) -> OptimizerSpec:
+    """The optimizer of the state that the expansion reads: of the stage before it, or in the folder that it names. An
+    expansion with a fresh optimizer is written with that of the stage behind it."""
+    source = _named(config, stage.source)
+    if source is None:
+        return _state_in(Path(stage.source)).optimizer()
+    if isinstance(source, TrainStage):
+        return source.optimizer
+    if source.optimizer_state == "grow":
+        return _optimizer_before(config, source)
+    return config.continued_by(source.name)[0].optimizer
 
 
-def _optimizer_behind(config: Config, stage: ExpandStage) -> Optimizer:
-    """The optimizer that leaves the state which the expansion reads: that of the last training stage before it."""
-    origin: TrainStage | ExpandStage | None = stage
-    while isinstance(origin, ExpandStage):
-        source = origin.source
-        origin = next((each for each in config.stages if each.name == source), None)
-    return origin.optimizer if origin else AdamW()
+def _slots_before(config: Config, stage: ExpandStage) -> list[str]:
+    """The slots that the expansion will find: all of the optimizer's, or those in the folder that it names."""
+    if _named(config, stage.source) is None:
+        return list(_state_in(Path(stage.source)).slots)
+    return [slot.name for slot in _optimizer_before(config, stage).slots]
+
+
+def _state_in(folder: Path) -> State:
+    return checkpoints.raw(checkpoints.locate(folder))
 
 
 def options(stage: ExpandStage, seed: int) -> ExpansionOptions:

@@ -1,17 +1,16 @@
 """A whole run: prepare, every stage in turn, report. Finished stages are skipped, an interrupted one resumes."""
 
 import logging
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import dump
-from pipeline.config.schema import Config, ExpandStage, TrainStage
-from pipeline.errors import UserError
+from pipeline.config.schema import Config, ExpandStage, Stage, TrainStage
 from pipeline.records import run_folder
 from pipeline.records.run_folder import StageFolder
+from pipeline.runs import first_node
 from pipeline.training import launcher
 from pipeline.training.fingerprint import Fingerprint
 from pipeline.training.launcher import Nodes
@@ -20,17 +19,18 @@ if TYPE_CHECKING:
     from pipeline.checkpoints import CheckpointLayout
     from pipeline.expansion.expand import ExpansionPlan
 
-PROCESS_START = time.time()
-"""When this process began: a failure that node 0 noted before then is an earlier run's."""
-
 logger = logging.getLogger(__name__)
+
+OnFirstNode = Callable[[Callable[[], object], Callable[[], bool]], object]
+"""Has node 0 do offline work (the first argument) while the others wait until it is done (the second). Raises UserError
+there when node 0 fails."""
 
 
 def run(config: Config, nodes: Nodes = Nodes()) -> None:
     """Everything the config asks for, in order. Raises UserError."""
-    with _prepared_run(config, nodes):
+    with _prepared_run(config, nodes, config.stages) as on_first_node:
         for stage in config.stages:
-            _run_stage(config, stage, nodes)
+            _run_stage(config, stage, nodes, on_first_node)
         if nodes.rank == 0:
             report([config.path])
 
@@ -38,60 +38,56 @@ def run(config: Config, nodes: Nodes = Nodes()) -> None:
 def stage_alone(config: Config, name: str, nodes: Nodes = Nodes()) -> None:
     """One stage of a run, preparing the data first where that has not been done. Raises UserError."""
     stage = config.stage(name)
-    with _prepared_run(config, nodes):
-        _run_stage(config, stage, nodes)
+    with _prepared_run(config, nodes, [stage]) as on_first_node:
+        _run_stage(config, stage, nodes, on_first_node)
 
 
 def prepare_alone(config: Config) -> None:
     """The data of a run, and no stage. Raises UserError."""
-    with _prepared_run(config, Nodes()):
+    with _prepared_run(config, Nodes(), []):
         pass
 
 
 @contextmanager
-def _prepared_run(config: Config, nodes: Nodes) -> Iterator[None]:
+def _prepared_run(config: Config, nodes: Nodes, stages: Sequence[Stage]) -> Iterator[OnFirstNode]:
     """The run folder, locked, its data prepared, the whole config checked against it: mistakes in the last stage are
-    seen before the first one trains. Node 0 leaves its failure where the waiting nodes look."""
-    with run_folder.exclusive(config.path, nodes.rank):
-        if nodes.rank == 0:
-            _failure_of_node_0(config).unlink(missing_ok=True)
-        try:
-            _prepare(config, nodes)
-            yield
-        except UserError as error:
-            if nodes.rank == 0 and nodes.count > 1:
-                run_folder.write_text(_failure_of_node_0(config), str(error))
-            raise
+    seen before the first one trains. stages: those that will run."""
+    with run_folder.exclusive(config.path, nodes.rank), _first_node(config, nodes) as on_first_node:
+        _prepare(config, nodes, stages, on_first_node)
+        yield on_first_node
 
 
-def _failure_of_node_0(config: Config) -> Path:
-    return config.path / ".stopped"
+@contextmanager
+def _first_node(config: Config, nodes: Nodes) -> Iterator[OnFirstNode]:
+    if nodes.rank == 0:
+        with first_node.at_work(config.path) if nodes.count > 1 else nullcontext():
+            yield lambda action, done: action()
+    else:
+        watch = first_node.Watch(config.path)
+        yield lambda action, done: watch.wait(done)
 
 
-def _prepare(config: Config, nodes: Nodes) -> None:
+def _prepare(config: Config, nodes: Nodes, stages: Sequence[Stage], on_first_node: OnFirstNode) -> None:
     from pipeline import data
     from pipeline.runs import preflight
 
     folder = config.path / "data"
-    preflight.before_data(config, nodes.count * launcher.processes(config.processes))
-    _on_first_node(
-        config,
-        nodes,
-        lambda: (folder / "data.json").exists(),
-        lambda: data.prepare(config.data, config.seed, folder, logger.info),
-    )
+    ranks = nodes.count * launcher.processes(config.processes)
+    preflight.before_data(config, ranks)
+    preflight.checkpoints_fit(config, stages, ranks)
+    on_first_node(lambda: data.prepare(config.data, config.seed, folder), lambda: (folder / "data.json").exists())
     preflight.after_data(config)
     if nodes.rank == 0:
         run_folder.write_text(config.path / "config.yaml", dump(config))
 
 
-def _run_stage(config: Config, stage: TrainStage | ExpandStage, nodes: Nodes) -> None:
+def _run_stage(config: Config, stage: Stage, nodes: Nodes, on_first_node: OnFirstNode) -> None:
     """Run a stage unless it is finished."""
     folder = StageFolder(config.path / stage.name)
     if folder.finished:
         logger.info("%s: finished already, skipped", stage.name)
     elif isinstance(stage, ExpandStage):
-        _on_first_node(config, nodes, lambda: folder.finished, lambda: _expand(config, stage, folder, nodes))
+        on_first_node(lambda: _expand(config, stage, folder, nodes), lambda: folder.finished)
     else:
         _train(config, stage, nodes)
 
@@ -121,38 +117,26 @@ def _plan_expansion(config: Config, stage: ExpandStage, nodes: Nodes) -> "Expans
     from pipeline.data import open_prepared
     from pipeline.expansion import expand
     from pipeline.runs import preflight
-    from pipeline.training.stage import origin
+    from pipeline.training.start import origin
 
+    reader = next(iter(config.continued_by(stage.name)), None)
     return expand.plan_expansion(
         origin(config, stage.source),
         models.trained(config.models[stage.model], open_prepared(config.path / "data").facts),
         preflight.options(stage, config.seed),
-        layout_for(config, stage, nodes),
+        _layout_for(reader, nodes.count * launcher.processes(config.processes)),
         grow_optimizer_state=stage.optimizer_state == "grow",
+        continued_by=reader.optimizer if reader else None,
     )
 
 
-def layout_for(config: Config, stage: ExpandStage, nodes: Nodes) -> "CheckpointLayout":
-    """The layout that the training stage behind this expansion reads: native shards of its ZeRO stage and ranks."""
+def _layout_for(reader: TrainStage | None, ranks: int) -> "CheckpointLayout":
+    """The layout that the training stage behind an expansion reads: native shards of its ZeRO stage and ranks."""
     from pipeline.checkpoints.layouts import HUGGING_FACE, CheckpointLayout
 
-    reader = next((s for s in config.stages if isinstance(s, TrainStage) and s.start == stage.name), None)
     if reader is None or reader.zero_stage == 0:
         return CheckpointLayout(HUGGING_FACE.name)
-    return CheckpointLayout.of(reader, nodes.count * launcher.processes(config.processes))
-
-
-def _on_first_node(config: Config, nodes: Nodes, done: Callable[[], bool], action: Callable[[], object]) -> None:
-    """Offline work happens on node 0; the others wait for its result on the shared file system, or for its failure."""
-    if nodes.rank == 0:
-        action()
-        return
-    failure = _failure_of_node_0(config)
-    logger.info("waiting for node 0")
-    while not done():
-        if failure.exists() and failure.stat().st_mtime > PROCESS_START:
-            raise UserError(f"node 0 stopped: {failure.read_text(encoding='utf-8')}")
-        time.sleep(1)
+    return CheckpointLayout.of(reader, ranks)
 
 
 def report(runs: list[Path], out: Path | None = None, target: float | None = None) -> None:

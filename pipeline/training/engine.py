@@ -33,6 +33,7 @@ from pipeline.config.schema import TrainStage
 from pipeline.data import Batch
 from pipeline.errors import UserError
 from pipeline.rng import derive
+from pipeline.training.start import require_loadable
 
 TIMEOUT = datetime.timedelta(minutes=30)
 OLDEST_DEEPSPEED = (0, 19, 8)
@@ -242,13 +243,7 @@ class Engine:
 
     def load(self, folder: Path) -> None:
         """Load weights and optimizer of a checkpoint in the engine's own layout. Raises UserError when it is not."""
-        stored = checkpoints.CheckpointLayout.from_facts(manifest.read(folder).facts())
-        own = checkpoints.CheckpointLayout.of(self.stage, self.world.size)
-        if not stored.kind.engine_loads(stored, own):
-            raise UserError(
-                f"{folder}: written as {stored.words}, this stage runs as {own.words}; "
-                "run it as before, or expand into this layout"
-            )
+        require_loadable(folder, self.stage, self.world.size)
         loaded, _ = self.deepspeed.load_checkpoint(str(folder.parent), tag=folder.name)
         if loaded is None:
             raise UserError(f"{folder}: DeepSpeed cannot load it; check the folder with lemon check")

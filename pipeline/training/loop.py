@@ -1,4 +1,7 @@
-"""The loop of a training stage, as every worker runs it: resume or start, step, evaluate, save, record."""
+"""The loop of a training stage, as every worker runs it: resume or start, step, evaluate, save, record.
+
+All randomness is a function of (seed, step); a resumed run ends with the numbers of an uninterrupted one.
+"""
 
 import itertools
 import math
@@ -9,7 +12,6 @@ from typing import Any
 
 from pipeline import checkpoints, models
 from pipeline.checkpoints import manifest, publish
-from pipeline.checkpoints.layouts import require_layout
 from pipeline.config import dump
 from pipeline.config.schema import Config, TrainStage
 from pipeline.data import Batch, evaluation_batches, train_batches
@@ -22,6 +24,7 @@ from pipeline.training.engine import Engine, World, checkpoint_of_rank_0
 from pipeline.training.hardware import peak_of_all_ranks
 from pipeline.training.progress import Progress
 from pipeline.training.stage import TrainingPlan, continued, facts, flops_before, plan_training, recorded_facts
+from pipeline.training.start import continues_optimizer
 from pipeline.training.window import Window
 
 
@@ -61,22 +64,13 @@ def _engine(plan: TrainingPlan, world: World, resume: Path | None) -> Engine:
         return Engine(model, plan.stage, world, plan.config.seed)
     if world.first and resume is None and (checkpoint / manifest.NAME).exists():
         manifest.verify(checkpoint)
-    if require_layout(checkpoint).holds_optimizer and (resume is not None or _fits(checkpoint, plan.stage, world)):
+    if resume is not None or continues_optimizer(checkpoint, plan.stage, world.size):
         engine = Engine(model, plan.stage, world, plan.config.seed, start=checkpoint)
         engine.load(checkpoint)
         return engine
     state, _ = checkpoints.read(checkpoint)
     models.fill(model, lambda name: state.tensors[name].tensor().float())
     return Engine(model, plan.stage, world, plan.config.seed)
-
-
-def _fits(start: Path, stage: TrainStage, world: World) -> bool:
-    """Whether the start is an expansion in this stage's own layout; of any other start only the weights are taken."""
-    content = manifest.read_if_any(start)
-    if content is None or content.kind != "expand":
-        return False
-    stored = checkpoints.CheckpointLayout.from_facts(content.facts())
-    return stored.kind.engine_loads(stored, checkpoints.CheckpointLayout.of(stage, world.size))
 
 
 class Loop:

@@ -1,7 +1,4 @@
-"""The training stage, as every worker runs it: build, resume or start, loop, save.
-
-All randomness is a function of (seed, step); a resumed run ends with the numbers of an uninterrupted one.
-"""
+"""A training stage before its first step: what is known of it (`TrainingPlan`), and what its stage.json says."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +19,7 @@ from pipeline.records.versions import installed
 from pipeline.training.engine import World
 from pipeline.training.fingerprint import Fingerprint
 from pipeline.training.hardware import describe
+from pipeline.training.start import origin
 
 
 @dataclass(frozen=True)
@@ -90,18 +88,12 @@ def recorded_facts(folder: StageFolder) -> TrainFacts | None:
 
 
 def _start(config: Config, stage: TrainStage, folder: StageFolder) -> Path | None:
-    """The checkpoint that the stage began from, as stage.json recorded it; before that, the one to begin from; None:
-    fresh weights."""
+    """The checkpoint that the stage began from, as stage.json recorded it; until the stage has one of its own, the one
+    to begin from; None: fresh weights."""
     recorded = recorded_facts(folder)
-    if recorded and recorded.start:
+    if recorded and recorded.start and publish.newest(folder.checkpoints):
         return Path(recorded.start)
     return origin(config, stage.start) if stage.start else None
-
-
-def origin(config: Config, name: str) -> Path:
-    """The checkpoint to start from: an earlier stage's newest, or a folder's. Raises UserError."""
-    is_stage = name in {stage.name for stage in config.stages}
-    return checkpoints.locate(config.path / name if is_stage else Path(name))
 
 
 def _model_config(config: Config, stage: TrainStage, data: Prepared, start: Path | None) -> PretrainedConfig:

@@ -89,13 +89,6 @@ def test_a_run_goes_on_with_other_memory_and_cadence(finished, tmp_path):
     assert facts["fingerprint"]["stage"]["precision"] == "fp32"
 
 
-def test_another_zero_stage_is_refused_where_the_shards_are_read(finished, tmp_path, capfd):
-    path = interrupted(finished, tmp_path, "small", 20)
-    code, _, error = cli.lemon(capfd, "train", path, "--stage", "small", "stages.small.zero_stage=1")
-    assert code == 2
-    assert "written as native ZeRO stage 2, 2 ranks, this stage runs as native ZeRO stage 1" in error
-
-
 def test_divergence_is_told_in_one_line(finished, tmp_path, capfd):
     path = copied(finished, tmp_path)
     settings = ("processes=1", "stages.small.schedule.peak=1e30", "stages.small.optimizer.clip=0")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
 from pipeline.checkpoints import CheckpointLayout, publish
@@ -37,7 +38,11 @@ SLOTS = ("exp_avg", "exp_avg_sq")
 
 def source(folder: Path, layout: CheckpointLayout, variant: str = "bert-pre-ln") -> Path:
     """A checkpoint in mid-training: random weights, moments, 7 steps."""
-    config = sample(variant)
+    return trained(folder / "small", sample(variant), layout)
+
+
+def trained(final: Path, config: PretrainedConfig, layout: CheckpointLayout) -> Path:
+    """The same of any model, published as `final`."""
     weights = randomised(config, seed=1)
     slots = {
         "exp_avg": in_memory((n, t.float() * 0.01) for n, t in randomised(config, seed=2).items()),
@@ -55,10 +60,10 @@ def source(folder: Path, layout: CheckpointLayout, variant: str = "bert-pre-ln")
         groups=groups,
         aliases=models.architecture_of(config).aliases,
     )
-    staged = publish.staging(folder / "small")
+    staged = publish.staging(final)
     checkpoints.write(held, config, staged, layout)
-    publish.publish(staged, folder / "small", {**layout.as_json(), "step": 7})
-    return folder / "small"
+    publish.publish(staged, final, {**layout.as_json(), "step": 7})
+    return final
 
 
 def beside_the_model(folder: Path, layout: CheckpointLayout) -> tuple[Path, State]:

@@ -28,7 +28,3 @@ def text_file(path: Path, documents: list[str]) -> Path:
 def config(dataset: object, **changes) -> TextData:
     sizes = {"block": 32, "evaluation_blocks": 8, "tokenizer": {"vocab_size": 200}}
     return TextData(kind="text", dataset=dataset if isinstance(dataset, list) else str(dataset), **{**sizes, **changes})
-
-
-def quiet(_: str) -> None:
-    pass

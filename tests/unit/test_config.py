@@ -28,6 +28,7 @@ MISTAKES = [
         "stages.small.schedule.horizon: a duration needs a number and a unit, such as '600 steps', not 100",
     ),
     ("stages.small.batch=1.5", "stages.small.batch: must be a whole number (got 1.5)"),
+    ("stages.grown.source=large", "stages.grown: 'large' is no earlier stage and no folder"),
     ("stages.grown.source=smal", "stages.grown: 'smal' is no earlier stage and no folder; did you mean 'small'?"),
     ("stages.grown.model=larg", "stages.grown.model: no model 'larg'; did you mean 'large'?"),
     ("stages.large.name=small", "stages.small: the name is taken"),

@@ -19,7 +19,7 @@ import pytest
 from pipeline.config.schema import ImageData, TextData
 from pipeline.data import evaluation_batches, open_prepared, prepare, train_batches
 from pipeline.errors import UserError
-from tests.helpers.invented_text import config, quiet, some_documents, text_file
+from tests.helpers.invented_text import config, some_documents, text_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -173,7 +173,7 @@ def refused(data, folder: Path) -> str:
     """The error of preparing `data`, which must be one line and leave nothing behind."""
     before = sorted(folder.rglob("*"))
     with pytest.raises(UserError) as caught:
-        prepare(data, 0, folder / "run" / "data", say=quiet)
+        prepare(data, 0, folder / "run" / "data")
     assert sorted(path for path in folder.rglob("*") if path != folder / "run") == before
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -194,7 +194,7 @@ def test_bad_images(files, case):
 def test_the_way_out_of_too_little_text_is_a_way_out(files):
     message = refused(text("good.txt", evaluation_blocks=1000), files)
     blocks = int(message.split("lower data.evaluation_blocks to ")[1].split()[0])
-    prepared = prepare(text("good.txt", evaluation_blocks=blocks), 0, files / "data", say=quiet)
+    prepared = prepare(text("good.txt", evaluation_blocks=blocks), 0, files / "data")
     assert prepared.facts["evaluation"] == blocks
 
 
@@ -211,7 +211,7 @@ def test_a_missing_package_is_named(files, monkeypatch, module, data, message):
 
 
 def test_an_augmentation_can_lack_its_package_later(files, monkeypatch):
-    prepared = prepare(images("photos"), 0, files / "data", say=quiet)
+    prepared = prepare(images("photos"), 0, files / "data")
     monkeypatch.setitem(sys.modules, "kornia.augmentation", None)
     with pytest.raises(UserError, match=r"needs kornia; pip install -e '.\[vision\]'"):
         train_batches(
@@ -223,26 +223,26 @@ def test_an_augmentation_can_lack_its_package_later(files, monkeypatch):
 
 
 def test_another_config_or_seed_is_refused_by_name(files):
-    prepare(text("good.txt"), 0, files / "data", say=quiet)
+    prepare(text("good.txt"), 0, files / "data")
     out = "; remove the folder to prepare again, or give the run another name"
     with pytest.raises(UserError) as caught:
-        prepare(text("good.txt", block=32), 0, files / "data", say=quiet)
+        prepare(text("good.txt", block=32), 0, files / "data")
     assert str(caught.value) == f"{files / 'data'}: prepared with block 16, and the config has 32{out}"
     with pytest.raises(UserError) as caught:
-        prepare(text("good.txt"), 1, files / "data", say=quiet)
+        prepare(text("good.txt"), 1, files / "data")
     assert str(caught.value) == f"{files / 'data'}: prepared with seed 0, and the config has 1{out}"
     with pytest.raises(UserError, match="prepared with block 16, and the config has None"):
-        prepare(images("photos"), 0, files / "data", say=quiet)
+        prepare(images("photos"), 0, files / "data")
 
 
 def test_a_folder_of_something_else_is_left_alone(files):
     with pytest.raises(UserError, match="photos: not empty and not prepared data; remove it or choose another folder"):
-        prepare(text("good.txt"), 0, files / "photos", say=quiet)
+        prepare(text("good.txt"), 0, files / "photos")
     assert len(list((files / "photos").rglob("*.png"))) == 20
 
 
 def test_an_empty_folder_is_used(files):
-    assert prepare(text("good.txt"), 0, files / "empty", say=quiet) == open_prepared(files / "empty")
+    assert prepare(text("good.txt"), 0, files / "empty") == open_prepared(files / "empty")
 
 
 def test_opening_what_was_not_prepared(files):
@@ -258,13 +258,13 @@ def test_a_foreign_data_json(files, content):
 
 
 def test_a_damaged_folder_is_noticed(files):
-    prepared = prepare(text("good.txt"), 0, files / "text", say=quiet)
+    prepared = prepare(text("good.txt"), 0, files / "text")
     residual = prepared.folder / "training.bin"
     whole = residual.stat().st_size
     os.truncate(residual, whole - 2)
     with pytest.raises(UserError, match=rf"training.bin: {whole - 2:,} bytes, not {whole:,}; the file is damaged"):
         open_prepared(prepared.folder)
-    prepared = prepare(images("photos"), 0, files / "images", say=quiet)
+    prepared = prepare(images("photos"), 0, files / "images")
     (stored,) = (prepared.folder / "evaluation").glob("*.arrow")
     os.truncate(stored, 100)
     with pytest.raises(UserError, match=r"evaluation: cannot read it \(.*; remove its folder and prepare again"):
@@ -274,25 +274,27 @@ def test_a_damaged_folder_is_noticed(files):
 def test_a_killed_prepare_leaves_nothing_that_counts(files):
     data = text("good.txt")
     script = (
-        "import os, signal, sys\n"
+        "import logging, os, signal, sys\n"
         "from pathlib import Path\n"
         "from pipeline.config.schema import TextData\n"
         "from pipeline.data import prepare\n"
-        "def die(line):\n"
-        "    if line.startswith('packed'): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "prepare(TextData.model_validate_json(sys.argv[1]), 0, Path('data'), say=die)\n"
+        "def die(record):\n"
+        "    if record.getMessage().startswith('packed'): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "logging.basicConfig(level=logging.INFO)\n"
+        "logging.root.handlers[0].emit = die\n"
+        "prepare(TextData.model_validate_json(sys.argv[1]), 0, Path('data'))\n"
     )
     command = [sys.executable, "-c", script, data.model_dump_json()]
     ended = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert ended.returncode == -signal.SIGKILL
     assert not (files / "data").exists() and (files / "data.draft" / "training.bin").exists()
-    prepared = prepare(data, 0, files / "data", say=quiet)
+    prepared = prepare(data, 0, files / "data")
     assert json.loads((files / "data" / "data.json").read_text())["facts"] == prepared.facts
     assert not (files / "data.draft").exists()
 
 
 def test_a_batch_that_does_not_split_is_refused(files):
-    prepared = prepare(text("good.txt"), 0, files / "data", say=quiet)
+    prepared = prepare(text("good.txt"), 0, files / "data")
     with pytest.raises(UserError) as caught:
         train_batches(prepared, text("good.txt"), 0, batch=10, micro_batch=2, rank=0, world=2, first_step=0)
     assert str(caught.value) == "batch 10 does not split into micro-batches of 2 on 2 ranks; choose a multiple of 4"
@@ -303,7 +305,7 @@ def test_a_picture_that_breaks_later_is_named(files, workers):
     """The held-out pictures are not decoded by `prepare`."""
     data = images("photos", evaluation="torn.parquet", workers=workers)
     pa.parquet.write_table(pa.table({"image": [b"no picture"] * 2, "label": ["cat", "dog"]}), "torn.parquet")
-    prepared = prepare(data, 0, files / "data", say=quiet)
+    prepared = prepare(data, 0, files / "data")
     with pytest.raises(UserError) as caught:
         next(evaluation_batches(prepared, data, 0, micro_batch=2, rank=0, world=1))
     assert str(caught.value).startswith("evaluation image 0: cannot be decoded (cannot identify image file")

@@ -21,10 +21,6 @@ CIFAR = Path(__file__).resolve().parents[3] / "shared" / "data" / "images" / "ci
 needs_cifar = pytest.mark.skipif(not CIFAR.exists(), reason="the shared real images are not here")
 
 
-def quiet(_: str) -> None:
-    pass
-
-
 def config(dataset: object = "embedded", **changes) -> ImageData:
     return ImageData(kind="images", dataset=dataset if isinstance(dataset, list) else str(dataset), **changes)
 
@@ -44,7 +40,7 @@ def pictures(count: int, side: int = 8) -> list[np.ndarray]:
 def digits(tmp_path_factory):
     pytest.importorskip("sklearn")
     data = config()
-    return data, prepare(data, 3, tmp_path_factory.mktemp("digits") / "data", say=quiet)
+    return data, prepare(data, 3, tmp_path_factory.mktemp("digits") / "data")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +50,7 @@ def noise(tmp_path_factory):
     rows = [{"bytes": png(image), "path": None} for image in pictures(60, 32)]
     pa.parquet.write_table(pa.table({"image": rows, "label": [n % 3 for n in range(60)]}), folder / "noise.parquet")
     data = config(folder / "noise.parquet", size=32)
-    return data, prepare(data, 3, folder / "data", say=quiet)
+    return data, prepare(data, 3, folder / "data")
 
 
 def same(one, other) -> bool:
@@ -121,7 +117,7 @@ def test_labels_belong_to_their_pictures(digits):
 def test_one_channel_and_another_size(tmp_path):
     pytest.importorskip("sklearn")
     data = config(channels=1, size=12, evaluation_images=50)
-    prepared = prepare(data, 0, tmp_path / "data", say=quiet)
+    prepared = prepare(data, 0, tmp_path / "data")
     assert len(prepared.facts["mean"]) == len(prepared.facts["std"]) == 1
     assert prepared.facts["evaluation"] == 50 and prepared.facts["training"] == 1747
     assert next(training(prepared, data)).inputs["pixel_values"].shape == (8, 1, 12, 12)
@@ -136,7 +132,7 @@ def test_a_folder_per_class_is_read_into_the_prepared_folder(tmp_path):
         folder = tmp_path / "photos" / ("cat" if number % 2 else "ant")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number:02}.png").write_bytes(png(image))
-    prepared = prepare(config(tmp_path / "photos"), 0, tmp_path / "data", say=quiet)
+    prepared = prepare(config(tmp_path / "photos"), 0, tmp_path / "data")
     shutil.rmtree(tmp_path / "photos")
     again = open_prepared(tmp_path / "data")
     assert again.facts == prepared.facts and again.facts["class_names"] == ["ant", "cat"]
@@ -159,7 +155,7 @@ def test_parquet_with_images_as_bytes_or_struct_and_labels_as_numbers_or_names(t
     for part, rows in (("train", slice(0, 6)), ("test", slice(6, 10))):
         pa.parquet.write_table(pa.table({"img": encoded[rows], "fine": labels[rows]}), tmp_path / f"{part}.parquet")
     data = config(tmp_path / "train.parquet", evaluation=str(tmp_path / "test.parquet"), column="img", label="fine")
-    prepared = prepare(data, 0, tmp_path / "data", say=quiet)
+    prepared = prepare(data, 0, tmp_path / "data")
     assert prepared.facts["class_names"] == (names or ["0", "7"])
     assert np.array_equal(stored(prepared), images[:6]) and np.array_equal(stored(prepared, "evaluation"), images[6:])
     held_out = next(evaluation_batches(prepared, data, 0, micro_batch=4, rank=0, world=1))
@@ -169,7 +165,7 @@ def test_parquet_with_images_as_bytes_or_struct_and_labels_as_numbers_or_names(t
 def test_the_held_out_images_are_the_same_for_every_seed(tmp_path):
     rows = [png(image) for image in pictures(30)]
     pa.parquet.write_table(pa.table({"image": rows, "label": [n % 2 for n in range(30)]}), tmp_path / "a.parquet")
-    one, two = (prepare(config(tmp_path / "a.parquet"), seed, tmp_path / f"{seed}", say=quiet) for seed in (1, 2))
+    one, two = (prepare(config(tmp_path / "a.parquet"), seed, tmp_path / f"{seed}") for seed in (1, 2))
     assert np.array_equal(stored(one, "evaluation"), stored(two, "evaluation"))
 
 
@@ -183,7 +179,7 @@ def test_an_oblong_picture_is_cut_to_its_middle():
 def test_cifar_parquet(tmp_path):
     """Figures from the folder's README; the mean is taken from 1,600 of the 2,000 images."""
     data = config(CIFAR / "test-00000-of-00001.parquet", size=32)
-    prepared = prepare(data, 0, tmp_path / "data", say=quiet)
+    prepared = prepare(data, 0, tmp_path / "data")
     facts = prepared.facts
     assert facts["training"] == 1600 and facts["evaluation"] == 400
     assert facts["class_names"][:3] == ["airplane", "automobile", "bird"] and facts["classes"] == 10

@@ -1,11 +1,14 @@
 """Who uses the package as a library sees nothing: progress is shown where the logger `pipeline` shows INFO."""
 
+import io
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pipeline.checkpoints.serialization.progress import ByteProgress
 from pipeline.training import launcher
 from pipeline.training.progress import Progress
 from tests.helpers.invented_runs import training_record
@@ -44,3 +47,27 @@ def test_a_worker_says_as_much_as_its_parent(tmp_path, monkeypatch, logger):
         monkeypatch.setenv(name, value)
     launcher.take_over_log_level()
     assert not logger.isEnabledFor(logging.INFO)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    "level, stderr, shown",
+    [
+        (logging.DEBUG, Terminal, True),
+        (logging.INFO, Terminal, True),
+        (logging.WARNING, Terminal, False),
+        (logging.NOTSET, Terminal, False),  # nobody has configured logging: a library's use
+        (logging.INFO, io.StringIO, False),
+    ],
+)
+def test_bars_of_bytes_are_shown_on_a_terminal_as_the_logger_says(monkeypatch, logger, level, stderr, shown):
+    logger.setLevel(level)
+    monkeypatch.setattr(logging.root, "level", logging.WARNING)
+    monkeypatch.setattr(sys, "stderr", stderr())
+    with ByteProgress("hashing", 10) as bar:
+        bar.advance(10)
+    assert ("hashing" in sys.stderr.getvalue()) is shown

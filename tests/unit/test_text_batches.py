@@ -18,7 +18,7 @@ import torch
 from pipeline.config.schema import TextData
 from pipeline.data import evaluation_batches, prepare, train_batches
 from pipeline.data.text import TextSamples
-from tests.helpers.invented_text import config, quiet, some_documents, text_file
+from tests.helpers.invented_text import config, some_documents, text_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,14 +27,14 @@ ROOT = Path(__file__).resolve().parents[2]
 def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
     data = config(text_file(folder / "text.txt", some_documents()))
-    return data, prepare(data, 3, folder / "data", say=quiet)
+    return data, prepare(data, 3, folder / "data")
 
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quickstart") / "data"
     data = TextData(kind="text", block=64, tokenizer={"vocab_size": 2048})
-    return data, prepare(data, 0, folder, say=quiet)
+    return data, prepare(data, 0, folder)
 
 
 def same(one, other) -> bool:

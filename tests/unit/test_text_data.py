@@ -18,7 +18,7 @@ from pipeline.data.sources import HubSplit
 from pipeline.data.text import TextSamples, id_type
 from pipeline.data.tokenizers import load
 from pipeline.errors import UserError
-from tests.helpers.invented_text import config, quiet, some_documents, text_file
+from tests.helpers.invented_text import config, some_documents, text_file
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT.parent / "shared" / "data"
@@ -32,7 +32,7 @@ needs_real_text = pytest.mark.skipif(not VALID.exists(), reason="the shared real
 def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
     data = config(text_file(folder / "text.txt", some_documents()))
-    return data, prepare(data, 3, folder / "data", say=quiet)
+    return data, prepare(data, 3, folder / "data")
 
 
 def first_batch(prepared, data, batch=8):
@@ -91,7 +91,7 @@ def test_a_folder_a_glob_and_a_list_name_the_same_files(tmp_path):
     rows = []
     whole = tmp_path / "texts"
     for number, dataset in enumerate([whole, whole / "**" / "*.txt", [str(first), str(second)]]):
-        prepared = prepare(config(dataset), 0, tmp_path / f"data{number}", say=quiet)
+        prepared = prepare(config(dataset), 0, tmp_path / f"data{number}")
         rows.append((prepared.folder / "training.bin").read_bytes())
         assert prepared.facts["documents"] == 300
     assert rows[0] == rows[1] == rows[2]
@@ -102,7 +102,7 @@ def test_evaluation_files_inside_the_training_folder_are_not_trained_on(tmp_path
     (tmp_path / "texts").mkdir()
     text_file(tmp_path / "texts" / "a.txt", documents[:250])
     held_out = text_file(tmp_path / "texts" / "b.txt", documents[250:])
-    prepared = prepare(config(tmp_path / "texts", evaluation=str(held_out)), 0, tmp_path / "data", say=quiet)
+    prepared = prepare(config(tmp_path / "texts", evaluation=str(held_out)), 0, tmp_path / "data")
     assert prepared.facts["documents"] == 250
     assert prepared.facts["evaluation"] == 8
 
@@ -170,7 +170,7 @@ def test_what_the_evaluation_does_not_need_is_trained_on(small):
 def test_packing_has_no_padding_and_loses_only_the_tail(tmp_path):
     documents, held_out = some_documents(), some_documents(40, seed=1)
     data = config(text_file(tmp_path / "a.txt", documents), evaluation=str(text_file(tmp_path / "b.txt", held_out)))
-    prepared = prepare(data, 0, tmp_path / "data", say=quiet)
+    prepared = prepare(data, 0, tmp_path / "data")
     pieces, special = load(prepared.tokenizer), prepared.facts["special"]
     for split, texts in (("training", documents), ("evaluation", held_out)):
         stream = []
@@ -186,7 +186,7 @@ def test_packing_has_no_padding_and_loses_only_the_tail(tmp_path):
 
 def test_preparing_twice_gives_the_same_bytes(small, tmp_path):
     data, prepared = small
-    again = prepare(data, 3, tmp_path / "data", say=quiet)
+    again = prepare(data, 3, tmp_path / "data")
     for file in ("training.bin", "evaluation.bin", "tokenizer/tokenizer.model", "data.json"):
         assert (again.folder / file).read_bytes() == (prepared.folder / file).read_bytes()
 
@@ -198,7 +198,7 @@ def test_ids_take_two_bytes_where_they_fit(tmp_path):
     documents = [" ".join(f"word{n}" for n in range(start, start + 100)) for start in range(0, 70_000, 100)]
     tokenizer = {"kind": "wordpiece", "path": str(tmp_path / "vocab.txt")}
     data = config(text_file(tmp_path / "a.txt", documents), tokenizer=tokenizer)
-    prepared = prepare(data, 0, tmp_path / "data", quiet)
+    prepared = prepare(data, 0, tmp_path / "data")
     rows = TextSamples(prepared.folder, prepared.facts).rows["training"]
     assert rows.dtype == np.uint32 and rows.max() > 2**16
     assert first_batch(prepared, data, batch=64).labels.max() > 2**16
@@ -227,7 +227,7 @@ def test_wordpiece_is_lower_cased_without_accents_and_saved_whole(tmp_path):
     vocabulary = small_vocabulary(tmp_path / "vocab.txt")
     tokenizer = {"kind": "wordpiece", "path": str(vocabulary)}
     text = text_file(tmp_path / "a.txt", some_documents())
-    prepared = prepare(config(text, tokenizer=tokenizer), 0, tmp_path / "data", quiet)
+    prepared = prepare(config(text, tokenizer=tokenizer), 0, tmp_path / "data")
     vocabulary.unlink()
     pieces = load(prepared.tokenizer)
     assert pieces.encode(["CAFÉ ab [MASK]"])[0][:3] == [57, 5, 32]
@@ -238,9 +238,9 @@ def test_wordpiece_is_lower_cased_without_accents_and_saved_whole(tmp_path):
 def test_a_tokenizer_of_transformers_gives_the_same_rows(tmp_path):
     tokenizer = {"kind": "wordpiece", "path": str(small_vocabulary(tmp_path / "vocab.txt"))}
     text = text_file(tmp_path / "a.txt", some_documents())
-    one = prepare(config(text, tokenizer=tokenizer), 0, tmp_path / "one", quiet)
+    one = prepare(config(text, tokenizer=tokenizer), 0, tmp_path / "one")
     loaded = {"kind": "huggingface", "path": str(one.tokenizer)}
-    two = prepare(config(text, tokenizer=loaded), 0, tmp_path / "two", quiet)
+    two = prepare(config(text, tokenizer=loaded), 0, tmp_path / "two")
     assert (one.folder / "training.bin").read_bytes() == (two.folder / "training.bin").read_bytes()
     assert one.facts == two.facts
 
@@ -254,7 +254,7 @@ def test_a_tokenizer_that_cannot_mask_is_refused(tmp_path):
     tokenizer = {"kind": "huggingface", "path": str(tmp_path / "plain")}
     data = config(text_file(tmp_path / "a.txt", some_documents()), tokenizer=tokenizer)
     with pytest.raises(UserError) as caught:
-        prepare(data, 0, tmp_path / "data", say=quiet)
+        prepare(data, 0, tmp_path / "data")
     message = "no pad, cls, sep, mask token in this tokenizer; masked training needs them all"
     assert str(caught.value) == f"{tmp_path / 'plain'}: {message}"
 
@@ -262,20 +262,22 @@ def test_a_tokenizer_that_cannot_mask_is_refused(tmp_path):
 # --- the folder ----------------------------------------------------------------------------------------------------
 
 
-def test_prepare_again_returns_at_once_and_needs_no_source(tmp_path):
+def test_prepare_again_returns_at_once_and_needs_no_source(tmp_path, caplog):
     source = text_file(tmp_path / "a.txt", some_documents())
     data = config(source)
-    first = prepare(data, 0, tmp_path / "data", say=quiet)
+    first = prepare(data, 0, tmp_path / "data")
     source.unlink()
-    said = []
-    again = prepare(data.model_copy(update={"workers": 3}), 0, tmp_path / "data", say=said.append)
-    assert again == first == open_prepared(tmp_path / "data") and not said
+    caplog.set_level("INFO", logger="pipeline")
+    again = prepare(data.model_copy(update={"workers": 3}), 0, tmp_path / "data")
+    assert again == first == open_prepared(tmp_path / "data") and not caplog.messages
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
-def test_prepare_tells_what_it_found(tmp_path):
-    said = []
-    prepare(config(text_file(tmp_path / "a.txt", some_documents())), 0, tmp_path / "data", say=said.append)
+def test_prepare_logs_what_it_found_and_prints_nothing(tmp_path, caplog, capsys):
+    caplog.set_level("INFO", logger="pipeline")
+    prepare(config(text_file(tmp_path / "a.txt", some_documents())), 0, tmp_path / "data")
+    said = caplog.messages
+    assert capsys.readouterr().out == ""
     assert [line.split(":")[0] for line in said] == ["text", "tokenizer", "packed"]
     assert "300 documents" in said[0] and "200 pieces" in said[1] and "8 evaluation blocks" in said[2]
 
@@ -289,7 +291,7 @@ def test_wikipedia_with_the_wordpiece_vocabulary(tmp_path):
     tokens for the first training shard."""
     tokenizer = {"kind": "wordpiece", "path": str(VOCABULARY)}
     data = TextData(kind="text", dataset=str(VALID), evaluation=str(WIKITEXT), tokenizer=tokenizer)
-    prepared = prepare(data, 0, tmp_path / "data", say=quiet)
+    prepared = prepare(data, 0, tmp_path / "data")
     facts = prepared.facts
     assert facts["documents"] == 644 and facts["vocab_size"] == 30522
     assert facts["training"] == (367_931 + 643) // 126  # a [SEP] between every two documents

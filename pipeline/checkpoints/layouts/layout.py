@@ -12,6 +12,7 @@ from pipeline.checkpoints.state import State
 
 if TYPE_CHECKING:
     from pipeline.checkpoints.layouts import CheckpointLayout
+    from pipeline.optim.optimizers import OptimizerSpec
 
 
 class Layout(ABC):
@@ -60,9 +61,9 @@ class Layout(ABC):
         """Raises UserError for files of a folder without a manifest that contradict each other."""
         return
 
-    def engine_loads(self, stored: CheckpointLayout, engine: CheckpointLayout) -> bool:
-        """Whether an engine whose own layout is `engine` can go on from a checkpoint that is `stored` in this
-        layout."""
+    def engine_loads(self, stored: CheckpointLayout, engine: CheckpointLayout, optimizer: OptimizerSpec) -> bool:
+        """Whether an engine that trains with `optimizer`, and whose own layout is `engine`, can go on from a checkpoint
+        that is `stored` in this layout."""
         return False
 
     def remarks(self, state: State) -> list[str]:

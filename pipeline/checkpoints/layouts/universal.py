@@ -24,7 +24,7 @@ from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import LazyTensor, WholeTensor
 from pipeline.errors import UserError
 from pipeline.optim import optimizers
-from pipeline.optim.optimizers import AdamW
+from pipeline.optim.optimizers import AdamW, OptimizerSpec
 
 if TYPE_CHECKING:
     from pipeline.checkpoints.layouts import CheckpointLayout
@@ -53,9 +53,9 @@ class Universal(Layout):
     def bytes_on_disk(self, parameters: int, slots: int, target: CheckpointLayout) -> int:
         return 4 * (1 + slots) * parameters
 
-    def engine_loads(self, stored: CheckpointLayout, engine: CheckpointLayout) -> bool:
-        """Stage 0 has no universal loader."""
-        return engine.zero_stage > 0
+    def engine_loads(self, stored: CheckpointLayout, engine: CheckpointLayout, optimizer: OptimizerSpec) -> bool:
+        """Stage 0 has no universal loader, that of stage 3 knows AdamW alone."""
+        return engine.zero_stage in ((1, 2, 3) if isinstance(optimizer, AdamW) else (1, 2))
 
     def remarks(self, state: State) -> list[str]:
         if isinstance(state.optimizer(), AdamW):

@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.checkpoints.layouts import CheckpointLayout
+    from pipeline.optim.optimizers import OptimizerSpec
 
 
 class NativeZero(Layout):
@@ -69,6 +70,6 @@ class NativeZero(Layout):
                 if other.get(key) != first.get(key):
                     raise UserError(f"{path}: its {key} is not that of rank 0; files of two checkpoints are mixed")
 
-    def engine_loads(self, stored: CheckpointLayout, engine: CheckpointLayout) -> bool:
+    def engine_loads(self, stored: CheckpointLayout, engine: CheckpointLayout, optimizer: OptimizerSpec) -> bool:
         """Only what an engine of the same stage and as many ranks has written."""
         return stored == engine

@@ -1,5 +1,6 @@
 """Bytes done so far, as a bar on a terminal."""
 
+import logging
 import sys
 from types import TracebackType
 from typing import Self
@@ -9,9 +10,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 
 class ByteProgress:
-    """A bar of `total` bytes on stderr; nothing where that is no terminal, or where it is not to be `shown`."""
+    """A bar of `total` bytes on stderr, where that is a terminal and the logger `pipeline` shows INFO: a library that
+    uses the package and `lemon -q` see nothing."""
 
-    def __init__(self, label: str, total: int, shown: bool = True):
+    def __init__(self, label: str, total: int):
+        shown = logging.getLogger(__name__).isEnabledFor(logging.INFO) and sys.stderr.isatty()
         self._progress = Progress(
             TextColumn(label),
             BarColumn(),
@@ -20,7 +23,7 @@ class ByteProgress:
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
-            disable=not (shown and sys.stderr.isatty()),
+            disable=not shown,
         )
         self._task = self._progress.add_task("", total=total)
 

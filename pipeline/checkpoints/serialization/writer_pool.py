@@ -27,10 +27,10 @@ from pipeline.records.processes import die_with_parent, keep_freed_memory
 
 
 def write_files(
-    files: Sequence[OutputFile], folder: Path, workers: int = 1, progress: bool = False, read: Sequence[Path] = ()
+    files: Sequence[OutputFile], folder: Path, workers: int = 1, read: Sequence[Path] = ()
 ) -> tuple[dict[str, FileRecord], dict[Path, FileRecord]]:
     """Write the files below `folder`, each synced to disk, in `workers` processes, which hash the files `read` as well.
-    Returns the records of those written, by name, and of those read. progress: show a bar on a terminal.
+    Returns the records of those written, by name, and of those read.
 
     Raises UserError when there is no room, the disk fills up, or a worker is killed.
     """
@@ -39,7 +39,7 @@ def write_files(
     tasks: list[Task] = [*writing, *(HashTask(path) for path in read)]
     total = sum(file.size for file in files) + sum(path.stat().st_size for path in read)
     try:
-        with ByteProgress("writing and hashing", total, progress) as bar:
+        with ByteProgress("writing and hashing", total) as bar:
             records = WriterPool(tasks, min(workers, len(tasks)), bar).run()
     except BrokenProcessPool as error:
         raise UserError(

@@ -1,0 +1,122 @@
+"""What node 0 tells the nodes that wait for it, in a file of the run folder, which all of them share.
+
+While node 0 is at work it counts up in that file, and when it stops it says why. A waiting node sees the file change or
+not; no clock is compared with another node's. What it finds there when it starts may be left from an earlier launch:
+a stop counts only once it differs from that, and a launch that begins replaces it.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+from pydantic import ValidationError
+
+from pipeline.errors import UserError
+from pipeline.records import run_folder
+from pipeline.records.strict import Strict
+
+BEAT = 10.0
+"""Seconds between two signs of life of node 0."""
+SILENCE = 600.0
+"""Seconds without one after which node 0 counts as gone. Nodes that are started one after the other, and file systems
+that show an old file for a while, must fit in."""
+POLL = 1.0
+"""Seconds between two looks at the file."""
+
+logger = logging.getLogger(__name__)
+
+
+class Status(Strict):
+    """launch: another one for every start of node 0. beat: goes up while it is at work. stopped: why it is not."""
+
+    launch: str
+    beat: int = 0
+    stopped: str | None = None
+
+
+def status_file(run: Path) -> Path:
+    return run / ".node-0"
+
+
+@contextmanager
+def at_work(run: Path) -> Iterator[None]:
+    """Give signs of life on node 0 meanwhile, and leave the reason of any failure; nothing is left of a success."""
+    status, ended = Status(launch=uuid4().hex), threading.Event()
+    _write(run, status)
+    beats = threading.Thread(target=_beat, args=(run, status, ended), daemon=True)
+    beats.start()
+    stopped: str | None = None
+    try:
+        yield
+    except BaseException as error:
+        stopped = _reason(error)
+        raise
+    finally:
+        ended.set()
+        beats.join()
+        if stopped is None:
+            status_file(run).unlink(missing_ok=True)
+        else:
+            _write(run, status.model_copy(update={"stopped": stopped}))
+
+
+def _beat(run: Path, status: Status, ended: threading.Event) -> None:
+    beat = 0
+    while not ended.wait(BEAT):
+        beat += 1
+        _write(run, status.model_copy(update={"beat": beat}))
+
+
+def _write(run: Path, status: Status) -> None:
+    with suppress(OSError):  # a full disk is told by what node 0 is at
+        run_folder.write_text(status_file(run), status.model_dump_json())
+
+
+def _reason(error: BaseException) -> str:
+    """One line; a bug's kind goes with it."""
+    if isinstance(error, KeyboardInterrupt):
+        return "it was interrupted"
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+class Watch:
+    """Node 0, as another node sees it. To be made when that node starts: a stop that is there already may be old."""
+
+    def __init__(self, run: Path):
+        self.run, self.found = run, _read(run)
+
+    def wait(self, done: Callable[[], bool]) -> None:
+        """Wait for what node 0 does. Raises UserError when it has stopped, or gives no sign of life for `SILENCE`."""
+        before = f", which stopped before: {self.found.stopped}" if self.found and self.found.stopped else ""
+        logger.info(f"waiting for node 0{before}")
+        last, heard = self.found, time.monotonic()
+        while not done():
+            status = _read(self.run)
+            if status != last:
+                last, heard = status, time.monotonic()
+            if status and status.stopped is not None and status != self.found:
+                raise UserError(f"node 0 stopped: {status.stopped}")
+            if time.monotonic() - heard > SILENCE:
+                raise _silent(status)
+            time.sleep(POLL)
+
+
+def _read(run: Path) -> Status | None:
+    """None where there is none, or it cannot be read at this moment."""
+    try:
+        return Status.model_validate_json(status_file(run).read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return None
+
+
+def _silent(status: Status | None) -> UserError:
+    reason = f"; the last time it stopped: {status.stopped}" if status and status.stopped else ""
+    return UserError(
+        f"node 0 gave no sign of life for {SILENCE / 60:.0f} minutes: it was killed, or not started{reason}; "
+        "start all nodes again"
+    )
