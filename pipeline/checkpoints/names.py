@@ -4,7 +4,7 @@ out."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from pipeline.models.architecture import Architecture
 
 LEGACY = {".gamma": ".weight", ".beta": ".bias"}
+BUFFERS = ("*position_ids", "*.attn.bias", "*.attn.masked_bias", "*.inv_freq")
+"""What modules compute for themselves and older files hold."""
 
 
 def published(stored: Collection[str], architecture: Architecture, prefix: str) -> dict[str, str]:
@@ -29,9 +31,20 @@ def published(stored: Collection[str], architecture: Architecture, prefix: str) 
         alias = next((architecture.aliases[text] for text in spellings if text in architecture.aliases), None)
         if parameter or alias:
             names[name] = parameter or alias or name
-        elif not any(fnmatchcase(text, pattern) for text in spellings for pattern in architecture.ignored):
+        elif not _ignored(spellings, architecture):
             names[name] = name
     return _owners_first(names)
+
+
+def left_out(stored: Collection[str], names: Mapping[str, str], architecture: Architecture, prefix: str) -> list[str]:
+    """The tensors that were learned, and that the architecture ignores: those of other heads. names: the `published`
+    ones."""
+    left = [name for name in sorted(stored) if name not in names and _ignored(_spellings(name, prefix), architecture)]
+    return [name for name in left if not any(fnmatchcase(name, pattern) for pattern in BUFFERS)]
+
+
+def _ignored(spellings: list[str], architecture: Architecture) -> bool:
+    return any(fnmatchcase(text, pattern) for text in spellings for pattern in architecture.ignored)
 
 
 def _spellings(name: str, prefix: str) -> list[str]:
