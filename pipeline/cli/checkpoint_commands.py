@@ -9,6 +9,7 @@ from pipeline.cli.arguments import (
     CHECKPOINT,
     DTYPES,
     Commands,
+    LayoutsHelp,
     add_json,
     add_layout,
     add_source_config,
@@ -72,7 +73,7 @@ def _add_diff(commands: Commands) -> None:
 
 def _add_reshard(commands: Commands) -> None:
     text = "write a checkpoint in another layout, ZeRO stage or world size, moments and steps included"
-    command = commands.add_parser("reshard", help=text, description=text)
+    command = commands.add_parser("reshard", help=text, description=text, formatter_class=LayoutsHelp)
     command.add_argument("source", type=Path, metavar="DIR", help=CHECKPOINT)
     command.add_argument("--out", required=True, type=Path, help="the checkpoint folder to create")
     command.add_argument(

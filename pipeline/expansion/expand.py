@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
 from pipeline.checkpoints import CheckpointLayout, manifest, publish
+from pipeline.checkpoints.layouts import LAYOUTS
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import GrownTensor, LazyTensor
 from pipeline.errors import UserError
@@ -75,9 +76,9 @@ def plan_expansion(
         optimizer_state.require(growth, state.optimizer().slots, state.slots)
         optimizer_state.require_continued(str(folder), state.optimizer(), optimizer or state.optimizer())
         if not layout.kind.holds_optimizer:
+            able = " or ".join(each.name for each in LAYOUTS.values() if each.holds_optimizer)
             raise UserError(
-                f"{layout.kind.title} files hold no optimizer state; use --format zero or universal, or "
-                "--optimizer-state reset"
+                f"{layout.kind.title} files hold no optimizer state; use --format {able}, or --optimizer-state reset"
             )
     return ExpansionPlan(folder, state, small, large, growth, layout, grow_optimizer_state, optimizer)
 
