@@ -5,6 +5,7 @@ The models are imported where a config is read: importing every family takes lon
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from pipeline.models.architecture import Architecture
 
+logger = logging.getLogger(__name__)
+
 CONFIG = "config.json"
 FRESH_RATE = 1e-3
 """torch's default rate of an optimizer: what a script that sets none starts with."""
@@ -44,6 +47,7 @@ def locate(path: Path) -> Path:
         return path
     for folder in (path / "checkpoints", path):
         if newest := publish.newest(folder):
+            logger.debug(f"{path}: the newest checkpoint is {newest.name}")
             return newest
     if (path / "latest").exists():  # a foreign DeepSpeed folder
         tag = (path / "latest").read_text(encoding="utf-8").strip()
@@ -95,10 +99,12 @@ def holds_known_model(folder: Path) -> bool:
 def raw(folder: Path) -> State:
     """The state of a tag folder in the names of its files, whatever model it is; no config is needed. Raises
     UserError."""
-    content = manifest.read_if_any(folder)
-    state = require_layout(folder).read(folder)
+    content, layout = manifest.read_if_any(folder), require_layout(folder)
+    state = layout.read(folder)
     if not state.tensors:
         raise UserError(f"{folder}: its files hold no tensor; copy the checkpoint again")
+    slots = ", ".join(slot for slot, tensors in state.slots.items() if tensors) or "none"
+    logger.debug(f"{folder}: {layout.title}, {len(state.tensors)} tensors, step {state.step}, optimizer state: {slots}")
     return replace(state, provenance=content.provenance if content else manifest.UNKNOWN_ORIGIN)
 
 

@@ -5,6 +5,7 @@ A checkpoint exists whole or not at all; DeepSpeed's own `latest` is never writt
 """
 
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,8 @@ from typing import Any
 from pipeline.checkpoints.manifest import NAME, UNKNOWN_ORIGIN, FileRecord, Manifest, hashes, listing
 from pipeline.errors import UserError, writing_to
 from pipeline.records.run_folder import step_of, write_text
+
+logger = logging.getLogger(__name__)
 
 STAGING = ".staging-"
 
@@ -76,6 +79,7 @@ def publish(folder: Path, final: Path, facts: Mapping[str, Any], files: dict[str
         shutil.rmtree(final)
     os.replace(folder, final)
     sync(final.parent)
+    logger.debug(f"{final}: published, {len(content.files)} files")
 
 
 def sync(path: Path) -> None:

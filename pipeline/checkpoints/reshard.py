@@ -99,7 +99,8 @@ class ReshardResult:
 def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardResult:
     """Write and publish the checkpoint `out`. Raises UserError, and publishes nothing."""
     for line in remarks(plan):
-        logger.info(f"reshard: {line}")
+        logger.warning(f"reshard: {line}")
+    logger.debug(f"reshard: {plan.source} -> {out}, {plan.layout.words}")
     origin = manifest.Origin.of(plan.source)
     with publish.writing(out) as staged:
         files, hashed = write_files(_files(plan, staged), staged, workers, origin.paths)

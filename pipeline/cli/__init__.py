@@ -44,7 +44,12 @@ def build_parser() -> argparse.ArgumentParser:
         group.add_parsers(commands)
     for command in commands.choices.values():
         command.add_argument("-q", "--quiet", action="store_true", help="print results, warnings and errors only")
-        command.add_argument("-v", "--verbose", action="store_true", help="print what happens in more detail")
+        command.add_argument(
+            "-v",
+            "--verbose",
+            action="store_true",
+            help="print details too: files read and written, layouts, drift by layer, times",
+        )
     return parser
 
 
@@ -54,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     options = _parse(arguments)
     try:
-        with messages_printed(quiet=options.quiet, verbose=options.verbose):
+        stream = "stderr" if getattr(options, "json", False) else "stdout"
+        with messages_printed(quiet=options.quiet, verbose=options.verbose, stream=stream):
             return options.handler(options) or 0
     except UserError as error:
         print(f"lemon: {error}", file=sys.stderr)

@@ -45,7 +45,7 @@ def add_layout(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--format",
         metavar="LAYOUT",
-        help="of the result: zero, universal or huggingface (default: huggingface for such a source, else zero)",
+        help="of the result, see below (default: huggingface for such a source, else zero)",
     )
     command.add_argument("--zero-stage", type=int, choices=[1, 2, 3], help="of --format zero (default 1)")
     command.add_argument(
@@ -59,15 +59,25 @@ def add_layout(command: argparse.ArgumentParser) -> None:
     )
 
 
+class LayoutsHelp(argparse.RawDescriptionHelpFormatter):
+    """Help that ends with the layouts and the options that belong to each. They are asked for when it is printed: that
+    imports torch."""
+
+    def format_help(self) -> str:
+        from pipeline.checkpoints.layouts import LAYOUTS
+
+        lines = []
+        for layout in LAYOUTS.values():
+            options = ", ".join(f"--{key.replace('_', '-')}" for key in layout.keys)
+            lines.append(f"  {layout.name}: {layout.title}" + (f" ({options})" if options else ""))
+        return f"{super().format_help()}\nlayouts, and the options that belong to each:\n" + "\n".join(lines) + "\n"
+
+
 def selected_layout(options: argparse.Namespace) -> "CheckpointLayout":
     """The layout asked for; options of one layout choose it, and contradict another. Raises UserError."""
     from pipeline import checkpoints
+    from pipeline.checkpoints.layouts import LAYOUTS
 
-    asked = {
-        "zero_stage": options.zero_stage,
-        "world_size": options.world_size,
-        "bf16": options.bf16 or None,
-        "dtype": options.dtype,
-    }
-    selected = {key: value for key, value in asked.items() if value is not None}
+    keys = [key for layout in LAYOUTS.values() for key in layout.keys]
+    selected = {key: getattr(options, key) for key in keys if getattr(options, key) not in (None, False)}
     return checkpoints.CheckpointLayout.choose(options.format, checkpoints.default_layout(options.source), selected)

@@ -10,6 +10,7 @@ from pipeline.cli.arguments import (
     DTYPES,
     Commands,
     Handler,
+    LayoutsHelp,
     add_json,
     add_layout,
     add_source_config,
@@ -76,6 +77,7 @@ def _add_diff(commands: Commands) -> None:
 def _add_reshard(commands: Commands) -> None:
     text = "write a checkpoint in another layout, ZeRO stage or world size, moments and steps included"
     command = _checkpoint_command(commands, "reshard", text, _reshard)
+    command.formatter_class = LayoutsHelp
     command.add_argument("--out", required=True, type=Path, help="the checkpoint folder to create")
     add_source_config(
         command, "the model's config.json, where Hugging Face files are read or written and it lies elsewhere"

@@ -10,6 +10,7 @@ from pipeline.cli.arguments import (
     CHECKPOINT,
     Commands,
     Handler,
+    LayoutsHelp,
     add_json,
     add_layout,
     add_source_config,
@@ -67,8 +68,8 @@ def _command(commands: Commands, name: str, text: str, handler: Handler) -> argp
     return command
 
 
-class _MethodsHelp(argparse.RawDescriptionHelpFormatter):
-    """Help that ends with the methods and their options. They are asked for when it is printed: that imports torch."""
+class _MethodsHelp(LayoutsHelp):
+    """Help that ends with the layouts, and with the methods and their options."""
 
     def format_help(self) -> str:
         from pipeline.growth import methods

@@ -11,23 +11,26 @@ from rich.console import Console
 LOGGER = "pipeline"
 
 
-class StandardOutputHandler(logging.StreamHandler[TextIO]):
-    """Writes messages to whatever standard output is at that moment."""
+class PrintingHandler(logging.StreamHandler[TextIO]):
+    """Writes messages to whatever `sys.stdout` or `sys.stderr` is at that moment. name: which of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         logging.Handler.__init__(self)
+        self._name_of_stream = name
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]  # read-only: never another
-        return sys.stdout
+        stream: TextIO = getattr(sys, self._name_of_stream)
+        return stream
 
 
 @contextmanager
-def messages_printed(*, quiet: bool, verbose: bool) -> Iterator[None]:
-    """Print the library's messages meanwhile: warnings only when `quiet`, details too when `verbose`."""
+def messages_printed(*, quiet: bool, verbose: bool, stream: str = "stdout") -> Iterator[None]:
+    """Print the library's messages meanwhile: warnings only when `quiet`, details too when `verbose`. stream: stderr
+    where standard output is for a program that reads it."""
     logger = logging.getLogger(LOGGER)
     before = logger.handlers, logger.level, logger.propagate
-    logger.handlers, logger.propagate = [StandardOutputHandler()], False
+    logger.handlers, logger.propagate = [PrintingHandler(stream)], False
     logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     try:
         yield

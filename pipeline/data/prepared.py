@@ -3,6 +3,7 @@
 `data.json` marks it complete: the facts, the data config that they follow from, and the seed.
 """
 
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from pipeline.config.validation_errors import explain
 from pipeline.data import images, text
 from pipeline.errors import UserError
 from pipeline.records.run_folder import read_json, write_json
+
+logger = logging.getLogger(__name__)
 
 READ_LATER = {"workers", "augment"}
 """Keys of the data config that change how samples are read, not what is stored."""
@@ -60,6 +63,7 @@ def prepare(data: TextData | ImageData, seed: int, folder: Path) -> Prepared:
     folder = Path(folder)
     if (folder / "data.json").exists():
         _require_same(folder, data, seed)
+        logger.debug(f"{folder}: prepared already")
         return open_prepared(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: not empty and not prepared data; remove it or choose another folder")

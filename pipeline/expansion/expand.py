@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
 from pipeline.checkpoints import CheckpointLayout, manifest, publish
+from pipeline.checkpoints.layouts import LAYOUTS
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import GrownTensor, LazyTensor
 from pipeline.errors import UserError
@@ -84,9 +86,9 @@ def plan_expansion(
         optimizer_state.require(growth, state.optimizer().slots, state.slots)
         optimizer_state.require_continued(str(folder), state.optimizer(), continued_by or state.optimizer())
         if not layout.kind.holds_optimizer:
+            able = " or ".join(each.name for each in LAYOUTS.values() if each.holds_optimizer)
             raise UserError(
-                f"{layout.kind.title} files hold no optimizer state; use --format zero or universal, or "
-                "--optimizer-state reset"
+                f"{layout.kind.title} files hold no optimizer state; use --format {able}, or --optimizer-state reset"
             )
     return ExpansionPlan(folder, state, small, large, growth, layout, grow_optimizer_state, continued_by)
 
@@ -114,15 +116,18 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> 
     claims to be lossless is not."""
     origin = manifest.Origin.of(expansion.source)
     with publish.writing(out) as staged:
-        changes = f"{len(expansion.growth.tensors)} tensors, {size_changes(expansion.growth)}"
-        for line in (*expansion.state.remarks(), changes):
-            logger.info(f"expand: {line}")
+        for line in expansion.state.remarks():
+            logger.warning(f"expand: {line}")
+        logger.info(f"expand: {len(expansion.growth.tensors)} tensors, {size_changes(expansion.growth)}")
+        logger.debug(f"expand: {expansion.source} -> {out}, {expansion.layout.words}")
         files, hashed = checkpoints.write(
             grown(expansion), expansion.large, staged, expansion.layout, workers=workers, read=origin.paths
         )
         source = origin.facts(hashed)
         files |= checkpoints.copy_sidecars(expansion.source, staged)
+        begun = time.monotonic()
         measured = _verify(expansion, staged)
+        logger.debug(f"expand: both models ran on {measured.samples} samples in {time.monotonic() - begun:.1f} s")
         judge(expansion.growth, measured)
         files |= manifest.hashes(staged, plan_file.save(expansion.growth, staged))
         publish.publish(staged, out, _facts(expansion, measured, source), files)
@@ -132,8 +137,14 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> 
 
 def judge(growth: GrowthPlan, measured: Verification) -> None:
     """Log what was measured. Raises UserError where a method's claim to be lossless does not hold."""
-    declared = "verified" if growth.lossless else f"lossy, as declared ({'; '.join(growth.lossy)})"
-    logger.info(f"expand: {declared}, {measured}")
+    for layer, drift in zip(growth.source.layer_names(), measured.drift, strict=False):
+        logger.debug(f"expand: residual stream after layer {layer}: relative difference {drift:.1e}")
+    for space, measure in measured.symmetry.items():
+        logger.debug(f"expand: gradients of copies in '{space}' differ by {measure:.1e}")
+    if growth.lossless:
+        logger.info(f"expand: verified, {measured}")
+    else:
+        logger.warning(f"expand: lossy, as declared ({'; '.join(growth.lossy)}), {measured}")
     if growth.lossless and not measured.lossless:
         raise UserError(
             f"method '{growth.options.method}' claims to be lossless and is not: {measured}; nothing was published"

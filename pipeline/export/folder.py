@@ -44,7 +44,7 @@ def export_checkpoint(
         facts = {"kind": "export", **layout.as_json(), **_provenance(state, checkpoint), "source": origin.facts(hashed)}
         publish.publish(staged, out, facts, files | manifest.hashes(staged, [CARD, *copied]))
     for line in state.remarks():
-        logger.info(f"export: {line}")
+        logger.warning(f"export: {line}")
     others = f", {', '.join(copied)}" if copied else ""
     logger.info(f"export: {len(state.tensors)} tensors in {dtype}{others}, a model card")
     logger.info(f"export: wrote {out}")

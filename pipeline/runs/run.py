@@ -145,4 +145,5 @@ def report(runs: list[Path], out: Path | None = None, target: float | None = Non
 
     content = reporting.build(runs, target=target)
     page = reporting.write(content, out or runs[0])
-    logger.info("%s", reporting.summary(content, page))
+    broken = any(run.warnings for run in content.runs)
+    logger.log(logging.WARNING if broken else logging.INFO, "%s", reporting.summary(content, page))

@@ -35,6 +35,8 @@ from pipeline.errors import UserError
 from pipeline.rng import derive
 from pipeline.training.start import require_loadable
 
+logger = logging.getLogger(__name__)
+
 TIMEOUT = datetime.timedelta(minutes=30)
 OLDEST_DEEPSPEED = (0, 19, 8)
 """Earlier versions give wrong gradients silently (0.17.6 to 0.18.2 with ZeRO-2, 0.18.6 to 0.18.9 with ZeRO-1 in bf16),
@@ -154,6 +156,7 @@ class Engine:
         require_precision(stage, supported_precisions())
         universal = start is not None and require_layout(start).load_universal
         self.deepspeed_config = deepspeed_config(stage, world.size, universal=universal)
+        logger.debug(f"{stage.name}: DeepSpeed's config: {self.deepspeed_config}")
         if stage.activation_checkpointing:
             model.config.use_cache = False
             model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -168,9 +168,9 @@ def become_worker(folder: Path) -> TextIO:
 
 
 def take_over_log_level() -> None:
-    """Log at the level of the parent, whose command-line options a worker does not get."""
-    if level := os.environ.get(LOG_LEVEL):
-        logging.getLogger("pipeline").setLevel(int(level))
+    """Log at the level of the parent, whose command-line options a worker does not get. Rank 0 speaks for all."""
+    level = int(os.environ.get(LOG_LEVEL, logging.INFO))
+    logging.getLogger("pipeline").setLevel(level if os.environ.get("RANK", "0") == "0" else logging.ERROR)
 
 
 def tell_failure(error: BaseException) -> None:

@@ -4,6 +4,7 @@ All randomness is a function of (seed, step); a resumed run ends with the number
 """
 
 import itertools
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from pipeline.training.progress import Progress
 from pipeline.training.stage import TrainingPlan, continued, facts, flops_before, plan_training, recorded_facts
 from pipeline.training.start import continues_optimizer
 from pipeline.training.window import Window
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: Config, stage: TrainStage, world: World) -> None:
@@ -61,13 +64,16 @@ def _engine(plan: TrainingPlan, world: World, resume: Path | None) -> Engine:
     model = models.build(plan.model, derive(plan.config.seed, "init", plan.stage.name) % 2**32)
     checkpoint = resume or plan.start
     if checkpoint is None:
+        logger.debug(f"{plan.stage.name}: fresh weights, a fresh optimizer")
         return Engine(model, plan.stage, world, plan.config.seed)
     if world.first and resume is None and (checkpoint / manifest.NAME).exists():
         manifest.verify(checkpoint)
     if resume is not None or continues_optimizer(checkpoint, plan.stage, world.size):
         engine = Engine(model, plan.stage, world, plan.config.seed, start=checkpoint)
         engine.load(checkpoint)
+        logger.debug(f"{plan.stage.name}: weights and optimizer are those of {checkpoint}")
         return engine
+    logger.debug(f"{plan.stage.name}: the weights are those of {checkpoint}, the optimizer is fresh")
     state, _ = checkpoints.read(checkpoint)
     models.fill(model, lambda name: state.tensors[name].tensor().float())
     return Engine(model, plan.stage, world, plan.config.seed)

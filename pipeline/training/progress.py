@@ -20,6 +20,8 @@ from pipeline.records.stage_records import TrainingRecord
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+logger = logging.getLogger(__name__)
+
 SECONDS_BETWEEN_LINES = 30
 """Without a terminal, one line in this many seconds and one at every evaluation."""
 
@@ -29,7 +31,7 @@ class Progress:
 
     def __init__(self, stage: str, total: int, folder: Path, kind: str, first: bool, tensorboard: bool):
         self.stage, self.total, self.folder, self.first, self.tensorboard = stage, total, folder, first, tensorboard
-        self.shown = first and logging.getLogger(__name__).isEnabledFor(logging.INFO)
+        self.shown = first and logger.isEnabledFor(logging.INFO)
         self.rate_key, self.unit = (
             ("tokens_per_second", "tokens/s") if kind == "text" else ("samples_per_second", "images/s")
         )
@@ -66,7 +68,9 @@ class Progress:
         if step:
             self._write(f"{self.stage}: resumed at step {step} of {self.total}")
         if peak is None:
-            self._write(f"{self.stage}: the peak of this device ({device}) is not known; no MFU is reported")
+            line = f"{self.stage}: the peak of this device ({device}) is not known; no MFU is reported"
+            logger.warning(line)
+            self._log(line)
         else:
             self._write(f"{self.stage}: MFU counts from a peak of {peak:.3g} FLOP/s ({device}, {ranks} ranks together)")
 
@@ -88,6 +92,9 @@ class Progress:
         self.last_line = time.monotonic()
         if self.shown:
             self.bar.console.print(line)
+        self._log(line)
+
+    def _log(self, line: str) -> None:
         with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 

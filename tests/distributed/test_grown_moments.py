@@ -67,7 +67,7 @@ def test_neither_workers_nor_ranks_change_what_is_grown(tmp_path, monkeypatch):
 
 def test_a_result_without_room_for_moments_is_refused(tmp_path):
     with pytest.raises(
-        checkpoints.UserError, match="Hugging Face files hold no optimizer state; use --format zero or universal"
+        checkpoints.UserError, match="Hugging Face files hold no optimizer state; use --format universal or zero"
     ):
         expand.plan_expansion(
             source(tmp_path, CheckpointLayout("zero", 1, 2)),

@@ -39,14 +39,22 @@ def test_progress_is_shown_as_the_logger_says(tmp_path, capsys, logger, level, s
     assert ("evaluation loss 2.5000" in capsys.readouterr().out) is shown
 
 
-def test_a_worker_says_as_much_as_its_parent(tmp_path, monkeypatch, logger):
-    logger.setLevel(logging.WARNING)
+@pytest.mark.parametrize("rank, level", [("0", logging.DEBUG), ("0", logging.WARNING), ("1", logging.ERROR)])
+def test_the_first_worker_says_as_much_as_its_parent_and_the_others_nothing(tmp_path, monkeypatch, logger, rank, level):
+    logger.setLevel(min(level, logging.WARNING))
     told = launcher.worker_environment(tmp_path)
     logger.setLevel(logging.INFO)
-    for name, value in told.items():
+    for name, value in {**told, "RANK": rank}.items():
         monkeypatch.setenv(name, value)
     launcher.take_over_log_level()
-    assert not logger.isEnabledFor(logging.INFO)
+    assert logger.level == level
+
+
+def test_a_missing_peak_is_told_whatever_else_is_not(tmp_path, caplog, capsys, logger):
+    logger.setLevel(logging.WARNING)
+    log = train_and_evaluate(tmp_path)
+    line = "small: the peak of this device (cpu fp32) is not known; no MFU is reported"
+    assert caplog.messages == [line] and line in log and capsys.readouterr().out == ""
 
 
 class Terminal(io.StringIO):

@@ -36,7 +36,8 @@ def require_layout(folder: Path) -> Layout:
     """The same. Raises UserError when it is no tag folder."""
     if layout := detect_layout(folder):
         return layout
-    raise UserError(f"{folder}: holds no checkpoint of a known layout (native ZeRO, universal, or Hugging Face)")
+    known = "; ".join(layout.title for layout in LAYOUTS.values())
+    raise UserError(f"{folder}: holds no checkpoint of a known layout ({known})")
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,11 @@ not depend on how many they are.
 """
 
 import hashlib
+import logging
 import multiprocessing
 import shutil
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ from pipeline.checkpoints.serialization.progress import ByteProgress
 from pipeline.errors import UserError, writing_to
 from pipeline.records.processes import die_with_parent, keep_freed_memory
 
+logger = logging.getLogger(__name__)
+
 
 def write_files(
     files: Sequence[OutputFile], folder: Path, workers: int = 1, read: Sequence[Path] = ()
@@ -38,15 +42,25 @@ def write_files(
     writing = [WriteTask(file, folder) for file in sorted(files, key=lambda file: -file.size)]
     tasks: list[Task] = [*writing, *(HashTask(path) for path in read)]
     total = sum(file.size for file in files) + sum(path.stat().st_size for path in read)
+    workers, begun = min(workers, len(tasks)), time.monotonic()
     try:
         with ByteProgress("writing and hashing", total) as bar:
-            records = WriterPool(tasks, min(workers, len(tasks)), bar).run()
+            records = WriterPool(tasks, workers, bar).run()
     except BrokenProcessPool as error:
         raise UserError(
             f"{folder}: a worker process was killed while writing (out of memory?); use fewer workers"
         ) from error
     written = {task.file.name: record for task, record in zip(writing, records, strict=False)}
+    _log(written, read, f"{total / 2**20:,.1f} MiB", f"{time.monotonic() - begun:.1f} s by {workers} processes")
     return written, dict(zip(read, records[len(writing) :], strict=True))
+
+
+def _log(written: Mapping[str, FileRecord], read: Sequence[Path], size: str, time_taken: str) -> None:
+    for path in read:
+        logger.debug(f"read {path}")
+    for name, file in written.items():
+        logger.debug(f"wrote {name}, {file.size:,} bytes")
+    logger.debug(f"{size} written and hashed in {time_taken}")
 
 
 def _require_room(files: Sequence[OutputFile], folder: Path) -> None:
