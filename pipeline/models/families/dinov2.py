@@ -79,7 +79,7 @@ FAMILY = Family(
         function=("apply_layernorm", "reshape_hidden_states", "use_mask_token", "use_swiglu_ffn"),
         derived=("out_features", "out_indices", "stage_names"),
     ),
-    resize=image_resized,
+    resize=resize,
     positions=partial(positions, 1),
     probe_inputs=image_probe,
     optional_sizes=("patch",),
