@@ -30,8 +30,8 @@ KINDS = {list: "list", str: "string", int: "number", float: "number", bool: "boo
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """The step in the name of a checkpoint's folder, however many digits it has, also where a word behind it says what it
-    was resharded to (`step-0000024-zero1x4`); None for another name."""
+    """The step in the name of a checkpoint's folder, however many digits it has, also where a word behind it says what
+    it was resharded to (`step-0000024-zero1x4`); None for another name."""
     match = re.fullmatch(r"step-(\d+)(-\w+)?", checkpoint.name)
     return int(match[1]) if match else None
 
