@@ -12,7 +12,7 @@ PACKAGE = ROOT / "pipeline"
 
 FLOORS = """
     errors
-    amounts durations rng
+    durations rng
     records
     optim
     config

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import checkpoints
-from pipeline.amounts import amount
 from pipeline.checkpoints import manifest
 from pipeline.checkpoints.layouts import layout_named, require_layout
+from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import LazyTensor
 from pipeline.errors import UserError

@@ -8,11 +8,11 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline import checkpoints
-from pipeline.amounts import amount
 from pipeline.checkpoints import manifest
 from pipeline.checkpoints.describe import plural
 from pipeline.checkpoints.layouts import require_layout
 from pipeline.checkpoints.layouts.zero_format import open_file
+from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.checkpoints.serialization.progress import ByteProgress
 from pipeline.checkpoints.state import State
 from pipeline.errors import UserError

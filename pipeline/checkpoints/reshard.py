@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import checkpoints
-from pipeline.amounts import amount
 from pipeline.checkpoints import CheckpointLayout, manifest, publish
 from pipeline.checkpoints.layouts import Layout, require_layout
+from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.checkpoints.serialization.byte_stream import OutputFile
 from pipeline.checkpoints.serialization.writer_pool import write_files
 from pipeline.checkpoints.state import State

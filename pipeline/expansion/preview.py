@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 
 from pipeline import models
 from pipeline.accounting.flops import cost
-from pipeline.amounts import amount
+from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.errors import UserError, writing_to
 from pipeline.expansion.expand import ExpansionPlan, size_changes
 from pipeline.growth import conditions, optimizer_state, plan_file

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.amounts import amount
+from pipeline.checkpoints.serialization.amounts import amount
 
 
 @pytest.mark.parametrize(

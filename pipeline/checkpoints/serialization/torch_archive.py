@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.serialization import skip_data
 
-from pipeline.amounts import amount
+from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.checkpoints.serialization.byte_stream import Chunks, OutputFile, TensorSlice, tensor_bytes
 from pipeline.checkpoints.tensors import InMemoryTensor
 from pipeline.errors import UserError, one_line

@@ -19,9 +19,9 @@ from typing import Protocol
 
 import torch
 
-from pipeline.amounts import amount
 from pipeline.checkpoints import publish
 from pipeline.checkpoints.manifest import FileRecord, record
+from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.checkpoints.serialization.byte_stream import WINDOW, OutputFile
 from pipeline.checkpoints.serialization.progress import ByteProgress
 from pipeline.errors import UserError, writing_to
