@@ -112,7 +112,7 @@ def _at(path: Path, reader: RecordReader) -> Ancestor:
     if stage is None:
         checkpoint = path.resolve()
     written = {path.parent: step_of(path.parent) for path in (folder / CHECKPOINTS).glob(f"step-*/{MANIFEST}")}
-    newest = max(written, key=lambda checkpoint: written[checkpoint] or 0, default=folder)
+    newest = max(written, key=lambda checkpoint: (written[checkpoint] or 0, checkpoint.name), default=folder)
     manifest = reader.json((checkpoint or newest) / MANIFEST)
     if stage is not None and manifest.get("kind") == "reshard":  # the stage's own checkpoint, in another layout
         manifest = {**manifest, "kind": stage.kind, "source": {}}

@@ -30,9 +30,9 @@ KINDS = {list: "list", str: "string", int: "number", float: "number", bool: "boo
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """The step in the name of a checkpoint's folder, however many digits it has, also where a word behind it says what
-    it was resharded to (`step-0000024-zero1x4`); None for another name."""
-    match = re.fullmatch(r"step-(\d+)(-\w+)?", checkpoint.name)
+    """The step in the name of a checkpoint's folder, however many digits it has and whatever it was resharded to since
+    (`step-0000024-zero1x4`, `step-0000024-zero1x4-zero2x4`); None for another name, such as that of a copy."""
+    match = re.fullmatch(r"step-(\d+)(-zero[1-3]x\d+)*", checkpoint.name)
     return int(match[1]) if match else None
 
 

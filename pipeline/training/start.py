@@ -84,8 +84,8 @@ def require_loadable(folder: Path, stage: TrainStage, world: int) -> None:
 
 
 def _reshard_command(folder: Path, stage: TrainStage, own: CheckpointLayout) -> str:
-    """The command that writes a checkpoint beside it in the layout `own`, and how it is found: by its name it is the
-    newer one, unless the config names the older."""
+    """The command that writes a checkpoint beside it in the layout `own`, and how it is found: by its name (`step_of`)
+    it is the newer one, unless the config names the older."""
     place = f"{folder}-zero{own.zero_stage}x{own.world_size}"
     flags = f"--zero-stage {own.zero_stage} --world-size {own.world_size}{' --bf16' if own.bf16 else ''}"
     named = stage.start is not None and Path(stage.start).resolve() == folder.resolve()

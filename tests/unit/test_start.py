@@ -101,6 +101,26 @@ def test_a_begun_stage_in_another_layout_is_refused_with_the_command_for_it(
     assert (large.kind, grown.kind, small.kind, large.training_flops) == ("train", "expand", "train", 23 * 917_376)
 
 
+def test_a_begun_stage_goes_to_another_layout_and_back(tmp_path, capsys, monkeypatch):
+    """What was written last is the newest, however often; a copy that somebody has put aside is none of them."""
+    shutil.copytree(ROOT / "tests" / "fixtures" / "format-1", tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    folder = Path("run/large/checkpoints")
+    shutil.copytree(folder / "step-0000020", folder / "step-0000020-copy")
+    for stage in (3, 2, 1):
+        error = refused(capsys, "run", "tiny.yaml", "folder=run", f"stages.large.zero_stage={stage}", "processes=4")
+        assert cli.lemon(capsys, *shlex.split(error.partition("first write it as that: lemon ")[2]))[0] == 0
+        loaded = config.load("tiny.yaml", ["folder=run", f"stages.large.zero_stage={stage}"])
+        preflight.checkpoints_fit(loaded, loaded.stages, 4)
+    assert publish.newest(folder).name == "step-0000020-zero3x4-zero2x4-zero1x4"
+    assert lineage(Path("run/large"), RecordReader())[0].manifest["zero_stage"] == 1
+    publish.prune(folder, keep=1)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "step-0000020-copy",
+        "step-0000020-zero3x4-zero2x4-zero1x4",
+    ]
+
+
 def test_what_no_training_will_load_is_not_looked_at(tmp_path, capsys, monkeypatch):
     """Data are prepared by one process, whatever the stages run on; finished stages are not loaded."""
     shutil.copytree(ROOT / "tests" / "fixtures" / "format-1", tmp_path, dirs_exist_ok=True)
