@@ -36,7 +36,7 @@ def test_killed_anywhere_a_stage_ends_with_the_same_losses(finished, tmp_path, v
         lambda: any(record["step"] >= 11 for record in records(run, "small")),
     ]
     for moment in moments:
-        kill_at(moment, lambda: main(["train", str(path), "--stage", "small"]), victim)
+        kill_at(moment, lambda: main(["train", str(path), "--stage", "small"]), victim, run)
     lemon_here("train", path, "--stage", "small")
     same_as(run, finished, "small")
 
@@ -52,7 +52,7 @@ def test_killed_anywhere_a_chain_ends_with_the_same_losses(finished, tmp_path, v
         lambda: any(record["step"] >= 16 for record in records(run, "scratch")),
     ]
     for moment in moments:
-        kill_at(moment, lambda: main(["run", str(path)]), victim)
+        kill_at(moment, lambda: main(["run", str(path)]), victim, run)
     lemon_here("run", path)
     same_as(run, finished, "small", "grown", "large", "scratch")
 
@@ -64,7 +64,7 @@ def test_while_a_worker_lives_no_other_starts_and_its_death_ends_the_job(finishe
     code, _, error = cli.lemon(capsys, "run", path, LONG)
     assert code == 2 and "another process is at work on this run" in error
     os.kill(wait_for(lambda: workers_of(process.pid))[0], signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=180)
     assert process.returncode == 2 and "died (SIGKILL: " in said and "Traceback" not in said
     lemon_here("prepare", path, LONG)
 
@@ -74,5 +74,5 @@ def test_ctrl_c_stops_without_a_traceback(finished, tmp_path):
     process = start_lemon("train", path, "--stage", "small", LONG, "processes=1")
     wait_for(lambda: records(tmp_path / "run", "small"))
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=180)
     assert process.returncode == 130 and said == "lemon: stopped; run the command again to resume\n"

@@ -64,7 +64,7 @@ def test_a_node_that_fails_takes_the_waiting_one_with_it(tmp_path):
         start_lemon("run", path, "data.dataset=/nowhere/at/all", "--nodes", 2, "--node-rank", rank) for rank in (1, 0)
     ]
     try:
-        said = [process.communicate(timeout=60)[1] for process in both]
+        said = [process.communicate(timeout=180)[1] for process in both]
     finally:
         for process in both:
             process.kill()

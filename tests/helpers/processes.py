@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from pipeline.errors import UserError
+from pipeline.records import run_folder
 from tests.helpers.waiting import wait_for
 
 FORK = multiprocessing.get_context("fork")
@@ -36,16 +38,26 @@ def alive(pid: int) -> bool:
         return False
 
 
-def kill_at(moment: Callable[[], bool], run: Callable[[], int], victim: str) -> None:
-    """Start a run in a child, kill it, or its last worker, at a moment, and wait until nothing of it is left."""
+def kill_at(moment: Callable[[], bool], run: Callable[[], int], victim: str, folder: Path) -> None:
+    """Start a run in a child, kill it, or its last worker, at a moment, and wait until nothing of it is left: a process
+    that still ends (of a worker, say) holds the lock of the run's folder."""
     process = FORK.Process(target=_child, args=(run, Path(os.devnull)))
     process.start()
     wait_for(lambda: moment() or not process.is_alive())
     children = workers_of(process.pid)
     os.kill(children[-1] if victim == "worker" and children else process.pid, signal.SIGKILL)
-    process.join(60)
+    process.join(180)
     assert process.exitcode is not None, "the run outlives its worker"
-    wait_for(lambda: not any(alive(child) for child in children), 20)
+    wait_for(lambda: not any(alive(child) for child in children) and unlocked(folder), 60)
+
+
+def unlocked(folder: Path) -> bool:
+    """Whether nobody works on a run."""
+    try:
+        with run_folder.exclusive(folder, 0):
+            return True
+    except UserError:
+        return False
 
 
 @dataclass(frozen=True)
