@@ -1,5 +1,6 @@
 """What an expansion will do, before it is done: for people to read, and as data. No tensor is read."""
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pipeline.models.architecture import Architecture
 from pipeline.records.processes import WORKERS
 from pipeline.records.run_folder import write_json
 
+TENSORS = ".safetensors"
 LONGEST = 2048
 """Tokens of the training sample whose FLOPs are shown, where rotary positions set no limit that means anything."""
 LIBRARIES = 400 * 2**20
@@ -41,13 +43,18 @@ class Preview:
 
     def save(self, path: Path) -> None:
         """Write it as JSON, and maps that are too large for it as safetensors beside it. Raises UserError."""
-        tensors, beside = plan_file.TensorStore(), path.with_suffix(".safetensors")
-        if path == beside:
-            raise UserError(f"{path}: a plan is JSON, with its larger maps in such a file beside it; name a .json file")
         with writing_to(path, "choose another --out"):
-            write_json(path, {**self.content, **plan_file.as_json(self.expansion.growth, tensors)})
+            place = Path(os.path.realpath(path))  # what is written takes the place of a file, not of a link to one
+            if place.exists() and not place.is_file():
+                raise UserError(f"{path}: exists and is no file; choose another --out")
+            if place.suffix == TENSORS:
+                raise UserError(
+                    f"{path}: a plan is JSON, its larger maps are in such a file beside it; name a .json file"
+                )
+            tensors = plan_file.TensorStore()
+            write_json(place, {**self.content, **plan_file.as_json(self.expansion.growth, tensors)})
             if tensors.stored:
-                beside.write_bytes(save(tensors.stored))
+                place.with_suffix(TENSORS).write_bytes(save(tensors.stored))
 
     def __repr__(self) -> str:
         growth, needs = self.expansion.growth, self.content["needs"]

@@ -1,5 +1,6 @@
 """A place to write to that cannot be written: one line that names it, exit code 2, and nothing is left."""
 
+import json
 import os
 from pathlib import Path
 
@@ -15,11 +16,12 @@ LONG = "n" * 300
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A checkpoint, a target for it, a file and a dead link."""
+    """A checkpoint, a target for it, a file, a dead link and a pipe."""
     saved(tmp_path / "small", "vit")
     target_config_file(tmp_path / "target.json", "vit", hidden=24, heads=6, mlp=48)
     (tmp_path / "README.md").write_text("kept")
     (tmp_path / "link").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
     return tmp_path
 
 
@@ -52,12 +54,21 @@ def test_a_dead_link_is_there_already(folder, capsys, name):
     "out, reason",
     [
         ("none/plan.json", "cannot be written (No such file or directory"),
-        ("small", "cannot be written (Is a directory"),
+        ("small", "exists and is no file"),
+        ("pipe", "exists and is no file"),
         ("plan.safetensors", "a plan is JSON"),
     ],
 )
 def test_a_plan_that_cannot_be_saved(folder, capsys, out, reason):
     assert reason in refused(capsys, folder, "plan", folder / out)
+
+
+def test_a_plan_is_written_where_a_link_points_to(folder, capsys):
+    (folder / "kept").mkdir()
+    (folder / "plan.json").symlink_to(folder / "kept" / "plan.json")
+    code, _, err = lemon(capsys, *command("plan", folder), "--out", folder / "plan.json")
+    assert code == 0, err
+    assert (folder / "plan.json").is_symlink() and json.loads((folder / "kept" / "plan.json").read_text())["needs"]
 
 
 def test_a_file_of_the_source_that_cannot_be_read(folder, capsys, monkeypatch):
