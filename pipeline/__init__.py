@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, files_explained
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -35,6 +35,7 @@ Place = str | Path
 OptimizerState = Literal["reset", "grow"]
 
 
+@files_explained()
 def grow(
     model: PreTrainedModel, target: PretrainedConfig, method: str = "lemon", *, seed: int = 0, **options: object
 ) -> PreTrainedModel:
@@ -49,6 +50,7 @@ def grow(
     return grow_model(model, target, method, options, seed)
 
 
+@files_explained()
 def plan(
     source: Place,
     target: Place | PretrainedConfig,
@@ -66,6 +68,7 @@ def plan(
     return preview(_planned(source, target, method, method_options, optimizer_state, layout, source_config, seed))
 
 
+@files_explained()
 def expand(
     source: Place,
     target: Place | PretrainedConfig,
@@ -93,6 +96,7 @@ def expand(
     return execute_expansion(planned, Path(out), workers or WORKERS)
 
 
+@files_explained()
 def verify(small: Place, large: Place) -> Comparison:
     """Measure how far the checkpoint `large` computes the function of `small`, from which it was grown."""
     from pipeline.expansion.compare import compare
@@ -100,6 +104,7 @@ def verify(small: Place, large: Place) -> Comparison:
     return compare(Path(small), Path(large))
 
 
+@files_explained()
 def reshard(
     source: Place,
     out: Place,
@@ -116,6 +121,7 @@ def reshard(
     return execute_reshard(planned, Path(out), workers or WORKERS)
 
 
+@files_explained()
 def describe(source: Place, *, tensors: bool = False) -> Description:
     """What a checkpoint is: layout, model, optimizer, where it came from. tensors: with one record for each of them."""
     from pipeline.checkpoints.describe import describe as describe_checkpoint

@@ -40,6 +40,20 @@ def one_line(error: BaseException | str, longest: int = LONGEST_REASON) -> str:
 
 
 @contextmanager
+def files_explained() -> Iterator[None]:
+    """What the system says of a file or folder that it does not let be read or written (no permission, too long a name,
+    a folder in the place of a file) raises UserError with that name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise UserError(
+            f"{error.filename}: cannot be read or written ({error.strerror}); check the path and its permissions"
+        ) from error
+
+
+@contextmanager
 def writing_to(place: Path, way_out: str = "make room or choose another place") -> Iterator[None]:
     """Whatever keeps a file or folder that a user has named from being written (no such folder, a file in its way, no
     permission, a full disk) raises UserError."""

@@ -12,8 +12,9 @@ import warnings
 
 from pipeline import __version__
 from pipeline.cli import checkpoint_commands, expansion_commands, report_commands, run_commands
-from pipeline.cli.output import messages_printed
-from pipeline.errors import UserError
+from pipeline.cli.arguments import Parser
+from pipeline.cli.output import messages_printed, print_whatever_comes, printable
+from pipeline.errors import UserError, files_explained
 
 EPILOG = """examples:
   lemon run configs/quickstart/bert.yaml                        the whole chain: prepare, train, expand, train, report
@@ -31,7 +32,7 @@ EPILOG = """examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each parsed command carries its `handler`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lemon",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -57,13 +58,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0, 1 for a verification that failed, 2 for bad input."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    print_whatever_comes()
     options = _parse(arguments)
     try:
         stream = "stderr" if getattr(options, "json", False) else "stdout"
-        with messages_printed(quiet=options.quiet, verbose=options.verbose, stream=stream):
+        with messages_printed(quiet=options.quiet, verbose=options.verbose, stream=stream), files_explained():
             return options.handler(options) or 0
     except UserError as error:
-        print(f"lemon: {error}", file=sys.stderr)
+        print(f"lemon: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lemon: stopped; run the command again to resume", file=sys.stderr)

@@ -3,8 +3,9 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
+from pipeline.cli.output import printable
 from pipeline.records.processes import WORKERS
 
 if TYPE_CHECKING:
@@ -17,10 +18,17 @@ CHECKPOINT = "a run's stage, a checkpoint folder, one tag in it, or a Hugging Fa
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, as all that a user gets wrong is told; the usage is a --help away."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
+
+
 def positive_integer(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number of at least 1")
+    return int(text)
 
 
 WRITERS = "processes that write (default: one more than the CPUs); the result is the same for any number"

@@ -1,6 +1,8 @@
 """What the command line prints: the library's log as plain lines, tables by rich."""
 
+import io
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +39,20 @@ def messages_printed(*, quiet: bool, verbose: bool, stream: str = "stdout") -> I
     finally:
         logger.handlers, level, logger.propagate = before
         logger.setLevel(level)
+
+
+def print_whatever_comes() -> None:
+    """Let standard output and error escape what their encoding lacks: a name of a file, or our own '…'."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def printable(text: str) -> str:
+    """The text with what a name may hold and a terminal obeys (line breaks, escape sequences) written out. The lines
+    of an enumeration, which are indented, stay lines."""
+    lines = re.split(r"\n(?=  )", text)
+    return "\n".join("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines)
 
 
 def console() -> Console:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from pipeline import config
-from pipeline.cli.arguments import Commands
+from pipeline.cli.arguments import Commands, positive_integer
 from pipeline.config.schema import Config
 from pipeline.errors import UserError, writing_to
 from pipeline.records.processes import choose_accelerator
@@ -36,7 +36,9 @@ def add_parsers(commands: Commands) -> None:
 
 
 def _add_nodes(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--nodes", type=int, default=1, help="nodes that run this same command (default 1)")
+    command.add_argument(
+        "--nodes", type=positive_integer, default=1, help="nodes that run this same command (default 1)"
+    )
     command.add_argument("--node-rank", type=int, default=0, help="this node's number, from 0")
     command.add_argument("--master-addr", default="127.0.0.1", help="address of node 0")
     command.add_argument("--master-port", type=int, default=29500, help="a free port on node 0")

@@ -31,7 +31,8 @@ PARENT, FAILURES, LOG_LEVEL = "LEMON_PARENT_PID", "LEMON_FAILURE_FOLDER", "LEMON
 
 @dataclass(frozen=True)
 class Nodes:
-    """This node among all. `address` and `port`: where node 0 listens. Raises UserError for an impossible rank."""
+    """This node among all. `address` and `port`: where node 0 listens. Raises UserError for an impossible rank or
+    port."""
 
     count: int = 1
     rank: int = 0
@@ -41,6 +42,8 @@ class Nodes:
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.count:
             raise UserError(f"--node-rank {self.rank} of --nodes {self.count}: ranks count from 0 to {self.count - 1}")
+        if not 0 < self.port < 2**16:
+            raise UserError(f"--master-port {self.port}: ports are numbers from 1 to {2**16 - 1}")
 
 
 def processes(configured: int | str) -> int:

@@ -78,7 +78,7 @@ class CheckpointLayout:
         """The layout called `name`, else the one that the first of the options belongs to, else the default. Raises
         UserError for options of another layout. options: values of a `CheckpointLayout`'s keys."""
         owners = {key: layout for layout in LAYOUTS.values() for key in layout.keys}
-        layout = layout_named(name) if name else next((owners[key] for key in options), default)
+        layout = layout_named(name) if name is not None else next((owners[key] for key in options), default)
         for key, value in options.items():
             if owners[key] is not layout:
                 flag = f"--{key.replace('_', '-')}" + ("" if isinstance(value, bool) else f" {value}")
