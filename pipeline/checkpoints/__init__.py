@@ -50,12 +50,12 @@ def locate(path: Path) -> Path:
             logger.debug(f"{path}: the newest checkpoint is {newest.name}")
             return newest
     if (path / "latest").exists():  # a foreign DeepSpeed folder
-        tag = (path / "latest").read_text(encoding="utf-8").strip()
+        tag = (path / "latest").read_text(encoding="utf-8", errors="replace").strip()
         if not tag or tag.startswith("."):
             raise UserError(f"{path / 'latest'}: names no tag ('{tag}'); name the tag folder itself")
         return locate(path / tag)
     stages = {stage.parent.name: read_json(stage) for stage in sorted(path.glob("*/stage.json"))}
-    origins = {facts.get("origin") for facts in stages.values() if facts.get("kind") == "expand"}
+    origins = [facts.get("origin") for facts in stages.values() if facts.get("kind") == "expand"]
     if len(grown_from := [name for name in stages if name in origins]) == 1:
         return locate(path / grown_from[0])  # a run: the stage that its one expansion grows from
     if (path / manifest.NAME).exists():
@@ -103,6 +103,7 @@ def raw(folder: Path) -> State:
     state = layout.read(folder)
     if not state.tensors:
         raise UserError(f"{folder}: its files hold no tensor; copy the checkpoint again")
+    state.require_coherent(folder)
     slots = ", ".join(slot for slot, tensors in state.slots.items() if tensors) or "none"
     logger.debug(f"{folder}: {layout.title}, {len(state.tensors)} tensors, step {state.step}, optimizer state: {slots}")
     return replace(state, provenance=content.provenance if content else manifest.UNKNOWN_ORIGIN)

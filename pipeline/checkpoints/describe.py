@@ -105,9 +105,10 @@ def model_facts(folder: Path) -> Facts:
         return {"family": None, "unknown": str(error)}
     if not config.get("model_type"):
         return {"family": None, "unknown": f"{path}: names no model_type"}
-    architectures = config.get("architectures") or [None]
+    architectures = config.get("architectures")
+    named = architectures[0] if isinstance(architectures, list) and architectures else None
     sizes = {key: config[key] for key in SIZE_KEYS if config.get(key) is not None}
-    return {"family": config["model_type"], "architecture": architectures[0], "sizes": sizes}
+    return {"family": config["model_type"], "architecture": named, "sizes": sizes}
 
 
 def _sizes(state: State) -> Facts:

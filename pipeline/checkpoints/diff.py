@@ -20,6 +20,8 @@ from pipeline.checkpoints.tensors import LazyTensor
 from pipeline.errors import UserError
 
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+NARROW = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+"""Types that torch does not compute with; float32 holds each of their numbers."""
 WORST = 5
 Shape = tuple[int, ...]
 Facts = dict[str, Any]
@@ -190,6 +192,7 @@ def _part(one: dict[str, LazyTensor], other: dict[str, LazyTensor]) -> Part:
 def _gap(name: str, a: Tensor, b: Tensor) -> Gap | None:
     """How two tensors of one shape differ; None when they do not. Of two types, in the type that holds the numbers of
     both."""
+    a, b = (tensor.float() if tensor.dtype in NARROW else tensor for tensor in (a, b))
     dtype, numbers, largest = torch.promote_types(a.dtype, b.dtype), 0, 0.0
     for one, other in zip(a.reshape(-1).split(CHUNK), b.reshape(-1).split(CHUNK), strict=True):
         one, other = one.to(dtype), other.to(dtype)

@@ -62,10 +62,6 @@ def require_agreement(folder: Path, state: State) -> None:
     counted = Counter(name for group in state.groups for name in group.names)
     if twice := [name for name, count in counted.items() if count > 1]:
         raise UserError(f"{folder}: '{twice[0]}' is in two optimizer groups; the files do not belong together")
-    if absent := [name for name in counted if name not in state.tensors]:
-        raise UserError(
-            f"{folder}: an optimizer group has '{absent[0]}', of which there are no weights; a file is missing"
-        )
     if counted and (left := [name for name in state.tensors if name not in counted and name not in state.frozen]):
         raise UserError(
             f"{folder}: '{left[0]}' is in no optimizer group and not frozen; the files do not belong together"

@@ -6,9 +6,11 @@ Tensor names are published names, or those of the files where a layout's reader 
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.checkpoints.tensors import LazyTensor
+from pipeline.errors import UserError
 from pipeline.optim import optimizers
 from pipeline.optim.optimizers import OptimizerSpec
 
@@ -81,6 +83,34 @@ class State:
             groups=tuple(Group(tuple(names.get(n, n) for n in g.names), g.hyper) for g in self.groups),
             aliases={names.get(a, a): names.get(o, o) for a, o in self.aliases.items()},
         )
+
+    def require_coherent(self, place: Path) -> None:
+        """Raises UserError where groups, slots or tied names speak of weights that the checkpoint at `place` does not
+        hold, or that have another size."""
+        if absent := [name for group in self.groups for name in group.names if not self._holds(name)]:
+            raise UserError(
+                f"{place}: an optimizer group has '{absent[0]}', of which there are no weights; a file is missing"
+            )
+        if lost := [alias for alias, owner in self.aliases.items() if not self._holds(owner)]:
+            raise UserError(
+                f"{place}: '{lost[0]}' is tied to '{self.aliases[lost[0]]}', of which there are no weights; "
+                "a file is missing"
+            )
+        for slot, tensors in self.slots.items() if self.known_optimizer else ():
+            for name, tensor in tensors.items():
+                self._require_fitting(place, slot, name, tensor)
+
+    def _holds(self, name: object) -> bool:
+        """Whether a name, which a file says and which may be anything, is that of a parameter."""
+        return isinstance(name, str) and name in self.tensors
+
+    def _require_fitting(self, place: Path, slot: str, name: str, tensor: LazyTensor) -> None:
+        weights = self.tensors.get(name)
+        if weights is None or weights.numel != tensor.numel:
+            raise UserError(
+                f"{place}: {slot} of '{name}' has shape {tensor.shape}, its weights "
+                f"{weights.shape if weights else 'are missing'}; the files do not belong together"
+            )
 
     def without_optimizer(self) -> "State":
         """The weights alone."""

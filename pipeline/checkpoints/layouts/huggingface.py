@@ -113,7 +113,10 @@ def _shard_names(index: Path) -> list[str]:
 
 def _safetensors(path: Path) -> dict[str, LazyTensor]:
     try:
+        path.open("rb").close()  # says why it cannot be opened, where safetensors says that it is not there
         file = safe_open(path, "pt")
+        if odd := [name for name in file.keys() if file.get_slice(name).get_dtype().startswith("C")]:  # noqa: SIM118 - no dictionary
+            raise UserError(f"{path}: '{odd[0]}' holds complex numbers, which no supported model has")
         return {name: SafetensorsTensor(file, name) for name in file.keys()}  # noqa: SIM118 - no dictionary
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
@@ -121,9 +124,15 @@ def _safetensors(path: Path) -> dict[str, LazyTensor]:
 
 def _pickled(path: Path) -> dict[str, LazyTensor]:
     content = open_file(path)
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path}: holds something else than named tensors; copy it again")
+    if not isinstance(content, dict) or not all(map(_is_named_tensor, content.items())):
+        raise UserError(f"{path}: holds something else than named tensors of real numbers; copy it again")
     return {name: InMemoryTensor(tensor) for name, tensor in content.items()}
+
+
+def _is_named_tensor(entry: tuple[object, object]) -> bool:
+    name, value = entry
+    whole = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_complex()
+    return isinstance(name, str) and whole
 
 
 def files(state: State, dtype: str = "float32", max_shard_size: int = MAX_SHARD_SIZE) -> list[OutputFile]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.checkpoints.layouts.deepspeed_pickles import deepspeed_version
 from pipeline.checkpoints.layouts.layout import Layout
-from pipeline.checkpoints.layouts.zero_format import open_file, step_of
+from pipeline.checkpoints.layouts.zero_format import files_of_deepspeed, open_file, step_of
 from pipeline.checkpoints.serialization.byte_stream import OutputFile, TensorSlice
 from pipeline.checkpoints.serialization.torch_archive import TorchArchive, small_file
 from pipeline.checkpoints.state import Group, State
@@ -45,7 +45,8 @@ class Universal(Layout):
         return (folder / "zero").is_dir()
 
     def read(self, folder: Path) -> State:
-        return read(folder)
+        with files_of_deepspeed(folder):
+            return read(folder)
 
     def files(self, state: State, folder: Path, target: CheckpointLayout) -> list[OutputFile]:
         return files(state, folder)
@@ -88,7 +89,9 @@ class ParameterFile(WholeTensor):
 
     def load(self) -> Tensor:
         content = open_file(self._path)
-        tensor: Tensor = content["param"] if isinstance(content, dict) else content
+        tensor = content.get("param") if isinstance(content, dict) else content
+        if not isinstance(tensor, Tensor):
+            raise UserError(f"{self._path}: holds no tensor; the file is damaged, or of another tool")
         return tensor
 
 

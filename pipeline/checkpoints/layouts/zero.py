@@ -10,6 +10,7 @@ import torch
 
 from pipeline.checkpoints.layouts import zero_format, zero_read, zero_write
 from pipeline.checkpoints.layouts.layout import Layout
+from pipeline.checkpoints.layouts.zero_format import files_of_deepspeed
 from pipeline.checkpoints.serialization.byte_stream import OutputFile
 from pipeline.checkpoints.state import State
 from pipeline.errors import UserError
@@ -30,7 +31,8 @@ class NativeZero(Layout):
         return any(folder.glob("*model_states.pt"))
 
     def read(self, folder: Path) -> State:
-        return zero_read.read(folder)
+        with files_of_deepspeed(folder):
+            return zero_read.read(folder)
 
     def files(self, state: State, folder: Path, target: CheckpointLayout) -> list[OutputFile]:
         if target.zero_stage == 0:
@@ -46,12 +48,13 @@ class NativeZero(Layout):
         return min(workers, target.world_size)
 
     def facts(self, folder: Path) -> dict[str, Any]:
-        if ranks := zero_format.optimizer_files(folder):
-            stage = int(zero_format.open_file(ranks[0])["optimizer_state_dict"]["zero_stage"])
-            return {"zero_stage": stage, "world_size": len(ranks), "bf16": ranks[0].name.startswith("bf16_")}
-        model = zero_format.open_file(folder / zero_format.model_file(0))
-        half = any(tensor.dtype == torch.bfloat16 for tensor in model["module"].values())
-        return {"zero_stage": 0, "world_size": model["dp_world_size"], "bf16": half}
+        with files_of_deepspeed(folder):
+            if ranks := zero_format.optimizer_files(folder):
+                stage = int(zero_format.open_file(ranks[0])["optimizer_state_dict"]["zero_stage"])
+                return {"zero_stage": stage, "world_size": len(ranks), "bf16": ranks[0].name.startswith("bf16_")}
+            model = zero_format.open_file(folder / zero_format.model_file(0))
+            half = any(tensor.dtype == torch.bfloat16 for tensor in model["module"].values())
+            return {"zero_stage": 0, "world_size": int(model["dp_world_size"]), "bf16": half}
 
     def words(self, facts: Mapping[str, Any]) -> str:
         ranks = f"{facts['world_size']} rank{'s' * (facts['world_size'] != 1)}"
@@ -65,10 +68,11 @@ class NativeZero(Layout):
         first = zero_format.open_file(folder / zero_format.model_file(3))
         for rank in range(1, facts["world_size"]):
             path = folder / zero_format.model_file(3, rank)
-            other = zero_format.open_file(path)
-            for key in ("dp_world_size", "global_steps", "param_shapes"):
-                if other.get(key) != first.get(key):
-                    raise UserError(f"{path}: its {key} is not that of rank 0; files of two checkpoints are mixed")
+            with files_of_deepspeed(path):
+                other = zero_format.open_file(path)
+                for key in ("dp_world_size", "global_steps", "param_shapes"):
+                    if other.get(key) != first.get(key):
+                        raise UserError(f"{path}: its {key} is not that of rank 0; files of two checkpoints are mixed")
 
     def engine_loads(self, stored: CheckpointLayout, engine: CheckpointLayout, optimizer: OptimizerSpec) -> bool:
         """Only what an engine of the same stage and as many ranks has written."""

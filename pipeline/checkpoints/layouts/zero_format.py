@@ -10,7 +10,8 @@ A group's parameters lie one after the other in flat fp32 tensors, cut over W ra
 import math
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,26 @@ def open_file(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; the checkpoint is not complete") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, … for damaged or foreign files
         text = re.sub(r"\x1b\[\d+m", "", str(error))
         foreign = re.search(r"GLOBAL (\S+)", text)
         reason = f"it holds {foreign[1]}, which no checkpoint needs" if foreign else one_line(text)
         raise UserError(f"{path}: cannot be loaded safely (damaged, or it holds code): {reason}") from error
+
+
+@contextmanager
+def files_of_deepspeed(folder: Path) -> Iterator[None]:
+    """What is looked up here in vain raises UserError: the files could be opened, but a pickle may hold anything, and
+    nothing says what a file of DeepSpeed's has to hold but the reading of it."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(
+            f"{folder}: its files do not hold what DeepSpeed's do ({reason}); they are damaged, or of another tool"
+        ) from error
 
 
 def model_file(stage: int, rank: int = 0) -> str:

@@ -96,7 +96,7 @@ def require_finite(what: str, values: Tensor) -> None:
         dtype = str(values.dtype).removeprefix("torch.")
         raise UserError(
             f"{what} holds NaN or infinite values on the probe, run in {dtype}; the weights are damaged (lemon check "
-            "tells) or have diverged, use an older checkpoint"
+            "tells) or have diverged, use an older checkpoint; or the noise is too large"
         )
 
 
