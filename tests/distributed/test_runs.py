@@ -105,7 +105,7 @@ BAD = [
         ["models.small.patch=3"],
         "models.small: model family 'vit' needs a patch size that divides the image size 8, got 3",
     ),
-    (["models.small.family=vitt"], "models.small.family: unknown model family 'vitt'; did you mean 'vit'?"),
+    (["models.small.family=vitt"], "models.small: unknown model family 'vitt'; did you mean 'vit'?"),
     (["models.large.kv_heads=1"], "models.large: models of family 'vit' have no kv_heads, got 1; remove it"),
     (["stages.large.schedule.warmup=90 epochs"], "stages.large.schedule: the warm-up of "),
 ]
