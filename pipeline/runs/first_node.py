@@ -1,8 +1,8 @@
 """What node 0 tells the nodes that wait for it, in a file of the run folder, which all of them share.
 
 While node 0 is at work it counts up in that file, and when it stops it says why. A waiting node sees the file change or
-not; no clock is compared with another node's. What it finds there when it starts may be left from an earlier launch:
-a stop counts only once it differs from that, and a launch that begins replaces it.
+not; no clock is compared with another node's. A stop that it finds there when it starts may be of an earlier launch,
+which a launch that begins replaces, or of this one, where node 0 was quicker: so it counts after a while.
 """
 
 import logging
@@ -24,6 +24,8 @@ BEAT = 10.0
 SILENCE = 600.0
 """Seconds without one after which node 0 counts as gone. Nodes that are started one after the other, and file systems
 that show an old file for a while, must fit in."""
+RESTART = 60.0
+"""Seconds in which node 0 must replace a stop that a waiting node found when it started."""
 POLL = 1.0
 """Seconds between two looks at the file."""
 
@@ -99,10 +101,14 @@ class Watch:
             status = _read(self.run)
             if status != last:
                 last, heard = status, time.monotonic()
-            if status and status.stopped is not None and status != self.found:
-                raise UserError(f"node 0 stopped: {status.stopped}")
-            if time.monotonic() - heard > SILENCE:
-                raise _silent(status)
+            stopped, silence = status.stopped if status else None, time.monotonic() - heard
+            if stopped is not None and (status != self.found or silence > RESTART):
+                raise UserError(f"node 0 stopped: {stopped}")
+            if silence > SILENCE:
+                raise UserError(
+                    f"node 0 gave no sign of life for {SILENCE / 60:.0f} minutes: it was killed, or not started; "
+                    "start all nodes again"
+                )
             time.sleep(POLL)
 
 
@@ -112,11 +118,3 @@ def _read(run: Path) -> Status | None:
         return Status.model_validate_json(status_file(run).read_text(encoding="utf-8"))
     except (OSError, ValidationError):
         return None
-
-
-def _silent(status: Status | None) -> UserError:
-    reason = f"; the last time it stopped: {status.stopped}" if status and status.stopped else ""
-    return UserError(
-        f"node 0 gave no sign of life for {SILENCE / 60:.0f} minutes: it was killed, or not started{reason}; "
-        "start all nodes again"
-    )
