@@ -28,10 +28,16 @@ def keep_freed_memory(most: int) -> None:
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent ends, however that ends (Linux only)."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask the kernel to end this process when its parent ends, however that ends (Linux only).
+
+    parent: its process id. If it ended before the kernel was asked, this process ends at once; without it, torch or
+    whoever else started this process has to see to that.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
 
 
 def choose_accelerator() -> None:

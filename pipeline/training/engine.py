@@ -32,6 +32,7 @@ from pipeline.checkpoints.layouts import require_layout
 from pipeline.config.schema import TrainStage
 from pipeline.data import Batch
 from pipeline.errors import UserError
+from pipeline.records.processes import die_with_parent
 from pipeline.rng import derive
 from pipeline.training.start import require_loadable
 
@@ -96,7 +97,8 @@ def supported_precisions() -> set[str]:
 def precisions_of_workers() -> set[str]:
     """`supported_precisions`, asked in a child process: asking takes up memory of the GPU, and the process that starts
     the workers lives as long as they do."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, context, initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
         return pool.submit(supported_precisions).result()
 
 

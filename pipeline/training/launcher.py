@@ -163,9 +163,8 @@ def _message(failures: Path, error: "ChildFailedError") -> str:
 def become_worker(folder: Path) -> TextIO:
     """To be called first in a worker: die with the parent, log at its level, and lock the run folder. Keep the returned
     file open."""
-    die_with_parent()
-    if (parent := os.environ.get(PARENT)) and os.getppid() != int(parent):
-        sys.exit(1)  # the parent died before the kernel knew what to do then
+    parent = os.environ.get(PARENT)
+    die_with_parent(int(parent) if parent else None)
     take_over_log_level()
     return run_folder.share(folder, int(os.environ.get("GROUP_RANK", "0")))
 

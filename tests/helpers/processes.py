@@ -43,11 +43,14 @@ def kill_at(moment: Callable[[], bool], run: Callable[[], int], victim: str, fol
     that still ends (of a worker, say) holds the lock of the run's folder."""
     process = FORK.Process(target=_child, args=(run, Path(os.devnull)))
     process.start()
-    wait_for(lambda: moment() or not process.is_alive())
-    children = workers_of(process.pid)
-    os.kill(children[-1] if victim == "worker" and children else process.pid, signal.SIGKILL)
-    process.join(180)
-    assert process.exitcode is not None, "the run outlives its worker"
+    try:
+        wait_for(lambda: moment() or not process.is_alive())
+        children = workers_of(process.pid)
+        os.kill(children[-1] if victim == "worker" and children else process.pid, signal.SIGKILL)
+        process.join(180)
+        assert process.exitcode is not None, "the run outlives its worker"
+    finally:
+        process.kill()  # pytest would wait for it at its own end
     wait_for(lambda: not any(alive(child) for child in children) and unlocked(folder), 60)
 
 

@@ -7,6 +7,7 @@ not depend on how many they are.
 import hashlib
 import logging
 import multiprocessing
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -162,11 +163,11 @@ _inherited: Inheritance | None = None
 """Set in the workers alone, by `_begin`: a fork inherits tasks that hold tensors, which a pickle could not carry."""
 
 
-def _begin(tasks: Sequence[Task], counter: Counter) -> None:
+def _begin(tasks: Sequence[Task], counter: Counter, parent: int) -> None:
     """The start of every worker."""
     global _inherited
     _inherited = Inheritance(tasks, counter)
-    die_with_parent()
+    die_with_parent(parent)
     keep_freed_memory(8 * WINDOW * 4)
     torch.set_num_threads(1)
 
@@ -187,7 +188,7 @@ class WriterPool:
         """The records of all tasks, in their order. Raises what the first that fails has raised."""
         context = multiprocessing.get_context("fork")
         with ProcessPoolExecutor(
-            self.workers, context, initializer=_begin, initargs=(self.tasks, self.counter)
+            self.workers, context, initializer=_begin, initargs=(self.tasks, self.counter, os.getpid())
         ) as pool:
             running = {pool.submit(_run, number): task for number, task in enumerate(self.tasks)}
             try:

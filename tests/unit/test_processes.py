@@ -1,0 +1,45 @@
+"""A helper process does not outlive what started it: it would hold the lock of a run for ever."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from pipeline.records import run_folder
+from pipeline.records.processes import die_with_parent
+from pipeline.training import engine
+from tests.helpers.processes import FORK, alive, unlocked, workers_of
+from tests.helpers.waiting import wait_for
+
+
+@pytest.fixture
+def asking(tmp_path, monkeypatch):
+    """A process that has locked a run and asks a child for the precisions, which never answers."""
+    monkeypatch.setattr(engine, "supported_precisions", lambda: time.sleep(600))
+
+    def work() -> None:
+        with run_folder.exclusive(tmp_path, 0):
+            engine.precisions_of_workers()
+
+    process = FORK.Process(target=work)
+    process.start()
+    yield process
+    process.kill()
+    process.join()
+
+
+def test_who_asks_for_the_precisions_dies_with_the_run(asking, tmp_path):
+    (child,) = wait_for(lambda: workers_of(asking.pid))
+    assert not unlocked(tmp_path)
+    time.sleep(0.5)  # the child has asked the kernel by then
+    os.kill(asking.pid, signal.SIGKILL)
+    asking.join()
+    wait_for(lambda: not alive(child) and unlocked(tmp_path), 20)
+
+
+def test_a_child_whose_parent_is_gone_already_ends_at_once():
+    process = FORK.Process(target=die_with_parent, args=(1,))
+    process.start()
+    process.join(20)
+    assert process.exitcode == 1
