@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.cli import main
 from tests.helpers import cli
-from tests.helpers.cli import lemon_here, start_lemon
+from tests.helpers.cli import environment_kept, lemon_here, start_lemon
 from tests.helpers.processes import kill_at, workers_of
 from tests.helpers.rotation import rotated
 from tests.helpers.runs import copied, ledger, losses, records, tiny_run
@@ -35,8 +35,9 @@ def test_killed_anywhere_a_stage_ends_with_the_same_losses(finished, tmp_path, v
         lambda: any(record["step"] >= 3 for record in records(run, "small")),
         lambda: any(record["step"] >= 11 for record in records(run, "small")),
     ]
-    for moment in moments:
-        kill_at(moment, lambda: main(["train", str(path), "--stage", "small"]), victim, run)
+    with environment_kept():
+        for moment in moments:
+            kill_at(moment, lambda: main(["train", str(path), "--stage", "small"]), victim, run)
     lemon_here("train", path, "--stage", "small")
     same_as(run, finished, "small")
 
@@ -51,8 +52,9 @@ def test_killed_anywhere_a_chain_ends_with_the_same_losses(finished, tmp_path, v
         lambda: any(record["step"] >= 7 for record in records(run, "large")),
         lambda: any(record["step"] >= 16 for record in records(run, "scratch")),
     ]
-    for moment in moments:
-        kill_at(moment, lambda: main(["run", str(path)]), victim, run)
+    with environment_kept():
+        for moment in moments:
+            kill_at(moment, lambda: main(["run", str(path)]), victim, run)
     lemon_here("run", path)
     same_as(run, finished, "small", "grown", "large", "scratch")
 

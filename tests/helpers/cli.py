@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.cli import main
+from tests.helpers.forked_workers import workers_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 """The repository."""
@@ -25,11 +26,12 @@ def environment(**more: str) -> dict[str, str]:
 
 @contextmanager
 def environment_kept() -> Iterator[None]:
-    """What a launch leaves in this process's environment is taken back."""
+    """What a launch leaves in this process's environment is taken back. Its workers are forks."""
     before = dict(os.environ)
     os.environ["DS_ACCELERATOR"] = "cpu"
     try:
-        yield
+        with workers_forked():
+            yield
     finally:
         os.environ.clear()
         os.environ.update(before)

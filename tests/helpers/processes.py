@@ -82,6 +82,12 @@ def in_a_child(work: Callable[[], int], said: Path) -> Ended:
 
 def _child(work: Callable[[], int], said: Path) -> None:
     os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115  (for as long as the child lives)
-    torch.set_num_threads(1)  # the threads of the parent are not in the fork
+    afresh()
     sys.exit(work())
+
+
+def afresh() -> None:
+    """To be called first in a fork of pytest: it writes where its file descriptors lead, not into pytest's memory, and
+    computes in one thread, for those of its parent are not in the fork."""
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
+    torch.set_num_threads(1)
