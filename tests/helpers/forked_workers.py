@@ -8,7 +8,7 @@ process of its own (`start_lemon`), torchrun and the quick starts begin their wo
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import NoReturn
