@@ -8,7 +8,7 @@ import pytest
 from pipeline.cli import main
 from tests.helpers import cli
 from tests.helpers.cli import environment_kept, lemon_here, start_lemon
-from tests.helpers.processes import kill_at, workers_of
+from tests.helpers.processes import Ended, kill_at, workers_of
 from tests.helpers.rotation import rotated
 from tests.helpers.runs import copied, ledger, losses, records, tiny_run
 from tests.helpers.waiting import wait_for
@@ -61,20 +61,19 @@ def test_killed_anywhere_a_chain_ends_with_the_same_losses(finished, tmp_path, v
 
 def test_while_a_worker_lives_no_other_starts_and_its_death_ends_the_job(finished, tmp_path, capsys):
     path = copied(finished, tmp_path)
-    process = start_lemon("train", path, "--stage", "small", LONG)
+    process = start_lemon(tmp_path / "said", "train", path, "--stage", "small", LONG)
     wait_for(lambda: records(tmp_path / "run", "small"))
     code, _, error = cli.lemon(capsys, "run", path, LONG)
     assert code == 2 and "another process is at work on this run" in error
     os.kill(wait_for(lambda: workers_of(process.pid))[0], signal.SIGKILL)
-    _, said = process.communicate(timeout=180)
-    assert process.returncode == 2 and "died (SIGKILL: " in said and "Traceback" not in said
+    ended = process.end()
+    assert ended.code == 2 and "died (SIGKILL: " in ended.said and "Traceback" not in ended.said
     lemon_here("prepare", path, LONG)
 
 
 def test_ctrl_c_stops_without_a_traceback(finished, tmp_path):
     path = copied(finished, tmp_path)
-    process = start_lemon("train", path, "--stage", "small", LONG, "processes=1")
+    process = start_lemon(tmp_path / "said", "train", path, "--stage", "small", LONG, "processes=1")
     wait_for(lambda: records(tmp_path / "run", "small"))
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=180)
-    assert process.returncode == 130 and said == "lemon: stopped; run the command again to resume\n"
+    os.kill(process.pid, signal.SIGINT)
+    assert process.end() == Ended(130, "lemon: stopped; run the command again to resume\n")

@@ -1,6 +1,5 @@
 """Several nodes, each with a command of its own, on loopback."""
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,30 +8,41 @@ import pytest
 import yaml
 
 from tests.helpers.cli import ROOT, environment, start_lemon
+from tests.helpers.ports import free_port
+from tests.helpers.processes import Ended
 from tests.helpers.runs import records, tiny_run
 
 
+def same_losses(folder: Path, finished: Path, *stages: str) -> None:
+    """1e-5: a rank that has its node to itself runs two threads, which sum in another order; measured 1e-8 to 1e-7
+    after a few steps."""
+    for stage in stages:
+        ours, theirs = (
+            [r.get("loss", r.get("eval_loss")) for r in records(f / "run", stage)] for f in (folder, finished)
+        )
+        assert ours and ours == pytest.approx(theirs, abs=1e-5)
+
+
 def test_two_nodes_on_loopback_give_the_losses_of_one(finished, tmp_path):
-    """launch/torchrun.sh, one process on each of two launchers. 1e-5: a rank that has its node to itself runs two
-    threads, which sum in another order; measured 1e-8 to 1e-7 after a few steps."""
+    """A whole chain, one process on each of two nodes."""
     stages = yaml.safe_load((finished / "tiny.yaml").read_text())["stages"]
     path = tiny_run(tmp_path, processes=1, stages=stages[:3])
+    options = ("--nodes", 2, "--master-port", free_port())
+    both = [start_lemon(tmp_path / f"said-{rank}", "run", path, *options, "--node-rank", rank) for rank in (0, 1)]
+    assert [process.end() for process in both] == [Ended(0, ""), Ended(0, "")]
+    same_losses(tmp_path, finished, "small", "large")
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_the_launch_script_starts_them(finished, tmp_path):
+    """launch/torchrun.sh on each of two nodes; commands and workers are processes of their own."""
+    stages = yaml.safe_load((finished / "tiny.yaml").read_text())["stages"]
+    path = tiny_run(tmp_path, processes=1, stages=stages[:1])
     both = [two_nodes(path, rank, port) for port in [free_port()] for rank in (0, 1)]
     for process in both:
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said[-4000:]
-    for stage in ("small", "large"):
-        ours, theirs = (
-            [r.get("loss", r.get("eval_loss")) for r in records(f / "run", stage)] for f in (tmp_path, finished)
-        )
-        assert ours == pytest.approx(theirs, abs=1e-5)
-    assert (tmp_path / "run" / "report.html").exists()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    same_losses(tmp_path, finished, "small")
 
 
 def two_nodes(path: Path, rank: int, port: int) -> subprocess.Popen:
@@ -60,13 +70,8 @@ def two_nodes(path: Path, rank: int, port: int) -> subprocess.Popen:
 
 def test_a_node_that_fails_takes_the_waiting_one_with_it(tmp_path):
     path = tiny_run(tmp_path, processes=1)
-    both = [
-        start_lemon("run", path, "data.dataset=/nowhere/at/all", "--nodes", 2, "--node-rank", rank) for rank in (1, 0)
-    ]
-    try:
-        said = [process.communicate(timeout=180)[1] for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [process.returncode for process in both] == [2, 2]
-    assert said[0].startswith("lemon: node 0 stopped: ") and "/nowhere/at/all" in said[1]
+    command = ("run", path, "data.dataset=/nowhere/at/all", "--nodes", 2, "--node-rank")
+    both = [start_lemon(tmp_path / f"said-{rank}", *command, rank) for rank in (1, 0)]
+    waiting, failing = [process.end() for process in both]
+    assert (waiting.code, failing.code) == (2, 2)
+    assert waiting.said.startswith("lemon: node 0 stopped: ") and "/nowhere/at/all" in failing.said

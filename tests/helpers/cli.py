@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.cli import main
 from tests.helpers.forked_workers import workers_forked
+from tests.helpers.processes import Child
 
 ROOT = Path(__file__).resolve().parents[2]
 """The repository."""
@@ -67,9 +68,7 @@ def run_lemon(*arguments: object, timeout: float = 300) -> subprocess.CompletedP
     return run_python("-m", "pipeline", *arguments, timeout=timeout)
 
 
-def start_lemon(*arguments: object) -> subprocess.Popen[str]:
-    """A command that goes on in the background; what it says on stderr can be read."""
-    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(), cwd=ROOT
-    )
+def start_lemon(said: Path, *arguments: object) -> Child:
+    """A command that goes on in a fork of this process. said: the file that takes its stderr."""
+    with environment_kept():
+        return Child(lambda: main(list(map(str, arguments))), said)

@@ -1,8 +1,8 @@
 """Workers of a run as forks of this process, which has imported torch, DeepSpeed and transformers already: importing
 them takes ten seconds of a core for each worker, a training stage of the tests one.
 
-The agent, the workers' environment, their process groups and engines are the real ones. Tests whose command is a
-process of its own (`start_lemon`), torchrun and the quick starts begin their workers as users do.
+The agent, the workers' environment, their process groups and engines are the real ones. The test of the launch script
+and the quick starts begin their workers as users do.
 """
 
 import os
@@ -50,13 +50,15 @@ def _work(arguments: Sequence[str], environment: dict[str, str]) -> NoReturn:
 
 @contextmanager
 def workers_forked() -> Iterator[None]:
-    """Runs that begin inside fork their workers."""
+    """Runs that begin inside fork their workers, which measure the CPU's peak in a tenth of the time."""
     import_module("pipeline.training.loop")
+    hardware = import_module("pipeline.training.hardware")
 
     def begin(_: SubprocessHandler, command: tuple[str, ...], environment: dict[str, str]) -> ForkedWorker:
         interpreter, option, module, *arguments = command
         assert (option, module) == ("-m", "pipeline"), interpreter
         return ForkedWorker(arguments, environment)
 
-    with mock.patch.object(SubprocessHandler, "_popen", begin):
+    quick = mock.patch.multiple(hardware, SECONDS=0.1, FEWEST=2)
+    with mock.patch.object(SubprocessHandler, "_popen", begin), quick:
         yield

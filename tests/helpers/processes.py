@@ -71,13 +71,26 @@ class Ended:
     said: str
 
 
-def in_a_child(work: Callable[[], int], said: Path) -> Ended:
+class Child:
     """`work`, which returns an exit code, in a fork of this process. said: the file that takes its stderr."""
-    process = FORK.Process(target=_child, args=(work, said))
-    process.start()
-    process.join(120)
-    assert process.exitcode is not None, "the child does not end"
-    return Ended(process.exitcode, said.read_text())
+
+    def __init__(self, work: Callable[[], int], said: Path):
+        self.said = said
+        self._process = FORK.Process(target=_child, args=(work, said))
+        self._process.start()
+        self.pid = self._process.pid
+
+    def end(self, seconds: float = 180) -> Ended:
+        """How it ends."""
+        self._process.join(seconds)
+        self._process.kill()  # pytest would wait for it at its own end
+        assert self._process.exitcode is not None, "the child does not end"
+        return Ended(self._process.exitcode, self.said.read_text())
+
+
+def in_a_child(work: Callable[[], int], said: Path) -> Ended:
+    """How `work`, which returns an exit code, ends in a fork of this process. said: the file that takes its stderr."""
+    return Child(work, said).end()
 
 
 def _child(work: Callable[[], int], said: Path) -> None:

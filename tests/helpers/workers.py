@@ -1,18 +1,24 @@
-"""Processes that train together, as torchrun starts them: a pool for each world size, kept to the session's end."""
+"""Processes that train together: a pool for each world size, kept to the session's end.
+
+They are forks of this process, which has imported DeepSpeed already, in the environment that torchrun makes.
+"""
 
 import json
 import select
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from contextlib import suppress
+from importlib import import_module
+from multiprocessing.context import ForkProcess as Process
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.helpers.cli import ROOT, environment
+from tests.helpers.cli import environment, environment_kept
+from tests.helpers.ports import free_port
+from tests.helpers.processes import FORK
+from tests.helpers.scripts import worker
 
 START_SECONDS, JOB_SECONDS, END_SECONDS, GRACE_SECONDS = 120.0, 300.0, 20.0, 3.0
 """How long workers may take to be there, to do one job, and to end: in peace, and after one of them has failed."""
@@ -43,6 +49,7 @@ class Connection:
 
     def close(self) -> None:
         with suppress(OSError):  # the other side was quicker
+            self.link.shutdown(socket.SHUT_RDWR)  # pools that were forked later hold the connection too
             self.lines.close()
         self.link.close()
 
@@ -56,8 +63,8 @@ class WorkerPool:
     def __init__(self, world: int):
         self.world = world
         self.folder = tempfile.TemporaryDirectory(prefix="workers-")  # a short path: a socket's has at most 107 bytes
-        self.output = (Path(self.folder.name) / "output").open("wb")
-        self.process: subprocess.Popen[bytes] | None = None
+        self.output = Path(self.folder.name) / "output"
+        self.processes: list[Process] = []
         self.connections: dict[int, Connection] = {}
         try:
             self._start()
@@ -67,7 +74,7 @@ class WorkerPool:
 
     @property
     def usable(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+        return bool(self.processes) and all(process.is_alive() for process in self.processes)
 
     def run(self, function: str, job: dict) -> Any:
         """What `function` ("module:name") of rank 0 returns for the job; every rank runs it. Raises WorkerError."""
@@ -84,7 +91,6 @@ class WorkerPool:
     def close(self, seconds: float = END_SECONDS) -> None:
         """End the workers, which have some seconds for it, and remove what they had."""
         self._end(seconds)
-        self.output.close()
         self.folder.cleanup()
 
     def _end(self, seconds: float) -> None:
@@ -92,13 +98,12 @@ class WorkerPool:
         for connection in self.connections.values():
             connection.close()
         self.connections = {}
-        if self.process is not None:
-            try:
-                self.process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                self.process.kill()  # its workers have asked the kernel to end with it
-                self.process.wait()
-            self.process = None
+        deadline = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            process.kill()
+            process.join()
+        self.processes = []
 
     def _start(self) -> None:
         address = str(Path(self.folder.name) / "socket")
@@ -106,30 +111,21 @@ class WorkerPool:
             listener.bind(address)
             listener.listen(self.world)
             listener.settimeout(0.2)
-            command = [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc-per-node",
-                str(self.world),
-                "-m",
-                "tests.helpers.scripts.worker",
-                address,
-            ]
-            self.process = subprocess.Popen(
-                command,
-                stdout=self.output,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
-                env=environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore"),
-            )
+            self.processes = [self._worker(rank, address, port) for port in [free_port()] for rank in range(self.world)]
             while len(self.connections) < self.world:
                 connection = self._accepted(listener)
                 hello = connection.receive()
                 if hello is None:
                     raise self._failure("a worker died at once")
                 self.connections[hello["rank"]] = connection
+
+    def _worker(self, rank: int, address: str, port: int) -> Process:
+        launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.world, "LOCAL_WORLD_SIZE": self.world}
+        launched |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        variables = environment(**{name: str(value) for name, value in launched.items()})
+        process = FORK.Process(target=worker.begin, args=(address, variables, self.output))
+        process.start()
+        return process
 
     def _accepted(self, listener: socket.socket) -> Connection:
         """The next worker that calls."""
@@ -162,9 +158,8 @@ class WorkerPool:
 
     def _failure(self, what: str) -> WorkerError:
         """The pool is closed, so that all that the workers had to say is there."""
-        path = Path(self.output.name)
         self._end(GRACE_SECONDS)
-        said = path.read_text(encoding="utf-8", errors="replace")[-6000:]
+        said = self.output.read_text(encoding="utf-8", errors="replace")[-6000:]
         self.close()
         return WorkerError(f"{what}; the workers' output ends with\n{said}")
 
@@ -176,6 +171,8 @@ class WorkerPools:
         self.pools: dict[int, WorkerPool] = {}
 
     def __enter__(self) -> "WorkerPools":
+        with environment_kept():
+            import_module("tests.helpers.scripts.plain_deepspeed")  # once, for all workers
         return self
 
     def __exit__(

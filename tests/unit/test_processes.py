@@ -13,10 +13,14 @@ from tests.helpers.processes import FORK, alive, unlocked, workers_of
 from tests.helpers.waiting import wait_for
 
 
+def never_answer() -> None:
+    time.sleep(600)
+
+
 @pytest.fixture
 def asking(tmp_path, monkeypatch):
     """A process that has locked a run and asks a child for the precisions, which never answers."""
-    monkeypatch.setattr(engine, "supported_precisions", lambda: time.sleep(600))
+    monkeypatch.setattr(engine, "supported_precisions", never_answer)
 
     def work() -> None:
         with run_folder.exclusive(tmp_path, 0):
