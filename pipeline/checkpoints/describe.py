@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline import checkpoints
 from pipeline.checkpoints import manifest
@@ -149,19 +150,19 @@ def show(description: Description, console: Console) -> None:
     facts = description.facts
     sheet = Table.grid(padding=(0, 2))
     for label, text in _lines(facts):
-        sheet.add_row(f"[bold]{label}[/bold]", text)
+        sheet.add_row(Text(label, "bold"), Text(text))  # names may look like markup
     console.print(sheet, highlight=False)
     if facts["groups"]:
         groups = Table("group", "tensors", "parameters", "hyper-parameters", box=None, pad_edge=False)
         for number, group in enumerate(facts["groups"]):
-            groups.add_row(str(number), str(group["tensors"]), f"{group['parameters']:,}", _hyper(group["hyper"]))
+            hyper = Text(_hyper(group["hyper"]))
+            groups.add_row(str(number), str(group["tensors"]), f"{group['parameters']:,}", hyper)
         console.print(groups, highlight=False)
     if "every_tensor" in facts:
         each = Table("tensor", "shape", "dtype", "group", box=None, pad_edge=False)
         for row in facts["every_tensor"]:
-            each.add_row(
-                row["name"], _shape(row["shape"]), row["dtype"], "" if row["group"] is None else str(row["group"])
-            )
+            group_name = "" if row["group"] is None else str(row["group"])
+            each.add_row(Text(row["name"]), _shape(row["shape"]), row["dtype"], group_name)
         console.print(each, highlight=False)
 
 

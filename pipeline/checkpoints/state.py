@@ -37,6 +37,7 @@ class State:
     keeps for each parameter; empty for optimizers without one. config: the content of the model's config.json.
     aliases: tied name -> owner. provenance: where it came from and the FLOPs spent on it so far (or "unknown").
     left_behind: what the files hold beside the model (the pooler of a masked language model, …), by their names.
+    untied: of a model that its config calls tied and whose files do not, what to know of that.
     """
 
     tensors: dict[str, LazyTensor]
@@ -50,6 +51,7 @@ class State:
     buffers: dict[str, LazyTensor] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     left_behind: tuple[str, ...] = ()
+    untied: str | None = None
 
     def only(self, names: Collection[str]) -> "State":
         """The state of these parameters: no tensor, slot, step or group speaks of another one."""
@@ -117,11 +119,14 @@ class State:
         return replace(self, slots={}, step=0, steps={}, groups=())
 
     def remarks(self) -> list[str]:
-        """What the files hold and this state does not, in words."""
-        if not self.left_behind:
-            return []
-        listed = ", ".join(self.left_behind[:SHOWN]) + (", …" if len(self.left_behind) > SHOWN else "")
-        return [f"{len(self.left_behind)} tensors of the source are no part of its model and left behind: {listed}"]
+        """What the files hold and this state does not, and what it holds otherwise, in words."""
+        lines = [self.untied] if self.untied else []
+        if self.left_behind:
+            listed = ", ".join(self.left_behind[:SHOWN]) + (", …" if len(self.left_behind) > SHOWN else "")
+            lines.append(
+                f"{len(self.left_behind)} tensors of the source are no part of its model and left behind: {listed}"
+            )
+        return lines
 
     def optimizer(self) -> OptimizerSpec:
         """The optimizer that left this state. Raises UserError, naming the slots, for one that is not registered."""

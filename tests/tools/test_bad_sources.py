@@ -171,23 +171,6 @@ def test_a_target_that_computes_something_else(tmp_path, capsys):
     refused(capsys, tmp_path, "gpt2", "has activation_function 'relu' where the source's has 'gelu_new'", target=target)
 
 
-def test_alternating_attention_cannot_grow_in_depth(tmp_path, capsys):
-    small = saved(tmp_path / "small", "qwen3")
-    content = json.loads((small / "config.json").read_text())
-    (small / "config.json").write_text(
-        json.dumps(
-            {
-                **content,
-                "layer_types": ["sliding_attention", "full_attention"],
-                "use_sliding_window": True,
-                "sliding_window": 4,
-            }
-        )
-    )
-    target = target_config_file(tmp_path / "deep.json", "qwen3", layers=4)
-    refused(capsys, tmp_path, "qwen3", "sliding", target=target)
-
-
 @pytest.mark.parametrize(
     "more, complaint",
     [
