@@ -157,8 +157,8 @@ def _require_numbers(folder: Path, state: State, config: PretrainedConfig) -> No
     if codes := [name for name, dtype in dtypes.items() if not dtype.is_floating_point or dtype.itemsize < smallest]:
         by = f"quantised by {method} ({QUANTISED} of its {CONFIG}): " if stated else ""
         raise UserError(
-            f"{folder}: {by}'{codes[0]}' holds {str(dtypes[codes[0]]).removeprefix('torch.')} codes and no weights; use "
-            "the model's original weights, or load it with transformers, call dequantize() and save it again"
+            f"{folder}: {by}'{codes[0]}' holds {str(dtypes[codes[0]]).removeprefix('torch.')} codes and no weights; "
+            "use the model's original weights, or load it with transformers, call dequantize() and save it again"
         )
     if stated is not None:
         delattr(config, QUANTISED)

@@ -77,6 +77,15 @@ def test_every_layout_keeps_both(tmp_path, capsys, variant, name):
 
 
 @pytest.mark.parametrize("variant, name", DIFFERENT.items())
+def test_inspect_says_it(tmp_path, capsys, variant, name):
+    """It imports no model, so it knows tied names by their ends."""
+    code, out, _ = lemon(capsys, "inspect", stored_beside(tmp_path / "small", variant, name))
+    assert code == 0 and f"'{name}' differs from '" in out
+    code, out, _ = lemon(capsys, "inspect", stored_beside(tmp_path / "equal", variant, name, equal=True))
+    assert code == 0 and "differs from" not in out
+
+
+@pytest.mark.parametrize("variant, name", DIFFERENT.items())
 def test_equal_ones_stay_tied(tmp_path, capsys, variant, name):
     small = stored_beside(tmp_path / "small", variant, name, equal=True)
     assert "tie_word_embeddings" not in grown(capsys, tmp_path, small, variant)

@@ -176,7 +176,7 @@ def require_equal_windows(source: PretrainedConfig, target: PretrainedConfig, pl
         if before[origin.origin] != window:
             raise UserError(
                 f"layer {layer} of the target attends to {_seen(window)}, and layer {origin.origin} of the source, "
-                f"from which it comes, to {_seen(before[origin.origin])}: they compute different functions of long texts"
+                f"from which it comes, to {_seen(before[origin.origin])}: long texts have other outputs"
             )
 
 
