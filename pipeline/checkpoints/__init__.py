@@ -153,7 +153,7 @@ def _require_numbers(folder: Path, state: State, config: PretrainedConfig) -> No
     stated = getattr(config, QUANTISED, None)
     method = stated.get("quant_method", "an unnamed method") if isinstance(stated, dict) else stated
     smallest = 2 if stated else 1  # bytes of a number; what a quantisation makes fp8 has scales beside it
-    dtypes = {name: tensor.read(0, 1).dtype for name, tensor in state.tensors.items()}
+    dtypes = {name: tensor.dtype for name, tensor in state.tensors.items()}
     if codes := [name for name, dtype in dtypes.items() if not dtype.is_floating_point or dtype.itemsize < smallest]:
         by = f"quantised by {method} ({QUANTISED} of its {CONFIG}): " if stated else ""
         raise UserError(

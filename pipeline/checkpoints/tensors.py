@@ -23,6 +23,11 @@ class LazyTensor(ABC):
     def numel(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its numbers; where nothing else says it, of the first."""
+        return self.read(0, 1).dtype
+
     @abstractmethod
     def read(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Elements `start` to `stop` (default: the last) of the flat tensor, (stop - start,)."""

@@ -87,8 +87,14 @@ class SafetensorsTensor(WholeTensor):
     more than itself."""
 
     def __init__(self, file: Any, name: str):
-        super().__init__(file.get_slice(name).get_shape())
-        self._file, self._name = file, name
+        header = file.get_slice(name)
+        super().__init__(header.get_shape())
+        self._file, self._name, self._code = file, name, header.get_dtype()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As the header says, for the types that are written."""
+        return next((dtype for dtype, code in CODES.items() if code == self._code), None) or super().dtype
 
     def load(self) -> Tensor:
         tensor: Tensor = self._file.get_tensor(self._name)
