@@ -15,8 +15,9 @@ def unwrapped(stored: Collection[str]) -> dict[str, str]:
 def _inside(name: str) -> str:
     for wrapper in ANYWHERE:
         name = name.replace(wrapper, "")
-    while wrapper := next((each for each in LEADING if name.startswith(each)), None):
-        name = name.removeprefix(wrapper)
+    while name.startswith(LEADING):
+        for wrapper in LEADING:
+            name = name.removeprefix(wrapper)
     return name
 
 

@@ -146,7 +146,7 @@ def rms_norm(module: LlamaRMSNorm | MistralRMSNorm | Qwen3RMSNorm, x: Tensor) ->
 
 def windows_everywhere(config: MistralConfig) -> tuple[int | None, ...]:
     """Mistral: all layers have the window, if there is one."""
-    return (config.sliding_window,) * config.num_hidden_layers
+    return tuple(config.sliding_window for _ in range(config.num_hidden_layers))
 
 
 def windows_by_type(config: Qwen3Config) -> tuple[int | None, ...]:
