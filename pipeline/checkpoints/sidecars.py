@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from pipeline.checkpoints.manifest import FileRecord, hashes
+from pipeline.records.file_hashes import FileRecord, hashes
 
 SIDECAR_FILES = (
     "tokenizer.json",

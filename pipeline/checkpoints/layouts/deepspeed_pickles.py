@@ -3,10 +3,14 @@
 Reading needs none of DeepSpeed's code: stand-ins take the place of its classes, and nothing else is let in. Writing
 makes the real ones, for DeepSpeed unpickles what it reads; only then it is imported, which takes seconds."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any
+
+import torch
 
 from pipeline.records.processes import choose_accelerator
 
@@ -30,6 +34,21 @@ STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (FragmentAddress, "deepspeed.utils.tensor_fragment.fragment_address"),
 ]
 """All that DeepSpeed pickles; anything else in a checkpoint is refused. Its stages are an enumeration of integers."""
+
+
+FORCED, FORBIDDEN = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+"""torch's variables that decide for every `torch.load` of a process, whatever its caller asks for."""
+
+
+def open_safely_from_here_on() -> None:
+    """From here on every `torch.load` of this process, DeepSpeed's own too (it asks for pickles to be executed), lets
+    in tensors, plain values and the classes of `STAND_INS`, which are DeepSpeed's own then."""
+    choose_accelerator()
+    os.environ.pop(FORBIDDEN, None)
+    os.environ[FORCED] = "1"
+    names = (stand_in[1] for stand_in in STAND_INS if isinstance(stand_in, tuple))
+    modules = ((name.rpartition(".")[0], name.rpartition(".")[2]) for name in names)
+    torch.serialization.add_safe_globals([getattr(import_module(module), name) for module, name in modules])
 
 
 def deepspeed_version() -> str:

@@ -38,10 +38,15 @@ def open_file(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, … for damaged or foreign files
-        text = re.sub(r"\x1b\[\d+m", "", str(error))
-        foreign = re.search(r"GLOBAL (\S+)", text)
-        reason = f"it holds {foreign[1]}, which no checkpoint needs" if foreign else one_line(text)
-        raise UserError(f"{path}: cannot be loaded safely (damaged, or it holds code): {reason}") from error
+        raise unsafe(path, error) from error
+
+
+def unsafe(path: Path, error: Exception) -> UserError:
+    """What to say of a file or folder that torch does not open with `weights_only`."""
+    text = re.sub(r"\x1b\[\d+m", "", str(error))
+    foreign = re.search(r"GLOBAL (\S+)", text)
+    reason = f"it holds {foreign[1]}, which no checkpoint needs" if foreign else one_line(text)
+    return UserError(f"{path}: cannot be loaded safely (damaged, or it holds code): {reason}")
 
 
 @contextmanager
