@@ -25,6 +25,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
 
+def path(text: str) -> Path:
+    """A file or folder. An empty name would mean the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty name; is a variable unset?")
+    return Path(text)
+
+
 def positive_integer(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is no whole number of at least 1")
@@ -42,7 +49,7 @@ SOURCE_CONFIG = "the source's config.json, where the checkpoint holds none"
 
 
 def add_source_config(command: argparse.ArgumentParser, text: str = SOURCE_CONFIG) -> None:
-    command.add_argument("--source-config", type=Path, help=text)
+    command.add_argument("--source-config", type=path, help=text)
 
 
 def add_json(command: argparse.ArgumentParser, what: str) -> None:
