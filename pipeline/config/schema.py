@@ -66,7 +66,7 @@ class TextData(Strict):
     block: int = Field(128, ge=8, description="tokens per block, [CLS] and [SEP] included")
     mask: float = Field(0.15, gt=0, lt=1, description="fraction of a block that is predicted")
     evaluation_blocks: int = Field(256, ge=1)
-    workers: int = Field(0, ge=0, description="loader processes per rank")
+    workers: int = Field(0, ge=0, le=256, description="loader processes per rank")
 
     @property
     def scored(self) -> int:
@@ -95,7 +95,7 @@ class ImageData(Strict):
     evaluation_images: int = Field(
         2048, ge=1, description="at most; at most a fifth of the data where they are cut from it"
     )
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=256)
 
 
 class ModelSizes(Strict):
