@@ -36,7 +36,11 @@ class State:
     step: how many optimizer steps were taken (DeepSpeed's `global_steps`). steps: the count that the optimizer itself
     keeps for each parameter; empty for optimizers without one. config: the content of the model's config.json.
     aliases: tied name -> owner. provenance: where it came from and the FLOPs spent on it so far (or "unknown").
+    engine: what the engine and the script keep beside tensors (schedule of rates, counters, client state), by their
+    keys in DeepSpeed's model_states file. scaling: the same of the optimizer's file (the loss scale, …). sub_group: how
+    many elements stage 3 lets one flat tensor have (sub_group_size); None: DeepSpeed's default.
     left_behind: what the files hold beside the model (the pooler of a masked language model, …), by their names.
+    unread: what else they hold and no layout carries, in words.
     """
 
     tensors: dict[str, LazyTensor]
@@ -49,7 +53,11 @@ class State:
     frozen: tuple[str, ...] = ()
     buffers: dict[str, LazyTensor] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
+    scaling: dict[str, Any] = field(default_factory=dict)
+    sub_group: int | None = None
     left_behind: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     def only(self, names: Collection[str]) -> "State":
         """The state of these parameters: no tensor, slot, step or group speaks of another one."""
@@ -114,14 +122,15 @@ class State:
 
     def without_optimizer(self) -> "State":
         """The weights alone."""
-        return replace(self, slots={}, step=0, steps={}, groups=())
+        return replace(self, slots={}, step=0, steps={}, groups=(), engine={}, scaling={})
 
     def remarks(self) -> list[str]:
         """What the files hold and this state does not, in words."""
         if not self.left_behind:
-            return []
+            return list(self.unread)
         listed = ", ".join(self.left_behind[:SHOWN]) + (", …" if len(self.left_behind) > SHOWN else "")
-        return [f"{len(self.left_behind)} tensors of the source are no part of its model and left behind: {listed}"]
+        beside = f"{len(self.left_behind)} tensors of the source are no part of its model and left behind: {listed}"
+        return [beside, *self.unread]
 
     def optimizer(self) -> OptimizerSpec:
         """The optimizer that left this state. Raises UserError, naming the slots, for one that is not registered."""
