@@ -91,9 +91,9 @@ def _number(value: float) -> float | str:
 @dataclass(frozen=True)
 class Difference:
     """step: of either side, where they differ. steps and hyper: what differs there, with the number of parameters that
-    it holds for. besides: the same of tied names, frozen parameters, and what the engine keeps. published: whether tensors were brought together by published names. bare: the sides that hold no
-    optimizer although the other does. left_behind: tensors of either side that are no part of its model: they are not
-    compared."""
+    it holds for. besides: what differs in tied names, frozen parameters, and what the engine keeps. published: whether
+    tensors were brought together by published names. bare: the sides that hold no optimizer although the other does.
+    left_behind: tensors of either side that are no part of its model: they are not compared."""
 
     places: tuple[Path, Path]
     published: bool

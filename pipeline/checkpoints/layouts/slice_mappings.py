@@ -1,8 +1,8 @@
-"""What the optimizer files of stages 1 and 2 say themselves of where a parameter lies: `param_slice_mappings`, a list of
-fragments by name for every group and rank.
+"""What the optimizer files of stages 1 and 2 say themselves of where a parameter lies: `param_slice_mappings`, a list
+of fragments by name for every group and rank.
 
-They list parameters in the order that the script gave to its optimizer. `round_robin_gradients` lays them out in another
-one, which `param_shapes` says, and leaves the mappings as they would be without (DeepSpeed 0.19.8,
+They list parameters in the order that the script gave to its optimizer. `round_robin_gradients` lays them out in
+another one, which `param_shapes` says, and leaves the mappings as they would be without (DeepSpeed 0.19.8,
 `runtime/zero/stage_1_and_2.py`: `_round_robin_reorder`, `_link_all_hp_params`)."""
 
 import math
@@ -15,8 +15,8 @@ from pipeline.errors import UserError
 
 Shapes = dict[str, tuple[int, ...]]
 ROUND_ROBIN = (
-    "it was saved with round_robin_gradients, which orders parameters by the number of ranks; a native result has them in "
-    "the optimizer's own order: load it with round_robin_gradients false"
+    "it was saved with round_robin_gradients, which orders parameters by the number of ranks; a native result has them "
+    "in the optimizer's own order: load it with round_robin_gradients false"
 )
 
 
@@ -30,8 +30,8 @@ def given_order(folder: Path, group: int, shapes: Shapes, shards: Sequence[dict[
     flat = [name for name in shapes if math.prod(shapes[name])]
     if sorted(listed) != sorted(flat) or not _fits(listed, shapes, mappings):
         raise UserError(
-            f"{folder}: group {group} lies otherwise in its param_slice_mappings than its shapes say (its parameters are "
-            "padded one by one, or files of two checkpoints are mixed); convert it with ds_to_universal first"
+            f"{folder}: group {group} lies otherwise in its param_slice_mappings than its shapes say (its parameters "
+            "are padded one by one, or files of two checkpoints are mixed); convert it with ds_to_universal first"
         )
     if flat not in (listed, round_robin(listed, len(shards))):
         raise UserError(

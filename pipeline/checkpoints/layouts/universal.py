@@ -63,7 +63,7 @@ class Universal(Layout):
         return engine.zero_stage in ((1, 2, 3) if isinstance(optimizer, AdamW) else (1, 2))
 
     def remarks(self, state: State) -> list[str]:
-        if isinstance(state.optimizer(), AdamW):
+        if isinstance(state.known_optimizer, AdamW):
             third = (
                 "it gives every group the first group's hyper-parameters and lets groups share one step counter, which "
                 "this pipeline's engine repairs; a plain script should use --format zero --zero-stage 3"
@@ -225,16 +225,16 @@ def _step(folder: Path, optimizer: dict[str, Any], slots: list[str], hyper: dict
 
 def files(state: State, folder: Path) -> list[OutputFile]:
     """The files of `state` (module names) as stages 1, 2 and 3 can load them; fresh moments are zeros."""
-    spec = state.optimizer()
+    slots, keeps_step = state.stored_slots()
     output = []
     for name, weights in state.tensors.items():
         if name in state.frozen:
             continue
-        stored = {WEIGHTS: weights, **{slot.name: state.slots.get(slot.name, {}).get(name) for slot in spec.slots}}
+        stored = {WEIGHTS: weights, **{slot: state.slots.get(slot, {}).get(name) for slot in slots}}
         output += [_file(f"zero/{name}/{slot}.pt", stored[slot], weights, folder) for slot in stored]
-        if spec.keeps_step:
+        if keeps_step:
             output.append(small_file(f"zero/{name}/{STEP}.pt", torch.tensor(state.steps.get(name, 0.0))))
-    output.append(small_file("zero/optimizer_state.pt", _optimizer(state, spec.keeps_step)))
+    output.append(small_file("zero/optimizer_state.pt", _optimizer(state, keeps_step)))
     return output + list(_model_files(state, folder))
 
 
@@ -266,7 +266,9 @@ def _model_files(state: State, folder: Path) -> Iterator[OutputFile]:
     for file in MODEL_FILES:
         archive, first = TorchArchive(), file == MODEL_FILES[0]
         tree = {
-            "global_samples": 0, "skipped_steps": 0, "lr_scheduler": None,
+            "global_samples": 0,
+            "skipped_steps": 0,
+            "lr_scheduler": None,
             **carried.stored(state.engine, archive),
             "module": {n: archive.placeholder(whole(t), t.shape, t.dtype) for n, t in besides.items() if first},
             "buffer_names": list(state.buffers) if first else [],

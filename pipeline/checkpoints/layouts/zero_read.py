@@ -52,15 +52,11 @@ def _partitioned(folder: Path, files: TagFiles) -> State:
     steps: dict[str, float] = {}
     for hyper in base[0]["param_groups"]:
         for number in hyper["params"]:  # stage 3 cuts a large group into several flats (sub_group_size)
-            sizes = tuple(math.prod(shape) for shape in shapes[number].values())
-            partition = FlatPartition(stage, len(shards), sizes)
             flats, states = [w[number] for w in weights], [b["state"].get(number, {}) for b in base]
-            _require_weights(folder, partition, flats, number)
-            _require_one_step(folder, states)
-            tensors |= _sharded(partition, shapes[number], flats)
-            for slot in (key for key, value in states[0].items() if isinstance(value, Tensor) and value.dim() == 1):
-                _require_slot(folder, partition, [s[slot] for s in states], slot)
-                slots.setdefault(slot, {}).update(_sharded(partition, shapes[number], [s[slot] for s in states]))
+            held, kept = _flat(folder, stage, number, shapes[number], flats, states)
+            tensors |= held
+            for slot, entries in kept.items():
+                slots.setdefault(slot, {}).update(entries)
             if (step := step_of(states[0], hyper)) is not None:
                 steps |= dict.fromkeys(shapes[number], step)
         ordered = [_given(folder, number, shapes, shards if stage < 3 else ()) for number in hyper["params"]]
@@ -79,8 +75,31 @@ def _partitioned(folder: Path, files: TagFiles) -> State:
         buffers=rest.buffers,
         scaling=scaling,
         sub_group=_sub_group(folder, model, base[0]["param_groups"], shapes, len(shards)) if stage == 3 else None,
-        unread=(*rest.lost, *lost, *_reordered(groups, shapes)),
+        unread=(*rest.lost, *lost, *_reordered(groups, shapes), *_no_slots(base)),
     )
+
+
+def _flat(
+    folder: Path, stage: int, number: int, shapes: Shapes, flats: list[Tensor], states: list[dict[str, Any]]
+) -> tuple[dict[str, LazyTensor], dict[str, dict[str, LazyTensor]]]:
+    """The weights of one flat tensor's parameters, and their slots by name."""
+    partition = FlatPartition(stage, len(flats), tuple(math.prod(shape) for shape in shapes.values()))
+    _require_weights(folder, partition, flats, number)
+    _require_one_step(folder, states)
+    slots = {}
+    for slot in (key for key, value in states[0].items() if isinstance(value, Tensor) and value.dim() == 1):
+        _require_slot(folder, partition, [s[slot] for s in states], slot)
+        slots[slot] = _sharded(partition, shapes, [s[slot] for s in states])
+    return _sharded(partition, shapes, flats), slots
+
+
+def _no_slots(base: list[dict[str, Any]]) -> list[str]:
+    """What optimizers keep otherwise than in the shape of their parameters, in words."""
+    values = {key: value for state in base[0]["state"].values() for key, value in state.items() if value is not None}
+    odd = [
+        key for key, value in values.items() if key != "step" and not (isinstance(value, Tensor) and value.dim() == 1)
+    ]
+    return [f"optimizer state '{key}' is not in the shape of the parameters and is left behind" for key in odd]
 
 
 def _given(folder: Path, number: int, shapes: list[Shapes], shards: Sequence[dict[str, Any]]) -> list[str]:

@@ -15,10 +15,15 @@ from pipeline.checkpoints.serialization.byte_stream import OutputFile, TensorSli
 from pipeline.checkpoints.serialization.torch_archive import TorchArchive
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import LazyTensor
+from pipeline.errors import UserError
 
 UNSET = {
-    "lr_scheduler": None, "data_sampler": None, "random_ltd": None,
-    "skipped_steps": 0, "global_samples": 0, "ds_config": {},
+    "lr_scheduler": None,
+    "data_sampler": None,
+    "random_ltd": None,
+    "skipped_steps": 0,
+    "global_samples": 0,
+    "ds_config": {},
 }
 """What DeepSpeed's engine looks up, where a source says nothing of it."""
 
@@ -79,7 +84,7 @@ class _Writer:
     def __init__(self, state: State, flats: list[Flat], folder: Path, stage: int, world: int, bf16: bool):
         self.state, self.flats, self.folder = state, flats, folder
         self.stage, self.world, self.bf16 = stage, world, bf16
-        self.spec = state.optimizer()
+        self.slots, self.keeps_step = state.stored_slots()
         self.version = deepspeed_pickles.deepspeed_version()
 
     def optimizer(self, rank: int) -> OutputFile:
@@ -99,12 +104,22 @@ class _Writer:
 
     def _slots(self, archive: TorchArchive, flat: Flat, rank: int) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
-        if self.spec.keeps_step:
-            step = self.state.steps.get(flat.names[0], 0.0) if flat.names else 0.0
-            state["step"] = archive.value(torch.tensor(step))
-        for slot in self.spec.slots:
-            state[slot.name] = archive.placeholder(flat.slices(self.state.slots.get(slot.name, {}), rank))
+        if self.keeps_step:
+            state["step"] = archive.value(torch.tensor(self._step(flat)))
+        for slot in self.slots:
+            state[slot] = archive.placeholder(flat.slices(self.state.slots.get(slot, {}), rank))
         return state
+
+    def _step(self, flat: Flat) -> float:
+        """The one step that a flat tensor has."""
+        steps = {self.state.steps.get(name, 0.0): name for name in flat.names}
+        if len(steps) > 1:
+            listed = ", ".join(f"'{name}' at {step:g}" for step, name in steps.items())
+            raise UserError(
+                f"parameters of one optimizer group stand at different steps ({listed}), where native files count one "
+                "for all; take the weights alone (--format huggingface)"
+            )
+        return next(iter(steps), 0.0)
 
     def _stage_2(self, archive: TorchArchive, rank: int, base: dict[str, Any]) -> dict[str, Any]:
         weights = [archive.placeholder(flat.slices(self.state.tensors, rank, stored=True)) for flat in self.flats]

@@ -1,9 +1,9 @@
-"""An ordinary DeepSpeed script whose model and checkpoints hold one of everything: buffers of every dtype, frozen and tied
-parameters, a schedule of learning rates, a client state, a loss scale that moves.
+"""An ordinary DeepSpeed script whose model and checkpoints hold one of everything: buffers of every dtype, frozen and
+tied parameters, a schedule of learning rates, a client state, a loss scale that moves.
 
-A job: stage, seed, bf16, fp16, zero (more keys of zero_optimization), frozen (whether a layer is), scheduler, optimizer,
-universal, load / save ({"dir", "tag"} or null), client (whether it is saved), steps. Every rank calls `account`; what it
-returns is what the engine holds then, its numbers as hashes of their bits.
+A job: stage, seed, bf16, fp16, zero (more keys of zero_optimization), frozen (whether a layer is), scheduler,
+optimizer, universal, load / save ({"dir", "tag"} or null), steps. Every rank calls `account`; what it returns is what
+the engine holds then, its numbers as hashes of their bits.
 """
 
 import hashlib
@@ -119,7 +119,8 @@ def _tensors(engine: deepspeed.DeepSpeedEngine, job: dict) -> dict:
             with deepspeed.zero.GatheredParameters(parameter, enabled=job["stage"] == 3):
                 held[f"frozen {name}"] = bits(parameter.data)
             continue
-        held[f"fp32 {name}"] = bits(safe_get_full_fp32_param(parameter) if job["stage"] else parameter.data)
+        whole = job["stage"] < 3 and parameter.dtype == torch.float32
+        held[f"fp32 {name}"] = bits(parameter.data if whole else safe_get_full_fp32_param(parameter))
         for slot in OPTIMIZERS[job.get("optimizer", "adamw")][1]:
             state = engine.optimizer.state.get(parameter, {}) if not job["stage"] else {}
             value = safe_get_full_optimizer_state(parameter, slot) if job["stage"] else state.get(slot)
