@@ -111,6 +111,7 @@ def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardRe
             **plan.layout.as_json(),
             "step": plan.state.step,
             **_optimizer_state(plan),
+            **({"left_behind": lost} if (lost := plan.state.remarks()) else {}),
             "versions": installed(),
             "source": origin.facts(hashed),
             "provenance": plan.state.provenance,

@@ -23,6 +23,11 @@ class LazyTensor(ABC):
     def numel(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its numbers; the first is read."""
+        return self.read(0, 1).dtype
+
     @abstractmethod
     def read(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Elements `start` to `stop` (default: the last) of the flat tensor, (stop - start,)."""
@@ -110,7 +115,7 @@ class ShardedTensor(LazyTensor):
             if first < last:
                 shift = piece.offset - piece.start
                 parts.append(self._flats[piece.rank][shift + first : shift + last])
-        return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty(0)
+        return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else self._flats[0][:0]
 
 
 class RowSource(Protocol):
