@@ -97,11 +97,12 @@ def expand(
 
 
 @files_explained()
-def verify(small: Place, large: Place) -> Comparison:
-    """Measure how far the checkpoint `large` computes the function of `small`, from which it was grown."""
+def verify(small: Place, large: Place, *, source_config: Place | None = None) -> Comparison:
+    """Measure how far the checkpoint `large` computes the function of `small`, from which it was grown. source_config:
+    the config of `small`, where that holds none."""
     from pipeline.expansion.compare import compare
 
-    return compare(Path(small), Path(large))
+    return compare(Path(small), Path(large), _path(source_config))
 
 
 @files_explained()

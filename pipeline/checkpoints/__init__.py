@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.checkpoints import manifest, names, publish
+from pipeline.checkpoints import foreign, manifest, names, publish, tying, wrappers
 from pipeline.checkpoints.layouts import NATIVE, CheckpointLayout, Layout, detect_layout, require_layout
 from pipeline.checkpoints.relative_paths import is_file_name
 from pipeline.checkpoints.serialization.byte_stream import OutputFile
 from pipeline.checkpoints.serialization.writer_pool import write_files
-from pipeline.checkpoints.sidecars import SIDECAR_FILES, copy_sidecars
+from pipeline.checkpoints.sidecars import Sidecars
 from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import ReshapedTensor
 from pipeline.errors import UserError
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CONFIG = "config.json"
+CONFIG, QUANTISED = "config.json", "quantization_config"
 FRESH_RATE = 1e-3
 """torch's default rate of an optimizer: what a script that sets none starts with."""
 
@@ -42,6 +42,8 @@ FRESH_RATE = 1e-3
 def locate(path: Path) -> Path:
     """The tag folder that `path` means: itself, the newest complete checkpoint in it, or of a stage. Raises
     UserError."""
+    if path.is_file():
+        raise UserError(f"{path}: is a file; name the folder in which it lies")
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; name a run's stage, a checkpoint folder, or one tag in it")
     if detect_layout(path):
@@ -61,7 +63,7 @@ def locate(path: Path) -> Path:
         return locate(path / grown_from[0])  # a run: the stage that its one expansion grows from
     if (path / manifest.NAME).exists():
         manifest.read(path)  # names the file that is gone
-    hint = f"name one of its stages: {', '.join(stages)}" if stages else "it holds no complete checkpoint"
+    hint = f"name one of its stages: {', '.join(stages)}" if stages else foreign.explain(path)
     raise UserError(f"{path}: {hint}")
 
 
@@ -72,9 +74,14 @@ def default_layout(source: Path) -> Layout:
 
 
 def config_file(folder: Path, config: Path | None = None) -> Path:
-    """Where the model's config lies: in the tag folder, or where the user says. Raises UserError when it is missing."""
+    """Where the model's config lies: where the user says, else in the tag folder, else beside DeepSpeed's `latest`
+    above it, as a Trainer saves it, which is said. Raises UserError when it is missing."""
     place = config or folder
     place = place / CONFIG if place.is_dir() else place
+    above = folder.parent / CONFIG
+    if not config and not place.exists() and above.exists() and (folder.parent / "latest").exists():
+        logger.warning(f"{folder}: holds no {CONFIG}; read is the one of the folder above it, {above}")
+        return above
     if not place.exists():
         raise UserError(
             f"{config}: no such config"
@@ -118,21 +125,76 @@ def _require_plain_names(folder: Path, state: State) -> None:
 
 
 def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedConfig]:
-    """The state of a tag folder in published names, and its model's config. What the files hold beside the model is
-    left behind, its optimizer state too. Raises UserError.
+    """The state of a tag folder in published names, and its model's config: an untied one where the files hold tied
+    tensors that differ. What the files hold beside the model is left behind, its optimizer state too. Raises
+    UserError.
 
     `config`: a config.json (or a folder with one) for a checkpoint that holds none.
     """
     from pipeline import models
 
     family, model_config = models.read_config(config_file(folder, config))
-    architecture, state = models.architecture_of(model_config), raw(folder)
-    prefix = family.heads[0].model_class.base_model_prefix
+    architecture, state = models.architecture_of(model_config), _unwrapped(folder, raw(folder))
+    _say_what_lies_below(folder)
+    prefix, aliases = family.heads[0].model_class.base_model_prefix, architecture.aliases
+    if differ := tying.differing(state, architecture, prefix):
+        model_config = tying.untied(model_config)
+        architecture = models.architecture_of(model_config)
+        state = replace(state, untied=tying.remark(differ, aliases))
+    state = _named(folder, state, architecture, prefix)
+    if require_layout(folder).published_names:
+        _require_numbers(folder, state, model_config)
+    return _shaped(folder, tying.completed(state, aliases) if differ else state, architecture), model_config
+
+
+def _unwrapped(folder: Path, state: State) -> State:
+    """The state without what wrappers put before names, which is said."""
+    if not (found := wrappers.found(state.tensors)):
+        return state
+    logger.warning(f"{folder}: the names of its tensors are read without {', '.join(map(repr, found))}")
+    return state.renamed(wrappers.unwrapped(state.tensors))
+
+
+def _require_numbers(folder: Path, state: State, config: PretrainedConfig) -> None:
+    """Drop what the config says of a quantisation that the weights do not have, and say it. Raises UserError where they
+    are codes and no numbers."""
+    stated = getattr(config, QUANTISED, None)
+    method = stated.get("quant_method", "an unnamed method") if isinstance(stated, dict) else stated
+    smallest = 2 if stated else 1  # bytes of a number; what a quantisation makes fp8 has scales beside it
+    dtypes = {name: tensor.read(0, 1).dtype for name, tensor in state.tensors.items()}
+    if codes := [name for name, dtype in dtypes.items() if not dtype.is_floating_point or dtype.itemsize < smallest]:
+        by = f"quantised by {method} ({QUANTISED} of its {CONFIG}): " if stated else ""
+        raise UserError(
+            f"{folder}: {by}'{codes[0]}' holds {str(dtypes[codes[0]]).removeprefix('torch.')} codes and no weights; "
+            "use the model's original weights, or load it with transformers, call dequantize() and save it again"
+        )
+    if stated is not None:
+        delattr(config, QUANTISED)
+        logger.warning(f"{folder}: its weights are plain numbers; {QUANTISED} of its {CONFIG} ({method}) is dropped")
+
+
+def _say_what_lies_below(folder: Path) -> None:
+    """A Trainer saves weights in the training dtype beside a folder with DeepSpeed's own files."""
+    if not require_layout(folder).published_names or not (folder / "latest").is_file():
+        return
+    tag = folder / (folder / "latest").read_text(encoding="utf-8", errors="replace").strip()
+    if tag.parent == folder and tag != folder and detect_layout(tag):
+        logger.warning(
+            f"{folder}: read are its Hugging Face files; optimizer state, step and weights in fp32 lie in {tag.name}, "
+            f"name {tag} to take those"
+        )
+
+
+def _named(folder: Path, state: State, architecture: Architecture, prefix: str) -> State:
+    """The state in published names. Raises UserError for two tensors of one name, of which one would be lost."""
     published = names.published(state.tensors, architecture, prefix)
+    first: dict[str, str] = {}
+    for name, parameter in published.items():
+        if first.setdefault(parameter, name) != name:
+            raise UserError(f"{folder}: '{first[parameter]}' and '{name}' are both '{parameter}'; remove one of them")
     left_behind = tuple(names.left_behind(state.tensors, architecture, prefix))
     state = state.only(published).renamed(published)
-    state = replace(state, aliases=architecture.aliases, left_behind=left_behind)
-    return _shaped(folder, state, architecture), model_config
+    return replace(state, aliases=architecture.aliases, left_behind=left_behind)
 
 
 def _shaped(folder: Path, state: State, architecture: Architecture) -> State:
@@ -233,14 +295,13 @@ def _hypers(optimizer: OptimizerSpec) -> list[dict[str, Any]]:
 
 __all__ = [
     "CONFIG",
-    "SIDECAR_FILES",
     "CheckpointLayout",
     "Group",
     "Layout",
+    "Sidecars",
     "State",
     "config_file",
     "config_of",
-    "copy_sidecars",
     "decay_groups",
     "default_layout",
     "detect_layout",

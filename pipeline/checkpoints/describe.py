@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline import checkpoints
 from pipeline.checkpoints import manifest
@@ -19,6 +20,7 @@ from pipeline.checkpoints.layouts import layout_named, require_layout
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import LazyTensor
+from pipeline.checkpoints.tying import same_numbers
 from pipeline.errors import UserError
 from pipeline.records.run_folder import read_json
 
@@ -29,6 +31,18 @@ SIZE_KEYS = (
     *("image_size", "patch_size"),
 )
 """What models of transformers call their sizes, in the order in which they are shown."""
+
+UNTIED_BY_DEFAULT = ("llama", "mistral", "qwen3")
+"""Models of transformers whose config ties nothing where it says nothing."""
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
+TIED = {
+    "lm_head.weight": EMBEDDINGS,
+    "cls.predictions.decoder.weight": EMBEDDINGS,
+    "lm_head.decoder.weight": EMBEDDINGS,
+    "cls.predictions.decoder.bias": ("cls.predictions.bias",),
+    "lm_head.decoder.bias": ("lm_head.bias",),
+}
+"""What tied names end with, and their owners."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,7 @@ def _facts(path: Path, tensors: bool) -> Facts:
         **_sizes(state),
         "frozen": list(state.frozen),
         "tied": dict(state.aliases),
+        "tied_but_different": _different(folder, state),
         "buffers": list(state.buffers),
         "slots": {slot: len(entries) for slot, entries in state.slots.items() if entries},
         "step": state.step,
@@ -109,6 +124,23 @@ def model_facts(folder: Path) -> Facts:
     named = architectures[0] if isinstance(architectures, list) and architectures else None
     sizes = {key: config[key] for key in SIZE_KEYS if config.get(key) is not None}
     return {"family": config["model_type"], "architecture": named, "sizes": sizes}
+
+
+def _different(folder: Path, state: State) -> dict[str, str]:
+    """Tied names, and the owners from which they differ though the config says that they are tied."""
+    try:
+        config = read_json(folder / checkpoints.CONFIG)
+    except UserError:
+        return {}
+    if not config.get("tie_word_embeddings", config.get("model_type") not in UNTIED_BY_DEFAULT):
+        return {}
+    return {
+        alias: owner
+        for alias in state.tensors
+        for owner in state.tensors
+        if any(alias.endswith(end) and owner.endswith(TIED[end]) and alias != owner for end in TIED)
+        and not same_numbers(state.tensors[alias], state.tensors[owner])
+    }
 
 
 def _sizes(state: State) -> Facts:
@@ -149,19 +181,19 @@ def show(description: Description, console: Console) -> None:
     facts = description.facts
     sheet = Table.grid(padding=(0, 2))
     for label, text in _lines(facts):
-        sheet.add_row(f"[bold]{label}[/bold]", text)
+        sheet.add_row(Text(label, "bold"), Text(text))  # names may look like markup
     console.print(sheet, highlight=False)
     if facts["groups"]:
         groups = Table("group", "tensors", "parameters", "hyper-parameters", box=None, pad_edge=False)
         for number, group in enumerate(facts["groups"]):
-            groups.add_row(str(number), str(group["tensors"]), f"{group['parameters']:,}", _hyper(group["hyper"]))
+            hyper = Text(_hyper(group["hyper"]))
+            groups.add_row(str(number), str(group["tensors"]), f"{group['parameters']:,}", hyper)
         console.print(groups, highlight=False)
     if "every_tensor" in facts:
         each = Table("tensor", "shape", "dtype", "group", box=None, pad_edge=False)
         for row in facts["every_tensor"]:
-            each.add_row(
-                row["name"], _shape(row["shape"]), row["dtype"], "" if row["group"] is None else str(row["group"])
-            )
+            group_name = "" if row["group"] is None else str(row["group"])
+            each.add_row(Text(row["name"]), _shape(row["shape"]), row["dtype"], group_name)
         console.print(each, highlight=False)
 
 
@@ -186,6 +218,10 @@ def _lines(facts: Facts) -> list[tuple[str, str]]:
         ("parameters", f"{facts['parameters']:,} in {facts['tensors']} tensors of {' and '.join(facts['dtypes'])}"),
         ("largest", f"'{largest['name']}', {_shape(largest['shape'])}"),
         *([("besides", besides)] if besides else []),
+        *[
+            ("beware", f"'{alias}' differs from '{owner}', to which {checkpoints.CONFIG} ties it: both count")
+            for alias, owner in facts["tied_but_different"].items()
+        ],
         ("optimizer", _optimizer(facts)),
         ("on disk", f"{amount(facts['bytes'])} in {plural(facts['files'], 'file')}"),
         ("spent", f"{spent:,} FLOPs" if isinstance(spent, int) else f"{spent} FLOPs"),

@@ -105,16 +105,17 @@ def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardRe
     with publish.writing(out) as staged:
         files, hashed = write_files(_files(plan, staged), staged, workers, origin.paths)
         config = [] if plan.config else [checkpoints.CONFIG]
-        files |= checkpoints.copy_sidecars(plan.source, staged, *config, "plan.json", "plan.safetensors")
+        beside = checkpoints.Sidecars.of(plan.source)
+        files |= beside.copy(staged, *config, "plan.json", "plan.safetensors")
         facts = {
             "kind": "reshard",
             **plan.layout.as_json(),
             "step": plan.state.step,
             **_optimizer_state(plan),
-            **({"left_behind": lost} if (lost := plan.state.remarks()) else {}),
             "versions": installed(),
             "source": origin.facts(hashed),
             "provenance": plan.state.provenance,
+            "left_behind": [*plan.state.left_behind, *plan.state.unread, *beside.left],
         }
         publish.publish(staged, out, facts, files)
     size = sum(file.size for file in files.values())

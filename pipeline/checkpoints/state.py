@@ -41,6 +41,7 @@ class State:
     many elements stage 3 lets one flat tensor have (sub_group_size); None: DeepSpeed's default.
     left_behind: what the files hold beside the model (the pooler of a masked language model, …), by their names.
     unread: what else they hold and no layout carries, in words.
+    untied: of a model that its config calls tied and whose files do not, what to know of that.
     """
 
     tensors: dict[str, LazyTensor]
@@ -58,6 +59,7 @@ class State:
     sub_group: int | None = None
     left_behind: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    untied: str | None = None
 
     def only(self, names: Collection[str]) -> "State":
         """The state of these parameters: no tensor, slot, step or group speaks of another one."""
@@ -125,12 +127,14 @@ class State:
         return replace(self, slots={}, step=0, steps={}, groups=(), engine={}, scaling={})
 
     def remarks(self) -> list[str]:
-        """What the files hold and this state does not, in words."""
-        if not self.left_behind:
-            return list(self.unread)
-        listed = ", ".join(self.left_behind[:SHOWN]) + (", …" if len(self.left_behind) > SHOWN else "")
-        beside = f"{len(self.left_behind)} tensors of the source are no part of its model and left behind: {listed}"
-        return [beside, *self.unread]
+        """What the files hold and this state does not, and what it holds otherwise, in words."""
+        lines = [self.untied] if self.untied else []
+        if self.left_behind:
+            listed = ", ".join(self.left_behind[:SHOWN]) + (", …" if len(self.left_behind) > SHOWN else "")
+            lines.append(
+                f"{len(self.left_behind)} tensors of the source are no part of its model and left behind: {listed}"
+            )
+        return [*lines, *self.unread]
 
     def optimizer(self) -> OptimizerSpec:
         """The optimizer that left this state. Raises UserError, naming the slots, for one that is not registered."""

@@ -41,6 +41,7 @@ def add_parsers(commands: Commands) -> None:
     verify = commands.add_parser("verify", help=text, description=text)
     verify.add_argument("small", type=path, metavar="SMALL", help=f"the source: {CHECKPOINT}")
     verify.add_argument("large", type=path, metavar="LARGE", help="what grew from it")
+    add_source_config(verify)
     add_json(verify, "the measurements")
     verify.set_defaults(handler=_verify)
 
@@ -133,7 +134,7 @@ def _verify(options: argparse.Namespace) -> int:
     huge_pages()
     from pipeline.expansion import compare
 
-    comparison = pipeline.verify(options.small, options.large)
+    comparison = pipeline.verify(options.small, options.large, source_config=options.source_config)
     if options.json:
         print(json.dumps(comparison.as_json(), indent=2))
     else:

@@ -34,9 +34,9 @@ class Model:
     config: PretrainedConfig
 
     @classmethod
-    def read(cls, path: Path) -> "Model":
+    def read(cls, path: Path, config: Path | None = None) -> "Model":
         folder = checkpoints.locate(path)
-        return cls(folder, *checkpoints.read(folder))
+        return cls(folder, *checkpoints.read(folder, config))
 
     def weight(self, name: str) -> Tensor:
         """A parameter in float32."""
@@ -73,12 +73,12 @@ class Comparison:
         return f"Comparison('{self.small}' -> '{self.large}': {verdict}, {self.verification})"
 
 
-def compare(small: Path, large: Path) -> Comparison:
+def compare(small: Path, large: Path, source_config: Path | None = None) -> Comparison:
     """Measure how far `large` computes the function of `small`. How it was grown is read from its plan; without one it
     is taken for LEMON's. Of a `large` that has a plan and is stored in less than float32, the verdict is that of the
     float32 weights, grown once more. Raises UserError for models of which one cannot have grown from the other, and
     for stored weights that are not the grown ones, rounded."""
-    before, after = Model.read(small), Model.read(large)
+    before, after = Model.read(small, source_config), Model.read(large)
     plan = recorded(before, after)
     verified = partial(verify, before.config, before.weight, after.config)
     if not (after.rounded and (after.folder / plan_file.PLAN).exists()):
@@ -128,7 +128,7 @@ def show(comparison: Comparison, console: Console) -> None:
     measured, plan = comparison.verification, comparison.plan
     console.print(_table(measured, plan))
     for line in (*_symmetry(measured), *_remarks(measured, comparison.rounding)):
-        console.print(line, highlight=False)
+        console.print(line, markup=False, highlight=False)
     verdict = "[green]lossless[/green]" if measured.lossless else "[red]lossy[/red]"
     console.print(
         f"verdict      {verdict} (method '{plan.options.method}', {measured.samples} samples)", highlight=False

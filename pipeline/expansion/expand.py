@@ -13,12 +13,14 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
-from pipeline.checkpoints import CheckpointLayout, manifest, publish
+from pipeline.checkpoints import CheckpointLayout, manifest, publish, tying
 from pipeline.checkpoints.layouts import LAYOUTS
+from pipeline.checkpoints.sidecars import README, SOURCE_README
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import GrownTensor, LazyTensor
 from pipeline.errors import UserError
 from pipeline.expansion import target as targets
+from pipeline.expansion.fitting import fit_to_sizes
 from pipeline.growth import optimizer_state, plan_file
 from pipeline.growth.activations import ProbedSource
 from pipeline.growth.execute import PlanExecutor
@@ -78,11 +80,11 @@ def plan_expansion(
     continued_by: the optimizer of the training that goes on from the result, where that is known."""
     folder = checkpoints.locate(source)
     state, small = checkpoints.read(folder, source_config)
-    large = targets.adopt(small, target)
+    large = targets.adopt(small, tying.untied(target) if state.untied else target)
     model = ProbedSource(small, partial(weight, state), options.seed)
     architectures = models.architecture_of(small), models.architecture_of(large)
     growth = plan_growth(*architectures, options, models.initializer_range(large), model)
-    large.update(growth.config_change)
+    large = targets.settled(small, large, growth)
     if grow_optimizer_state:
         optimizer_state.require(growth, state.optimizer().slots, state.slots)
         optimizer_state.require_continued(str(folder), state.optimizer(), continued_by or state.optimizer())
@@ -125,13 +127,16 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> 
             grown(expansion), expansion.large, staged, expansion.layout, workers=workers, read=origin.paths
         )
         source = origin.facts(hashed)
-        files |= checkpoints.copy_sidecars(expansion.source, staged)
+        beside = checkpoints.Sidecars.of(expansion.source)
+        files |= beside.copy(staged, renamed={README: SOURCE_README})
+        files |= manifest.hashes(staged, fit_to_sizes(staged, expansion.small, expansion.large))
         begun = time.monotonic()
         measured = _verify(expansion, staged)
         logger.debug(f"expand: both models ran on {measured.samples} samples in {time.monotonic() - begun:.1f} s")
         judge(expansion.growth, measured)
         files |= hashes(staged, plan_file.save(expansion.growth, staged))
-        publish.publish(staged, out, _facts(expansion, measured, source), files)
+        left = {"left_behind": [*expansion.state.left_behind, *beside.left]}
+        publish.publish(staged, out, _facts(expansion, measured, source) | left, files)
     logger.info(f"expand: wrote {out}")
     return ExpansionResult(out, expansion.growth, measured)
 
@@ -142,14 +147,14 @@ def judge(growth: GrowthPlan, measured: Verification) -> None:
         logger.debug(f"expand: residual stream after layer {layer}: relative difference {drift:.1e}")
     for space, measure in measured.symmetry.items():
         logger.debug(f"expand: gradients of copies in '{space}' differ by {measure:.1e}")
-    if growth.lossless:
-        logger.info(f"expand: verified, {measured}")
-    else:
-        logger.warning(f"expand: lossy, as declared ({'; '.join(growth.lossy)}), {measured}")
     if growth.lossless and not measured.lossless:
         raise UserError(
             f"method '{growth.options.method}' claims to be lossless and is not: {measured}; nothing was published"
         )
+    if growth.lossless:
+        logger.info(f"expand: verified, {measured}")
+    else:
+        logger.warning(f"expand: lossy, as declared ({'; '.join(growth.lossy)}), {measured}")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pipeline import models
+from pipeline.checkpoints import tying
 from pipeline.expansion import target as targets
 from pipeline.expansion.expand import judge
 from pipeline.growth import methods
@@ -22,13 +23,15 @@ def grow_model(
 ) -> PreTrainedModel:
     """A model of the sizes of `target` that computes what `model` computes, in float32 on the CPU, in the same mode
     (training or evaluation). Raises UserError when the method cannot, or claims to be lossless and is not."""
-    small, source = _described(model), _Parameters(model)
-    large = targets.adopt(small, target)
+    small = _described(model)
+    if _differs_from_its_ties(model, small):
+        small, target = tying.untied(small), tying.untied(target)
+    source, large = _Parameters(model, small), targets.adopt(small, target)
     architectures = models.architecture_of(small), models.architecture_of(large)
     growth_options = methods.parse(method, options, seed)
     probed = ProbedSource(small, source.whole, seed)
     plan = plan_growth(*architectures, growth_options, models.initializer_range(large), probed)
-    large.update(plan.config_change)
+    large = targets.settled(small, large, plan)
     grown = dict(PlanExecutor(plan, torch.float32).tensors(source.rows))
     judge(plan, verify(small, source.whole, large, grown.__getitem__, plan))
     return models.fill(models.build(large), grown.__getitem__).train(model.training)
@@ -41,13 +44,25 @@ def _described(model: PreTrainedModel) -> PretrainedConfig:
     return config
 
 
+def _differs_from_its_ties(model: PreTrainedModel, config: PretrainedConfig) -> bool:
+    """Whether names that the config calls tied have numbers of their own, as `from_pretrained` leaves a model whose
+    files hold both."""
+    held = _parameters(model)
+    pairs = ((held[alias], held[owner]) for alias, owner in models.architecture_of(config).aliases.items())
+    return any(one is not other and not torch.equal(one, other) for one, other in pairs)
+
+
+def _parameters(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Every name of a parameter, tied ones too."""
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
 class _Parameters:
     """A model's parameters by published name, in float32 on the CPU."""
 
-    def __init__(self, model: PreTrainedModel):
-        parameters = dict(model.named_parameters())
-        rows = models.architecture_of(_described(model)).rows()
-        self.parameters: dict[str, Tensor] = {param.name: parameters[param.module_name].detach() for param in rows}
+    def __init__(self, model: PreTrainedModel, config: PretrainedConfig):
+        held, rows = _parameters(model), models.architecture_of(config).rows()
+        self.parameters: dict[str, Tensor] = {param.name: held[param.module_name].detach() for param in rows}
 
     def whole(self, name: str) -> Tensor:
         return self.parameters[name].to("cpu", torch.float32)

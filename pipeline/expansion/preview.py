@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from safetensors.torch import save
 from transformers import PretrainedConfig
 
@@ -139,15 +140,16 @@ def show(preview: Preview, console: Console) -> None:
     expansion, content = preview.expansion, preview.content
     growth = expansion.growth
     console.print(
-        f"[bold]{expansion.source}[/bold] ({content['family']}) by method '{growth.options.method}': "
-        f"{size_changes(growth)}",
+        Text(str(expansion.source), "bold"),
+        f"({content['family']}) by method '{growth.options.method}': {size_changes(growth)}",
+        markup=False,
         highlight=False,
     )
     console.print(_spaces(expansion))
-    console.print(_layers(expansion), highlight=False)
+    console.print(_layers(expansion), markup=False, highlight=False)
     console.print(_tensors(expansion))
     for line in (*_config(expansion), *_costs(content), *_verdicts(expansion, content)):
-        console.print(line, highlight=False)
+        console.print(line, markup=False, highlight=False)
 
 
 def _config(expansion: ExpansionPlan) -> list[str]:

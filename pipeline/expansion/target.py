@@ -7,23 +7,43 @@ computes stays the source's, and a target that says otherwise is refused.
 from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
 from pipeline.config import load
 from pipeline.errors import UserError, nearest, placed
-from pipeline.models import ConfigKeys
+from pipeline.growth.plan import GrowthPlan
+from pipeline.models import ROPE, ROPE_AS_WRITTEN, ConfigKeys
+from pipeline.records.run_folder import read_json
+
+LAYER_TYPES, POSITIONS = "layer_types", "max_position_embeddings"
 
 
 def find(text: str, source: Path, source_config: Path | None = None) -> PretrainedConfig:
-    """The target's config: `CONFIG.yaml:MODEL`, a Hugging Face config.json, or a folder with one. Raises UserError.
+    """The target's config: `CONFIG.yaml:MODEL`, a Hugging Face config.json, a folder with one, or a JSON or YAML file
+    with some keys of one that are sizes. Raises UserError.
 
-    A YAML model says sizes only; what the data decided (vocabulary, positions, classes) is the source's.
+    A YAML model and a list of sizes say sizes only; all else (vocabulary, positions, classes) is the source's.
     """
     path, _, name = text.partition(":")
-    if Path(path).suffix not in (".yaml", ".yml"):
-        place = Path(text) / checkpoints.CONFIG if Path(text).is_dir() else Path(text)
-        return models.read_config(place)[1]
+    is_yaml = Path(path).suffix in (".yaml", ".yml")
+    if is_yaml and name:
+        return _yaml_model(text, source, source_config)
+    place = Path(text) / checkpoints.CONFIG if Path(text).is_dir() else Path(text)
+    content = _mapping(place) if is_yaml else read_json(place)
+    if "model_type" in content and not is_yaml:
+        content.pop(LAYER_TYPES, None)  # the source's count, and these may be as many as the source's layers
+        return models.recognise(content, str(place))[1]
+    family, small = models.read_config(checkpoints.config_file(checkpoints.locate(source), source_config))
+    if content and set(content) <= {*family.keys.sizes, *family.keys.training}:
+        return _rebuilt(small, content, f"--target {text}")
+    return _yaml_model(text, source, source_config) if is_yaml else models.recognise(content, str(place))[1]
+
+
+def _yaml_model(text: str, source: Path, source_config: Path | None) -> PretrainedConfig:
+    """The target's config by `CONFIG.yaml:MODEL`. Raises UserError."""
+    path, _, name = text.partition(":")
     known = load(Path(path)).models
     if name not in known:
         raise UserError(f"--target {text}: no model '{name}' in {path}{nearest(name, known)}")
@@ -36,6 +56,15 @@ def find(text: str, source: Path, source_config: Path | None = None) -> Pretrain
     with placed(f"--target {text}"):
         sizes = models.family_of(known[name]).resize(known[name])
     return _rebuilt(small, sizes, f"--target {text}")
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file; nothing where it is no list of such."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return {}  # `load` says what is wrong with it
+    return content if isinstance(content, dict) and all(isinstance(key, str) for key in content) else {}
 
 
 def adopt(small: PretrainedConfig, target: PretrainedConfig) -> PretrainedConfig:
@@ -55,12 +84,13 @@ def adopt(small: PretrainedConfig, target: PretrainedConfig) -> PretrainedConfig
 
 
 def _require_agreement(keys: ConfigKeys, before: dict[str, Any], after: dict[str, Any]) -> None:
-    """Of every key but those whose value one side decides."""
+    """Of every key but those whose value one side decides, and those of which the target's file says nothing: no class
+    declares them."""
     decided = {*keys.sizes, *keys.training, *keys.kept, *keys.derived}
-    for key in sorted({*before, *after} - decided):
-        if before.get(key) != after.get(key):
+    for key in sorted(set(after) - decided):
+        if before.get(key) != after[key]:
             raise UserError(
-                f"the target's config has {key} {after.get(key)!r} where the source's has {before.get(key)!r}; "
+                f"the target's config has {key} {after[key]!r} where the source's has {before.get(key)!r}; "
                 "a growth keeps it, give the target the source's value"
             )
 
@@ -70,19 +100,37 @@ def _rebuilt(small: PretrainedConfig, changes: dict[str, Any], where: str) -> Pr
     keys = models.of_config(small).keys
     inherited = {key: value for key, value in small.to_dict().items() if key not in keys.undeclared}
     content = {key: value for key, value in {**inherited, **changes}.items() if key not in keys.derived}
-    if layer_types := content.pop("layer_types", None):
-        content["layer_types"] = _layer_types(layer_types, content["num_hidden_layers"], where)
+    if types := content.pop(LAYER_TYPES, None):
+        layers = content["num_hidden_layers"]
+        content[LAYER_TYPES] = [types[layer * len(types) // layers] for layer in range(layers)]
+    with placed(where):
+        _require_same_rotation(small, content)
     for key in keys.width:
         if content.get(key) == small.hidden_size:
             content[key] = changes.get("hidden_size", small.hidden_size)
     return models.recognise({**content, "architectures": small.architectures}, where)[1]
 
 
-def _layer_types(types: list[str], layers: int, where: str) -> list[str]:
-    """The types of attention of the target's layers. Raises UserError where the source's alternate and depth grows."""
-    if len(set(types)) > 1 and layers != len(types):
-        raise UserError(
-            f"{where}: the source's layers alternate between {' and '.join(sorted(set(types)))}, "
-            f"which a growth in depth would shift; keep {len(types)} layers"
-        )
-    return types[:1] * layers
+def _require_same_rotation(small: PretrainedConfig, content: dict[str, Any]) -> None:
+    """Raises UserError where rotary positions are scaled by the number of positions, and that grows."""
+    rope = getattr(small, ROPE, None) or {}
+    before, after = (each.get(POSITIONS) for each in (small.to_dict(), content))
+    if before == after or rope.get("rope_type", "default") in ("default", "linear"):
+        return
+    written = getattr(small, ROPE_AS_WRITTEN, {}).get("rope_scaling") or rope
+    if rope["rope_type"] == "llama3" and "original_max_position_embeddings" in written:
+        return
+    raise UserError(
+        f"the source's rotary positions ('{rope['rope_type']}') depend on {POSITIONS}, and {after} instead of "
+        f"{before} would be another function; give the target {POSITIONS} {before}"
+    )
+
+
+def settled(small: PretrainedConfig, large: PretrainedConfig, growth: GrowthPlan) -> PretrainedConfig:
+    """`large` with what only the plan decides: changed keys, and of every layer the type of attention of the layer that
+    it comes from."""
+    large.update(growth.config_change)
+    if types := getattr(small, LAYER_TYPES, None):
+        (origins,) = growth.layers.values()
+        large.update({LAYER_TYPES: [types[origin.origin] for origin in origins]})
+    return large

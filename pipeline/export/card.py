@@ -3,11 +3,13 @@
 from typing import Any
 
 import transformers
+import yaml
 from transformers import PretrainedConfig
 
 from pipeline import models
 from pipeline.accounting.lineage import Ancestor
 from pipeline.accounting.totals import Amounts
+from pipeline.checkpoints.sidecars import SOURCE_README
 from pipeline.growth.verification.equivalence import measurement_in_words
 from pipeline.models import Family, Head
 from pipeline.records.versions import installed
@@ -19,20 +21,29 @@ TASKS = {
     "distilled": "image-classification",
 }
 """The hub's name for what a model with such a head does; a bare model gives features."""
+INHERITED = ("license", "license_name", "license_link", "base_model", "base_model_relation", "language", "datasets")
+"""What a card says of licence and lineage, which growing or rewriting its weights does not change."""
 AUTO = {"masked-lm": "AutoModelForMaskedLM", "causal-lm": "AutoModelForCausalLM"}
 
 
 def card(
-    name: str, config: PretrainedConfig, dtype: str, ancestors: list[Ancestor], data: dict[str, Any], tokenizer: bool
+    name: str,
+    config: PretrainedConfig,
+    dtype: str,
+    ancestors: list[Ancestor],
+    data: dict[str, Any],
+    tokenizer: bool,
+    source: str | None = None,
 ) -> str:
-    """The content of README.md. data: the facts of the prepared data, empty where they are not known."""
+    """The content of README.md. data: the facts of the prepared data, empty where they are not known. source: the card
+    of the source, of which licence and lineage are kept."""
     family, architecture = models.of_config(config), models.architecture_of(config)
     head = family.head(config)
     model = f"A `{family.name}` model (`{head.class_name}`)"
     sizes = ", ".join(f"{space} {size:,}" for space, size in architecture.sizes().items())
     return "\n".join(
         [
-            *_front(family, head),
+            *_front(family, head, inherited(source or "")),
             f"# {name}",
             "",
             f"{model} of {architecture.parameters:,} parameters, stored in {dtype}: {sizes}.",
@@ -50,16 +61,33 @@ def card(
             *_loading(name, family, head, tokenizer),
             "",
             *_inputs(data),
+            *_source_card(source),
             f"Written by {', '.join(f'{library} {version}' for library, version in installed().items())}.",
             "",
         ]
     )
 
 
-def _front(family: Family, head: Head) -> list[str]:
+def _source_card(source: str | None) -> list[str]:
+    return [f"The source's own card is [{SOURCE_README}]({SOURCE_README}).", ""] if source else []
+
+
+def inherited(text: str) -> dict[str, Any]:
+    """Licence and lineage as the front matter of a card has them; nothing where there is none."""
+    _, opened, rest = text.partition("---\n")
+    front, closed, _ = rest.partition("\n---")
+    try:
+        content = yaml.safe_load(front) if opened and closed and text.startswith("---\n") else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return {key: content[key] for key in INHERITED if key in content} if isinstance(content, dict) else {}
+
+
+def _front(family: Family, head: Head, kept: dict[str, Any]) -> list[str]:
     task = TASKS.get(head.name, "image-feature-extraction" if family.data == "images" else "feature-extraction")
     return [
         "---",
+        *(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True).splitlines() if kept else []),
         "library_name: transformers",
         f"pipeline_tag: {task}",
         "tags:",

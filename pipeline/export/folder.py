@@ -14,8 +14,9 @@ from transformers import PretrainedConfig
 from pipeline import checkpoints
 from pipeline.accounting.lineage import Ancestor, lineage
 from pipeline.accounting.recorded_runs import RecordReader
-from pipeline.checkpoints import SIDECAR_FILES, CheckpointLayout, manifest, publish
+from pipeline.checkpoints import CheckpointLayout, Sidecars, manifest, publish
 from pipeline.checkpoints.layouts import HUGGING_FACE, huggingface
+from pipeline.checkpoints.sidecars import SOURCE_README
 from pipeline.checkpoints.state import State
 from pipeline.data.tokenizers import PIECES, SPECIAL
 from pipeline.errors import UserError
@@ -40,9 +41,11 @@ def export_checkpoint(
     with publish.writing(out) as staged:
         files, hashed = checkpoints.write(state, config, staged, layout, workers=workers, read=origin.paths)
         require_same_on_disk(state, staged, dtype)
-        copied = _copy(_sidecar_files(checkpoint, data), staged)
+        copied, beside = _copy_tokenizer(data, staged), Sidecars.of(checkpoint)
+        copied += beside.copy(staged, renamed={CARD: SOURCE_README})
         _write_card(staged, out.resolve().name, config, dtype, ancestors, data, copied)
         facts = {"kind": "export", **layout.as_json(), **_provenance(state, checkpoint), "source": origin.facts(hashed)}
+        facts["left_behind"] = [*state.left_behind, *beside.left]
         publish.publish(staged, out, facts, files | hashes(staged, [CARD, *copied]))
     for line in state.remarks():
         logger.warning(f"export: {line}")
@@ -62,7 +65,8 @@ def _write_card(
 ) -> None:
     facts = read_json(data / "data.json")["facts"] if data else {}
     has_tokenizer = any("token" in file or "vocab" in file for file in copied)
-    write_text(staged / CARD, card(name, config, dtype, ancestors, facts, has_tokenizer))
+    before = (staged / SOURCE_README).read_text(encoding="utf-8", errors="replace") if SOURCE_README in copied else None
+    write_text(staged / CARD, card(name, config, dtype, ancestors, facts, has_tokenizer, before))
 
 
 def _provenance(state: State, checkpoint: Path) -> dict[str, Any]:
@@ -96,20 +100,11 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def _sidecar_files(source: Path, data: Path | None) -> list[Path]:
-    """The tokenizer of the run's data, else what lies beside a Hugging Face folder's weights."""
-    if data and (data / "tokenizer").is_dir():
-        return sorted(path for path in (data / "tokenizer").iterdir() if path.is_file())
-    layout = checkpoints.detect_layout(source)
-    if layout is None or not layout.published_names:
-        return []
-    return [source / name for name in SIDECAR_FILES if (source / name).exists()]
-
-
-def _copy(paths: list[Path], staged: Path) -> list[str]:
-    """Copy beside the weights. From a sentencepiece model alone AutoTokenizer would build a tokenizer with other ids: a
-    tokenizer_config.json has it run sentencepiece itself."""
-    paths = [path for path in paths if not (staged / path.name).exists()]
+def _copy_tokenizer(data: Path | None, staged: Path) -> list[str]:
+    """Copy the tokenizer of a run's data. From a sentencepiece model alone AutoTokenizer would build a tokenizer with
+    other ids: a tokenizer_config.json has it run sentencepiece itself."""
+    place = data / "tokenizer" if data else None
+    paths = sorted(path for path in place.iterdir() if path.is_file()) if place and place.is_dir() else []
     names = [path.name for path in paths]
     for path in paths:
         shutil.copyfile(path, staged / path.name)

@@ -14,9 +14,21 @@ from pipeline.config.schema import ModelSizes
 from pipeline.errors import UserError, nearest, one_line, placed
 from pipeline.models.architecture import Architecture
 from pipeline.models.families import bert, bert_pre_ln, dinov2, gpt2, llama, opt, vit
-from pipeline.models.family import ConfigKeys, Facts, Family, Head, Inputs, OptionalSize
+from pipeline.models.family import (
+    ROPE,
+    ROPE_AS_WRITTEN,
+    ROPE_BEFORE_5,
+    ConfigKeys,
+    Facts,
+    Family,
+    Head,
+    Inputs,
+    OptionalSize,
+)
 from pipeline.records.processes import choose_accelerator
 from pipeline.records.run_folder import read_json
+
+MOST_LAYERS = 10_000
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -74,7 +86,7 @@ def of_config(config: PretrainedConfig) -> Family:
     match = next((each for each in FAMILIES.values() if each.config_class is type(config)), None)
     if match is None:
         stated = f"{type(config).__name__} (model_type '{config.model_type}')"
-        raise UserError(f"{stated} is no config of a supported family{nearest(config.model_type, FAMILIES)}")
+        raise UserError(f"{stated} is no config of a supported family; known: {', '.join(sorted(FAMILIES))}")
     return match
 
 
@@ -93,9 +105,11 @@ def recognise(content: dict[str, Any], where: str) -> tuple[Family, PretrainedCo
     kind = content.get("model_type")
     match = next((family for family in FAMILIES.values() if family.config_class.model_type == kind), None)
     if match is None:
-        raise UserError(f"{where}: model_type '{kind}' is not a supported family{nearest(str(kind), FAMILIES)}")
+        raise UserError(f"{where}: model_type '{kind}' is not a supported family; known: {', '.join(sorted(FAMILIES))}")
     try:
         said = {key: value for key, value in content.items() if value is not None or key not in match.keys.undeclared}
+        if ROPE in match.keys.function and (written := {key: content[key] for key in ROPE_BEFORE_5 if key in content}):
+            said[ROPE_AS_WRITTEN] = copy.deepcopy(written)  # the config's class changes and drops it
         config = match.config_class.from_dict(said)
     except Exception as error:  # transformers and its strict dataclasses raise many kinds for wrong values
         raise UserError(f"{where}: not a config of '{kind}': {one_line(error)}") from error
@@ -109,7 +123,10 @@ def _require_possible_sizes(match: Family, config: PretrainedConfig, where: str)
         if value is not None and (not isinstance(value, int) or value < 1):
             raise UserError(f"{where}: {key} {value!r} is impossible; a size is a whole number of at least 1")
     with placed(where):
-        sizes = {space.size for space in architecture_of(config).spaces.values()}
+        architecture = architecture_of(config)
+    sizes, layers = {space.size for space in architecture.spaces.values()}, sum(s.layers for s in architecture.stacks)
+    if layers > MOST_LAYERS:
+        raise UserError(f"{where}: {layers} layers are more than any model has; at most {MOST_LAYERS} are taken")
     heads_share_the_width = "head_dim" not in match.keys.sizes or not getattr(config, "head_dim", None)
     if min(sizes) < 1 or (heads_share_the_width and config.hidden_size % config.num_attention_heads):
         raise UserError(
@@ -119,9 +136,11 @@ def _require_possible_sizes(match: Family, config: PretrainedConfig, where: str)
 
 
 def config_text(config: PretrainedConfig, dtype: str = "float32") -> str:
-    """The content of config.json, with the class name that any reader of Hugging Face files knows and the dtype it
-    loads in."""
+    """The content of config.json, with the class name that any reader of Hugging Face files knows, the dtype it loads
+    in, and rotary positions also in the keys in which the source has them."""
     content = json.loads(config.to_json_string(use_diff=False))
+    content.pop("transformers_weights", None)  # the name of the source's file
+    content |= content.pop(ROPE_AS_WRITTEN, {})
     stated = {"architectures": [of_config(config).head(config).class_name], "dtype": dtype}
     return json.dumps(content | stated, indent=2, sort_keys=True) + "\n"
 
@@ -153,6 +172,8 @@ def fill(model: PreTrainedModel, read: Callable[[str], Tensor]) -> PreTrainedMod
 
 __all__ = [
     "FAMILIES",
+    "ROPE",
+    "ROPE_AS_WRITTEN",
     "ConfigKeys",
     "Facts",
     "Family",

@@ -42,7 +42,8 @@ class ConfigKeys:
     """What a growth does with each key of a family's config. A key in none of the lists counts as one of `function`.
 
     sizes: a growth changes them, the target's value counts. training: they matter to training alone, the target's value
-    counts. kept: they decide nothing about a growth, the source's value counts whatever the target says. function: they
+    counts. kept: they decide nothing about a growth (no model reads them, or the plan decides), the source's value
+    counts whatever the target says. function: they
     decide what a model computes, source and target must agree. derived: `transformers` computes them from the others.
     width: of `sizes`, those that go along with hidden_size where they equal it. undeclared: of `sizes`, those that a
     model's code reads where the config has them, though its class declares none; a target without them has none.
@@ -71,18 +72,27 @@ COMMON_KEYS = ConfigKeys(
         "chunk_size_feed_forward",
         "cls_token_id",
         "decoder_start_token_id",
+        "directionality",
         "dtype",
         "eos_token_id",
         "id2label",
         "label2id",
         "mask_token_id",
+        "n_special",
         "output_attentions",
         "output_hidden_states",
         "output_past",
         "output_scores",
         "pad_token_id",
+        "pooler_fc_size",
+        "pooler_num_attention_heads",
+        "pooler_num_fc_layers",
+        "pooler_size_per_head",
+        "pooler_type",
+        "predict_special_tokens",
         "prefix",
         "problem_type",
+        "quantization_config",
         "return_dict",
         "return_dict_in_generate",
         "sep_token_id",
@@ -90,10 +100,16 @@ COMMON_KEYS = ConfigKeys(
         "tokenizer_class",
         "torch_dtype",
         "transformers_version",
+        "unsloth_fixed",
+        "unsloth_version",
     ),
     function=("is_encoder_decoder", "model_type", "tie_word_embeddings"),
 )
 """The keys of every `PretrainedConfig`, and those that published files of older versions hold besides."""
+
+ROPE, ROPE_AS_WRITTEN, ROPE_BEFORE_5 = "rope_parameters", "rope_as_written", ("rope_theta", "rope_scaling")
+"""The key of rotary positions in transformers 5; the attribute of a config that holds what its file says of them in the
+keys of transformers 4; and those keys."""
 
 DROPOUT_KEYS = ("attention_probs_dropout_prob", "hidden_dropout_prob", "initializer_range")
 """The training keys of BERT and of what was written after it."""
@@ -143,6 +159,11 @@ class Head:
         return self.model_class.__name__ if public else parent.__name__
 
 
+def no_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
+    """Of families whose attention has none."""
+    return ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One architecture with its heads; the first is the one it is trained with.
@@ -152,7 +173,8 @@ class Family:
     touch every kind of embedding. norms: the classes of its modules that hold an epsilon. initializer_range: the key of
     the standard deviation of fresh weights. configure: sizes and data facts to a config, for the families that this
     pipeline trains. reserved: rows of the position table that no token takes. optional_sizes: the sizes without which
-    a model of another family is whole, and that its models have.
+    a model of another family is whole, and that its models have. windows: of every layer, how many tokens its attention
+    sees; None: all; empty where every layer of every model sees all.
     """
 
     name: str
@@ -168,6 +190,7 @@ class Family:
     initializer_range: str = "initializer_range"
     reserved: int = 0
     optional_sizes: tuple[OptionalSize, ...] = ()
+    windows: Callable[[Any], tuple[int | None, ...]] = no_windows
 
     def head(self, config: PretrainedConfig) -> Head:
         """The head that `config` names in `architectures`; without a name, the first.

@@ -63,8 +63,10 @@ def test_a_hugging_face_result_loads_with_nothing_else(tmp_path, name, auto):
     assert model.config.num_hidden_layers == 4
 
 
-def test_a_lossy_result_is_not_published(tmp_path):
-    """A target that keeps the old epsilon is not lossless; the tool measures it and refuses."""
+def test_a_lossy_result_is_not_published(tmp_path, caplog):
+    """A target that keeps the old epsilon is not lossless; the tool measures it and refuses, and calls nothing
+    verified."""
+    caplog.set_level("INFO", "pipeline")
     job = expand.plan_expansion(
         published(tmp_path), configure("bert-pre-ln", **LARGE), methods.parse(), CheckpointLayout("huggingface")
     )
@@ -75,6 +77,7 @@ def test_a_lossy_result_is_not_published(tmp_path):
     ):
         expand.execute_expansion(job, tmp_path / "large")
     assert [p.name for p in tmp_path.iterdir()] == ["small"]
+    assert "tensors" in caplog.text and "verified" not in caplog.text
 
 
 def test_weights_that_are_not_finite_are_named(tmp_path):

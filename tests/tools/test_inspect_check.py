@@ -127,6 +127,14 @@ def test_inspect_for_people(held, capsys):
     assert lemon(capsys, "inspect", held["2 on 2, bf16"].parent / "none")[0] == 2
 
 
+def test_names_that_look_like_markup(tmp_path, capsys):
+    folder = tmp_path / "[bold]"
+    folder.mkdir()
+    save_file({"[/x]": torch.ones(2), "[red]y[/red]": torch.ones(1)}, folder / "model.safetensors")
+    code, out, err = lemon(capsys, "inspect", folder, "--tensors")
+    assert code == 0 and "[/x]" in out and "[red]y[/red]" in out and "[bold]" in out, err
+
+
 def test_inspect_of_half_precision(tmp_path, capsys):
     found = facts(capsys, saved(tmp_path / "small", "llama", torch.bfloat16))
     assert set(found["dtypes"]) == {"bfloat16"} and found["layout"] == "huggingface" and found["manifest"] is None

@@ -122,3 +122,42 @@ def test_impossible_sizes_are_one_line(tmp_path, capsys):
         capsys, "plan", "--source", small, "--target", tmp_path / "t.json", "--out", tmp_path / "plan.json"
     )
     assert code == 2 and err.count("\n") == 1 and "not a config of 'llama'" in err and "22" in err
+
+
+@pytest.mark.parametrize("name", ["sizes.json", "sizes.yaml"])
+def test_a_list_of_sizes_alone(tmp_path, capsys, name):
+    """All that it does not say is the source's."""
+    small = saved(tmp_path / "small", "bert")
+    (tmp_path / name).write_text(json.dumps({"hidden_size": 24, "num_attention_heads": 6}))
+    code, _, err = lemon(capsys, "expand", "--source", small, "--target", tmp_path / name, "--out", tmp_path / "large")
+    assert code == 0, err
+    before, after = checkpoints.read(small)[1], checkpoints.read(tmp_path / "large")[1]
+    assert (after.hidden_size, after.num_attention_heads) == (24, 6)
+    assert (after.intermediate_size, after.num_hidden_layers) == (before.intermediate_size, before.num_hidden_layers)
+
+
+def test_a_list_with_something_else_than_sizes(tmp_path, capsys):
+    small = saved(tmp_path / "small", "bert")
+    (tmp_path / "t.json").write_text(json.dumps({"hidden_size": 24, "hidden_sise": 6}))
+    code, _, err = lemon(capsys, "plan", "--source", small, "--target", tmp_path / "t.json")
+    assert code == 2 and "t.json: model_type 'None' is not a supported family" in err and err.count("\n") == 1, err
+
+
+UNREAD = {
+    "gpt2": {"n_special": 0, "n_ctx": 14, "predict_special_tokens": True, "unsloth_fixed": True},
+    "bert": {"gradient_checkpointing": False, "directionality": "bidi", "pooler_type": "x", "pooler_fc_size": 768},
+}
+"""Keys of published configs that no class declares and no model reads."""
+
+
+@pytest.mark.parametrize("variant", UNREAD)
+def test_keys_that_no_model_reads_decide_nothing(variant):
+    plain, published = sample(variant), sample(variant)
+    published.update(UNREAD[variant])
+    assert targets.adopt(plain, published) and targets.adopt(published, plain)
+
+
+def test_a_key_of_which_the_targets_file_says_nothing_is_the_sources():
+    small = sample("opt")
+    small.update({"a_key_of_the_source_alone": 1})
+    assert targets.adopt(small, sample("opt")).a_key_of_the_source_alone == 1

@@ -6,6 +6,7 @@ Writing streams: the header first (its offsets follow from the shapes), then one
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,9 +28,18 @@ from pipeline.records.run_folder import read_json
 if TYPE_CHECKING:
     from pipeline.checkpoints.layouts import CheckpointLayout
 
+logger = logging.getLogger(__name__)
+
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 FILES = (WHOLE, INDEX, PICKLED, PICKLED_INDEX)
+"""Of those that a folder holds, the first counts alone, as in `from_pretrained` of transformers 5; one that the config
+names in `transformers_weights` comes before them."""
+CONFIG, NAMED = "config.json", "transformers_weights"
+WRAPPED = ("state_dict", "model_state_dict", "model", "module")
+"""Keys under which scripts save a model beside its optimizer."""
+LFS = b"version https://git-lfs.github.com/spec/"
+"""How the pointer begins that lies in the place of a file which Git LFS has not fetched."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 """What safetensors calls them."""
@@ -47,7 +57,7 @@ class HuggingFace(Layout):
     published_names = True
 
     def detect(self, folder: Path) -> bool:
-        return any((folder / name).exists() for name in FILES)
+        return weights_file(folder) is not None
 
     def read(self, folder: Path) -> State:
         return read(folder)
@@ -64,16 +74,12 @@ class HuggingFace(Layout):
 
     def require_structure(self, folder: Path, state: State) -> None:
         """The index of a sharded folder lists what its shards hold."""
-        for index, single in ((INDEX, WHOLE), (PICKLED_INDEX, PICKLED)):
-            if (folder / index).exists():
-                if odd := sorted(set(read_json(folder / index)["weight_map"]) ^ set(state.tensors)):
-                    fault = (
-                        "is in a file and not in the index" if odd[0] in state.tensors else "is in none of the files"
-                    )
-                    raise UserError(f"{folder / index}: '{odd[0]}' {fault}; copy the folder again")
-                return
-            if (folder / single).exists():
-                return
+        index = weights_file(folder)
+        if index is None or not is_index(index):
+            return
+        if odd := sorted(set(read_json(index)["weight_map"]) ^ set(state.tensors)):
+            fault = "is in a file and not in the index" if odd[0] in state.tensors else "is in none of the files"
+            raise UserError(f"{index}: '{odd[0]}' {fault}; copy the folder again")
 
 
 class SafetensorsTensor(WholeTensor):
@@ -89,17 +95,43 @@ class SafetensorsTensor(WholeTensor):
         return tensor
 
 
+def weights_file(folder: Path) -> Path | None:
+    """The file, or the index of files, that holds the weights of a folder; None where there is none."""
+    named = _named_by_config(folder)
+    return next((folder / name for name in ([named] if named else FILES) if (folder / name).exists()), None)
+
+
+def _named_by_config(folder: Path) -> str | None:
+    """The file of this folder that its config names, if it names one."""
+    try:
+        named = read_json(folder / CONFIG).get(NAMED)
+    except UserError:
+        return None
+    return named if isinstance(named, str) and Path(named).name == named else None
+
+
+def is_index(file: Path) -> bool:
+    return file.name.endswith(".index.json")
+
+
+def shards(file: Path) -> list[Path]:
+    """The files of tensors that a weights file is or lists, in order of their names. Raises UserError."""
+    return [file.with_name(name) for name in _shard_names(file)] if is_index(file) else [file]
+
+
 def read(folder: Path) -> State:
-    """The weights of a Hugging Face folder. Raises UserError for damaged files."""
-    for index, single, tensors in ((INDEX, WHOLE, _safetensors), (PICKLED_INDEX, PICKLED, _pickled)):
-        if (folder / index).exists():
-            names = _shard_names(folder / index)
-        elif (folder / single).exists():
-            names = [single]
-        else:
-            continue
-        return State({name: tensor for file in names for name, tensor in tensors(folder / file).items()})
-    raise UserError(f"{folder}: holds none of {', '.join(FILES)}")
+    """The weights of a Hugging Face folder: every tensor of the files that count, be it in their index or not. Raises
+    UserError for damaged files, and for a tensor that two of them hold."""
+    file = weights_file(folder)
+    if file is None:
+        raise UserError(f"{folder}: holds none of {', '.join(FILES)}")
+    tensors: dict[str, LazyTensor] = {}
+    for shard in shards(file):
+        held = _safetensors(shard) if shard.suffix == ".safetensors" else _pickled(shard)
+        if twice := sorted(set(held) & set(tensors)):
+            raise UserError(f"{shard}: '{twice[0]}' is in another file of {file.name} too; copy the folder again")
+        tensors |= held
+    return State(tensors)
 
 
 def _shard_names(index: Path) -> list[str]:
@@ -113,7 +145,7 @@ def _shard_names(index: Path) -> list[str]:
 
 def _safetensors(path: Path) -> dict[str, LazyTensor]:
     try:
-        path.open("rb").close()  # says why it cannot be opened, where safetensors says that it is not there
+        _require_content(path)
         file = safe_open(path, "pt")
         if odd := [name for name in file.keys() if file.get_slice(name).get_dtype().startswith("C")]:  # noqa: SIM118 - no dictionary
             raise UserError(f"{path}: '{odd[0]}' holds complex numbers, which no supported model has")
@@ -122,11 +154,39 @@ def _safetensors(path: Path) -> dict[str, LazyTensor]:
         raise UserError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
 
 
+def _require_content(path: Path) -> None:
+    """Raises UserError for a pointer in the place of a file, and OSError that says why one cannot be opened (where
+    safetensors says that it is not there)."""
+    with path.open("rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise UserError(
+                f"{path}: is a pointer of Git LFS, the file itself was not fetched; run 'git lfs pull' in its folder"
+            )
+
+
 def _pickled(path: Path) -> dict[str, LazyTensor]:
-    content = open_file(path)
+    if path.exists():
+        _require_content(path)
+    content = _unpacked(path, open_file(path))
     if not isinstance(content, dict) or not all(map(_is_named_tensor, content.items())):
         raise UserError(f"{path}: holds something else than named tensors of real numbers; copy it again")
     return {name: InMemoryTensor(tensor) for name, tensor in content.items()}
+
+
+def _unpacked(path: Path, content: object) -> object:
+    """The named tensors that a training script has put under one key, beside others, which are named and left."""
+    if not isinstance(content, dict) or not (
+        key := next((key for key in WRAPPED if _holds_tensors(content, key)), None)
+    ):
+        return content
+    others = ", ".join(repr(other) for other in content if other != key) or "nothing"
+    logger.warning(f"{path}: read is what it holds as '{key}'; left behind are {others}")
+    return content[key]
+
+
+def _holds_tensors(content: dict[Any, Any], key: str) -> bool:
+    held = content.get(key)
+    return isinstance(held, dict) and bool(held) and all(map(_is_named_tensor, held.items()))
 
 
 def _is_named_tensor(entry: tuple[object, object]) -> bool:

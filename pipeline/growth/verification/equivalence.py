@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PretrainedConfig
 
+from pipeline import models
 from pipeline.errors import UserError
 from pipeline.growth.plan import GrowthPlan
 from pipeline.growth.verification.probe import Trace, Weights, probe, require_finite, run
@@ -148,7 +149,8 @@ def verify(
 ) -> Verification:
     """Run both models on the same probe in float32 and in float64, one at a time, and of it one module's weights.
     Weights are read by published name. stored: `large` as it was rounded to less than float32, measured beside it, no
-    part of the verdict. Raises UserError for outputs that are not finite."""
+    part of the verdict. Raises UserError for outputs that are not finite, and for attention windows that differ."""
+    require_equal_windows(source, target, plan)
     check, inputs = EquivalenceCheck(source, target, plan), probe(source, plan.options.seed, samples)
     trace, copies = symmetry(target, large, plan, inputs)
     single = check.difference(run(source, small, inputs, torch.float32), trace)
@@ -161,6 +163,25 @@ def verify(
         bare = check.traces(small, large, inputs, torch.float64, zero_epsilon=True)
         tolerance = max(0.0, difference - check.difference(*bare))
     return Verification(difference, single, samples, tolerance, drift, copies, losses, rounded)
+
+
+def require_equal_windows(source: PretrainedConfig, target: PretrainedConfig, plan: GrowthPlan) -> None:
+    """Raises UserError for a layer whose attention sees another number of tokens than that of the layer it comes from:
+    windows may be longer than a probe, which then would not show it."""
+    before, after = (models.of_config(config).windows(config) for config in (source, target))
+    if not before and not after:
+        return
+    (origins,) = plan.layers.values()
+    for layer, (origin, window) in enumerate(zip(origins, after, strict=True)):
+        if before[origin.origin] != window:
+            raise UserError(
+                f"layer {layer} of the target attends to {_seen(window)}, and layer {origin.origin} of the source, "
+                f"from which it comes, to {_seen(before[origin.origin])}: long texts have other outputs"
+            )
+
+
+def _seen(window: int | None) -> str:
+    return "all tokens" if window is None else f"the last {window} tokens"
 
 
 def relative_difference(small: Tensor, large: Tensor) -> float:

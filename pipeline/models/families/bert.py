@@ -1,4 +1,5 @@
-"""BERT and RoBERTa as `transformers` has them: post-LN, MLM transform. BERT is scored at the masked positions only."""
+"""BERT and RoBERTa as `transformers` has them: post-LN, MLM transform, decoder tied or not. BERT is scored at the
+masked positions only."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +18,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import MaskedLMOutput
 
-from pipeline.models.architecture import Architecture, ParamSpec, Space, embedding, linear, norm
+from pipeline.models.architecture import Architecture, ParamSpec, Space, embedding, linear, masked_lm_head, norm
 from pipeline.models.family import (
     BERT_KEYS,
     Family,
@@ -80,17 +81,19 @@ def masked_lm(
     decoder: str,
     ignored: tuple[str, ...],
 ) -> Architecture:
-    """The encoder, dense -> activation -> norm, and a decoder tied to the token embedding. ignored: what else published
-    files hold."""
+    """The encoder, dense -> activation -> norm, and a decoder, tied to the token embedding unless the config says
+    otherwise. ignored: what else published files hold."""
+    tied, words = config.tie_word_embeddings, f"{prefix}embeddings.word_embeddings"
+    head, aliases = masked_lm_head(tied, "decoded", decoder=decoder, bias=bias, embedding=words)
     params = (
-        *_encoder(prefix, tied=True),
+        *_encoder(prefix, tied),
         *linear(transform, "embed", "transformed", counted_per="scored"),
         *norm(transform_norm, "transformed", "decoded"),
-        *linear(bias, "decoded", "vocab", counted_per="scored")[1:],  # its weight is the token embedding
+        *head,
     )
-    inner = Space("transformed", config.hidden_size, "inner"), Space("decoded", config.hidden_size, "tied")
-    tied = {f"{decoder}.weight": f"{prefix}embeddings.word_embeddings.weight", f"{decoder}.bias": f"{bias}.bias"}
-    return bert_architecture(family, config, params, *inner, aliases=tied, ignored=ignored)
+    decoded = Space("decoded", config.hidden_size, "tied" if tied else "normed")
+    inner = Space("transformed", config.hidden_size, "inner")
+    return bert_architecture(family, config, params, inner, decoded, aliases=aliases, ignored=ignored)
 
 
 def encoder(family: str, ignored: tuple[str, ...], config: BertConfig) -> Architecture:

@@ -1,4 +1,5 @@
-"""LEMON's BERT: pre-LN, no embedding norm, a final norm, decoder tied to the token embedding; optional MLM transform.
+"""LEMON's BERT: pre-LN, no embedding norm, a final norm, decoder tied to the token embedding or not; optional MLM
+transform.
 
 Source: Wang et al., "LEMON: Lossless Model Expansion", ICLR 2024 (arXiv:2310.07999), section 5. Parameter names
 follow BERT's in `transformers`, with the norms standing in front of their branch.
@@ -18,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform, eager_attention_forward
 
-from pipeline.models.architecture import Architecture, ParamSpec, Space, embedding, linear, norm
+from pipeline.models.architecture import Architecture, ParamSpec, Space, embedding, linear, masked_lm_head, norm
 from pipeline.models.family import (
     BERT_KEYS,
     Family,
@@ -253,33 +254,29 @@ def _encoder(prefix: str, tied: bool, ended: str) -> tuple[ParamSpec, ...]:
 
 
 def masked_lm(config: BertPreLNConfig) -> Architecture:
-    """The encoder and a tied decoder, with or without the transform."""
-    head = "cls.predictions."
+    """The encoder and a decoder, tied unless the config says otherwise, with or without the transform."""
+    head, tied, width = "cls.predictions.", config.tie_word_embeddings, config.hidden_size
+    decoder, aliases = masked_lm_head(
+        tied, "decoded", decoder=head + "decoder", bias="cls.predictions", embedding="bert.embeddings.word_embeddings"
+    )
     transform = (
         *linear(head + "transform.dense", "normed", "transformed", counted_per="scored"),
         *norm(head + "transform.LayerNorm", "transformed", "decoded"),
     )
     params = (
-        *_encoder("bert.", tied=True, ended="normed" if config.mlm_transform else "decoded"),
+        *_encoder("bert.", tied, ended="normed" if config.mlm_transform else "decoded"),
         *(transform if config.mlm_transform else ()),
-        *linear("cls.predictions", "decoded", "vocab", counted_per="scored")[1:],  # its weight is the token embedding
+        *decoder,
     )
-    width, inner = (
-        config.hidden_size,
-        (Space("transformed", config.hidden_size, "inner"),) if config.mlm_transform else (),
-    )
-    tied = {
-        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-        "cls.predictions.decoder.bias": "cls.predictions.bias",
-    }
+    inner = (Space("transformed", width, "inner"),) if config.mlm_transform else ()
     return bert_architecture(
         "bert-pre-ln",
         config,
         params,
         Space("normed", width, "normed"),
         *inner,
-        Space("decoded", width, "tied"),
-        aliases=tied,
+        Space("decoded", width, "tied" if tied else "normed"),
+        aliases=aliases,
     )
 
 

@@ -3,6 +3,7 @@
 Qwen3 has a norm over head_dim in front of the rotary positions of queries and keys.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -40,7 +41,19 @@ from pipeline.models.architecture import (
     norm,
     spaces,
 )
-from pipeline.models.family import TEXT_KEYS, ConfigKeys, Family, Head, NormModule, head_dim, text_positions, text_probe
+from pipeline.models.family import (
+    ROPE,
+    ROPE_AS_WRITTEN,
+    TEXT_KEYS,
+    ConfigKeys,
+    Family,
+    Head,
+    NormModule,
+    head_dim,
+    no_windows,
+    text_positions,
+    text_probe,
+)
 
 
 def _decoder(prefix: str, config: PretrainedConfig, qk_norm: bool, tied: bool, ended: str) -> tuple[ParamSpec, ...]:
@@ -131,11 +144,21 @@ def rms_norm(module: LlamaRMSNorm | MistralRMSNorm | Qwen3RMSNorm, x: Tensor) ->
     return normed
 
 
+def windows_everywhere(config: MistralConfig) -> tuple[int | None, ...]:
+    """Mistral: all layers have the window, if there is one."""
+    return (config.sliding_window,) * config.num_hidden_layers
+
+
+def windows_by_type(config: Qwen3Config) -> tuple[int | None, ...]:
+    """Qwen3: the layers have it whose type says so."""
+    return tuple(config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types)
+
+
 KEYS = TEXT_KEYS.extended(
     sizes=("num_key_value_heads", "head_dim"),
     training=("attention_dropout", "initializer_range"),
-    kept=("layer_types", "rms_norm_eps"),
-    function=("hidden_act", "rope_parameters"),
+    kept=("layer_types", "rms_norm_eps", ROPE_AS_WRITTEN),
+    function=("hidden_act", ROPE),
 )
 
 
@@ -147,6 +170,7 @@ def _family(
     norm_class: type[nn.Module],
     keys: ConfigKeys,
     qk_norm: bool = False,
+    windows: Callable[[Any], tuple[int | None, ...]] = no_windows,
 ) -> Family:
     ends = (
         Head("causal-lm", causal, partial(causal_lm, name, qk_norm)),
@@ -163,6 +187,7 @@ def _family(
         probe_inputs=text_probe,
         norms=(NormModule(norm_class, "variance_epsilon", rms_norm),),
         optional_sizes=("kv_heads",),
+        windows=windows,
     )
 
 
@@ -181,6 +206,7 @@ MISTRAL = _family(
     MistralModel,
     MistralRMSNorm,
     KEYS.extended(function=("sliding_window",)),
+    windows=windows_everywhere,
 )
 QWEN3 = _family(
     "qwen3",
@@ -190,4 +216,5 @@ QWEN3 = _family(
     Qwen3RMSNorm,
     KEYS.extended(kept=("max_window_layers",), function=("attention_bias", "sliding_window", "use_sliding_window")),
     qk_norm=True,
+    windows=windows_by_type,
 )

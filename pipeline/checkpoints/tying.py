@@ -1,0 +1,74 @@
+"""Tied names that are stored beside their owner. `transformers` 5 ties what is equal; where the two differ, both count,
+whatever the config says, and the model is an untied one."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.checkpoints import names
+from pipeline.checkpoints.state import State
+from pipeline.checkpoints.tensors import LazyTensor
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from pipeline.models.architecture import Architecture
+
+WINDOW = 2**22
+"""Numbers that are compared at a time."""
+
+
+def differing(state: State, architecture: Architecture, prefix: str) -> tuple[str, ...]:
+    """The tied names whose stored tensor is another one than their owner's: other numbers, or optimizer state of its
+    own. state: in the names of its files."""
+    stored = {parameter: name for name, parameter in names.published(state.tensors, architecture, prefix).items()}
+    grouped = {name for group in state.groups for name in group.names}
+    found = []
+    for name, alias in names.aliases(state.tensors, architecture, prefix).items():
+        owner = stored[architecture.aliases[alias]]
+        if name != owner and ({name, owner} <= grouped or not same_numbers(state.tensors[name], state.tensors[owner])):
+            found.append(alias)
+    return tuple(found)
+
+
+def same_numbers(one: LazyTensor, other: LazyTensor) -> bool:
+    """Whether two tensors have one shape and equal numbers; a few million of them are in memory at a time."""
+    if one.shape != other.shape:
+        return False
+    pairs = zip(one.chunks(0, one.numel, WINDOW), other.chunks(0, other.numel, WINDOW), strict=True)
+    return all(torch.equal(a.to(wider := torch.promote_types(a.dtype, b.dtype)), b.to(wider)) for a, b in pairs)
+
+
+def untied(config: PretrainedConfig) -> PretrainedConfig:
+    """The config of the same model without tied names."""
+    config = copy.deepcopy(config)
+    config.tie_word_embeddings = False
+    return config
+
+
+def completed(state: State, aliases: dict[str, str]) -> State:
+    """An untied state in which each tied name and its owner have a tensor, the other's where a file holds one of them
+    (of a BERT whose decoder differs, its bias does not). With an optimizer nothing is added: whose state would it be?
+
+    aliases: of the tied model."""
+    if state.groups:
+        return state
+    tensors = dict(state.tensors)
+    for alias, owner in aliases.items():
+        for name, other in ((alias, owner), (owner, alias)):
+            if name not in tensors and other in tensors:
+                tensors[name] = tensors[other]
+    return replace(state, tensors=tensors)
+
+
+def remark(differ: tuple[str, ...], aliases: dict[str, str]) -> str:
+    """What a reader must know of a model that its config calls tied."""
+    pairs = ", ".join(f"'{alias}' differs from '{aliases[alias]}'" for alias in differ)
+    return (
+        f"config.json says tie_word_embeddings true and {pairs}: both are kept, the result says false, as "
+        "transformers 5 reads these files (transformers 4 would tie them and drop the first)"
+    )

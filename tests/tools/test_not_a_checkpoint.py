@@ -1,0 +1,148 @@
+"""Folders that hold no weights which are read, or weights in wrappers: what was found is said, with the way out."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline import checkpoints
+from pipeline.checkpoints import CheckpointLayout
+from tests.helpers.checkpoints import change, saved, source
+from tests.helpers.cli import lemon
+
+WEIGHTS = "model.safetensors"
+
+
+def without_weights(folder: Path, *names: str) -> None:
+    (folder / WEIGHTS).unlink()
+    for name in names:
+        (folder / name).write_text("x")
+
+
+def adapter(folder: Path) -> None:
+    without_weights(folder, "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "a/b"}))
+
+
+def trainer(folder: Path) -> None:
+    without_weights(folder)
+    for step in (500, 1000):
+        (folder / f"checkpoint-{step}").mkdir()
+
+
+FOREIGN = {
+    "adapter": (adapter, "PEFT adapter (adapter_config.json) and not its base model (a/b); merge the two first"),
+    "trainer": (trainer, "holds checkpoints of a Trainer (checkpoint-500, checkpoint-1000); name one of them"),
+    "gguf": (lambda folder: without_weights(folder, "model-Q4.gguf"), "holds 'model-Q4.gguf' and none of"),
+    "tensorflow": (lambda folder: without_weights(folder, "tf_model.h5"), "TensorFlow weights are not read"),
+    "flax": (lambda folder: without_weights(folder, "flax_model.msgpack"), "Flax weights are not read"),
+    "consolidated": (lambda folder: without_weights(folder, "consolidated.00.pth"), "publisher's own layout"),
+    "shards": (
+        lambda folder: without_weights(folder, "model-00001-of-00002.safetensors"),
+        "no model.safetensors.index.json, which lists the tensors; copy that file too",
+    ),
+    "variant": (lambda folder: without_weights(folder, "model.fp16.safetensors"), "name the file model.safetensors"),
+    "config only": (without_weights, "sought were model.safetensors"),
+}
+
+
+@pytest.mark.parametrize("make, complaint", FOREIGN.values(), ids=FOREIGN)
+def test_what_was_found_is_said(tmp_path, capsys, make, complaint):
+    small = saved(tmp_path / "small", "gpt2")
+    make(small)
+    for command in (["inspect", small], ["export", small, "--out", tmp_path / "out"]):
+        code, _, err = lemon(capsys, *command)
+        assert code == 2 and complaint in err and err.count("\n") == 1, err
+
+
+def test_a_file_is_no_folder(tmp_path, capsys):
+    code, _, err = lemon(capsys, "inspect", saved(tmp_path / "small", "gpt2") / WEIGHTS)
+    assert code == 2 and "is a file; name the folder in which it lies" in err
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda name: f"module.{name}",
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"base_model.model.{name}",
+        lambda name: name.replace("transformer.h.0.", "transformer.h.0._orig_mod."),
+    ],
+    ids=["data parallel", "compiled", "both", "adapter", "a compiled layer"],
+)
+def test_wrappers_are_taken_off_and_said(tmp_path, capsys, wrap):
+    small = saved(tmp_path / "small", "gpt2")
+    before = load_file(small / WEIGHTS)
+    save_file({wrap(name): tensor for name, tensor in before.items()}, small / WEIGHTS, metadata={"format": "pt"})
+    code, out, err = lemon(capsys, "export", small, "--out", tmp_path / "out")
+    assert code == 0 and "the names of its tensors are read without '" in out, err
+    after = load_file(tmp_path / "out" / WEIGHTS)
+    assert set(after) == set(before) and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_weights_that_a_script_saved_under_a_key(tmp_path, capsys):
+    small = saved(tmp_path / "small", "gpt2")
+    before = load_file(small / WEIGHTS)
+    torch.save({"state_dict": before, "epoch": 3, "optimizer": {}}, small / "pytorch_model.bin")
+    (small / WEIGHTS).unlink()
+    code, out, err = lemon(capsys, "export", small, "--out", tmp_path / "out")
+    assert code == 0 and "read is what it holds as 'state_dict'; left behind are 'epoch', 'optimizer'" in out, err
+    after = load_file(tmp_path / "out" / WEIGHTS)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def quantise(folder: Path, **stated: object) -> Path:
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, "quantization_config": stated}))
+    return folder
+
+
+def test_codes_are_refused_by_the_quantisations_name(tmp_path, capsys):
+    def code(tensors: dict) -> None:
+        name = "transformer.h.0.attn.c_attn.weight"
+        tensors[name] = tensors[name].to(torch.int8)
+
+    small = quantise(change(saved(tmp_path / "small", "gpt2"), code), quant_method="bitsandbytes")
+    exit_code, _, err = lemon(capsys, "export", small, "--out", tmp_path / "out")
+    assert exit_code == 2 and "quantised by bitsandbytes" in err and "holds int8 codes and no weights" in err, err
+    content = json.loads((small / "config.json").read_text())
+    del content["quantization_config"]
+    (small / "config.json").write_text(json.dumps(content))
+    exit_code, _, err = lemon(capsys, "export", small, "--out", tmp_path / "out")
+    assert exit_code == 2 and "holds int8 codes and no weights" in err, err
+
+
+def test_what_is_left_of_a_quantisation_is_dropped_and_said(tmp_path, capsys):
+    small = quantise(saved(tmp_path / "small", "gpt2"), quant_method="fp8")
+    code, out, err = lemon(capsys, "export", small, "--out", tmp_path / "out")
+    assert code == 0 and "quantization_config of its config.json (fp8) is dropped" in out, err
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    code, _, err = lemon(capsys, "expand", "--source", small, "--target", small, "--out", tmp_path / "same")
+    assert code == 0, err
+
+
+def test_a_trainers_checkpoint(tmp_path, capsys):
+    """Hugging Face files beside DeepSpeed's tag folder; the config lies above that."""
+    tag = source(tmp_path, CheckpointLayout("zero", 2, 2), "gpt2")
+    folder = saved(tmp_path / "checkpoint-7", "gpt2")
+    tag = tag.rename(folder / "global_step7")
+    (tag / "manifest.json").unlink(), (tag / "config.json").unlink()
+    (folder / "latest").write_text("global_step7")
+    code, out, err = lemon(capsys, "export", folder, "--out", tmp_path / "of the files")
+    assert code == 0 and f"optimizer state, step and weights in fp32 lie in global_step7, name {tag} to take" in out, (
+        err
+    )
+    code, out, err = lemon(capsys, "reshard", tag, "--format", "huggingface", "--out", tmp_path / "of the shards")
+    assert code == 0 and f"read is the one of the folder above it, {folder / 'config.json'}" in out, err
+    code, _, err = lemon(capsys, "verify", tag, tmp_path / "of the shards")
+    assert code == 0, err
+    (folder / "latest").unlink()
+    code, _, err = lemon(capsys, "verify", tag, tmp_path / "of the shards")
+    assert code == 2 and "--source-config" in err
+    config = folder / "config.json"
+    code, _, err = lemon(capsys, "verify", tag, tmp_path / "of the shards", "--source-config", config)
+    assert code == 0, err
+    assert checkpoints.raw(tag).step == 7

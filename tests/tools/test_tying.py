@@ -1,0 +1,143 @@
+"""Tied names stored beside their owner: equal ones are tied, different ones both count, as in transformers 5."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import pipeline
+from pipeline import checkpoints, models
+from tests.helpers.checkpoints import change, saved, target_config_file
+from tests.helpers.cli import lemon
+from tests.helpers.pretrained import apart, given_out, loaded, tokens
+from tests.helpers.samples import POSITIONS, sample
+
+SAID = "says tie_word_embeddings true and '{}' differs from"
+DIFFERENT = {
+    "llama tied": "lm_head.weight",
+    "qwen3 tied": "lm_head.weight",
+    "gpt2": "lm_head.weight",
+    "opt": "lm_head.weight",
+    "bert": "cls.predictions.decoder.weight",
+    "bert-pre-ln": "cls.predictions.decoder.bias",
+    "roberta": "lm_head.decoder.bias",
+}
+"""Variant -> a tied name of it."""
+
+
+def stored_beside(folder: Path, variant: str, name: str, *, equal: bool = False) -> Path:
+    """A saved model whose files hold the tied `name` as well, with other numbers or with the owner's."""
+    owner = models.architecture_of(sample(variant)).aliases[name]
+
+    def add(tensors: dict) -> None:
+        other = torch.randn(tensors[owner].shape, generator=torch.Generator().manual_seed(3))
+        tensors[name] = tensors[owner].clone() if equal else other * 0.3
+
+    return change(saved(folder, variant), add)
+
+
+def grown(capsys, folder: Path, small: Path, variant: str) -> str:
+    """What is said while `small` grows to twice its width."""
+    target = target_config_file(folder / "target.json", variant, hidden=24, heads=6, mlp=40)
+    code, out, err = lemon(capsys, "expand", "--source", small, "--target", target, "--out", folder / "large")
+    assert code == 0, err
+    return out
+
+
+@pytest.mark.parametrize("variant, name", DIFFERENT.items())
+def test_both_count_where_they_differ(tmp_path, capsys, variant, name):
+    small = stored_beside(tmp_path / "small", variant, name)
+    said, inputs = grown(capsys, tmp_path, small, variant), tokens(small, POSITIONS)
+    assert said.count(SAID.format(name)) == 1, said
+    assert apart(small, tmp_path / "large", inputs) < 1e-5
+    assert apart(saved(tmp_path / "tied", variant), tmp_path / "large", inputs) > 1e-2  # the test can tell them apart
+    assert json.loads((tmp_path / "large" / "config.json").read_text())["tie_word_embeddings"] is False
+    code, out, err = lemon(capsys, "verify", small, tmp_path / "large")
+    assert code == 0, out + err
+
+
+@pytest.mark.parametrize(
+    "variant, name", [("llama tied", "lm_head.weight"), ("bert", "cls.predictions.decoder.weight")]
+)
+def test_every_layout_keeps_both(tmp_path, capsys, variant, name):
+    small = stored_beside(tmp_path / "small", variant, name)
+    inputs = tokens(small, POSITIONS)
+    for command in (
+        ["export", small, "--out", tmp_path / "exported"],
+        ["reshard", small, "--format", "zero", "--zero-stage", 3, "--world-size", 2, "--out", tmp_path / "native"],
+        ["reshard", tmp_path / "native", "--format", "huggingface", "--out", tmp_path / "again"],
+    ):
+        code, out, err = lemon(capsys, *command)
+        assert code == 0, err
+        assert (SAID.format(name) in out) == (command[1] == small), out
+    for folder in ("exported", "again"):
+        assert torch.equal(given_out(small, inputs), given_out(tmp_path / folder, inputs))
+
+
+@pytest.mark.parametrize("variant, name", DIFFERENT.items())
+def test_inspect_says_it(tmp_path, capsys, variant, name):
+    """It imports no model, so it knows tied names by their ends."""
+    code, out, _ = lemon(capsys, "inspect", stored_beside(tmp_path / "small", variant, name))
+    assert code == 0 and f"'{name}' differs from '" in out
+    code, out, _ = lemon(capsys, "inspect", stored_beside(tmp_path / "equal", variant, name, equal=True))
+    assert code == 0 and "differs from" not in out
+
+
+@pytest.mark.parametrize("variant, name", DIFFERENT.items())
+def test_equal_ones_stay_tied(tmp_path, capsys, variant, name):
+    small = stored_beside(tmp_path / "small", variant, name, equal=True)
+    assert "tie_word_embeddings" not in grown(capsys, tmp_path, small, variant)
+    assert apart(small, tmp_path / "large", tokens(small, POSITIONS)) < 1e-5
+    state, config = checkpoints.read(tmp_path / "large")
+    assert config.tie_word_embeddings and name not in state.tensors
+
+
+def test_equal_numbers_of_another_dtype_are_equal(tmp_path):
+    def add(tensors: dict) -> None:
+        tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].bfloat16()
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].float()
+
+    _, config = checkpoints.read(change(saved(tmp_path / "small", "llama tied"), add))
+    assert config.tie_word_embeddings
+
+
+def test_a_tied_name_without_its_owner_is_the_owner(tmp_path):
+    def swap(tensors: dict) -> None:
+        tensors["lm_head.weight"] = tensors.pop("transformer.wte.weight")
+
+    small = saved(tmp_path / "small", "gpt2")
+    before = checkpoints.read(small)[0].tensors["transformer.wte.weight"].tensor().clone()
+    state, config = checkpoints.read(change(small, swap))
+    assert config.tie_word_embeddings and torch.equal(state.tensors["transformer.wte.weight"].tensor(), before)
+
+
+def test_the_owner_under_a_bare_models_name_and_the_tied_name_beside_it(tmp_path):
+    """Which of two files' names comes first decides nothing."""
+
+    def strip(tensors: dict) -> None:
+        tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
+        for name in [name for name in tensors if name.startswith("transformer.")]:
+            tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+
+    state, config = checkpoints.read(change(saved(tmp_path / "small", "gpt2"), strip))
+    assert config.tie_word_embeddings and "transformer.wte.weight" in state.tensors
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path, capsys):
+    def double(tensors: dict) -> None:
+        tensors["wte.weight"] = tensors["transformer.wte.weight"] + 1
+
+    small = change(saved(tmp_path / "small", "gpt2"), double)
+    code, _, err = lemon(capsys, "export", small, "--out", tmp_path / "out")
+    assert code == 2 and "'transformer.wte.weight' and 'wte.weight' are both 'transformer.wte.weight'" in err, err
+
+
+def test_a_model_in_memory_that_was_loaded_from_such_files(tmp_path):
+    small = stored_beside(tmp_path / "small", "llama tied", "lm_head.weight")
+    model = AutoModelForCausalLM.from_pretrained(small)
+    large = pipeline.grow(model, sample("llama tied", hidden=24, heads=6, mlp=40, eps=1e-6)).double().eval()
+    before, inputs = loaded(small), tokens(small, POSITIONS)
+    assert (before(**inputs)[0] - large(**inputs)[0]).abs().max() < 1e-5 * before(**inputs)[0].abs().max()
+    assert not large.config.tie_word_embeddings

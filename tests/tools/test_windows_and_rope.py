@@ -1,0 +1,127 @@
+"""Attention windows and rotary positions: every layer keeps its own, on texts longer than the windows."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline import checkpoints
+from tests.helpers.checkpoints import saved, target_config_file
+from tests.helpers.cli import lemon
+from tests.helpers.pretrained import apart, given_out, tokens
+
+LONG = 64
+"""Tokens: more than a probe has, and than the windows."""
+TYPES = ["sliding_attention", "full_attention"]
+WINDOW = 24
+"""More tokens than a probe has."""
+
+
+def edit(folder: Path, **changes: object) -> Path:
+    """Other keys in a config.json; `...` takes one away."""
+    place = folder / "config.json" if folder.is_dir() else folder
+    content = {**json.loads(place.read_text()), **changes}
+    place.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+    return folder
+
+
+def mixed(folder: Path) -> Path:
+    """A Qwen3 whose first layer has a window."""
+    small = saved(folder, "qwen3", positions=LONG)
+    return edit(small, layer_types=TYPES, use_sliding_window=True, sliding_window=WINDOW)
+
+
+def expand(capsys, folder: Path, small: Path, variant: str, changes: dict | None = None, **sizes: object):
+    target = target_config_file(folder / "target.json", variant, **{"positions": LONG, **sizes})
+    edit(target, **(changes or {}))
+    return lemon(capsys, "expand", "--source", small, "--target", target, "--out", folder / "large")
+
+
+SLIDING = {"use_sliding_window": True, "sliding_window": WINDOW}
+
+
+@pytest.mark.parametrize(
+    "sizes, types",
+    [
+        ({"hidden": 24, "heads": 6, "mlp": 40}, TYPES),
+        ({"layers": 4}, [TYPES[0], TYPES[0], TYPES[1], TYPES[1]]),
+        ({"layers": 3, "hidden": 20, "heads": 5}, [TYPES[0], TYPES[0], TYPES[1]]),
+    ],
+    ids=["width", "depth", "both"],
+)
+def test_layers_keep_the_type_of_the_layer_they_come_from(tmp_path, capsys, sizes, types):
+    small = mixed(tmp_path / "small")
+    before = given_out(small, tokens(small, LONG))
+    code, _, err = expand(capsys, tmp_path, small, "qwen3", SLIDING, **sizes)
+    assert code == 0, err
+    assert json.loads((tmp_path / "large" / "config.json").read_text())["layer_types"] == types
+    assert apart(small, tmp_path / "large", tokens(small, LONG)) < 1e-5
+    assert lemon(capsys, "verify", small, tmp_path / "large")[0] == 0
+    edit(small, layer_types=TYPES[1:] * 2)  # the test can tell windows apart
+    assert (before - given_out(small, tokens(small, LONG))).abs().max() > 1e-2 * before.abs().max()
+
+
+def test_a_target_whose_layer_types_are_as_many_as_the_sources(tmp_path, capsys):
+    code, _, err = expand(
+        capsys, tmp_path, mixed(tmp_path / "small"), "qwen3", {**SLIDING, "layer_types": TYPES}, layers=4
+    )
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    "variant, changes", [("qwen3", {"layer_types": TYPES[::-1]}), ("mistral", {"sliding_window": 20})]
+)
+def test_other_windows_than_the_sources_are_never_verified(tmp_path, capsys, variant, changes):
+    """They are longer than the probe, which cannot show them."""
+    small = mixed(tmp_path / "small") if variant == "qwen3" else saved(tmp_path / "small", variant, positions=LONG)
+    same = {"sliding_window": 4096} if variant == "mistral" else SLIDING
+    code, _, err = expand(capsys, tmp_path, small, variant, same, hidden=24, heads=6, mlp=40)
+    assert code == 0, err
+    (tmp_path / "large" / "manifest.json").unlink()
+    edit(tmp_path / "large", **changes)
+    code, out, err = lemon(capsys, "verify", small, tmp_path / "large")
+    assert code == 2 and "long texts have other outputs" in err and "lossless" not in out, err
+
+
+SCALED = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+SCALED["original_max_position_embeddings"] = 16
+
+
+@pytest.mark.parametrize("scaling", [None, SCALED, {"type": "linear", "factor": 2.0}], ids=["none", "llama3", "linear"])
+def test_the_keys_of_transformers_4_stay_beside_those_of_5(tmp_path, capsys, scaling):
+    small = edit(
+        saved(tmp_path / "small", "llama", positions=LONG), rope_parameters=..., rope_theta=5e5, rope_scaling=scaling
+    )
+    rope = {"rope_parameters": ..., "rope_theta": 5e5, "rope_scaling": scaling}
+    code, _, err = expand(capsys, tmp_path, small, "llama", rope, hidden=24, heads=6, mlp=40, positions=2 * LONG)
+    assert code == 0, err
+    content = json.loads((tmp_path / "large" / "config.json").read_text())
+    assert (content["rope_theta"], content["rope_scaling"]) == (5e5, scaling)
+    assert content["rope_parameters"]["rope_theta"] == 5e5
+    assert apart(small, tmp_path / "large", tokens(small, LONG)) < 1e-5
+    again = checkpoints.read(tmp_path / "large")[1]
+    assert again.rope_parameters == checkpoints.read(small)[1].rope_parameters
+
+
+def test_a_source_of_transformers_5_gets_no_older_keys(tmp_path, capsys):
+    code, _, err = expand(capsys, tmp_path, saved(tmp_path / "small", "llama", positions=LONG), "llama", layers=3)
+    content = json.loads((tmp_path / "large" / "config.json").read_text())
+    assert code == 0 and not {"rope_theta", "rope_scaling", "rope_as_written"} & set(content), err
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_positions_that_scale_with_their_number_keep_it(tmp_path, capsys, rope):
+    changes = {"rope_parameters": ..., "rope_scaling": rope, "rope_theta": 1e4}
+    small = edit(saved(tmp_path / "small", "llama", positions=LONG), **changes)
+    code, _, err = expand(capsys, tmp_path, small, "llama", changes, layers=3, positions=2 * LONG)
+    assert code == 2 and f"('{rope['rope_type']}') depend on max_position_embeddings" in err, err
+    code, _, err = expand(capsys, tmp_path, small, "llama", changes, layers=3)
+    assert code == 0, err
+    assert apart(small, tmp_path / "large", tokens(small, LONG)) < 1e-5
