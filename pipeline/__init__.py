@@ -114,11 +114,12 @@ def reshard(
     source_config: Place | None = None,
     workers: int | None = None,
 ) -> ReshardResult:
-    """Write the checkpoint `source` in another layout, ZeRO stage or world size, moments and steps included."""
+    """Write the checkpoint `source` in another layout, ZeRO stage or world size, moments and steps included. What a
+    `layout` by name leaves open is as in the source."""
     from pipeline.checkpoints.reshard import execute_reshard, plan_reshard
     from pipeline.records.processes import WORKERS
 
-    planned = plan_reshard(Path(source), _layout(layout, Path(source)), _path(source_config))
+    planned = plan_reshard(Path(source), _layout(layout, Path(source), keep=True), _path(source_config))
     return execute_reshard(planned, Path(out), workers or WORKERS)
 
 
@@ -150,11 +151,12 @@ def _planned(
     return plan_expansion(place, sizes, options, _layout(layout, place), config, optimizer_state == "grow")
 
 
-def _layout(layout: CheckpointLayout | str | None, source: Path) -> CheckpointLayout:
+def _layout(layout: CheckpointLayout | str | None, source: Path, keep: bool = False) -> CheckpointLayout:
     from pipeline import checkpoints
 
     if layout is None or isinstance(layout, str):
-        return checkpoints.CheckpointLayout(layout or checkpoints.default_layout(source).name)
+        like = checkpoints.locate(source) if keep else None
+        return checkpoints.CheckpointLayout.choose(layout, checkpoints.default_layout(source), {}, like)
     return layout
 
 

@@ -13,6 +13,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, GetCoreSchemaHandler
 from pydantic_core import core_schema
 
+from pipeline.errors import one_line
+
+LARGEST = 1e30
+"""More than anybody trains, in any unit: all FLOPs of an exaflop machine in 30,000 years."""
 UNITS = ("steps", "samples", "tokens", "epochs", "flops")
 _SYNTAX = re.compile(r"^\s*([0-9][0-9_.]*(?:[eE][+]?[0-9]+)?)\s*([a-z]+)\s*$")
 
@@ -42,7 +46,7 @@ class Duration:
 
     @classmethod
     def parse(cls, text: Any) -> "Duration":
-        """Read `'600 steps'`. Raises ValueError on a bare number, an unknown unit or bad syntax."""
+        """Read `'600 steps'`. Raises ValueError on a bare number, an unknown unit, bad syntax, or far too much."""
         match = _SYNTAX.match(text) if isinstance(text, str) else None
         if not match:
             raise ValueError(f"a duration needs a number and a unit, such as '600 steps', not {text!r}")
@@ -50,7 +54,10 @@ class Duration:
         unit = name if name.endswith("s") else name + "s"
         if unit not in UNITS:
             raise ValueError(f"unknown unit '{name}' in {text!r}; known: {', '.join(UNITS)}")
-        return cls(Fraction(number.replace("_", "")), unit)
+        digits = number.replace("_", "")
+        if float(digits) > LARGEST:
+            raise ValueError(f"{one_line(text, 40)} is more than {LARGEST:.0e} {unit}; is it a typing error?")
+        return cls(Fraction(digits), unit)
 
     def steps(self, pace: Pace) -> int:
         """Whole optimizer steps, rounded up."""

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import UserError, one_line
+from pipeline.records.ledger_check import require_agreement
 from pipeline.records.run_folder import StageFolder, read_json
 from pipeline.records.stage_facts import StageFacts, TrainFacts, parse
 from pipeline.records.stage_records import TRAINING, EvaluationRecord, LedgerEntry, MetricsRecord, TrainingRecord
@@ -129,6 +130,8 @@ class RecordReader:
             folder, content = StageFolder(path), self.json(path / "stage.json")
             facts, plan = parse(folder.facts_file, content) if content else None, self.json(path / "plan.json")
             records = list(folder.metrics), list(folder.ledger)
+            if isinstance(facts, TrainFacts):
+                require_agreement(folder.ledger.path, records[1], facts)
             self._stages[key] = RecordedStage(path, facts.kind if facts else kind, facts, plan, *records)
         return self._stages[key]
 

@@ -16,7 +16,7 @@ import torch
 
 from pipeline.checkpoints import foreign, manifest, names, publish, tying, wrappers
 from pipeline.checkpoints.layouts import NATIVE, CheckpointLayout, Layout, detect_layout, require_layout
-from pipeline.checkpoints.manifest import FileRecord
+from pipeline.checkpoints.relative_paths import is_file_name
 from pipeline.checkpoints.serialization.byte_stream import OutputFile
 from pipeline.checkpoints.serialization.writer_pool import write_files
 from pipeline.checkpoints.sidecars import Sidecars
@@ -24,6 +24,7 @@ from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import ReshapedTensor
 from pipeline.errors import UserError
 from pipeline.optim.optimizers import AdamW, OptimizerSpec
+from pipeline.records.file_hashes import FileRecord
 from pipeline.records.run_folder import read_json
 
 if TYPE_CHECKING:
@@ -110,10 +111,17 @@ def raw(folder: Path) -> State:
     state = layout.read(folder)
     if not state.tensors:
         raise UserError(f"{folder}: its files hold no tensor; copy the checkpoint again")
+    _require_plain_names(folder, state)
     state.require_coherent(folder)
     slots = ", ".join(slot for slot, tensors in state.slots.items() if tensors) or "none"
     logger.debug(f"{folder}: {layout.title}, {len(state.tensors)} tensors, step {state.step}, optimizer state: {slots}")
     return replace(state, provenance=content.provenance if content else manifest.UNKNOWN_ORIGIN)
+
+
+def _require_plain_names(folder: Path, state: State) -> None:
+    """Universal files call folders by the parameters' names, which a file says."""
+    if odd := [name for name in (*state.tensors, *state.buffers) if not is_file_name(name)]:
+        raise UserError(f"{folder}: a tensor is called {odd[0]!r}, which is a path and no name of a module's tensor")
 
 
 def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedConfig]:

@@ -5,6 +5,7 @@ One tensor of each is open at a time. Equal means the same bits: -0 differs from
 
 import math
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ from rich.table import Table
 from torch import Tensor
 
 from pipeline import checkpoints
+from pipeline.checkpoints.layouts import carried
+from pipeline.checkpoints.layouts.deepspeed_pickles import DynamicLossScaler, LossScaler
 from pipeline.checkpoints.serialization.byte_stream import CHUNK
+from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import LazyTensor
 from pipeline.errors import UserError
 
@@ -23,6 +27,10 @@ BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 NARROW = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 """Types that torch does not compute with; float32 holds each of their numbers."""
 WORST = 5
+LONGEST = 60
+"""Characters of a value that is shown."""
+OF_THE_WRITER = frozenset({"ds_version", "ds_config", "clip_grad"})
+"""Which DeepSpeed wrote the files, and how it was set up."""
 Shape = tuple[int, ...]
 Facts = dict[str, Any]
 
@@ -42,16 +50,17 @@ class Gap:
 @dataclass
 class Part:
     """Tensors of one kind: the weights, the buffers, or one slot of the optimizer. only: names that one side alone
-    has."""
+    has. dtypes: types that count as a difference, whatever the numbers."""
 
     only: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
     shapes: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)
+    dtypes: dict[str, tuple[str, str]] = field(default_factory=dict)
     equal: int = 0
     gaps: list[Gap] = field(default_factory=list)
 
     @property
     def same(self) -> bool:
-        return not (self.only[0] or self.only[1] or self.shapes or self.gaps)
+        return not (self.only[0] or self.only[1] or self.shapes or self.dtypes or self.gaps)
 
     def as_json(self) -> Facts:
         """Counts, what is not comparable by name, and the worst tensors."""
@@ -65,6 +74,7 @@ class Part:
             "only_a": self.only[0],
             "only_b": self.only[1],
             "shapes": {name: [list(shape) for shape in shapes] for name, shapes in self.shapes.items()},
+            "dtypes": {name: list(types) for name, types in self.dtypes.items()},
             "largest": _number(largest),
             "relative": _number(relative),
             "worst": [
@@ -81,9 +91,9 @@ def _number(value: float) -> float | str:
 @dataclass(frozen=True)
 class Difference:
     """step: of either side, where they differ. steps and hyper: what differs there, with the number of parameters that
-    it holds for. published: whether tensors were brought together by published names. bare: the sides that hold no
-    optimizer although the other does. left_behind: tensors of either side that are no part of its model: they are not
-    compared."""
+    it holds for. besides: what differs in tied names, frozen parameters, and what the engine keeps. published: whether
+    tensors were brought together by published names. bare: the sides that hold no optimizer although the other does.
+    left_behind: tensors of either side that are no part of its model: they are not compared."""
 
     places: tuple[Path, Path]
     published: bool
@@ -92,11 +102,13 @@ class Difference:
     step: tuple[int | None, int | None] | None
     steps: list[Facts]
     hyper: list[Facts]
+    besides: list[Facts] = field(default_factory=list)
     left_behind: tuple[list[str], list[str]] = ([], [])
 
     @property
     def equal(self) -> bool:
-        return all(part.same for part in self.parts.values()) and not (self.step or self.steps or self.hyper)
+        changed = self.step or self.steps or self.hyper or self.besides
+        return all(part.same for part in self.parts.values()) and not changed
 
     def as_json(self) -> Facts:
         return {
@@ -109,6 +121,7 @@ class Difference:
             "step": list(self.step) if self.step else None,
             "steps": self.steps,
             "hyper": self.hyper,
+            "besides": self.besides,
             "left_behind_a": self.left_behind[0],
             "left_behind_b": self.left_behind[1],
         }
@@ -117,26 +130,31 @@ class Difference:
 @dataclass(frozen=True)
 class Side:
     """What is compared of one checkpoint. tensors: by kind (weights, buffers, a slot) and name. step: None of one
-    without an optimizer."""
+    without an optimizer. exact: names of buffers and frozen parameters, whose type counts. besides: what is tied,
+    frozen, or kept by the engine, by name."""
 
     tensors: dict[str, dict[str, LazyTensor]]
     step: int | None = None
     steps: dict[str, float] = field(default_factory=dict)
     hyper: dict[str, Facts] = field(default_factory=dict)
     left_behind: tuple[str, ...] = ()
+    exact: frozenset[str] = frozenset()
+    besides: dict[str, object] = field(default_factory=dict)
 
     @classmethod
     def of(cls, place: Path, published: bool, weights_only: bool) -> "Side":
         """Without published names buffers count as weights: Hugging Face files do not tell them apart."""
         state = checkpoints.read(place)[0] if published else checkpoints.raw(place)
         weights = {"weights": state.tensors if published else {**state.tensors, **state.buffers}}
+        exact = frozenset((*state.buffers, *state.frozen))
         if weights_only:
-            return cls(weights, left_behind=state.left_behind)
+            return cls(weights, left_behind=state.left_behind, exact=exact)
         buffers = {"buffers": state.buffers} if published and state.buffers else {}
         slots = {slot: tensors for slot, tensors in state.slots.items() if tensors}
         hyper = {name: _plain_values(group.hyper) for group in state.groups for name in group.names}
         step = state.step if state.groups else None
-        return cls({**weights, **buffers, **slots}, step, state.steps, hyper, state.left_behind)
+        tensors = {**weights, **buffers, **slots}
+        return cls(tensors, step, state.steps, hyper, state.left_behind, exact, _besides(state))
 
 
 def compare(a: Path, b: Path, weights_only: bool = False) -> Difference:
@@ -153,14 +171,43 @@ def compare(a: Path, b: Path, weights_only: bool = False) -> Difference:
         )
         raise UserError(f"{places[0]} and {places[1]} have no tensor name in common; {cause}")
     kinds = {**one.tensors, **other.tensors}
-    parts = {kind: _part(one.tensors.get(kind, {}), other.tensors.get(kind, {})) for kind in kinds}
+    exact = one.exact & other.exact
+    parts = {kind: _part(one.tensors.get(kind, {}), other.tensors.get(kind, {}), exact) for kind in kinds}
     pairs = (("A", one, other), ("B", other, one))
     bare = [name for name, mine, theirs in pairs if theirs.hyper and not mine.hyper]
     both = one.step is not None and other.step is not None
     step = (one.step, other.step) if both and one.step != other.step else None
     steps, hyper = _changes(one.steps, other.steps), _hyper_changes(one.hyper, other.hyper)
+    besides = _besides_changes(one.besides, other.besides) if one.hyper and other.hyper else []
     left_behind = list(one.left_behind), list(other.left_behind)
-    return Difference(places, published, bare, parts, step, steps, hyper, left_behind)
+    return Difference(places, published, bare, parts, step, steps, hyper, besides, left_behind)
+
+
+def _besides(state: State) -> dict[str, object]:
+    """What is no tensor of the model. What an engine starts with counts as nothing: files may name it or not."""
+    kept = {**state.engine, **state.scaling}
+    told = {key: value for key, value in kept.items() if key not in OF_THE_WRITER and not _unset(value)}
+    tied = {f"tied {name}": owner for name, owner in state.aliases.items()}
+    return {**told, **tied, **dict.fromkeys((f"frozen {name}" for name in state.frozen), True)}
+
+
+def _unset(value: object) -> bool:
+    if isinstance(value, LossScaler):
+        return not isinstance(value, DynamicLossScaler) and vars(value).get("cur_scale") == 1
+    return value is None or value is False or (isinstance(value, int | dict) and not value)
+
+
+def _besides_changes(one: dict[str, object], other: dict[str, object]) -> list[Facts]:
+    sides = [(name, one.get(name), other.get(name)) for name in {**one, **other}]
+    return [{"key": name, "a": _said(a), "b": _said(b)} for name, a, b in sides if not carried.same(a, b)]
+
+
+def _said(value: object) -> str:
+    """A value in one short line."""
+    if isinstance(value, LossScaler):
+        return f"loss scale {vars(value).get('cur_scale')}"
+    text = "none" if value is None else " ".join(str(value).split())
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 
 def _plain_values(values: Facts) -> Facts:
@@ -177,11 +224,13 @@ def _plain(value: object) -> object:
     return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _part(one: dict[str, LazyTensor], other: dict[str, LazyTensor]) -> Part:
+def _part(one: dict[str, LazyTensor], other: dict[str, LazyTensor], exact: Collection[str]) -> Part:
     part = Part(([n for n in one if n not in other], [n for n in other if n not in one]))
     for name in (name for name in one if name in other):
         if one[name].shape != other[name].shape:
             part.shapes[name] = one[name].shape, other[name].shape
+        elif not _comparable(types := (one[name].dtype, other[name].dtype), name in exact):
+            part.dtypes[name] = str(types[0]).removeprefix("torch."), str(types[1]).removeprefix("torch.")
         elif gap := _gap(name, one[name].tensor(), other[name].tensor()):
             part.gaps.append(gap)
         else:
@@ -189,10 +238,16 @@ def _part(one: dict[str, LazyTensor], other: dict[str, LazyTensor]) -> Part:
     return part
 
 
+def _comparable(types: tuple[torch.dtype, torch.dtype], exact: bool) -> bool:
+    """Whether one type holds the numbers of both, and may."""
+    return types[0] == types[1] or (not exact and all(dtype.is_floating_point for dtype in types))
+
+
 def _gap(name: str, a: Tensor, b: Tensor) -> Gap | None:
     """How two tensors of one shape differ; None when they do not. Of two types, in the type that holds the numbers of
     both."""
     a, b = (tensor.float() if tensor.dtype in NARROW else tensor for tensor in (a, b))
+    a, b = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in (a, b))
     dtype, numbers, largest = torch.promote_types(a.dtype, b.dtype), 0, 0.0
     for one, other in zip(a.reshape(-1).split(CHUNK), b.reshape(-1).split(CHUNK), strict=True):
         one, other = one.to(dtype), other.to(dtype)
@@ -273,12 +328,16 @@ def _part_lines(kind: str, part: Part) -> list[str]:
         f"{kind}: {len(part.shapes)} have other shapes, such as '{name}': {a} in A, {b} in B"
         for name, (a, b) in list(part.shapes.items())[:1]
     ]
+    dtypes = [
+        f"{kind}: {len(part.dtypes)} have other types, such as '{name}': {a} in A, {b} in B"
+        for name, (a, b) in list(part.dtypes.items())[:1]
+    ]
     worst = [
         f"{kind}: '{gap['name']}' differs in {gap['numbers']} of {gap['of']} numbers, "
         f"by at most {float(gap['largest']):.3g} (relative {float(gap['relative']):.3g})"
         for gap in part.as_json()["worst"]
     ]
-    return only + shapes + worst
+    return only + shapes + dtypes + worst
 
 
 def _listed(names: list[str]) -> str:
@@ -297,4 +356,5 @@ def _optimizer_lines(difference: Difference) -> list[str]:
             f"{row['key']:<12} {row['a']} -> {row['b']} for {row['parameters']} parameters, such as '{row['first']}'"
             for row in difference.hyper
         ]
+        + [f"{row['key']:<12} {row['a']} -> {row['b']}" for row in difference.besides]
     )

@@ -48,7 +48,7 @@ def require_structure(folder: Path) -> None:
     """Raises UserError for what files without a manifest say against each other, and for any that does not open. Where
     a config describes a supported model, they are compared with that too (which takes importing the models)."""
     for path in sorted(folder.rglob("*.pt")):
-        open_file(path)
+        open_file(path, opaque=path.name.endswith("model_states.pt"))
     state = checkpoints.raw(folder)
     require_agreement(folder, state)
     require_layout(folder).require_structure(folder, state)

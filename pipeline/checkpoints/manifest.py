@@ -6,15 +6,16 @@ A folder without a manifest is a foreign checkpoint. Which checkpoint is written
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
+from pipeline.checkpoints.relative_paths import is_below
 from pipeline.errors import UserError
+from pipeline.records.file_hashes import Done, FileRecord, files_below, hashes, sha256, silent
 from pipeline.records.run_folder import read_json
 
 NAME = "manifest.json"
@@ -24,13 +25,10 @@ UNKNOWN_ORIGIN = {"flops": "unknown"}
 """The provenance of what nobody has kept records of."""
 
 
-class FileRecord(BaseModel):
-    """One file: bytes, and SHA-256 in hexadecimal."""
-
-    model_config = ConfigDict(frozen=True)
-
-    size: int
-    sha256: str
+def _below(name: str) -> str:
+    if not is_below(name):
+        raise ValueError("this leads out of the folder")
+    return name
 
 
 class Manifest(BaseModel):
@@ -59,7 +57,7 @@ class Manifest(BaseModel):
     seed: int | None = None
     source: dict[str, Any] | None = None
     provenance: dict[str, Any]
-    files: dict[str, FileRecord]
+    files: dict[Annotated[str, AfterValidator(_below)], FileRecord]
 
     def facts(self) -> dict[str, Any]:
         """What was recorded, as JSON has it, without the files and the provenance."""
@@ -88,6 +86,8 @@ def read(folder: Path) -> Manifest:
     for name, record in content.files.items():
         path = folder / name
         size = path.stat().st_size if path.exists() else None
+        if size is not None and not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"{path}: no regular file; remove it, or use an older checkpoint")
         if size != record.size:
             stored = "missing" if size is None else f"{size} bytes"
             raise UserError(f"{path}: {stored}, the manifest says {record.size} bytes; use an older checkpoint")
@@ -132,48 +132,22 @@ def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
     return {"provenance": UNKNOWN_ORIGIN, **content, "format": FORMAT} if content.get("format") == 1 else content
 
 
-Done = Callable[[int], None]
-"""Told how many bytes were hashed."""
-
-
-def _silent(size: int) -> None:
-    """Reports no progress."""
-
-
-def sha256(path: Path, done: Done = _silent) -> str:
-    """The hash of a file; `done` is called with the size of every piece."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file:
-        while size := file.readinto(buffer):
-            digest.update(buffer[:size])
-            done(size)
-    return digest.hexdigest()
-
-
 def listing(folder: Path) -> list[str]:
     """The files below `folder`, but for the manifest."""
-    return sorted(
-        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path != folder / NAME
-    )
+    return [name for name in files_below(folder) if name != NAME]
 
 
-def record(path: Path, done: Done = _silent) -> FileRecord:
-    """Size and SHA-256 of a file."""
-    return FileRecord(size=path.stat().st_size, sha256=sha256(path, done))
-
-
-def hashes(folder: Path, names: Iterable[str], workers: int = 1, done: Done = _silent) -> dict[str, FileRecord]:
-    """The records of the files `names` below `folder`; `workers` threads hash."""
-    names = list(names)
-    with ThreadPoolExecutor(workers) as pool:
-        return dict(zip(names, pool.map(lambda name: record(folder / name, done), names), strict=True))
-
-
-def verify(folder: Path, workers: int = 1, done: Done = _silent) -> Manifest:
+def verify(folder: Path, workers: int = 1, done: Done = silent) -> Manifest:
     """Like `read`, and every byte hashed, in `workers` threads. Raises UserError naming the first file that differs."""
     content = read(folder)
     _require_same(folder, content.files, hashes(folder, content.files, workers, done))
     return content
+
+
+def verify_share(folder: Path, number: int, of: int) -> None:
+    """`verify` for one of `of` processes, which share the files out. Raises UserError naming the first that differs."""
+    files = dict(sorted(read(folder).files.items())[number::of])
+    _require_same(folder, files, hashes(folder, files))
 
 
 def _require_same(folder: Path, expected: dict[str, FileRecord], actual: dict[str, FileRecord]) -> None:

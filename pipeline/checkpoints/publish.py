@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoints.manifest import NAME, UNKNOWN_ORIGIN, FileRecord, Manifest, hashes, listing
+from pipeline.checkpoints.manifest import NAME, UNKNOWN_ORIGIN, Manifest, listing, read
 from pipeline.errors import UserError, writing_to
+from pipeline.records.file_hashes import FileRecord, hashes
 from pipeline.records.run_folder import step_of, write_text
 
 logger = logging.getLogger(__name__)
 
-STAGING = ".staging-"
+STAGING, DAMAGED = ".staging-", ".damaged-"
 
 
 def staging(final: Path) -> Path:
@@ -102,6 +103,31 @@ def newest(folder: Path) -> Path | None:
     """The newest complete checkpoint in `folder`."""
     checkpoints = complete(folder)
     return checkpoints[-1] if checkpoints else None
+
+
+def newest_complete(folder: Path) -> Path | None:
+    """The newest checkpoint in `folder` of which all files are there in their sizes; those that are newer and damaged
+    are set aside. Raises UserError when all are damaged."""
+    while checkpoint := newest(folder):
+        try:
+            read(checkpoint)
+            return checkpoint
+        except UserError as error:
+            set_aside(checkpoint, str(error))
+    return None
+
+
+def set_aside(checkpoint: Path, damage: str) -> None:
+    """Take a damaged checkpoint out of every reader's sight, under a hidden name beside it, and say so. Raises
+    UserError where there is no other."""
+    if complete(checkpoint.parent) == [checkpoint]:
+        raise UserError(
+            f"{damage}; the stage has no other: bring one back, or remove {checkpoint.parent} to train it anew"
+        )
+    hidden = checkpoint.with_name(DAMAGED + checkpoint.name)
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.replace(checkpoint, hidden)
+    logger.warning(f"{damage} (kept as {hidden})")
 
 
 def prune(folder: Path, keep: int) -> None:

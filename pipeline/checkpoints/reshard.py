@@ -115,7 +115,7 @@ def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardRe
             "versions": installed(),
             "source": origin.facts(hashed),
             "provenance": plan.state.provenance,
-            "left_behind": [*plan.state.left_behind, *beside.left],
+            "left_behind": [*plan.state.left_behind, *plan.state.unread, *beside.left],
         }
         publish.publish(staged, out, facts, files)
     size = sum(file.size for file in files.values())

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pipeline.checkpoints.layouts import detect_layout
 from pipeline.checkpoints.layouts.huggingface import shards, weights_file
-from pipeline.checkpoints.manifest import FileRecord, hashes
 from pipeline.checkpoints.publish import STAGING
 from pipeline.errors import UserError
+from pipeline.records.file_hashes import FileRecord, hashes
 
 logger = logging.getLogger(__name__)
 

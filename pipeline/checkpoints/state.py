@@ -36,7 +36,11 @@ class State:
     step: how many optimizer steps were taken (DeepSpeed's `global_steps`). steps: the count that the optimizer itself
     keeps for each parameter; empty for optimizers without one. config: the content of the model's config.json.
     aliases: tied name -> owner. provenance: where it came from and the FLOPs spent on it so far (or "unknown").
+    engine: what the engine and the script keep beside tensors (schedule of rates, counters, client state), by their
+    keys in DeepSpeed's model_states file. scaling: the same of the optimizer's file (the loss scale, …). sub_group: how
+    many elements stage 3 lets one flat tensor have (sub_group_size); None: DeepSpeed's default.
     left_behind: what the files hold beside the model (the pooler of a masked language model, …), by their names.
+    unread: what else they hold and no layout carries, in words.
     untied: of a model that its config calls tied and whose files do not, what to know of that.
     """
 
@@ -50,7 +54,11 @@ class State:
     frozen: tuple[str, ...] = ()
     buffers: dict[str, LazyTensor] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
+    scaling: dict[str, Any] = field(default_factory=dict)
+    sub_group: int | None = None
     left_behind: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     untied: str | None = None
 
     def only(self, names: Collection[str]) -> "State":
@@ -116,7 +124,7 @@ class State:
 
     def without_optimizer(self) -> "State":
         """The weights alone."""
-        return replace(self, slots={}, step=0, steps={}, groups=())
+        return replace(self, slots={}, step=0, steps={}, groups=(), engine={}, scaling={})
 
     def remarks(self) -> list[str]:
         """What the files hold and this state does not, and what it holds otherwise, in words."""
@@ -126,11 +134,30 @@ class State:
             lines.append(
                 f"{len(self.left_behind)} tensors of the source are no part of its model and left behind: {listed}"
             )
-        return lines
+        return [*lines, *self.unread]
 
     def optimizer(self) -> OptimizerSpec:
         """The optimizer that left this state. Raises UserError, naming the slots, for one that is not registered."""
         return optimizers.require(self._filled_slots, self._hyper)
+
+    def stored_slots(self) -> tuple[list[str], bool]:
+        """The slots that optimizer files hold for every parameter, and whether they hold its step: those of a known
+        optimizer, which are fresh where they are missing; of any other those that are there. Raises UserError that
+        names a slot which is not there for every parameter in its shape: nothing is invented."""
+        if spec := self.known_optimizer:
+            return [slot.name for slot in spec.slots], spec.keeps_step
+        if not self._filled_slots:
+            optimizers.require((), self._hyper)
+        for slot in self._filled_slots:
+            for name in (name for group in self.groups for name in group.names):
+                tensor, weights = self.slots[slot].get(name), self.tensors[name]
+                if tensor is None or tensor.numel != weights.numel:
+                    held = "missing" if tensor is None else f"of shape {tensor.shape}"
+                    raise UserError(
+                        f"optimizer state '{slot}' of '{name}' is {held}, its weights are of shape {weights.shape}; "
+                        "only state in their shape is carried: take the weights alone (--format huggingface)"
+                    )
+        return self._filled_slots, bool(self.steps)
 
     @property
     def known_optimizer(self) -> OptimizerSpec | None:

@@ -115,7 +115,7 @@ class ShardedTensor(LazyTensor):
             if first < last:
                 shift = piece.offset - piece.start
                 parts.append(self._flats[piece.rank][shift + first : shift + last])
-        return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty(0)
+        return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else self._flats[0][:0]
 
 
 class RowSource(Protocol):

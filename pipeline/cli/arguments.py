@@ -25,6 +25,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
 
+def path(text: str) -> Path:
+    """A file or folder. An empty name would mean the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty name; is a variable unset?")
+    return Path(text)
+
+
 def positive_integer(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is no whole number of at least 1")
@@ -42,25 +49,28 @@ SOURCE_CONFIG = "the source's config.json, where the checkpoint holds none"
 
 
 def add_source_config(command: argparse.ArgumentParser, text: str = SOURCE_CONFIG) -> None:
-    command.add_argument("--source-config", type=Path, help=text)
+    command.add_argument("--source-config", type=path, help=text)
 
 
 def add_json(command: argparse.ArgumentParser, what: str) -> None:
     command.add_argument("--json", action="store_true", help=f"print {what} as JSON")
 
 
-def add_layout(command: argparse.ArgumentParser) -> None:
+def add_layout(command: argparse.ArgumentParser, kept: str = "") -> None:
+    """kept: said before every default of native files that a source has itself."""
     command.add_argument(
         "--format",
         metavar="LAYOUT",
         help="of the result, see below (default: huggingface for such a source, else zero)",
     )
-    command.add_argument("--zero-stage", type=int, choices=[1, 2, 3], help="of --format zero (default 1)")
+    command.add_argument("--zero-stage", type=int, choices=[1, 2, 3], help=f"of --format zero (default: {kept}1)")
     command.add_argument(
-        "--world-size", type=positive_integer, help="of --format zero: ranks that will load it (default 2)"
+        "--world-size", type=positive_integer, help=f"of --format zero: ranks that will load it (default: {kept}2)"
     )
     command.add_argument(
-        "--bf16", action="store_true", help="of --format zero: the engine will train in bf16 (its file names differ)"
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        help=f"of --format zero: the engine will train in bf16, its file names differ (default: {kept}no)",
     )
     command.add_argument(
         "--dtype", choices=DTYPES, help="of --format huggingface: of the stored weights (default float32)"
@@ -81,11 +91,13 @@ class LayoutsHelp(argparse.RawDescriptionHelpFormatter):
         return f"{super().format_help()}\nlayouts, and the options that belong to each:\n" + "\n".join(lines) + "\n"
 
 
-def selected_layout(options: argparse.Namespace) -> "CheckpointLayout":
-    """The layout asked for; options of one layout choose it, and contradict another. Raises UserError."""
+def selected_layout(options: argparse.Namespace, keep: bool = False) -> "CheckpointLayout":
+    """The layout asked for; options of one layout choose it, and contradict another. keep: what they leave open is as
+    in the source. Raises UserError."""
     from pipeline import checkpoints
     from pipeline.checkpoints.layouts import LAYOUTS
 
     keys = [key for layout in LAYOUTS.values() for key in layout.keys]
-    selected = {key: getattr(options, key) for key in keys if getattr(options, key) not in (None, False)}
-    return checkpoints.CheckpointLayout.choose(options.format, checkpoints.default_layout(options.source), selected)
+    selected = {key: getattr(options, key) for key in keys if getattr(options, key) is not None}
+    default, like = checkpoints.default_layout(options.source), checkpoints.locate(options.source) if keep else None
+    return checkpoints.CheckpointLayout.choose(options.format, default, selected, like)

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from pathlib import Path
 
 import pipeline
 from pipeline.cli.arguments import (
@@ -15,6 +14,7 @@ from pipeline.cli.arguments import (
     add_layout,
     add_source_config,
     add_workers,
+    path,
     selected_layout,
 )
 from pipeline.cli.output import console
@@ -38,7 +38,7 @@ def _command(commands: Commands, name: str, text: str, handler: Handler) -> argp
 def _checkpoint_command(commands: Commands, name: str, text: str, handler: Handler) -> argparse.ArgumentParser:
     """A command that reads one checkpoint."""
     command = _command(commands, name, text, handler)
-    command.add_argument("source", type=Path, metavar="DIR", help=CHECKPOINT)
+    command.add_argument("source", type=path, metavar="DIR", help=CHECKPOINT)
     return command
 
 
@@ -66,8 +66,8 @@ def _add_diff(commands: Commands) -> None:
         "exit code 1 when anything differs"
     )
     command = _command(commands, "diff", text, _diff)
-    command.add_argument("a", type=Path, metavar="A", help=CHECKPOINT)
-    command.add_argument("b", type=Path, metavar="B", help="another, in any layout, ZeRO stage and world size")
+    command.add_argument("a", type=path, metavar="A", help=CHECKPOINT)
+    command.add_argument("b", type=path, metavar="B", help="another, in any layout, ZeRO stage and world size")
     add_json(command, "the differences")
     command.add_argument(
         "--weights-only", action="store_true", help="leave the optimizer out (Hugging Face folders hold none)"
@@ -78,18 +78,18 @@ def _add_reshard(commands: Commands) -> None:
     text = "write a checkpoint in another layout, ZeRO stage or world size, moments and steps included"
     command = _checkpoint_command(commands, "reshard", text, _reshard)
     command.formatter_class = LayoutsHelp
-    command.add_argument("--out", required=True, type=Path, help="the checkpoint folder to create")
+    command.add_argument("--out", required=True, type=path, help="the checkpoint folder to create")
     add_source_config(
         command, "the model's config.json, where Hugging Face files are read or written and it lies elsewhere"
     )
-    add_layout(command)
+    add_layout(command, "the source's, else ")
     add_workers(command)
 
 
 def _add_export(commands: Commands) -> None:
     text = "write a checkpoint as a Hugging Face folder: safetensors, config, tokenizer, a model card with what it cost"
     command = _checkpoint_command(commands, "export", text, _export)
-    command.add_argument("--out", required=True, type=Path, metavar="HF_DIR", help="the folder to create")
+    command.add_argument("--out", required=True, type=path, metavar="HF_DIR", help="the folder to create")
     command.add_argument("--dtype", default="float32", choices=DTYPES, help="of the stored weights (default float32)")
     add_source_config(command)
 
@@ -125,7 +125,7 @@ def _reshard(options: argparse.Namespace) -> None:
     pipeline.reshard(
         options.source,
         options.out,
-        selected_layout(options),
+        selected_layout(options, keep=True),
         source_config=options.source_config,
         workers=options.workers,
     )

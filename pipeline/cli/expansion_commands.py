@@ -15,6 +15,7 @@ from pipeline.cli.arguments import (
     add_layout,
     add_source_config,
     add_workers,
+    path,
     selected_layout,
 )
 from pipeline.cli.output import console
@@ -29,17 +30,17 @@ def add_parsers(commands: Commands) -> None:
     text = "say what an expansion would do, and what it needs; no tensor is read"
     plan = _command(commands, "plan", text, _plan)
     plan.add_argument(
-        "--out", type=Path, metavar="FILE", help="write the whole plan there, as JSON (default: it is printed only)"
+        "--out", type=path, metavar="FILE", help="write the whole plan there, as JSON (default: it is printed only)"
     )
     add_json(plan, "the whole plan")
     text = "expand a checkpoint to a larger model that computes the same function"
     expand = _command(commands, "expand", text, _expand)
-    expand.add_argument("--out", required=True, type=Path, help="the checkpoint folder to create")
+    expand.add_argument("--out", required=True, type=path, help="the checkpoint folder to create")
     add_workers(expand)
     text = "measure whether a large model computes a small one's function; exit code 1 when it does not"
     verify = commands.add_parser("verify", help=text, description=text)
-    verify.add_argument("small", type=Path, metavar="SMALL", help=f"the source: {CHECKPOINT}")
-    verify.add_argument("large", type=Path, metavar="LARGE", help="what grew from it")
+    verify.add_argument("small", type=path, metavar="SMALL", help=f"the source: {CHECKPOINT}")
+    verify.add_argument("large", type=path, metavar="LARGE", help="what grew from it")
     add_source_config(verify)
     add_json(verify, "the measurements")
     verify.set_defaults(handler=_verify)
@@ -49,7 +50,7 @@ def _command(commands: Commands, name: str, text: str, handler: Handler) -> argp
     """A command that decides an expansion."""
     command = commands.add_parser(name, help=text, description=text, formatter_class=_MethodsHelp)
     command.set_defaults(handler=handler)
-    command.add_argument("--source", required=True, type=Path, help=CHECKPOINT)
+    command.add_argument("--source", required=True, type=path, help=CHECKPOINT)
     add_source_config(command)
     command.add_argument(
         "--target", required=True, help="CONFIG.yaml:MODEL, a Hugging Face config.json, or a folder with one"

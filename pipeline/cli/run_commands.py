@@ -1,10 +1,9 @@
 """`lemon run`, `prepare` and `train`: stages of a config."""
 
 import argparse
-from pathlib import Path
 
 from pipeline import config
-from pipeline.cli.arguments import Commands, positive_integer
+from pipeline.cli.arguments import Commands, path, positive_integer
 from pipeline.config.schema import Config
 from pipeline.errors import UserError, writing_to
 from pipeline.records.processes import choose_accelerator
@@ -24,7 +23,7 @@ def add_parsers(commands: Commands) -> None:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(handler=handlers[name])
         command.add_argument(
-            "config", type=Path, metavar="CONFIG", help="a YAML config, such as configs/quickstart/bert.yaml"
+            "config", type=path, metavar="CONFIG", help="a YAML config, such as configs/quickstart/bert.yaml"
         )
         command.add_argument(
             "overrides", nargs="*", metavar="key=value", help="dotted overrides; stages by name: stages.small.batch=32"

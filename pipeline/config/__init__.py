@@ -5,6 +5,7 @@ gives to several places is overridden in the named place alone. An unknown key, 
 raises `UserError` before anything is started.
 """
 
+from collections import Counter
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,22 @@ NOT_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError
 2026-13-45, `!!bool x`)."""
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's own rule that no mapping has a key twice, which PyYAML leaves to whoever uses it."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        counted = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := [key for key, count in counted.items() if count > 1]:
+            raise yaml.YAMLError(f"the key '{twice[0]}' is there twice below line {node.start_mark.line + 1}")
+        return node
+
+
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a YAML config and apply `dotted.key=value` overrides. Raises UserError."""
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"{path}: cannot read the config ({error.strerror}); check the path") from error
     except NOT_YAML as error:

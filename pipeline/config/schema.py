@@ -23,6 +23,18 @@ def _usable_as_folder(name: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_usable_as_folder)]
+OTHERS_IN_A_RUN = {"data", "config.yaml", "report.html", "report.json"}
+"""What lies beside the stages in the run folder."""
+
+
+def _not_empty(place: str) -> str:
+    if not place.strip() or "\0" in place:
+        raise ValueError("names no folder; is a variable unset?")
+    return place
+
+
+Place = Annotated[str, AfterValidator(_not_empty)]
+"""The path of a file or folder."""
 
 
 class TokenizerChoice(Strict):
@@ -54,7 +66,7 @@ class TextData(Strict):
     block: int = Field(128, ge=8, description="tokens per block, [CLS] and [SEP] included")
     mask: float = Field(0.15, gt=0, lt=1, description="fraction of a block that is predicted")
     evaluation_blocks: int = Field(256, ge=1)
-    workers: int = Field(0, ge=0, description="loader processes per rank")
+    workers: int = Field(0, ge=0, le=256, description="loader processes per rank")
 
     @property
     def scored(self) -> int:
@@ -83,7 +95,7 @@ class ImageData(Strict):
     evaluation_images: int = Field(
         2048, ge=1, description="at most; at most a fifth of the data where they are cut from it"
     )
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=256)
 
 
 class ModelSizes(Strict):
@@ -123,7 +135,7 @@ class TrainStage(Strict):
     kind: Literal["train"]
     name: Name
     model: str
-    start: str | None = None
+    start: Place | None = None
     batch: int = Field(ge=1, description="samples per optimizer step, over all ranks")
     micro_batch: int | None = Field(None, ge=1, description="samples per rank and pass; default batch / ranks")
     schedule: Schedule
@@ -197,7 +209,7 @@ class Config(Strict):
 
     name: Name
     seed: int = Field(0, ge=0)
-    folder: str = Field("runs/{name}", description="where the run lives; {name} is replaced")
+    folder: Place = Field("runs/{name}", description="where the run lives; {name} is replaced")
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="workers on each node; auto: one per GPU, else 2"
     )
@@ -249,7 +261,7 @@ class Config(Strict):
     def _problems_of(self, stage: TrainStage | ExpandStage, earlier: dict[str, TrainStage | ExpandStage]) -> list[str]:
         """What does not fit between a stage, the models and the stages before it."""
         problems, origin, where = [], stage.origin, f"stages.{stage.name}"
-        if stage.name in earlier or stage.name == "data":
+        if stage.name in earlier or stage.name.removesuffix(".draft") in OTHERS_IN_A_RUN:
             problems.append(f"{where}: the name is taken; give each stage its own")
         if stage.model not in self.models:
             problems.append(f"{where}.model: no model '{stage.model}'{nearest(stage.model, self.models)}")

@@ -16,6 +16,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet
 import torch
 
@@ -104,9 +105,22 @@ def _from_files(files: list[Path], data: ImageData, cache: Path) -> datasets.Dat
     for table in tables:
         _require_columns(table, _column_names(table), data)
     try:
-        return datasets.Dataset.from_parquet([str(table) for table in tables], cache_dir=str(cache))
+        images = datasets.Dataset.from_parquet([str(table) for table in tables], cache_dir=str(cache))
+        _require_inside(tables[0], images, data.column)
+        return images
     except (datasets.exceptions.DatasetsError, pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{tables[0]}: cannot read the images ({one_line(error.__cause__ or error)})") from error
+
+
+def _require_inside(table: Path, images: datasets.Dataset, column: str) -> None:
+    """Raises UserError for a table that names files, which may lie anywhere, where it should hold encoded images."""
+    stored = images.data.column(column)
+    held = pa.types.is_struct(stored.type) and stored.type.get_field_index("bytes") >= 0
+    content = pyarrow.compute.struct_field(stored, "bytes") if held else stored
+    if not (pa.types.is_binary(content.type) or pa.types.is_large_binary(content.type)):
+        raise UserError(f"{table}: column '{column}' holds {stored.type}, no encoded images; set data.column")
+    if content.null_count:
+        raise UserError(f"{table}: column '{column}' has {content.null_count} rows without an encoded image; put it in")
 
 
 def _column_names(table: Path) -> list[str]:
@@ -227,13 +241,22 @@ class ImageSamples:
         images = []
         for row, encoded in zip(rows, stored["image"], strict=True):
             try:
-                image = PIL.Image.open(io.BytesIO(encoded["bytes"]))
-                images.append(PIL.ImageOps.exif_transpose(image).convert(mode))
-            except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError on a broken PNG
+                images.append(_decoded(encoded["bytes"], mode))
+            except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:  # Syntax: broken PNG
                 raise UserError(
                     f"{split} image {row}: cannot be decoded ({one_line(error)}); repair or remove it and prepare again"
                 ) from error
         return images, torch.tensor(stored["label"], dtype=torch.int64)
+
+
+def _decoded(encoded: bytes, mode: str) -> PIL.Image.Image:
+    """An image, upright. Grey levels of 16 bits are brought to 8, which Pillow's own conversion cuts off at 255."""
+    image = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(encoded)))
+    if image.mode.startswith("I"):
+        image = PIL.Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, whose range nothing says")
+    return image.convert(mode)
 
 
 def _open_split(path: Path, rows: int) -> datasets.Dataset:

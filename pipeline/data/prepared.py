@@ -1,8 +1,11 @@
 """The prepared folder: written once, whole or not at all, and all that training and export read.
 
-`data.json` marks it complete: the facts, the data config that they follow from, and the seed.
+`data.json` marks it complete: the facts, the data config that they follow from, the seed, size and SHA-256 of every
+file, and its own hash. Every start of a run holds the folder against them.
 """
 
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -16,12 +19,17 @@ from pipeline.config.schema import Augmentation, Data, ImageData, TextData
 from pipeline.config.validation_errors import explain
 from pipeline.data import images, text
 from pipeline.errors import UserError
+from pipeline.records.file_hashes import files_below, hashes
+from pipeline.records.processes import WORKERS
 from pipeline.records.run_folder import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
+NAME, FORMAT = "data.json", 2
+"""Format 1 had no hashes, and no number."""
 READ_LATER = {"workers", "augment"}
 """Keys of the data config that change how samples are read, not what is stored."""
+ANEW = "restore it, or remove the folder to prepare the data again"
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,9 @@ def prepare(data: TextData | ImageData, seed: int, folder: Path) -> Prepared:
     anything else.
     """
     folder = Path(folder)
-    if (folder / "data.json").exists():
+    if (folder / NAME).exists():
         _require_same(folder, data, seed)
+        _require_whole(folder)
         logger.debug(f"{folder}: prepared already")
         return open_prepared(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -72,7 +81,7 @@ def prepare(data: TextData | ImageData, seed: int, folder: Path) -> Prepared:
     try:
         draft.mkdir(parents=True)
         facts = text.build(data, seed, draft) if data.kind == "text" else images.build(data, seed, draft)
-        write_json(draft / "data.json", {"facts": facts, "data": data.model_dump(mode="json"), "seed": seed})
+        _write_record(draft, {"facts": facts, "data": data.model_dump(mode="json"), "seed": seed})
         os.replace(draft, folder)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
@@ -83,18 +92,47 @@ def prepare(data: TextData | ImageData, seed: int, folder: Path) -> Prepared:
 def open_prepared(folder: Path) -> Prepared:
     """What `prepare` wrote. Raises UserError when there is none, or it is damaged."""
     folder = Path(folder)
-    if not (folder / "data.json").exists():
+    if not (folder / NAME).exists():
         raise UserError(f"{folder}: no prepared data here; prepare them first (lemon prepare CONFIG)")
     prepared = Prepared(folder, _record(folder)["facts"])
     prepared.samples()
     return prepared
 
 
+def _write_record(folder: Path, content: dict[str, Any]) -> None:
+    files = {name: file.model_dump() for name, file in hashes(folder, files_below(folder), WORKERS).items()}
+    whole = {"format": FORMAT, **content, "files": files}
+    write_json(folder / NAME, {**whole, "sha256": _own_hash(whole)})
+
+
+def _own_hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _record(folder: Path) -> dict[str, Any]:
-    record = read_json(folder / "data.json")
+    path, record = folder / NAME, read_json(folder / NAME)
     if not {"facts", "data", "seed"} <= record.keys():
-        raise UserError(f"{folder / 'data.json'}: not what prepare writes; remove the folder and prepare again")
+        raise UserError(f"{path}: not what prepare writes; remove the folder and prepare again")
+    number = record.get("format", 1)
+    if not isinstance(number, int) or number > FORMAT:
+        raise UserError(f"{path}: format {number}, this release reads up to {FORMAT}; install a newer one")
+    if number > 1 and record.pop("sha256", None) != _own_hash(record):
+        raise UserError(f"{path}: does not match its own hash, so it was edited or damaged; {ANEW}")
     return record
+
+
+def _require_whole(folder: Path) -> None:
+    """Raises UserError for the first file that is not what was prepared."""
+    files = _record(folder).get("files")
+    if files is None:
+        logger.warning(f"{folder}: prepared by an older release, nothing says whether its files are whole")
+        return
+    there = hashes(folder, [name for name in files_below(folder) if name in files], WORKERS)
+    for name, expected in files.items():
+        if name not in there:
+            raise UserError(f"{folder / name}: missing; {ANEW}")
+        if there[name].model_dump() != expected:
+            raise UserError(f"{folder / name}: not what was prepared, its SHA-256 differs; {ANEW}")
 
 
 def _require_same(folder: Path, data: TextData | ImageData, seed: int) -> None:

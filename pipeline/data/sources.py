@@ -5,7 +5,9 @@ Hugging Face hub. `resolve` decides which of them is meant; nothing is read befo
 """
 
 import glob
+import logging
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +17,17 @@ import datasets
 from pipeline.config.schema import ImageData, TextData
 from pipeline.errors import UserError, one_line
 
+logger = logging.getLogger(__name__)
+
+SHOWN = 5
+"""Kinds of files in one remark."""
 COMPRESSED = (".xz", ".gz", ".zst")
 TEXT, JSONL = (tuple(f"{kind}{compression}" for compression in ("", *COMPRESSED)) for kind in (".txt", ".jsonl"))
 TABLE = ".parquet"
-EXTENSIONS = {"text": (*TEXT, *JSONL, TABLE), "images": (TABLE, ".png", ".jpg", ".jpeg")}
+IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff")
+EXTENSIONS = {"text": (*TEXT, *JSONL, TABLE), "images": (TABLE, *IMAGES)}
 """Of the files that can be read, by the kind of the data."""
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-"""Characters of another library's error that are quoted in a UserError."""
 
 
 @dataclass(frozen=True)
@@ -126,12 +132,23 @@ def _expand(name: str, extensions: tuple[str, ...]) -> list[Path]:
         if not path.name.lower().endswith(extensions):
             raise UserError(f"{name}: unknown kind of file; known: {', '.join(extensions)}")
         return [path]
-    files = sorted(
-        file for file in _candidates(name, path) if file.is_file() and file.name.lower().endswith(extensions)
-    )
+    found = sorted(file for file in _candidates(name, path) if file.is_file())
+    files = [file for file in found if file.name.lower().endswith(extensions)]
+    _say_what_is_passed_over(name, found, files)
     if not files:
         raise UserError(f"{name}: no file of a known kind in it; known: {', '.join(extensions)}")
     return files
+
+
+def _say_what_is_passed_over(name: str, found: list[Path], files: list[Path]) -> None:
+    """Files of other kinds, and folders (classes of images) that have nothing else."""
+    others = sorted(set(found) - set(files))
+    kinds = Counter(file.suffix.lower() or file.name for file in others if not file.name.startswith("."))
+    if kinds and files:
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(SHOWN))
+        logger.warning(f"{name}: files of other kinds are passed over: {listed}{', …' * (len(kinds) > SHOWN)}")
+    if empty := sorted({file.parent for file in others} - {file.parent for file in files} - {Path(name)}):
+        logger.warning(f"{name}: {len(empty)} folders have nothing that is read, such as {empty[0]}")
 
 
 def _candidates(name: str, path: Path) -> Iterable[Path]:

@@ -125,8 +125,10 @@ class Pretrained:
         if is_local(name) and not Path(name).expanduser().is_dir():
             raise UserError(f"{name}: no such tokenizer folder; check data.tokenizer.path")
         try:
-            return cls(AutoTokenizer.from_pretrained(os.path.expanduser(name)), name)
-        except (OSError, ValueError) as error:
+            return cls(AutoTokenizer.from_pretrained(os.path.expanduser(name), trust_remote_code=False), name)
+        except UserError:
+            raise
+        except Exception as error:  # transformers and tokenizers raise whatever their parsers stumble over
             raise UserError(f"{name}: no tokenizer could be loaded from it ({one_line(error)})") from error
 
     def encode(self, documents: list[str]) -> list[list[int]]:

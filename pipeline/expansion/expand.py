@@ -31,6 +31,7 @@ from pipeline.growth.verification import probe
 from pipeline.growth.verification.equivalence import Verification, verify
 from pipeline.optim import optimizers
 from pipeline.optim.optimizers import OptimizerSpec, Slot
+from pipeline.records.file_hashes import hashes
 from pipeline.records.processes import WORKERS
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import ExpandFacts
@@ -133,7 +134,7 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> 
         measured = _verify(expansion, staged)
         logger.debug(f"expand: both models ran on {measured.samples} samples in {time.monotonic() - begun:.1f} s")
         judge(expansion.growth, measured)
-        files |= manifest.hashes(staged, plan_file.save(expansion.growth, staged))
+        files |= hashes(staged, plan_file.save(expansion.growth, staged))
         left = {"left_behind": [*expansion.state.left_behind, *beside.left]}
         publish.publish(staged, out, _facts(expansion, measured, source) | left, files)
     logger.info(f"expand: wrote {out}")

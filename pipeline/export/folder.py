@@ -21,6 +21,7 @@ from pipeline.checkpoints.state import State
 from pipeline.data.tokenizers import PIECES, SPECIAL
 from pipeline.errors import UserError
 from pipeline.export.card import card
+from pipeline.records.file_hashes import hashes
 from pipeline.records.run_folder import read_json, write_json, write_text
 from pipeline.records.versions import installed
 
@@ -45,7 +46,7 @@ def export_checkpoint(
         _write_card(staged, out.resolve().name, config, dtype, ancestors, data, copied)
         facts = {"kind": "export", **layout.as_json(), **_provenance(state, checkpoint), "source": origin.facts(hashed)}
         facts["left_behind"] = [*state.left_behind, *beside.left]
-        publish.publish(staged, out, facts, files | manifest.hashes(staged, [CARD, *copied]))
+        publish.publish(staged, out, facts, files | hashes(staged, [CARD, *copied]))
     for line in state.remarks():
         logger.warning(f"export: {line}")
     others = f", {', '.join(copied)}" if copied else ""

@@ -64,9 +64,9 @@ class LedgerEntry(StageRecord):
     kind: train, recompute, evaluate, grow, verify."""
 
     kind: str
-    flops: int
-    samples: int
-    tokens: int
+    flops: int = Field(ge=0)
+    samples: int = Field(ge=0)
+    tokens: int = Field(ge=0)
 
 
 MetricsRecord = TrainingRecord | EvaluationRecord | SaveRecord
@@ -92,6 +92,11 @@ class Records(ABC, Generic[Record]):
             record = self._parse(number, content, previous_step)
             previous_step = record.step
             yield record
+
+    def sync(self) -> None:
+        """Have what was appended reach the disk."""
+        with self.path.open("a", encoding="utf-8") as file:
+            os.fsync(file.fileno())
 
     def truncate(self, step: int) -> None:
         """Drop what lies after `step` (and a half-written last line), atomically."""

@@ -9,6 +9,7 @@ import logging
 import math
 import multiprocessing
 import os
+import pickle
 import shutil
 import sys
 from collections.abc import Iterable
@@ -29,9 +30,12 @@ from transformers import PreTrainedModel
 from pipeline import checkpoints, models
 from pipeline.checkpoints import manifest, publish
 from pipeline.checkpoints.layouts import require_layout
+from pipeline.checkpoints.layouts.deepspeed_pickles import open_safely_from_here_on
+from pipeline.checkpoints.layouts.zero_format import unsafe
 from pipeline.config.schema import TrainStage
 from pipeline.data import Batch
 from pipeline.errors import UserError
+from pipeline.records.file_hashes import FileRecord, hashes
 from pipeline.records.processes import die_with_parent
 from pipeline.rng import derive
 from pipeline.training.start import require_loadable
@@ -58,11 +62,13 @@ class World:
 
 
 def join() -> World:
-    """Join the process group that the launcher's environment describes. Raises UserError for an old DeepSpeed."""
+    """Join the process group that the launcher's environment describes; from here on this worker executes nothing that
+    a file holds. Raises UserError for an old DeepSpeed."""
     if tuple(int(part) for part in deepspeed.__version__.split("+")[0].split(".")[:3]) < OLDEST_DEEPSPEED:
         raise UserError(
             f"DeepSpeed {deepspeed.__version__} is too old, its gradients cannot be trusted; install at least 0.19.8"
         )
+    open_safely_from_here_on()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     if cuda:
@@ -230,26 +236,29 @@ class Engine:
         if self.world.first:
             (staged / checkpoints.CONFIG).write_text(models.config_text(self.config), encoding="utf-8")
         dist.barrier()
-        hashes = self._hashes(staged)
+        files = self._hashes(staged)
         if self.world.first:
             layout = checkpoints.CheckpointLayout.of(self.stage, self.world.size)
-            publish.publish(staged, final, {**facts, **layout.as_json(), "step": step}, hashes)
+            publish.publish(staged, final, {**facts, **layout.as_json(), "step": step}, files)
             shutil.rmtree(staging)
         dist.barrier()
         return final
 
-    def _hashes(self, staged: Path) -> dict[str, manifest.FileRecord]:
+    def _hashes(self, staged: Path) -> dict[str, FileRecord]:
         """Size and SHA-256 of every staged file, each hashed by one of the ranks."""
         names = [manifest.listing(staged) if self.world.first else []]
         dist.broadcast_object_list(names)  # one listing for all: another node's view of a shared folder may lag
-        parts: list[dict[str, manifest.FileRecord]] = [{}] * self.world.size
-        dist.all_gather_object(parts, manifest.hashes(staged, names[0][self.world.rank :: self.world.size]))
+        parts: list[dict[str, FileRecord]] = [{}] * self.world.size
+        dist.all_gather_object(parts, hashes(staged, names[0][self.world.rank :: self.world.size]))
         return {name: hashed for part in parts for name, hashed in part.items()}
 
     def load(self, folder: Path) -> None:
         """Load weights and optimizer of a checkpoint in the engine's own layout. Raises UserError when it is not."""
         require_loadable(folder, self.stage, self.world.size)
-        loaded, _ = self.deepspeed.load_checkpoint(str(folder.parent), tag=folder.name)
+        try:
+            loaded, _ = self.deepspeed.load_checkpoint(str(folder.parent), tag=folder.name)
+        except pickle.UnpicklingError as error:
+            raise unsafe(folder, error) from error
         if loaded is None:
             raise UserError(f"{folder}: DeepSpeed cannot load it; check the folder with lemon check")
         self._repair()

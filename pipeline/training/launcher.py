@@ -61,8 +61,12 @@ def processes(configured: int | str) -> int:
 
 
 def is_worker() -> bool:
-    """Whether a launcher (ours, torchrun, Slurm's) started this process as one of several."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    """Whether a launcher (ours, torchrun, Slurm's) started this process as one of several. Raises UserError
+    for variables that none of them sets so."""
+    given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ}
+    if wrong := [f"{name}={value}" for name, value in given.items() if not value.isdecimal()]:
+        raise UserError(f"{wrong[0]} in the environment: launchers set a whole number there; unset it")
+    return len(given) == 2
 
 
 def launch(arguments: list[str], workers: int, nodes: Nodes, folder: Path) -> None:

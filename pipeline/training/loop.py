@@ -17,13 +17,15 @@ from pipeline.config import dump
 from pipeline.config.schema import Config, TrainStage
 from pipeline.data import Batch, evaluation_batches, train_batches
 from pipeline.errors import UserError
-from pipeline.records.run_folder import write_text
+from pipeline.records.ledger_check import require_agreement
+from pipeline.records.run_folder import StageFolder, write_text
 from pipeline.records.stage_facts import TrainFacts
 from pipeline.records.stage_records import EvaluationRecord, LedgerEntry, SaveRecord, TrainingRecord
 from pipeline.rng import derive
-from pipeline.training.engine import Engine, World, checkpoint_of_rank_0
+from pipeline.training.engine import Engine, World
 from pipeline.training.hardware import peak_of_all_ranks
 from pipeline.training.progress import Progress
+from pipeline.training.resume import newest_whole
 from pipeline.training.stage import TrainingPlan, continued, facts, flops_before, plan_training, recorded_facts
 from pipeline.training.start import continues_optimizer
 from pipeline.training.window import Window
@@ -33,8 +35,8 @@ logger = logging.getLogger(__name__)
 
 def run(config: Config, stage: TrainStage, world: World) -> None:
     """Train `stage` to its end on this worker. Raises UserError."""
+    resume = newest_whole(StageFolder(config.path / stage.name).checkpoints, world)
     plan = plan_training(config, stage)
-    resume = checkpoint_of_rank_0(publish.newest(plan.folder.checkpoints))
     engine = _engine(plan, world, resume)
     step = manifest.read(resume).step if resume else 0
     begun = _begin(plan, world, step, resume is not None) if world.first else None
@@ -56,6 +58,7 @@ def _begin(plan: TrainingPlan, world: World, step: int, resumed: bool) -> TrainF
     publish.prune(plan.folder.checkpoints, plan.stage.keep)
     plan.folder.metrics.truncate(step if resumed else -1)
     plan.folder.ledger.truncate(step if resumed else -1)
+    require_agreement(plan.folder.ledger.path, list(plan.folder.ledger), begun, until=step)
     return begun
 
 
@@ -180,6 +183,9 @@ class Loop:
     def _save(self, step: int) -> None:
         folder, begun = self.plan.folder, time.perf_counter()
         provenance = self._provenance() if self.world.first else {}
+        if self.world.first:  # a checkpoint whose records are lost could not be accounted for
+            folder.metrics.sync()
+            folder.ledger.sync()
         self.engine.save(folder.checkpoints, step, {"kind": "train", "provenance": provenance})
         if self.world.first:
             publish.prune(folder.checkpoints, self.plan.stage.keep)

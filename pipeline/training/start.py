@@ -42,10 +42,9 @@ def require_start(config: Config, stage: TrainStage, world: int) -> None:
     """Raises UserError where the engine of `stage` on `world` ranks cannot go on from the stage's newest checkpoint, or
     would lose what its start holds, as far as there is one by now."""
     folder = StageFolder(config.path / stage.name)
-    newest = publish.newest(folder.checkpoints)
     if folder.finished:
         return
-    if newest:
+    if newest := publish.newest_complete(folder.checkpoints):
         require_loadable(newest, stage, world)
     elif stage.start and _is_there(config, stage.start):
         continues_optimizer(origin(config, stage.start), stage, world)

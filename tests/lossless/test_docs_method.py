@@ -78,8 +78,9 @@ follow_imports = "skip"
 """Reading its types takes a minute."""
 
 
+@pytest.mark.slow
 def test_the_example_passes_the_type_checker_of_this_repository(tmp_path):
-    """As strictly as the files of growth/methods, of which it may become one."""
+    """As strictly as the files of growth/methods, of which it may become one; part of .ci/lint."""
     pytest.importorskip("mypy")
     (tmp_path / "strongest.py").write_text(CODE)
     settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8") + WITHOUT_TORCH

@@ -273,6 +273,7 @@ FACTS = {
 }
 
 
+@rotated(one_in=4, of=("name", "small", "large"))
 @pytest.mark.parametrize("small, large", PAPER, ids=["384", "512"])
 @pytest.mark.parametrize("name", FACTS)
 def test_published_pairs_pass_both_gates(name, small, large):

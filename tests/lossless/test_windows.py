@@ -74,6 +74,7 @@ def test_weights(variant, depth):
     ]
 
 
+@rotated(one_in=2, of=("variant", "method"), alike=lambda variant, method: method)
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"lemon"}))
 @pytest.mark.parametrize("variant", ["bert", "vit", "gpt2", "qwen3"])
 def test_other_methods(variant, method):

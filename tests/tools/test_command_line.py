@@ -53,6 +53,25 @@ def test_a_mistake_in_an_option_is_one_line(capsys, more, complaint):
     assert stopped.value.code == 2 and complaint in err and err.count("\n") == 1, err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["plan", "--source", "", "--target", "x"],
+        ["reshard", "x", "--out", " "],
+        ["inspect", ""],
+        ["run", ""],
+        ["report", "x", "--out", ""],
+    ],
+    ids=lambda command: command[0],
+)
+def test_an_unset_variable_is_no_folder(capsys, command):
+    """An empty path is the current folder to the system, whose newest checkpoint would be taken."""
+    with pytest.raises(SystemExit) as stopped:
+        lemon(capsys, *command)
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and "an empty name; is a variable unset?" in err and err.count("\n") == 1, err
+
+
 def test_an_empty_layout_is_no_default(tmp_path, capsys):
     small = saved(tmp_path / "small", "vit")
     target = target_config_file(tmp_path / "target.json", "vit", hidden=24, heads=6, mlp=48)

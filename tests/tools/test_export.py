@@ -20,6 +20,7 @@ from pipeline.growth.verification.probe import probe
 from tests.helpers.checkpoints import change, reseal, saved, source
 from tests.helpers.cli import lemon, lemon_here, run_python
 from tests.helpers.growing import randomised
+from tests.helpers.rotation import rotated
 from tests.helpers.samples import sample
 
 FORMATS = [
@@ -82,6 +83,7 @@ def test_every_layout_loads_with_the_same_logits(tmp_path, capsys, layout):
     assert manifest.verify(folder).kind == "export" and not list(tmp_path.glob(".staging*"))
 
 
+@rotated(one_in=2, of="variant")
 @pytest.mark.parametrize("variant", HEADS)
 def test_the_cards_code_runs_for_every_kind_of_model(tmp_path, capsys, variant):
     folder = exported(capsys, source(tmp_path, CheckpointLayout("zero", 2, 2), variant))

@@ -11,10 +11,12 @@ from pipeline import checkpoints
 from pipeline.checkpoints import manifest, publish
 from pipeline.cli import main
 from pipeline.errors import UserError
+from pipeline.records import file_hashes
 from tests.helpers.checkpoints import saved, target_config_file
 from tests.helpers.cli import lemon
 from tests.helpers.killed import run_killed
 from tests.helpers.processes import in_a_child
+from tests.helpers.rotation import rotated
 
 POINTS = ["opened", "midway", "files", "verified", "manifest", "renamed"]
 
@@ -38,14 +40,15 @@ def commands(folder: Path) -> dict[str, list[str]]:
     }
 
 
+@rotated(one_in=2, of=("command", "point"), alike=lambda command, point: point)
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("command", ["expand", "reshard"])
 def test_a_killed_tool_leaves_all_or_nothing(tmp_path, capsys, command, point):
     arguments = commands(tmp_path)[command]
-    before = manifest.hashes(tmp_path / "small", manifest.listing(tmp_path / "small"))
+    before = file_hashes.hashes(tmp_path / "small", manifest.listing(tmp_path / "small"))
     killed = run_killed(point, *arguments, said=tmp_path.with_suffix(".said"))
     assert killed.code == -signal.SIGKILL, killed.said
-    assert manifest.hashes(tmp_path / "small", list(before)) == before
+    assert file_hashes.hashes(tmp_path / "small", list(before)) == before
     if point == "renamed":
         manifest.verify(tmp_path / "large")
         return

@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from tests.helpers.checkpoints import FORMATS, HYPER, foreign, reseal, saved, source, state
 from tests.helpers.cli import lemon, run_python
 from tests.helpers.growing import randomised
+from tests.helpers.rotation import rotated
 from tests.helpers.samples import sample
 
 SLOTS = {"exp_avg": 38, "exp_avg_sq": 38}
@@ -148,6 +149,7 @@ def test_check_of_what_is_whole(held, capsys, name):
         )
 
 
+@rotated(one_in=3, of="name")
 @pytest.mark.parametrize("name", ["2 on 2, bf16", "3 on 2", "huggingface"])
 def test_a_thousand_flipped_bits(held, tmp_path, name):
     """At random positions over all the files, the manifest's too: every one is detected."""
@@ -341,6 +343,7 @@ def test_hugging_face_folders_without_a_manifest(tmp_path, capsys):
     assert "are missing, such as" in lemon(capsys, "check", small)[2]
 
 
+@rotated(one_in=3, of="script")
 @pytest.mark.parametrize(
     "script, command",
     [

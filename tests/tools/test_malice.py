@@ -1,5 +1,6 @@
 """Loading never executes code: a malicious pickle in any file of a checkpoint is refused by the file's name."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 
 from pipeline.checkpoints import CheckpointLayout
 from pipeline.checkpoints.layouts import zero_format
-from tests.helpers.checkpoints import foreign, state
+from tests.helpers.checkpoints import foreign, reseal, source, state
 from tests.helpers.cli import lemon
+from tests.helpers.damage import Malicious
 
 LAYOUTS = {
     "1 on 2": CheckpointLayout("zero", 1, 2),
@@ -16,16 +18,6 @@ LAYOUTS = {
     "3 on 2": CheckpointLayout("zero", 3, 2),
     "universal": CheckpointLayout("universal"),
 }
-
-
-class Malicious:
-    """Leaves a mark where it is unpickled by anything that executes code."""
-
-    def __init__(self, mark: Path):
-        self.mark = mark
-
-    def __reduce__(self):
-        return Path.touch, (self.mark,)
 
 
 def plain(folder: Path) -> Path:
@@ -66,3 +58,40 @@ def test_the_mark_is_left_by_what_executes(tmp_path):
     torch.save(Malicious(tmp_path / "mark"), tmp_path / "file.pt")
     torch.load(tmp_path / "file.pt", weights_only=False)
     assert (tmp_path / "mark").exists()
+
+
+OUTSIDE = ["../../../outside", "/outside", "a/../../outside", "zero/x", ".", "..", "", "nul\0"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("layout", ["universal", "zero"])
+def test_no_name_of_a_tensor_becomes_a_path(tmp_path, capsys, name, layout):
+    """A parameter's name is that of a folder in universal files."""
+    held = state().renamed({"a": name})
+    source = foreign(tmp_path / "source", held, LAYOUTS["1 on 2"])
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = lemon(capsys, "reshard", source, "--out", tmp_path / "deep" / "er" / "out", "--format", layout)
+    assert code == 2 and err.count("\n") == 1 and not out
+    assert f"{source}: a tensor is called {name!r}, which is a path and no name of a module's tensor" in err
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.name != "deep"] == before
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/dev/zero", "a//b", "./config.json"])
+def test_no_name_of_a_manifest_leads_out_of_its_folder(tmp_path, capsys, name):
+    folder = source(tmp_path, LAYOUTS["1 on 2"])
+    content = json.loads((folder / "manifest.json").read_text())
+    content["files"][name] = {"size": 0, "sha256": ""}
+    reseal(folder, content)
+    code, out, err = lemon(capsys, "check", folder)
+    assert code == 2 and not out and "this leads out of the folder; the manifest is damaged" in err
+
+
+def test_what_is_no_file_is_not_read(tmp_path, capsys):
+    """A link to an endless device has size 0, as an empty file has."""
+    folder = source(tmp_path, LAYOUTS["1 on 2"])
+    (folder / "endless").symlink_to("/dev/zero")
+    content = json.loads((folder / "manifest.json").read_text())
+    content["files"]["endless"] = {"size": 0, "sha256": ""}
+    reseal(folder, content)
+    code, out, err = lemon(capsys, "check", folder)
+    assert code == 2 and not out and f"{folder / 'endless'}: no regular file" in err

@@ -19,6 +19,7 @@ from pipeline.optim.optimizers import AdamW, Slot
 from tests.helpers.checkpoints import change, saved, target_config_file
 from tests.helpers.cli import lemon
 from tests.helpers.growing import randomised
+from tests.helpers.rotation import rotated
 from tests.helpers.samples import sample
 
 ROOT = Path(__file__).parents[2]
@@ -237,6 +238,7 @@ def test_verify_names_a_plan_that_is_none(tmp_path, capsys, content):
 WHOLE = {"hidden": 24, "heads": 6, "mlp": 48}
 
 
+@rotated(one_in=2, of=("variant", "dtype"), alike=lambda variant, dtype: variant)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(
     "variant, sizes, more",

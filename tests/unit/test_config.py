@@ -32,6 +32,12 @@ MISTAKES = [
     ("stages.grown.source=smal", "stages.grown: 'smal' is no earlier stage and no folder; did you mean 'small'?"),
     ("stages.grown.model=larg", "stages.grown.model: no model 'larg'; did you mean 'large'?"),
     ("stages.large.name=small", "stages.small: the name is taken"),
+    ("stages.large.name=report.html", "stages.report.html: the name is taken"),
+    ("stages.large.name=data.draft", "stages.data.draft: the name is taken"),
+    ("stages.small.schedule.horizon=1e9999999 steps", "stages.small.schedule.horizon: 1e9999999 steps is more than"),
+    ("data.workers=1000000", "data.workers: must be at most 256 (got 1000000)"),
+    ("folder=''", "folder: names no folder; is a variable unset?"),
+    ("stages.large.start=''", "stages.large.start: names no folder; is a variable unset?"),
     ("stages.small.kind=trian", "stages.small: unknown kind 'trian'; known: train, expand"),
     ("processes=0", "processes: must be at least 1 or 'auto' (got 0)"),
     ("processes=some", "processes: must be a whole number or 'auto' (got 'some')"),
@@ -199,6 +205,17 @@ def test_files_that_cannot_be_read(tmp_path):
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(UserError, match=r"bad\.yaml: (not valid YAML|a config is a mapping)"):
             config.load(tmp_path / "bad.yaml")
+
+
+def test_no_key_is_there_twice(tmp_path):
+    """PyYAML takes the last one without a word. What an anchor gives may be given again."""
+    path = tmp_path / "twice.yaml"
+    path.write_text(BERT.read_text() + "\nname: other\n")
+    with pytest.raises(UserError, match=r"twice.yaml: not valid YAML: the key 'name' is there twice below line \d+"):
+        config.load(path)
+    path.write_text("a: {b: &deep {<<: &top {x: 1, y: 2}, y: 3}}\nc: {<<: *deep, x: 4}\n")
+    with pytest.raises(UserError, match="a: unknown key"):
+        config.load(path)
 
 
 def test_what_is_dumped_loads_again_as_the_same_config(tmp_path):

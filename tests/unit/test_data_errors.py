@@ -18,6 +18,7 @@ import pytest
 
 from pipeline.config.schema import ImageData, TextData
 from pipeline.data import evaluation_batches, open_prepared, prepare, train_batches
+from pipeline.data.tokenizers import Pretrained
 from pipeline.errors import UserError
 from tests.helpers.invented_text import config, some_documents, text_file
 
@@ -159,7 +160,10 @@ IMAGES = {
     "label no class": (images("floats.parquet"), "floats.parquet: column 'label' contains 0.5, no class"),
     "label missing in a row": (images("gap.parquet"), "gap.parquet: column 'label' contains None, no class"),
     "row without a class": (images("minus.parquet"), "minus.parquet: column 'label' has rows without a class (-1)"),
-    "no pictures": (images("numbers.parquet"), "numbers.parquet: column 'image' contains no encoded images ("),
+    "no pictures": (
+        images("numbers.parquet"),
+        "numbers.parquet: column 'image' holds int64, no encoded images; set data.column",
+    ),
     "damaged picture": (images("torn.parquet"), "training image"),
     "too few": (images("few"), "2 images are too few to cut an evaluation set from; give data.evaluation"),
     "new class": (
@@ -248,6 +252,19 @@ def test_an_empty_folder_is_used(files):
 def test_opening_what_was_not_prepared(files):
     with pytest.raises(UserError, match=r"empty: no prepared data here; prepare them first \(lemon prepare CONFIG\)"):
         open_prepared(files / "empty")
+
+
+def test_a_tokenizer_folder_runs_no_code(files, monkeypatch):
+    """`auto_map` names a class in a Python file of the folder; whoever answers yes to all questions trusts nobody."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    folder, mark = Path("tokenizer"), Path("mark").resolve()
+    folder.mkdir()
+    auto_map = {"AutoTokenizer": ["code.Theirs", None]}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": auto_map, "tokenizer_class": "Theirs"}))
+    (folder / "code.py").write_text(f"open({str(mark)!r}, 'w')\nclass Theirs:\n    pass\n")
+    with pytest.raises(UserError, match="tokenizer: no tokenizer could be loaded from it"):
+        Pretrained.named("./tokenizer")
+    assert not mark.exists()
 
 
 @pytest.mark.parametrize("content", ["{}", '{"facts": {}}'])

@@ -16,6 +16,7 @@ import torch
 from pipeline.config.schema import ImageData
 from pipeline.data import augment, evaluation_batches, open_prepared, prepare, train_batches
 from pipeline.data.images import ImageSamples
+from pipeline.errors import UserError
 
 CIFAR = Path(__file__).resolve().parents[3] / "shared" / "data" / "images" / "cifar10"
 needs_cifar = pytest.mark.skipif(not CIFAR.exists(), reason="the shared real images are not here")
@@ -144,6 +145,45 @@ def test_a_folder_per_class_is_read_into_the_prepared_folder(tmp_path):
         found, labels = reader.read(split, np.arange(again.facts[split]))
         numbers = [next(n for n, image in enumerate(images) if np.array_equal(image, picture)) for picture in found]
         assert labels.tolist() == [number % 2 for number in numbers]
+
+
+def test_grey_levels_of_16_bits_are_those_of_8(tmp_path):
+    """Pillow's own conversion makes everything above 255 white."""
+    levels = np.arange(64, dtype=np.uint16).reshape(8, 8) * 4
+    for number in range(20):
+        for name, pixels in (("deep", levels * 257), ("plain", levels.astype(np.uint8))):
+            folder = tmp_path / name / "ab"[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{number:02}.png").write_bytes(png(pixels))
+    deep, plain = (prepare(config(tmp_path / n, channels=1), 0, tmp_path / f"{n}-data") for n in ("deep", "plain"))
+    assert deep.facts == plain.facts and np.array_equal(stored(deep), stored(plain)) and stored(deep)[0].max() == 252
+
+
+def test_no_class_disappears_for_the_kind_of_its_files(tmp_path, caplog):
+    kinds = ["gif", "webp", "bmp", "tiff", "jpg"]
+    for number, image in enumerate(pictures(50)):
+        folder = tmp_path / "photos" / kinds[number % 5]
+        folder.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(image).save(folder / f"{number}.{folder.name}")
+    (tmp_path / "photos" / "raw").mkdir()
+    (tmp_path / "photos" / "raw" / "1.heic").write_bytes(b"of a camera")
+    prepared = prepare(config(tmp_path / "photos"), 0, tmp_path / "data")
+    assert prepared.facts["class_names"] == sorted(kinds)
+    assert "files of other kinds are passed over: 1 .heic" in caplog.text
+    assert f"1 folders have nothing that is read, such as {tmp_path / 'photos' / 'raw'}" in caplog.text
+
+
+@pytest.mark.parametrize("rows", ["path", "string"])
+def test_a_table_names_no_files(tmp_path, rows):
+    """`datasets` would read them, wherever they lie."""
+    (tmp_path / "private.png").write_bytes(png(pictures(1)[0]))
+    place = str(tmp_path / "private.png")
+    column = [{"bytes": None, "path": place}] * 10 if rows == "path" else [place] * 10
+    if rows == "path":
+        column = pa.array(column, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    pa.parquet.write_table(pa.table({"image": column, "label": [0, 1] * 5}), tmp_path / "table.parquet")
+    with pytest.raises(UserError, match=r"table.parquet: column 'image' (holds string|has 10 rows without)"):
+        prepare(config(tmp_path / "table.parquet"), 0, tmp_path / "data")
 
 
 @pytest.mark.parametrize("raw", [True, False])

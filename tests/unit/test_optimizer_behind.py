@@ -7,7 +7,8 @@ import torch
 
 from pipeline import checkpoints, config
 from pipeline.checkpoints import CheckpointLayout
-from pipeline.checkpoints.layouts.zero_format import open_file, optimizer_files
+from pipeline.checkpoints.layouts.zero_files import tag_files
+from pipeline.checkpoints.layouts.zero_format import open_file
 from pipeline.config.schema import TrainStage
 from pipeline.errors import UserError
 from pipeline.expansion import expand
@@ -32,7 +33,7 @@ def expanded(start: Path, out: Path, optimizer: OptimizerSpec, layout: Checkpoin
 
 def torch_loads(folder: Path, optimizer: OptimizerSpec) -> None:
     """torch's own optimizer takes a step from what the first rank's file holds."""
-    shard = open_file(optimizer_files(folder)[0])["optimizer_state_dict"]
+    shard = open_file(tag_files(folder).optimizers[0])["optimizer_state_dict"]
     sizes = zip(shard["single_partition_of_fp32_groups"], shard["group_paddings"], strict=True)
     flats = [torch.nn.Parameter(torch.zeros(weights.numel() + padding)) for weights, padding in sizes]
     built = optimizer.build([{"params": [flat]} for flat in flats], lr=0.1)

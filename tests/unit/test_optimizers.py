@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import BaseModel, ValidationError
 
-from pipeline.checkpoints.layouts import LAYOUTS, CheckpointLayout
+from pipeline.checkpoints.layouts import LAYOUTS, NATIVE, CheckpointLayout
 from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import in_memory
 from pipeline.errors import UserError
@@ -70,13 +70,23 @@ def test_what_is_not_registered_is_refused_by_name():
 @pytest.mark.parametrize(
     "layout", [layout for layout in LAYOUTS.values() if layout.holds_optimizer], ids=lambda x: x.name
 )
-def test_writers_refuse_unknown_state_by_name(tmp_path, layout):
-    groups = (Group(("a",), {"lr": 0.1, "betas": (0.9, 0.99)}),)
+def test_writers_refuse_by_name_what_has_not_the_shape_of_the_weights(tmp_path, layout):
+    """Rows and columns of a factored second moment, or a parameter that has none: nothing is invented."""
+    weights, group = in_memory([("a", torch.ones(2)), ("b", torch.ones(3))]), Group(("a", "b"), {"lr": 0.1})
+    for held in (in_memory([("a", torch.ones(2)), ("b", torch.ones(1))]), in_memory([("a", torch.ones(2))])):
+        state = State(weights, slots={"rows": held}, groups=(group,))
+        with pytest.raises(UserError, match=r"optimizer state 'rows' of 'b' is .*\(--format huggingface\)"):
+            layout.files(state, tmp_path, CheckpointLayout(layout.name))
+
+
+def test_one_flat_counts_one_step(tmp_path):
     state = State(
-        in_memory([("a", torch.ones(2))]), slots={"momentum": in_memory([("a", torch.ones(2))])}, groups=groups
+        in_memory([("a", torch.ones(2)), ("b", torch.ones(3))]),
+        groups=(Group(("a", "b"), {"lr": 0.1, "betas": (0.9, 0.99)}),),
+        steps={"a": 3.0},
     )
-    with pytest.raises(UserError, match="optimizer state 'momentum' belongs to no optimizer"):
-        layout.files(state, tmp_path, CheckpointLayout(layout.name))
+    with pytest.raises(UserError, match=r"different steps \('a' at 3, 'b' at 0\)"):
+        NATIVE.files(state, tmp_path, CheckpointLayout())
 
 
 class Config(BaseModel):

@@ -74,18 +74,22 @@ class CheckpointLayout:
         return cls(layout.name, **{key: facts[key] for key in layout.keys if key in facts})
 
     @classmethod
-    def choose(cls, name: str | None, default: Layout, options: dict[str, Any]) -> CheckpointLayout:
+    def choose(
+        cls, name: str | None, default: Layout, options: dict[str, Any], like: Path | None = None
+    ) -> CheckpointLayout:
         """The layout called `name`, else the one that the first of the options belongs to, else the default. Raises
-        UserError for options of another layout. options: values of a `CheckpointLayout`'s keys."""
+        UserError for options of another layout. options: values of a `CheckpointLayout`'s keys. like: a tag folder of
+        which native files take over what the options leave open."""
         owners = {key: layout for layout in LAYOUTS.values() for key in layout.keys}
         layout = layout_named(name) if name is not None else next((owners[key] for key in options), default)
         for key, value in options.items():
             if owners[key] is not layout:
-                flag = f"--{key.replace('_', '-')}" + ("" if isinstance(value, bool) else f" {value}")
+                word = f"no-{key}" if value is False else key
+                flag = f"--{word.replace('_', '-')}" + ("" if isinstance(value, bool) else f" {value}")
                 raise UserError(
                     f"{flag} belongs to --format {owners[key].name}, not to --format {layout.name}; leave it out"
                 )
-        return cls(layout.name, **options)
+        return cls(layout.name, **{**(_like(like) if like and layout is NATIVE else {}), **options})
 
     @property
     def kind(self) -> Layout:
@@ -100,6 +104,13 @@ class CheckpointLayout:
     def as_json(self) -> dict[str, Any]:
         """The name and the values of the layout's keys."""
         return {"layout": self.name, **{key: getattr(self, key) for key in self.kind.keys}}
+
+
+def _like(folder: Path) -> dict[str, Any]:
+    """Stage, ranks and precision of a native tag folder; stage 1 for stage 0, which is not written."""
+    facts = require_layout(folder).facts(folder)
+    kept = {key: facts[key] for key in NATIVE.keys if key in facts}
+    return kept | ({"zero_stage": 1} if kept.get("zero_stage") == 0 else {})
 
 
 __all__ = [

@@ -3,16 +3,39 @@
 Reading needs none of DeepSpeed's code: stand-ins take the place of its classes, and nothing else is let in. Writing
 makes the real ones, for DeepSpeed unpickles what it reads; only then it is imported, which takes seconds."""
 
+import builtins
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
 
 from pipeline.records.processes import choose_accelerator
 
 
 class LossScaler:
-    """Stands for DeepSpeed's classes of that name: its values become attributes, and nothing is computed."""
+    """Stands for DeepSpeed's class of that name: its values become attributes, and nothing is computed."""
+
+
+class DynamicLossScaler(LossScaler):
+    """Stands for the scaler that follows overflows."""
+
+
+class Opaque:
+    """Stands for an object of any other class: what it is made from is dropped, and none of its code is imported."""
+
+    name: ClassVar[str]
+
+    def __new__(cls, *_: object) -> "Opaque":
+        return super().__new__(cls)
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
 
 
 @dataclass
@@ -25,11 +48,38 @@ class FragmentAddress:
 
 STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (LossScaler, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
-    (LossScaler, "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
+    (DynamicLossScaler, "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
     (int, "deepspeed.runtime.zero.config.ZeroStageEnum"),
     (FragmentAddress, "deepspeed.utils.tensor_fragment.fragment_address"),
 ]
-"""All that DeepSpeed pickles; anything else in a checkpoint is refused. Its stages are an enumeration of integers."""
+"""All that DeepSpeed pickles; what else is let in is `Opaque`. Its stages are an enumeration of integers."""
+
+
+def opaque_stand_ins(path: Path) -> list[tuple[type[Opaque], str]]:
+    """Stand-ins for what a file names beside these and what torch lets in. Functions of Python itself, which pickles
+    that attack begin with, have none."""
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    return [(type("Opaque", (Opaque,), {"name": name}), name) for name in names if not _is_builtin_function(name)]
+
+
+def _is_builtin_function(full_name: str) -> bool:
+    module, _, name = full_name.rpartition(".")
+    return module in ("builtins", "__builtin__") and not isinstance(getattr(builtins, name, None), type)
+
+
+FORCED, FORBIDDEN = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+"""torch's variables that decide for every `torch.load` of a process, whatever its caller asks for."""
+
+
+def open_safely_from_here_on() -> None:
+    """From here on every `torch.load` of this process, DeepSpeed's own too (it asks for pickles to be executed), lets
+    in tensors, plain values and the classes of `STAND_INS`, which are DeepSpeed's own then."""
+    choose_accelerator()
+    os.environ.pop(FORBIDDEN, None)
+    os.environ[FORCED] = "1"
+    names = (stand_in[1] for stand_in in STAND_INS if isinstance(stand_in, tuple))
+    modules = ((name.rpartition(".")[0], name.rpartition(".")[2]) for name in names)
+    torch.serialization.add_safe_globals([getattr(import_module(module), name) for module, name in modules])
 
 
 def deepspeed_version() -> str:
@@ -37,12 +87,17 @@ def deepspeed_version() -> str:
     return version("deepspeed")
 
 
-def loss_scaler() -> Any:
-    """A static loss scale of 1."""
+def loss_scaler(stored: LossScaler | None = None) -> Any:
+    """DeepSpeed's own object with the values of a stand-in; None: a static loss scale of 1."""
     choose_accelerator()
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler as Real
+    from deepspeed.runtime.fp16 import loss_scaler as real
 
-    return Real(1.0)
+    if stored is None:
+        return real.LossScaler(1.0)
+    kind = real.DynamicLossScaler if isinstance(stored, DynamicLossScaler) else real.LossScaler
+    scaler = kind.__new__(kind)
+    vars(scaler).update(vars(stored))
+    return scaler
 
 
 def zero_stage(number: int) -> Any:

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pipeline.checkpoints.layouts.deepspeed_pickles import deepspeed_version
+from pipeline.checkpoints.layouts import carried
+from pipeline.checkpoints.layouts.beside_parameters import beside
+from pipeline.checkpoints.layouts.deepspeed_pickles import DynamicLossScaler, deepspeed_version
 from pipeline.checkpoints.layouts.layout import Layout
+from pipeline.checkpoints.layouts.zero_files import MODEL, holding_tensors, strangers_named
 from pipeline.checkpoints.layouts.zero_format import files_of_deepspeed, open_file, step_of
-from pipeline.checkpoints.serialization.byte_stream import OutputFile, TensorSlice
+from pipeline.checkpoints.serialization.byte_stream import OutputFile, TensorSlice, whole
 from pipeline.checkpoints.serialization.torch_archive import TorchArchive, small_file
 from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import LazyTensor, WholeTensor
@@ -59,7 +63,7 @@ class Universal(Layout):
         return engine.zero_stage in ((1, 2, 3) if isinstance(optimizer, AdamW) else (1, 2))
 
     def remarks(self, state: State) -> list[str]:
-        if isinstance(state.optimizer(), AdamW):
+        if isinstance(state.known_optimizer, AdamW):
             third = (
                 "it gives every group the first group's hyper-parameters and lets groups share one step counter, which "
                 "this pipeline's engine repairs; a plain script should use --format zero --zero-stage 3"
@@ -70,8 +74,10 @@ class Universal(Layout):
         if state.frozen or state.buffers:
             remarks.append(
                 f"DeepSpeed's universal loader restores no frozen parameters ({len(state.frozen)}) and no buffers "
-                f"({len(state.buffers)}); use --format zero"
+                f"({len(state.buffers)}), which the result holds; use --format zero"
             )
+        if isinstance(state.scaling.get("loss_scaler"), DynamicLossScaler):
+            remarks.append("DeepSpeed's universal loader restores no loss scale in stage 3; use --format zero there")
         return remarks
 
 
@@ -101,23 +107,58 @@ def read(folder: Path) -> State:
     names = sorted(path.parent.relative_to(root).as_posix() for path in root.rglob(f"{WEIGHTS}.pt"))
     if not names:
         raise UserError(f"{folder}: no parameter folders below 'zero'; this is no universal checkpoint")
-    optimizer, counters = open_file(root / "optimizer_state.pt"), _counters(folder)
-    shapes = _shapes(counters)
-    flat = {name: shape for group in shapes for name, shape in group.items()}
+    optimizer, model = open_file(root / "optimizer_state.pt"), _model(folder)
+    shapes = _shapes(model)
+    flat = {} if _merged(model) else {name: shape for group in shapes for name, shape in group.items()}
     groups = _groups(shapes, optimizer)
-    kept = {name: _slots(root / name) for name in names}
+    tied = model.get("shared_params") or {}
+    kept = {name: _slots(root / name) for name in names if name not in tied}
     slots = _expected_slots(kept, groups)
-    owners = [name for name in names if kept[name] or not slots]
+    owners = [name for name in kept if kept[name] or not slots]
     _require_whole(folder, groups, names, owners, slots)
     hypers = {name: group.hyper for group in groups for name in group.names}
     steps = {name: _step(root / name, optimizer, kept[name], hypers.get(name, {})) for name in owners}
-    return State(  # DeepSpeed writes tied names a second time, without moments: those are left out
+    state = State(  # DeepSpeed writes tied names a second time, without moments: those are left out
         {name: ParameterFile(root / name / f"{WEIGHTS}.pt", flat.get(name)) for name in owners or names},
         slots={s: {name: ParameterFile(root / name / f"{s}.pt", flat.get(name)) for name in owners} for s in slots},
-        step=int(counters.get("global_steps", 0)),
+        step=int(model.get("global_steps", 0)),
         steps={name: step for name, step in steps.items() if step is not None},
         groups=groups,
+        unread=_strangers(folder),
     )
+    return _with_rest(folder, state, model, optimizer)
+
+
+def _with_rest(folder: Path, state: State, model: dict[str, Any], optimizer: dict[str, Any]) -> State:
+    """With what lies in the model_states file and beside the groups in the optimizer's: DeepSpeed's own universal
+    loader restores no buffers and no frozen parameters; here they go along."""
+    engine, lost = carried.carried(model, carried.OF_THE_MODEL)
+    scaling, more = carried.carried(optimizer, carried.OF_THE_OPTIMIZER | {"param_groups", "group_names"})
+    state = replace(state, engine=engine, scaling=scaling, unread=(*state.unread, *lost, *more))
+    if _merged(model) or "module" not in model:
+        held = ", ".join(model.get("buffer_names") or ())
+        cut = (f"buffers lie on the ranks of a tensor parallel model and are left behind: {held}",) if held else ()
+        return replace(state, unread=(*state.unread, *cut))
+    world = 0 if (folder / MODEL_FILES[0]).exists() else int(model["dp_world_size"])
+    rest = beside(folder, model, list(state.tensors), world)
+    return replace(
+        state,
+        tensors=state.tensors | rest.frozen,
+        frozen=tuple(rest.frozen),
+        aliases=rest.aliases,
+        buffers=rest.buffers,
+        unread=(*state.unread, *rest.lost),
+    )
+
+
+def _merged(model: dict[str, Any]) -> bool:
+    """Whether the folders were merged from ranks of a tensor parallel model: the shapes are those of its parts."""
+    return int(model.get("mp_world_size") or 1) > 1
+
+
+def _strangers(folder: Path) -> tuple[str, ...]:
+    """Files beside the folders that are not read, in words."""
+    return strangers_named(tuple(name for name in holding_tensors(folder) if not MODEL.fullmatch(name)))
 
 
 def _slots(folder: Path) -> list[str]:
@@ -141,18 +182,19 @@ def _require_whole(
         raise UserError(f"{folder}: '{damaged[0]}' has no {lacking}.pt; the checkpoint is not complete")
 
 
-def _counters(folder: Path) -> dict[str, Any]:
-    """The model_states file beside the folders: DeepSpeed's counters, and the shapes where DeepSpeed has copied it."""
+def _model(folder: Path) -> dict[str, Any]:
+    """The model_states file beside the folders: counters, client state, buffers; the shapes where DeepSpeed has copied
+    it."""
     for file in MODEL_FILES:
         if (folder / file).exists():
-            content: dict[str, Any] = open_file(folder / file)
+            content: dict[str, Any] = open_file(folder / file, opaque=True)
             return content
     return {}
 
 
-def _shapes(counters: dict[str, Any]) -> list[dict[str, tuple[int, ...]]]:
+def _shapes(model: dict[str, Any]) -> list[dict[str, tuple[int, ...]]]:
     """Names and true shapes by group; files of this pipeline need none."""
-    groups = counters.get("param_shapes") or []
+    groups = model.get("param_shapes") or []
     return [{name: tuple(shape) for name, shape in group.items()} for group in groups]
 
 
@@ -183,17 +225,17 @@ def _step(folder: Path, optimizer: dict[str, Any], slots: list[str], hyper: dict
 
 def files(state: State, folder: Path) -> list[OutputFile]:
     """The files of `state` (module names) as stages 1, 2 and 3 can load them; fresh moments are zeros."""
-    spec = state.optimizer()
+    slots, keeps_step = state.stored_slots()
     output = []
     for name, weights in state.tensors.items():
         if name in state.frozen:
             continue
-        stored = {WEIGHTS: weights, **{slot.name: state.slots.get(slot.name, {}).get(name) for slot in spec.slots}}
+        stored = {WEIGHTS: weights, **{slot: state.slots.get(slot, {}).get(name) for slot in slots}}
         output += [_file(f"zero/{name}/{slot}.pt", stored[slot], weights, folder) for slot in stored]
-        if spec.keeps_step:
+        if keeps_step:
             output.append(small_file(f"zero/{name}/{STEP}.pt", torch.tensor(state.steps.get(name, 0.0))))
-    output.append(small_file("zero/optimizer_state.pt", _optimizer(state, spec.keeps_step)))
-    return output + list(_counter_files(state))
+    output.append(small_file("zero/optimizer_state.pt", _optimizer(state, keeps_step)))
+    return output + list(_model_files(state, folder))
 
 
 def _file(name: str, tensor: LazyTensor | None, weights: LazyTensor, folder: Path) -> OutputFile:
@@ -213,18 +255,26 @@ def _optimizer(state: State, keeps_step: bool) -> dict[str, Any]:
         "param_groups": groups,
         "optimizer_state_dict": {"state": {0: first}, "param_groups": groups},
         "group_names": [list(group.names) for group in state.groups],
+        **carried.stored(state.scaling),
     }
 
 
-def _counter_files(state: State) -> Iterator[OutputFile]:
-    counters = {
-        "module": {},
-        "dp_world_size": 1,
-        "mp_world_size": 1,
-        "global_steps": state.step,
-        "global_samples": 0,
-        "skipped_steps": 0,
-        "lr_scheduler": None,
-    }
-    for name in MODEL_FILES:
-        yield small_file(name, counters)
+def _model_files(state: State, folder: Path) -> Iterator[OutputFile]:
+    """Counters, client state and the names that are tied; beside them the first file holds buffers and frozen
+    parameters, which no folder has a place for."""
+    besides = {**state.buffers, **{name: state.tensors[name] for name in state.frozen}}
+    for file in MODEL_FILES:
+        archive, first = TorchArchive(), file == MODEL_FILES[0]
+        tree = {
+            "global_samples": 0,
+            "skipped_steps": 0,
+            "lr_scheduler": None,
+            **carried.stored(state.engine, archive),
+            "module": {n: archive.placeholder(whole(t), t.shape, t.dtype) for n, t in besides.items() if first},
+            "buffer_names": list(state.buffers) if first else [],
+            "shared_params": dict(state.aliases),
+            "dp_world_size": 1,
+            "mp_world_size": 1,
+            "global_steps": state.step,
+        }
+        yield archive.file(file, tree, folder)

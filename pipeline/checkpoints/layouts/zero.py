@@ -10,6 +10,7 @@ import torch
 
 from pipeline.checkpoints.layouts import zero_format, zero_read, zero_write
 from pipeline.checkpoints.layouts.layout import Layout
+from pipeline.checkpoints.layouts.zero_files import tag_files
 from pipeline.checkpoints.layouts.zero_format import files_of_deepspeed
 from pipeline.checkpoints.serialization.byte_stream import OutputFile
 from pipeline.checkpoints.state import State
@@ -49,12 +50,14 @@ class NativeZero(Layout):
 
     def facts(self, folder: Path) -> dict[str, Any]:
         with files_of_deepspeed(folder):
-            if ranks := zero_format.optimizer_files(folder):
-                stage = int(zero_format.open_file(ranks[0])["optimizer_state_dict"]["zero_stage"])
-                return {"zero_stage": stage, "world_size": len(ranks), "bf16": ranks[0].name.startswith("bf16_")}
-            model = zero_format.open_file(folder / zero_format.model_file(0))
+            files = tag_files(folder)
+            world, model = int(files.model["dp_world_size"]), files.model
+            if files.optimizers:
+                stage = zero_read.stage_of(files, zero_format.open_file(files.optimizers[0]))
+                bf16 = files.optimizers[0].name.startswith("bf16_")
+                return {"zero_stage": stage, "world_size": world, "bf16": bf16}
             half = any(tensor.dtype == torch.bfloat16 for tensor in model["module"].values())
-            return {"zero_stage": 0, "world_size": int(model["dp_world_size"]), "bf16": half}
+            return {"zero_stage": 0, "world_size": world, "bf16": half}
 
     def words(self, facts: Mapping[str, Any]) -> str:
         ranks = f"{facts['world_size']} rank{'s' * (facts['world_size'] != 1)}"
@@ -65,11 +68,11 @@ class NativeZero(Layout):
         facts = self.facts(folder)
         if facts["zero_stage"] != 3:
             return
-        first = zero_format.open_file(folder / zero_format.model_file(3))
+        first = zero_format.open_file(folder / zero_format.model_file(3), opaque=True)
         for rank in range(1, facts["world_size"]):
             path = folder / zero_format.model_file(3, rank)
             with files_of_deepspeed(path):
-                other = zero_format.open_file(path)
+                other = zero_format.open_file(path, opaque=True)
                 for key in ("dp_world_size", "global_steps", "param_shapes"):
                     if other.get(key) != first.get(key):
                         raise UserError(f"{path}: its {key} is not that of rank 0; files of two checkpoints are mixed")

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoints.layouts.deepspeed_pickles import STAND_INS
+from pipeline.checkpoints.layouts.deepspeed_pickles import STAND_INS, opaque_stand_ins
 from pipeline.checkpoints.tensors import ShardSlice
 from pipeline.errors import UserError, one_line
 from pipeline.optim import optimizers
@@ -27,21 +27,31 @@ SUB_GROUP = 10**9
 """DeepSpeed's default sub_group_size: elements."""
 
 
-def open_file(path: Path) -> Any:
-    """A checkpoint file, mapped, never executed. Raises UserError for damage and for foreign pickles."""
+def open_file(path: Path, opaque: bool = False) -> Any:
+    """A checkpoint file, mapped, never executed. Raises UserError for damage and for foreign pickles.
+
+    opaque: objects of foreign classes do not shut the file out, they become `Opaque`.
+    """
     try:
         with torch.serialization.safe_globals(STAND_INS):
             mapped = zipfile.is_zipfile(path)  # files of torch < 1.6 are no archives
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            more = opaque_stand_ins(path) if opaque and mapped else []
+            with torch.serialization.safe_globals(more):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; the checkpoint is not complete") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, … for damaged or foreign files
-        text = re.sub(r"\x1b\[\d+m", "", str(error))
-        foreign = re.search(r"GLOBAL (\S+)", text)
-        reason = f"it holds {foreign[1]}, which no checkpoint needs" if foreign else one_line(text)
-        raise UserError(f"{path}: cannot be loaded safely (damaged, or it holds code): {reason}") from error
+        raise unsafe(path, error) from error
+
+
+def unsafe(path: Path, error: Exception) -> UserError:
+    """What to say of a file or folder that torch does not open with `weights_only`."""
+    text = re.sub(r"\x1b\[\d+m", "", str(error))
+    foreign = re.search(r"GLOBAL (\S+)", text)
+    reason = f"it holds {foreign[1]}, which no checkpoint needs" if foreign else one_line(text)
+    return UserError(f"{path}: cannot be loaded safely (damaged, or it holds code): {reason}")
 
 
 @contextmanager
@@ -50,7 +60,7 @@ def files_of_deepspeed(folder: Path) -> Iterator[None]:
     nothing says what a file of DeepSpeed's has to hold but the reading of it."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(
             f"{folder}: its files do not hold what DeepSpeed's do ({reason}); they are damaged, or of another tool"
@@ -63,16 +73,6 @@ def model_file(stage: int, rank: int = 0) -> str:
 
 def optimizer_file(rank: int, bf16: bool) -> str:
     return f"{'bf16_' if bf16 else ''}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
-
-
-def optimizer_files(folder: Path) -> list[Path]:
-    """The ranks' optimizer files in order. Raises UserError when a rank is missing."""
-    paths = sorted(folder.glob("*zero_pp_rank_*_optim_states.pt"))
-    ranks = {int(path.name.split("pp_rank_")[1].split("_")[0]): path for path in paths}
-    for rank in range(len(ranks)):
-        if rank not in ranks:
-            raise UserError(f"{folder}: the optimizer file of rank {rank} is missing; found ranks {sorted(ranks)}")
-    return [ranks[rank] for rank in sorted(ranks)]
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,21 @@ def sub_groups(sizes: Sequence[int], world: int, limit: int) -> list[int]:
     return counts
 
 
+def sub_group_size(cuts: Sequence[Sequence[Sequence[int]]], world: int, said: object) -> int | None:
+    """The limit that makes these cuts: sizes of parameters, by flat, by group. said: what the config named, which
+    counts where it makes them too. None where no limit between 0 and DeepSpeed's default does."""
+    filled = [sum(math.ceil(size / world) for size in flat) for group in cuts for flat in group[:-1]]
+    guesses = [int(said)] if isinstance(said, int | float) else []
+    guesses += [min(filled)] if filled else [SUB_GROUP]
+    for limit in guesses:
+        if all(
+            sub_groups([size for flat in group for size in flat], world, limit) == [len(flat) for flat in group]
+            for group in cuts
+        ):
+            return limit
+    return None
+
+
 def step_of(state: dict[str, Any], hyper: dict[str, Any]) -> float | None:
     """The step that torch's state of a parameter holds, 0 where it has none yet; None for optimizers without one.
 
@@ -145,4 +160,4 @@ def step_of(state: dict[str, Any], hyper: dict[str, Any]) -> float | None:
         return float(state["step"])
     slots = [name for name, value in state.items() if isinstance(value, torch.Tensor)]
     spec = optimizers.recognise(slots, [hyper])
-    return 0.0 if spec is None or spec.keeps_step else None
+    return 0.0 if spec and spec.keeps_step else None

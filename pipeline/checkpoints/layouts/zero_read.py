@@ -1,15 +1,20 @@
 """Reading native ZeRO checkpoints, stages 0 to 3, any world size: mapped, one tensor at a time."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from pipeline.checkpoints.layouts import zero_stage_0
-from pipeline.checkpoints.layouts.zero_format import FlatPartition, model_file, open_file, optimizer_files, step_of
+from pipeline.checkpoints.layouts import carried, zero_stage_0
+from pipeline.checkpoints.layouts.beside_parameters import beside
+from pipeline.checkpoints.layouts.slice_mappings import ROUND_ROBIN, given_order
+from pipeline.checkpoints.layouts.zero_files import TagFiles, tag_files
+from pipeline.checkpoints.layouts.zero_format import FlatPartition, open_file, step_of, sub_group_size
 from pipeline.checkpoints.state import Group, State
-from pipeline.checkpoints.tensors import InMemoryTensor, LazyTensor, ShardedTensor
+from pipeline.checkpoints.tensors import LazyTensor, ShardedTensor
 from pipeline.errors import UserError
 
 Shapes = dict[str, tuple[int, ...]]
@@ -17,21 +22,27 @@ Shapes = dict[str, tuple[int, ...]]
 
 def read(folder: Path) -> State:
     """The state in a tag folder, in module names. Raises UserError for files that do not belong together."""
-    files = optimizer_files(folder)
-    if not files:
-        return zero_stage_0.read(folder)
-    shards = [open_file(path)["optimizer_state_dict"] for path in files]
-    stage = 3 if int(shards[0]["zero_stage"]) == 3 else 1
-    model = open_file(folder / model_file(stage))
-    if model["dp_world_size"] != len(files):
+    files = tag_files(folder)
+    state = _partitioned(folder, files) if files.optimizers else zero_stage_0.read(folder, files.model)
+    engine, lost = carried.of_model_states(folder, files)
+    return replace(state, engine=engine, unread=(*files.remarks(), *state.unread, *lost))
+
+
+def stage_of(files: TagFiles, shard: dict[str, Any]) -> int:
+    """The ZeRO stage that an optimizer file names. Raises UserError where the model_states file is of another."""
+    stage = int(shard["optimizer_state_dict"]["zero_stage"])
+    if (stage == 3) is not files.stage_3:
         raise UserError(
-            f"{folder}: written by {model['dp_world_size']} ranks, {len(files)} optimizer files found; "
-            "a rank's file is missing"
+            f"{files.optimizers[0]}: of ZeRO stage {stage}, which keeps its model_states file under another name; "
+            "files of two checkpoints are mixed"
         )
-    return _partitioned(folder, stage, model, shards)
+    return stage
 
 
-def _partitioned(folder: Path, stage: int, model: dict[str, Any], shards: list[dict[str, Any]]) -> State:
+def _partitioned(folder: Path, files: TagFiles) -> State:
+    contents, model = [open_file(path) for path in files.optimizers], files.model
+    stage = 3 if stage_of(files, contents[0]) == 3 else 1
+    shards = [content["optimizer_state_dict"] for content in contents]
     shapes: list[Shapes] = [{name: tuple(shape) for name, shape in group.items()} for group in model["param_shapes"]]
     base = [s["optimizer_state_dict"] if stage == 3 else s["base_optimizer_state"] for s in shards]
     weights = [s["fp32_flat_groups"] if stage == 3 else s["single_partition_of_fp32_groups"] for s in shards]
@@ -41,43 +52,78 @@ def _partitioned(folder: Path, stage: int, model: dict[str, Any], shards: list[d
     steps: dict[str, float] = {}
     for hyper in base[0]["param_groups"]:
         for number in hyper["params"]:  # stage 3 cuts a large group into several flats (sub_group_size)
-            sizes = tuple(math.prod(shape) for shape in shapes[number].values())
-            partition = FlatPartition(stage, len(shards), sizes)
             flats, states = [w[number] for w in weights], [b["state"].get(number, {}) for b in base]
-            _require_weights(folder, partition, flats, number)
-            _require_one_step(folder, states)
-            tensors |= _sharded(partition, shapes[number], flats)
-            for slot in (key for key, value in states[0].items() if isinstance(value, Tensor) and value.dim() == 1):
-                _require_slot(folder, partition, [s[slot] for s in states], slot)
-                slots.setdefault(slot, {}).update(_sharded(partition, shapes[number], [s[slot] for s in states]))
+            held, kept = _flat(folder, stage, number, shapes[number], flats, states)
+            tensors |= held
+            for slot, entries in kept.items():
+                slots.setdefault(slot, {}).update(entries)
             if (step := step_of(states[0], hyper)) is not None:
                 steps |= dict.fromkeys(shapes[number], step)
-        names = tuple(name for number in hyper["params"] for name in shapes[number])
+        ordered = [_given(folder, number, shapes, shards if stage < 3 else ()) for number in hyper["params"]]
+        names = tuple(name for flat in ordered for name in flat)
         groups.append(Group(names, {k: v for k, v in hyper.items() if k != "params"}))
-    frozen = _frozen(folder, stage, model, len(shards))
+    rest = beside(folder, model, set(tensors), len(shards) if stage == 3 else 0)
+    scaling, lost = carried.carried(shards[0], carried.OF_THE_OPTIMIZER)
     return State(
-        tensors | frozen,
+        tensors | rest.frozen,
         slots=slots,
         step=int(model.get("global_steps", max(steps.values(), default=0))),
         steps=steps,
         groups=tuple(groups),
-        aliases=dict(model.get("shared_params") or {}),
-        frozen=tuple(frozen),
-        buffers={name: InMemoryTensor(model["module"][name]) for name in model.get("buffer_names") or ()},
+        aliases=rest.aliases,
+        frozen=tuple(rest.frozen),
+        buffers=rest.buffers,
+        scaling=scaling,
+        sub_group=_sub_group(folder, model, base[0]["param_groups"], shapes, len(shards)) if stage == 3 else None,
+        unread=(*rest.lost, *lost, *_reordered(groups, shapes), *_no_slots(base)),
     )
 
 
-def _frozen(folder: Path, stage: int, model: dict[str, Any], world: int) -> dict[str, LazyTensor]:
-    """Parameters that no optimizer group has: whole in stages 1 and 2, a padded slice per rank in stage 3."""
-    shapes: Shapes = {name: tuple(shape) for name, shape in (model.get("frozen_param_shapes") or {}).items()}
-    if stage < 3 or not shapes:
-        return {name: InMemoryTensor(model["module"][name]) for name in shapes}
-    parts = [open_file(folder / model_file(3, rank))["frozen_param_fragments"] for rank in range(world)]
-    tensors: dict[str, LazyTensor] = {}
-    for name, shape in shapes.items():
-        partition = FlatPartition(3, world, (math.prod(shape),))
-        tensors |= _sharded(partition, {name: shape}, [part[name] for part in parts])
-    return tensors
+def _flat(
+    folder: Path, stage: int, number: int, shapes: Shapes, flats: list[Tensor], states: list[dict[str, Any]]
+) -> tuple[dict[str, LazyTensor], dict[str, dict[str, LazyTensor]]]:
+    """The weights of one flat tensor's parameters, and their slots by name."""
+    partition = FlatPartition(stage, len(flats), tuple(math.prod(shape) for shape in shapes.values()))
+    _require_weights(folder, partition, flats, number)
+    _require_one_step(folder, states)
+    slots = {}
+    for slot in (key for key, value in states[0].items() if isinstance(value, Tensor) and value.dim() == 1):
+        _require_slot(folder, partition, [s[slot] for s in states], slot)
+        slots[slot] = _sharded(partition, shapes, [s[slot] for s in states])
+    return _sharded(partition, shapes, flats), slots
+
+
+def _no_slots(base: list[dict[str, Any]]) -> list[str]:
+    """What optimizers keep otherwise than in the shape of their parameters, in words."""
+    values = {key: value for state in base[0]["state"].values() for key, value in state.items() if value is not None}
+    odd = [
+        key for key, value in values.items() if key != "step" and not (isinstance(value, Tensor) and value.dim() == 1)
+    ]
+    return [f"optimizer state '{key}' is not in the shape of the parameters and is left behind" for key in odd]
+
+
+def _given(folder: Path, number: int, shapes: list[Shapes], shards: Sequence[dict[str, Any]]) -> list[str]:
+    """The names of a flat in the order of its optimizer group. shards: of stages 1 and 2, which say it."""
+    return given_order(folder, number, shapes[number], shards) if shards else list(shapes[number])
+
+
+def _reordered(groups: list[Group], shapes: list[Shapes]) -> list[str]:
+    flat = [name for group in shapes for name in group]
+    return [] if flat == [name for group in groups for name in group.names] else [ROUND_ROBIN]
+
+
+def _sub_group(
+    folder: Path, model: dict[str, Any], hypers: list[dict[str, Any]], shapes: list[Shapes], world: int
+) -> int:
+    """DeepSpeed's sub_group_size, which cuts a group of stage 3 into flats."""
+    sizes = [[[math.prod(shape) for shape in shapes[flat].values()] for flat in hyper["params"]] for hyper in hypers]
+    said = ((model.get("ds_config") or {}).get("zero_optimization") or {}).get("sub_group_size")
+    limit = sub_group_size(sizes, world, said)
+    if limit is None:
+        raise UserError(
+            f"{folder}: no sub_group_size cuts its optimizer groups as they are cut; its files do not belong together"
+        )
+    return limit
 
 
 def _sharded(partition: FlatPartition, shapes: Shapes, flats: list[Tensor]) -> dict[str, LazyTensor]:

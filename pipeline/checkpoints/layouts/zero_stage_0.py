@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pipeline.checkpoints.layouts.zero_format import model_file, open_file, step_of
+from pipeline.checkpoints.layouts.beside_parameters import beside
+from pipeline.checkpoints.layouts.deepspeed_pickles import DynamicLossScaler, LossScaler
+from pipeline.checkpoints.layouts.zero_format import step_of
 from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import InMemoryTensor, LazyTensor
 from pipeline.errors import UserError
@@ -22,25 +24,52 @@ from pipeline.errors import UserError
 Shape = tuple[int, ...]
 
 
-def read(folder: Path) -> State:
-    """The state in a tag folder, in module names. Raises UserError."""
-    model = open_file(folder / model_file(0))
-    aliases, buffers = _aliases(model["module"]), tuple(model.get("buffer_names") or ())
-    module = {name: tensor for name, tensor in model["module"].items() if name not in aliases}
-    parameters = {name: tensor for name, tensor in module.items() if name not in buffers}
+def read(folder: Path, model: dict[str, Any]) -> State:
+    """The state in a tag folder, in module names. model: the content of its one file. Raises UserError."""
+    rest = beside(folder, model, ())
+    parameters = {name: model["module"][name] for name in rest.frozen}
     state = State(
-        dict(_lazy(parameters)),
+        rest.frozen,
         step=int(model.get("global_steps", 0)),
-        aliases=aliases,
-        buffers=dict(_lazy({name: module[name] for name in buffers})),
+        aliases=rest.aliases,
+        buffers=rest.buffers,
+        unread=rest.lost,
     )
     optimizer = model.get("optimizer") or {}
+    if "fp32_groups_flat" in optimizer:
+        raise UserError(
+            f"{folder}: a checkpoint of ZeRO stage 0 in half precision whose optimizer is fused: its float32 weights "
+            "(fp32_groups_flat) have no names; save it with zero_stage 1"
+        )
     masters: list[list[Tensor]] | None = optimizer.get("fp32_groups")
     inner = optimizer.get("optimizer_state_dict", optimizer)
+    state = replace(state, scaling=_scaling(model, optimizer))
     if "param_groups" not in inner:
         return state
     names = model.get("group_names") or _names(folder, parameters, inner, masters)
     return _with_optimizer(_with_masters(state, names, masters or []), inner, names)
+
+
+def _scaling(model: dict[str, Any], optimizer: dict[str, Any]) -> dict[str, Any]:
+    """The loss scale as the other stages keep it: an object, with limits that the config alone says here. DeepSpeed's
+    defaults (0.19.8): a hysteresis of 2, no scale below 1."""
+    if "cur_scale" not in optimizer:
+        return {}
+    dynamic = bool(optimizer["dynamic_loss_scale"])
+    scaler = DynamicLossScaler() if dynamic else LossScaler()
+    vars(scaler).update(cur_scale=optimizer["cur_scale"], dynamic=dynamic)
+    if dynamic:
+        said = (model.get("ds_config") or {}).get("fp16") or {}
+        vars(scaler).update(
+            {key: optimizer[key] for key in ("cur_iter", "last_overflow_iter", "scale_factor", "scale_window")},
+            min_scale=said.get("min_loss_scale", 1),
+            delayed_shift=said.get("hysteresis", 2),
+            cur_hysteresis=said.get("hysteresis", 2),
+            consecutive_hysteresis=said.get("consecutive_hysteresis", False),
+            raise_error_at_min_scale=True,
+            dtype=torch.float16,
+        )
+    return {"loss_scaler": scaler, "dynamic_loss_scale": dynamic}
 
 
 def _lazy(tensors: dict[str, Tensor]) -> Iterator[tuple[str, LazyTensor]]:
@@ -139,13 +168,3 @@ def _unrolled(way: Way) -> Iterator[tuple[str, int | None]]:
         way, step = way
         steps.append(step)
     return reversed(steps)
-
-
-def _aliases(module: dict[str, Tensor]) -> dict[str, str]:
-    """Tied names share their storage; the first name owns it."""
-    owners: dict[tuple[int, Shape], str] = {}
-    return {
-        name: owners[key]
-        for name, tensor in module.items()
-        if owners.setdefault(key := (tensor.data_ptr(), tuple(tensor.shape)), name) != name
-    }

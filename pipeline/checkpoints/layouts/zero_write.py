@@ -9,12 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.checkpoints.layouts import deepspeed_pickles
+from pipeline.checkpoints.layouts import carried, deepspeed_pickles
 from pipeline.checkpoints.layouts.zero_format import SUB_GROUP, FlatPartition, model_file, optimizer_file, sub_groups
 from pipeline.checkpoints.serialization.byte_stream import OutputFile, TensorSlice, whole
 from pipeline.checkpoints.serialization.torch_archive import TorchArchive
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import LazyTensor
+from pipeline.errors import UserError
+
+UNSET = {
+    "lr_scheduler": None,
+    "data_sampler": None,
+    "random_ltd": None,
+    "skipped_steps": 0,
+    "global_samples": 0,
+    "ds_config": {},
+}
+"""What DeepSpeed's engine looks up, where a source says nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +57,13 @@ class Flat:
 
 
 def files(
-    state: State, folder: Path, *, stage: int, world: int, bf16: bool = False, sub_group: int = SUB_GROUP
+    state: State, folder: Path, *, stage: int, world: int, bf16: bool = False, sub_group: int | None = None
 ) -> list[OutputFile]:
-    """The files of `state` (module names, groups in the engine's order) for `world` ranks of ZeRO `stage`. Raises
-    UserError for optimizer state that is not known."""
-    writer = _Writer(state, list(_flats(state, stage, world, sub_group)), folder, stage, world, bf16)
+    """The files of `state` (module names, groups in the engine's order) for `world` ranks of ZeRO `stage`. sub_group:
+    DeepSpeed's sub_group_size; None: the state's. Raises UserError for optimizer state that is not known."""
+    said = state.sub_group if sub_group is None else sub_group
+    flats = _flats(state, stage, world, SUB_GROUP if said is None else said)
+    writer = _Writer(state, list(flats), folder, stage, world, bf16)
     optimizers = [writer.optimizer(rank) for rank in range(world)]
     return optimizers + [writer.model(rank) for rank in range(world if stage == 3 else 1)]
 
@@ -71,7 +84,7 @@ class _Writer:
     def __init__(self, state: State, flats: list[Flat], folder: Path, stage: int, world: int, bf16: bool):
         self.state, self.flats, self.folder = state, flats, folder
         self.stage, self.world, self.bf16 = stage, world, bf16
-        self.spec = state.optimizer()
+        self.slots, self.keeps_step = state.stored_slots()
         self.version = deepspeed_pickles.deepspeed_version()
 
     def optimizer(self, rank: int) -> OutputFile:
@@ -91,12 +104,22 @@ class _Writer:
 
     def _slots(self, archive: TorchArchive, flat: Flat, rank: int) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
-        if self.spec.keeps_step:
-            step = self.state.steps.get(flat.names[0], 0.0) if flat.names else 0.0
-            state["step"] = archive.value(torch.tensor(step))
-        for slot in self.spec.slots:
-            state[slot.name] = archive.placeholder(flat.slices(self.state.slots.get(slot.name, {}), rank))
+        if self.keeps_step:
+            state["step"] = archive.value(torch.tensor(self._step(flat)))
+        for slot in self.slots:
+            state[slot] = archive.placeholder(flat.slices(self.state.slots.get(slot, {}), rank))
         return state
+
+    def _step(self, flat: Flat) -> float:
+        """The one step that a flat tensor has."""
+        steps = {self.state.steps.get(name, 0.0): name for name in flat.names}
+        if len(steps) > 1:
+            listed = ", ".join(f"'{name}' at {step:g}" for step, name in steps.items())
+            raise UserError(
+                f"parameters of one optimizer group stand at different steps ({listed}), where native files count one "
+                "for all; take the weights alone (--format huggingface)"
+            )
+        return next(iter(steps), 0.0)
 
     def _stage_2(self, archive: TorchArchive, rank: int, base: dict[str, Any]) -> dict[str, Any]:
         weights = [archive.placeholder(flat.slices(self.state.tensors, rank, stored=True)) for flat in self.flats]
@@ -107,10 +130,8 @@ class _Writer:
             "param_slice_mappings": [flat.fragments(rank) for flat in self.flats],
             "partition_count": [flat.partition.world for flat in self.flats],
             "zero_stage": deepspeed_pickles.zero_stage(self.stage),
-            "loss_scaler": deepspeed_pickles.loss_scaler(),
-            "dynamic_loss_scale": False,
-            "overflow": False,
             "ds_version": self.version,
+            **carried.stored(self.state.scaling, archive),
         }
 
     def _stage_3(self, archive: TorchArchive, rank: int, base: dict[str, Any]) -> dict[str, Any]:
@@ -119,6 +140,7 @@ class _Writer:
             "loss_scaler": deepspeed_pickles.loss_scaler(),
             "dynamic_loss_scale": False,
             "overflow": False,
+            **carried.stored(self.state.scaling, archive),
             "partition_count": self.flats[0].partition.world if self.flats else 1,
             "optimizer_state_dict": base,
             "fp32_flat_groups": [archive.placeholder(flat.slices(self.state.tensors, rank)) for flat in self.flats],
@@ -128,48 +150,53 @@ class _Writer:
         """The module's tensors, or in stage 3 their shapes, with DeepSpeed's counters."""
         state, archive = self.state, TorchArchive()
         module = self._names(archive) if self.stage == 3 else self._module(archive)
-        module |= {name: archive.placeholder(whole(buffer), buffer.shape) for name, buffer in state.buffers.items()}
+        module |= {name: archive.placeholder(whole(b), b.shape, b.dtype) for name, b in state.buffers.items()}
         frozen = {name: torch.Size(state.tensors[name].shape) for name in state.frozen}
         tree = {
+            **UNSET,
+            "ds_version": self.version,
+            **carried.stored(state.engine, archive),
             "module": module,
             "buffer_names": list(state.buffers),
             "optimizer": None,
-            "lr_scheduler": None,
             "param_shapes": [{n: torch.Size(state.tensors[n].shape) for n in flat.names} for flat in self.flats],
             "frozen_param_shapes": frozen or None,
             "frozen_param_fragments": self._frozen(archive, rank) or None,
             "shared_params": dict(state.aliases),
-            "data_sampler": None,
-            "random_ltd": None,
-            "skipped_steps": 0,
             "global_steps": state.step,
-            "global_samples": 0,
             "dp_world_size": self.world,
             "mp_world_size": 1,
-            "ds_config": {},
-            "ds_version": self.version,
             "checkpoint_parallel_dimensions": {"pp_degree": 1, "tp_degree": 1},
         }
         return archive.file(model_file(self.stage, rank), tree, self.folder)
 
     def _module(self, archive: TorchArchive) -> dict[str, Tensor]:
-        """Every key of the module's state_dict in the training dtype; tied names share storage."""
-        dtype = torch.bfloat16 if self.bf16 else torch.float32
+        """Every key of the module's state_dict, frozen parameters in their own dtype, the others in the training's;
+        tied names share storage."""
         module = {
-            name: archive.placeholder(whole(tensor), tensor.shape, dtype) for name, tensor in self.state.tensors.items()
+            name: archive.placeholder(whole(tensor), tensor.shape, self._dtype(name))
+            for name, tensor in self.state.tensors.items()
         }
         return module | {alias: module[owner] for alias, owner in self.state.aliases.items()}
 
+    def _dtype(self, name: str) -> torch.dtype:
+        """Of a parameter of the module."""
+        if name in self.state.frozen:
+            return self.state.tensors[name].dtype
+        return torch.bfloat16 if self.bf16 else torch.float32
+
     def _names(self, archive: TorchArchive) -> dict[str, Tensor]:
         """Every key of the module's state_dict, without its numbers."""
-        return {name: archive.placeholder([]) for name in (*self.state.tensors, *self.state.aliases)}
+        names = {name: name for name in self.state.tensors} | self.state.aliases
+        return {name: archive.placeholder([], None, self._dtype(owner)) for name, owner in names.items()}
 
     def _frozen(self, archive: TorchArchive, rank: int) -> dict[str, Tensor]:
         """Frozen parameters: whole in stages 1 and 2, this rank's padded slice in stage 3."""
         tensors = {name: self.state.tensors[name] for name in self.state.frozen}
         if self.stage < 3:
-            return {name: archive.placeholder(whole(tensor), tensor.shape) for name, tensor in tensors.items()}
-        flats = {
-            name: Flat(0, (name,), FlatPartition(3, self.world, (tensor.numel,))) for name, tensor in tensors.items()
+            return {name: archive.placeholder(whole(t), t.shape, t.dtype) for name, t in tensors.items()}
+        flats = {name: Flat(0, (name,), FlatPartition(3, self.world, (t.numel,))) for name, t in tensors.items()}
+        return {
+            name: archive.placeholder(flats[name].slices(tensors, rank), None, tensor.dtype)
+            for name, tensor in tensors.items()
         }
-        return {name: archive.placeholder(flat.slices(self.state.tensors, rank)) for name, flat in flats.items()}

@@ -8,7 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pipeline.checkpoints.relative_paths import is_below
 from pipeline.checkpoints.tensors import LazyTensor
+from pipeline.errors import UserError
 
 WINDOW = 1 << 22
 """Elements of a tensor that are made at a time."""
@@ -38,11 +40,16 @@ class Bytes:
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A file to write. size: about how many bytes, for sharing the work and for the room that is needed."""
+    """A file to write, by its path below the result's folder. size: about how many bytes, for sharing the work and for
+    the room that is needed. Raises UserError for a name that leads elsewhere."""
 
     name: str
     size: int
     content: FileContent
+
+    def __post_init__(self) -> None:
+        if not is_below(self.name):
+            raise UserError(f"'{self.name}' would be written outside the result's folder; nothing was written")
 
     @classmethod
     def of(cls, name: str, data: bytes) -> "OutputFile":

@@ -21,11 +21,11 @@ from typing import Protocol
 import torch
 
 from pipeline.checkpoints import publish
-from pipeline.checkpoints.manifest import FileRecord, record
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.checkpoints.serialization.byte_stream import WINDOW, OutputFile
 from pipeline.checkpoints.serialization.progress import ByteProgress
 from pipeline.errors import UserError, writing_to
+from pipeline.records.file_hashes import FileRecord, record
 from pipeline.records.processes import die_with_parent, keep_freed_memory
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,56 @@
+"""A ledger against what the stage says of itself: FLOPs of a step times steps, no line lost, doubled or changed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.records.stage_facts import TrainFacts
+from pipeline.records.stage_records import LedgerEntry
+
+
+def require_agreement(path: Path, ledger: Sequence[LedgerEntry], facts: TrainFacts, until: int | None = None) -> None:
+    """Raises UserError where the entries of a training stage's ledger, read from `path`, are not what its steps cost.
+    until: the step that they must reach; None: the stage's end where it is finished, else wherever they end."""
+    entries = [entry for entry in ledger if entry.kind == "train"]
+    previous, recomputed = 0, _recomputed(path, ledger)
+    for entry in entries:
+        count = entry.step - previous
+        if count <= 0:
+            raise _wrong(path, f"step {entry.step} of training follows step {previous}")
+        _require_cost(path, entry, "training", {count * facts.flops_per_step.train})
+        if entry.step in recomputed:
+            _require_cost(path, recomputed.pop(entry.step), "recomputation", _possible(facts, count))
+        previous = entry.step
+    if recomputed:
+        raise _wrong(path, f"step {min(recomputed)} was recomputed and not trained")
+    if len({entry.flops for entry in ledger if entry.kind == "evaluate"}) > 1:
+        raise _wrong(path, "evaluations of the same data have different FLOPs")
+    end = facts.steps if until is None and facts.status == "finished" else until
+    if end is not None and previous != end:
+        raise _wrong(path, f"its training ends at step {previous}, that of the stage at step {end}")
+
+
+def _recomputed(path: Path, ledger: Sequence[LedgerEntry]) -> dict[int, LedgerEntry]:
+    entries = [entry for entry in ledger if entry.kind == "recompute"]
+    by_step = {entry.step: entry for entry in entries}
+    if len(by_step) != len(entries):
+        raise _wrong(path, "a step is recomputed twice")
+    return by_step
+
+
+def _possible(facts: TrainFacts, count: int) -> set[int]:
+    """What recomputing `count` steps may cost: activation checkpointing can be switched when a stage is continued."""
+    earlier = [past.flops_per_step for past in facts.earlier if past.flops_per_step]
+    return {count * flops.recompute for flops in (facts.flops_per_step, *earlier)}
+
+
+def _require_cost(path: Path, entry: LedgerEntry, what: str, costs: set[int]) -> None:
+    if entry.flops not in costs:
+        expected = " or ".join(f"{cost:,}" for cost in sorted(costs))
+        raise _wrong(path, f"{what} until step {entry.step} has {entry.flops:,} FLOPs, its steps cost {expected}")
+
+
+def _wrong(path: Path, what: str) -> UserError:
+    return UserError(
+        f"{path}: {what}; lines were lost, doubled or changed: restore the file, or train the stage in another run"
+    )

@@ -1,0 +1,66 @@
+"""State of optimizers that are not known here: read, shown, and carried where it has the shape of the weights."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import checkpoints
+from pipeline.checkpoints import CheckpointLayout
+from pipeline.checkpoints.state import Group, State
+from tests.helpers.checkpoints import foreign, state
+from tests.helpers.cli import lemon
+
+OPTIMIZERS = {
+    "lion": (("exp_avg",), False, {"betas": (0.9, 0.99)}),
+    "adagrad": (("sum",), True, {"lr_decay": 0, "eps": 1e-10}),
+    "amsgrad": (("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), True, {"betas": (0.9, 0.99), "amsgrad": True}),
+    "muon": (("momentum_buffer",), False, {"use_muon": True, "momentum": 0.95, "ns_method": "gram"}),
+    "sgd without momentum": ((), False, {"momentum": 0, "dampening": 0, "nesterov": False}),
+}
+TARGETS = {
+    "1 on 3": ["--zero-stage", "1", "--world-size", "3"],
+    "3 on 2": ["--zero-stage", "3", "--world-size", "2"],
+    "universal": ["--format", "universal"],
+}
+
+
+def left_by(name: str) -> State:
+    slots, steps, hyper = OPTIMIZERS[name]
+    held = state()
+    entries = held.slots["exp_avg"]
+    return replace(
+        held,
+        slots=dict.fromkeys(slots, entries),
+        steps=dict.fromkeys(entries, 4.0) if steps else {},
+        groups=tuple(Group(group.names, {"lr": 0.1, "weight_decay": 0.0, **hyper}) for group in held.groups),
+    )
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_state_is_carried_and_none_is_invented(tmp_path, capsys, name, target):
+    before, folder = left_by(name), foreign(tmp_path / "small", left_by(name), CheckpointLayout("zero", 2, 2))
+    for command in ("inspect", "check"):
+        code, _, err = lemon(capsys, command, folder)
+        assert code == 0, err
+    code, _, err = lemon(capsys, "reshard", folder, "--out", tmp_path / "out", *TARGETS[target])
+    assert code == 0, err
+    after = checkpoints.raw(tmp_path / "out")
+    assert set(after.slots) == set(before.slots) and after.steps == before.steps and after.groups == before.groups
+    for slot, tensors in before.slots.items():
+        for parameter, tensor in tensors.items():
+            assert torch.equal(after.slots[slot][parameter].tensor(), tensor.tensor()), (slot, parameter)
+    code, out, _ = lemon(capsys, "diff", folder, tmp_path / "out")
+    assert code == 0, out
+
+
+def test_state_in_another_shape_is_named(tmp_path, capsys):
+    folder = foreign(tmp_path / "small", left_by("lion"), CheckpointLayout("zero", 2, 1))
+    path: Path = folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    content = torch.load(path, weights_only=False)
+    content["optimizer_state_dict"]["base_optimizer_state"]["state"][0]["scale"] = torch.tensor(2.0)
+    torch.save(content, path)
+    code, out, _ = lemon(capsys, "reshard", folder, "--out", tmp_path / "out")
+    assert code == 0 and "optimizer state 'scale' is not in the shape of the parameters and is left behind" in out
