@@ -91,6 +91,7 @@ def _facts(path: Path, tensors: bool) -> Facts:
         "tied": dict(state.aliases),
         "tied_but_different": _different(folder, state),
         "buffers": list(state.buffers),
+        "not_read": list(state.unread),
         "slots": {slot: len(entries) for slot, entries in state.slots.items() if entries},
         "step": state.step,
         "steps": sorted(set(state.steps.values())),
@@ -222,6 +223,7 @@ def _lines(facts: Facts) -> list[tuple[str, str]]:
             ("beware", f"'{alias}' differs from '{owner}', to which {checkpoints.CONFIG} ties it: both count")
             for alias, owner in facts["tied_but_different"].items()
         ],
+        *(("not read", line) for line in facts["not_read"]),
         ("optimizer", _optimizer(facts)),
         ("on disk", f"{amount(facts['bytes'])} in {plural(facts['files'], 'file')}"),
         ("spent", f"{spent:,} FLOPs" if isinstance(spent, int) else f"{spent} FLOPs"),

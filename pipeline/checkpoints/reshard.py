@@ -120,7 +120,8 @@ def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardRe
         publish.publish(staged, out, facts, files)
     size = sum(file.size for file in files.values())
     logger.info(f"reshard: {len(plan.state.tensors)} tensors, {amount(size)} in {len(files)} files")
-    logger.info(f"reshard: wrote {out}")
+    engine = f"; load it with engine.load_checkpoint('{out.parent}', tag='{out.name}')"
+    logger.info(f"reshard: wrote {out}{engine if plan.layout.kind.holds_optimizer else ''}")
     return ReshardResult(out, plan.layout, len(plan.state.tensors), len(files), size)
 
 

@@ -94,6 +94,7 @@ def require_last(capsys, folder: Path, left: set[str]) -> None:
     recorded = json.loads((folder.with_name("out") / "manifest.json").read_text())["left_behind"]
     assert [f"reshard: {said}" for said in recorded] == [line]
     assert lemon(capsys, "check", folder)[0] == 0
+    assert all(name in "".join(lemon(capsys, "inspect", folder)[1].split()) for name in left)
 
 
 @pytest.mark.parametrize("stage", [2, 3])

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.checkpoints.layouts.zero_format import FlatPartition, model_file, open_file
+from pipeline.checkpoints.layouts.zero_format import FlatPartition, model_file, open_file, require_numbers
 from pipeline.checkpoints.tensors import InMemoryTensor, LazyTensor, ShardedTensor
 
 Shape = tuple[int, ...]
@@ -36,6 +36,8 @@ def beside(folder: Path, model: dict[str, Any], trained: Collection[str], cut: i
     # ZeRO-1 notes no frozen parameters: they are in the module and in no group
     held = {name: value for name, value in others.items() if isinstance(value, Tensor) and not (cut and _gone(value))}
     lost = [f"'{name}' of the module holds no tensor and is left behind" for name in others if name not in held]
+    for name in (*buffers, *held):
+        require_numbers(folder, f"'{name}'", module[name])
     return Beside(aliases, _whole(module, buffers), cut_frozen | _whole(held, held), tuple(lost))
 
 

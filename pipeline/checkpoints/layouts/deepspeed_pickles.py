@@ -46,7 +46,8 @@ class FragmentAddress:
     start: int
 
 
-STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+StandIn = Callable[..., Any] | tuple[Callable[..., Any], str]
+STAND_INS: list[StandIn] = [
     (LossScaler, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
     (DynamicLossScaler, "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
     (int, "deepspeed.runtime.zero.config.ZeroStageEnum"),
@@ -55,7 +56,7 @@ STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 """All that DeepSpeed pickles; what else is let in is `Opaque`. Its stages are an enumeration of integers."""
 
 
-def opaque_stand_ins(path: Path) -> list[tuple[type[Opaque], str]]:
+def opaque_stand_ins(path: Path) -> list[StandIn]:
     """Stand-ins for what a file names beside these and what torch lets in. Functions of Python itself, which pickles
     that attack begin with, have none."""
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)

@@ -21,7 +21,7 @@ from pipeline.checkpoints.layouts.beside_parameters import beside
 from pipeline.checkpoints.layouts.deepspeed_pickles import DynamicLossScaler, deepspeed_version
 from pipeline.checkpoints.layouts.layout import Layout
 from pipeline.checkpoints.layouts.zero_files import MODEL, holding_tensors, strangers_named
-from pipeline.checkpoints.layouts.zero_format import files_of_deepspeed, open_file, step_of
+from pipeline.checkpoints.layouts.zero_format import files_of_deepspeed, open_file, require_numbers, step_of
 from pipeline.checkpoints.serialization.byte_stream import OutputFile, TensorSlice, whole
 from pipeline.checkpoints.serialization.torch_archive import TorchArchive, small_file
 from pipeline.checkpoints.state import Group, State
@@ -98,6 +98,7 @@ class ParameterFile(WholeTensor):
         tensor = content.get("param") if isinstance(content, dict) else content
         if not isinstance(tensor, Tensor):
             raise UserError(f"{self._path}: holds no tensor; the file is damaged, or of another tool")
+        require_numbers(self._path, "its content", tensor)
         return tensor
 
 

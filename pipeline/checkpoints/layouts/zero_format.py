@@ -54,6 +54,13 @@ def unsafe(path: Path, error: Exception) -> UserError:
     return UserError(f"{path}: cannot be loaded safely (damaged, or it holds code): {reason}")
 
 
+def require_numbers(place: Path, what: str, tensor: torch.Tensor) -> None:
+    """Raises UserError for a tensor without numbers of its own, or whose numbers lie otherwise than in rows."""
+    if tensor.is_meta or tensor.layout != torch.strided:
+        kind = "a tensor on the meta device" if tensor.is_meta else f"a tensor of layout {tensor.layout}"
+        raise UserError(f"{place}: {what} is {kind}, which holds no numbers to carry; save it again from real tensors")
+
+
 @contextmanager
 def files_of_deepspeed(folder: Path) -> Iterator[None]:
     """What is looked up here in vain raises UserError: the files could be opened, but a pickle may hold anything, and

@@ -12,7 +12,7 @@ from pipeline.checkpoints.layouts import carried, zero_stage_0
 from pipeline.checkpoints.layouts.beside_parameters import beside
 from pipeline.checkpoints.layouts.slice_mappings import ROUND_ROBIN, given_order
 from pipeline.checkpoints.layouts.zero_files import TagFiles, tag_files
-from pipeline.checkpoints.layouts.zero_format import FlatPartition, open_file, step_of, sub_group_size
+from pipeline.checkpoints.layouts.zero_format import FlatPartition, open_file, require_numbers, step_of, sub_group_size
 from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import LazyTensor, ShardedTensor
 from pipeline.errors import UserError
@@ -29,8 +29,16 @@ def read(folder: Path) -> State:
 
 
 def stage_of(files: TagFiles, shard: dict[str, Any]) -> int:
-    """The ZeRO stage that an optimizer file names. Raises UserError where the model_states file is of another."""
-    stage = int(shard["optimizer_state_dict"]["zero_stage"])
+    """The ZeRO stage that an optimizer file names; that of DeepSpeed's BF16_Optimizer (bf16 with gradients in float32)
+    names none and is cut as in stage 1. Raises UserError for elastic files, and where the model_states file is of
+    another stage."""
+    inner = shard["optimizer_state_dict"]
+    if isinstance(inner.get("base_optimizer_state"), list):
+        raise UserError(
+            f"{files.optimizers[0]}: saved with elastic_checkpoint, which is not read here; save it without, or "
+            "convert it with ds_to_universal"
+        )
+    stage = int(inner["zero_stage"] if "zero_stage" in inner or "param_slice_mappings" not in inner else 1)
     if (stage == 3) is not files.stage_3:
         raise UserError(
             f"{files.optimizers[0]}: of ZeRO stage {stage}, which keeps its model_states file under another name; "
@@ -53,7 +61,7 @@ def _partitioned(folder: Path, files: TagFiles) -> State:
     for hyper in base[0]["param_groups"]:
         for number in hyper["params"]:  # stage 3 cuts a large group into several flats (sub_group_size)
             flats, states = [w[number] for w in weights], [b["state"].get(number, {}) for b in base]
-            held, kept = _flat(folder, stage, number, shapes[number], flats, states)
+            held, kept = _flat(folder, stage, number, shapes[number], flats, states, "zero_stage" not in shards[0])
             tensors |= held
             for slot, entries in kept.items():
                 slots.setdefault(slot, {}).update(entries)
@@ -80,11 +88,18 @@ def _partitioned(folder: Path, files: TagFiles) -> State:
 
 
 def _flat(
-    folder: Path, stage: int, number: int, shapes: Shapes, flats: list[Tensor], states: list[dict[str, Any]]
+    folder: Path,
+    stage: int,
+    number: int,
+    shapes: Shapes,
+    flats: list[Tensor],
+    states: list[dict[str, Any]],
+    padded: bool,
 ) -> tuple[dict[str, LazyTensor], dict[str, dict[str, LazyTensor]]]:
-    """The weights of one flat tensor's parameters, and their slots by name."""
+    """The weights of one flat tensor's parameters, and their slots by name. padded: whether weights are stored with
+    the padding in any stage."""
     partition = FlatPartition(stage, len(flats), tuple(math.prod(shape) for shape in shapes.values()))
-    _require_weights(folder, partition, flats, number)
+    _require_weights(folder, partition, flats, number, padded)
     _require_one_step(folder, states)
     slots = {}
     for slot in (key for key, value in states[0].items() if isinstance(value, Tensor) and value.dim() == 1):
@@ -144,6 +159,7 @@ def _require_one_step(folder: Path, states: list[dict[str, Any]]) -> None:
 
 def _require_slot(folder: Path, partition: FlatPartition, flats: list[Tensor], slot: str) -> None:
     for rank, flat in enumerate(flats):
+        require_numbers(folder, f"{slot} of rank {rank}", flat)
         if flat.numel() != partition.flat:
             raise UserError(
                 f"{folder}: {slot} of rank {rank} holds {flat.numel()} numbers, the shapes say {partition.flat}; "
@@ -151,9 +167,10 @@ def _require_slot(folder: Path, partition: FlatPartition, flats: list[Tensor], s
             )
 
 
-def _require_weights(folder: Path, partition: FlatPartition, flats: list[Tensor], group: int) -> None:
+def _require_weights(folder: Path, partition: FlatPartition, flats: list[Tensor], group: int, padded: bool) -> None:
     for rank, flat in enumerate(flats):
-        if flat.numel() != partition.stored(rank):
+        require_numbers(folder, f"group {group} of rank {rank}", flat)
+        if flat.numel() != (partition.flat if padded else partition.stored(rank)):
             raise UserError(
                 f"{folder}: group {group} of rank {rank} holds {flat.numel()} weights, the shapes say "
                 f"{partition.stored(rank)}; the files do not belong together"

@@ -17,7 +17,7 @@ from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import LazyTensor
 from pipeline.errors import UserError
 
-UNSET = {
+UNSET: dict[str, Any] = {
     "lr_scheduler": None,
     "data_sampler": None,
     "random_ltd": None,
