@@ -26,7 +26,7 @@ NOT_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError
 class _Loader(yaml.SafeLoader):
     """YAML's own rule that no mapping has a key twice, which PyYAML leaves to whoever uses it."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         counted = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         if twice := [key for key, count in counted.items() if count > 1]:

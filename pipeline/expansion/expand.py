@@ -129,7 +129,7 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> 
         source = origin.facts(hashed)
         beside = checkpoints.Sidecars.of(expansion.source)
         files |= beside.copy(staged, renamed={README: SOURCE_README})
-        files |= manifest.hashes(staged, fit_to_sizes(staged, expansion.small, expansion.large))
+        files |= hashes(staged, fit_to_sizes(staged, expansion.small, expansion.large))
         begun = time.monotonic()
         measured = _verify(expansion, staged)
         logger.debug(f"expand: both models ran on {measured.samples} samples in {time.monotonic() - begun:.1f} s")
