@@ -111,7 +111,8 @@ def raw(folder: Path) -> State:
     state = layout.read(folder)
     if not state.tensors:
         raise UserError(f"{folder}: its files hold no tensor; copy the checkpoint again")
-    _require_plain_names(folder, state)
+    if not layout.published_names:  # those are the models' own, and never the names of files
+        _require_plain_names(folder, state)
     state.require_coherent(folder)
     slots = ", ".join(slot for slot, tensors in state.slots.items() if tensors) or "none"
     logger.debug(f"{folder}: {layout.title}, {len(state.tensors)} tensors, step {state.step}, optimizer state: {slots}")

@@ -15,6 +15,13 @@ from pipeline.optim import optimizers
 from pipeline.optim.optimizers import OptimizerSpec
 
 Value = TypeVar("Value")
+OF_THE_ENGINE = frozenset(
+    {
+        *("skipped_steps", "global_steps", "global_samples", "ds_config", "ds_version"),
+        *("num_experts", "ds_autoep_layers", "universal_checkpoint_info", "sparse_tensor_module_names"),
+    }
+)
+"""What DeepSpeed's engine makes anew with every save; whatever else lies beside it is the training script's."""
 SHOWN = 5
 """Names of tensors in one remark."""
 
@@ -124,7 +131,8 @@ class State:
 
     def without_optimizer(self) -> "State":
         """The weights alone."""
-        return replace(self, slots={}, step=0, steps={}, groups=(), engine={}, scaling={})
+        unread = (*self.unread, *self.of_the_script())
+        return replace(self, slots={}, step=0, steps={}, groups=(), engine={}, scaling={}, unread=unread)
 
     def remarks(self) -> list[str]:
         """What the files hold and this state does not, and what it holds otherwise, in words."""
@@ -135,6 +143,16 @@ class State:
                 f"{len(self.left_behind)} tensors of the source are no part of its model and left behind: {listed}"
             )
         return [*lines, *self.unread]
+
+    def of_the_script(self) -> list[str]:
+        """In words what the training script keeps in the checkpoint (client state, the schedule of rates), for results
+        that have no place for it."""
+        names = [key for key, value in self.engine.items() if value is not None and key not in OF_THE_ENGINE]
+        return [f"what the training script keeps is left behind: {', '.join(map(str, names))}"] if names else []
+
+    def all_left_behind(self) -> list[str]:
+        """For a manifest: tensors by name, and in words what else a result without a place for it does not hold."""
+        return [*self.left_behind, *self.unread, *self.of_the_script()]
 
     def optimizer(self) -> OptimizerSpec:
         """The optimizer that left this state. Raises UserError, naming the slots, for one that is not registered."""

@@ -119,7 +119,7 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> 
     claims to be lossless is not."""
     origin = manifest.Origin.of(expansion.source)
     with publish.writing(out) as staged:
-        for line in expansion.state.remarks():
+        for line in [*expansion.state.remarks(), *expansion.state.of_the_script()]:
             logger.warning(f"expand: {line}")
         logger.info(f"expand: {len(expansion.growth.tensors)} tensors, {size_changes(expansion.growth)}")
         logger.debug(f"expand: {expansion.source} -> {out}, {expansion.layout.words}")
@@ -135,7 +135,7 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> 
         logger.debug(f"expand: both models ran on {measured.samples} samples in {time.monotonic() - begun:.1f} s")
         judge(expansion.growth, measured)
         files |= hashes(staged, plan_file.save(expansion.growth, staged))
-        left = {"left_behind": [*expansion.state.left_behind, *beside.left]}
+        left = {"left_behind": [*expansion.state.all_left_behind(), *beside.left]}
         publish.publish(staged, out, _facts(expansion, measured, source) | left, files)
     logger.info(f"expand: wrote {out}")
     return ExpansionResult(out, expansion.growth, measured)

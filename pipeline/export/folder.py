@@ -45,9 +45,9 @@ def export_checkpoint(
         copied += beside.copy(staged, renamed={CARD: SOURCE_README})
         _write_card(staged, out.resolve().name, config, dtype, ancestors, data, copied)
         facts = {"kind": "export", **layout.as_json(), **_provenance(state, checkpoint), "source": origin.facts(hashed)}
-        facts["left_behind"] = [*state.left_behind, *beside.left]
+        facts["left_behind"] = [*state.all_left_behind(), *beside.left]
         publish.publish(staged, out, facts, files | hashes(staged, [CARD, *copied]))
-    for line in state.remarks():
+    for line in [*state.remarks(), *state.of_the_script()]:
         logger.warning(f"export: {line}")
     others = f", {', '.join(copied)}" if copied else ""
     logger.info(f"export: {len(state.tensors)} tensors in {dtype}{others}, a model card")

@@ -7,6 +7,7 @@ import pytest
 from tests.helpers import cli
 from tests.helpers.cli import lemon_here
 from tests.helpers.damage import flip, poison, sealed_again
+from tests.helpers.rotation import rotated
 from tests.helpers.runs import interrupted, ledger, losses
 
 
@@ -55,6 +56,7 @@ def test_all_damaged_is_refused_and_nothing_is_lost(begun, tmp_path, capfd):
     assert checkpoints[-1].exists() and losses(tmp_path / "run", "small")
 
 
+@rotated(one_in=2, of="file")
 @pytest.mark.parametrize("file", ["mp_rank_00_model_states.pt", "zero_pp_rank_1_mp_rank_00_optim_states.pt"])
 def test_a_resume_executes_nothing(begun, tmp_path, capfd, file):
     for checkpoint in newest(tmp_path):
@@ -73,11 +75,12 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@rotated(one_in=4, of="damage")
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_ledger_that_is_not_what_the_steps_cost(begun, tmp_path, capfd, damage):
     path = tmp_path / "run" / "small" / "ledger.jsonl"
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(damage(lines)))
+    path.write_text("".join(DAMAGE[damage](lines)))
     assert path.read_text() != "".join(lines)
     code, _, error = cli.lemon(capfd, "train", begun, "--stage", "small")
     assert code == 2 and f"{path}: " in error and "lines were lost, doubled or changed" in error

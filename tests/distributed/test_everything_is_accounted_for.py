@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.cli import lemon
+from tests.helpers.rotation import rotated
 from tests.helpers.workers import WorkerPools
 
 ACCOUNT = "tests.helpers.scripts.plain_everything:account"
@@ -46,6 +47,7 @@ def supported(workers: WorkerPools, world: int, job: dict) -> None:
         pytest.skip("DeepSpeed does not support this precision on this device")
 
 
+@rotated(one_in=2, of=("source", "target"), alike=lambda source, target: source[0])
 @pytest.mark.parametrize("source, target", CASES, ids=str)
 def test_an_engine_restores_what_was_saved(tmp_path, workers, capsys, source, target):
     stage, world, job = source

@@ -16,8 +16,6 @@ from tests.helpers.waiting import wait_for
 LONG = "stages.small.schedule.horizon=5000 steps"
 """Longer than any of these tests looks, so that none races with the end of the training."""
 
-VICTIMS = pytest.mark.parametrize("victim", ["parent", "worker"])
-
 
 def same_as(run, finished, *stages):
     for stage in stages:
@@ -25,38 +23,41 @@ def same_as(run, finished, *stages):
         assert ledger(run, stage) == ledger(finished / "run", stage), stage
 
 
-@rotated(one_in=2, of="victim")
-@VICTIMS
-def test_killed_anywhere_a_stage_ends_with_the_same_losses(finished, tmp_path, victim):
+def one_stage(finished, folder):
     """SIGKILL while starting, before the first checkpoint, right after one."""
-    path, run = tiny_run(tmp_path), tmp_path / "run"
+    path, run = tiny_run(folder), folder / "run"
     moments = [
         run.exists,
         lambda: any(record["step"] >= 3 for record in records(run, "small")),
         lambda: any(record["step"] >= 11 for record in records(run, "small")),
     ]
-    with environment_kept():
-        for moment in moments:
-            kill_at(moment, lambda: main(["train", str(path), "--stage", "small"]), victim, run)
-    lemon_here("train", path, "--stage", "small")
-    same_as(run, finished, "small")
+    return ["train", str(path), "--stage", "small"], moments, ["small"]
 
 
-@rotated(one_in=2, of="victim")
-@VICTIMS
-def test_killed_anywhere_a_chain_ends_with_the_same_losses(finished, tmp_path, victim):
+def whole_chain(finished, folder):
     """SIGKILL as the expansion ends, in the expanded stage, in the stage behind it."""
-    path, run = copied(finished, tmp_path, "small"), tmp_path / "run"
+    path, run = copied(finished, folder, "small"), folder / "run"
     moments = [
         lambda: (run / "grown" / "stage.json").exists(),
         lambda: any(record["step"] >= 7 for record in records(run, "large")),
         lambda: any(record["step"] >= 16 for record in records(run, "scratch")),
     ]
+    return ["run", str(path)], moments, ["small", "grown", "large", "scratch"]
+
+
+SCOPES = {"stage": one_stage, "chain": whole_chain}
+
+
+@rotated(one_in=4, of=("scope", "victim"))
+@pytest.mark.parametrize("victim", ["parent", "worker"])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_killed_anywhere_it_ends_with_the_same_losses(finished, tmp_path, scope, victim):
+    command, moments, stages = SCOPES[scope](finished, tmp_path)
     with environment_kept():
         for moment in moments:
-            kill_at(moment, lambda: main(["run", str(path)]), victim, run)
-    lemon_here("run", path)
-    same_as(run, finished, "small", "grown", "large", "scratch")
+            kill_at(moment, lambda: main(command), victim, tmp_path / "run")
+    lemon_here(*command)
+    same_as(tmp_path / "run", finished, *stages)
 
 
 def test_while_a_worker_lives_no_other_starts_and_its_death_ends_the_job(finished, tmp_path, capsys):

@@ -34,8 +34,9 @@ def test_two_nodes_on_loopback_give_the_losses_of_one(finished, tmp_path):
     assert (tmp_path / "run" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_the_launch_script_starts_them(finished, tmp_path):
-    """launch/torchrun.sh on each of two nodes; commands and workers are processes of their own."""
+    """launch/torchrun.sh on each of two nodes; commands and workers are processes of their own. Part of .ci/run."""
     stages = yaml.safe_load((finished / "tiny.yaml").read_text())["stages"]
     path = tiny_run(tmp_path, processes=1, stages=stages[:1])
     both = [two_nodes(path, rank, port) for port in [free_port()] for rank in (0, 1)]

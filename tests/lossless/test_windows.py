@@ -42,7 +42,7 @@ def grower(variant: str, large: dict, method: str = methods.DEFAULT, **options) 
 
 def sizes(variant: str) -> dict:
     """The largest growth that LEMON does losslessly."""
-    whole = variant == "bert-pre-ln transform" or variant.split()[0] in ("bert", "roberta", "opt")
+    whole = variant.startswith("bert-pre-ln transform") or variant.split()[0] in ("bert", "roberta", "opt")
     return {**(WHOLE if whole else LARGE), **({} if variant.split()[0] in IMAGES else {"vocab": 80})}
 
 

@@ -15,7 +15,7 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from pipeline import checkpoints
 from pipeline.checkpoints import CheckpointLayout
 from pipeline.checkpoints.layouts import carried
-from tests.helpers.checkpoints import foreign, state
+from tests.helpers.checkpoints import foreign, source, state, target_config_file
 from tests.helpers.cli import lemon
 
 STAGES = {1: CheckpointLayout("zero", 1, 2), 3: CheckpointLayout("zero", 3, 2)}
@@ -95,6 +95,30 @@ def test_objects_are_named_and_left_behind(tmp_path, capsys, stage, target):
     for held in model_states(out):
         assert carried.same({key: held[key] for key in CLIENT}, CLIENT) and not set(OPAQUE) & set(held)
         assert held["rngs"] == {"python": client["rngs"]["python"]}
+
+
+def test_what_has_no_place_is_named(tmp_path, capsys):
+    """A grown model begins a training of its own, and Hugging Face files hold weights alone."""
+    folder = source(tmp_path, STAGES[1])
+    (folder / "manifest.json").unlink()
+    path = folder / "mp_rank_00_model_states.pt"
+    torch.save({**torch.load(path, weights_only=False), "epoch": 3, "lr_scheduler": {"last_epoch": 2}}, path)
+    target = target_config_file(tmp_path / "target.json", "bert-pre-ln", layers=3, hidden=20, heads=5, mlp=33)
+    commands = {
+        "expand": ["expand", "--source", folder, "--target", target],
+        "export": ["export", folder],
+        "reshard": ["reshard", folder, "--format", "huggingface"],
+    }
+    for name, command in commands.items():
+        code, said, err = lemon(capsys, *command, "--out", tmp_path / name)
+        assert code == 0, err
+        assert f"{name}: what the training script keeps is left behind: " in said
+        (line,) = [
+            line
+            for line in json.loads((tmp_path / name / "manifest.json").read_text())["left_behind"]
+            if line.startswith("what the training script keeps")
+        ]
+        assert set(line.partition(": ")[2].split(", ")) == {"epoch", "lr_scheduler"}
 
 
 def test_a_ranks_own_client_state_is_named(tmp_path, capsys):
