@@ -3,12 +3,15 @@
 import json
 import shutil
 
+import pytest
+
 from tests.helpers.cli import ROOT, lemon
 from tests.helpers.runs import records
 
 FIXTURE = ROOT / "tests" / "fixtures" / "format-1"
 
 
+@pytest.mark.slow  # part of .ci/run
 def test_an_interrupted_run_of_format_1_ends(tmp_path, monkeypatch, capfd):
     """`large` was killed behind its checkpoint of step 20. What was recorded until then stays to the digit, what was
     recorded behind it is trained again: step 21 starts from the same weights, moments and rate, so its loss is that

@@ -13,6 +13,7 @@ from pipeline.expansion import expand
 from pipeline.growth import initialization, methods
 from tests.helpers.checkpoints import source
 from tests.helpers.cli import lemon_here
+from tests.helpers.rotation import rotated
 from tests.helpers.runs import copied, records
 from tests.helpers.samples import sample
 
@@ -78,6 +79,7 @@ def test_a_result_without_room_for_moments_is_refused(tmp_path):
         )
 
 
+@rotated(one_in=2, of="state")
 @pytest.mark.parametrize("state, steps", [("grow", 24 + 6), ("reset", 6)])
 def test_the_engine_goes_on_with_them(finished, tmp_path, state, steps):
     """The large stage starts at the small one's last loss; its AdamW counts on from the small one's steps or from 0."""
@@ -98,10 +100,11 @@ def test_the_engine_goes_on_with_them(finished, tmp_path, state, steps):
     assert all((entry.tensor() > 0).any() for entry in grown.slots["exp_avg_sq"].values()) == (state == "grow")
 
 
+@pytest.mark.slow
 def test_universal_goes_into_stage_3_as_native_does(finished, tmp_path):
     """The engine repairs what DeepSpeed's loader of universal checkpoints leaves wrong: shared steps, hyper-parameters.
 
-    The same expansion in both layouts, trained on: losses equal to float32's own rounding.
+    The same expansion in both layouts, trained on: losses equal to float32's own rounding. Part of .ci/run.
     """
     path, layouts = copied(finished, tmp_path), {"zero": ["--zero-stage", 3], "universal": []}
     content = yaml.safe_load(path.read_text())

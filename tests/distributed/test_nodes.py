@@ -23,8 +23,9 @@ def same_losses(folder: Path, finished: Path, *stages: str) -> None:
         assert ours and ours == pytest.approx(theirs, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_nodes_on_loopback_give_the_losses_of_one(finished, tmp_path):
-    """A whole chain, one process on each of two nodes."""
+    """A whole chain, one process on each of two nodes. Part of .ci/run."""
     stages = yaml.safe_load((finished / "tiny.yaml").read_text())["stages"]
     path = tiny_run(tmp_path, processes=1, stages=stages[:3])
     options = ("--nodes", 2, "--master-port", free_port())
