@@ -27,7 +27,8 @@ def fit_to_sizes(folder: Path, small: PretrainedConfig, large: PretrainedConfig)
             continue
         try:
             content = read_json(folder / name)
-        except UserError:  # no JSON: it goes along as it is
+        except UserError as error:
+            logger.warning(f"expand: {error}; it goes along as it is, and may name the size {before}, now {after}")
             continue
         lines = list(_rescale(content, keys, before, after))
         if lines:

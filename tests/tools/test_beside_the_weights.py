@@ -78,6 +78,15 @@ def test_a_link_is_followed_inside_the_cache_of_the_hub_only(tmp_path, capsys):
     assert code == 2 and f"name one of its snapshots: {snapshot}" in err, err
 
 
+def test_a_preprocessor_that_cannot_be_read_is_named(tmp_path, capsys):
+    """It may say the old size."""
+    small = saved(tmp_path / "small", "vit")
+    put(small, "preprocessor_config.json", text="{not JSON")
+    target = target_config_file(tmp_path / "target.json", "vit", image=16)
+    code, out, err = lemon(capsys, "expand", "--source", small, "--target", target, "--out", tmp_path / "large")
+    assert code == 0 and "goes along as it is, and may name the size 8, now 16" in out, err
+
+
 @pytest.mark.parametrize(
     "before, after",
     [

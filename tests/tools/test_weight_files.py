@@ -71,6 +71,16 @@ def test_a_file_that_the_config_names(tmp_path, capsys):
     assert "transformers_weights" not in json.loads((tmp_path / "exported" / "config.json").read_text())
 
 
+@pytest.mark.parametrize("name", ["../small/model.safetensors", "/model.safetensors", ["model.safetensors"]], ids=str)
+def test_a_config_that_names_no_file_of_the_folder(tmp_path, capsys, name):
+    """transformers refuses it; another file of the folder would be other weights."""
+    small = saved(tmp_path / "small", "gpt2")
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps({**config, "transformers_weights": name}))
+    code, _, err = lemon(capsys, "inspect", small)
+    assert code == 2 and f"transformers_weights {name!r} is no file of this folder" in err and err.count("\n") == 1
+
+
 def test_a_tensor_that_is_in_a_shard_and_not_in_the_index(tmp_path, capsys):
     small = sharded(tmp_path / "small")
     place = small / "model.safetensors.index.json"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pipeline.checkpoints.layouts.layout import Layout
 from pipeline.checkpoints.layouts.zero_format import open_file
+from pipeline.checkpoints.relative_paths import is_file_name
 from pipeline.checkpoints.serialization.byte_stream import Chunks, OutputFile, tensor_bytes, whole
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import InMemoryTensor, LazyTensor, WholeTensor
@@ -108,12 +109,15 @@ def weights_file(folder: Path) -> Path | None:
 
 
 def _named_by_config(folder: Path) -> str | None:
-    """The file of this folder that its config names, if it names one."""
+    """The file of this folder that its config names, if it names one. Raises UserError, as transformers does, for a
+    name that leads elsewhere."""
     try:
         named = read_json(folder / CONFIG).get(NAMED)
-    except UserError:
+    except UserError:  # whoever reads the config says it
         return None
-    return named if isinstance(named, str) and Path(named).name == named else None
+    if named is not None and not (isinstance(named, str) and is_file_name(named)):
+        raise UserError(f"{folder / CONFIG}: {NAMED} {named!r} is no file of this folder; remove the key")
+    return named
 
 
 def is_index(file: Path) -> bool:
@@ -153,9 +157,10 @@ def _safetensors(path: Path) -> dict[str, LazyTensor]:
     try:
         _require_content(path)
         file = safe_open(path, "pt")
-        if odd := [name for name in file.keys() if file.get_slice(name).get_dtype().startswith("C")]:  # noqa: SIM118 - no dictionary
+        names = list(file.keys())
+        if odd := [name for name in names if file.get_slice(name).get_dtype().startswith("C")]:
             raise UserError(f"{path}: '{odd[0]}' holds complex numbers, which no supported model has")
-        return {name: SafetensorsTensor(file, name) for name in file.keys()}  # noqa: SIM118 - no dictionary
+        return {name: SafetensorsTensor(file, name) for name in names}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
 

@@ -86,12 +86,9 @@ def require_one_part(folder: Path, names: list[str]) -> None:
     if others := [match for match in matches if int(match[2])]:
         count = max(int(match[2]) for match in others) + 1
         raise UserError(f"{folder}: tensor parallel over {count} ranks ('{others[0][0]}' holds a part); {MERGE}")
-    if odd := [name for name in names if name.endswith("states.pt") and not (MODEL.fullmatch(name) or _shard(name))]:
+    known = [name for name in names if MODEL.fullmatch(name) or OPTIMIZER.fullmatch(name)]
+    if odd := [name for name in names if name.endswith("states.pt") and name not in known]:
         raise UserError(f"{folder}: '{odd[0]}' is not named as DeepSpeed names its files; rename it, or move it away")
-
-
-def _shard(name: str) -> re.Match[str] | None:
-    return OPTIMIZER.fullmatch(name)
 
 
 def require_whole_model(folder: Path, model: dict[str, Any]) -> None:
@@ -117,7 +114,7 @@ def _stage_3(folder: Path, names: list[str]) -> bool:
 
 def _ranks(folder: Path, names: list[str], stage_3: bool, model: dict[str, Any]) -> list[str]:
     """The optimizer files in order of ranks."""
-    shards = [name for name in names if _shard(name)]
+    shards = [name for name in names if OPTIMIZER.fullmatch(name)]
     if model.get("optimizer") or (not shards and not stage_3):
         return []  # everything is in one file: what an earlier save has left beside it is older
     halves = {name.startswith("bf16_") for name in shards}
