@@ -152,8 +152,9 @@ def _unwrapped(folder: Path, state: State) -> State:
     """The state without what wrappers put before names, which is said."""
     if not (found := wrappers.found(state.tensors)):
         return state
-    logger.warning(f"{folder}: the names of its tensors are read without {', '.join(map(repr, found))}")
-    return state.renamed(wrappers.unwrapped(state.tensors))
+    prefixes = ", ".join(map(repr, found))
+    logger.warning(f"{folder}: the names of its tensors are read without {prefixes}")
+    return replace(state.renamed(wrappers.unwrapped(state.tensors)), unwrapped=prefixes)
 
 
 def _require_numbers(folder: Path, state: State, config: PretrainedConfig) -> None:

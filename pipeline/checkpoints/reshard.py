@@ -104,6 +104,8 @@ def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardRe
     origin = manifest.Origin.of(plan.source)
     with publish.writing(out) as staged:
         files, hashed = write_files(_files(plan, staged), staged, workers, origin.paths)
+        if plan.layout.kind.published_names:
+            _require_same(staged, plan.state)
         config = [] if plan.config else [checkpoints.CONFIG]
         beside = checkpoints.Sidecars.of(plan.source)
         files |= beside.copy(staged, *config, "plan.json", "plan.safetensors")
@@ -123,6 +125,13 @@ def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardRe
     engine = f"; load it with engine.load_checkpoint('{out.parent}', tag='{out.name}')"
     logger.info(f"reshard: wrote {out}{engine if plan.layout.kind.holds_optimizer else ''}")
     return ReshardResult(out, plan.layout, len(plan.state.tensors), len(files), size)
+
+
+def _require_same(staged: Path, state: State) -> None:
+    """Import the models only where there are some: it takes longer than a small reshard."""
+    from pipeline.checkpoints import loader
+
+    loader.require_same(staged, state)
 
 
 def _optimizer_state(plan: ReshardPlan) -> dict[str, str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
-from pipeline.checkpoints import CheckpointLayout, manifest, publish, tying
+from pipeline.checkpoints import CheckpointLayout, loader, manifest, publish, tying
 from pipeline.checkpoints.layouts import LAYOUTS
 from pipeline.checkpoints.sidecars import README, SOURCE_README
 from pipeline.checkpoints.state import State
@@ -29,6 +29,7 @@ from pipeline.growth.optimizer_state import GrownSlot
 from pipeline.growth.plan import GrowthPlan, TensorPlan, plan_growth
 from pipeline.growth.verification import probe
 from pipeline.growth.verification.equivalence import Verification, verify
+from pipeline.models.streaming import ReadModel, RunnableModel
 from pipeline.optim import optimizers
 from pipeline.optim.optimizers import OptimizerSpec, Slot
 from pipeline.records.file_hashes import hashes
@@ -43,12 +44,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExpansionPlan:
-    """An expansion that has been planned and not yet done. grow_optimizer_state: whether the optimizer state grows
-    too. continued_by: the optimizer of the training that goes on from the result; None: not known, the source's is
-    written."""
+    """An expansion that has been planned and not yet done. function: the source, as it runs. grow_optimizer_state:
+    whether the optimizer state grows too. continued_by: the optimizer of the training that goes on from the result;
+    None: not known, the source's is written."""
 
     source: Path
     state: State
+    function: RunnableModel
     small: PretrainedConfig
     large: PretrainedConfig
     growth: GrowthPlan
@@ -79,7 +81,9 @@ def plan_expansion(
 
     continued_by: the optimizer of the training that goes on from the result, where that is known."""
     folder = checkpoints.locate(source)
-    state, small = checkpoints.read(folder, source_config)
+    config = checkpoints.config_file(folder, source_config)
+    state, small = checkpoints.read(folder, config)
+    function = loader.runnable(folder, state, small, config)
     large = targets.adopt(small, tying.untied(target) if state.untied else target)
     model = ProbedSource(small, partial(weight, state), options.seed)
     architectures = models.architecture_of(small), models.architecture_of(large)
@@ -93,7 +97,7 @@ def plan_expansion(
             raise UserError(
                 f"{layout.kind.title} files hold no optimizer state; use --format {able}, or --optimizer-state reset"
             )
-    return ExpansionPlan(folder, state, small, large, growth, layout, grow_optimizer_state, continued_by)
+    return ExpansionPlan(folder, state, function, small, large, growth, layout, grow_optimizer_state, continued_by)
 
 
 @dataclass(frozen=True)
@@ -218,12 +222,11 @@ def _grown_slot(expansion: ExpansionPlan, executor: PlanExecutor, slot: Slot) ->
 def _verify(expansion: ExpansionPlan, staged: Path) -> Verification:
     """What counts is what lies on disk: the large model is read back from the files that will be published. Files in
     less than float32 are measured too, but the verdict is that of the float32 weights they were rounded from."""
-    written, config = checkpoints.read(staged)
-    stored, small = partial(weight, written), partial(weight, expansion.state)
+    stored = loader.runnable(staged, *checkpoints.read(staged), staged / checkpoints.CONFIG)
     if expansion.layout.dtype == "float32":
-        return verify(expansion.small, small, config, stored, expansion.growth)
-    exact = partial(weight, grown(expansion))
-    return verify(expansion.small, small, config, exact, expansion.growth, stored=stored)
+        return verify(expansion.function, stored, expansion.growth)
+    exact = ReadModel(stored.config, partial(weight, grown(expansion)))
+    return verify(expansion.function, exact, expansion.growth, stored=stored)
 
 
 def weight(state: State, name: str) -> Tensor:

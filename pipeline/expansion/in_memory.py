@@ -1,6 +1,5 @@
 """Growing a model that is in memory: `pipeline.grow`."""
 
-import copy
 from collections.abc import Mapping
 
 import torch
@@ -16,6 +15,7 @@ from pipeline.growth.activations import ProbedSource
 from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.plan import plan_growth
 from pipeline.growth.verification.equivalence import verify
+from pipeline.models.streaming import LoadedModel
 
 
 def grow_model(
@@ -23,7 +23,8 @@ def grow_model(
 ) -> PreTrainedModel:
     """A model of the sizes of `target` that computes what `model` computes, in float32 on the CPU, in the same mode
     (training or evaluation). Raises UserError when the method cannot, or claims to be lossless and is not."""
-    small = _described(model)
+    function = LoadedModel(model)
+    small = function.config
     if _differs_from_its_ties(model, small):
         small, target = tying.untied(small), tying.untied(target)
     source, large = _Parameters(model, small), targets.adopt(small, target)
@@ -33,15 +34,9 @@ def grow_model(
     plan = plan_growth(*architectures, growth_options, models.initializer_range(large), probed)
     large = targets.settled(small, large, plan)
     grown = dict(PlanExecutor(plan, torch.float32).tensors(source.rows))
-    judge(plan, verify(small, source.whole, large, grown.__getitem__, plan))
-    return models.fill(models.build(large), grown.__getitem__).train(model.training)
-
-
-def _described(model: PreTrainedModel) -> PretrainedConfig:
-    """The model's config, with the name of its class, which says what head it has."""
-    config = copy.deepcopy(model.config)
-    config.architectures = [type(model).__name__]
-    return config
+    result = models.fill(models.build(large), grown.__getitem__)
+    judge(plan, verify(function, LoadedModel(result), plan))
+    return result.train(model.training)
 
 
 def _differs_from_its_ties(model: PreTrainedModel, config: PretrainedConfig) -> bool:

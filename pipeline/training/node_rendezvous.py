@@ -4,7 +4,8 @@ with its agent, and a slower node, which still waits for the answer of the last 
 import time
 from datetime import timedelta
 
-from torch.distributed import DistError, TCPStore
+from torch.distributed import DistError
+from torch.distributed.distributed_c10d import Store
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters, rendezvous_handler_registry
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous, create_rdzv_handler
 
@@ -21,14 +22,14 @@ class NodeRendezvous(StaticTCPRendezvous):
 
     def shutdown(self) -> bool:
         """Called once on each node, after its last use of the store."""
-        if isinstance(self._store, TCPStore):
+        if self._store is not None:
             try:
                 self._say_goodbye(self._store)
             except DistError:
                 return False  # node 0 was killed, and the store with it
         return True
 
-    def _say_goodbye(self, store: TCPStore) -> None:
+    def _say_goodbye(self, store: Store) -> None:
         left, latest = store.add("nodes that have left", 1), time.monotonic() + LONGEST_WAIT.total_seconds()
         while self.rank == 0 and left < self.world_size and time.monotonic() < latest:
             time.sleep(0.02)
