@@ -22,6 +22,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from pipeline import checkpoints, models
+from pipeline.checkpoints import QUANTISED
 from pipeline.checkpoints.layouts import huggingface, require_layout
 from pipeline.checkpoints.state import State
 from pipeline.errors import UserError, one_line
@@ -73,10 +74,11 @@ def load(folder: Path, state: State, config_file: Path) -> Loading:
         with _quietly():
             model, info = family.head(config).public_class.from_pretrained(
                 folder,
-                config=config_file,
+                config=_config(type(config), config_file),
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 local_files_only=True,
+                trust_remote_code=False,
                 attn_implementation="sdpa",
                 **options,
             )
@@ -85,6 +87,15 @@ def load(folder: Path, state: State, config_file: Path) -> Loading:
         raise UserError(f"{folder}: from_pretrained of transformers does not load it ({reason})") from error
     mismatched = tuple(sorted(str(entry[0]) for entry in info["mismatched_keys"]))
     return Loading(model, tuple(sorted(info["missing_keys"])), mismatched, filled)
+
+
+def _config(config_class: type[PretrainedConfig], file: Path) -> PretrainedConfig:
+    """The config as its class reads it, without a quantisation: that of weights which are codes has been refused, and
+    that of plain numbers dropped, which was said."""
+    config = config_class.from_pretrained(file, local_files_only=True)
+    if hasattr(config, QUANTISED):
+        delattr(config, QUANTISED)
+    return config
 
 
 def _dtype(folder: Path, state: State) -> tuple[torch.dtype, int]:
