@@ -19,6 +19,7 @@ from pipeline.checkpoints.serialization.byte_stream import OutputFile
 from pipeline.checkpoints.serialization.writer_pool import write_files
 from pipeline.checkpoints.state import State
 from pipeline.errors import UserError
+from pipeline.optim.optimizers import AdamW
 from pipeline.records.versions import installed
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _named(state: State, config: PretrainedConfig, layout: Layout) -> State:
     from pipeline import models
 
     if layout.holds_optimizer and not state.groups:
-        state = replace(state, groups=checkpoints.fresh_groups(config, state))
+        state = replace(state, groups=checkpoints.fresh_groups(config, AdamW()))
     if layout.published_names:
         return state
     return state.renamed({param.name: param.module_name for param in models.architecture_of(config).rows()})
@@ -122,8 +123,7 @@ def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardRe
         publish.publish(staged, out, facts, files)
     size = sum(file.size for file in files.values())
     logger.info(f"reshard: {len(plan.state.tensors)} tensors, {amount(size)} in {len(files)} files")
-    engine = f"; load it with engine.load_checkpoint('{out.parent}', tag='{out.name}')"
-    logger.info(f"reshard: wrote {out}{engine if plan.layout.kind.holds_optimizer else ''}")
+    logger.info(f"reshard: wrote {out}{plan.layout.how_to_load(out)}")
     return ReshardResult(out, plan.layout, len(plan.state.tensors), len(files), size)
 
 

@@ -4,7 +4,7 @@ import logging
 import shutil
 import time
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from pipeline.checkpoints.sidecars import README, SOURCE_README
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import GrownTensor, LazyTensor
 from pipeline.errors import UserError
+from pipeline.expansion import groups
 from pipeline.expansion import target as targets
 from pipeline.expansion.fitting import fit_to_sizes
+from pipeline.expansion.groups import Grouping
 from pipeline.growth import optimizer_state, plan_file
 from pipeline.growth.activations import ProbedSource
 from pipeline.growth.execute import PlanExecutor
@@ -30,8 +32,7 @@ from pipeline.growth.plan import GrowthPlan, TensorPlan, plan_growth
 from pipeline.growth.verification import probe
 from pipeline.growth.verification.equivalence import Verification, verify
 from pipeline.models.streaming import ReadModel, RunnableModel
-from pipeline.optim import optimizers
-from pipeline.optim.optimizers import OptimizerSpec, Slot
+from pipeline.optim.optimizers import AdamW, OptimizerSpec, Slot
 from pipeline.records.file_hashes import hashes
 from pipeline.records.processes import WORKERS
 from pipeline.records.run_folder import StageFolder
@@ -64,7 +65,36 @@ class ExpansionPlan:
         for one to grow that is not known."""
         if self.grow_optimizer_state:
             return self.state.optimizer()
-        return self.continued_by or optimizers.require((), checkpoints.fresh_hyper(self.state))
+        return self.continued_by or self.state.known_optimizer or AdamW()
+
+    @property
+    def carried(self) -> dict[str, Any]:
+        """What of the source's engine and script goes along: schedule, counters, client state and loss scale, where
+        its own training goes on with the grown optimizer state."""
+        goes_on = self.grow_optimizer_state and self.continued_by is None
+        return {"engine": self.state.engine, "scaling": self.state.scaling} if goes_on else {}
+
+    @property
+    def left_behind(self) -> list[str]:
+        """Of the source, for the manifest: tensors by name, all else in words."""
+        return [*self.state.left_behind, *self.state.unread, *self.of_the_script]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the result does not hold, or a reader must know, in words."""
+        grouped = self.grouping.remark if self.layout.kind.holds_optimizer else None
+        return [*self.state.remarks(), *self.of_the_script, *([grouped] if grouped else [])]
+
+    @property
+    def of_the_script(self) -> list[str]:
+        return [] if self.carried else self.state.of_the_script()
+
+    @cached_property
+    def grouping(self) -> Grouping:
+        """The optimizer groups of the result: those of the training that goes on from it, else the source's."""
+        if self.continued_by:
+            return groups.of_the_stage(self.large, self.continued_by)
+        return groups.of_the_source(self.source, self.state, self.small, self.large, self.growth)
 
 
 def plan_expansion(
@@ -123,7 +153,7 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> 
     claims to be lossless is not."""
     origin = manifest.Origin.of(expansion.source)
     with publish.writing(out) as staged:
-        for line in [*expansion.state.remarks(), *expansion.state.of_the_script()]:
+        for line in expansion.remarks:
             logger.warning(f"expand: {line}")
         logger.info(f"expand: {len(expansion.growth.tensors)} tensors, {size_changes(expansion.growth)}")
         logger.debug(f"expand: {expansion.source} -> {out}, {expansion.layout.words}")
@@ -139,9 +169,10 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> 
         logger.debug(f"expand: both models ran on {measured.samples} samples in {time.monotonic() - begun:.1f} s")
         judge(expansion.growth, measured)
         files |= hashes(staged, plan_file.save(expansion.growth, staged))
-        left = {"left_behind": [*expansion.state.all_left_behind(), *beside.left]}
+        left = {"left_behind": [*expansion.left_behind, *beside.left]}
         publish.publish(staged, out, _facts(expansion, measured, source) | left, files)
-    logger.info(f"expand: wrote {out}")
+    loading = "" if expansion.continued_by else expansion.layout.how_to_load(out, schedule=bool(expansion.carried))
+    logger.info(f"expand: wrote {out}{loading}")
     return ExpansionResult(out, expansion.growth, measured)
 
 
@@ -203,13 +234,19 @@ def grown(expansion: ExpansionPlan) -> State:
     weights: dict[str, LazyTensor] = {
         each.target: GrownTensor(each.shape, GrownWeight(executor, each, read)) for each in planned
     }
-    groups = checkpoints.fresh_groups(expansion.large, state, expansion.continued_by)
-    fresh = State(weights, groups=groups, aliases=expansion.growth.target.aliases)
+    grouping = expansion.grouping
+    fresh = State(
+        weights,
+        groups=grouping.groups,
+        frozen=grouping.frozen,
+        aliases=expansion.growth.target.aliases,
+        sub_group=None if expansion.continued_by else state.sub_group,
+    )
     if not expansion.grow_optimizer_state:
         return fresh
     slots = {slot.name: _grown_slot(expansion, executor, slot) for slot in expansion.optimizer.slots}
     steps = {each.target: state.steps[each.origin] for each in planned if each.origin in state.steps}
-    return replace(fresh, slots=slots, step=state.step, steps=steps)
+    return replace(fresh, slots=slots, step=state.step, steps=steps, **expansion.carried)
 
 
 def _grown_slot(expansion: ExpansionPlan, executor: PlanExecutor, slot: Slot) -> dict[str, LazyTensor]:
