@@ -186,7 +186,8 @@ class State:
         optimizer, which are fresh where they are missing; of any other those that are there, before its first step
         none. Raises UserError that names a slot which is not there for every parameter in its shape: nothing is
         invented."""
-        if spec := self.known_optimizer:
+        damped = any(hyper.get("dampening") for hyper in self._hyper)  # such a momentum does not start from zeros
+        if (spec := self.known_optimizer) and (self._filled_slots or not damped):
             return [slot.name for slot in spec.slots], spec.keeps_step
         for slot in self._filled_slots:
             for name in (name for group in self.groups for name in group.names):
@@ -198,11 +199,6 @@ class State:
                         "only state in their shape is carried: take the weights alone (--format huggingface)"
                     )
         return self._filled_slots, bool(self.steps)
-
-    @property
-    def begun(self) -> bool:
-        """Whether its optimizer keeps anything yet: torch makes what it keeps at the first step."""
-        return bool(self._filled_slots or self.scalars or any(self.steps.values()))
 
     @property
     def known_optimizer(self) -> OptimizerSpec | None:

@@ -69,7 +69,7 @@ class Journey:
             universal = target == "universal"
             how = UNIVERSAL if universal else native(target, ranks, drawn.bf16)
             here = self.reshard(here, f"out{number}", *how)
-            if drawn.judged and not (universal and drawn.unloadable):
+            if drawn.judged and drawn.loads(target):
                 world = 1 if universal and not drawn.shared_by(ranks) else ranks
                 self.judge(here, before, stage=2 if universal else int(target), world=world, universal=universal)
         if drawn.stage and drawn.precision != "wide":  # stage 0, and the format of the other, are not written
@@ -111,7 +111,11 @@ class Journey:
         ]
         self.require_named(dict.fromkeys(map(beside_weights, others), "lost"))
         form = saved_as(self.drawn.form, net, self.folder / "form")
-        back = self.reshard(form, "again", *native(2, 1, bf16=False), equal=False)
+        target, ranks = self.drawn.targets[0]
+        again = self.reshard(
+            form, "again", *(UNIVERSAL if target == "universal" else native(target, ranks, False)), equal=False
+        )
+        back = self.reshard(again, "for torch", *native(2, 1, bf16=False))
         module = torch.load(back / "mp_rank_00_model_states.pt", weights_only=False)["module"]
         rounded = torch.bfloat16 if self.drawn.form == "bfloat16" else torch.float32
         differ = [name for name in weights if bits(module[name]) != bits(weights[name].to(rounded).float())]
@@ -134,6 +138,8 @@ class Journey:
         differ = [key for key in {**before, **after} if before.get(key) != after.get(key)]
         if universal:
             differ = [key for key in differ if not key.startswith(LOST_BY_UNIVERSAL)]
+        if self.drawn.partial:
+            differ = [key for key in differ if not key.startswith("frozen")]
         if self.drawn.round_robin:
             differ = [key for key in differ if key.startswith(NOT_BY_MAPPINGS)]
         self.require_named({(key.partition(" ")[2],): f"{before.get(key)} -> {after.get(key)}" for key in differ})

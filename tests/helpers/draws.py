@@ -48,7 +48,8 @@ class Draw:
 
     precision: `wide` is bf16 with gradients in float32, for which stage 1 has a format of its own. shapes: of the
     trained parameters; members: the optimizer group of each; turned: whether groups list them backwards; unused:
-    whether the last gets no gradient; tied: whether the first has a second name. frozen: dtypes and shapes. micro:
+    whether the last gets no gradient; hollow: whether there is one more without a number; tied: whether the first has a
+    second name. frozen: dtypes and shapes; partial: whether they are left out of the save. micro:
     micro-batches of a step; pending: whether one more was seen than whole steps. zero: further keys of
     zero_optimization. converted: by DeepSpeed's ds_to_universal first. targets: the layouts that follow one another, a
     stage and a number of ranks; judged: whether an engine loads each. family: of transformers, whose model takes the
@@ -77,6 +78,8 @@ class Draw:
     judged: bool
     family: str | None
     form: str
+    hollow: bool
+    partial: bool
 
     def job(self, **more: Any) -> dict[str, Any]:
         """What the script is told."""
@@ -90,14 +93,16 @@ class Draw:
     def round_robin(self) -> bool:
         return "round_robin_gradients" in self.zero
 
-    @property
-    def unloadable(self) -> bool:
-        """Whether DeepSpeed's universal loader passes over state of this optimizer (0.19.8)."""
-        return self.optimizer in ("nadam", "asgd")
-
     def left_out(self, keys: tuple[str, ...]) -> bool:
         """Whether the file that DeepSpeed wrote leaves out what can be made from the rest."""
         return self.stage == 1 and keys[1] in ("frozen_param_shapes", "frozen_param_fragments")
+
+    def loads(self, target: str) -> bool:
+        """Whether DeepSpeed's engine can: its stage 3 runs no parameter without numbers, its universal loader passes
+        over state of some optimizers (0.19.8)."""
+        return not (self.hollow and target == "3") and not (
+            target == "universal" and self.optimizer in ("nadam", "asgd")
+        )
 
     def shared_by(self, ranks: int) -> bool:
         """Whether every rank owns a number of every group; DeepSpeed's universal loader fails where one does not."""
@@ -149,6 +154,8 @@ def draw(seed: int) -> Draw:
         judged=chance.random() < 0.6,
         family=family,
         form=chance.choice(FORMS),
+        hollow=not family and stage < 3 and chance.random() < 0.15,
+        partial=not family and chance.random() < 0.1,
     )
 
 

@@ -59,7 +59,7 @@ def test_state_is_carried_and_none_is_invented(tmp_path, capsys, name, target):
 
 BEFORE = {
     "adamax": {"betas": (0.9, 0.999), "eps": 1e-8, "maximize": False, "differentiable": False},
-    "adamw": {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False, "differentiable": False},
+    "amsgrad": {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": True, "differentiable": False},
     "sgd": {"momentum": 0.9, "dampening": 0.5, "nesterov": False},
     "rprop": {"etas": (0.5, 1.2), "step_sizes": (1e-6, 50)},
 }
@@ -67,8 +67,8 @@ BEFORE = {
 
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("name", BEFORE)
-def test_before_the_first_step_there_is_no_state(tmp_path, capsys, name, stage):
-    """torch makes it then: zeros are not what every optimizer starts with."""
+def test_before_the_first_step_no_state_is_invented(tmp_path, capsys, name, stage):
+    """torch makes it then, and not of AdamW's two moments, nor a damped momentum of zeros."""
     groups = tuple(Group(g.names, {"lr": 0.1, "weight_decay": 0.0, **BEFORE[name]}) for g in state().groups)
     before = replace(state(), slots={}, steps={}, step=0, groups=groups)
     folder = foreign(tmp_path / "small", before, CheckpointLayout("zero", 1, 2))

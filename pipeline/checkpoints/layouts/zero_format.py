@@ -127,7 +127,7 @@ class FlatPartition:
         slices, offset = [], 0
         for size in self.sizes:
             share = math.ceil(size / self.world)
-            starts = enumerate(range(0, size, share))
+            starts = enumerate(range(0, size, share) if size else ())
             slices.append([ShardSlice(rank, offset, start, min(share, size - start)) for rank, start in starts])
             offset += share
         return slices

@@ -93,7 +93,8 @@ class _Writer:
     def __init__(self, state: State, flats: list[Flat], folder: Path, stage: int, world: int, bf16: bool):
         self.state, self.flats, self.folder = state, flats, folder
         self.stage, self.world, self.bf16 = stage, world, bf16
-        self.slots, self.keeps_step = state.stored_slots() if state.begun else ([], False)
+        self.slots, self.keeps_step = state.stored_slots()
+        self.holds_state = bool(self.slots or self.keeps_step or state.scalars)
         self.version = deepspeed_pickles.deepspeed_version()
 
     def optimizer(self, rank: int) -> OutputFile:
@@ -108,7 +109,7 @@ class _Writer:
         """torch's own optimizer state, one flat tensor per slot and flat."""
         numbers = [[i for i, flat in enumerate(self.flats) if flat.group == g] for g in range(len(self.state.groups))]
         groups = [{**group.hyper, "params": params} for group, params in zip(self.state.groups, numbers, strict=True)]
-        flats = enumerate(self.flats if self.state.begun else ())  # torch makes the state at the first step
+        flats = enumerate(self.flats if self.holds_state else ())
         states = {number: self._slots(archive, flat, rank) for number, flat in flats}
         return {"state": states, "param_groups": groups}
 

@@ -168,6 +168,8 @@ class Drawn(torch.nn.Module):
         frozen = {f"f{n}": self._frozen(*given) for n, given in enumerate(job["frozen"])}
         parameters = [*{**trained, **frozen}.items()]
         first, second = dict(parameters[: len(trained) // 2 + 1]), dict(parameters[len(trained) // 2 + 1 :])
+        if job["hollow"]:
+            second["hollow"] = torch.nn.Parameter(torch.zeros(0, 3))
         if job["tied"]:
             second["tied"] = trained["p0"]
         buffers = [job["buffers"][start::2] for start in (0, 1)]
@@ -205,6 +207,8 @@ def grouped(net: torch.nn.Module, job: dict) -> list[list[torch.nn.Parameter]]:
     order = [*range(len(job["members"]))]
     for number in reversed(order) if job["turned"] else order:
         members[job["members"][number]].append(named[f"p{number}"])
+    if job["hollow"]:
+        members[0].append(named["hollow"])
     return members
 
 
@@ -254,11 +258,13 @@ def account(job: dict) -> dict:
     """Load, train, save, and say what the engine holds."""
     engine, told = engine_of(job), client(job)
     if job.get("load"):
-        found, told = engine.load_checkpoint(job["load"]["dir"], tag=job["load"]["tag"])
+        strict = not job["partial"]
+        found, told = engine.load_checkpoint(job["load"]["dir"], tag=job["load"]["tag"], load_module_strict=strict)
         assert found is not None
     if job.get("save"):
         train(engine, job)
-        engine.save_checkpoint(job["save"]["dir"], tag=job["save"]["tag"], client_state=told)
+        place, partial = job["save"], job["partial"]
+        engine.save_checkpoint(place["dir"], place["tag"], client_state=told, exclude_frozen_parameters=partial)
     held = {**dict(_tensors(engine, job)), **_values(engine, job), **dict(_client(told, job))}
     dist.barrier()
     engine.destroy()
@@ -302,7 +308,7 @@ def _tensors(engine: deepspeed.DeepSpeedEngine, job: dict) -> Iterator[tuple[str
         engine.optimizer._lazy_init_hp_params_optimizer_state()
     slots, whole = sorted(_slots(engine)), job["stage"] in (1, 2) and job["precision"] == "fp32"
     for name, parameter in engine.module.named_parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad or name.endswith("hollow"):
             with deepspeed.zero.GatheredParameters(parameter, enabled=job["stage"] == 3):
                 yield f"frozen {name}", bits(parameter.data)
         elif job["stage"]:
