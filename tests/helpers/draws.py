@@ -98,11 +98,10 @@ class Draw:
         return self.stage == 1 and keys[1] in ("frozen_param_shapes", "frozen_param_fragments")
 
     def loads(self, target: str) -> bool:
-        """Whether DeepSpeed's engine can: its stage 3 runs no parameter without numbers, its universal loader passes
-        over state of some optimizers (0.19.8)."""
-        return not (self.hollow and target == "3") and not (
-            target == "universal" and self.optimizer in ("nadam", "asgd")
-        )
+        """Whether DeepSpeed's engine can (0.19.8): its stage 3 runs no parameter without numbers and lists Adagrad's
+        flats twice, its universal loader passes over state of some optimizers."""
+        third = self.hollow or self.optimizer == "adagrad"
+        return not (target == "3" and third) and not (target == "universal" and self.optimizer in ("nadam", "asgd"))
 
     def shared_by(self, ranks: int) -> bool:
         """Whether every rank owns a number of every group; DeepSpeed's universal loader fails where one does not."""
