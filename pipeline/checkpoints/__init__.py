@@ -45,7 +45,7 @@ def locate(path: Path) -> Path:
     if path.is_file():
         raise UserError(f"{path}: is a file; name the folder in which it lies")
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder; name a run's stage, a checkpoint folder, or one tag in it")
+        raise UserError(f"{path}: {foreign.absent(path)}")
     if detect_layout(path):
         return path
     for folder in (path / "checkpoints", path):
@@ -202,15 +202,8 @@ def _shaped(folder: Path, state: State, architecture: Architecture) -> State:
     """Tensors and slots in the architecture's order and shapes; names and sizes must be the architecture's, or what
     follows is shifted silently. DeepSpeed's universal files of stage 3 are flat: they get their shape here."""
     shapes = {param.name: architecture.shape(param) for param in architecture.rows()}
+    _require_names(folder, set(state.tensors), set(shapes), architecture)
     hint = "is it the right config?"
-    if missing := sorted(set(shapes) - set(state.tensors)):
-        raise UserError(
-            f"{folder}: {len(missing)} tensors of the config's model are missing, such as '{missing[0]}'; {hint}"
-        )
-    if extra := sorted(set(state.tensors) - set(shapes)):
-        raise UserError(
-            f"{folder}: {len(extra)} tensors belong to no part of the config's model, such as '{extra[0]}'; {hint}"
-        )
     for name, shape in shapes.items():
         stored = state.tensors[name].shape
         if stored != shape and stored != (math.prod(shape),):
@@ -223,6 +216,27 @@ def _shaped(folder: Path, state: State, architecture: Architecture) -> State:
             for slot, tensors in state.slots.items()
         },
     )
+
+
+def _require_names(folder: Path, stored: set[str], sought: set[str], architecture: Architecture) -> None:
+    """Raises UserError where the files hold other tensors than the model has."""
+    missing, extra = sorted(sought - stored), sorted(stored - sought)
+    if renamed := next((name for name, read in architecture.doubled.items() if missing == [read]), None):
+        raise UserError(
+            f"{folder}: '{missing[0]}' is missing; transformers 4, which saves none, adds '{renamed}' in its place, "
+            "transformers 5 zeros; copy that one under this name too"
+        )
+    if missing:
+        found = f", and its files hold '{extra[0]}' instead" if extra else ""
+        raise UserError(
+            f"{folder}: {len(missing)} tensors of the config's model are missing, such as '{missing[0]}'{found}; is it "
+            "the right config? If fresh ones will do, load the folder with from_pretrained and save it again"
+        )
+    if extra:
+        raise UserError(
+            f"{folder}: {len(extra)} tensors belong to no part of the config's model, such as '{extra[0]}'; is it the "
+            "right config? If they can go, load the folder with from_pretrained and save it again"
+        )
 
 
 def write(

@@ -1,5 +1,6 @@
 """Tied names that are stored beside their owner. `transformers` 5 ties what is equal; where the two differ, both count,
-whatever the config says, and the model is an untied one."""
+whatever the config says, and the model is an untied one. And names that only transformers 4 ties, whatever the config
+says: they get what transformers 5 reads."""
 
 from __future__ import annotations
 
@@ -63,6 +64,20 @@ def completed(state: State, aliases: dict[str, str]) -> State:
             if name not in tensors and other in tensors:
                 tensors[name] = tensors[other]
     return replace(state, tensors=tensors)
+
+
+def agreeing(state: State, architecture: Architecture) -> State:
+    """The state for files that transformers 4 and 5 both read: what 4 reads in another parameter's place is that other
+    one. Where it was not, that is said."""
+    tensors, lines = dict(state.tensors), []
+    for name, read in architecture.doubled.items():
+        if not same_numbers(tensors[name], tensors[read]):
+            lines.append(
+                f"'{name}', which transformers 4 adds where transformers 5 adds '{read}', differs from that and is "
+                "left behind: the result holds the latter under both names"
+            )
+        tensors[name] = tensors[read]
+    return replace(state, tensors=tensors, unread=(*state.unread, *lines))
 
 
 def remark(differ: tuple[str, ...], aliases: dict[str, str]) -> str:

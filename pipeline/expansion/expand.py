@@ -83,6 +83,8 @@ def plan_expansion(
     large = targets.adopt(small, tying.untied(target) if state.untied else target)
     model = ProbedSource(small, partial(weight, state), options.seed)
     architectures = models.architecture_of(small), models.architecture_of(large)
+    if layout.kind.published_names:
+        state = tying.agreeing(state, architectures[0])
     growth = plan_growth(*architectures, options, models.initializer_range(large), model)
     large = targets.settled(small, large, growth)
     if grow_optimizer_state:

@@ -105,7 +105,8 @@ def recognise(content: dict[str, Any], where: str) -> tuple[Family, PretrainedCo
     kind = content.get("model_type")
     match = next((family for family in FAMILIES.values() if family.config_class.model_type == kind), None)
     if match is None:
-        raise UserError(f"{where}: model_type '{kind}' is not a supported family; known: {', '.join(sorted(FAMILIES))}")
+        stated = f"model_type '{kind}' is not a supported family" if kind else "it names no model_type: add it"
+        raise UserError(f"{where}: {stated}; known: {', '.join(sorted(FAMILIES))}")
     try:
         said = {key: value for key, value in content.items() if value is not None or key not in match.keys.undeclared}
         if ROPE in match.keys.function and (written := {key: content[key] for key in ROPE_BEFORE_5 if key in content}):

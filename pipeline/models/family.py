@@ -205,7 +205,8 @@ class Family:
         written = {head.model_class.__name__: head for head in self.heads}
         if name not in public | written:
             raise UserError(
-                f"architecture '{name}' of family '{self.name}' is not known; known are {', '.join(public)}"
+                f"architecture '{name}' of family '{self.name}' is not known; known are {', '.join(public)}: load the "
+                f"model as one of them (say {next(iter(public))}.from_pretrained) and save that"
             )
         return (public | written)[name]
 

@@ -32,6 +32,11 @@ def trainer(folder: Path) -> None:
         (folder / f"checkpoint-{step}").mkdir()
 
 
+def dead_link(folder: Path) -> None:
+    without_weights(folder)
+    (folder / WEIGHTS).symlink_to("../blobs/gone")
+
+
 FOREIGN = {
     "adapter": (adapter, "PEFT adapter (adapter_config.json) and not its base model (a/b); merge the two first"),
     "trainer": (trainer, "holds checkpoints of a Trainer (checkpoint-500, checkpoint-1000); name one of them"),
@@ -44,6 +49,7 @@ FOREIGN = {
         "no model.safetensors.index.json, which lists the tensors; copy that file too",
     ),
     "variant": (lambda folder: without_weights(folder, "model.fp16.safetensors"), "name the file model.safetensors"),
+    "dead link": (dead_link, "its 'model.safetensors' is a link to ../blobs/gone, which is not there; copy it"),
     "config only": (without_weights, "sought were model.safetensors"),
 }
 
@@ -60,6 +66,77 @@ def test_what_was_found_is_said(tmp_path, capsys, make, complaint):
 def test_a_file_is_no_folder(tmp_path, capsys):
     code, _, err = lemon(capsys, "inspect", saved(tmp_path / "small", "gpt2") / WEIGHTS)
     assert code == 2 and "is a file; name the folder in which it lies" in err
+
+
+@pytest.mark.parametrize(
+    "name, way_out",
+    [
+        ("meta-llama/Llama-3.2-1B", "hf download meta-llama/Llama-3.2-1B --local-dir DIR"),
+        ("~/model", "'~' is not replaced inside a word, write the path out"),
+        ("nothing", "name a run's stage, a checkpoint folder, or one tag in it"),
+    ],
+)
+def test_a_folder_that_is_not_there(tmp_path, monkeypatch, capsys, name, way_out):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = lemon(capsys, "inspect", name)
+    assert code == 2 and f"{name}: no such folder; " in err and way_out in err, err
+
+
+def test_a_config_that_is_a_pointer(tmp_path, capsys):
+    small = saved(tmp_path / "small", "gpt2")
+    (small / "config.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 665\n")
+    said = f"{small / 'config.json'}: is a pointer of Git LFS, the file itself was not fetched; run 'git lfs pull'"
+    code, _, err = lemon(capsys, "export", small, "--out", tmp_path / "out")
+    assert code == 2 and said in err and err.count("\n") == 1, err
+    code, out, err = lemon(capsys, "inspect", small)
+    assert said in out + err, out
+
+
+def test_a_config_without_a_model_type(tmp_path, capsys):
+    small = saved(tmp_path / "small", "gpt2")
+    (small / "config.json").write_text("{}")
+    code, _, err = lemon(capsys, "export", small, "--out", tmp_path / "out")
+    assert code == 2 and "config.json: it names no model_type: add it; known: bert," in err, err
+
+
+def test_a_head_that_is_not_known(tmp_path, capsys):
+    small = saved(tmp_path / "small", "bert")
+    content = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps({**content, "architectures": ["BertForPreTraining"]}))
+    code, _, err = lemon(capsys, "export", small, "--out", tmp_path / "out")
+    assert code == 2 and "known are BertForMaskedLM, BertModel: load the model as one of them (say BertForM" in err, err
+
+
+def test_missing_tensors_and_what_is_there_instead(tmp_path, capsys):
+    def prefix(tensors: dict) -> None:
+        for name in list(tensors):
+            tensors[f"net.{name}"] = tensors.pop(name)
+
+    small = change(saved(tmp_path / "small", "vit encoder"), prefix)
+    code, _, err = lemon(capsys, "export", small, "--out", tmp_path / "out")
+    assert (
+        code == 2 and "such as 'embeddings.cls_token', and its files hold 'net.embeddings.cls_token' instead" in err
+    ), err
+    small = change(saved(tmp_path / "bare", "vit encoder"), lambda tensors: tensors.pop("pooler.dense.bias"))
+    code, _, err = lemon(capsys, "export", small, "--out", tmp_path / "out")
+    assert (
+        code == 2 and "'pooler.dense.bias'; is it the right config? If fresh ones will do, load the folder with" in err
+    )
+
+
+@pytest.mark.parametrize("variant", ["bert", "bert encoder", "roberta"])
+def test_buffers_of_older_versions_are_left_behind(tmp_path, capsys, variant):
+    """Files that transformers 4.0 to 4.30 saved hold numbers of positions and of token types."""
+    prefix = "" if variant.endswith("encoder") else f"{variant}."
+    names = [f"{prefix}embeddings.{name}" for name in ("position_ids", "token_type_ids")]
+    small = change(
+        saved(tmp_path / "small", variant),
+        lambda tensors: tensors.update({name: torch.arange(3)[None] for name in names}),
+    )
+    code, out, err = lemon(capsys, "export", small, "--out", tmp_path / "out")
+    assert (
+        code == 0 and f"2 tensors of the source are no part of its model and left behind: {', '.join(names)}" in out
+    ), err
 
 
 @pytest.mark.parametrize(

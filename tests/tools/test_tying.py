@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import pipeline
@@ -141,3 +142,45 @@ def test_a_model_in_memory_that_was_loaded_from_such_files(tmp_path):
     before, inputs = loaded(small), tokens(small, POSITIONS)
     assert (before(**inputs)[0] - large(**inputs)[0]).abs().max() < 1e-5 * before(**inputs)[0].abs().max()
     assert not large.config.tie_word_embeddings
+
+
+DOUBLED = {
+    "bert untied": ("cls.predictions.bias", "cls.predictions.decoder.bias"),
+    "roberta untied": ("lm_head.bias", "lm_head.decoder.bias"),
+}
+"""Variant -> the bias that transformers 4 adds, and the one that transformers 5 adds."""
+
+
+@pytest.mark.parametrize("variant", DOUBLED)
+def test_an_untied_decoder_adds_one_bias_in_transformers_4_and_5(tmp_path, capsys, variant):
+    """The files of a result hold one of them twice; what DeepSpeed's hold stays."""
+    older, newer = DOUBLED[variant]
+    said = f"'{older}', which transformers 4 adds where transformers 5 adds '{newer}', differs"
+    small = saved(tmp_path / "small", variant)
+    target = target_config_file(tmp_path / "target.json", variant, hidden=24, heads=6, mlp=40, vocab=70)
+    native = ["--format", "zero", "--zero-stage", 2, "--world-size", 1]
+    for name, command in {
+        "large": ["expand", "--source", small, "--target", target],
+        "exported": ["export", small],
+        "native": ["reshard", small, *native],
+        "again": ["reshard", tmp_path / "native", "--format", "huggingface"],
+    }.items():
+        code, out, err = lemon(capsys, *command, "--out", tmp_path / name)
+        assert code == 0 and (said in out) == (name != "native"), out + err
+    before = load_file(small / "model.safetensors")
+    for name in ("large", "exported", "again"):
+        after = load_file(tmp_path / name / "model.safetensors")
+        assert torch.equal(after[older], after[newer]) and torch.equal(after[newer][:61], before[newer])
+    kept = checkpoints.read(tmp_path / "native")[0].tensors[older].tensor()
+    assert torch.equal(kept, before[older]) and not torch.equal(kept, before[newer])
+    code, out, _ = lemon(capsys, "export", tmp_path / "exported", "--out", tmp_path / "twice")
+    assert code == 0 and "transformers 4 adds" not in out
+
+
+def test_the_bias_that_transformers_4_saved_alone(tmp_path, capsys):
+    """transformers 5 starts the other from zeros, which nobody means."""
+    small = change(saved(tmp_path / "small", "bert untied"), lambda t: t.pop("cls.predictions.decoder.bias"))
+    code, _, err = lemon(capsys, "export", small, "--out", tmp_path / "out")
+    assert (
+        code == 2 and "'cls.predictions.decoder.bias' is missing; transformers 4, which saves none, adds 'cls." in err
+    )
