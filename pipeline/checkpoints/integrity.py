@@ -66,8 +66,10 @@ def require_agreement(folder: Path, state: State) -> None:
         raise UserError(
             f"{folder}: '{left[0]}' is in no optimizer group and not frozen; the files do not belong together"
         )
-    for slot, tensors in state.slots.items():
-        if tensors and (missing := [name for name in counted if name not in tensors]):
+    for slot, group in ((slot, group) for slot in state.slots for group in state.groups):
+        held = [name for name in group.names if name in state.slots[slot]]
+        other = state.known_optimizer is None and not held  # optimizers may keep something else for every group
+        if state.slots[slot] and not other and (missing := [name for name in group.names if name not in held]):
             raise UserError(f"{folder}: {slot} of '{missing[0]}' is missing; a file is missing")
     _require_shapes(folder, state)
 

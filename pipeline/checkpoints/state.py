@@ -158,24 +158,25 @@ class State:
         """The optimizer that left this state. Raises UserError, naming the slots, for one that is not registered."""
         return optimizers.require(self._filled_slots, self._hyper)
 
-    def stored_slots(self) -> tuple[list[str], bool]:
-        """The slots that optimizer files hold for every parameter, and whether they hold its step: those of a known
-        optimizer, which are fresh where they are missing; of any other those that are there. Raises UserError that
-        names a slot which is not there for every parameter in its shape: nothing is invented."""
+    def stored_slots(self, group: Group) -> tuple[list[str], bool]:
+        """The slots that optimizer files hold for every parameter of a group, and whether they hold its step: those of
+        a known optimizer, which are fresh where they are missing; of any other those that are there, which may be
+        others in every group (Muon's). Raises UserError that names a slot which is not there for every parameter of
+        the group in its shape: nothing is invented."""
         if spec := self.known_optimizer:
             return [slot.name for slot in spec.slots], spec.keeps_step
         if not self._filled_slots:
             optimizers.require((), self._hyper)
-        for slot in self._filled_slots:
-            for name in (name for group in self.groups for name in group.names):
-                tensor, weights = self.slots[slot].get(name), self.tensors[name]
-                if tensor is None or tensor.numel != weights.numel:
-                    held = "missing" if tensor is None else f"of shape {tensor.shape}"
-                    raise UserError(
-                        f"optimizer state '{slot}' of '{name}' is {held}, its weights are of shape {weights.shape}; "
-                        "only state in their shape is carried: take the weights alone (--format huggingface)"
-                    )
-        return self._filled_slots, bool(self.steps)
+        held = [slot for slot in self._filled_slots if any(name in self.slots[slot] for name in group.names)]
+        for slot, name in ((slot, name) for slot in held for name in group.names):
+            tensor, weights = self.slots[slot].get(name), self.tensors[name]
+            if tensor is None or tensor.numel != weights.numel:
+                found = "missing" if tensor is None else f"of shape {tensor.shape}"
+                raise UserError(
+                    f"optimizer state '{slot}' of '{name}' is {found}, its weights are of shape {weights.shape}; "
+                    "only state in their shape is carried: take the weights alone (--format huggingface)"
+                )
+        return held, any(name in self.steps for name in group.names)
 
     @property
     def known_optimizer(self) -> OptimizerSpec | None:

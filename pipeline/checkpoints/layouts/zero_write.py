@@ -84,7 +84,7 @@ class _Writer:
     def __init__(self, state: State, flats: list[Flat], folder: Path, stage: int, world: int, bf16: bool):
         self.state, self.flats, self.folder = state, flats, folder
         self.stage, self.world, self.bf16 = stage, world, bf16
-        self.slots, self.keeps_step = state.stored_slots()
+        self.stored = [state.stored_slots(group) for group in state.groups]
         self.version = deepspeed_pickles.deepspeed_version()
 
     def optimizer(self, rank: int) -> OutputFile:
@@ -104,9 +104,10 @@ class _Writer:
 
     def _slots(self, archive: TorchArchive, flat: Flat, rank: int) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
-        if self.keeps_step:
+        slots, keeps_step = self.stored[flat.group]
+        if keeps_step:
             state["step"] = archive.value(torch.tensor(self._step(flat)))
-        for slot in self.slots:
+        for slot in slots:
             state[slot] = archive.placeholder(flat.slices(self.state.slots.get(slot, {}), rank))
         return state
 
