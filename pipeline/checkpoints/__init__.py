@@ -82,12 +82,11 @@ def config_file(folder: Path, config: Path | None = None) -> Path:
     if not config and not place.exists() and above.exists() and (folder.parent / "latest").exists():
         logger.warning(f"{folder}: holds no {CONFIG}; read is the one of the folder above it, {above}")
         return above
+    if config and not place.exists():
+        raise UserError(f"{config}: no such config")
     if not place.exists():
-        raise UserError(
-            f"{config}: no such config"
-            if config
-            else f"{folder}: holds no {CONFIG}; name the source's config with --source-config"
-        )
+        without = f"holds no {CONFIG}; name the source's config with --source-config"
+        raise UserError(f"{folder}: {foreign.adapter(folder) or foreign.adapter(folder.parent) or without}")
     return place
 
 
@@ -225,6 +224,11 @@ def _require_names(folder: Path, stored: set[str], sought: set[str], architectur
         raise UserError(
             f"{folder}: '{missing[0]}' is missing; transformers 4, which saves none, adds '{renamed}' in its place, "
             "transformers 5 zeros; copy that one under this name too"
+        )
+    if adapters := [name for name in extra if ".lora_" in name]:
+        raise UserError(
+            f"{folder}: holds PEFT adapters ('{adapters[0]}') that are not merged into the model; load them with PEFT, "
+            "then merge_and_unload() and save_pretrained(OUT)"
         )
     if missing:
         found = f", and its files hold '{extra[0]}' instead" if extra else ""

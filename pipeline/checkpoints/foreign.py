@@ -12,7 +12,7 @@ SHOWN = 5
 
 def explain(folder: Path) -> str:
     """What was sought, what was found, and what helps."""
-    for look in (_dead_link, _adapter, _hub_cache, _trainer_output, _other_format, _shards_without_index, _misnamed):
+    for look in (_dead_link, adapter, _hub_cache, _trainer_output, _other_format, _shards_without_index, _misnamed):
         if found := look(folder):
             return found
     held = sorted(path.name for path in folder.iterdir())
@@ -36,7 +36,8 @@ def _dead_link(folder: Path) -> str | None:
     )
 
 
-def _adapter(folder: Path) -> str | None:
+def adapter(folder: Path) -> str | None:
+    """Where a folder holds what PEFT saves, that."""
     if not (folder / "adapter_config.json").exists():
         return None
     try:

@@ -124,6 +124,25 @@ def test_missing_tensors_and_what_is_there_instead(tmp_path, capsys):
     )
 
 
+def test_adapters_that_are_not_merged(tmp_path, capsys):
+    def adapt(tensors: dict) -> None:
+        name = "transformer.h.0.attn.c_attn"
+        tensors[f"{name}.base_layer.weight"] = tensors.pop(f"{name}.weight")
+        tensors[f"{name}.lora_A.default.weight"] = torch.zeros(4, 12)
+
+    code, _, err = lemon(capsys, "export", change(saved(tmp_path / "small", "gpt2"), adapt), "--out", tmp_path / "out")
+    assert code == 2 and "holds PEFT adapters ('transformer.h.0.attn.c_attn.lora_A.default.weight') that are not" in err
+
+
+def test_a_tag_below_an_adapter(tmp_path, capsys):
+    """As a Trainer saves it: no config lies there."""
+    tag = source(tmp_path, CheckpointLayout("zero", 2, 2), "gpt2")
+    (tag / "config.json").unlink(), (tag / "manifest.json").unlink()
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "a/b"}))
+    code, _, err = lemon(capsys, "export", tag, "--out", tmp_path / "out")
+    assert code == 2 and "PEFT adapter (adapter_config.json) and not its base model (a/b); merge the two first" in err
+
+
 @pytest.mark.parametrize("variant", ["bert", "bert encoder", "roberta"])
 def test_buffers_of_older_versions_are_left_behind(tmp_path, capsys, variant):
     """Files that transformers 4.0 to 4.30 saved hold numbers of positions and of token types."""
