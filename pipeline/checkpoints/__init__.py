@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.checkpoints import foreign, manifest, names, publish, tying, wrappers
+from pipeline.checkpoints import foreign, manifest, names, publish, sidecars, tying, wrappers
 from pipeline.checkpoints.layouts import NATIVE, CheckpointLayout, Layout, detect_layout, require_layout
 from pipeline.checkpoints.relative_paths import is_file_name
 from pipeline.checkpoints.serialization.byte_stream import OutputFile
@@ -74,14 +74,13 @@ def default_layout(source: Path) -> Layout:
 
 
 def config_file(folder: Path, config: Path | None = None) -> Path:
-    """Where the model's config lies: where the user says, else in the tag folder, else beside DeepSpeed's `latest`
-    above it, as a Trainer saves it, which is said. Raises UserError when it is missing."""
+    """Where the model's config lies: where the user says, else in the tag folder, else above it, which is said. Raises
+    UserError when it is missing."""
     place = config or folder
     place = place / CONFIG if place.is_dir() else place
-    above = folder.parent / CONFIG
-    if not config and not place.exists() and above.exists() and (folder.parent / "latest").exists():
-        logger.warning(f"{folder}: holds no {CONFIG}; read is the one of the folder above it, {above}")
-        return above
+    if not config and (above := sidecars.above(folder)):
+        logger.warning(f"{folder}: holds no {CONFIG}; read is the one of the folder above it, {above / CONFIG}")
+        return above / CONFIG
     if config and not place.exists():
         raise UserError(f"{config}: no such config")
     if not place.exists():
@@ -175,14 +174,21 @@ def _require_numbers(folder: Path, state: State, config: PretrainedConfig) -> No
 
 def _say_what_lies_below(folder: Path) -> None:
     """A Trainer saves weights in the training dtype beside a folder with DeepSpeed's own files."""
+    if said := below(folder):
+        logger.warning(f"{folder}: {said}")
+
+
+def below(folder: Path) -> str | None:
+    """Of a folder with Hugging Face files and, below it, DeepSpeed's of the same step, what is not read, in words."""
     if not require_layout(folder).published_names or not (folder / "latest").is_file():
-        return
+        return None
     tag = folder / (folder / "latest").read_text(encoding="utf-8", errors="replace").strip()
-    if tag.parent == folder and tag != folder and detect_layout(tag):
-        logger.warning(
-            f"{folder}: read are its Hugging Face files; optimizer state, step and weights in fp32 lie in {tag.name}, "
-            f"name {tag} to take those"
-        )
+    if tag.parent != folder or tag == folder or not detect_layout(tag):
+        return None
+    return (
+        f"read are its Hugging Face files; optimizer state, step and weights in fp32 lie in {tag.name}, "
+        f"name {tag} to take those"
+    )
 
 
 def _named(folder: Path, state: State, architecture: Architecture, prefix: str) -> State:

@@ -105,7 +105,7 @@ def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardRe
     with publish.writing(out) as staged:
         files, hashed = write_files(_files(plan, staged), staged, workers, origin.paths)
         config = [] if plan.config else [checkpoints.CONFIG]
-        beside = checkpoints.Sidecars.of(plan.source)
+        beside = checkpoints.Sidecars.of(plan.source, config=plan.config is not None)
         files |= beside.copy(staged, *config, "plan.json", "plan.safetensors")
         facts = {
             "kind": "reshard",

@@ -147,8 +147,12 @@ class State:
     def of_the_script(self) -> list[str]:
         """In words what the training script keeps in the checkpoint (client state, the schedule of rates), for results
         that have no place for it."""
-        names = [key for key, value in self.engine.items() if value is not None and key not in OF_THE_ENGINE]
-        return [f"what the training script keeps is left behind: {', '.join(map(str, names))}"] if names else []
+        names = self.script_keys()
+        return [f"what the training script keeps is left behind: {', '.join(names)}"] if names else []
+
+    def script_keys(self) -> list[str]:
+        """The keys under which it keeps it."""
+        return [str(key) for key, value in self.engine.items() if value is not None and key not in OF_THE_ENGINE]
 
     def all_left_behind(self) -> list[str]:
         """For a manifest: tensors by name, and in words what else a result without a place for it does not hold."""
@@ -167,7 +171,7 @@ class State:
             return [slot.name for slot in spec.slots], spec.keeps_step
         if not self._filled_slots:
             optimizers.require((), self._hyper)
-        held = [slot for slot in self._filled_slots if any(name in self.slots[slot] for name in group.names)]
+        held = self.slots_of(group)
         for slot, name in ((slot, name) for slot in held for name in group.names):
             tensor, weights = self.slots[slot].get(name), self.tensors[name]
             if tensor is None or tensor.numel != weights.numel:
@@ -177,6 +181,13 @@ class State:
                     "only state in their shape is carried: take the weights alone (--format huggingface)"
                 )
         return held, any(name in self.steps for name in group.names)
+
+    def slots_of(self, group: Group) -> list[str]:
+        """The slots that every parameter of a group should have: of an unknown optimizer those that any of them has,
+        for it may keep others in every group; all that there are where none has any, and of an optimizer that is
+        known."""
+        own = [slot for slot in self._filled_slots if any(name in self.slots[slot] for name in group.names)]
+        return own if own and self.known_optimizer is None else self._filled_slots
 
     @property
     def known_optimizer(self) -> OptimizerSpec | None:

@@ -80,10 +80,10 @@ def agreeing(state: State, architecture: Architecture) -> State:
     return replace(state, tensors=tensors, unread=(*state.unread, *lines))
 
 
-def remark(differ: tuple[str, ...], aliases: dict[str, str]) -> str:
-    """What a reader must know of a model that its config calls tied."""
+def remark(differ: tuple[str, ...], aliases: dict[str, str], where: str = "config.json") -> str:
+    """What a reader must know of a model that its config calls tied. where: what says so."""
     pairs = ", ".join(f"'{alias}' differs from '{aliases[alias]}'" for alias in differ)
     return (
-        f"config.json says tie_word_embeddings true and {pairs}: both are kept, the result says false, as "
+        f"{where} says tie_word_embeddings true and {pairs}: both are kept, the result says false, as "
         "transformers 5 reads these files (transformers 4 would tie them and drop the first)"
     )

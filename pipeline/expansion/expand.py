@@ -86,7 +86,7 @@ def plan_expansion(
     if layout.kind.published_names:
         state = tying.agreeing(state, architectures[0])
     growth = plan_growth(*architectures, options, models.initializer_range(large), model)
-    large = targets.settled(small, large, growth)
+    large = targets.settled(small, large, growth, getattr(target, models.LAYER_TYPES_STATED, None))
     if grow_optimizer_state:
         optimizer_state.require(growth, state.optimizer().slots, state.slots)
         optimizer_state.require_continued(str(folder), state.optimizer(), continued_by or state.optimizer())

@@ -1,6 +1,7 @@
 """Growing a model that is in memory: `pipeline.grow`."""
 
 import copy
+import logging
 from collections.abc import Mapping
 
 import torch
@@ -17,6 +18,8 @@ from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.plan import plan_growth
 from pipeline.growth.verification.equivalence import verify
 
+logger = logging.getLogger(__name__)
+
 
 def grow_model(
     model: PreTrainedModel, target: PretrainedConfig, method: str, options: Mapping[str, object], seed: int
@@ -24,14 +27,15 @@ def grow_model(
     """A model of the sizes of `target` that computes what `model` computes, in float32 on the CPU, in the same mode
     (training or evaluation). Raises UserError when the method cannot, or claims to be lossless and is not."""
     small = _described(model)
-    if _differs_from_its_ties(model, small):
+    if differ := _different_from_their_owners(model, small):
+        logger.warning(f"grow: {tying.remark(differ, models.architecture_of(small).aliases, 'the config')}")
         small, target = tying.untied(small), tying.untied(target)
     source, large = _Parameters(model, small), targets.adopt(small, target)
     architectures = models.architecture_of(small), models.architecture_of(large)
     growth_options = methods.parse(method, options, seed)
     probed = ProbedSource(small, source.whole, seed)
     plan = plan_growth(*architectures, growth_options, models.initializer_range(large), probed)
-    large = targets.settled(small, large, plan)
+    large = targets.settled(small, large, plan, getattr(target, models.LAYER_TYPES, None))
     grown = dict(PlanExecutor(plan, torch.float32).tensors(source.rows))
     judge(plan, verify(small, source.whole, large, grown.__getitem__, plan))
     return models.fill(models.build(large), grown.__getitem__).train(model.training)
@@ -44,12 +48,15 @@ def _described(model: PreTrainedModel) -> PretrainedConfig:
     return config
 
 
-def _differs_from_its_ties(model: PreTrainedModel, config: PretrainedConfig) -> bool:
-    """Whether names that the config calls tied have numbers of their own, as `from_pretrained` leaves a model whose
-    files hold both."""
+def _different_from_their_owners(model: PreTrainedModel, config: PretrainedConfig) -> tuple[str, ...]:
+    """The names that the config calls tied and that have numbers of their own, as `from_pretrained` leaves a model
+    whose files hold both."""
     held = _parameters(model)
-    pairs = ((held[alias], held[owner]) for alias, owner in models.architecture_of(config).aliases.items())
-    return any(one is not other and not torch.equal(one, other) for one, other in pairs)
+    return tuple(
+        alias
+        for alias, owner in models.architecture_of(config).aliases.items()
+        if held[alias] is not held[owner] and not torch.equal(held[alias], held[owner])
+    )
 
 
 def _parameters(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ from pipeline.errors import UserError, nearest, one_line, placed
 from pipeline.models.architecture import Architecture
 from pipeline.models.families import bert, bert_pre_ln, dinov2, gpt2, llama, opt, vit
 from pipeline.models.family import (
+    LAYER_TYPES,
+    LAYER_TYPES_STATED,
     ROPE,
     ROPE_AS_WRITTEN,
     ROPE_BEFORE_5,
@@ -173,6 +175,8 @@ def fill(model: PreTrainedModel, read: Callable[[str], Tensor]) -> PreTrainedMod
 
 __all__ = [
     "FAMILIES",
+    "LAYER_TYPES",
+    "LAYER_TYPES_STATED",
     "ROPE",
     "ROPE_AS_WRITTEN",
     "ConfigKeys",

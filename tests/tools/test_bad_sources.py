@@ -164,7 +164,7 @@ def test_an_unknown_family(tmp_path, capsys):
     [
         ("model.safetensors", b"\x90\x01\x00\xff", "model.safetensors: not valid JSON"),
         ("config.json", b"[]", "config.json: holds a JSON list, not an object of keys"),
-        ("config.json", b"{}", "config.json: model_type 'None' is not a supported family; known: bert"),
+        ("config.json", b"{}", "config.json: it names no model_type: add it; known: bert"),
         ("config.json", b'{"model_type": "gpt2", "n_layer": 0}', "config.json: n_layer 0 is impossible"),
         ("config.json", b'{"model_type": "vit", "patch_size": [4, 4]}', "config.json: patch_size [4, 4] is impossible"),
         (

@@ -220,25 +220,66 @@ def test_what_is_left_of_a_quantisation_is_dropped_and_said(tmp_path, capsys):
     assert code == 0, err
 
 
-def test_a_trainers_checkpoint(tmp_path, capsys):
-    """Hugging Face files beside DeepSpeed's tag folder; the config lies above that."""
-    tag = source(tmp_path, CheckpointLayout("zero", 2, 2), "gpt2")
-    folder = saved(tmp_path / "checkpoint-7", "gpt2")
-    tag = tag.rename(folder / "global_step7")
+def trainers_checkpoint(folder: Path) -> Path:
+    """The tag folder of one: DeepSpeed's files below Hugging Face's, with the config and the tokenizer above them."""
+    tag, above = source(folder, CheckpointLayout("zero", 2, 2), "gpt2"), saved(folder / "checkpoint-7", "gpt2")
+    tag = tag.rename(above / "global_step7")
     (tag / "manifest.json").unlink(), (tag / "config.json").unlink()
-    (folder / "latest").write_text("global_step7")
-    code, out, err = lemon(capsys, "export", folder, "--out", tmp_path / "of the files")
-    assert code == 0 and f"optimizer state, step and weights in fp32 lie in global_step7, name {tag} to take" in out, (
-        err
-    )
+    (above / "latest").write_text("global_step7")
+    (above / "tokenizer.json").write_text("{}")
+    return tag
+
+
+def test_a_trainers_checkpoint(tmp_path, capsys):
+    """Whoever names the folder above is told what is not read."""
+    tag = trainers_checkpoint(tmp_path)
+    folder, out = tag.parent, tmp_path / "out"
+    said = f"optimizer state, step and weights in fp32 lie in global_step7, name {tag} to take those"
+    native = ["--format", "zero", "--zero-stage", 1, "--world-size", 1]
+    for command in (
+        ["inspect", folder],
+        ["check", folder],
+        ["export", folder, "--out", tmp_path / "exported"],
+        ["reshard", folder, *native, "--out", tmp_path / "native"],
+        ["expand", "--source", folder, "--target", folder, "--out", out],
+        ["verify", folder, out],
+    ):
+        code, printed, err = lemon(capsys, *command)
+        assert code == 0 and said in " ".join(printed.split()), printed + err
+
+
+def test_a_trainers_tag(tmp_path, capsys):
+    """Its config is found above it, and what lies beside that goes along."""
+    tag = trainers_checkpoint(tmp_path)
+    folder, config = tag.parent, tag.parent / "config.json"
+    code, out, err = lemon(capsys, "inspect", tag)
+    assert code == 0 and "gpt2 (GPT2LMHeadModel)" in out, err
     code, out, err = lemon(capsys, "reshard", tag, "--format", "huggingface", "--out", tmp_path / "of the shards")
-    assert code == 0 and f"read is the one of the folder above it, {folder / 'config.json'}" in out, err
+    assert code == 0 and f"read is the one of the folder above it, {config}" in out, err
+    code, _, err = lemon(capsys, "export", tag, "--out", tmp_path / "exported")
+    assert code == 0, err
+    for place in ("of the shards", "exported"):
+        assert (tmp_path / place / "tokenizer.json").exists() and not (tmp_path / place / "global_step7").exists()
+        assert not (tmp_path / place / "latest").exists()
+    code, _, err = lemon(capsys, "reshard", tag, "--world-size", 1, "--out", tmp_path / "native")
+    assert code == 0 and not (tmp_path / "native" / "tokenizer.json").exists(), err
     code, _, err = lemon(capsys, "verify", tag, tmp_path / "of the shards")
     assert code == 0, err
     (folder / "latest").unlink()
     code, _, err = lemon(capsys, "verify", tag, tmp_path / "of the shards")
     assert code == 2 and "--source-config" in err
-    config = folder / "config.json"
     code, _, err = lemon(capsys, "verify", tag, tmp_path / "of the shards", "--source-config", config)
     assert code == 0, err
     assert checkpoints.raw(tag).step == 7
+
+
+def test_shards_of_an_earlier_save_are_named(tmp_path, capsys):
+    small = saved(tmp_path / "small", "gpt2")
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json"):
+        (small / name).write_bytes((small / WEIGHTS).read_bytes())
+    said = (
+        "left behind beside the weights that were read: model-00001-of-00002.safetensors, model.safetensors.index.json"
+    )
+    for command in ("inspect", "check"):
+        code, out, err = lemon(capsys, command, small)
+        assert code == 0 and said in " ".join(out.split()), out + err

@@ -135,10 +135,11 @@ def test_two_tensors_of_one_name_are_refused(tmp_path, capsys):
     assert code == 2 and "'transformer.wte.weight' and 'wte.weight' are both 'transformer.wte.weight'" in err, err
 
 
-def test_a_model_in_memory_that_was_loaded_from_such_files(tmp_path):
+def test_a_model_in_memory_that_was_loaded_from_such_files(tmp_path, caplog):
     small = stored_beside(tmp_path / "small", "llama tied", "lm_head.weight")
     model = AutoModelForCausalLM.from_pretrained(small)
     large = pipeline.grow(model, sample("llama tied", hidden=24, heads=6, mlp=40, eps=1e-6)).double().eval()
+    assert f"grow: the config {SAID.format('lm_head.weight')} 'model.embed_tokens.weight'" in caplog.text
     before, inputs = loaded(small), tokens(small, POSITIONS)
     assert (before(**inputs)[0] - large(**inputs)[0]).abs().max() < 1e-5 * before(**inputs)[0].abs().max()
     assert not large.config.tie_word_embeddings

@@ -61,11 +61,18 @@ def test_layers_keep_the_type_of_the_layer_they_come_from(tmp_path, capsys, size
     assert (before - given_out(small, tokens(small, LONG))).abs().max() > 1e-2 * before.abs().max()
 
 
-def test_a_target_whose_layer_types_are_as_many_as_the_sources(tmp_path, capsys):
-    code, _, err = expand(
-        capsys, tmp_path, mixed(tmp_path / "small"), "qwen3", {**SLIDING, "layer_types": TYPES}, layers=4
-    )
+@pytest.mark.parametrize(
+    "types, followed",
+    [(TYPES, False), ([*TYPES, *TYPES], False), ([TYPES[0], TYPES[0], TYPES[1], TYPES[1]], True), (..., True)],
+    ids=["as many as the source's", "others", "the same", "none"],
+)
+def test_a_target_with_layer_types_of_its_own(tmp_path, capsys, types, followed):
+    small = mixed(tmp_path / "small")
+    code, out, err = expand(capsys, tmp_path, small, "qwen3", {**SLIDING, "layer_types": types}, layers=4)
     assert code == 0, err
+    said = "the target's layer_types are not followed: every layer keeps the type of the source's layer that it"
+    assert (said in out) is not followed, out
+    assert "stated_layer_types" not in json.loads((tmp_path / "large" / "config.json").read_text())
 
 
 @pytest.mark.parametrize(
