@@ -65,8 +65,9 @@ def _grown(small: Path, variant: str, changes: dict | None = None, length: int =
 
 def _of_variant(variant: str, folder: Path) -> Case:
     small = _saved(folder / "small", variant)
-    large = _grown(small, variant, **times(2))
-    return Case(large, _inputs(small), small if "logits" in ARCHITECTURES[variant].outputs else None)
+    large, architecture = _grown(small, variant, **times(2)), ARCHITECTURES[variant]
+    comparable = "logits" in architecture.outputs and not architecture.doubled
+    return Case(large, _inputs(small), small if comparable else None)
 
 
 def _of_rotation(scaling: dict | None, folder: Path) -> Case:
