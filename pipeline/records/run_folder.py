@@ -52,8 +52,9 @@ def write_text(path: Path, content: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
-    except OSError:
+    except OSError as error:
         draft.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # a disk that is full names none
         raise
 
 

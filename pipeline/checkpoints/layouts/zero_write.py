@@ -17,6 +17,8 @@ from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import LazyTensor
 from pipeline.errors import UserError
 
+MANY_RANKS, LEAST_SHARE = 256, 1024
+"""Beyond so many ranks each must have so many parameters."""
 UNSET: dict[str, Any] = {
     "lr_scheduler": None,
     "data_sampler": None,
@@ -60,12 +62,24 @@ def files(
     state: State, folder: Path, *, stage: int, world: int, bf16: bool = False, sub_group: int | None = None
 ) -> list[OutputFile]:
     """The files of `state` (module names, groups in the engine's order) for `world` ranks of ZeRO `stage`. sub_group:
-    DeepSpeed's sub_group_size; None: the state's. Raises UserError for optimizer state that is not known."""
+    DeepSpeed's sub_group_size; None: the state's. Raises UserError for optimizer state that is not known, and for ranks
+    that would have next to nothing."""
+    _require_shares(state, world)
     said = state.sub_group if sub_group is None else sub_group
     flats = _flats(state, stage, world, SUB_GROUP if said is None else said)
     writer = _Writer(state, list(flats), folder, stage, world, bf16)
     optimizers = [writer.optimizer(rank) for rank in range(world)]
     return optimizers + [writer.model(rank) for rank in range(world if stage == 3 else 1)]
+
+
+def _require_shares(state: State, world: int) -> None:
+    """A file for every rank, whatever is in it: thousands of them take long, and nobody trains so little on so many."""
+    count = sum(tensor.numel for tensor in state.tensors.values())
+    if world > MANY_RANKS and count < LEAST_SHARE * world:
+        raise UserError(
+            f"world size {world}: each rank would have {count // world} of {count:,} parameters; choose at most "
+            f"{max(MANY_RANKS, count // LEAST_SHARE)}"
+        )
 
 
 def _flats(state: State, stage: int, world: int, limit: int) -> Iterator[Flat]:
