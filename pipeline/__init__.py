@@ -119,7 +119,7 @@ def reshard(
     from pipeline.checkpoints.reshard import execute_reshard, plan_reshard
     from pipeline.records.processes import WORKERS
 
-    planned = plan_reshard(Path(source), _layout(layout, Path(source), keep=True), _path(source_config))
+    planned = plan_reshard(Path(source), _layout(layout, Path(source)), _path(source_config))
     return execute_reshard(planned, Path(out), workers or WORKERS)
 
 
@@ -151,11 +151,11 @@ def _planned(
     return plan_expansion(place, sizes, options, _layout(layout, place), config, optimizer_state == "grow")
 
 
-def _layout(layout: CheckpointLayout | str | None, source: Path, keep: bool = False) -> CheckpointLayout:
+def _layout(layout: CheckpointLayout | str | None, source: Path) -> CheckpointLayout:
     from pipeline import checkpoints
 
     if layout is None or isinstance(layout, str):
-        like = checkpoints.locate(source) if keep else None
+        like = checkpoints.locate(source)
         return checkpoints.CheckpointLayout.choose(layout, checkpoints.default_layout(source), {}, like)
     return layout
 

@@ -23,7 +23,7 @@ from pipeline.checkpoints.sidecars import Sidecars
 from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import ReshapedTensor
 from pipeline.errors import UserError
-from pipeline.optim.optimizers import AdamW, OptimizerSpec
+from pipeline.optim.optimizers import OptimizerSpec
 from pipeline.records.file_hashes import FileRecord
 from pipeline.records.run_folder import read_json
 
@@ -150,8 +150,9 @@ def _unwrapped(folder: Path, state: State) -> State:
     """The state without what wrappers put before names, which is said."""
     if not (found := wrappers.found(state.tensors)):
         return state
-    logger.warning(f"{folder}: the names of its tensors are read without {', '.join(map(repr, found))}")
-    return state.renamed(wrappers.unwrapped(state.tensors))
+    prefixes = ", ".join(map(repr, found))
+    logger.warning(f"{folder}: the names of its tensors are read without {prefixes}")
+    return replace(state.renamed(wrappers.unwrapped(state.tensors)), unwrapped=prefixes)
 
 
 def _require_numbers(folder: Path, state: State, config: PretrainedConfig) -> None:
@@ -286,32 +287,31 @@ def files(state: State, folder: Path, layout: CheckpointLayout) -> list[OutputFi
     return layout.kind.files(state, folder, layout)
 
 
+def parameter_order(config: PretrainedConfig) -> list[str]:
+    """The published names of a model's parameters in the order of the module's `named_parameters()`."""
+    from pipeline import models
+
+    published = {param.module_name: param.name for param in models.architecture_of(config).rows()}
+    return [published[name] for name, _ in models.build(config, device="meta").named_parameters()]
+
+
 def decay_groups(config: PretrainedConfig) -> tuple[Group, Group]:
-    """The optimizer groups of a fresh model, decayed and not, in published names, each in the order of the module's
+    """The optimizer groups of a fresh model, decayed and not, in published names, each in the order of
     `named_parameters()`: DeepSpeed's flat files name nothing, so the order is the layout."""
     from pipeline import models
 
-    params = {param.module_name: param for param in models.architecture_of(config).rows()}
-    order = [params[name] for name, _ in models.build(config, device="meta").named_parameters()]
-    return Group(tuple(p.name for p in order if p.decay)), Group(tuple(p.name for p in order if not p.decay))
+    decayed = {param.name: param.decay for param in models.architecture_of(config).rows()}
+    order = parameter_order(config)
+    return Group(tuple(n for n in order if decayed[n])), Group(tuple(n for n in order if not decayed[n]))
 
 
-def fresh_groups(config: PretrainedConfig, state: State, optimizer: OptimizerSpec | None = None) -> tuple[Group, ...]:
-    """The groups of `config`'s model, decayed and not, with the hyper-parameters of `optimizer`; None: `fresh_hyper` of
-    the state."""
-    hypers = _hypers(optimizer) if optimizer else fresh_hyper(state)
-    return tuple(replace(group, hyper=hyper) for group, hyper in zip(decay_groups(config), hypers, strict=True))
+def fresh_groups(config: PretrainedConfig, optimizer: OptimizerSpec) -> tuple[Group, ...]:
+    """The same with the hyper-parameters of `optimizer`."""
+    pairs = zip(decay_groups(config), fresh_hypers(optimizer), strict=True)
+    return tuple(replace(group, hyper=hyper) for group, hyper in pairs)
 
 
-def fresh_hyper(state: State) -> list[dict[str, Any]]:
-    """The hyper-parameters of a fresh optimizer's decayed group and of the other: those of the state's two groups where
-    they are of an optimizer that is known, else AdamW's own."""
-    if len(state.groups) == 2 and all(group.hyper for group in state.groups) and state.known_optimizer:
-        return sorted((group.hyper for group in state.groups), key=lambda hyper: -hyper.get("weight_decay", 0.0))
-    return _hypers(AdamW())
-
-
-def _hypers(optimizer: OptimizerSpec) -> list[dict[str, Any]]:
+def fresh_hypers(optimizer: OptimizerSpec) -> list[dict[str, Any]]:
     """What torch's groups of a fresh optimizer say, decayed and not."""
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], **optimizer.hyper(decayed)} for decayed in (True, False)]
     built = optimizer.build(groups, lr=FRESH_RATE).param_groups
@@ -332,9 +332,10 @@ __all__ = [
     "detect_layout",
     "files",
     "fresh_groups",
-    "fresh_hyper",
+    "fresh_hypers",
     "holds_known_model",
     "locate",
+    "parameter_order",
     "raw",
     "read",
     "write",

@@ -19,6 +19,7 @@ from pipeline.checkpoints.serialization.byte_stream import OutputFile
 from pipeline.checkpoints.serialization.writer_pool import write_files
 from pipeline.checkpoints.state import State
 from pipeline.errors import UserError
+from pipeline.optim.optimizers import AdamW
 from pipeline.records.versions import installed
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _named(state: State, config: PretrainedConfig, layout: Layout) -> State:
     from pipeline import models
 
     if layout.holds_optimizer and not state.groups:
-        state = replace(state, groups=checkpoints.fresh_groups(config, state))
+        state = replace(state, groups=checkpoints.fresh_groups(config, AdamW()))
     if layout.published_names:
         return tying.agreeing(state, models.architecture_of(config))
     return state.renamed({param.name: param.module_name for param in models.architecture_of(config).rows()})
@@ -104,6 +105,8 @@ def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardRe
     origin = manifest.Origin.of(plan.source)
     with publish.writing(out) as staged:
         files, hashed = write_files(_files(plan, staged), staged, workers, origin.paths)
+        if plan.layout.kind.published_names:
+            _require_same(staged, plan.state)
         config = [] if plan.config else [checkpoints.CONFIG]
         beside = checkpoints.Sidecars.of(plan.source, config=plan.config is not None)
         files |= beside.copy(staged, *config, "plan.json", "plan.safetensors")
@@ -120,9 +123,15 @@ def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardRe
         publish.publish(staged, out, facts, files)
     size = sum(file.size for file in files.values())
     logger.info(f"reshard: {len(plan.state.tensors)} tensors, {amount(size)} in {len(files)} files")
-    engine = f"; load it with engine.load_checkpoint('{out.parent}', tag='{out.name}')"
-    logger.info(f"reshard: wrote {out}{engine if plan.layout.kind.holds_optimizer else ''}")
+    logger.info(f"reshard: wrote {out}{plan.layout.how_to_load(out)}")
     return ReshardResult(out, plan.layout, len(plan.state.tensors), len(files), size)
+
+
+def _require_same(staged: Path, state: State) -> None:
+    """Import the models only where there are some: it takes longer than a small reshard."""
+    from pipeline.checkpoints import loader
+
+    loader.require_same(staged, state)
 
 
 def _optimizer_state(plan: ReshardPlan) -> dict[str, str]:

@@ -49,6 +49,7 @@ class State:
     left_behind: what the files hold beside the model (the pooler of a masked language model, …), by their names.
     unread: what else they hold and no layout carries, in words.
     untied: of a model that its config calls tied and whose files do not, what to know of that.
+    unwrapped: what wrappers the names or the file had that were taken off, in words; empty for plain ones.
     """
 
     tensors: dict[str, LazyTensor]
@@ -67,6 +68,7 @@ class State:
     left_behind: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     untied: str | None = None
+    unwrapped: str = ""
 
     def only(self, names: Collection[str]) -> "State":
         """The state of these parameters: no tensor, slot, step or group speaks of another one."""

@@ -83,6 +83,10 @@ class ReshapedTensor(LazyTensor):
         super().__init__(shape)
         self._source = source
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._source.dtype
+
     def read(self, start: int = 0, stop: int | None = None) -> Tensor:
         return self._source.read(start, stop)
 

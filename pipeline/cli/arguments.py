@@ -56,21 +56,23 @@ def add_json(command: argparse.ArgumentParser, what: str) -> None:
     command.add_argument("--json", action="store_true", help=f"print {what} as JSON")
 
 
-def add_layout(command: argparse.ArgumentParser, kept: str = "") -> None:
-    """kept: said before every default of native files that a source has itself."""
+KEPT = "the source's, else "
+
+
+def add_layout(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--format",
         metavar="LAYOUT",
         help="of the result, see below (default: huggingface for such a source, else zero)",
     )
-    command.add_argument("--zero-stage", type=int, choices=[1, 2, 3], help=f"of --format zero (default: {kept}1)")
+    command.add_argument("--zero-stage", type=int, choices=[1, 2, 3], help=f"of --format zero (default: {KEPT}1)")
     command.add_argument(
-        "--world-size", type=positive_integer, help=f"of --format zero: ranks that will load it (default: {kept}2)"
+        "--world-size", type=positive_integer, help=f"of --format zero: ranks that will load it (default: {KEPT}2)"
     )
     command.add_argument(
         "--bf16",
         action=argparse.BooleanOptionalAction,
-        help=f"of --format zero: the engine will train in bf16, its file names differ (default: {kept}no)",
+        help=f"of --format zero: the engine will train in bf16, its file names differ (default: {KEPT}no)",
     )
     command.add_argument(
         "--dtype", choices=DTYPES, help="of --format huggingface: of the stored weights (default float32)"
@@ -91,13 +93,13 @@ class LayoutsHelp(argparse.RawDescriptionHelpFormatter):
         return f"{super().format_help()}\nlayouts, and the options that belong to each:\n" + "\n".join(lines) + "\n"
 
 
-def selected_layout(options: argparse.Namespace, keep: bool = False) -> "CheckpointLayout":
-    """The layout asked for; options of one layout choose it, and contradict another. keep: what they leave open is as
-    in the source. Raises UserError."""
+def selected_layout(options: argparse.Namespace) -> "CheckpointLayout":
+    """The layout asked for; options of one layout choose it, and contradict another. What they leave open is as in the
+    source. Raises UserError."""
     from pipeline import checkpoints
     from pipeline.checkpoints.layouts import LAYOUTS
 
     keys = [key for layout in LAYOUTS.values() for key in layout.keys]
     selected = {key: getattr(options, key) for key in keys if getattr(options, key) is not None}
-    default, like = checkpoints.default_layout(options.source), checkpoints.locate(options.source) if keep else None
+    default, like = checkpoints.default_layout(options.source), checkpoints.locate(options.source)
     return checkpoints.CheckpointLayout.choose(options.format, default, selected, like)

@@ -82,7 +82,7 @@ def _add_reshard(commands: Commands) -> None:
     add_source_config(
         command, "the model's config.json, where Hugging Face files are read or written and it lies elsewhere"
     )
-    add_layout(command, "the source's, else ")
+    add_layout(command)
     add_workers(command)
 
 
@@ -125,7 +125,7 @@ def _reshard(options: argparse.Namespace) -> None:
     pipeline.reshard(
         options.source,
         options.out,
-        selected_layout(options, keep=True),
+        selected_layout(options),
         source_config=options.source_config,
         workers=options.workers,
     )

@@ -12,13 +12,14 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
-from pipeline.checkpoints import CheckpointLayout, manifest
+from pipeline.checkpoints import CheckpointLayout, loader, manifest
 from pipeline.checkpoints.state import State
 from pipeline.errors import UserError
 from pipeline.expansion import expand
 from pipeline.growth import conditions, methods, plan_file
 from pipeline.growth.plan import GrowthPlan, build_plan
 from pipeline.growth.verification.equivalence import GATES, Verification, verify
+from pipeline.models.streaming import ReadModel, RunnableModel
 
 SLACK = 2**-20
 """How far the numbers of a regrown float32 tensor may be off, over its largest: other processors add in another order.
@@ -27,20 +28,19 @@ SLACK = 2**-20
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint that is compared."""
+    """A checkpoint that is compared. function: as it runs."""
 
     folder: Path
     state: State
     config: PretrainedConfig
+    function: RunnableModel
 
     @classmethod
     def read(cls, path: Path, config: Path | None = None) -> "Model":
         folder = checkpoints.locate(path)
-        return cls(folder, *checkpoints.read(folder, config))
-
-    def weight(self, name: str) -> Tensor:
-        """A parameter in float32."""
-        return expand.weight(self.state, name)
+        file = checkpoints.config_file(folder, config)
+        state, read = checkpoints.read(folder, file)
+        return cls(folder, state, read, loader.runnable(folder, state, read, file))
 
     @property
     def rounded(self) -> bool:
@@ -80,11 +80,10 @@ def compare(small: Path, large: Path, source_config: Path | None = None) -> Comp
     for stored weights that are not the grown ones, rounded."""
     before, after = Model.read(small, source_config), Model.read(large)
     plan = recorded(before, after)
-    verified = partial(verify, before.config, before.weight, after.config)
     if not (after.rounded and (after.folder / plan_file.PLAN).exists()):
-        return Comparison(small, large, plan, verified(after.weight, plan), after.rounded)
-    exact = _unrounded(before, after, plan)
-    return Comparison(small, large, plan, verified(partial(expand.weight, exact), plan, stored=after.weight))
+        return Comparison(small, large, plan, verify(before.function, after.function, plan), after.rounded)
+    exact = ReadModel(after.config, partial(expand.weight, _unrounded(before, after, plan)))
+    return Comparison(small, large, plan, verify(before.function, exact, plan, stored=after.function))
 
 
 def recorded(before: Model, after: Model) -> GrowthPlan:
@@ -102,7 +101,8 @@ def _unrounded(before: Model, after: Model, plan: GrowthPlan) -> State:
     """The float32 weights that `after` was rounded from: grown once more, each when it is opened. Raises UserError when
     any stored tensor is not their rounding, for the verdict would be that of other weights."""
     layout = CheckpointLayout("huggingface")
-    exact = expand.grown(expand.ExpansionPlan(before.folder, before.state, before.config, after.config, plan, layout))
+    sides = before.folder, before.state, before.function, before.config, after.config
+    exact = expand.grown(expand.ExpansionPlan(*sides, plan, layout))
     for name, tensor in after.state.tensors.items():
         stored = tensor.tensor()
         if count := _count_different(exact.tensors[name].tensor(), stored):

@@ -4,7 +4,7 @@ import logging
 import shutil
 import time
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
-from pipeline.checkpoints import CheckpointLayout, manifest, publish, tying
+from pipeline.checkpoints import CheckpointLayout, loader, manifest, publish, tying
 from pipeline.checkpoints.layouts import LAYOUTS
 from pipeline.checkpoints.sidecars import README, SOURCE_README
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import GrownTensor, LazyTensor
 from pipeline.errors import UserError
+from pipeline.expansion import groups
 from pipeline.expansion import target as targets
 from pipeline.expansion.fitting import fit_to_sizes
+from pipeline.expansion.groups import Grouping
 from pipeline.growth import optimizer_state, plan_file
 from pipeline.growth.activations import ProbedSource
 from pipeline.growth.execute import PlanExecutor
@@ -29,8 +31,8 @@ from pipeline.growth.optimizer_state import GrownSlot
 from pipeline.growth.plan import GrowthPlan, TensorPlan, plan_growth
 from pipeline.growth.verification import probe
 from pipeline.growth.verification.equivalence import Verification, verify
-from pipeline.optim import optimizers
-from pipeline.optim.optimizers import OptimizerSpec, Slot
+from pipeline.models.streaming import ReadModel, RunnableModel
+from pipeline.optim.optimizers import AdamW, OptimizerSpec, Slot
 from pipeline.records.file_hashes import hashes
 from pipeline.records.processes import WORKERS
 from pipeline.records.run_folder import StageFolder
@@ -43,12 +45,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExpansionPlan:
-    """An expansion that has been planned and not yet done. grow_optimizer_state: whether the optimizer state grows
-    too. continued_by: the optimizer of the training that goes on from the result; None: not known, the source's is
-    written."""
+    """An expansion that has been planned and not yet done. function: the source, as it runs. grow_optimizer_state:
+    whether the optimizer state grows too. continued_by: the optimizer of the training that goes on from the result;
+    None: not known, the source's is written."""
 
     source: Path
     state: State
+    function: RunnableModel
     small: PretrainedConfig
     large: PretrainedConfig
     growth: GrowthPlan
@@ -62,7 +65,36 @@ class ExpansionPlan:
         for one to grow that is not known."""
         if self.grow_optimizer_state:
             return self.state.optimizer()
-        return self.continued_by or optimizers.require((), checkpoints.fresh_hyper(self.state))
+        return self.continued_by or self.state.known_optimizer or AdamW()
+
+    @property
+    def carried(self) -> dict[str, Any]:
+        """What of the source's engine and script goes along: schedule, counters, client state and loss scale, where
+        its own training goes on with the grown optimizer state."""
+        goes_on = self.grow_optimizer_state and self.continued_by is None
+        return {"engine": self.state.engine, "scaling": self.state.scaling} if goes_on else {}
+
+    @property
+    def left_behind(self) -> list[str]:
+        """Of the source, for the manifest: tensors by name, all else in words."""
+        return [*self.state.left_behind, *self.state.unread, *self.of_the_script]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the result does not hold, or a reader must know, in words."""
+        grouped = self.grouping.remark if self.layout.kind.holds_optimizer else None
+        return [*self.state.remarks(), *self.of_the_script, *([grouped] if grouped else [])]
+
+    @property
+    def of_the_script(self) -> list[str]:
+        return [] if self.carried else self.state.of_the_script()
+
+    @cached_property
+    def grouping(self) -> Grouping:
+        """The optimizer groups of the result: those of the training that goes on from it, else the source's."""
+        if self.continued_by:
+            return groups.of_the_stage(self.large, self.continued_by)
+        return groups.of_the_source(self.source, self.state, self.small, self.large, self.growth)
 
 
 def plan_expansion(
@@ -79,7 +111,9 @@ def plan_expansion(
 
     continued_by: the optimizer of the training that goes on from the result, where that is known."""
     folder = checkpoints.locate(source)
-    state, small = checkpoints.read(folder, source_config)
+    config = checkpoints.config_file(folder, source_config)
+    state, small = checkpoints.read(folder, config)
+    function = loader.runnable(folder, state, small, config)
     large = targets.adopt(small, tying.untied(target) if state.untied else target)
     model = ProbedSource(small, partial(weight, state), options.seed)
     architectures = models.architecture_of(small), models.architecture_of(large)
@@ -95,7 +129,7 @@ def plan_expansion(
             raise UserError(
                 f"{layout.kind.title} files hold no optimizer state; use --format {able}, or --optimizer-state reset"
             )
-    return ExpansionPlan(folder, state, small, large, growth, layout, grow_optimizer_state, continued_by)
+    return ExpansionPlan(folder, state, function, small, large, growth, layout, grow_optimizer_state, continued_by)
 
 
 @dataclass(frozen=True)
@@ -121,7 +155,7 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> 
     claims to be lossless is not."""
     origin = manifest.Origin.of(expansion.source)
     with publish.writing(out) as staged:
-        for line in [*expansion.state.remarks(), *expansion.state.of_the_script()]:
+        for line in expansion.remarks:
             logger.warning(f"expand: {line}")
         logger.info(f"expand: {len(expansion.growth.tensors)} tensors, {size_changes(expansion.growth)}")
         logger.debug(f"expand: {expansion.source} -> {out}, {expansion.layout.words}")
@@ -137,9 +171,10 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> 
         logger.debug(f"expand: both models ran on {measured.samples} samples in {time.monotonic() - begun:.1f} s")
         judge(expansion.growth, measured)
         files |= hashes(staged, plan_file.save(expansion.growth, staged))
-        left = {"left_behind": [*expansion.state.all_left_behind(), *beside.left]}
+        left = {"left_behind": [*expansion.left_behind, *beside.left]}
         publish.publish(staged, out, _facts(expansion, measured, source) | left, files)
-    logger.info(f"expand: wrote {out}")
+    loading = "" if expansion.continued_by else expansion.layout.how_to_load(out, schedule=bool(expansion.carried))
+    logger.info(f"expand: wrote {out}{loading}")
     return ExpansionResult(out, expansion.growth, measured)
 
 
@@ -201,13 +236,19 @@ def grown(expansion: ExpansionPlan) -> State:
     weights: dict[str, LazyTensor] = {
         each.target: GrownTensor(each.shape, GrownWeight(executor, each, read)) for each in planned
     }
-    groups = checkpoints.fresh_groups(expansion.large, state, expansion.continued_by)
-    fresh = State(weights, groups=groups, aliases=expansion.growth.target.aliases)
+    grouping = expansion.grouping
+    fresh = State(
+        weights,
+        groups=grouping.groups,
+        frozen=grouping.frozen,
+        aliases=expansion.growth.target.aliases,
+        sub_group=None if expansion.continued_by else state.sub_group,
+    )
     if not expansion.grow_optimizer_state:
         return fresh
     slots = {slot.name: _grown_slot(expansion, executor, slot) for slot in expansion.optimizer.slots}
     steps = {each.target: state.steps[each.origin] for each in planned if each.origin in state.steps}
-    return replace(fresh, slots=slots, step=state.step, steps=steps)
+    return replace(fresh, slots=slots, step=state.step, steps=steps, **expansion.carried)
 
 
 def _grown_slot(expansion: ExpansionPlan, executor: PlanExecutor, slot: Slot) -> dict[str, LazyTensor]:
@@ -220,12 +261,11 @@ def _grown_slot(expansion: ExpansionPlan, executor: PlanExecutor, slot: Slot) ->
 def _verify(expansion: ExpansionPlan, staged: Path) -> Verification:
     """What counts is what lies on disk: the large model is read back from the files that will be published. Files in
     less than float32 are measured too, but the verdict is that of the float32 weights they were rounded from."""
-    written, config = checkpoints.read(staged)
-    stored, small = partial(weight, written), partial(weight, expansion.state)
+    stored = loader.runnable(staged, *checkpoints.read(staged), staged / checkpoints.CONFIG)
     if expansion.layout.dtype == "float32":
-        return verify(expansion.small, small, config, stored, expansion.growth)
-    exact = partial(weight, grown(expansion))
-    return verify(expansion.small, small, config, exact, expansion.growth, stored=stored)
+        return verify(expansion.function, stored, expansion.growth)
+    exact = ReadModel(stored.config, partial(weight, grown(expansion)))
+    return verify(expansion.function, exact, expansion.growth, stored=stored)
 
 
 def weight(state: State, name: str) -> Tensor:

@@ -1,6 +1,5 @@
 """Growing a model that is in memory: `pipeline.grow`."""
 
-import copy
 import logging
 from collections.abc import Mapping
 
@@ -17,6 +16,7 @@ from pipeline.growth.activations import ProbedSource
 from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.plan import plan_growth
 from pipeline.growth.verification.equivalence import verify
+from pipeline.models.streaming import LoadedModel
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,8 @@ def grow_model(
 ) -> PreTrainedModel:
     """A model of the sizes of `target` that computes what `model` computes, in float32 on the CPU, in the same mode
     (training or evaluation). Raises UserError when the method cannot, or claims to be lossless and is not."""
-    small = _described(model)
+    function = LoadedModel(model)
+    small = function.config
     if differ := _different_from_their_owners(model, small):
         logger.warning(f"grow: {tying.remark(differ, models.architecture_of(small).aliases, 'the config')}")
         small, target = tying.untied(small), tying.untied(target)
@@ -37,15 +38,9 @@ def grow_model(
     plan = plan_growth(*architectures, growth_options, models.initializer_range(large), probed)
     large = targets.settled(small, large, plan, getattr(target, models.LAYER_TYPES, None))
     grown = dict(PlanExecutor(plan, torch.float32).tensors(source.rows))
-    judge(plan, verify(small, source.whole, large, grown.__getitem__, plan))
-    return models.fill(models.build(large), grown.__getitem__).train(model.training)
-
-
-def _described(model: PreTrainedModel) -> PretrainedConfig:
-    """The model's config, with the name of its class, which says what head it has."""
-    config = copy.deepcopy(model.config)
-    config.architectures = [type(model).__name__]
-    return config
+    result = models.fill(models.build(large), grown.__getitem__)
+    judge(plan, verify(function, LoadedModel(result), plan))
+    return result.train(model.training)
 
 
 def _different_from_their_owners(model: PreTrainedModel, config: PretrainedConfig) -> tuple[str, ...]:

@@ -8,18 +8,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
 from pipeline.accounting.lineage import Ancestor, lineage
 from pipeline.accounting.recorded_runs import RecordReader
-from pipeline.checkpoints import CheckpointLayout, Sidecars, manifest, publish, tying
-from pipeline.checkpoints.layouts import HUGGING_FACE, huggingface
+from pipeline.checkpoints import CheckpointLayout, Sidecars, loader, manifest, publish, tying
+from pipeline.checkpoints.layouts import HUGGING_FACE
 from pipeline.checkpoints.sidecars import SOURCE_README
 from pipeline.checkpoints.state import State
 from pipeline.data.tokenizers import PIECES, SPECIAL
-from pipeline.errors import UserError
 from pipeline.export.card import card
 from pipeline.records.file_hashes import hashes
 from pipeline.records.run_folder import read_json, write_json, write_text
@@ -41,7 +39,7 @@ def export_checkpoint(
     data = prepared(ancestors)
     with publish.writing(out) as staged:
         files, hashed = checkpoints.write(state, config, staged, layout, workers=workers, read=origin.paths)
-        require_same_on_disk(state, staged, dtype)
+        loader.require_same(staged, state)
         copied, beside = _copy_tokenizer(data, staged), Sidecars.of(checkpoint)
         copied += beside.copy(staged, renamed={CARD: SOURCE_README})
         _write_card(staged, out.resolve().name, config, dtype, ancestors, data, copied)
@@ -83,22 +81,6 @@ def prepared(ancestors: list[Ancestor]) -> Path | None:
     """The prepared data of the last run that the weights went through."""
     folders = (ancestor.run / "data" for ancestor in reversed(ancestors) if ancestor.run)
     return next((folder for folder in folders if (folder / "data.json").exists()), None)
-
-
-def require_same_on_disk(state: State, staged: Path, dtype: str) -> None:
-    """Read every tensor back from disk and compare it with its source, rounded once, byte by byte. Raises
-    UserError."""
-    written, stored_dtype = huggingface.read(staged), huggingface.DTYPES[dtype]
-    for name, source in state.tensors.items():
-        expected, stored = source.tensor().to(stored_dtype), written.tensors[name].tensor()
-        if not torch.equal(_bytes(expected), _bytes(stored)):
-            raise UserError(
-                f"{staged}: '{name}' does not read back as it was written; the disk is faulty, nothing was published"
-            )
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def _copy_tokenizer(data: Path | None, staged: Path) -> list[str]:

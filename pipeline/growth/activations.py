@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from pipeline import models
-from pipeline.growth.verification.probe import Weights, fitted, load, probe
+from pipeline.growth.verification.probe import fitted, load, probe
 from pipeline.models.architecture import ParamSpec
 from pipeline.models.family import Inputs
+from pipeline.models.streaming import Read, ReadModel
 
 Place = tuple[str, str, int]
 """(space, stack, layer)."""
@@ -20,13 +21,14 @@ Place = tuple[str, str, int]
 
 @dataclass(frozen=True)
 class ProbedSource:
-    """A source's weights, and its activations on a probe, each read when it is asked for; the model runs once.
+    """A source's weights (published names), and its activations on a probe, each read when it is asked for; the model
+    runs once.
 
     An activation of a space is the input of the matrix that reads it. seed: of the probe.
     """
 
     config: PretrainedConfig
-    weight: Weights
+    weight: Read
     seed: int = 0
     samples: int = 8
 
@@ -38,7 +40,7 @@ class ProbedSource:
     @cached_property
     def _magnitudes(self) -> dict[Place, Tensor]:
         inputs, magnitudes = probe(self.config, self.seed, self.samples), dict[Place, Tensor]()
-        model = load(self.config, self.weight, torch.float64)
+        model = load(ReadModel(self.config, self.weight), torch.float64)
         with torch.no_grad(), _observed(model, models.architecture_of(self.config).rows(), inputs, magnitudes):
             model(**fitted(inputs, model))
         return magnitudes

@@ -97,6 +97,12 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
     return of_config(config).head(config).architecture(config)
 
 
+def published_names(config: PretrainedConfig) -> dict[str, str]:
+    """The published name of every parameter in the modules of a config's model; of a tied one its owner's."""
+    architecture = architecture_of(config)
+    return architecture.aliases | {row.module_name: row.name for row in architecture.rows()}
+
+
 def initializer_range(config: PretrainedConfig) -> float:
     """The standard deviation of a fresh model's weights."""
     return float(getattr(config, of_config(config).initializer_range))
@@ -192,6 +198,7 @@ __all__ = [
     "fill",
     "initializer_range",
     "of_config",
+    "published_names",
     "read_config",
     "recognise",
     "trained",

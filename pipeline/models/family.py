@@ -154,12 +154,16 @@ class Head:
     architecture: Callable[[Any], Architecture]
 
     @property
-    def class_name(self) -> str:
-        """The name in a config's `architectures`: of a subclass of a `transformers` model its parent's, which any other
-        reader knows."""
+    def public_class(self) -> type[PreTrainedModel]:
+        """The class whose `from_pretrained` loads such a model: of a subclass of a `transformers` model its parent."""
         parent = self.model_class.__mro__[1]
         public = self.model_class.__module__.startswith("transformers") or parent.__name__.endswith("PreTrainedModel")
-        return self.model_class.__name__ if public else parent.__name__
+        return self.model_class if public else parent
+
+    @property
+    def class_name(self) -> str:
+        """The name in a config's `architectures`, which any other reader knows."""
+        return self.public_class.__name__
 
 
 def no_windows(config: PretrainedConfig) -> tuple[int | None, ...]:

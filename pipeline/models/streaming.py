@@ -4,10 +4,13 @@ Backward passes work too: `recompute_layers` runs each layer again when its grad
 are in memory at a time, and every parameter's gradient is handed to `on_gradient` and dropped.
 """
 
+import copy
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, Protocol
 
+import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -22,28 +25,91 @@ OnGradient = Callable[[str, Tensor], None]
 """Gets a parameter's published name and its gradient; of a tied parameter once for each of its uses."""
 
 
-def streamed_model(config: PretrainedConfig, read: Read, on_gradient: OnGradient | None = None) -> PreTrainedModel:
-    """A model of `config` in evaluation mode whose parameters stay on the meta device until `read` is asked for them.
+class RunnableModel(Protocol):
+    """A model that can run module by module."""
+
+    @property
+    def config(self) -> PretrainedConfig: ...
+
+    def skeleton(self) -> PreTrainedModel:
+        """Its modules, every parameter on the meta device, every buffer real."""
+
+    def parameter(self, name: str) -> Tensor:
+        """A parameter by its name in the modules, tied or not."""
+
+
+@dataclass(frozen=True)
+class ReadModel:
+    """The model that a config describes, with the weights that `read` gives."""
+
+    config: PretrainedConfig
+    read: Read
+
+    def skeleton(self) -> PreTrainedModel:
+        with init.no_init_weights(), init_empty_weights(include_buffers=False):
+            return models.build(self.config)
+
+    def parameter(self, name: str) -> Tensor:
+        return self.read(self._published[name])
+
+    @cached_property
+    def _published(self) -> dict[str, str]:
+        return models.published_names(self.config)
+
+
+class LoadedModel:
+    """A model that somebody else has built and filled: `from_pretrained`, or a user. It is not changed.
+
+    read: its parameters, where its own are on the meta device."""
+
+    def __init__(self, model: PreTrainedModel, read: Read | None = None):
+        self._model = model
+        self.config = copy.deepcopy(model.config)
+        self.config.architectures = [type(model).__name__]
+        self._parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._read = ReadModel(self.config, read) if read else None
+
+    def skeleton(self) -> PreTrainedModel:
+        emptied = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), False) for p in self._model.parameters()}
+        here = {id(buffer): buffer.detach().to("cpu", copy=True) for buffer in self._model.buffers()}
+        model: PreTrainedModel = copy.deepcopy(self._model, memo={**emptied, **here})
+        model.config.architectures = self.config.architectures
+        return model
+
+    def parameter(self, name: str) -> Tensor:
+        return self._read.parameter(name) if self._read else self._parameters[name].detach().cpu()
+
+
+def streamed_model(source: RunnableModel, on_gradient: OnGradient | None = None) -> PreTrainedModel:
+    """The model in evaluation mode; its parameters stay on the meta device until the module that owns them runs.
 
     `.to(dtype)` decides the dtype they are read into. Without `on_gradient` they need no gradient."""
-    with init.no_init_weights(), init_empty_weights(include_buffers=False):
-        model = models.build(config)
+    model = source.skeleton()
     model.config.use_cache = False  # a layer that runs twice would see its own keys
-    architecture = models.architecture_of(config)
-    published = architecture.aliases | {row.module_name: row.name for row in architecture.rows()}
+    hand_over = GradientHandler(models.published_names(source.config), on_gradient) if on_gradient else None
     for path, module in model.named_modules():
         names = {key: f"{path}.{key}" if path else key for key, _ in module.named_parameters(recurse=False)}
         if names:
-            StreamedModule(module, {key: published[name] for key, name in names.items()}, read, on_gradient)
-    model.eval()
-    return model
+            StreamedModule(module, names, source.parameter, hand_over)
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class GradientHandler:
+    """Calls a parameter by its published name before it hands its gradient over."""
+
+    published: dict[str, str]
+    on_gradient: OnGradient
+
+    def __call__(self, name: str, gradient: Tensor) -> None:
+        self.on_gradient(self.published[name], gradient)
 
 
 class StreamedModule:
     """Loads the parameters that a module owns itself before its forward, and unloads them behind it."""
 
     def __init__(self, module: nn.Module, sources: dict[str, str], read: Read, on_gradient: OnGradient | None):
-        """sources: attribute of the module -> published name of the parameter."""
+        """sources: attribute of the module -> what `read` and `on_gradient` call the parameter."""
         self.sources, self.read, self.on_gradient = sources, read, on_gradient
         self.placeholders: dict[str, nn.Parameter | None] = {}
         module.register_forward_pre_hook(self.load)

@@ -122,6 +122,8 @@ def _agent(workers: int, nodes: Nodes, logs: str) -> "LaunchConfig":
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
+    from pipeline.training import node_rendezvous
+
     single = nodes.count == 1
     return LaunchConfig(
         min_nodes=nodes.count,
@@ -130,7 +132,7 @@ def _agent(workers: int, nodes: Nodes, logs: str) -> "LaunchConfig":
         run_id="lemon",
         max_restarts=0,
         monitor_interval=0.2,
-        rdzv_backend="c10d" if single else "static",
+        rdzv_backend="c10d" if single else node_rendezvous.register(),
         rdzv_endpoint="127.0.0.1:0" if single else f"{nodes.address}:{nodes.port}",
         rdzv_configs={} if single else {"rank": nodes.rank},
         local_addr="127.0.0.1" if single else None,

@@ -14,6 +14,7 @@ from pipeline.growth.plan import GrowthPlan, plan_growth
 from pipeline.growth.verification.equivalence import EquivalenceCheck, relative_difference
 from pipeline.growth.verification.probe import Inputs, cast, fitted, probe, run
 from pipeline.models.architecture import Architecture
+from pipeline.models.streaming import ReadModel
 from tests.helpers.samples import SMALL, VARIANTS, sample
 
 EXACT = 1e-10
@@ -36,6 +37,11 @@ def randomised(config: PretrainedConfig, seed: int = 7, scale: float = 0.4) -> W
         if row.axes[0].role in ("gain", "scales"):
             tensors[row.name] += 1
     return tensors
+
+
+def runnable(config: PretrainedConfig, weights: Weights) -> ReadModel:
+    """A model that can run."""
+    return ReadModel(config, weights.__getitem__)
 
 
 def times(factor: int, **sizes) -> dict:
@@ -72,17 +78,15 @@ def difference(
 ) -> float:
     """The relative difference of everything the models give out, in float64, with padding and sequences of unequal
     length."""
-    check = EquivalenceCheck(source, target, plan)
-    return check.difference(
-        *check.traces(small.__getitem__, large.__getitem__, probe(source, seed=1, samples=3), torch.float64)
-    )
+    check = EquivalenceCheck(runnable(source, small), runnable(target, large), plan)
+    return check.difference(*check.traces(probe(source, seed=1, samples=3), torch.float64))
 
 
 def chained(configs: list[PretrainedConfig], plans: list[GrowthPlan], small: Weights, large: Weights) -> float:
     """`difference` of the first and the last of several growths: what the last gives out is read back step by step."""
     inputs = probe(configs[0], seed=1, samples=3)
     before, after = (
-        run(config, weights.__getitem__, inputs, torch.float64)
+        run(runnable(config, weights), inputs, torch.float64)
         for config, weights in ((configs[0], small), (configs[-1], large))
     )
     differences = []

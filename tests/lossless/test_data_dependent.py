@@ -24,7 +24,7 @@ from pipeline.growth.plan import plan_growth, require_possible
 from pipeline.growth.verification.equivalence import verify
 from pipeline.growth.verification.probe import cast, fitted, probe
 from pipeline.models.architecture import Architecture
-from tests.helpers.growing import EXACT, difference, randomised, rows_of
+from tests.helpers.growing import EXACT, difference, randomised, rows_of, runnable
 from tests.helpers.samples import sample
 
 VARIANTS = ["bert-pre-ln", "vit", "gpt2", "llama"]
@@ -101,7 +101,7 @@ def test_planned_saved_loaded_executed_and_verified(variant, tmp_path):
     large = dict(PlanExecutor(again).tensors(rows_of(weights)))
     assert all(torch.equal(large[name], tensor) for name, tensor in PlanExecutor(plan).tensors(rows_of(weights)))
     assert difference(source, weights, target, large, again) <= EXACT
-    verification = verify(source, weights.__getitem__, target, large.__getitem__, again)
+    verification = verify(runnable(source, weights), runnable(target, large), again)
     assert verification.lossless and verification.symmetry["mlp"] > 1e-4
 
 

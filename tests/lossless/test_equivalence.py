@@ -8,7 +8,7 @@ import torch
 from pipeline.errors import UserError
 from pipeline.growth.verification.equivalence import Verification, relative_difference, verify
 from pipeline.growth.verification.symmetry import CopyGradients
-from tests.helpers.growing import Weights, grown, planned, randomised, times
+from tests.helpers.growing import Weights, grown, planned, randomised, runnable, times
 from tests.helpers.samples import sample
 
 
@@ -16,7 +16,7 @@ def verified(variant: str, small: Weights, changed: Weights, **sizes: object) ->
     """The verification of a growth without noise of which some tensors were `changed` afterwards."""
     source = sample(variant)
     large, target, plan = grown(small, source, sample(variant, **times(2), **sizes), method="fpi")
-    return verify(source, small.__getitem__, target, {**large, **changed}.__getitem__, plan)
+    return verify(runnable(source, small), runnable(target, {**large, **changed}), plan)
 
 
 def test_a_second_output_that_is_not_finite_is_refused():
@@ -33,7 +33,7 @@ def test_a_source_that_is_not_finite_is_refused():
     large, target, plan = grown(weights, source, sample("vit", **times(2)))
     weights["classifier.bias"] = torch.full((3,), math.nan, dtype=torch.float64)
     with pytest.raises(UserError, match=r"^output 'logits' of the source holds NaN or infinite values"):
-        verify(source, weights.__getitem__, target, large.__getitem__, plan)
+        verify(runnable(source, weights), runnable(target, large), plan)
 
 
 def test_new_logits_that_are_not_finite_are_refused():

@@ -28,6 +28,7 @@ from tests.helpers.growing import (
     planned,
     randomised,
     rows_of,
+    runnable,
     times,
 )
 from tests.helpers.rotation import rotated
@@ -189,7 +190,7 @@ def test_vocabulary_grows(variant, more):
             assert not new.any() and large[row.name][:61].all()
         else:
             assert new.all() and new.std().item() == pytest.approx(models.initializer_range(target), rel=0.25)
-    found = verify(source, weights.__getitem__, target, large.__getitem__, plan)
+    found = verify(runnable(source, weights), runnable(target, large), plan)
     assert found.lossless, str(found)
     assert (found.loss is None) == ("logits" not in ARCHITECTURES[variant].outputs)
     assert found.loss is None or found.loss[0] != found.loss[1]
@@ -219,7 +220,7 @@ def test_post_norm_depth_is_exact_up_to_its_epsilon(variant, layers, placement):
         weights = {name: tensor.float().double() for name, tensor in randomised(source).items()}
         large, target, plan = grown(weights, source, sample(variant, eps=eps, layers=layers), placement=placement)
         assert plan.moves_norm_affines and plan.lossless
-        found[eps] = verify(source, weights.__getitem__, target, large.__getitem__, plan)
+        found[eps] = verify(runnable(source, weights), runnable(target, large), plan)
         assert found[eps].lossless and found[eps].float64 <= EXACT + found[eps].tolerance
         assert found[eps].tolerance <= 10 * eps
     assert found[1e-12].float64 <= EXACT < 1e-5 < found[1e-3].float64
@@ -236,10 +237,10 @@ def test_the_tolerance_of_post_norm_depth_covers_epsilon_alone(variant):
         row.name for row in models.architecture_of(target).rows() if row.layer == 1 and row.touches("mlp", "writes")
     )
     large[name] = large[name] + 0.01  # of a new layer, whose inner weights do not matter
-    assert verify(source, weights.__getitem__, target, large.__getitem__, plan).lossless
+    assert verify(runnable(source, weights), runnable(target, large), plan).lossless
     name = name.replace(".1.", ".0.")
     large[name] = large[name] + 0.01
-    assert not verify(source, weights.__getitem__, target, large.__getitem__, plan).lossless
+    assert not verify(runnable(source, weights), runnable(target, large), plan).lossless
 
 
 @pytest.mark.parametrize("variant", POST_NORM)
@@ -287,6 +288,6 @@ def test_published_pairs_pass_both_gates(name, small, large):
     weights = {row: tensor.float() for row, tensor in randomised(source, seed=3, scale=0.05).items()}
     plan, target = planned(source, target, depth="cancel")
     stored = {name: tensor.float() for name, tensor in PlanExecutor(plan).tensors(rows_of(weights))}
-    found = verify(source, weights.__getitem__, target, stored.__getitem__, plan, samples=1)
+    found = verify(runnable(source, weights), runnable(target, stored), plan, samples=1)
     assert found.lossless, str(found)
     assert min(found.symmetry.values()) > 1e-4

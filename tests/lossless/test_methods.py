@@ -14,7 +14,17 @@ from pipeline.growth.method import MethodOptions
 from pipeline.growth.methods import METHODS
 from pipeline.growth.methods.fpi import Fpi
 from pipeline.growth.verification.equivalence import verify
-from tests.helpers.growing import ARCHITECTURES, EXACT, POST_NORM, difference, grown, planned, randomised, times
+from tests.helpers.growing import (
+    ARCHITECTURES,
+    EXACT,
+    POST_NORM,
+    difference,
+    grown,
+    planned,
+    randomised,
+    runnable,
+    times,
+)
 from tests.helpers.samples import VARIANTS, sample
 
 CHOSEN = ["bert-pre-ln", "bert", "vit", "gpt2", "qwen3 tied", "dinov2"]
@@ -180,7 +190,7 @@ def test_larger_images_keep_the_prefix_and_are_declared_lossy(variant):
     )
     assert torch.allclose(large[name][:, prefix:], expected.flatten(2).transpose(1, 2), atol=1e-12)
     assert all(torch.equal(large[other], weights[other]) for other in weights if other != name)
-    found = verify(source, weights.__getitem__, target, large.__getitem__, plan)
+    found = verify(runnable(source, weights), runnable(target, large), plan)
     assert 1e-6 < found.float64 < 2 and not found.lossless and len(found.drift) == 2  # measured at the prefix tokens
 
 

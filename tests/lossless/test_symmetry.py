@@ -11,6 +11,7 @@ from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.plan import GrowthPlan, TensorPlan
 from pipeline.growth.verification.probe import probe
 from pipeline.growth.verification.symmetry import symmetry
+from pipeline.models.streaming import ReadModel
 from tests.helpers.growing import GROUPED, dense, grown, planned, randomised, rows_of, times
 from tests.helpers.samples import VARIANTS, sample
 
@@ -22,7 +23,7 @@ NAMES = [f"{variant}-{'heads' if sizes is not LARGER_HEADS else 'head size'}" fo
 
 
 def measured(source, target, large: dict, plan: GrowthPlan) -> dict[str, float]:
-    return symmetry(target, lambda name: large[name].float(), plan, probe(source))[1]
+    return symmetry(ReadModel(target, lambda name: large[name].float()), plan, probe(source))[1]
 
 
 @pytest.mark.parametrize("variant, sizes", GROWTHS, ids=NAMES)

@@ -7,7 +7,7 @@ import torch
 
 from pipeline import models
 from pipeline.growth.verification.probe import fitted, probe
-from pipeline.models.streaming import recompute_layers, streamed_model
+from pipeline.models.streaming import ReadModel, recompute_layers, streamed_model
 from tests.helpers.samples import VARIANTS, sample
 
 
@@ -34,7 +34,7 @@ def test_outputs_and_gradients_equal_the_whole_models(variant):
     def on_gradient(name: str, gradient: torch.Tensor) -> None:
         gradients[name] = gradients.get(name, 0) + gradient  # a tied tensor's two parts add up
 
-    streamed = recompute_layers(streamed_model(config, weights.__getitem__, on_gradient))
+    streamed = recompute_layers(streamed_model(ReadModel(config, weights.__getitem__), on_gradient))
     output, target = loss(streamed, inputs)
     target.backward()
     assert torch.equal(output, expected)
@@ -60,7 +60,7 @@ def test_one_module_is_in_memory_at_a_time(variant):
         return tensor
 
     with torch.no_grad():
-        model = streamed_model(config, read)
+        model = streamed_model(ReadModel(config, read))
         model(**fitted(probe(config), model))
     assert len(alive) >= len(weights) and most <= 3  # a weight, its bias, and a norm's around them
 
@@ -68,7 +68,7 @@ def test_one_module_is_in_memory_at_a_time(variant):
 def test_what_a_module_computes_once_stays_real():
     """Buffers (rotary frequencies, position ids) are computed while the model is built and read from no file."""
     for variant in ("llama", "bert"):
-        whole, streamed = models.build(sample(variant)), streamed_model(sample(variant), {}.__getitem__)
+        whole, streamed = models.build(sample(variant)), streamed_model(ReadModel(sample(variant), {}.__getitem__))
         buffers = dict(streamed.named_buffers())
         assert buffers and all(torch.equal(buffers[name], buffer) for name, buffer in whole.named_buffers())
 
@@ -77,7 +77,7 @@ def test_a_read_that_fails_leaves_the_model_empty():
     def read(name: str) -> torch.Tensor:
         raise OSError(name)
 
-    model = streamed_model(sample("llama"), read)
+    model = streamed_model(ReadModel(sample("llama"), read))
     with pytest.raises(OSError, match="embed_tokens"):
         model(**fitted(probe(sample("llama")), model))
     assert all(parameter.is_meta for parameter in model.parameters())

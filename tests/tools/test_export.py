@@ -12,10 +12,9 @@ import yaml
 from transformers import AutoTokenizer
 
 from pipeline import checkpoints, models
-from pipeline.checkpoints import CheckpointLayout, manifest
+from pipeline.checkpoints import CheckpointLayout, loader, manifest
 from pipeline.data import tokenizers
 from pipeline.errors import UserError
-from pipeline.export import folder as export
 from pipeline.growth.verification.probe import probe
 from tests.helpers.checkpoints import change, reseal, saved, source
 from tests.helpers.cli import lemon, lemon_here, run_python
@@ -291,14 +290,14 @@ def test_what_is_on_disk_is_held_against_its_source(tmp_path):
     """A number that changes between writing and publishing, as on a faulty disk."""
     folder = source(tmp_path, CheckpointLayout("huggingface"))
     state, _ = checkpoints.read(folder)
-    export.require_same_on_disk(state, folder, "float32")
+    loader.require_same(folder, state)
     shutil.copytree(folder, tmp_path / "other")
     path = tmp_path / "other" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
     with pytest.raises(
         UserError, match="does not read back as it was written; the disk is faulty, nothing was published"
     ):
-        export.require_same_on_disk(state, tmp_path / "other", "float32")
+        loader.require_same(tmp_path / "other", state)
 
 
 def test_the_tokenizer_goes_along_and_gives_the_trainings_ids(run, tmp_path, capsys):

@@ -72,7 +72,7 @@ def test_sharded_pickled_weights(tmp_path, capsys):
     parts = {"pytorch_model-00001-of-00002.bin": list(held)[::2], "pytorch_model-00002-of-00002.bin": list(held)[1::2]}
     for file, names in parts.items():
         torch.save({name: held[name] for name in names}, small / file)
-    index = {"weight_map": {name: file for file, names in parts.items() for name in names}}
+    index = {"metadata": {}, "weight_map": {name: file for file, names in parts.items() for name in names}}
     (small / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     (small / "model.safetensors").unlink()
     same(capsys, tmp_path, small, "bert")

@@ -27,6 +27,11 @@ def source(tmp_path_factory):
     return written(tmp_path_factory.mktemp("source") / "small", SMALL, CheckpointLayout("zero", 3, 2))
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("published") / "small", SMALL, CheckpointLayout("huggingface"))
+
+
 @pytest.mark.parametrize(
     "arguments, largest",
     [
@@ -48,13 +53,14 @@ def source(tmp_path_factory):
             ],
             LARGE,
         ),
+        (["expand", "--source", "PUBLISHED", "--target", "TARGET", "--out", "OUT"], LARGE),
     ],
-    ids=["native", "universal", "expand and verify"],
+    ids=["native", "universal", "expand and verify", "what from_pretrained loads"],
 )
-def test_anonymous_memory_stays_below_its_bound(tmp_path, source, arguments, largest):
+def test_anonymous_memory_stays_below_its_bound(tmp_path, source, published, arguments, largest):
     target = tmp_path / "target.json"
     target.write_text(json.dumps(LARGE.to_dict()))
-    names = {"SOURCE": source, "OUT": tmp_path / "out", "TARGET": target}
+    names = {"SOURCE": source, "PUBLISHED": published, "OUT": tmp_path / "out", "TARGET": target}
     _, peak = timed([sys.executable, "-m", "pipeline", *(str(names.get(word, word)) for word in arguments)])
     whole = 12 * models.architecture_of(largest).parameters
     assert peak < bound(largest, arguments[0]), f"{peak / 2**20:.0f} MiB, of a state of {whole / 2**20:.0f} MiB"

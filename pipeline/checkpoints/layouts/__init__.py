@@ -101,6 +101,13 @@ class CheckpointLayout:
         """The layout in words."""
         return self.kind.words(self.as_json())
 
+    def how_to_load(self, out: Path, schedule: bool = True) -> str:
+        """What a script calls to load DeepSpeed's files, in words. schedule: whether they hold that of the rates, which
+        an engine that has one asks for."""
+        without = "" if schedule else ", load_lr_scheduler_states=False"
+        call = f"engine.load_checkpoint('{out.parent}', tag='{out.name}'{without})"
+        return f"; load it with {call}" if self.kind.holds_optimizer else ""
+
     def as_json(self) -> dict[str, Any]:
         """The name and the values of the layout's keys."""
         return {"layout": self.name, **{key: getattr(self, key) for key in self.kind.keys}}

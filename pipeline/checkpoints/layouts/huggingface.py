@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -134,12 +135,20 @@ def read(folder: Path) -> State:
     if file is None:
         raise UserError(f"{folder}: holds none of {', '.join(FILES)}")
     tensors: dict[str, LazyTensor] = {}
+    unwrapped = ""
     for shard in shards(file):
-        held = _safetensors(shard) if shard.suffix == ".safetensors" else _pickled(shard)
+        held, key = (_safetensors(shard), "") if shard.suffix == ".safetensors" else _pickled(shard)
+        unwrapped = f"the key '{key}' of {shard.name}" if key else unwrapped
         if twice := sorted(set(held) & set(tensors)):
             raise UserError(f"{shard}: '{twice[0]}' is in another file of {file.name} too; copy the folder again")
         tensors |= held
-    return State(tensors)
+    return State(tensors, unwrapped=unwrapped)
+
+
+def can_be_mapped(folder: Path) -> bool:
+    """Whether tensors of the folder's files can be views of them: pickles of old versions of torch are no archives."""
+    file = weights_file(folder)
+    return file is not None and all(s.suffix == ".safetensors" or is_zipfile(s) for s in shards(file))
 
 
 def _shard_names(index: Path) -> list[str]:
@@ -170,24 +179,25 @@ def _require_content(path: Path) -> None:
         raise UserError(POINTER.format(path))
 
 
-def _pickled(path: Path) -> dict[str, LazyTensor]:
+def _pickled(path: Path) -> tuple[dict[str, LazyTensor], str]:
+    """The named tensors of a file, and the key under which they lie in it, if any."""
     if path.exists():
         _require_content(path)
-    content = _unpacked(path, open_file(path))
+    content, key = _unpacked(path, open_file(path))
     if not isinstance(content, dict) or not all(map(_is_named_tensor, content.items())):
         raise UserError(f"{path}: holds something else than named tensors of real numbers; copy it again")
-    return {name: InMemoryTensor(tensor) for name, tensor in content.items()}
+    return {name: InMemoryTensor(tensor) for name, tensor in content.items()}, key
 
 
-def _unpacked(path: Path, content: object) -> object:
+def _unpacked(path: Path, content: object) -> tuple[object, str]:
     """The named tensors that a training script has put under one key, beside others, which are named and left."""
     if not isinstance(content, dict) or not (
         key := next((key for key in WRAPPED if _holds_tensors(content, key)), None)
     ):
-        return content
+        return content, ""
     others = ", ".join(repr(other) for other in content if other != key) or "nothing"
     logger.warning(f"{path}: read is what it holds as '{key}'; left behind are {others}")
-    return content[key]
+    return content[key], key
 
 
 def _holds_tensors(content: dict[Any, Any], key: str) -> bool:

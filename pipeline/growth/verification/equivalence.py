@@ -23,9 +23,10 @@ from transformers import PretrainedConfig
 from pipeline import models
 from pipeline.errors import UserError
 from pipeline.growth.plan import GrowthPlan
-from pipeline.growth.verification.probe import Trace, Weights, probe, require_finite, run
+from pipeline.growth.verification.probe import Trace, probe, require_finite, run
 from pipeline.growth.verification.symmetry import symmetry
 from pipeline.models.family import Inputs
+from pipeline.models.streaming import RunnableModel
 
 GATES = {"float64": 2e-6, "float32": 1e-5}
 
@@ -76,17 +77,12 @@ def measurement_in_words(verification: Mapping[str, Any]) -> str:
 class EquivalenceCheck:
     """A small and a large model, and the plan that made one of the other."""
 
-    def __init__(self, source: PretrainedConfig, target: PretrainedConfig, plan: GrowthPlan):
-        self.source, self.target, self.plan = source, target, plan
+    def __init__(self, small: RunnableModel, large: RunnableModel, plan: GrowthPlan):
+        self.small, self.large, self.plan = small, large, plan
 
-    def traces(
-        self, small: Weights, large: Weights, inputs: Inputs, dtype: torch.dtype, zero_epsilon: bool = False
-    ) -> tuple[Trace, Trace]:
+    def traces(self, inputs: Inputs, dtype: torch.dtype, zero_epsilon: bool = False) -> tuple[Trace, Trace]:
         """What both models do with the same inputs."""
-        return (
-            run(self.source, small, inputs, dtype, zero_epsilon),
-            run(self.target, large, inputs, dtype, zero_epsilon),
-        )
+        return run(self.small, inputs, dtype, zero_epsilon), run(self.large, inputs, dtype, zero_epsilon)
 
     def difference(self, small: Trace, large: Trace) -> float:
         """The largest relative difference of the outputs. Raises UserError that names one that cannot be compared."""
@@ -138,29 +134,27 @@ class EquivalenceCheck:
 
 
 def verify(
-    source: PretrainedConfig,
-    small: Weights,
-    target: PretrainedConfig,
-    large: Weights,
+    small: RunnableModel,
+    large: RunnableModel,
     plan: GrowthPlan,
     *,
-    stored: Weights | None = None,
+    stored: RunnableModel | None = None,
     samples: int = 2,
 ) -> Verification:
     """Run both models on the same probe in float32 and in float64, one at a time, and of it one module's weights.
-    Weights are read by published name. stored: `large` as it was rounded to less than float32, measured beside it, no
-    part of the verdict. Raises UserError for outputs that are not finite, and for attention windows that differ."""
-    require_equal_windows(source, target, plan)
-    check, inputs = EquivalenceCheck(source, target, plan), probe(source, plan.options.seed, samples)
-    trace, copies = symmetry(target, large, plan, inputs)
-    single = check.difference(run(source, small, inputs, torch.float32), trace)
-    exact = check.traces(small, large, inputs, torch.float64)
+    stored: `large` as it was rounded to less than float32, measured beside it, no part of the verdict. Raises UserError
+    for outputs that are not finite, and for attention windows that differ."""
+    require_equal_windows(small.config, large.config, plan)
+    check, inputs = EquivalenceCheck(small, large, plan), probe(small.config, plan.options.seed, samples)
+    trace, copies = symmetry(large, plan, inputs)
+    single = check.difference(run(small, inputs, torch.float32), trace)
+    exact = check.traces(inputs, torch.float64)
     difference, drift, losses = check.difference(*exact), check.drift(*exact), check.losses(*exact, inputs)
-    rounded = None if stored is None else check.difference(exact[0], run(target, stored, inputs, torch.float64))
+    rounded = None if stored is None else check.difference(exact[0], run(stored, inputs, torch.float64))
     del exact
     tolerance = 0.0
     if plan.moves_norm_affines:
-        bare = check.traces(small, large, inputs, torch.float64, zero_epsilon=True)
+        bare = check.traces(inputs, torch.float64, zero_epsilon=True)
         tolerance = max(0.0, difference - check.difference(*bare))
     return Verification(difference, single, samples, tolerance, drift, copies, losses, rounded)
 

@@ -1,6 +1,6 @@
 """Running a model on a probe: what it gives out, and what its layers do on the way."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -14,10 +14,8 @@ from pipeline import models
 from pipeline.accounting.flops import cost
 from pipeline.errors import UserError
 from pipeline.models.family import PROBE_TOKENS, Inputs
-from pipeline.models.streaming import streamed_model
+from pipeline.models.streaming import RunnableModel, streamed_model
 from pipeline.rng import derive
-
-Weights = Callable[[str], Tensor]
 
 
 @dataclass
@@ -47,9 +45,9 @@ def positions(config: PretrainedConfig) -> dict[str, int]:
     return models.of_config(config).positions(config, {"block": length, "scored": length})
 
 
-def load(config: PretrainedConfig, read: Weights, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of `config`, evaluating in `dtype`, that reads its weights module by module while it runs."""
-    return cast(streamed_model(config, read), dtype)
+def load(source: RunnableModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model, evaluating in `dtype`; it reads its weights module by module while it runs."""
+    return cast(streamed_model(source), dtype)
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -65,11 +63,9 @@ def without_epsilon(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def run(
-    config: PretrainedConfig, read: Weights, inputs: Inputs, dtype: torch.dtype, zero_epsilon: bool = False
-) -> Trace:
-    """The trace of a model of `config` with the weights that `read` gives; zero_epsilon: without its norms' epsilon."""
-    model = load(config, read, dtype)
+def run(source: RunnableModel, inputs: Inputs, dtype: torch.dtype, zero_epsilon: bool = False) -> Trace:
+    """The trace of a model; zero_epsilon: without its norms' epsilon."""
+    model = load(source, dtype)
     return observe(without_epsilon(model) if zero_epsilon else model, inputs)
 
 

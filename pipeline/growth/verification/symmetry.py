@@ -8,28 +8,25 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
 
 from pipeline.growth.maps import IndexMap, LayerKey, SpaceMap
 from pipeline.growth.plan import GrowthPlan
-from pipeline.growth.verification.probe import Trace, Weights, fitted, observed_outputs, require_finite
+from pipeline.growth.verification.probe import Trace, fitted, observed_outputs, require_finite
 from pipeline.models.architecture import ParamSpec
 from pipeline.models.family import Inputs
-from pipeline.models.streaming import recompute_layers, streamed_model
+from pipeline.models.streaming import RunnableModel, recompute_layers, streamed_model
 from pipeline.rng import derive
 
 
-def symmetry(
-    config: PretrainedConfig, read: Weights, plan: GrowthPlan, inputs: Inputs
-) -> tuple[Trace, dict[str, float]]:
-    """What the model gives out in float32, and space -> measure, for the spaces that hold copies.
+def symmetry(large: RunnableModel, plan: GrowthPlan, inputs: Inputs) -> tuple[Trace, dict[str, float]]:
+    """What the large model gives out in float32, and space -> measure, for the spaces that hold copies.
 
     The loss is a fixed random direction of the outputs as the small model gives them (R^T of them), so that it cannot
     tell copies apart by itself. One layer's weights are in memory at a time. Raises UserError for outputs and
     gradients that are not finite.
     """
     copies = CopyGradients(plan)
-    model = recompute_layers(streamed_model(config, read, copies.on_gradient))
+    model = recompute_layers(streamed_model(large, copies.on_gradient))
     outputs = model(**fitted(inputs, model))
     generator = torch.Generator().manual_seed(derive(plan.options.seed, "direction"))
     loss = torch.zeros(())

@@ -103,13 +103,13 @@ def account(job: dict) -> dict:
         engine.step()
     if job.get("save"):
         engine.save_checkpoint(job["save"]["dir"], tag=job["save"]["tag"], client_state=client())
-    held = {**_tensors(engine, job), **_values(engine), "client": _said({key: told.get(key) for key in client()})}
+    held = {**tensors_of(engine, job), **values_of(engine), "client": said({key: told.get(key) for key in client()})}
     dist.barrier()
     engine.destroy()
     return held
 
 
-def _tensors(engine: deepspeed.DeepSpeedEngine, job: dict) -> dict:
+def tensors_of(engine: deepspeed.DeepSpeedEngine, job: dict) -> dict:
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
@@ -128,15 +128,15 @@ def _tensors(engine: deepspeed.DeepSpeedEngine, job: dict) -> dict:
     return held | {f"buffer {name}": bits(value) for name, value in engine.module.named_buffers()}
 
 
-def _values(engine: deepspeed.DeepSpeedEngine) -> dict:
+def values_of(engine: deepspeed.DeepSpeedEngine) -> dict:
     schedule = engine.lr_scheduler.state_dict() if engine.lr_scheduler else None
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     groups = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
     return {
         "counters": [engine.global_steps, engine.global_samples, engine.skipped_steps],
-        "schedule": _said(schedule),
-        "scale": _said(vars(scaler) if scaler and scaler.dynamic else None),
-        "groups": _said(groups),
+        "schedule": said(schedule),
+        "scale": said(vars(scaler) if scaler and scaler.dynamic else None),
+        "groups": said(groups),
     }
 
 
@@ -146,12 +146,12 @@ def bits(tensor: torch.Tensor) -> str:
     return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(raw).hexdigest()[:16]}"
 
 
-def _said(value: object) -> str:
+def said(value: object) -> str:
     """A value in words that differ where it does."""
     if isinstance(value, torch.Tensor):
         return bits(value)
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key!r}: {_said(value[key])}" for key in sorted(value, key=str)) + "}"
+        return "{" + ", ".join(f"{key!r}: {said(value[key])}" for key in sorted(value, key=str)) + "}"
     if isinstance(value, list | tuple):
-        return type(value).__name__ + "(" + ", ".join(map(_said, value)) + ")"
+        return type(value).__name__ + "(" + ", ".join(map(said, value)) + ")"
     return repr(value)

@@ -1,0 +1,84 @@
+"""Which optimizer group every parameter of a result is in: DeepSpeed's flat files name nothing, so the script that
+loads them must make the same groups."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from pipeline import checkpoints
+from pipeline.checkpoints.state import Group, State
+from pipeline.errors import UserError
+from pipeline.growth.plan import GrowthPlan
+from pipeline.optim.optimizers import AdamW, OptimizerSpec
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """The groups of a result, its parameters that are in none, and what the script that loads it must know."""
+
+    groups: tuple[Group, ...]
+    frozen: tuple[str, ...] = ()
+    remark: str | None = None
+
+
+def of_the_stage(large: PretrainedConfig, optimizer: OptimizerSpec) -> Grouping:
+    """The groups that this pipeline trains in, decayed and not."""
+    return Grouping(checkpoints.fresh_groups(large, optimizer))
+
+
+def of_the_source(
+    folder: Path, state: State, small: PretrainedConfig, large: PretrainedConfig, growth: GrowthPlan
+) -> Grouping:
+    """Every parameter in the group of the source's parameter in whose place it stands, with that group's
+    hyper-parameters, in the order of the module's `named_parameters()`; frozen where that is. A source without groups
+    gives those of `of_the_stage`. Raises UserError where the source's groups have another order, of which the script
+    alone knows the rule."""
+    if not state.groups:
+        return of_the_stage(large, AdamW())
+    _require_order(folder, state, small)
+    origins = {each.target: each.origin for each in growth.tensors}
+    order = [name for name in checkpoints.parameter_order(large) if name in origins]
+    groups = tuple(
+        Group(tuple(name for name in order if origins[name] in group.names), _hyper(group, state))
+        for group in state.groups
+    )
+    frozen = tuple(name for name in order if origins[name] in state.frozen)
+    return Grouping(groups, frozen, _differing_layers(state, growth))
+
+
+def _differing_layers(state: State, growth: GrowthPlan) -> str | None:
+    """In words where new layers go whose origins are grouped, or frozen, otherwise than another layer."""
+    number = {name: index for index, group in enumerate(state.groups) for name in group.names}
+    kinds: dict[str, set[int | None]] = {}
+    for param in growth.source.rows():
+        if param.layer is not None:
+            kinds.setdefault(param.template or param.name, set()).add(number.get(param.name))
+    deeper = any(len(origins) > len({each.origin for each in origins}) for origins in growth.layers.values())
+    if not deeper or all(len(groups) == 1 for groups in kinds.values()):
+        return None
+    return (
+        "the source's optimizer groups differ from layer to layer: a new layer is in those of the layer from which it "
+        "comes (plan.json, layers), and a script that loads the result must group it so too"
+    )
+
+
+def _require_order(folder: Path, state: State, config: PretrainedConfig) -> None:
+    place = {name: number for number, name in enumerate(checkpoints.parameter_order(config))}
+    for number, group in enumerate(state.groups):
+        for name, following in zip(group.names, group.names[1:], strict=False):
+            if place[name] > place[following]:
+                raise UserError(
+                    f"{folder}: group {number} of its optimizer has '{name}' before '{following}', other than "
+                    "named_parameters(); by which rule a larger model's parameters are ordered there is not known: "
+                    "take the weights alone (--format huggingface)"
+                )
+
+
+def _hyper(group: Group, state: State) -> dict[str, Any]:
+    """A group's hyper-parameters; AdamW's own where the optimizer is not known, of which a fresh one is written."""
+    if state.known_optimizer and group.hyper:
+        return group.hyper
+    decayed, other = checkpoints.fresh_hypers(AdamW())
+    return decayed if group.hyper.get("weight_decay") else other
