@@ -16,8 +16,7 @@ from tests.helpers.cli import ROOT, lemon_here, run_python
 from tests.helpers.growing import ARCHITECTURES, times
 from tests.helpers.pretrained import given_out, tokens
 from tests.helpers.samples import IMAGE, POSITIONS, VARIANTS, sample
-from tests.tools.test_tying import DIFFERENT, stored_beside
-from tests.tools.test_windows_and_rope import LONG, SCALED, SLIDING, WINDOW, edit, mixed
+from tests.helpers.variations import DIFFERENT, LONG, SCALED, SLIDING, WINDOW, edit, mixed, stored_beside
 
 PYTHON = os.environ.get("LEMON_TRANSFORMERS_4", "")
 pytestmark = [

@@ -9,34 +9,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import pipeline
-from pipeline import checkpoints, models
+from pipeline import checkpoints
 from tests.helpers.checkpoints import change, saved, target_config_file
 from tests.helpers.cli import lemon
 from tests.helpers.pretrained import apart, given_out, loaded, tokens
 from tests.helpers.samples import POSITIONS, sample
+from tests.helpers.variations import DIFFERENT, stored_beside
 
 SAID = "says tie_word_embeddings true and '{}' differs from"
-DIFFERENT = {
-    "llama tied": "lm_head.weight",
-    "qwen3 tied": "lm_head.weight",
-    "gpt2": "lm_head.weight",
-    "opt": "lm_head.weight",
-    "bert": "cls.predictions.decoder.weight",
-    "bert-pre-ln": "cls.predictions.decoder.bias",
-    "roberta": "lm_head.decoder.bias",
-}
-"""Variant -> a tied name of it."""
-
-
-def stored_beside(folder: Path, variant: str, name: str, *, equal: bool = False) -> Path:
-    """A saved model whose files hold the tied `name` as well, with other numbers or with the owner's."""
-    owner = models.architecture_of(sample(variant)).aliases[name]
-
-    def add(tensors: dict) -> None:
-        other = torch.randn(tensors[owner].shape, generator=torch.Generator().manual_seed(3))
-        tensors[name] = tensors[owner].clone() if equal else other * 0.3
-
-    return change(saved(folder, variant), add)
 
 
 def grown(capsys, folder: Path, small: Path, variant: str) -> str:

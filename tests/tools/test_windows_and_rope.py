@@ -9,35 +9,13 @@ from pipeline import checkpoints
 from tests.helpers.checkpoints import saved, target_config_file
 from tests.helpers.cli import lemon
 from tests.helpers.pretrained import apart, given_out, tokens
-
-LONG = 64
-"""Tokens: more than a probe has, and than the windows."""
-TYPES = ["sliding_attention", "full_attention"]
-WINDOW = 24
-"""More tokens than a probe has."""
-
-
-def edit(folder: Path, **changes: object) -> Path:
-    """Other keys in a config.json; `...` takes one away."""
-    place = folder / "config.json" if folder.is_dir() else folder
-    content = {**json.loads(place.read_text()), **changes}
-    place.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
-    return folder
-
-
-def mixed(folder: Path) -> Path:
-    """A Qwen3 whose first layer has a window."""
-    small = saved(folder, "qwen3", positions=LONG)
-    return edit(small, layer_types=TYPES, use_sliding_window=True, sliding_window=WINDOW)
+from tests.helpers.variations import LONG, SCALED, SLIDING, TYPES, edit, mixed
 
 
 def expand(capsys, folder: Path, small: Path, variant: str, changes: dict | None = None, **sizes: object):
     target = target_config_file(folder / "target.json", variant, **{"positions": LONG, **sizes})
     edit(target, **(changes or {}))
     return lemon(capsys, "expand", "--source", small, "--target", target, "--out", folder / "large")
-
-
-SLIDING = {"use_sliding_window": True, "sliding_window": WINDOW}
 
 
 @pytest.mark.parametrize(
@@ -88,10 +66,6 @@ def test_other_windows_than_the_sources_are_never_verified(tmp_path, capsys, var
     edit(tmp_path / "large", **changes)
     code, out, err = lemon(capsys, "verify", small, tmp_path / "large")
     assert code == 2 and "long texts have other outputs" in err and "lossless" not in out, err
-
-
-SCALED = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-SCALED["original_max_position_embeddings"] = 16
 
 
 @pytest.mark.parametrize("scaling", [None, SCALED, {"type": "linear", "factor": 2.0}], ids=["none", "llama3", "linear"])
