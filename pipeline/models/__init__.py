@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from pipeline.config.schema import ModelSizes
+from pipeline.config.schema import MOST_LAYERS, MOST_UNITS, ModelSizes
 from pipeline.errors import UserError, nearest, one_line, placed
 from pipeline.models.architecture import Architecture
 from pipeline.models.families import bert, bert_pre_ln, dinov2, gpt2, llama, opt, vit
@@ -29,8 +29,6 @@ from pipeline.models.family import (
 )
 from pipeline.records.processes import choose_accelerator
 from pipeline.records.run_folder import read_json
-
-MOST_LAYERS = 10_000
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -136,6 +134,8 @@ def _require_possible_sizes(match: Family, config: PretrainedConfig, where: str)
     sizes, layers = {space.size for space in architecture.spaces.values()}, sum(s.layers for s in architecture.stacks)
     if layers > MOST_LAYERS:
         raise UserError(f"{where}: {layers} layers are more than any model has; at most {MOST_LAYERS} are taken")
+    if max(sizes) > MOST_UNITS:
+        raise UserError(f"{where}: a size of {max(sizes)} is more than any model has; at most {MOST_UNITS} are taken")
     heads_share_the_width = "head_dim" not in match.keys.sizes or not getattr(config, "head_dim", None)
     if min(sizes) < 1 or (heads_share_the_width and config.hidden_size % config.num_attention_heads):
         raise UserError(
