@@ -111,8 +111,10 @@ def plan_expansion(
     large = targets.adopt(small, tying.untied(target) if state.untied else target)
     model = ProbedSource(small, partial(weight, state), options.seed)
     architectures = models.architecture_of(small), models.architecture_of(large)
+    if layout.kind.published_names:
+        state = tying.agreeing(state, architectures[0])
     growth = plan_growth(*architectures, options, models.initializer_range(large), model)
-    large = targets.settled(small, large, growth)
+    large = targets.settled(small, large, growth, getattr(target, models.LAYER_TYPES_STATED, None))
     if grow_optimizer_state:
         optimizer_state.require(growth, state.optimizer().slots, state.slots)
         optimizer_state.require_continued(str(folder), state.optimizer(), continued_by or state.optimizer())

@@ -17,6 +17,8 @@ from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import LazyTensor
 from pipeline.errors import UserError
 
+MANY_RANKS, LEAST_SHARE = 256, 1024
+"""Beyond so many ranks each must have so many parameters."""
 UNSET: dict[str, Any] = {
     "lr_scheduler": None,
     "data_sampler": None,
@@ -60,12 +62,24 @@ def files(
     state: State, folder: Path, *, stage: int, world: int, bf16: bool = False, sub_group: int | None = None
 ) -> list[OutputFile]:
     """The files of `state` (module names, groups in the engine's order) for `world` ranks of ZeRO `stage`. sub_group:
-    DeepSpeed's sub_group_size; None: the state's. Raises UserError for optimizer state that is not known."""
+    DeepSpeed's sub_group_size; None: the state's. Raises UserError for optimizer state that is not known, and for ranks
+    that would have next to nothing."""
+    _require_shares(state, world)
     said = state.sub_group if sub_group is None else sub_group
     flats = _flats(state, stage, world, SUB_GROUP if said is None else said)
     writer = _Writer(state, list(flats), folder, stage, world, bf16)
     optimizers = [writer.optimizer(rank) for rank in range(world)]
     return optimizers + [writer.model(rank) for rank in range(world if stage == 3 else 1)]
+
+
+def _require_shares(state: State, world: int) -> None:
+    """A file for every rank, whatever is in it: thousands of them take long, and nobody trains so little on so many."""
+    count = sum(tensor.numel for tensor in state.tensors.values())
+    if world > MANY_RANKS and count < LEAST_SHARE * world:
+        raise UserError(
+            f"world size {world}: each rank would have {count // world} of {count:,} parameters; choose at most "
+            f"{max(MANY_RANKS, count // LEAST_SHARE)}"
+        )
 
 
 def _flats(state: State, stage: int, world: int, limit: int) -> Iterator[Flat]:
@@ -84,7 +98,7 @@ class _Writer:
     def __init__(self, state: State, flats: list[Flat], folder: Path, stage: int, world: int, bf16: bool):
         self.state, self.flats, self.folder = state, flats, folder
         self.stage, self.world, self.bf16 = stage, world, bf16
-        self.slots, self.keeps_step = state.stored_slots()
+        self.stored = [state.stored_slots(group) for group in state.groups]
         self.version = deepspeed_pickles.deepspeed_version()
 
     def optimizer(self, rank: int) -> OutputFile:
@@ -104,9 +118,10 @@ class _Writer:
 
     def _slots(self, archive: TorchArchive, flat: Flat, rank: int) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
-        if self.keeps_step:
+        slots, keeps_step = self.stored[flat.group]
+        if keeps_step:
             state["step"] = archive.value(torch.tensor(self._step(flat)))
-        for slot in self.slots:
+        for slot in slots:
             state[slot] = archive.placeholder(flat.slices(self.state.slots.get(slot, {}), rank))
         return state
 
