@@ -78,13 +78,13 @@ class ExpansionPlan:
     @property
     def left_behind(self) -> list[str]:
         """Of the source, for the manifest: tensors by name, all else in words."""
-        return [*self.state.left_behind, *self.state.unread, *self.of_the_script]
+        return [*self.state.left_behind, *self.state.unread, *self.of_the_script, *self.state.of_the_buffers()]
 
     @property
     def remarks(self) -> list[str]:
         """What the result does not hold, or a reader must know, in words."""
         grouped = [self.grouping.remark] if self.grouping.remark else []
-        return [*self.state.remarks(), *self.of_the_script, *grouped]
+        return [*self.state.remarks(), *self.of_the_script, *self.state.of_the_buffers(), *grouped]
 
     @property
     def of_the_script(self) -> list[str]:
