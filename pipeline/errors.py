@@ -5,10 +5,16 @@ text in one line and exits with code 2. Any other exception is a bug of the pipe
 """
 
 import difflib
+import errno
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a file does not fit any more."""
+FAILED_WRITE = ("PytorchStreamWriter failed", "unexpected pos")
+"""What torch makes of it."""
 LONGEST_REASON = 160
 """Characters of another library's error that a UserError quotes."""
 
@@ -48,8 +54,26 @@ def files_explained() -> Iterator[None]:
     except OSError as error:
         if error.filename is None:
             raise
+        way_out = "make room" if error.errno in FULL else "check the path and its permissions"
+        raise UserError(f"{error.filename}: cannot be read or written ({error.strerror}); {way_out}") from error
+
+
+@contextmanager
+def full_disk_explained(place: Path) -> Iterator[None]:
+    """A disk that has no room for a file at `place`, or one that the error names, raises UserError; other errors stay
+    what they are."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        full = error.errno in FULL if isinstance(error, OSError) else any(text in str(error) for text in FAILED_WRITE)
+        if not full:
+            raise
+        named = getattr(error, "filename", None) or place
+        reason = getattr(error, "strerror", None) or one_line(error)
+        free = shutil.disk_usage(place).free
         raise UserError(
-            f"{error.filename}: cannot be read or written ({error.strerror}); check the path and its permissions"
+            f"{named}: cannot be written ({reason}); {free:,} bytes are free on the disk of {place}; make room and run "
+            "the command again to resume"
         ) from error
 
 

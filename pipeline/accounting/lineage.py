@@ -1,5 +1,6 @@
 """Where a model came from: back from a stage or a checkpoint, through manifests and run folders."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from pipeline.accounting.recorded_runs import Evaluation, RecordedStage, RecordR
 from pipeline.accounting.totals import Amounts, by_kind, training_flops
 from pipeline.records.run_folder import step_of
 from pipeline.records.stage_facts import ExpandFacts
+
+logger = logging.getLogger(__name__)
 
 MANIFEST, CHECKPOINTS = "manifest.json", "checkpoints"
 
@@ -90,7 +93,10 @@ def lineage(start: Path, reader: RecordReader) -> list[Ancestor]:
     scratch, or nothing is recorded of what lies behind it. Raises UserError for damaged files."""
     chain: list[Ancestor] = []
     ancestor: Ancestor | None = _at(start, reader)
-    while ancestor is not None and all(ancestor.path.resolve() != other.path.resolve() for other in chain):
+    while ancestor is not None:
+        if any(ancestor.path.resolve() == other.path.resolve() for other in chain):
+            logger.warning(f"{ancestor.path}: is recorded as its own origin; what lies behind it counts as not known")
+            return [*chain, Ancestor(ancestor.path, None, {}, {}, None)]
         chain.append(ancestor)
         ancestor = _origin(ancestor, reader)
     return chain

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.checkpoints import foreign, manifest, names, publish, tying, wrappers
+from pipeline.checkpoints import foreign, manifest, names, publish, sidecars, tying, wrappers
 from pipeline.checkpoints.layouts import NATIVE, CheckpointLayout, Layout, detect_layout, require_layout
 from pipeline.checkpoints.relative_paths import is_file_name
 from pipeline.checkpoints.serialization.byte_stream import OutputFile
@@ -45,7 +45,7 @@ def locate(path: Path) -> Path:
     if path.is_file():
         raise UserError(f"{path}: is a file; name the folder in which it lies")
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder; name a run's stage, a checkpoint folder, or one tag in it")
+        raise UserError(f"{path}: {foreign.absent(path)}")
     if detect_layout(path):
         return path
     for folder in (path / "checkpoints", path):
@@ -74,20 +74,18 @@ def default_layout(source: Path) -> Layout:
 
 
 def config_file(folder: Path, config: Path | None = None) -> Path:
-    """Where the model's config lies: where the user says, else in the tag folder, else beside DeepSpeed's `latest`
-    above it, as a Trainer saves it, which is said. Raises UserError when it is missing."""
+    """Where the model's config lies: where the user says, else in the tag folder, else above it, which is said. Raises
+    UserError when it is missing."""
     place = config or folder
     place = place / CONFIG if place.is_dir() else place
-    above = folder.parent / CONFIG
-    if not config and not place.exists() and above.exists() and (folder.parent / "latest").exists():
-        logger.warning(f"{folder}: holds no {CONFIG}; read is the one of the folder above it, {above}")
-        return above
+    if not config and (above := sidecars.above(folder)):
+        logger.warning(f"{folder}: holds no {CONFIG}; read is the one of the folder above it, {above / CONFIG}")
+        return above / CONFIG
+    if config and not place.exists():
+        raise UserError(f"{config}: no such config")
     if not place.exists():
-        raise UserError(
-            f"{config}: no such config"
-            if config
-            else f"{folder}: holds no {CONFIG}; name the source's config with --source-config"
-        )
+        without = f"holds no {CONFIG}; name the source's config with --source-config"
+        raise UserError(f"{folder}: {foreign.adapter(folder) or foreign.adapter(folder.parent) or without}")
     return place
 
 
@@ -177,14 +175,21 @@ def _require_numbers(folder: Path, state: State, config: PretrainedConfig) -> No
 
 def _say_what_lies_below(folder: Path) -> None:
     """A Trainer saves weights in the training dtype beside a folder with DeepSpeed's own files."""
+    if said := below(folder):
+        logger.warning(f"{folder}: {said}")
+
+
+def below(folder: Path) -> str | None:
+    """Of a folder with Hugging Face files and, below it, DeepSpeed's of the same step, what is not read, in words."""
     if not require_layout(folder).published_names or not (folder / "latest").is_file():
-        return
+        return None
     tag = folder / (folder / "latest").read_text(encoding="utf-8", errors="replace").strip()
-    if tag.parent == folder and tag != folder and detect_layout(tag):
-        logger.warning(
-            f"{folder}: read are its Hugging Face files; optimizer state, step and weights in fp32 lie in {tag.name}, "
-            f"name {tag} to take those"
-        )
+    if tag.parent != folder or tag == folder or not detect_layout(tag):
+        return None
+    return (
+        f"read are its Hugging Face files; optimizer state, step and weights in fp32 lie in {tag.name}, "
+        f"name {tag} to take those"
+    )
 
 
 def _named(folder: Path, state: State, architecture: Architecture, prefix: str) -> State:
@@ -203,15 +208,8 @@ def _shaped(folder: Path, state: State, architecture: Architecture) -> State:
     """Tensors and slots in the architecture's order and shapes; names and sizes must be the architecture's, or what
     follows is shifted silently. DeepSpeed's universal files of stage 3 are flat: they get their shape here."""
     shapes = {param.name: architecture.shape(param) for param in architecture.rows()}
+    _require_names(folder, set(state.tensors), set(shapes), architecture)
     hint = "is it the right config?"
-    if missing := sorted(set(shapes) - set(state.tensors)):
-        raise UserError(
-            f"{folder}: {len(missing)} tensors of the config's model are missing, such as '{missing[0]}'; {hint}"
-        )
-    if extra := sorted(set(state.tensors) - set(shapes)):
-        raise UserError(
-            f"{folder}: {len(extra)} tensors belong to no part of the config's model, such as '{extra[0]}'; {hint}"
-        )
     for name, shape in shapes.items():
         stored = state.tensors[name].shape
         if stored != shape and stored != (math.prod(shape),):
@@ -224,6 +222,32 @@ def _shaped(folder: Path, state: State, architecture: Architecture) -> State:
             for slot, tensors in state.slots.items()
         },
     )
+
+
+def _require_names(folder: Path, stored: set[str], sought: set[str], architecture: Architecture) -> None:
+    """Raises UserError where the files hold other tensors than the model has."""
+    missing, extra = sorted(sought - stored), sorted(stored - sought)
+    if renamed := next((name for name, read in architecture.doubled.items() if missing == [read]), None):
+        raise UserError(
+            f"{folder}: '{missing[0]}' is missing; transformers 4, which saves none, adds '{renamed}' in its place, "
+            "transformers 5 zeros; copy that one under this name too"
+        )
+    if adapters := [name for name in extra if ".lora_" in name]:
+        raise UserError(
+            f"{folder}: holds PEFT adapters ('{adapters[0]}') that are not merged into the model; load them with PEFT, "
+            "then merge_and_unload() and save_pretrained(OUT)"
+        )
+    if missing:
+        found = f", and its files hold '{extra[0]}' instead" if extra else ""
+        raise UserError(
+            f"{folder}: {len(missing)} tensors of the config's model are missing, such as '{missing[0]}'{found}; is it "
+            "the right config? If fresh ones will do, load the folder with from_pretrained and save it again"
+        )
+    if extra:
+        raise UserError(
+            f"{folder}: {len(extra)} tensors belong to no part of the config's model, such as '{extra[0]}'; is it the "
+            "right config? If they can go, load the folder with from_pretrained and save it again"
+        )
 
 
 def write(

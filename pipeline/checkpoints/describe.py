@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import checkpoints
-from pipeline.checkpoints import manifest
+from pipeline.checkpoints import manifest, sidecars
 from pipeline.checkpoints.layouts import layout_named, require_layout
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.checkpoints.state import State
@@ -32,6 +32,10 @@ SIZE_KEYS = (
 )
 """What models of transformers call their sizes, in the order in which they are shown."""
 
+COUNTERS = ("skipped_steps", "global_samples")
+"""Of what DeepSpeed's engine counts, that of which nothing else tells."""
+SHOWN = 8
+"""Names in one line."""
 UNTIED_BY_DEFAULT = ("llama", "mistral", "qwen3")
 """Models of transformers whose config ties nothing where it says nothing."""
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
@@ -80,7 +84,7 @@ def describe(path: Path, tensors: bool = False) -> Description:
 
 def _facts(path: Path, tensors: bool) -> Facts:
     folder = checkpoints.locate(path)
-    state, content = checkpoints.raw(folder), manifest.read_if_any(folder)
+    state, content, beside = checkpoints.raw(folder), manifest.read_if_any(folder), checkpoints.Sidecars.of(folder)
     files = [file for file in folder.rglob("*") if file.is_file()]
     facts = {
         "folder": str(folder),
@@ -91,7 +95,10 @@ def _facts(path: Path, tensors: bool) -> Facts:
         "tied": dict(state.aliases),
         "tied_but_different": _different(folder, state),
         "buffers": list(state.buffers),
-        "not_read": list(state.unread),
+        "counters": _counters(state),
+        "keeps": state.script_keys(),
+        "beside": list(beside.kept),
+        "not_read": [line for line in (*state.unread, beside.remark, checkpoints.below(folder)) if line],
         "slots": {slot: len(entries) for slot, entries in state.slots.items() if entries},
         "step": state.step,
         "steps": sorted(set(state.steps.values())),
@@ -112,7 +119,7 @@ def layout_facts(folder: Path) -> Facts:
 
 def model_facts(folder: Path) -> Facts:
     """The model's family, class and sizes as config.json names them; else why they are unknown."""
-    path = folder / checkpoints.CONFIG
+    path = (sidecars.above(folder) or folder) / checkpoints.CONFIG
     if not path.exists():
         return {"family": None, "unknown": f"no {checkpoints.CONFIG} in the folder"}
     try:
@@ -142,6 +149,13 @@ def _different(folder: Path, state: State) -> dict[str, str]:
         if any(alias.endswith(end) and owner.endswith(TIED[end]) and alias != owner for end in TIED)
         and not same_numbers(state.tensors[alias], state.tensors[owner])
     }
+
+
+def _counters(state: State) -> Facts:
+    """What the engine counts beside steps, and the factor by which it scales the loss."""
+    counted = {key: state.engine[key] for key in COUNTERS if state.engine.get(key) is not None}
+    scale = getattr(state.scaling.get("loss_scaler"), "cur_scale", None)
+    return counted | ({"loss_scale": scale} if scale is not None else {})
 
 
 def _sizes(state: State) -> Facts:
@@ -207,7 +221,7 @@ def _hyper(values: Facts) -> str:
 
 
 def _lines(facts: Facts) -> list[tuple[str, str]]:
-    model, content, largest = facts["model"], facts["manifest"], facts["largest"]
+    model, content, largest, counters = (facts[key] for key in ("model", "manifest", "largest", "counters"))
     kinds = [kind for kind in ("frozen", "tied", "buffers") if facts[kind]]
     besides = "; ".join(f"{len(facts[kind])} {kind}{_first(facts[kind])}" for kind in kinds)
     spent, origin = facts["provenance"].get("flops", "unknown"), facts["provenance"].get("origin")
@@ -219,6 +233,9 @@ def _lines(facts: Facts) -> list[tuple[str, str]]:
         ("parameters", f"{facts['parameters']:,} in {facts['tensors']} tensors of {' and '.join(facts['dtypes'])}"),
         ("largest", f"'{largest['name']}', {_shape(largest['shape'])}"),
         *([("besides", besides)] if besides else []),
+        *([("engine", ", ".join(f"{key} {value}" for key, value in counters.items()))] if counters else []),
+        *([("script", f"keeps {_listed(facts['keeps'])}")] if facts["keeps"] else []),
+        *([("beside", _listed(facts["beside"]))] if facts["beside"] else []),
         *[
             ("beware", f"'{alias}' differs from '{owner}', to which {checkpoints.CONFIG} ties it: both count")
             for alias, owner in facts["tied_but_different"].items()
@@ -247,6 +264,10 @@ def _optimizer(facts: Facts) -> str:
     steps = facts["steps"] or [facts["step"]]
     listed = ", ".join(f"{step:g}" for step in steps[:5]) + (", …" if len(steps) > 5 else "")
     return f"{slots} tensors, step {listed}"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
 
 
 def _first(names: list[str] | dict[str, str]) -> str:

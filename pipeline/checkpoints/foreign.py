@@ -12,7 +12,7 @@ SHOWN = 5
 
 def explain(folder: Path) -> str:
     """What was sought, what was found, and what helps."""
-    for look in (_adapter, _hub_cache, _trainer_output, _other_format, _shards_without_index, _misnamed):
+    for look in (_dead_link, adapter, _hub_cache, _trainer_output, _other_format, _shards_without_index, _misnamed):
         if found := look(folder):
             return found
     held = sorted(path.name for path in folder.iterdir())
@@ -20,7 +20,24 @@ def explain(folder: Path) -> str:
     return f"it holds no complete checkpoint; sought were {', '.join(FILES)} and DeepSpeed's files, it holds {listed}"
 
 
-def _adapter(folder: Path) -> str | None:
+def absent(path: Path) -> str:
+    """Of a folder that is not there, what was perhaps meant."""
+    if path.parts and path.parts[0].startswith("~"):
+        return "no such folder; '~' is not replaced inside a word, write the path out"
+    if len(path.parts) == 2 and not path.parent.exists():
+        return f"no such folder; a model of the hub is downloaded first: hf download {path} --local-dir DIR"
+    return "no such folder; name a run's stage, a checkpoint folder, or one tag in it"
+
+
+def _dead_link(folder: Path) -> str | None:
+    dead = [name for name in FILES if (folder / name).is_symlink() and not (folder / name).exists()]
+    return (
+        f"its '{dead[0]}' is a link to {(folder / dead[0]).readlink()}, which is not there; copy it" if dead else None
+    )
+
+
+def adapter(folder: Path) -> str | None:
+    """Where a folder holds what PEFT saves, that."""
     if not (folder / "adapter_config.json").exists():
         return None
     try:

@@ -4,6 +4,7 @@ Every byte is hashed against the manifest. Of a checkpoint that has none nobody 
 against each other: they open, shapes and lengths agree, ranks and steps agree, and the config's model is the one they
 hold."""
 
+import logging
 from collections import Counter
 from pathlib import Path
 
@@ -17,13 +18,16 @@ from pipeline.checkpoints.serialization.progress import ByteProgress
 from pipeline.checkpoints.state import State
 from pipeline.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 
 def check(path: Path, workers: int = 1) -> str:
     """What was found, in one line. Raises UserError that names the first file which is damaged, missing or not
     listed."""
     folder = path if (path / manifest.NAME).exists() else checkpoints.locate(path)
     if not (folder / manifest.NAME).exists():
-        require_structure(folder)
+        for line in require_structure(folder):
+            logger.warning(f"check: {line}")
         sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
         return f"check: {plural(len(sizes), 'file')}, {amount(sum(sizes))}, no manifest: structure only ({folder})"
     files = manifest.read(folder).files
@@ -44,9 +48,10 @@ def _files(folder: Path) -> list[str]:
     return [name for name in paths if name != manifest.NAME]
 
 
-def require_structure(folder: Path) -> None:
+def require_structure(folder: Path) -> list[str]:
     """Raises UserError for what files without a manifest say against each other, and for any that does not open. Where
-    a config describes a supported model, they are compared with that too (which takes importing the models)."""
+    a config describes a supported model, they are compared with that too (which takes importing the models). Returns
+    what else lies there and is not read, in words."""
     for path in sorted(folder.rglob("*.pt")):
         open_file(path, opaque=path.name.endswith("model_states.pt"))
     state = checkpoints.raw(folder)
@@ -54,6 +59,7 @@ def require_structure(folder: Path) -> None:
     require_layout(folder).require_structure(folder, state)
     if checkpoints.holds_known_model(folder):
         checkpoints.read(folder)
+    return [line for line in (*state.unread, checkpoints.Sidecars.of(folder).remark) if line]
 
 
 def require_agreement(folder: Path, state: State) -> None:
@@ -66,9 +72,10 @@ def require_agreement(folder: Path, state: State) -> None:
         raise UserError(
             f"{folder}: '{left[0]}' is in no optimizer group and not frozen; the files do not belong together"
         )
-    for slot, tensors in state.slots.items():
-        if tensors and (missing := [name for name in counted if name not in tensors]):
-            raise UserError(f"{folder}: {slot} of '{missing[0]}' is missing; a file is missing")
+    for group in state.groups:
+        wanted = ((slot, name) for slot in state.slots_of(group) for name in group.names)
+        if missing := [(slot, name) for slot, name in wanted if name not in state.slots[slot]]:
+            raise UserError(f"{folder}: {missing[0][0]} of '{missing[0][1]}' is missing; a file is missing")
     _require_shapes(folder, state)
 
 

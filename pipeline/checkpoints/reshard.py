@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import checkpoints
-from pipeline.checkpoints import CheckpointLayout, manifest, publish
+from pipeline.checkpoints import CheckpointLayout, manifest, publish, tying
 from pipeline.checkpoints.layouts import Layout, require_layout
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.checkpoints.serialization.byte_stream import OutputFile
@@ -60,7 +60,7 @@ def _named(state: State, config: PretrainedConfig, layout: Layout) -> State:
     if layout.holds_optimizer and not state.groups:
         state = replace(state, groups=checkpoints.fresh_groups(config, AdamW()))
     if layout.published_names:
-        return state
+        return tying.agreeing(state, models.architecture_of(config))
     return state.renamed({param.name: param.module_name for param in models.architecture_of(config).rows()})
 
 
@@ -105,7 +105,7 @@ def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardRe
         if plan.layout.kind.published_names:
             _require_same(staged, plan.state)
         config = [] if plan.config else [checkpoints.CONFIG]
-        beside = checkpoints.Sidecars.of(plan.source)
+        beside = checkpoints.Sidecars.of(plan.source, config=plan.config is not None)
         files |= beside.copy(staged, *config, "plan.json", "plan.safetensors")
         facts = {
             "kind": "reshard",

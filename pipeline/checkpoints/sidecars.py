@@ -8,7 +8,7 @@ A folder goes along whole or not at all.
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -25,7 +25,15 @@ OWN = ("config.json", "manifest.json", "plan.json", "plan.safetensors")
 STALE = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data"),
     *("*.gguf", "*.index.json", "*.index", "*.tflite", "*.pb", "*.npz", "*.pkl", "*.xml", "*.mlmodel"),
-    *("trainer_state.json", "latest", "zero_to_fp32.py", "*.distcp", "events.out.tfevents.*", "params.json"),
+    *(
+        "trainer_state.json",
+        "latest",
+        "zero_to_fp32.py",
+        "zero_to_torch.py",
+        "*.distcp",
+        "events.out.tfevents.*",
+        "params.json",
+    ),
     *("adapter_config.json", "quantize_config.json", "quant_config.json", "flax_model*", "tf_model*"),
 )
 """Weights in whatever form, and what belongs to a training or to other weights."""
@@ -36,15 +44,22 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Sidecars:
-    """What lies beside the weights of `folder`. kept, left: paths below it; a folder that stays is one of `left`."""
+    """What lies beside the weights of `folder`. kept, left: paths below it; a folder that stays is one of `left`. more:
+    of a tag, what lies beside its config where that is above it."""
 
     folder: Path
     kept: tuple[str, ...]
     left: tuple[str, ...]
+    more: "Sidecars | None" = None
 
     @classmethod
-    def of(cls, folder: Path) -> "Sidecars":
-        """Of a tag folder in any layout."""
+    def of(cls, folder: Path, *, config: bool = True) -> "Sidecars":
+        """Of a tag folder in any layout. config: whether the model's config is read, be it above the folder."""
+        place = above(folder) if config else None
+        return replace(cls._in(folder), more=cls._in(place) if place else None)
+
+    @classmethod
+    def _in(cls, folder: Path) -> "Sidecars":
         kept, left, own = [], [], {*OWN, *_read(folder)}
         for path in sorted(folder.iterdir()):
             if path.name in own or path.name.startswith(STAGING):
@@ -56,6 +71,14 @@ class Sidecars:
                 left.append(path.name + "/" * path.is_dir())
         return cls(folder, tuple(kept), tuple(left if _is_published(folder) else ()))
 
+    @property
+    def remark(self) -> str | None:
+        """What stays, in words."""
+        if not self.left:
+            return None
+        listed = ", ".join(self.left[:SHOWN]) + (", …" if len(self.left) > SHOWN else "")
+        return f"left behind beside the weights that were read: {listed}"
+
     def copy(self, folder: Path, *more: str, renamed: Mapping[str, str] | None = None) -> dict[str, FileRecord]:
         """Copy what goes along, and `more`, into the staged `folder`, unless it has such a file, and log what does not.
         Returns the records by name. renamed: names that change."""
@@ -66,10 +89,18 @@ class Sidecars:
         for name, new in names.items():
             (folder / new).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.folder / name, folder / new)
-        if self.left:
-            listed = ", ".join(self.left[:SHOWN]) + (", …" if len(self.left) > SHOWN else "")
-            logger.warning(f"{self.folder}: left behind beside the weights that were read: {listed}")
-        return hashes(folder, names.values())
+        if self.remark:
+            logger.warning(f"{self.folder}: {self.remark}")
+        beside_config = replace(self.more, left=()).copy(folder, renamed=renamed) if self.more else {}
+        return hashes(folder, names.values()) | beside_config
+
+
+def above(folder: Path) -> Path | None:
+    """The folder above a tag that holds no config where a config lies beside DeepSpeed's `latest`, as a Trainer saves
+    it."""
+    place = folder.parent
+    held = (folder / "config.json").exists() or not ((place / "config.json").exists() and (place / "latest").exists())
+    return None if held else place
 
 
 def _is_published(folder: Path) -> bool:

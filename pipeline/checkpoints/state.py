@@ -153,8 +153,12 @@ class State:
     def of_the_script(self) -> list[str]:
         """In words what the training script keeps in the checkpoint (client state, the schedule of rates), for results
         that have no place for it."""
-        names = [key for key, value in self.engine.items() if value is not None and key not in OF_THE_ENGINE]
-        return [f"what the training script keeps is left behind: {', '.join(map(str, names))}"] if names else []
+        names = self.script_keys()
+        return [f"what the training script keeps is left behind: {', '.join(names)}"] if names else []
+
+    def script_keys(self) -> list[str]:
+        """The keys under which it keeps it."""
+        return [str(key) for key, value in self.engine.items() if value is not None and key not in OF_THE_ENGINE]
 
     def of_the_buffers(self) -> list[str]:
         """The same of buffers."""
@@ -182,24 +186,31 @@ class State:
         """The optimizer that left this state. Raises UserError, naming the slots, for one that is not registered."""
         return optimizers.require(self._filled_slots, self._hyper)
 
-    def stored_slots(self) -> tuple[list[str], bool]:
-        """The slots that optimizer files hold for every parameter, and whether they hold its step: those of a known
-        optimizer, which are fresh where they are missing; of any other those that are there, before its first step
-        none. Raises UserError that names a slot which is not there for every parameter in its shape: nothing is
-        invented."""
+    def stored_slots(self, group: Group) -> tuple[list[str], bool]:
+        """The slots that optimizer files hold for every parameter of a group, and whether they hold its step: those of
+        a known optimizer, which are fresh where they are missing; of any other those that are there, which may be
+        others in every group (Muon's), and before the first step none. Raises UserError that names a slot which is not
+        there for every parameter of the group in its shape: nothing is invented."""
         damped = any(hyper.get("dampening") for hyper in self._hyper)  # such a momentum does not start from zeros
         if (spec := self.known_optimizer) and (self._filled_slots or not damped):
             return [slot.name for slot in spec.slots], spec.keeps_step
-        for slot in self._filled_slots:
-            for name in (name for group in self.groups for name in group.names):
-                tensor, weights = self.slots[slot].get(name), self.tensors[name]
-                if tensor is None or tensor.numel != weights.numel:
-                    held = "missing" if tensor is None else f"of shape {tensor.shape}"
-                    raise UserError(
-                        f"optimizer state '{slot}' of '{name}' is {held}, its weights are of shape {weights.shape}; "
-                        "only state in their shape is carried: take the weights alone (--format huggingface)"
-                    )
-        return self._filled_slots, bool(self.steps)
+        held = self.slots_of(group)
+        for slot, name in ((slot, name) for slot in held for name in group.names):
+            tensor, weights = self.slots[slot].get(name), self.tensors[name]
+            if tensor is None or tensor.numel != weights.numel:
+                found = "missing" if tensor is None else f"of shape {tensor.shape}"
+                raise UserError(
+                    f"optimizer state '{slot}' of '{name}' is {found}, its weights are of shape {weights.shape}; "
+                    "only state in their shape is carried: take the weights alone (--format huggingface)"
+                )
+        return held, any(name in self.steps for name in group.names)
+
+    def slots_of(self, group: Group) -> list[str]:
+        """The slots that every parameter of a group should have: of an unknown optimizer those that any of them has,
+        for it may keep others in every group; all that there are where none has any, and of an optimizer that is
+        known."""
+        own = [slot for slot in self._filled_slots if any(name in self.slots[slot] for name in group.names)]
+        return own if own and self.known_optimizer is None else self._filled_slots
 
     @property
     def known_optimizer(self) -> OptimizerSpec | None:

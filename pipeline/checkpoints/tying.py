@@ -1,5 +1,6 @@
 """Tied names that are stored beside their owner. `transformers` 5 ties what is equal; where the two differ, both count,
-whatever the config says, and the model is an untied one."""
+whatever the config says, and the model is an untied one. And names that only transformers 4 ties, whatever the config
+says: they get what transformers 5 reads."""
 
 from __future__ import annotations
 
@@ -65,10 +66,24 @@ def completed(state: State, aliases: dict[str, str]) -> State:
     return replace(state, tensors=tensors)
 
 
-def remark(differ: tuple[str, ...], aliases: dict[str, str]) -> str:
-    """What a reader must know of a model that its config calls tied."""
+def agreeing(state: State, architecture: Architecture) -> State:
+    """The state for files that transformers 4 and 5 both read: what 4 reads in another parameter's place is that other
+    one. Where it was not, that is said."""
+    tensors, lines = dict(state.tensors), []
+    for name, read in architecture.doubled.items():
+        if not same_numbers(tensors[name], tensors[read]):
+            lines.append(
+                f"'{name}', which transformers 4 adds where transformers 5 adds '{read}', differs from that and is "
+                "left behind: the result holds the latter under both names"
+            )
+        tensors[name] = tensors[read]
+    return replace(state, tensors=tensors, unread=(*state.unread, *lines))
+
+
+def remark(differ: tuple[str, ...], aliases: dict[str, str], where: str = "config.json") -> str:
+    """What a reader must know of a model that its config calls tied. where: what says so."""
     pairs = ", ".join(f"'{alias}' differs from '{aliases[alias]}'" for alias in differ)
     return (
-        f"config.json says tie_word_embeddings true and {pairs}: both are kept, the result says false, as "
+        f"{where} says tie_word_embeddings true and {pairs}: both are kept, the result says false, as "
         "transformers 5 reads these files (transformers 4 would tie them and drop the first)"
     )

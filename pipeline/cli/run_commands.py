@@ -5,7 +5,7 @@ import argparse
 from pipeline import config
 from pipeline.cli.arguments import Commands, path, positive_integer
 from pipeline.config.schema import Config
-from pipeline.errors import UserError, writing_to
+from pipeline.errors import UserError, full_disk_explained, writing_to
 from pipeline.records.processes import choose_accelerator
 from pipeline.training import launcher
 from pipeline.training.launcher import Nodes
@@ -94,9 +94,10 @@ def _work(loaded: Config, name: str) -> None:
         from pipeline.training import engine, fingerprint, loop
 
         stage = loaded.training_stage(name)
-        fingerprint.require_same(loaded, stage)  # under plain torchrun nobody did it before
-        loop.run(loaded, stage, engine.join())
-        engine.leave()
+        with full_disk_explained(loaded.path):
+            fingerprint.require_same(loaded, stage)  # under plain torchrun nobody did it before
+            loop.run(loaded, stage, engine.join())
+            engine.leave()
     except BaseException as error:
         launcher.tell_failure(error)
         raise

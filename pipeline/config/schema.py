@@ -33,6 +33,8 @@ def _not_empty(place: str) -> str:
     return place
 
 
+MOST_LAYERS, MOST_UNITS = 10_000, 10_000_000
+"""More than any model has: of layers, and of entries of one activation, rows of a table, tokens of a block."""
 Place = Annotated[str, AfterValidator(_not_empty)]
 """The path of a file or folder."""
 
@@ -42,7 +44,7 @@ class TokenizerChoice(Strict):
     folder or a hub name."""
 
     kind: Literal["sentencepiece", "wordpiece", "huggingface"] = "sentencepiece"
-    vocab_size: int = Field(default=4096, ge=64, description="sentencepiece only: pieces to learn")
+    vocab_size: int = Field(default=4096, ge=64, le=MOST_UNITS, description="sentencepiece only: pieces to learn")
     path: str | None = None
 
     @model_validator(mode="after")
@@ -63,7 +65,7 @@ class TextData(Strict):
     )
     column: str = "text"
     tokenizer: TokenizerChoice = TokenizerChoice()
-    block: int = Field(128, ge=8, description="tokens per block, [CLS] and [SEP] included")
+    block: int = Field(128, ge=8, le=MOST_UNITS, description="tokens per block, [CLS] and [SEP] included")
     mask: float = Field(0.15, gt=0, lt=1, description="fraction of a block that is predicted")
     evaluation_blocks: int = Field(256, ge=1)
     workers: int = Field(0, ge=0, le=256, description="loader processes per rank")
@@ -89,7 +91,7 @@ class ImageData(Strict):
     )
     column: str = "image"
     label: str = "label"
-    size: int = Field(8, ge=1, description="side of the square image the model sees, pixels")
+    size: int = Field(8, ge=1, le=4096, description="side of the square image the model sees, pixels")
     channels: Literal[1, 3] = 3
     augment: Augmentation = "none"
     evaluation_images: int = Field(
@@ -102,13 +104,13 @@ class ModelSizes(Strict):
     """The sizes of a model that the config decides; vocabulary, positions and classes follow from the prepared data."""
 
     family: str
-    layers: int = Field(ge=1)
-    hidden: int = Field(ge=1)
+    layers: int = Field(ge=1, le=MOST_LAYERS)
+    hidden: int = Field(ge=1, le=MOST_UNITS)
     heads: int = Field(ge=1)
     kv_heads: int | None = Field(
         None, ge=1, description="heads of keys and values, where groups share them; default: heads"
     )
-    mlp: int | None = Field(None, ge=1, description="hidden units of the MLP; default 4 * hidden")
+    mlp: int | None = Field(None, ge=1, le=MOST_UNITS, description="hidden units of the MLP; default 4 * hidden")
     patch: int | None = Field(None, ge=1, description="images only: side of a patch, pixels")
     dropout: float = Field(0.0, ge=0, lt=1)
     eps: float = Field(1e-12, gt=0, description="epsilon of the norms")

@@ -34,6 +34,8 @@ LARGEST_HELD_OUT = 0.2
 
 MEASURED = 4096
 """Images from which mean and standard deviation are taken, at most."""
+ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
+"""Pillow's modes with an alpha channel."""
 
 
 def build(data: ImageData, seed: int, folder: Path) -> dict[str, Any]:
@@ -55,7 +57,9 @@ def build(data: ImageData, seed: int, folder: Path) -> dict[str, Any]:
         "evaluation": len(evaluation),
         "tokens_per_sample": 1,
     }
-    return facts | _mean_and_std(ImageSamples(folder, facts | {"mean": [0.0], "std": [1.0]}), seed)
+    samples = ImageSamples(folder, facts | {"mean": [0.0], "std": [1.0]})
+    _say_what_is_transparent(samples, seed)
+    return facts | _mean_and_std(samples, seed)
 
 
 def _splits(data: ImageData, cache: Path) -> tuple[datasets.Dataset, datasets.Dataset, list[str]]:
@@ -197,11 +201,39 @@ def _sample(size: int, count: int) -> np.ndarray:
     return np.sort(position(derive(0, "evaluation images"), 0, np.arange(count), size))
 
 
+def _drawn(samples: "ImageSamples", seed: int) -> np.ndarray:
+    """The rows of the training images that are looked at."""
+    size = samples.facts["training"]
+    return position(derive(seed, "mean"), 0, np.arange(min(size, MEASURED)), size)
+
+
+def _say_what_is_transparent(samples: "ImageSamples", seed: int) -> None:
+    """Pixels are read as they are stored, without their alpha: what was hidden shows."""
+    rows = _drawn(samples, seed)
+    stored = (samples.splits["training"][int(row)]["image"] for row in rows)
+    if names := [
+        encoded["path"] or f"image {row}" for row, encoded in zip(rows, stored, strict=True) if _clear(encoded)
+    ]:
+        logger.warning(
+            f"images: {len(names)} of the {len(rows)} looked at have an alpha channel, such as {names[0]}: it is "
+            "dropped, and transparent pixels get the colours that they hide; lay such images on a background first"
+        )
+
+
+def _clear(encoded: dict[str, Any]) -> bool:
+    """Whether an image has an alpha channel; its header is read alone. One that cannot be opened is told later."""
+    try:
+        image = PIL.Image.open(io.BytesIO(encoded["bytes"]))
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
+        return False
+    return image.mode in ALPHA or "transparency" in image.info
+
+
 def _mean_and_std(samples: "ImageSamples", seed: int) -> dict[str, list[float]]:
     """Mean and standard deviation of each channel of the training images, pixels in 0 to 1."""
-    size, pixels = samples.facts["training"], 0
+    pixels = 0
     total, squares = np.zeros(samples.facts["channels"]), np.zeros(samples.facts["channels"])
-    for row in position(derive(seed, "mean"), 0, np.arange(min(size, MEASURED)), size):
+    for row in _drawn(samples, seed):
         (image,), _ = samples.read("training", row[None])
         values = augment.fit(image, samples.facts["size"]) / 255.0
         total, squares = total + values.sum(axis=(0, 1)), squares + (values**2).sum(axis=(0, 1))
@@ -243,8 +275,10 @@ class ImageSamples:
             try:
                 images.append(_decoded(encoded["bytes"], mode))
             except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:  # Syntax: broken PNG
+                named = f" ({encoded['path']})" if encoded["path"] else ""
                 raise UserError(
-                    f"{split} image {row}: cannot be decoded ({one_line(error)}); repair or remove it and prepare again"
+                    f"{split} image {row}{named}: cannot be decoded ({one_line(error)}); repair or remove it and "
+                    "prepare again"
                 ) from error
         return images, torch.tensor(stored["label"], dtype=torch.int64)
 

@@ -1,5 +1,6 @@
 """Growing a model that is in memory: `pipeline.grow`."""
 
+import logging
 from collections.abc import Mapping
 
 import torch
@@ -17,6 +18,8 @@ from pipeline.growth.plan import plan_growth
 from pipeline.growth.verification.equivalence import verify
 from pipeline.models.streaming import LoadedModel
 
+logger = logging.getLogger(__name__)
+
 
 def grow_model(
     model: PreTrainedModel, target: PretrainedConfig, method: str, options: Mapping[str, object], seed: int
@@ -25,26 +28,30 @@ def grow_model(
     (training or evaluation). Raises UserError when the method cannot, or claims to be lossless and is not."""
     function = LoadedModel(model)
     small = function.config
-    if _differs_from_its_ties(model, small):
+    if differ := _different_from_their_owners(model, small):
+        logger.warning(f"grow: {tying.remark(differ, models.architecture_of(small).aliases, 'the config')}")
         small, target = tying.untied(small), tying.untied(target)
     source, large = _Parameters(model, small), targets.adopt(small, target)
     architectures = models.architecture_of(small), models.architecture_of(large)
     growth_options = methods.parse(method, options, seed)
     probed = ProbedSource(small, source.whole, seed)
     plan = plan_growth(*architectures, growth_options, models.initializer_range(large), probed)
-    large = targets.settled(small, large, plan)
+    large = targets.settled(small, large, plan, getattr(target, models.LAYER_TYPES, None))
     grown = dict(PlanExecutor(plan, torch.float32).tensors(source.rows))
     result = models.fill(models.build(large), grown.__getitem__)
     judge(plan, verify(function, LoadedModel(result), plan))
     return result.train(model.training)
 
 
-def _differs_from_its_ties(model: PreTrainedModel, config: PretrainedConfig) -> bool:
-    """Whether names that the config calls tied have numbers of their own, as `from_pretrained` leaves a model whose
-    files hold both."""
+def _different_from_their_owners(model: PreTrainedModel, config: PretrainedConfig) -> tuple[str, ...]:
+    """The names that the config calls tied and that have numbers of their own, as `from_pretrained` leaves a model
+    whose files hold both."""
     held = _parameters(model)
-    pairs = ((held[alias], held[owner]) for alias, owner in models.architecture_of(config).aliases.items())
-    return any(one is not other and not torch.equal(one, other) for one, other in pairs)
+    return tuple(
+        alias
+        for alias, owner in models.architecture_of(config).aliases.items()
+        if held[alias] is not held[owner] and not torch.equal(held[alias], held[owner])
+    )
 
 
 def _parameters(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ Only sizes (and what matters to training alone, such as dropout) are the target'
 computes stays the source's, and a target that says otherwise is refused.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ from pipeline import checkpoints, models
 from pipeline.config import load
 from pipeline.errors import UserError, nearest, placed
 from pipeline.growth.plan import GrowthPlan
-from pipeline.models import ROPE, ROPE_AS_WRITTEN, ConfigKeys
+from pipeline.models import LAYER_TYPES, LAYER_TYPES_STATED, ROPE, ROPE_AS_WRITTEN, ConfigKeys
 from pipeline.records.run_folder import read_json
 
-LAYER_TYPES, POSITIONS = "layer_types", "max_position_embeddings"
+logger = logging.getLogger(__name__)
+
+POSITIONS = "max_position_embeddings"
+SHOWN = 6
+"""Layers in one message."""
 
 
 def find(text: str, source: Path, source_config: Path | None = None) -> PretrainedConfig:
@@ -33,12 +38,21 @@ def find(text: str, source: Path, source_config: Path | None = None) -> Pretrain
     place = Path(text) / checkpoints.CONFIG if Path(text).is_dir() else Path(text)
     content = _mapping(place) if is_yaml else read_json(place)
     if "model_type" in content and not is_yaml:
-        content.pop(LAYER_TYPES, None)  # the source's count, and these may be as many as the source's layers
-        return models.recognise(content, str(place))[1]
+        return _hugging_face(content, str(place))
     family, small = models.read_config(checkpoints.config_file(checkpoints.locate(source), source_config))
     if content and set(content) <= {*family.keys.sizes, *family.keys.training}:
         return _rebuilt(small, content, f"--target {text}")
     return _yaml_model(text, source, source_config) if is_yaml else models.recognise(content, str(place))[1]
+
+
+def _hugging_face(content: dict[str, Any], where: str) -> PretrainedConfig:
+    """The target's config by a config.json's content. The source's types of layers count, and the file's may be as many
+    as the source's layers: they are put aside, for `settled` to say that they are not followed."""
+    stated = content.pop(LAYER_TYPES, None)
+    family, config = models.recognise(content, where)
+    if stated is not None and LAYER_TYPES in family.keys.kept:
+        setattr(config, LAYER_TYPES_STATED, stated)
+    return config
 
 
 def _yaml_model(text: str, source: Path, source_config: Path | None) -> PretrainedConfig:
@@ -126,11 +140,20 @@ def _require_same_rotation(small: PretrainedConfig, content: dict[str, Any]) -> 
     )
 
 
-def settled(small: PretrainedConfig, large: PretrainedConfig, growth: GrowthPlan) -> PretrainedConfig:
+def settled(
+    small: PretrainedConfig, large: PretrainedConfig, growth: GrowthPlan, stated: list[str] | None
+) -> PretrainedConfig:
     """`large` with what only the plan decides: changed keys, and of every layer the type of attention of the layer that
-    it comes from."""
+    it comes from. stated: what the target says of those; that it is not followed is logged."""
     large.update(growth.config_change)
     if types := getattr(small, LAYER_TYPES, None):
         (origins,) = growth.layers.values()
-        large.update({LAYER_TYPES: [types[origin.origin] for origin in origins]})
+        followed = [types[origin.origin] for origin in origins]
+        large.update({LAYER_TYPES: followed})
+        if stated and stated != followed:
+            listed = ", ".join(followed[:SHOWN]) + (", …" if len(followed) > SHOWN else "")
+            logger.warning(
+                f"the target's {LAYER_TYPES} are not followed: every layer keeps the type of the source's layer that "
+                f"it comes from ({listed})"
+            )
     return large

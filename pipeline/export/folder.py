@@ -10,10 +10,10 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from pipeline import checkpoints
+from pipeline import checkpoints, models
 from pipeline.accounting.lineage import Ancestor, lineage
 from pipeline.accounting.recorded_runs import RecordReader
-from pipeline.checkpoints import CheckpointLayout, Sidecars, loader, manifest, publish
+from pipeline.checkpoints import CheckpointLayout, Sidecars, loader, manifest, publish, tying
 from pipeline.checkpoints.layouts import HUGGING_FACE
 from pipeline.checkpoints.sidecars import SOURCE_README
 from pipeline.checkpoints.state import State
@@ -34,6 +34,7 @@ def export_checkpoint(
     """Write and publish the folder `out`. Raises UserError, and publishes nothing."""
     checkpoint, layout = checkpoints.locate(source), CheckpointLayout(HUGGING_FACE.name, dtype=dtype)
     state, config = checkpoints.read(checkpoint, source_config)
+    state = tying.agreeing(state, models.architecture_of(config))
     origin, ancestors = manifest.Origin.of(checkpoint), lineage(checkpoint, RecordReader())[::-1]
     data = prepared(ancestors)
     with publish.writing(out) as staged:

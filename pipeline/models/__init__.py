@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from pipeline.config.schema import ModelSizes
+from pipeline.config.schema import MOST_LAYERS, MOST_UNITS, ModelSizes
 from pipeline.errors import UserError, nearest, one_line, placed
 from pipeline.models.architecture import Architecture
 from pipeline.models.families import bert, bert_pre_ln, dinov2, gpt2, llama, opt, vit
 from pipeline.models.family import (
+    LAYER_TYPES,
+    LAYER_TYPES_STATED,
     ROPE,
     ROPE_AS_WRITTEN,
     ROPE_BEFORE_5,
@@ -27,8 +29,6 @@ from pipeline.models.family import (
 )
 from pipeline.records.processes import choose_accelerator
 from pipeline.records.run_folder import read_json
-
-MOST_LAYERS = 10_000
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -111,7 +111,8 @@ def recognise(content: dict[str, Any], where: str) -> tuple[Family, PretrainedCo
     kind = content.get("model_type")
     match = next((family for family in FAMILIES.values() if family.config_class.model_type == kind), None)
     if match is None:
-        raise UserError(f"{where}: model_type '{kind}' is not a supported family; known: {', '.join(sorted(FAMILIES))}")
+        stated = f"model_type '{kind}' is not a supported family" if kind else "it names no model_type: add it"
+        raise UserError(f"{where}: {stated}; known: {', '.join(sorted(FAMILIES))}")
     try:
         said = {key: value for key, value in content.items() if value is not None or key not in match.keys.undeclared}
         if ROPE in match.keys.function and (written := {key: content[key] for key in ROPE_BEFORE_5 if key in content}):
@@ -133,6 +134,8 @@ def _require_possible_sizes(match: Family, config: PretrainedConfig, where: str)
     sizes, layers = {space.size for space in architecture.spaces.values()}, sum(s.layers for s in architecture.stacks)
     if layers > MOST_LAYERS:
         raise UserError(f"{where}: {layers} layers are more than any model has; at most {MOST_LAYERS} are taken")
+    if max(sizes) > MOST_UNITS:
+        raise UserError(f"{where}: a size of {max(sizes)} is more than any model has; at most {MOST_UNITS} are taken")
     heads_share_the_width = "head_dim" not in match.keys.sizes or not getattr(config, "head_dim", None)
     if min(sizes) < 1 or (heads_share_the_width and config.hidden_size % config.num_attention_heads):
         raise UserError(
@@ -178,6 +181,8 @@ def fill(model: PreTrainedModel, read: Callable[[str], Tensor]) -> PreTrainedMod
 
 __all__ = [
     "FAMILIES",
+    "LAYER_TYPES",
+    "LAYER_TYPES_STATED",
     "ROPE",
     "ROPE_AS_WRITTEN",
     "ConfigKeys",

@@ -181,7 +181,8 @@ class Architecture:
     params: templates of all parameters; those with `{i}` are repeated in the layers of their stack. rms: whether the
     norms are RMSNorms (no centring, no bias). aliases: tied name -> the parameter that owns it. outputs: what the
     model gives out, attribute -> the space of its last axis. ignored: patterns of names that published files may
-    hold besides (buffers, other heads).
+    hold besides (buffers, other heads). doubled: parameters that transformers 5 holds and does not read -> those in
+    whose place transformers 4 reads them.
     """
 
     family: str
@@ -191,6 +192,7 @@ class Architecture:
     epsilon: NormEpsilon
     rms: bool = False
     aliases: dict[str, str] = field(default_factory=dict)
+    doubled: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=lambda: {"logits": "vocab"})
     ignored: tuple[str, ...] = ()
 

@@ -111,6 +111,9 @@ ROPE, ROPE_AS_WRITTEN, ROPE_BEFORE_5 = "rope_parameters", "rope_as_written", ("r
 """The key of rotary positions in transformers 5; the attribute of a config that holds what its file says of them in the
 keys of transformers 4; and those keys."""
 
+LAYER_TYPES, LAYER_TYPES_STATED = "layer_types", "stated_layer_types"
+"""The key of every layer's kind of attention, and the attribute of a target's config with what its file says there."""
+
 DROPOUT_KEYS = ("attention_probs_dropout_prob", "hidden_dropout_prob", "initializer_range")
 """The training keys of BERT and of what was written after it."""
 
@@ -209,7 +212,8 @@ class Family:
         written = {head.model_class.__name__: head for head in self.heads}
         if name not in public | written:
             raise UserError(
-                f"architecture '{name}' of family '{self.name}' is not known; known are {', '.join(public)}"
+                f"architecture '{name}' of family '{self.name}' is not known; known are {', '.join(public)}: load the "
+                f"model as one of them (say {next(iter(public))}.from_pretrained) and save that"
             )
         return (public | written)[name]
 

@@ -27,6 +27,9 @@ from pipeline.records.stage_records import Ledger, Metrics
 
 KINDS = {list: "list", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 """What JSON calls that which is no object."""
+LFS = b"version https://git-lfs.github.com/spec/"
+"""How the pointer begins that lies in the place of a file which Git LFS has not fetched."""
+POINTER = "{}: is a pointer of Git LFS, the file itself was not fetched; run 'git lfs pull' in its folder"
 
 
 def step_of(checkpoint: Path) -> int | None:
@@ -49,9 +52,16 @@ def write_text(path: Path, content: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
-    except OSError:
+    except OSError as error:
         draft.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # a disk that is full names none
         raise
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether Git LFS has left a pointer in the place of a file."""
+    with path.open("rb") as file:
+        return file.read(len(LFS)) == LFS
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -61,6 +71,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot read it ({error.strerror}); check the path") from error
     except (ValueError, RecursionError) as error:  # also of bytes that are no text, and of too long a number
+        if is_pointer(path):
+            raise UserError(POINTER.format(path)) from error
         raise UserError(f"{path}: not valid JSON ({error}); the file is damaged or no JSON file") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a JSON {KINDS[type(content)]}, not an object of keys; the file is damaged")

@@ -29,6 +29,10 @@ PARENT, FAILURES, LOG_LEVEL = "LEMON_PARENT_PID", "LEMON_FAILURE_FOLDER", "LEMON
 """Environment variables of a worker: its parent's process id, where it writes why it failed, its logging level."""
 
 
+UNTOLD = 3
+"""The exit code of a worker that failed and could not write why."""
+
+
 @dataclass(frozen=True)
 class Nodes:
     """This node among all. `address` and `port`: where node 0 listens. Raises UserError for an impossible rank or
@@ -158,6 +162,11 @@ def _message(failures: Path, error: "ChildFailedError") -> str:
         reason = "SIGKILL: out of memory, or stopped from outside"
         return f"worker {killed[0]} died ({reason}); run the command again to resume"
     texts = [path.read_text(encoding="utf-8").partition("\n") for path in failures.iterdir()]
+    if untold := [rank for rank, code in exit_codes.items() if code == UNTOLD]:
+        return (
+            f"worker {untold[0]} failed and could not leave its message in {failures}; the disk is full, or cannot be "
+            "written: make room and run the command again to resume"
+        )
     if texts:
         message, _, trace = min(texts, key=lambda text: bool(text[2]))
         return f"{message}; traceback in {failures}" if trace else message
@@ -188,5 +197,9 @@ def tell_failure(error: BaseException) -> None:
         rank, bad_input = os.environ["RANK"], isinstance(error, UserError)
         summary = f"worker {rank} failed: {type(error).__name__}: {error}".replace("\n", " ")
         text = f"{error}\n" if bad_input else f"{summary}\n{traceback.format_exc()}"
-        (Path(folder) / f"rank-{rank}.txt").write_text(text, encoding="utf-8")
+        try:
+            (Path(folder) / f"rank-{rank}.txt").write_text(text, encoding="utf-8")
+        except OSError:
+            print(text, end="", file=sys.stderr, flush=True)
+            os._exit(UNTOLD)
         os._exit(2 if bad_input else 1)

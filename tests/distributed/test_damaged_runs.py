@@ -1,14 +1,18 @@
 """A stage that resumes from a folder that was damaged, or made by someone who means harm."""
 
 import json
+import resource
+import shutil
 
 import pytest
 
+from pipeline.cli import main
 from tests.helpers import cli
 from tests.helpers.cli import lemon_here
 from tests.helpers.damage import flip, poison, sealed_again
+from tests.helpers.processes import in_a_child
 from tests.helpers.rotation import rotated
-from tests.helpers.runs import interrupted, ledger, losses
+from tests.helpers.runs import copied, interrupted, ledger, losses
 
 
 def newest(folder, stage="small"):
@@ -65,6 +69,36 @@ def test_a_resume_executes_nothing(begun, tmp_path, capfd, file):
     code, _, error = cli.lemon(capfd, "train", begun, "--stage", "small")
     assert code == 2 and "cannot be loaded safely (damaged, or it holds code)" in error
     assert not (tmp_path / "mark").exists()
+
+
+@rotated(one_in=2, of="file")
+@pytest.mark.parametrize("file", ["mp_rank_00_model_states.pt", "zero_pp_rank_1_mp_rank_00_optim_states.pt"])
+def test_a_start_from_a_foreign_folder_executes_nothing(finished, tmp_path, capfd, file):
+    """It has no manifest, and a pickle in the place of a file."""
+    start = tmp_path / "foreign" / "global_step24"
+    shutil.copytree(max((finished / "run" / "small" / "checkpoints").iterdir()), start)
+    (start / "manifest.json").unlink()
+    poison(start / file, tmp_path / "mark")
+    config = copied(finished, tmp_path)
+    code, _, error = cli.lemon(capfd, "train", config, "--stage", "small", f"stages.small.start={start}")
+    assert code == 2 and f"{start / file}: cannot be loaded safely (damaged, or it holds code)" in error, error
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_disk_that_fills_up(begun, tmp_path):
+    """A limit on the size of files stands for it: the shards of the next checkpoint do not fit."""
+
+    def limited() -> int:
+        shard = max(newest(tmp_path)[0].glob("*optim_states.pt"))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (shard.stat().st_size // 2,) * 2)
+        return main(["train", str(begun), "--stage", "small"])
+
+    for checkpoint in newest(tmp_path)[:1]:
+        shutil.rmtree(checkpoint)  # step 24, which is to be written again
+    ended = in_a_child(limited, tmp_path / "said")
+    assert ended.code == 2 and "Traceback" not in ended.said, ended.said
+    assert "cannot be written (" in ended.said and "make room and run the command again to resume" in ended.said
+    assert str(tmp_path / "run") in ended.said
 
 
 DAMAGE = {

@@ -55,10 +55,14 @@ def lemon_here(*arguments: object) -> None:
 
 
 def run_python(
-    *arguments: object, timeout: float = 120, env: Mapping[str, str] | None = None, **options: Any
+    *arguments: object,
+    timeout: float = 120,
+    env: Mapping[str, str] | None = None,
+    interpreter: str = sys.executable,
+    **options: Any,
 ) -> subprocess.CompletedProcess[str]:
-    """A script or module (`-m name`) run to its end by this interpreter, from the repository's root."""
-    command = [sys.executable, *map(str, arguments)]
+    """A script or module (`-m name`) run to its end by this interpreter, or another, from the repository's root."""
+    command = [interpreter, *map(str, arguments)]
     options = {"capture_output": True, "cwd": ROOT, **options}
     return subprocess.run(command, text=True, env=env or environment(), timeout=timeout, check=False, **options)
 

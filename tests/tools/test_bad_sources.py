@@ -69,8 +69,9 @@ def test_an_index_that_is_none(tmp_path, capsys, content, complaint):
         (b'{"model_type": "\xe9"}', "not valid JSON"),
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "not valid JSON"),
         (b'{"model_type": "gpt2", "n_layer": 10000000}', "10000000 layers are more than any model has"),
+        (b'{"model_type": "gpt2", "n_embd": 1200000000}', "a size of 4800000000 is more than any model has"),
     ],
-    ids=["latin-1", "deep", "endless"],
+    ids=["latin-1", "deep", "endless", "wide"],
 )
 def test_a_config_that_is_none(tmp_path, capsys, content, complaint):
     (saved(tmp_path / "small", "gpt2") / "config.json").write_bytes(content)
@@ -164,7 +165,7 @@ def test_an_unknown_family(tmp_path, capsys):
     [
         ("model.safetensors", b"\x90\x01\x00\xff", "model.safetensors: not valid JSON"),
         ("config.json", b"[]", "config.json: holds a JSON list, not an object of keys"),
-        ("config.json", b"{}", "config.json: model_type 'None' is not a supported family; known: bert"),
+        ("config.json", b"{}", "config.json: it names no model_type: add it; known: bert"),
         ("config.json", b'{"model_type": "gpt2", "n_layer": 0}', "config.json: n_layer 0 is impossible"),
         ("config.json", b'{"model_type": "vit", "patch_size": [4, 4]}', "config.json: patch_size [4, 4] is impossible"),
         (

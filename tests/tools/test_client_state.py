@@ -80,6 +80,12 @@ def test_plain_values_go_along(tmp_path, capsys, stage, target):
         assert carried.same({key: held[key] for key in CLIENT}, CLIENT)
         assert held["global_steps"] == 4
     assert "not opened" not in said
+    for folder in (tmp_path / "small", out):
+        listed = json.loads(lemon(capsys, "inspect", folder, "--json")[1])
+        assert set(listed["keeps"]) == set(CLIENT) - {"skipped_steps", "global_samples", "ds_config", "ds_version"}
+        assert (listed["counters"]["skipped_steps"], listed["counters"]["global_samples"]) == (2, 48)
+        code, said, _ = lemon(capsys, "inspect", folder)
+        assert "skipped_steps 2, global_samples 48" in said and "keeps " in said
     code, said, _ = lemon(capsys, "diff", tmp_path / "small", out)
     assert code == 0, said
 

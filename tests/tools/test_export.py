@@ -136,7 +136,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys):
         ((tmp_path / "none", "--out", tmp_path / "hf"), "none: no such folder"),
         (
             (small, "--out", tmp_path / "hf", "--source-config", small / "manifest.json"),
-            "manifest.json: model_type 'None' is not a supported family",
+            "manifest.json: it names no model_type: add it",
         ),
     ]:
         code, _, err = lemon(capsys, "export", *arguments)

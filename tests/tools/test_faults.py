@@ -94,6 +94,15 @@ def test_too_little_room_is_said_before_anything_is_written(tmp_path, capsys, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "target.json"]
 
 
+def test_more_ranks_than_there_is_work_for(tmp_path, capsys):
+    arguments = commands(tmp_path)["reshard"]
+    code, _, err = lemon(capsys, *arguments, "--format", "zero", "--world-size", 5000)
+    assert code == 2 and "world size 5000: each rank would have 10 of 54,584" in err and "choose at most 256" in err, (
+        err
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "target.json"]
+
+
 @pytest.mark.parametrize("command", ["expand", "reshard"])
 def test_a_damaged_source(tmp_path, capsys, command):
     """One bit of its numbers: hashed while the result is written, refused before that is published."""

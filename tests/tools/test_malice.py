@@ -1,6 +1,7 @@
 """Loading never executes code: a malicious pickle in any file of a checkpoint is refused by the file's name."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,25 @@ def test_the_mark_is_left_by_what_executes(tmp_path):
     torch.save(Malicious(tmp_path / "mark"), tmp_path / "file.pt")
     torch.load(tmp_path / "file.pt", weights_only=False)
     assert (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("size", [10, 300_000_000])
+def test_a_small_archive_that_becomes_a_large_one(tmp_path, capsys, size):
+    """torch writes its records as they are; one that is compressed is not opened, whatever it would become."""
+    folder = foreign(tmp_path / "small", state(), LAYOUTS["1 on 2"])
+    path = folder / "mp_rank_00_model_states.pt"
+    torch.save(torch.load(path, weights_only=False), path)  # with torch's own checksums
+    with zipfile.ZipFile(path) as archive:
+        records = {record.filename: archive.read(record) for record in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in records.items():
+            archive.writestr(name, content)
+        archive.writestr(f"{next(iter(records)).partition('/')[0]}/data/more", bytes(size))
+    assert path.stat().st_size < 1_000_000
+    for command in (["check", folder], ["inspect", folder], ["reshard", folder, "--out", tmp_path / "out"]):
+        code, out, err = lemon(capsys, *command)
+        assert code == 2 and not out and err.count("\n") == 1, err
+        assert f"{path}: '" in err and "in it is compressed (" in err and "which torch never writes" in err, err
 
 
 OUTSIDE = ["../../../outside", "/outside", "a/../../outside", "zero/x", ".", "..", "", "nul\0"]

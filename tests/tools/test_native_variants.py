@@ -46,6 +46,23 @@ def test_elastic_checkpoints_are_refused(tmp_path, capsys):
     assert code == 2 and "saved with elastic_checkpoint" in err and err.count("\n") == 1, err
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_frozen_parameters_that_were_left_out(tmp_path, capsys, kept):
+    """As a Trainer saves adapters: of the frozen model its tied names are left, with their numbers or without."""
+    folder, numbers = foreign(tmp_path / "small"), torch.arange(6.0).reshape(2, 3).bfloat16()
+    model = torch.load(folder / MODEL, weights_only=False)
+    model["shared_params"] |= {"head.weight": "embedding.weight"}
+    model["module"] |= {"head.weight": numbers} if kept else {}
+    torch.save(model, folder / MODEL)
+    said = "'embedding.weight', to which 'head.weight' is tied, is not in the files"
+    for command in (["inspect", folder], ["reshard", folder, "--out", tmp_path / "out"]):
+        code, out, err = lemon(capsys, *command)
+        assert code == 0 and said in " ".join(out.split()), out + err
+    after = checkpoints.raw(tmp_path / "out")
+    assert after.aliases == state().aliases and after.frozen == (*state().frozen, *(["head.weight"] * kept))
+    assert not kept or torch.equal(after.tensors["head.weight"].tensor(), numbers)
+
+
 @pytest.mark.parametrize("place", ["weights", "buffer"])
 def test_tensors_without_numbers_are_refused(tmp_path, capsys, place):
     folder = foreign(tmp_path / "small")

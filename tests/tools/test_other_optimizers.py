@@ -57,6 +57,42 @@ def test_state_is_carried_and_none_is_invented(tmp_path, capsys, name, target):
     assert code == 0, out
 
 
+def of_two_kinds() -> State:
+    """As Muon with AdamW leaves it: every group has slots of its own."""
+    held = left_by("muon")
+    entries, (first, second) = held.slots["momentum_buffer"], held.groups
+    slots = {"momentum_buffer": first.names, "exp_avg": second.names, "exp_avg_sq": second.names}
+    return replace(
+        held,
+        slots={slot: {name: entries[name] for name in names} for slot, names in slots.items()},
+        steps=dict.fromkeys(second.names, 4.0),
+    )
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_groups_with_slots_of_their_own(tmp_path, capsys, target):
+    before, folder = of_two_kinds(), foreign(tmp_path / "small", of_two_kinds(), CheckpointLayout("zero", 2, 2))
+    for command in (["check", folder], ["reshard", folder, "--out", tmp_path / "out", *TARGETS[target]]):
+        code, _, err = lemon(capsys, *command)
+        assert code == 0, err
+    after = checkpoints.raw(tmp_path / "out")
+    assert {slot: set(held) for slot, held in after.slots.items()} == {s: set(h) for s, h in before.slots.items()}
+    assert after.steps == before.steps
+    for command in (["check", tmp_path / "out"], ["diff", folder, tmp_path / "out"]):
+        code, out, err = lemon(capsys, *command)
+        assert code == 0, out + err
+
+
+def test_a_slot_that_one_parameter_of_a_group_lacks(tmp_path, capsys):
+    folder = foreign(tmp_path / "small", of_two_kinds(), CheckpointLayout("universal"))
+    name = of_two_kinds().groups[1].names[-1]
+    (folder / "zero" / name / "exp_avg.pt").unlink()
+    code, _, err = lemon(capsys, "check", folder)
+    assert code == 2 and f"exp_avg of '{name}' is missing" in err, err
+    code, _, err = lemon(capsys, "reshard", folder, "--out", tmp_path / "out", "--format", "zero")
+    assert code == 2 and f"optimizer state 'exp_avg' of '{name}' is missing" in err, err
+
+
 BEFORE = {
     "adamax": {"betas": (0.9, 0.999), "eps": 1e-8, "maximize": False, "differentiable": False},
     "amsgrad": {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": True, "differentiable": False},

@@ -140,7 +140,7 @@ def test_a_list_with_something_else_than_sizes(tmp_path, capsys):
     small = saved(tmp_path / "small", "bert")
     (tmp_path / "t.json").write_text(json.dumps({"hidden_size": 24, "hidden_sise": 6}))
     code, _, err = lemon(capsys, "plan", "--source", small, "--target", tmp_path / "t.json")
-    assert code == 2 and "t.json: model_type 'None' is not a supported family" in err and err.count("\n") == 1, err
+    assert code == 2 and "t.json: it names no model_type: add it" in err and err.count("\n") == 1, err
 
 
 UNREAD = {

@@ -5,37 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import pipeline
-from pipeline import checkpoints, models
+from pipeline import checkpoints
 from tests.helpers.checkpoints import change, saved, target_config_file
 from tests.helpers.cli import lemon
 from tests.helpers.pretrained import apart, given_out, loaded, tokens
 from tests.helpers.samples import POSITIONS, sample
+from tests.helpers.variations import DIFFERENT, stored_beside
 
 SAID = "says tie_word_embeddings true and '{}' differs from"
-DIFFERENT = {
-    "llama tied": "lm_head.weight",
-    "qwen3 tied": "lm_head.weight",
-    "gpt2": "lm_head.weight",
-    "opt": "lm_head.weight",
-    "bert": "cls.predictions.decoder.weight",
-    "bert-pre-ln": "cls.predictions.decoder.bias",
-    "roberta": "lm_head.decoder.bias",
-}
-"""Variant -> a tied name of it."""
-
-
-def stored_beside(folder: Path, variant: str, name: str, *, equal: bool = False) -> Path:
-    """A saved model whose files hold the tied `name` as well, with other numbers or with the owner's."""
-    owner = models.architecture_of(sample(variant)).aliases[name]
-
-    def add(tensors: dict) -> None:
-        other = torch.randn(tensors[owner].shape, generator=torch.Generator().manual_seed(3))
-        tensors[name] = tensors[owner].clone() if equal else other * 0.3
-
-    return change(saved(folder, variant), add)
 
 
 def grown(capsys, folder: Path, small: Path, variant: str) -> str:
@@ -134,10 +115,53 @@ def test_two_tensors_of_one_name_are_refused(tmp_path, capsys):
     assert code == 2 and "'transformer.wte.weight' and 'wte.weight' are both 'transformer.wte.weight'" in err, err
 
 
-def test_a_model_in_memory_that_was_loaded_from_such_files(tmp_path):
+def test_a_model_in_memory_that_was_loaded_from_such_files(tmp_path, caplog):
     small = stored_beside(tmp_path / "small", "llama tied", "lm_head.weight")
     model = AutoModelForCausalLM.from_pretrained(small)
     large = pipeline.grow(model, sample("llama tied", hidden=24, heads=6, mlp=40, eps=1e-6)).double().eval()
+    assert f"grow: the config {SAID.format('lm_head.weight')} 'model.embed_tokens.weight'" in caplog.text
     before, inputs = loaded(small), tokens(small, POSITIONS)
     assert (before(**inputs)[0] - large(**inputs)[0]).abs().max() < 1e-5 * before(**inputs)[0].abs().max()
     assert not large.config.tie_word_embeddings
+
+
+DOUBLED = {
+    "bert untied": ("cls.predictions.bias", "cls.predictions.decoder.bias"),
+    "roberta untied": ("lm_head.bias", "lm_head.decoder.bias"),
+}
+"""Variant -> the bias that transformers 4 adds, and the one that transformers 5 adds."""
+
+
+@pytest.mark.parametrize("variant", DOUBLED)
+def test_an_untied_decoder_adds_one_bias_in_transformers_4_and_5(tmp_path, capsys, variant):
+    """The files of a result hold one of them twice; what DeepSpeed's hold stays."""
+    older, newer = DOUBLED[variant]
+    said = f"'{older}', which transformers 4 adds where transformers 5 adds '{newer}', differs"
+    small = saved(tmp_path / "small", variant)
+    target = target_config_file(tmp_path / "target.json", variant, hidden=24, heads=6, mlp=40, vocab=70)
+    native = ["--format", "zero", "--zero-stage", 2, "--world-size", 1]
+    for name, command in {
+        "large": ["expand", "--source", small, "--target", target],
+        "exported": ["export", small],
+        "native": ["reshard", small, *native],
+        "again": ["reshard", tmp_path / "native", "--format", "huggingface"],
+    }.items():
+        code, out, err = lemon(capsys, *command, "--out", tmp_path / name)
+        assert code == 0 and (said in out) == (name != "native"), out + err
+    before = load_file(small / "model.safetensors")
+    for name in ("large", "exported", "again"):
+        after = load_file(tmp_path / name / "model.safetensors")
+        assert torch.equal(after[older], after[newer]) and torch.equal(after[newer][:61], before[newer])
+    kept = checkpoints.read(tmp_path / "native")[0].tensors[older].tensor()
+    assert torch.equal(kept, before[older]) and not torch.equal(kept, before[newer])
+    code, out, _ = lemon(capsys, "export", tmp_path / "exported", "--out", tmp_path / "twice")
+    assert code == 0 and "transformers 4 adds" not in out
+
+
+def test_the_bias_that_transformers_4_saved_alone(tmp_path, capsys):
+    """transformers 5 starts the other from zeros, which nobody means."""
+    small = change(saved(tmp_path / "small", "bert untied"), lambda t: t.pop("cls.predictions.decoder.bias"))
+    code, _, err = lemon(capsys, "export", small, "--out", tmp_path / "out")
+    assert (
+        code == 2 and "'cls.predictions.decoder.bias' is missing; transformers 4, which saves none, adds 'cls." in err
+    )

@@ -9,35 +9,13 @@ from pipeline import checkpoints
 from tests.helpers.checkpoints import saved, target_config_file
 from tests.helpers.cli import lemon
 from tests.helpers.pretrained import apart, given_out, tokens
-
-LONG = 64
-"""Tokens: more than a probe has, and than the windows."""
-TYPES = ["sliding_attention", "full_attention"]
-WINDOW = 24
-"""More tokens than a probe has."""
-
-
-def edit(folder: Path, **changes: object) -> Path:
-    """Other keys in a config.json; `...` takes one away."""
-    place = folder / "config.json" if folder.is_dir() else folder
-    content = {**json.loads(place.read_text()), **changes}
-    place.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
-    return folder
-
-
-def mixed(folder: Path) -> Path:
-    """A Qwen3 whose first layer has a window."""
-    small = saved(folder, "qwen3", positions=LONG)
-    return edit(small, layer_types=TYPES, use_sliding_window=True, sliding_window=WINDOW)
+from tests.helpers.variations import LONG, SCALED, SLIDING, TYPES, edit, mixed
 
 
 def expand(capsys, folder: Path, small: Path, variant: str, changes: dict | None = None, **sizes: object):
     target = target_config_file(folder / "target.json", variant, **{"positions": LONG, **sizes})
     edit(target, **(changes or {}))
     return lemon(capsys, "expand", "--source", small, "--target", target, "--out", folder / "large")
-
-
-SLIDING = {"use_sliding_window": True, "sliding_window": WINDOW}
 
 
 @pytest.mark.parametrize(
@@ -61,11 +39,18 @@ def test_layers_keep_the_type_of_the_layer_they_come_from(tmp_path, capsys, size
     assert (before - given_out(small, tokens(small, LONG))).abs().max() > 1e-2 * before.abs().max()
 
 
-def test_a_target_whose_layer_types_are_as_many_as_the_sources(tmp_path, capsys):
-    code, _, err = expand(
-        capsys, tmp_path, mixed(tmp_path / "small"), "qwen3", {**SLIDING, "layer_types": TYPES}, layers=4
-    )
+@pytest.mark.parametrize(
+    "types, followed",
+    [(TYPES, False), ([*TYPES, *TYPES], False), ([TYPES[0], TYPES[0], TYPES[1], TYPES[1]], True), (..., True)],
+    ids=["as many as the source's", "others", "the same", "none"],
+)
+def test_a_target_with_layer_types_of_its_own(tmp_path, capsys, types, followed):
+    small = mixed(tmp_path / "small")
+    code, out, err = expand(capsys, tmp_path, small, "qwen3", {**SLIDING, "layer_types": types}, layers=4)
     assert code == 0, err
+    said = "the target's layer_types are not followed: every layer keeps the type of the source's layer that it"
+    assert (said in out) is not followed, out
+    assert "stated_layer_types" not in json.loads((tmp_path / "large" / "config.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -81,10 +66,6 @@ def test_other_windows_than_the_sources_are_never_verified(tmp_path, capsys, var
     edit(tmp_path / "large", **changes)
     code, out, err = lemon(capsys, "verify", small, tmp_path / "large")
     assert code == 2 and "long texts have other outputs" in err and "lossless" not in out, err
-
-
-SCALED = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-SCALED["original_max_position_embeddings"] = 16
 
 
 @pytest.mark.parametrize("scaling", [None, SCALED, {"type": "linear", "factor": 2.0}], ids=["none", "llama3", "linear"])

@@ -121,8 +121,17 @@ def test_a_lineage_ends_where_nothing_is_recorded(tmp_path):
     assert not found[-1].recorded and found[-1].training_flops is None and found[-1].spent is None
 
 
-def test_checkpoints_that_name_each_other_end(tmp_path):
+def test_checkpoints_that_name_each_other_end(tmp_path, caplog):
     first, second = tmp_path / "first", tmp_path / "second"
     checkpoint(first, kind="export", source={"path": str(second)})
     checkpoint(second, kind="export", source={"path": str(first)})
-    assert names(first) == [("first", "export"), ("second", "export")]
+    assert names(first) == [("first", "export"), ("second", "export"), ("first", "foreign")]
+    assert f"{first}: is recorded as its own origin; what lies behind it counts as not known" in caplog.text
+
+
+def test_a_stage_that_is_its_own_origin_ends(tmp_path, caplog):
+    run = make_run(tmp_path / "run", {"small": "train"})
+    train(run, "small", SMALL, {0: 8.0, 20: 5.0}, origin="small")
+    assert names(run / "small") == [("small", "train"), ("small", "foreign")]
+    assert len(build([run]).runs[0].stages) == 1
+    assert f"{run / 'small'}: is recorded as its own origin" in caplog.text

@@ -333,3 +333,33 @@ def test_deit_keeps_the_shape_for_grey_and_colour(channels):
     assert all(result.min() >= -2.001 and result.max() <= 2.001 for result in results)  # 0 to 1, normalised
     erased = sum(bool((result == 0).all(dim=0).sum() >= 4) for result in results)
     assert 3 <= erased <= 30  # a quarter of 60, five deviations either side
+
+
+def coloured(folder: Path, mode: str = "RGB", count: int = 12) -> Path:
+    """Pictures of two classes in files of their own."""
+    for number, pixels in enumerate(pictures(count)):
+        place = folder / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(pixels).convert(mode).save(place / f"{number:02d}.png")
+    return folder
+
+
+@pytest.mark.parametrize("mode, said", [("RGBA", True), ("LA", True), ("RGB", False), ("L", False)])
+def test_an_alpha_channel_is_dropped_and_said(tmp_path, caplog, mode, said):
+    folder = coloured(tmp_path / "pictures", mode)
+    prepared = prepare(config(folder, size=8, channels=3), 3, tmp_path / "data")
+    line = "of the 10 looked at have an alpha channel, such as "
+    assert (line in caplog.text) is said
+    images, _ = ImageSamples(tmp_path / "data", prepared.facts).read("training", np.arange(10))
+    assert {image.mode for image in images} == {"RGB"}
+
+
+def test_a_picture_that_would_fill_the_memory_is_named(tmp_path, monkeypatch):
+    """One of so many pixels that Pillow calls it a bomb; here a small number of them."""
+    folder = coloured(tmp_path / "pictures")
+    PIL.Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "a" / "large.png")
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UserError) as caught:
+        prepare(config(folder, size=8, channels=3, evaluation=str(coloured(tmp_path / "others"))), 3, tmp_path / "data")
+    assert "large.png): cannot be decoded (Image size (4096 pixels) exceeds limit" in str(caught.value)
+    assert "decompression bomb" in str(caught.value) and "\n" not in str(caught.value)

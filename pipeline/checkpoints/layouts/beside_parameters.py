@@ -29,16 +29,28 @@ def beside(folder: Path, model: dict[str, Any], trained: Collection[str], cut: i
     """All that belongs to no optimizer group. trained: the names that do. cut: the number of ranks over which stage 3
     has cut every parameter; 0 where parameters are whole."""
     module, buffers = model["module"], tuple(model.get("buffer_names") or ())
-    aliases = {**tied(module, (*buffers, *trained)), **(model.get("shared_params") or {})}
     cut_frozen = _cut_frozen(folder, model, cut) if cut else {}
+    aliases = {**tied(module, (*buffers, *trained)), **(model.get("shared_params") or {})}
+    lone = _without_owner(aliases, {*trained, *buffers, *cut_frozen, *module})
+    aliases = {alias: owner for alias, owner in aliases.items() if alias not in lone}
     known = {*trained, *buffers, *aliases, *cut_frozen}
     others = {name: value for name, value in module.items() if name not in known}
     # ZeRO-1 notes no frozen parameters: they are in the module and in no group
     held = {name: value for name, value in others.items() if isinstance(value, Tensor) and not (cut and _gone(value))}
     lost = [f"'{name}' of the module holds no tensor and is left behind" for name in others if name not in held]
+    lost += [
+        f"'{owner}', to which '{alias}' is tied, is not in the files, which were saved without frozen parameters; load "
+        "the result with load_module_strict=False"
+        for alias, owner in lone.items()
+    ]
     for name in (*buffers, *held):
         require_numbers(folder, f"'{name}'", module[name])
     return Beside(aliases, _whole(module, buffers), cut_frozen | _whole(held, held), tuple(lost))
+
+
+def _without_owner(aliases: dict[str, Any], held: Collection[str]) -> dict[str, str]:
+    """Tied names of frozen parameters that a script has left out (exclude_frozen_parameters), and those."""
+    return {alias: owner for alias, owner in aliases.items() if isinstance(owner, str) and owner not in held}
 
 
 def _gone(value: Tensor) -> bool:

@@ -25,7 +25,7 @@ from pipeline.checkpoints.serialization.byte_stream import Chunks, OutputFile, t
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import InMemoryTensor, LazyTensor, WholeTensor
 from pipeline.errors import UserError
-from pipeline.records.run_folder import read_json
+from pipeline.records.run_folder import POINTER, is_pointer, read_json
 
 if TYPE_CHECKING:
     from pipeline.checkpoints.layouts import CheckpointLayout
@@ -40,8 +40,6 @@ names in `transformers_weights` comes before them."""
 CONFIG, NAMED = "config.json", "transformers_weights"
 WRAPPED = ("state_dict", "model_state_dict", "model", "module")
 """Keys under which scripts save a model beside its optimizer."""
-LFS = b"version https://git-lfs.github.com/spec/"
-"""How the pointer begins that lies in the place of a file which Git LFS has not fetched."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 """What safetensors calls them."""
@@ -179,11 +177,8 @@ def _safetensors(path: Path) -> dict[str, LazyTensor]:
 def _require_content(path: Path) -> None:
     """Raises UserError for a pointer in the place of a file, and OSError that says why one cannot be opened (where
     safetensors says that it is not there)."""
-    with path.open("rb") as file:
-        if file.read(len(LFS)) == LFS:
-            raise UserError(
-                f"{path}: is a pointer of Git LFS, the file itself was not fetched; run 'git lfs pull' in its folder"
-            )
+    if is_pointer(path):
+        raise UserError(POINTER.format(path))
 
 
 def _pickled(path: Path) -> tuple[dict[str, LazyTensor], str, list[str]]:

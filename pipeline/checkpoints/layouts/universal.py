@@ -119,14 +119,18 @@ def read(folder: Path) -> State:
     groups = _groups(shapes, optimizer)
     tied = model.get("shared_params") or {}
     kept = {name: _slots(root / name) for name in names if name not in tied}
-    slots = _expected_slots(kept, groups)
-    owners = [name for name in kept if kept[name] or not slots]
-    _require_whole(folder, groups, names, owners, slots)
+    expected = _expected_slots(kept, groups)
+    owners = [name for name in kept if kept[name] or not expected]
+    _require_whole(folder, groups, names, owners, list(expected))
+    slots = {slot: [name for name in owners if having is None or name in having] for slot, having in expected.items()}
     hypers = {name: group.hyper for group in groups for name in group.names}
     steps = {name: _step(root / name, optimizer, kept[name], hypers.get(name, {})) for name in owners}
     state = State(  # DeepSpeed writes tied names a second time, without moments: those are left out
         {name: ParameterFile(root / name / f"{WEIGHTS}.pt", flat.get(name)) for name in owners or names},
-        slots={s: {name: ParameterFile(root / name / f"{s}.pt", flat.get(name)) for name in owners} for s in slots},
+        slots={
+            slot: {name: ParameterFile(root / name / f"{slot}.pt", flat.get(name)) for name in having}
+            for slot, having in slots.items()
+        },
         step=int(model.get("global_steps", 0)),
         steps={name: step for name, step in steps.items() if step is not None},
         groups=groups,
@@ -178,11 +182,13 @@ def _slots(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.pt") if path.stem not in (WEIGHTS, STEP))
 
 
-def _expected_slots(kept: dict[str, list[str]], groups: tuple[Group, ...]) -> list[str]:
-    """Those that some parameter has; where none has any, those of the optimizer that the groups are of."""
+def _expected_slots(kept: dict[str, list[str]], groups: tuple[Group, ...]) -> dict[str, list[str] | None]:
+    """Slot -> the parameters that must have it, None: all, as with a known optimizer; of any other those that have."""
     slots = list(dict.fromkeys(slot for names in kept.values() for slot in names))
     spec = optimizers.recognise(slots, [group.hyper for group in groups])
-    return [slot.name for slot in spec.slots] if spec else slots
+    if spec:
+        return {slot.name: None for slot in spec.slots}
+    return {slot: [name for name, held in kept.items() if slot in held] for slot in slots}
 
 
 def _require_whole(
@@ -237,16 +243,17 @@ def _step(folder: Path, optimizer: dict[str, Any], slots: list[str], hyper: dict
 
 def files(state: State, folder: Path) -> list[OutputFile]:
     """The files of `state` (module names) as stages 1, 2 and 3 can load them; fresh moments are zeros."""
-    slots, keeps_step = state.stored_slots()
+    kept = {name: state.stored_slots(group) for group in state.groups for name in group.names}
     output = []
     for name, weights in state.tensors.items():
         if name in state.frozen:
             continue
+        slots, keeps_step = kept[name]
         stored = {WEIGHTS: weights, **{slot: state.slots.get(slot, {}).get(name) for slot in slots}}
         output += [_file(f"zero/{name}/{slot}.pt", stored[slot], weights, folder) for slot in stored]
         if keeps_step:
             output.append(small_file(f"zero/{name}/{STEP}.pt", torch.tensor(state.steps.get(name, 0.0))))
-    output.append(small_file("zero/optimizer_state.pt", _optimizer(state, keeps_step)))
+    output.append(small_file("zero/optimizer_state.pt", _optimizer(state)))
     return output + list(_model_files(state, folder))
 
 
@@ -257,10 +264,10 @@ def _file(name: str, tensor: LazyTensor | None, weights: LazyTensor, folder: Pat
     return archive.file(name, {"param": archive.placeholder(slices, weights.shape)}, folder)
 
 
-def _optimizer(state: State, keeps_step: bool) -> dict[str, Any]:
+def _optimizer(state: State) -> dict[str, Any]:
     groups = [{**group.hyper, "params": [index]} for index, group in enumerate(state.groups)]
     first: dict[str, Tensor] = {}
-    if keeps_step:
+    if state.groups and state.stored_slots(state.groups[0])[1]:
         first[STEP] = torch.tensor(state.steps.get(state.groups[0].names[0], 0.0))
     return {
         "ds_version": deepspeed_version(),

@@ -38,13 +38,29 @@ def open_file(path: Path, opaque: bool = False) -> Any:
     try:
         with torch.serialization.safe_globals(STAND_INS):
             mapped = zipfile.is_zipfile(path)  # files of torch < 1.6 are no archives
+            if mapped:
+                _require_uncompressed(path)
             return _opaquely(path) if opaque and mapped else _load(path, mapped)
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; the checkpoint is not complete") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, … for damaged or foreign files
         raise unsafe(path, error) from error
+
+
+def _require_uncompressed(path: Path) -> None:
+    """Raises UserError for what torch never writes: a small archive that becomes a large one in memory."""
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    if packed := next((record for record in records if record.compress_type != zipfile.ZIP_STORED), None):
+        size = sum(record.file_size for record in records)
+        raise UserError(
+            f"{path}: '{packed.filename}' in it is compressed ({size:,} bytes in all), which torch never writes; save "
+            "it again with torch.save"
+        )
 
 
 def _opaquely(path: Path) -> Any:

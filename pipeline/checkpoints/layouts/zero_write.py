@@ -25,6 +25,8 @@ from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import LazyTensor
 from pipeline.errors import UserError
 
+MANY_RANKS, LEAST_SHARE = 256, 1024
+"""Beyond so many ranks each must have so many parameters."""
 UNSET: dict[str, Any] = {
     "lr_scheduler": None,
     "data_sampler": None,
@@ -69,12 +71,23 @@ def files(
 ) -> list[OutputFile]:
     """The files of `state` (module names, groups in the engine's order) for `world` ranks of ZeRO `stage`. sub_group:
     DeepSpeed's sub_group_size; None: the state's, else that of the config which goes along, else DeepSpeed's default.
-    Raises UserError for optimizer state that is not known."""
+    Raises UserError for optimizer state that is not known, and for ranks that would have next to nothing."""
+    _require_shares(state, world)
     said = (sub_group, state.sub_group, said_sub_group_size(state.engine), SUB_GROUP)
     flats = _flats(state, stage, world, next(limit for limit in said if limit is not None))
     writer = _Writer(state, list(flats), folder, stage, world, bf16)
     optimizers = [writer.optimizer(rank) for rank in range(world)]
     return optimizers + [writer.model(rank) for rank in range(world if stage == 3 else 1)]
+
+
+def _require_shares(state: State, world: int) -> None:
+    """A file for every rank, whatever is in it: thousands of them take long, and nobody trains so little on so many."""
+    count = sum(tensor.numel for tensor in state.tensors.values())
+    if world > MANY_RANKS and count < LEAST_SHARE * world:
+        raise UserError(
+            f"world size {world}: each rank would have {count // world} of {count:,} parameters; choose at most "
+            f"{max(MANY_RANKS, count // LEAST_SHARE)}"
+        )
 
 
 def _flats(state: State, stage: int, world: int, limit: int) -> Iterator[Flat]:
@@ -93,8 +106,8 @@ class _Writer:
     def __init__(self, state: State, flats: list[Flat], folder: Path, stage: int, world: int, bf16: bool):
         self.state, self.flats, self.folder = state, flats, folder
         self.stage, self.world, self.bf16 = stage, world, bf16
-        self.slots, self.keeps_step = state.stored_slots()
-        self.holds_state = bool(self.slots or self.keeps_step or state.scalars)
+        self.stored = [state.stored_slots(group) for group in state.groups]
+        self.holds_state = bool(any(slots or keeps_step for slots, keeps_step in self.stored) or state.scalars)
         self.version = deepspeed_pickles.deepspeed_version()
 
     def optimizer(self, rank: int) -> OutputFile:
@@ -115,9 +128,10 @@ class _Writer:
 
     def _slots(self, archive: TorchArchive, flat: Flat, rank: int) -> dict[str, Any]:
         state: dict[str, Any] = {}
-        if self.keeps_step:
+        slots, keeps_step = self.stored[flat.group]
+        if keeps_step:
             state[STEP] = archive.value(torch.tensor(self._step(flat)))
-        for slot in self.slots:
+        for slot in slots:
             state[slot] = archive.placeholder(flat.slices(self.state.slots.get(slot, {}), rank))
         for key, values in self.state.scalars.items():
             state[key] = carried.stored(self._scalar(flat, key, values), archive)

@@ -93,7 +93,8 @@ def masked_lm(
     )
     decoded = Space("decoded", config.hidden_size, "tied" if tied else "normed")
     inner = Space("transformed", config.hidden_size, "inner")
-    return bert_architecture(family, config, params, inner, decoded, aliases=aliases, ignored=ignored)
+    doubled = {} if tied else {f"{bias}.bias": f"{decoder}.bias"}
+    return bert_architecture(family, config, params, inner, decoded, aliases=aliases, doubled=doubled, ignored=ignored)
 
 
 def encoder(family: str, ignored: tuple[str, ...], config: BertConfig) -> Architecture:
@@ -103,6 +104,10 @@ def encoder(family: str, ignored: tuple[str, ...], config: BertConfig) -> Archit
     return bert_architecture(
         family, config, params, Space("pooled", config.hidden_size, "pooled"), outputs=outputs, ignored=ignored
     )
+
+
+BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+"""What files of older versions hold besides."""
 
 
 def _family(
@@ -117,7 +122,7 @@ def _family(
     """A family with a masked language model and a bare encoder, which does not read the parameters below `head`."""
     heads = (
         Head("masked-lm", masked, architecture),
-        Head("encoder", bare, partial(encoder, name, ("embeddings.position_ids", f"{head}.*"))),
+        Head("encoder", bare, partial(encoder, name, (*BUFFERS, f"{head}.*"))),
     )
     return Family(
         name=name,
@@ -145,7 +150,7 @@ BERT = _family(
         transform_norm="cls.predictions.transform.LayerNorm",
         bias="cls.predictions",
         decoder="cls.predictions.decoder",
-        ignored=("bert.embeddings.position_ids", "bert.pooler.*", "cls.seq_relationship.*"),
+        ignored=(*(f"bert.{name}" for name in BUFFERS), "bert.pooler.*", "cls.seq_relationship.*"),
     ),
     probe_inputs=segmented_text_probe,
     configure=lambda sizes, facts: text_config(BertConfig, sizes, facts),
@@ -167,7 +172,7 @@ ROBERTA = _family(
         transform_norm="lm_head.layer_norm",
         bias="lm_head",
         decoder="lm_head.decoder",
-        ignored=("roberta.embeddings.position_ids", "roberta.pooler.*"),
+        ignored=(*(f"roberta.{name}" for name in BUFFERS), "roberta.pooler.*"),
     ),
     probe_inputs=partial(segmented_text_probe, reserved=RESERVED),
     reserved=RESERVED,

@@ -42,6 +42,8 @@ from pipeline.models.architecture import (
     spaces,
 )
 from pipeline.models.family import (
+    LAYER_TYPES,
+    LAYER_TYPES_STATED,
     ROPE,
     ROPE_AS_WRITTEN,
     TEXT_KEYS,
@@ -157,7 +159,7 @@ def windows_by_type(config: Qwen3Config) -> tuple[int | None, ...]:
 KEYS = TEXT_KEYS.extended(
     sizes=("num_key_value_heads", "head_dim"),
     training=("attention_dropout", "initializer_range"),
-    kept=("layer_types", "rms_norm_eps", ROPE_AS_WRITTEN),
+    kept=(LAYER_TYPES, LAYER_TYPES_STATED, "rms_norm_eps", ROPE_AS_WRITTEN),
     function=("hidden_act", ROPE),
 )
 
