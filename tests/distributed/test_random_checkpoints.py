@@ -105,7 +105,9 @@ class Journey:
         weights = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
         kept = {key.partition(" ")[2]: str(said) for key, said in before.items() if key.startswith(WEIGHTS)}
         held = {name: bits(value if "float32" in kept[name] else value.bfloat16()) for name, value in weights.items()}
-        self.require(self.drawn.round_robin or held == kept, f"{kept}\n{held}")
+        differ = [] if self.drawn.round_robin else [name for name in held if kept[name] != held[name]]
+        self.require(set(kept) == set(held), set(kept) ^ set(held))
+        self.require_named({(name,): f"{kept[name]} -> {held[name]}" for name in differ})
         others = [
             key for key, said in before.items() if said not in NOTHING and not key.startswith(("hyper", *WEIGHTS))
         ]
@@ -145,7 +147,7 @@ class Journey:
         self.require_named({(key.partition(" ")[2],): f"{before.get(key)} -> {after.get(key)}" for key in differ})
 
     def reshard(self, source: Path, name: str, *how: object, equal: bool = True) -> Path:
-        """The result, of which `lemon diff` says that it is equal, in its weights at least."""
+        """The result, of which `lemon diff` says that it is equal; else that its weights are, but for named ones."""
         out = self.folder / name / "tag"
         code, said, err = lemon(self.capsys, "reshard", source, "--out", out, *how)
         if code == 2 and REFUSED in err and err.count("\n") == 1 and not self.drawn.stage:
@@ -153,8 +155,13 @@ class Journey:
         self.require(code == 0, err)
         self.said += said
         self.left += json.loads((out / "manifest.json").read_text())["left_behind"]
-        code, said, err = lemon(self.capsys, "diff", source, out, *([] if equal else ["--weights-only"]))
-        self.require(code == 0, said + err)
+        code, found, err = lemon(self.capsys, "diff", source, out, "--json", *([] if equal else ["--weights-only"]))
+        if code == 1 and not equal:
+            weights = json.loads(found)["tensors"]["weights"]
+            self.require(weights["different"] == len(weights["worst"]) > 0, found)
+            self.require_named({(gap["name"],): str(gap) for gap in weights["worst"]})
+        else:
+            self.require(code == 0, found, err)
         return out
 
     def require_named(self, differ: dict[tuple[str, ...], str]) -> None:
