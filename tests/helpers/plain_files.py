@@ -41,12 +41,16 @@ def _together(found: dict[str, Tree], model: Tree) -> Tree:
         tree.pop("param_slice_mappings", None)
     parameters: Tree = {}
     for number, shapes in enumerate(model.pop("param_shapes")):
-        kept = [state.get(number, {}) for state in states]
-        flats = {"weights": torch.cat([flat[number] for flat in weights])}
-        flats |= {key: torch.cat([state[key] for state in kept]) for key, value in kept[0].items() if value.dim()}
+        parts = [flat[number] for flat in weights]
+        kept = [state.get(number, {}) for state in states]  # none of a rank whose numbers are still zeros
+        begun = {key: value for state in kept for key, value in state.items()}
+        flats = {"weights": torch.cat(parts)}
+        for key in (key for key, value in begun.items() if value.dim()):
+            pairs = zip(kept, parts, strict=True)
+            flats[key] = torch.cat([state.get(key, torch.zeros_like(part)) for state, part in pairs])
         sizes = [math.prod(shape) for shape in shapes.values()]
         cut = {key: flat.split(sizes) for key, flat in flats.items()}
-        shared = {key: value for key, value in kept[0].items() if not value.dim()}
+        shared = {key: value for key, value in begun.items() if not value.dim()}
         parameters |= {name: {**shared, **{key: cut[key][at] for key in cut}} for at, name in enumerate(shapes)}
     return parameters
 
