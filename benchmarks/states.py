@@ -13,6 +13,7 @@ from pipeline.checkpoints import CheckpointLayout, publish
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import LazyTensor, WholeTensor
 from pipeline.config.schema import ModelSizes
+from pipeline.optim.optimizers import AdamW
 
 FACTS = {"kind": "text", "vocab_size": 30522, "block": 512, "scored": 76}
 
@@ -61,7 +62,7 @@ def state(config: PretrainedConfig) -> State:
         second[name] = DrawnTensor(f"exp_avg_sq{name}", shape, 1e-3, squared=True)
     slots, steps = {"exp_avg": first, "exp_avg_sq": second}, dict.fromkeys(weights, 1000.0)
     bare = State(weights, slots=slots, step=1000, steps=steps, aliases=architecture.aliases)
-    return replace(bare, groups=checkpoints.fresh_groups(config, bare))
+    return replace(bare, groups=checkpoints.fresh_groups(config, AdamW()))
 
 
 def written(folder: Path, config: PretrainedConfig, layout: CheckpointLayout, workers: int = 2) -> Path:

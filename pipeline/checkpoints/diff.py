@@ -6,7 +6,7 @@ One tensor of each is open at a time. Equal means the same bits: -0 differs from
 import math
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from pipeline.errors import UserError
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 NARROW = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 """Types that torch does not compute with; float32 holds each of their numbers."""
+MODULES = ("weights", "buffers")
+"""The parts that are no optimizer's."""
 WORST = 5
 LONGEST = 60
 """Characters of a value that is shown."""
@@ -156,6 +158,21 @@ class Side:
         tensors = {**weights, **buffers, **slots}
         return cls(tensors, step, state.steps, hyper, state.left_behind, exact, _besides(state))
 
+    def begun(self, other: "Side") -> "Side":
+        """Without the zeros that an optimizer starts with, where the other side has no such state yet, which is made at
+        the first step or before."""
+        tensors = {
+            kind: {name: t for name, t in held.items() if kind in MODULES or not self._fresh(kind, name, t, other)}
+            for kind, held in self.tensors.items()
+        }
+        return replace(self, tensors={kind: held for kind, held in tensors.items() if held or kind in MODULES})
+
+    def _fresh(self, slot: str, name: str, tensor: LazyTensor, other: "Side") -> bool:
+        if name in other.tensors.get(slot, {}) or name not in other.hyper or self.steps.get(name):
+            return False
+        damped = self.hyper.get(name, {}).get("dampening")  # a momentum then starts with the first gradient
+        return not damped and not any(bool(part.any()) for part in tensor.chunks(0, tensor.numel, CHUNK))
+
 
 def compare(a: Path, b: Path, weights_only: bool = False) -> Difference:
     """Compare two checkpoints. Raises UserError for what is no checkpoint, and for two that have no name in common."""
@@ -170,6 +187,7 @@ def compare(a: Path, b: Path, weights_only: bool = False) -> Difference:
             f"{checkpoints.CONFIG} of a supported model"
         )
         raise UserError(f"{places[0]} and {places[1]} have no tensor name in common; {cause}")
+    one, other = one.begun(other), other.begun(one)
     kinds = {**one.tensors, **other.tensors}
     exact = one.exact & other.exact
     parts = {kind: _part(one.tensors.get(kind, {}), other.tensors.get(kind, {}), exact) for kind in kinds}
@@ -188,7 +206,8 @@ def _besides(state: State) -> dict[str, object]:
     kept = {**state.engine, **state.scaling}
     told = {key: value for key, value in kept.items() if key not in OF_THE_WRITER and not _unset(value)}
     tied = {f"tied {name}": owner for name, owner in state.aliases.items()}
-    return {**told, **tied, **dict.fromkeys((f"frozen {name}" for name in state.frozen), True)}
+    scalars = {f"{key} {name}": value for key, held in state.scalars.items() for name, value in held.items()}
+    return {**told, **tied, **scalars, **dict.fromkeys((f"frozen {name}" for name in state.frozen), True)}
 
 
 def _unset(value: object) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,15 @@ def runnable(folder: Path, state: State, config: PretrainedConfig, config_file: 
     loading = load(folder, state, config_file)
     require_whole(folder, loading, config)
     return LoadedModel(loading.model, None if loading.filled else own.read)
+
+
+def weights(folder: Path) -> Callable[[str], torch.Tensor]:
+    """Reads a folder's parameters by published name, in float32, of what `runnable` makes of it. Raises UserError."""
+    file = checkpoints.config_file(folder)
+    state, config = checkpoints.read(folder, file)
+    model = runnable(folder, state, config, file)
+    names = {row.name: row.module_name for row in models.architecture_of(config).rows()}
+    return lambda name: model.parameter(names[name]).float()
 
 
 @dataclass(frozen=True)

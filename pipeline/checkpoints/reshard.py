@@ -76,10 +76,7 @@ def _require_groups(source: Path, state: State) -> None:
 
 def remarks(plan: ReshardPlan) -> list[str]:
     """What the result will not keep, or what its reader must know."""
-    target = plan.layout.kind
-    dropped = require_layout(plan.source).holds_optimizer and not target.holds_optimizer
-    lost = [f"{target.title} files hold weights only; the optimizer state is left behind"] if dropped else []
-    return plan.state.remarks() + lost + target.remarks(plan.state)
+    return plan.state.remarks() + plan.layout.kind.remarks(plan.state)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ class State:
     tensors: every parameter (tied ones once, under their owner's name). frozen: those that no optimizer group has.
     buffers: what the module keeps beside parameters. slots: optimizer state by slot name (`exp_avg`, …) and parameter.
     step: how many optimizer steps were taken (DeepSpeed's `global_steps`). steps: the count that the optimizer itself
-    keeps for each parameter; empty for optimizers without one. config: the content of the model's config.json.
+    keeps for each parameter; empty for optimizers without one. scalars: what else it keeps for each that is one number
+    (NAdam's `mu_product`, …), by its name and parameter. config: the content of the model's config.json.
     aliases: tied name -> owner. provenance: where it came from and the FLOPs spent on it so far (or "unknown").
     engine: what the engine and the script keep beside tensors (schedule of rates, counters, client state), by their
     keys in DeepSpeed's model_states file. scaling: the same of the optimizer's file (the loss scale, …). sub_group: how
@@ -57,6 +58,7 @@ class State:
     slots: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
     step: int = 0
     steps: dict[str, float] = field(default_factory=dict)
+    scalars: dict[str, dict[str, Any]] = field(default_factory=dict)
     groups: tuple[Group, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
@@ -83,6 +85,7 @@ class State:
             frozen=tuple(name for name in self.frozen if name in names),
             slots={slot: kept(entries) for slot, entries in self.slots.items()},
             steps=kept(self.steps),
+            scalars={key: kept(values) for key, values in self.scalars.items()},
             groups=tuple(group for group in groups if group.names),
             aliases={alias: owner for alias, owner in self.aliases.items() if owner in names},
         )
@@ -99,6 +102,7 @@ class State:
             frozen=tuple(names.get(name, name) for name in self.frozen),
             slots={slot: rename(entries) for slot, entries in self.slots.items()},
             steps=rename(self.steps),
+            scalars={key: rename(values) for key, values in self.scalars.items()},
             groups=tuple(Group(tuple(names.get(n, n) for n in g.names), g.hyper) for g in self.groups),
             aliases={names.get(a, a): names.get(o, o) for a, o in self.aliases.items()},
         )
@@ -133,8 +137,8 @@ class State:
 
     def without_optimizer(self) -> "State":
         """The weights alone."""
-        unread = (*self.unread, *self.of_the_script())
-        return replace(self, slots={}, step=0, steps={}, groups=(), engine={}, scaling={}, unread=unread)
+        unread = (*self.unread, *self.besides())
+        return replace(self, slots={}, step=0, steps={}, scalars={}, groups=(), engine={}, scaling={}, unread=unread)
 
     def remarks(self) -> list[str]:
         """What the files hold and this state does not, and what it holds otherwise, in words."""
@@ -156,9 +160,26 @@ class State:
         """The keys under which it keeps it."""
         return [str(key) for key, value in self.engine.items() if value is not None and key not in OF_THE_ENGINE]
 
+    def of_the_buffers(self) -> list[str]:
+        """The same of buffers."""
+        return [f"buffers are left behind: {', '.join(self.buffers)}"] if self.buffers else []
+
+    def of_the_optimizer(self) -> list[str]:
+        """The same of the optimizer's state, and of what is kept with it."""
+        if not self.groups:
+            return []
+        counts = {"step": self.step, **{key: self.engine.get(key) for key in ("skipped_steps", "global_samples")}}
+        counted = [f"{key} {value}" for key, value in counts.items() if value]
+        kept = [*self._filled_slots, *self.scalars, *counted, *(key for key, value in self.scaling.items() if value)]
+        return [f"the optimizer state is left behind: {', '.join([*kept, 'hyper-parameters'])}"]
+
+    def besides(self) -> list[str]:
+        """All of this, for a result that holds weights alone."""
+        return [*self.of_the_script(), *self.of_the_buffers(), *self.of_the_optimizer()]
+
     def all_left_behind(self) -> list[str]:
-        """For a manifest: tensors by name, and in words what else a result without a place for it does not hold."""
-        return [*self.left_behind, *self.unread, *self.of_the_script()]
+        """For the manifest of such a result: tensors by name, and in words what else it does not hold."""
+        return [*self.left_behind, *self.unread, *self.besides()]
 
     def optimizer(self) -> OptimizerSpec:
         """The optimizer that left this state. Raises UserError, naming the slots, for one that is not registered."""
@@ -167,12 +188,11 @@ class State:
     def stored_slots(self, group: Group) -> tuple[list[str], bool]:
         """The slots that optimizer files hold for every parameter of a group, and whether they hold its step: those of
         a known optimizer, which are fresh where they are missing; of any other those that are there, which may be
-        others in every group (Muon's). Raises UserError that names a slot which is not there for every parameter of
-        the group in its shape: nothing is invented."""
-        if spec := self.known_optimizer:
+        others in every group (Muon's), and before the first step none. Raises UserError that names a slot which is not
+        there for every parameter of the group in its shape: nothing is invented."""
+        damped = any(hyper.get("dampening") for hyper in self._hyper)  # such a momentum does not start from zeros
+        if (spec := self.known_optimizer) and (self._filled_slots or not damped):
             return [slot.name for slot in spec.slots], spec.keeps_step
-        if not self._filled_slots:
-            optimizers.require((), self._hyper)
         held = self.slots_of(group)
         for slot, name in ((slot, name) for slot in held for name in group.names):
             tensor, weights = self.slots[slot].get(name), self.tensors[name]

@@ -4,7 +4,7 @@ import logging
 import shutil
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 from pipeline.expansion import groups
 from pipeline.expansion import target as targets
 from pipeline.expansion.fitting import fit_to_sizes
-from pipeline.expansion.groups import Grouping
+from pipeline.expansion.groups import NO_GROUPS, Grouping
 from pipeline.growth import optimizer_state, plan_file
 from pipeline.growth.activations import ProbedSource
 from pipeline.growth.execute import PlanExecutor
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 class ExpansionPlan:
     """An expansion that has been planned and not yet done. function: the source, as it runs. grow_optimizer_state:
     whether the optimizer state grows too. continued_by: the optimizer of the training that goes on from the result;
-    None: not known, the source's is written."""
+    None: not known, the source's is written. grouping: the result's optimizer groups."""
 
     source: Path
     state: State
@@ -58,6 +58,7 @@ class ExpansionPlan:
     layout: CheckpointLayout
     grow_optimizer_state: bool = False
     continued_by: OptimizerSpec | None = None
+    grouping: Grouping = NO_GROUPS
 
     @property
     def optimizer(self) -> OptimizerSpec:
@@ -77,24 +78,17 @@ class ExpansionPlan:
     @property
     def left_behind(self) -> list[str]:
         """Of the source, for the manifest: tensors by name, all else in words."""
-        return [*self.state.left_behind, *self.state.unread, *self.of_the_script]
+        return [*self.state.left_behind, *self.state.unread, *self.of_the_script, *self.state.of_the_buffers()]
 
     @property
     def remarks(self) -> list[str]:
         """What the result does not hold, or a reader must know, in words."""
-        grouped = self.grouping.remark if self.layout.kind.holds_optimizer else None
-        return [*self.state.remarks(), *self.of_the_script, *([grouped] if grouped else [])]
+        grouped = [self.grouping.remark] if self.grouping.remark else []
+        return [*self.state.remarks(), *self.of_the_script, *self.state.of_the_buffers(), *grouped]
 
     @property
     def of_the_script(self) -> list[str]:
         return [] if self.carried else self.state.of_the_script()
-
-    @cached_property
-    def grouping(self) -> Grouping:
-        """The optimizer groups of the result: those of the training that goes on from it, else the source's."""
-        if self.continued_by:
-            return groups.of_the_stage(self.large, self.continued_by)
-        return groups.of_the_source(self.source, self.state, self.small, self.large, self.growth)
 
 
 def plan_expansion(
@@ -124,12 +118,23 @@ def plan_expansion(
     if grow_optimizer_state:
         optimizer_state.require(growth, state.optimizer().slots, state.slots)
         optimizer_state.require_continued(str(folder), state.optimizer(), continued_by or state.optimizer())
-        if not layout.kind.holds_optimizer:
-            able = " or ".join(each.name for each in LAYOUTS.values() if each.holds_optimizer)
-            raise UserError(
-                f"{layout.kind.title} files hold no optimizer state; use --format {able}, or --optimizer-state reset"
-            )
-    return ExpansionPlan(folder, state, function, small, large, growth, layout, grow_optimizer_state, continued_by)
+        _require_room(layout)
+    grouping = NO_GROUPS
+    if layout.kind.holds_optimizer and continued_by:
+        grouping = groups.of_the_stage(large, continued_by)
+    elif layout.kind.holds_optimizer:
+        grouping = groups.of_the_source(folder, state, small, large, growth)
+    sides = folder, state, function, small, large
+    return ExpansionPlan(*sides, growth, layout, grow_optimizer_state, continued_by, grouping)
+
+
+def _require_room(layout: CheckpointLayout) -> None:
+    """Raises UserError for a layout without a place for optimizer state."""
+    if not layout.kind.holds_optimizer:
+        able = " or ".join(each.name for each in LAYOUTS.values() if each.holds_optimizer)
+        raise UserError(
+            f"{layout.kind.title} files hold no optimizer state; use --format {able}, or --optimizer-state reset"
+        )
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,13 @@ from pipeline.optim.optimizers import AdamW, OptimizerSpec
 class Grouping:
     """The groups of a result, its parameters that are in none, and what the script that loads it must know."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[Group, ...] = ()
     frozen: tuple[str, ...] = ()
     remark: str | None = None
+
+
+NO_GROUPS = Grouping()
+"""Of files without optimizer state."""
 
 
 def of_the_stage(large: PretrainedConfig, optimizer: OptimizerSpec) -> Grouping:

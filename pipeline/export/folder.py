@@ -46,7 +46,7 @@ def export_checkpoint(
         facts = {"kind": "export", **layout.as_json(), **_provenance(state, checkpoint), "source": origin.facts(hashed)}
         facts["left_behind"] = [*state.all_left_behind(), *beside.left]
         publish.publish(staged, out, facts, files | hashes(staged, [CARD, *copied]))
-    for line in [*state.remarks(), *state.of_the_script()]:
+    for line in [*state.remarks(), *state.besides()]:
         logger.warning(f"export: {line}")
     others = f", {', '.join(copied)}" if copied else ""
     logger.info(f"export: {len(state.tensors)} tensors in {dtype}{others}, a model card")

@@ -157,7 +157,14 @@ def _recognised(
     except ValidationError:
         return None
     names = {slot.name for slot in known.slots}
-    return known if (set(slots) == names and names) or (not slots and signature in hyper) else None
+    return known if (set(slots) == names and names) or (not slots and _is_signed(hyper, signature)) else None
+
+
+def _is_signed(hyper: Hyper, signature: str) -> bool:
+    """Whether a group without state yet is of that optimizer. Others of torch have betas too, but no amsgrad, which
+    keeps a third moment where it is set; Lion has no eps."""
+    adam = hyper.get("amsgrad", "differentiable" in hyper) is False and "eps" in hyper
+    return signature in hyper and (signature != "betas" or adam)
 
 
 COMMON_KEYS = {"lr", "initial_lr", "weight_decay", "maximize", "foreach", "capturable", "differentiable", "fused"}

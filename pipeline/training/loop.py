@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import checkpoints, models
-from pipeline.checkpoints import manifest, publish
+from pipeline import models
+from pipeline.checkpoints import loader, manifest, publish
 from pipeline.config import dump
 from pipeline.config.schema import Config, TrainStage
 from pipeline.data import Batch, evaluation_batches, train_batches
@@ -77,8 +77,7 @@ def _engine(plan: TrainingPlan, world: World, resume: Path | None) -> Engine:
         logger.debug(f"{plan.stage.name}: weights and optimizer are those of {checkpoint}")
         return engine
     logger.debug(f"{plan.stage.name}: the weights are those of {checkpoint}, the optimizer is fresh")
-    state, _ = checkpoints.read(checkpoint)
-    models.fill(model, lambda name: state.tensors[name].tensor().float())
+    models.fill(model, loader.weights(checkpoint))
     return Engine(model, plan.stage, world, plan.config.seed)
 
 

@@ -72,7 +72,8 @@ def beside_the_model(folder: Path, layout: CheckpointLayout) -> tuple[Path, Stat
     config, generator = sample("bert"), torch.Generator().manual_seed(5)
     architecture = models.architecture_of(config)
     shapes = {row.module_name: architecture.shape(row) for row in architecture.rows()}
-    shapes |= {
+    order = dict(models.build(config, device="meta").named_parameters())
+    shapes = {name: shapes[name] for name in order} | {
         "bert.pooler.dense.weight": (12, 12),
         "bert.pooler.dense.bias": (12,),
         "cls.seq_relationship.weight": (2, 12),

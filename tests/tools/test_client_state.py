@@ -1,6 +1,7 @@
 """What lies beside the model in DeepSpeed's files goes along as it is; what cannot is named, and never executed."""
 
 import argparse
+import collections
 import json
 import pathlib
 import random
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+from torch.nn import Parameter
 
 from pipeline import checkpoints
 from pipeline.checkpoints import CheckpointLayout
@@ -44,6 +46,10 @@ OPAQUE = {
     "np_rng": (np.random.get_state(), "numpy"),
     "kind": (argparse.Namespace, "argparse.Namespace"),
 }
+
+
+class Bunch(dict):
+    """A dict with attributes, as many packages have one."""
 
 
 def with_client(folder: Path, stage: int, **client: object) -> Path:
@@ -101,6 +107,44 @@ def test_objects_are_named_and_left_behind(tmp_path, capsys, stage, target):
     for held in model_states(out):
         assert carried.same({key: held[key] for key in CLIENT}, CLIENT) and not set(OPAQUE) & set(held)
         assert held["rngs"] == {"python": client["rngs"]["python"]}
+
+
+HOLDERS = {
+    "losses": (collections.deque([1.5], maxlen=3), "collections.deque"),
+    "history": (collections.defaultdict(list, a=[1.5]), "collections.defaultdict"),
+    "bunch": (Bunch(a=1), "tests.tools.test_client_state.Bunch"),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_objects_that_hold_items_do_not_shut_a_checkpoint_out(tmp_path, capsys, stage):
+    """torch refuses to fill them, whatever stands in for their classes."""
+    objects = {name: value for name, (value, _) in HOLDERS.items()}
+    folder = with_client(tmp_path / "small", stage, **CLIENT, **objects, keyed={pathlib.PurePosixPath("a"): 1, "b": 2})
+    out, said = resharded(capsys, folder, "2 on 3")
+    for name, (_, kind) in HOLDERS.items():
+        assert f"reshard: '{name}' holds {kind}, which is not opened, and is left behind" in said
+    assert "reshard: 'keyed.pathlib.PurePosixPath' is called by pathlib.PurePosixPath, which is not opened" in said
+    for held in model_states(out):
+        assert carried.same({key: held[key] for key in CLIENT}, CLIENT) and not set(HOLDERS) & set(held)
+        assert held["keyed"] == {"b": 2}
+
+
+def test_parameters_stay_parameters(tmp_path, capsys):
+    given = {"mean": Parameter(torch.tensor([0.1, 0.2])), "fixed": Parameter(torch.ones(2), False)}
+    asking = torch.tensor([3.0], requires_grad=True)
+    out, _ = resharded(capsys, with_client(tmp_path / "small", 1, nested=given, asking=asking), "3 on 3")
+    for held in model_states(out):
+        assert carried.same(held["nested"], given) and held["asking"].requires_grad
+        assert [value.requires_grad for value in held["nested"].values()] == [True, False]
+
+
+def test_a_scripts_own_group_names_are_its_own(tmp_path, capsys):
+    """Under that key this pipeline's engine keeps what the files say anyway."""
+    own = with_client(tmp_path / "small", 1, group_names=[["mine"]])
+    assert model_states(resharded(capsys, own, "3 on 3")[0])[0]["group_names"] == [["mine"]]
+    ours = with_client(tmp_path / "ours", 1, group_names=[list(group.names) for group in state().groups])
+    assert "group_names" not in checkpoints.raw(ours).engine
 
 
 def test_what_has_no_place_is_named(tmp_path, capsys):

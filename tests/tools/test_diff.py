@@ -192,3 +192,16 @@ def test_one_changed_number_of_a_hugging_face_folder(held, tmp_path, capsys):
     save_file(tensors, folder / "model.safetensors")
     code, out, _ = lemon(capsys, "diff", folder, held["huggingface"])
     assert code == 1 and "weights: 'bert.LayerNorm.bias' differs in 1 of 12 numbers" in out
+
+
+@pytest.mark.parametrize("dampening, same", [(0.0, True), (0.5, False)])
+def test_zeros_that_an_optimizer_starts_with_are_as_good_as_none(tmp_path, dampening, same):
+    """A damped momentum starts with the first gradient, and from zeros otherwise."""
+    hyper = {"lr": 0.1, "momentum": 0.9, "dampening": dampening, "nesterov": False}
+    none = replace(state(), slots={}, steps={}, groups=tuple(Group(g.names, hyper) for g in state().groups))
+    zeros = {name: torch.zeros(none.tensors[name].shape) for group in none.groups for name in group.names}
+    begun = replace(none, slots={"momentum_buffer": in_memory(zeros.items())})
+    moved = replace(none, slots={"momentum_buffer": in_memory({**zeros, "b": torch.ones(3)}.items())})
+    folders = [foreign(tmp_path / str(number), held) for number, held in enumerate((none, begun, moved))]
+    assert diff.compare(folders[0], folders[1]).equal is diff.compare(folders[1], folders[0]).equal is same
+    assert not diff.compare(folders[0], folders[2]).equal

@@ -73,6 +73,23 @@ def test_flats_are_cut_by_the_sources_limit(tmp_path, capsys, limit, flats, said
     assert all(torch.equal(kept.tensors[name].tensor(), tensor.tensor()) for name, tensor in state().tensors.items())
 
 
+def test_the_limit_goes_along_through_layouts_without_one(tmp_path, capsys):
+    """In the config of the source's engine, which cuts by it again."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    write_files(zero_write.files(state(), folder, stage=3, world=2, sub_group=2), folder)
+    for path in folder.glob("*model_states.pt"):
+        model = torch.load(path, weights_only=False)
+        torch.save({**model, "ds_config": {"zero_optimization": {"sub_group_size": 2}}}, path)
+    ways = (["--zero-stage", 1], ["--format", "universal"], ["--zero-stage", 3, "--world-size", 2])
+    for number, way in enumerate(ways):
+        out = tmp_path / str(number)
+        code, _, err = lemon(capsys, "reshard", folder, "--out", out, *way)
+        assert code == 0, err
+        folder = out
+    assert cut(folder) == cut(tmp_path / "small") == [["a"], ["b"], ["c"]]
+
+
 def test_the_limit_that_cuts_so():
     assert sub_group_size([[[4, 4], [4]]], 1, None) == 8
     assert sub_group_size([[[4, 4], [4]]], 1, 5) == 5

@@ -1,6 +1,7 @@
 """What lies beside the model in a checkpoint goes with its optimizer state, and is named; nothing else goes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 
 from pipeline import checkpoints, models
 from pipeline.checkpoints import CheckpointLayout
+from pipeline.checkpoints.serialization.writer_pool import write_files
 from pipeline.checkpoints.state import State
+from pipeline.checkpoints.tensors import in_memory
 from tests.helpers.checkpoints import beside_the_model, change, saved, target_config_file
 from tests.helpers.cli import lemon
 
@@ -54,6 +57,24 @@ def test_every_command_says_what_it_leaves_behind(small, tmp_path, capsys):
     assert set(checkpoints.read(tmp_path / "large")[0].slots) == {"exp_avg", "exp_avg_sq"}
     code, out, _ = lemon(capsys, "diff", folder, tmp_path / "hf", "--weights-only")
     assert code == 0 and "not compared 3 tensors of A that are no part of its model" in out and "bit-equal" in out
+
+
+def test_buffers_and_the_optimizers_state_are_named(tmp_path, capsys):
+    folder, trained = beside_the_model(tmp_path / "small", LAYOUTS[0])
+    held = replace(trained, buffers=in_memory([("seen", torch.ones(1))]))
+    write_files(checkpoints.files(held, folder, LAYOUTS[0]), folder)
+    lines = {
+        "buffers are left behind: seen",
+        "the optimizer state is left behind: exp_avg, exp_avg_sq, step 3, hyper-parameters",
+    }
+    for name, command in {
+        "reshard": ["reshard", folder, "--format", "huggingface"],
+        "export": ["export", folder],
+    }.items():
+        code, said, err = lemon(capsys, *command, "--out", tmp_path / name)
+        assert code == 0, err
+        assert lines <= set(json.loads((tmp_path / name / "manifest.json").read_text())["left_behind"])
+        assert all(f"{name}: {line}" in said for line in lines)
 
 
 def test_a_tied_copy_is_not_called_left_behind(tmp_path):

@@ -185,7 +185,9 @@ def test_weights_that_a_script_saved_under_a_key(tmp_path, capsys):
     torch.save({"state_dict": before, "epoch": 3, "optimizer": {}}, small / "pytorch_model.bin")
     (small / WEIGHTS).unlink()
     code, out, err = lemon(capsys, "export", small, "--out", tmp_path / "out")
-    assert code == 0 and "read is what it holds as 'state_dict'; left behind are 'epoch', 'optimizer'" in out, err
+    left = "what pytorch_model.bin holds beside 'state_dict' is left behind: 'epoch', 'optimizer'"
+    assert code == 0 and "read is what it holds as 'state_dict'" in out and f"export: {left}" in out, err
+    assert left in json.loads((tmp_path / "out" / "manifest.json").read_text())["left_behind"]
     after = load_file(tmp_path / "out" / WEIGHTS)
     assert all(torch.equal(after[name], before[name]) for name in before)
 

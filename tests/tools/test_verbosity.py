@@ -60,7 +60,7 @@ def test_what_is_left_behind_is_told_under_q_too(tmp_path, capsys):
     small = source(tmp_path, LAYOUT)
     code, said, _ = lemon(capsys, "reshard", small, "--out", tmp_path / "hf", "--format", "huggingface", "-q")
     assert code == 0
-    assert said == "reshard: Hugging Face files hold weights only; the optimizer state is left behind\n"
+    assert said == "reshard: the optimizer state is left behind: exp_avg, exp_avg_sq, step 7, hyper-parameters\n"
     held = foreign(tmp_path / "foreign")
     code, said, _ = lemon(capsys, "reshard", held, "--out", tmp_path / "universal", "--format", "universal", "-q")
     assert code == 0 and "restores no frozen parameters (1) and no buffers (1)" in said

@@ -67,6 +67,18 @@ def test_what_is_not_registered_is_refused_by_name():
         optimizers.require([], adagrad)
 
 
+@pytest.mark.parametrize("other", [torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam], ids=lambda o: o.__name__)
+def test_betas_alone_do_not_make_an_adam(other):
+    """Before the first step the groups alone tell."""
+    assert optimizers.recognise([], other([torch.nn.Parameter(torch.zeros(1))]).param_groups) is None
+
+
+def test_what_keeps_a_third_moment_or_one_is_no_adam_before_its_first_step():
+    amsgrad = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], amsgrad=True).param_groups
+    lion = [{"lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.0}]
+    assert optimizers.recognise([], amsgrad) is None and optimizers.recognise([], lion) is None
+
+
 @pytest.mark.parametrize(
     "layout", [layout for layout in LAYOUTS.values() if layout.holds_optimizer], ids=lambda x: x.name
 )

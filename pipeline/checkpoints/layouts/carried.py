@@ -4,11 +4,14 @@ scale, the script's own client state. It is carried as it is, or named as left b
 Objects that are no plain values cannot be carried, for they would have to be made by their own code."""
 
 import copy
+from collections import OrderedDict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from pipeline.checkpoints.layouts.deepspeed_pickles import FragmentAddress, LossScaler, Opaque, loss_scaler
 from pipeline.checkpoints.layouts.zero_files import TagFiles
@@ -19,7 +22,7 @@ Tree = dict[str, Any]
 OF_THE_MODEL = frozenset(
     {
         *("module", "buffer_names", "param_shapes", "frozen_param_shapes", "frozen_param_fragments", "shared_params"),
-        *("optimizer", "group_names", "global_steps"),
+        *("optimizer", "global_steps"),
         *("dp_world_size", "mp_world_size", "checkpoint_parallel_dimensions"),
     }
 )
@@ -34,9 +37,9 @@ OF_THE_OPTIMIZER = frozenset(
 """The same of an optimizer file's `optimizer_state_dict`."""
 
 
-def of_model_states(folder: Path, files: TagFiles) -> tuple[Tree, list[str]]:
-    """The keys to carry, and what is left behind, in words."""
-    kept, lost = carried(files.model, OF_THE_MODEL)
+def of_model_states(folder: Path, files: TagFiles, own: Collection[str] = ()) -> tuple[Tree, list[str]]:
+    """The keys to carry, and what is left behind, in words. own: further keys that are no script's."""
+    kept, lost = carried(files.model, OF_THE_MODEL.union(own))
     for rank in range(1, len(files.optimizers)) if files.stage_3 else ():
         other, _ = carried(open_file(folder / model_file(3, rank), opaque=True), OF_THE_MODEL)
         if odd := [key for key in {**kept, **other} if not same(kept.get(key), other.get(key))]:
@@ -55,7 +58,10 @@ def _plain(content: Tree, place: str, lost: list[str]) -> Tree:
     """`content` without entries that hold what cannot be carried; they are added to `lost`."""
     kept = copy.copy(content)
     for key, value in content.items():
-        if isinstance(value, dict):
+        if what := _foreign(key):
+            del kept[key]
+            lost.append(f"'{place}{what}' is called by {what}, which is not opened, and is left behind")
+        elif isinstance(value, dict) and not _opaque_dict(value):
             kept[key] = _plain(value, f"{place}{key}.", lost)
         elif what := _foreign(value):
             del kept[key]
@@ -63,10 +69,18 @@ def _plain(content: Tree, place: str, lost: list[str]) -> Tree:
     return kept
 
 
+def _opaque_dict(value: object) -> str | None:
+    """The class that an OrderedDict stands for, if it does."""
+    parts = vars(value).values() if isinstance(value, OrderedDict) else ()
+    return next((part.name for part in parts if isinstance(part, Opaque)), None)
+
+
 def _foreign(value: object) -> str | None:
     """What of `value` cannot be carried, in words."""
     if isinstance(value, Opaque) or (isinstance(value, type) and issubclass(value, Opaque)):
         return value.name
+    if name := _opaque_dict(value):
+        return name
     if isinstance(value, Tensor):
         plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta
         return None if plain else f"a tensor of layout {value.layout}"
@@ -84,7 +98,7 @@ def stored(value: Any, archive: TorchArchive | None = None) -> Any:
     if isinstance(value, LossScaler):
         return loss_scaler(value)
     if isinstance(value, Tensor):
-        return archive.value(value.detach()) if archive else value.detach().clone()
+        return _as_it_was(archive.value(value.detach()) if archive else value.detach().clone(), value, archive)
     if isinstance(value, dict):
         entries = copy.copy(value)
         for key in value:
@@ -93,6 +107,14 @@ def stored(value: Any, archive: TorchArchive | None = None) -> Any:
     if type(value) in (list, tuple):
         return type(value)(stored(part, archive) for part in value)
     return value
+
+
+def _as_it_was(copied: Tensor, value: Tensor, archive: TorchArchive | None) -> Tensor:
+    """A copy that is a parameter, or asks for gradients, where the value does."""
+    if isinstance(value, Parameter):
+        parameter = Parameter(copied, value.requires_grad)
+        return archive.instead(copied, parameter) if archive else parameter
+    return copied.requires_grad_(value.requires_grad)
 
 
 def same(one: object, other: object) -> bool:

@@ -5,7 +5,9 @@ makes the real ones, for DeepSpeed unpickles what it reads; only then it is impo
 
 import builtins
 import os
-from collections.abc import Callable
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -38,6 +40,22 @@ class Opaque:
     def __setstate__(self, _: object) -> None: ...
 
 
+class OpaqueDict(Opaque):
+    """For a class whose objects take items as they are unpickled, which torch lets an OrderedDict do."""
+
+    def __new__(cls, *_: object) -> Any:
+        held: OrderedDict[Any, Any] = OrderedDict()
+        vars(held)[cls.name] = super().__new__(cls)
+        return held
+
+
+class OpaqueList(Opaque):
+    """The same of a class whose objects are appended to, which torch lets a list do."""
+
+    def __new__(cls, *_: object) -> Any:
+        return [super().__new__(cls)]
+
+
 @dataclass
 class FragmentAddress:
     """Stands for DeepSpeed's `fragment_address`: `numel` elements from `start`."""
@@ -56,11 +74,22 @@ STAND_INS: list[StandIn] = [
 """All that DeepSpeed pickles; what else is let in is `Opaque`. Its stages are an enumeration of integers."""
 
 
-def opaque_stand_ins(path: Path) -> list[StandIn]:
+def opaque_stand_ins(path: Path, kinds: Mapping[str, type[Opaque]]) -> list[StandIn]:
     """Stand-ins for what a file names beside these and what torch lets in. Functions of Python itself, which pickles
-    that attack begin with, have none."""
+    that attack begin with, have none. kinds: of the classes, by their names, that are no mere `Opaque`."""
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    return [(type("Opaque", (Opaque,), {"name": name}), name) for name in names if not _is_builtin_function(name)]
+    return [(_opaque(name, kinds.get(name, Opaque)), name) for name in names if not _is_builtin_function(name)]
+
+
+def _opaque(name: str, kind: type[Opaque]) -> type[Opaque]:
+    module, _, own = name.rpartition(".")
+    return type(own, (kind,), {"name": name, "__module__": module, "__qualname__": own})
+
+
+def opaque_kind(error: Exception) -> tuple[str, type[Opaque]] | None:
+    """The class that torch's unpickler says it would not fill, and the stand-in that it fills."""
+    found = FILLED.search(str(error))
+    return (found[2], OpaqueDict if found[1].startswith("SETITEM") else OpaqueList) if found else None
 
 
 def _is_builtin_function(full_name: str) -> bool:
@@ -68,6 +97,7 @@ def _is_builtin_function(full_name: str) -> bool:
     return module in ("builtins", "__builtin__") and not isinstance(getattr(builtins, name, None), type)
 
 
+FILLED = re.compile(r"Can only (SETITEMS?|append|extend)\b.* but got <class '([^']+)'>")
 FORCED, FORBIDDEN = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 """torch's variables that decide for every `torch.load` of a process, whatever its caller asks for."""
 

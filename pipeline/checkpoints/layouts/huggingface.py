@@ -136,13 +136,15 @@ def read(folder: Path) -> State:
         raise UserError(f"{folder}: holds none of {', '.join(FILES)}")
     tensors: dict[str, LazyTensor] = {}
     unwrapped = ""
+    left: list[str] = []
     for shard in shards(file):
-        held, key = (_safetensors(shard), "") if shard.suffix == ".safetensors" else _pickled(shard)
+        held, key, others = (_safetensors(shard), "", []) if shard.suffix == ".safetensors" else _pickled(shard)
+        left += others
         unwrapped = f"the key '{key}' of {shard.name}" if key else unwrapped
         if twice := sorted(set(held) & set(tensors)):
             raise UserError(f"{shard}: '{twice[0]}' is in another file of {file.name} too; copy the folder again")
         tensors |= held
-    return State(tensors, unwrapped=unwrapped)
+    return State(tensors, unwrapped=unwrapped, unread=tuple(left))
 
 
 def can_be_mapped(folder: Path) -> bool:
@@ -179,25 +181,26 @@ def _require_content(path: Path) -> None:
         raise UserError(POINTER.format(path))
 
 
-def _pickled(path: Path) -> tuple[dict[str, LazyTensor], str]:
-    """The named tensors of a file, and the key under which they lie in it, if any."""
+def _pickled(path: Path) -> tuple[dict[str, LazyTensor], str, list[str]]:
+    """The named tensors of a file, the key under which they lie in it, if any, and in words what lies beside."""
     if path.exists():
         _require_content(path)
-    content, key = _unpacked(path, open_file(path))
+    content, key, left = _unpacked(path, open_file(path))
     if not isinstance(content, dict) or not all(map(_is_named_tensor, content.items())):
         raise UserError(f"{path}: holds something else than named tensors of real numbers; copy it again")
-    return {name: InMemoryTensor(tensor) for name, tensor in content.items()}, key
+    return {name: InMemoryTensor(tensor) for name, tensor in content.items()}, key, left
 
 
-def _unpacked(path: Path, content: object) -> tuple[object, str]:
-    """The named tensors that a training script has put under one key, beside others, which are named and left."""
+def _unpacked(path: Path, content: object) -> tuple[object, str, list[str]]:
+    """The named tensors that a training script has put under one key, which is said, and in words what lies beside."""
     if not isinstance(content, dict) or not (
         key := next((key for key in WRAPPED if _holds_tensors(content, key)), None)
     ):
-        return content, ""
-    others = ", ".join(repr(other) for other in content if other != key) or "nothing"
-    logger.warning(f"{path}: read is what it holds as '{key}'; left behind are {others}")
-    return content[key], key
+        return content, "", []
+    logger.warning(f"{path}: read is what it holds as '{key}'")
+    others = ", ".join(repr(other) for other in content if other != key)
+    left = [f"what {path.name} holds beside '{key}' is left behind: {others}"] if others else []
+    return content[key], key, left
 
 
 def _holds_tensors(content: dict[Any, Any], key: str) -> bool:

@@ -21,7 +21,7 @@ from pipeline.checkpoints.layouts.beside_parameters import beside
 from pipeline.checkpoints.layouts.deepspeed_pickles import DynamicLossScaler, deepspeed_version
 from pipeline.checkpoints.layouts.layout import Layout
 from pipeline.checkpoints.layouts.zero_files import MODEL, holding_tensors, strangers_named
-from pipeline.checkpoints.layouts.zero_format import files_of_deepspeed, open_file, require_numbers, step_of
+from pipeline.checkpoints.layouts.zero_format import STEP, files_of_deepspeed, open_file, require_numbers, step_of
 from pipeline.checkpoints.serialization.byte_stream import OutputFile, TensorSlice, whole
 from pipeline.checkpoints.serialization.torch_archive import TorchArchive, small_file
 from pipeline.checkpoints.state import Group, State
@@ -33,7 +33,7 @@ from pipeline.optim.optimizers import AdamW, OptimizerSpec
 if TYPE_CHECKING:
     from pipeline.checkpoints.layouts import CheckpointLayout
 
-WEIGHTS, STEP = "fp32", "step"
+WEIGHTS, SCALARS = "fp32", "scalars"
 MODEL_FILES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
 """Stages 1 and 2 read one, stage 3 the other."""
 
@@ -75,6 +75,11 @@ class Universal(Layout):
             remarks.append(
                 f"DeepSpeed's universal loader restores no frozen parameters ({len(state.frozen)}) and no buffers "
                 f"({len(state.buffers)}), which the result holds; use --format zero"
+            )
+        if state.scalars:
+            listed = ", ".join(map(repr, state.scalars))
+            remarks.append(
+                f"DeepSpeed's universal loader restores no {listed}, which the result holds; use --format zero"
             )
         if isinstance(state.scaling.get("loss_scaler"), DynamicLossScaler):
             remarks.append("DeepSpeed's universal loader restores no loss scale in stage 3; use --format zero there")
@@ -138,8 +143,14 @@ def _with_rest(folder: Path, state: State, model: dict[str, Any], optimizer: dic
     """With what lies in the model_states file and beside the groups in the optimizer's: DeepSpeed's own universal
     loader restores no buffers and no frozen parameters; here they go along."""
     engine, lost = carried.carried(model, carried.OF_THE_MODEL)
-    scaling, more = carried.carried(optimizer, carried.OF_THE_OPTIMIZER | {"param_groups", "group_names"})
-    state = replace(state, engine=engine, scaling=scaling, unread=(*state.unread, *lost, *more))
+    scaling, more = carried.carried(optimizer, carried.OF_THE_OPTIMIZER | {"param_groups", "group_names", SCALARS})
+    state = replace(
+        state,
+        scalars=optimizer.get(SCALARS) or {},
+        engine=engine,
+        scaling=scaling,
+        unread=(*state.unread, *lost, *more),
+    )
     if _merged(model) or "module" not in model:
         held = ", ".join(model.get("buffer_names") or ())
         cut = (f"buffers lie on the ranks of a tensor parallel model and are left behind: {held}",) if held else ()
@@ -263,6 +274,7 @@ def _optimizer(state: State) -> dict[str, Any]:
         "param_groups": groups,
         "optimizer_state_dict": {"state": {0: first}, "param_groups": groups},
         "group_names": [list(group.names) for group in state.groups],
+        **({SCALARS: carried.stored(state.scalars)} if state.scalars else {}),
         **carried.stored(state.scaling),
     }
 

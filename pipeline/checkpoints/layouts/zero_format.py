@@ -8,6 +8,7 @@ A group's parameters lie one after the other in flat fp32 tensors, cut over W ra
 """
 
 import math
+import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -18,11 +19,13 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoints.layouts.deepspeed_pickles import STAND_INS, opaque_stand_ins
+from pipeline.checkpoints.layouts.deepspeed_pickles import STAND_INS, Opaque, opaque_kind, opaque_stand_ins
 from pipeline.checkpoints.tensors import ShardSlice
 from pipeline.errors import UserError, one_line
 from pipeline.optim import optimizers
 
+STEP = "step"
+"""What torch calls an optimizer's own count of a parameter's steps."""
 SUB_GROUP = 10**9
 """DeepSpeed's default sub_group_size: elements."""
 
@@ -37,9 +40,7 @@ def open_file(path: Path, opaque: bool = False) -> Any:
             mapped = zipfile.is_zipfile(path)  # files of torch < 1.6 are no archives
             if mapped:
                 _require_uncompressed(path)
-            more = opaque_stand_ins(path) if opaque and mapped else []
-            with torch.serialization.safe_globals(more):
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            return _opaquely(path) if opaque and mapped else _load(path, mapped)
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -60,6 +61,23 @@ def _require_uncompressed(path: Path) -> None:
             f"{path}: '{packed.filename}' in it is compressed ({size:,} bytes in all), which torch never writes; save "
             "it again with torch.save"
         )
+
+
+def _opaquely(path: Path) -> Any:
+    """Again for every class whose objects hold items, which the pickle alone tells as it is read."""
+    kinds: dict[str, type[Opaque]] = {}
+    while True:
+        try:
+            with torch.serialization.safe_globals(opaque_stand_ins(path, kinds)):
+                return _load(path, mapped=True)
+        except pickle.UnpicklingError as error:
+            if (found := opaque_kind(error)) is None or found[0] in kinds:
+                raise
+            kinds[found[0]] = found[1]
+
+
+def _load(path: Path, mapped: bool) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def unsafe(path: Path, error: Exception) -> UserError:
@@ -125,7 +143,7 @@ class FlatPartition:
         slices, offset = [], 0
         for size in self.sizes:
             share = math.ceil(size / self.world)
-            starts = enumerate(range(0, size, share))
+            starts = enumerate(range(0, size, share) if size else ())
             slices.append([ShardSlice(rank, offset, start, min(share, size - start)) for rank, start in starts])
             offset += share
         return slices
@@ -159,11 +177,19 @@ def sub_groups(sizes: Sequence[int], world: int, limit: int) -> list[int]:
     return counts
 
 
-def sub_group_size(cuts: Sequence[Sequence[Sequence[int]]], world: int, said: object) -> int | None:
+def said_sub_group_size(engine: dict[str, Any]) -> int | None:
+    """What the config in a model_states file, which goes along to every layout, says of sub_group_size."""
+    config = engine.get("ds_config")
+    zero = config.get("zero_optimization") if isinstance(config, dict) else None
+    said = zero.get("sub_group_size") if isinstance(zero, dict) else None
+    return int(said) if isinstance(said, int | float) and math.isfinite(said) else None
+
+
+def sub_group_size(cuts: Sequence[Sequence[Sequence[int]]], world: int, said: int | None) -> int | None:
     """The limit that makes these cuts: sizes of parameters, by flat, by group. said: what the config named, which
     counts where it makes them too. None where no limit between 0 and DeepSpeed's default does."""
     filled = [sum(math.ceil(size / world) for size in flat) for group in cuts for flat in group[:-1]]
-    guesses = [int(said)] if isinstance(said, int | float) else []
+    guesses = [] if said is None else [said]
     guesses += [min(filled)] if filled else [SUB_GROUP]
     for limit in guesses:
         if all(
@@ -174,13 +200,18 @@ def sub_group_size(cuts: Sequence[Sequence[Sequence[int]]], world: int, said: ob
     return None
 
 
+def is_scalar(value: object) -> bool:
+    """Whether an optimizer's entry is one number, as torch keeps the products and rates of some."""
+    return value.dim() == 0 if isinstance(value, torch.Tensor) else isinstance(value, int | float)
+
+
 def step_of(state: dict[str, Any], hyper: dict[str, Any]) -> float | None:
     """The step that torch's state of a parameter holds, 0 where it has none yet; None for optimizers without one.
 
     hyper: of the parameter's group.
     """
-    if "step" in state:
-        return float(state["step"])
+    if STEP in state:
+        return float(state[STEP])
     slots = [name for name, value in state.items() if isinstance(value, torch.Tensor)]
     spec = optimizers.recognise(slots, [hyper])
     return 0.0 if spec and spec.keeps_step else None

@@ -12,7 +12,16 @@ from pipeline.checkpoints.layouts import carried, zero_stage_0
 from pipeline.checkpoints.layouts.beside_parameters import beside
 from pipeline.checkpoints.layouts.slice_mappings import ROUND_ROBIN, given_order
 from pipeline.checkpoints.layouts.zero_files import TagFiles, tag_files
-from pipeline.checkpoints.layouts.zero_format import FlatPartition, open_file, require_numbers, step_of, sub_group_size
+from pipeline.checkpoints.layouts.zero_format import (
+    STEP,
+    FlatPartition,
+    is_scalar,
+    open_file,
+    require_numbers,
+    said_sub_group_size,
+    step_of,
+    sub_group_size,
+)
 from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import LazyTensor, ShardedTensor
 from pipeline.errors import UserError
@@ -24,7 +33,8 @@ def read(folder: Path) -> State:
     """The state in a tag folder, in module names. Raises UserError for files that do not belong together."""
     files = tag_files(folder)
     state = _partitioned(folder, files) if files.optimizers else zero_stage_0.read(folder, files.model)
-    engine, lost = carried.of_model_states(folder, files)
+    ours = files.model.get(zero_stage_0.NAMES) == [list(group.names) for group in state.groups]  # else a script's
+    engine, lost = carried.of_model_states(folder, files, (zero_stage_0.NAMES,) if ours else ())
     return replace(state, engine=engine, unread=(*files.remarks(), *state.unread, *lost))
 
 
@@ -50,7 +60,7 @@ def stage_of(files: TagFiles, shard: dict[str, Any]) -> int:
 def _partitioned(folder: Path, files: TagFiles) -> State:
     contents, model = [open_file(path) for path in files.optimizers], files.model
     stage = 3 if stage_of(files, contents[0]) == 3 else 1
-    shards = [content["optimizer_state_dict"] for content in contents]
+    shards, world = [content["optimizer_state_dict"] for content in contents], len(contents)
     shapes: list[Shapes] = [{name: tuple(shape) for name, shape in group.items()} for group in model["param_shapes"]]
     base = [s["optimizer_state_dict"] if stage == 3 else s["base_optimizer_state"] for s in shards]
     weights = [s["fp32_flat_groups"] if stage == 3 else s["single_partition_of_fp32_groups"] for s in shards]
@@ -58,31 +68,36 @@ def _partitioned(folder: Path, files: TagFiles) -> State:
     tensors: dict[str, LazyTensor] = {}
     slots: dict[str, dict[str, LazyTensor]] = {}
     steps: dict[str, float] = {}
-    for hyper in base[0]["param_groups"]:
+    scalars: dict[str, dict[str, Any]] = {}
+    hypers = base[0]["param_groups"]
+    for hyper in hypers:
         for number in hyper["params"]:  # stage 3 cuts a large group into several flats (sub_group_size)
             flats, states = [w[number] for w in weights], [b["state"].get(number, {}) for b in base]
             held, kept = _flat(folder, stage, number, shapes[number], flats, states, "zero_stage" not in shards[0])
             tensors |= held
             for slot, entries in kept.items():
                 slots.setdefault(slot, {}).update(entries)
+            for key in _scalars(states):
+                scalars.setdefault(key, {}).update(dict.fromkeys(shapes[number], states[0][key]))
             if (step := step_of(states[0], hyper)) is not None:
                 steps |= dict.fromkeys(shapes[number], step)
         ordered = [_given(folder, number, shapes, shards if stage < 3 else ()) for number in hyper["params"]]
         names = tuple(name for flat in ordered for name in flat)
         groups.append(Group(names, {k: v for k, v in hyper.items() if k != "params"}))
-    rest = beside(folder, model, set(tensors), len(shards) if stage == 3 else 0)
+    rest = beside(folder, model, set(tensors), world if stage == 3 else 0)
     scaling, lost = carried.carried(shards[0], carried.OF_THE_OPTIMIZER)
     return State(
         tensors | rest.frozen,
         slots=slots,
         step=int(model.get("global_steps", max(steps.values(), default=0))),
         steps=steps,
+        scalars=scalars,
         groups=tuple(groups),
         aliases=rest.aliases,
         frozen=tuple(rest.frozen),
         buffers=rest.buffers,
         scaling=scaling,
-        sub_group=_sub_group(folder, model, base[0]["param_groups"], shapes, len(shards)) if stage == 3 else None,
+        sub_group=_sub_group(folder, model, hypers, shapes, world) if stage == 3 else None,
         unread=(*rest.lost, *lost, *_reordered(groups, shapes), *_no_slots(base)),
     )
 
@@ -108,12 +123,19 @@ def _flat(
     return _sharded(partition, shapes, flats), slots
 
 
+def _scalars(states: list[dict[str, Any]]) -> list[str]:
+    """What the optimizer keeps of a flat tensor, beside its step, that is one number, and the same on every rank."""
+    keys = [key for key, value in states[0].items() if key != STEP and is_scalar(value)]
+    return [key for key in keys if all(carried.same(state.get(key), states[0][key]) for state in states)]
+
+
 def _no_slots(base: list[dict[str, Any]]) -> list[str]:
-    """What optimizers keep otherwise than in the shape of their parameters, in words."""
-    values = {key: value for state in base[0]["state"].values() for key, value in state.items() if value is not None}
-    odd = [
-        key for key, value in values.items() if key != "step" and not (isinstance(value, Tensor) and value.dim() == 1)
-    ]
+    """What optimizers keep that is neither in the shape of their parameters nor one number for all ranks, in words."""
+    odd: dict[str, None] = {}
+    for number, state in base[0]["state"].items():
+        shared = _scalars([b["state"].get(number, {}) for b in base])
+        left = (key for key, value in state.items() if value is not None and key not in (STEP, *shared))
+        odd |= {key: None for key in left if not (isinstance(state[key], Tensor) and state[key].dim() == 1)}
     return [f"optimizer state '{key}' is not in the shape of the parameters and is left behind" for key in odd]
 
 
@@ -132,8 +154,7 @@ def _sub_group(
 ) -> int:
     """DeepSpeed's sub_group_size, which cuts a group of stage 3 into flats."""
     sizes = [[[math.prod(shape) for shape in shapes[flat].values()] for flat in hyper["params"]] for hyper in hypers]
-    said = ((model.get("ds_config") or {}).get("zero_optimization") or {}).get("sub_group_size")
-    limit = sub_group_size(sizes, world, said)
+    limit = sub_group_size(sizes, world, said_sub_group_size(model))
     if limit is None:
         raise UserError(
             f"{folder}: no sub_group_size cuts its optimizer groups as they are cut; its files do not belong together"

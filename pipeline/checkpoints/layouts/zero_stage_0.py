@@ -5,7 +5,6 @@ order, so the module's list is a merge of the groups' lists. Where two merges fi
 the checkpoint is refused.
 """
 
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +15,14 @@ from torch import Tensor
 
 from pipeline.checkpoints.layouts.beside_parameters import beside
 from pipeline.checkpoints.layouts.deepspeed_pickles import DynamicLossScaler, LossScaler
-from pipeline.checkpoints.layouts.zero_format import step_of
+from pipeline.checkpoints.layouts.zero_format import STEP, is_scalar, step_of
 from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import InMemoryTensor, LazyTensor
 from pipeline.errors import UserError
 
 Shape = tuple[int, ...]
+NAMES = "group_names"
+"""Under which this pipeline's engine keeps the names of its groups' parameters."""
 
 
 def read(folder: Path, model: dict[str, Any]) -> State:
@@ -46,8 +47,20 @@ def read(folder: Path, model: dict[str, Any]) -> State:
     state = replace(state, scaling=_scaling(model, optimizer))
     if "param_groups" not in inner:
         return state
-    names = model.get("group_names") or _names(folder, parameters, inner, masters)
+    names = _named(model) or _names(folder, parameters, inner, masters)
     return _with_optimizer(_with_masters(state, names, masters or []), inner, names)
+
+
+def _named(model: dict[str, Any]) -> list[list[str]] | None:
+    """The names that this pipeline's engine adds: one for each parameter of the optimizer's groups. What else a script
+    calls so is its client state."""
+    optimizer = model.get("optimizer") or {}
+    groups = optimizer.get("optimizer_state_dict", optimizer).get("param_groups", [])
+    said = model.get(NAMES)
+    if not (isinstance(said, list) and len(said) == len(groups) and all(isinstance(each, list) for each in said)):
+        return None
+    fits = [len(each) for each in said] == [len(group["params"]) for group in groups]
+    return said if fits and all(name in model["module"] for each in said for name in each) else None
 
 
 def _scaling(model: dict[str, Any], optimizer: dict[str, Any]) -> dict[str, Any]:
@@ -88,6 +101,7 @@ def _with_optimizer(state: State, inner: dict[str, Any], names: list[list[str]])
     groups: list[Group] = []
     slots: dict[str, dict[str, LazyTensor]] = {}
     steps: dict[str, float] = {}
+    scalars: dict[str, dict[str, Any]] = {}
     for group, members in zip(inner["param_groups"], names, strict=True):
         groups.append(Group(tuple(members), {k: v for k, v in group.items() if k != "params"}))
         for name, number in zip(members, group["params"], strict=True):
@@ -97,9 +111,11 @@ def _with_optimizer(state: State, inner: dict[str, Any], names: list[list[str]])
             for slot, value in kept.items():
                 if isinstance(value, Tensor) and value.dim():
                     slots.setdefault(slot, {})[name] = InMemoryTensor(value)
+                elif slot != STEP and is_scalar(value):
+                    scalars.setdefault(slot, {})[name] = value
     trained = {name for group in names for name in group}
     frozen = tuple(name for name in state.tensors if name not in trained)
-    return replace(state, slots=slots, steps=steps, groups=tuple(groups), frozen=frozen)
+    return replace(state, slots=slots, steps=steps, scalars=scalars, groups=tuple(groups), frozen=frozen)
 
 
 def _names(
@@ -112,7 +128,7 @@ def _names(
         shapes = [
             [_shape(inner["state"].get(number, {})) for number in group["params"]] for group in inner["param_groups"]
         ]
-        orders = merges([(name, tuple(tensor.shape)) for name, tensor in module.items()], shapes, operator.eq)
+        orders = merges([(name, tuple(tensor.shape)) for name, tensor in module.items()], shapes, _may_be)
     if len(orders) != 1:
         how = "no order of names fits its groups" if not orders else "its groups name nothing and several orders fit"
         raise UserError(
@@ -126,8 +142,13 @@ def _rounded_from(weights: Tensor, master: Tensor) -> bool:
     return weights.shape == master.shape and torch.equal(weights, master.to(weights.dtype))
 
 
-def _shape(state: dict[str, Any]) -> Shape:
-    return next((tuple(value.shape) for value in state.values() if isinstance(value, Tensor) and value.dim()), ())
+def _may_be(shape: Shape, kept: Shape | None) -> bool:
+    return kept is None or shape == kept
+
+
+def _shape(state: dict[str, Any]) -> Shape | None:
+    """That of the parameter whose state it is; None where it keeps none, as before the first step."""
+    return next((tuple(value.shape) for value in state.values() if isinstance(value, Tensor) and value.dim()), None)
 
 
 A = TypeVar("A")

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoints.layouts import carried, deepspeed_pickles
-from pipeline.checkpoints.layouts.zero_format import SUB_GROUP, FlatPartition, model_file, optimizer_file, sub_groups
+from pipeline.checkpoints.layouts.zero_format import (
+    STEP,
+    SUB_GROUP,
+    FlatPartition,
+    model_file,
+    optimizer_file,
+    said_sub_group_size,
+    sub_groups,
+)
 from pipeline.checkpoints.serialization.byte_stream import OutputFile, TensorSlice, whole
 from pipeline.checkpoints.serialization.torch_archive import TorchArchive
 from pipeline.checkpoints.state import State
@@ -62,11 +70,11 @@ def files(
     state: State, folder: Path, *, stage: int, world: int, bf16: bool = False, sub_group: int | None = None
 ) -> list[OutputFile]:
     """The files of `state` (module names, groups in the engine's order) for `world` ranks of ZeRO `stage`. sub_group:
-    DeepSpeed's sub_group_size; None: the state's. Raises UserError for optimizer state that is not known, and for ranks
-    that would have next to nothing."""
+    DeepSpeed's sub_group_size; None: the state's, else that of the config which goes along, else DeepSpeed's default.
+    Raises UserError for optimizer state that is not known, and for ranks that would have next to nothing."""
     _require_shares(state, world)
-    said = state.sub_group if sub_group is None else sub_group
-    flats = _flats(state, stage, world, SUB_GROUP if said is None else said)
+    said = (sub_group, state.sub_group, said_sub_group_size(state.engine), SUB_GROUP)
+    flats = _flats(state, stage, world, next(limit for limit in said if limit is not None))
     writer = _Writer(state, list(flats), folder, stage, world, bf16)
     optimizers = [writer.optimizer(rank) for rank in range(world)]
     return optimizers + [writer.model(rank) for rank in range(world if stage == 3 else 1)]
@@ -99,6 +107,7 @@ class _Writer:
         self.state, self.flats, self.folder = state, flats, folder
         self.stage, self.world, self.bf16 = stage, world, bf16
         self.stored = [state.stored_slots(group) for group in state.groups]
+        self.holds_state = bool(any(slots or keeps_step for slots, keeps_step in self.stored) or state.scalars)
         self.version = deepspeed_pickles.deepspeed_version()
 
     def optimizer(self, rank: int) -> OutputFile:
@@ -113,16 +122,19 @@ class _Writer:
         """torch's own optimizer state, one flat tensor per slot and flat."""
         numbers = [[i for i, flat in enumerate(self.flats) if flat.group == g] for g in range(len(self.state.groups))]
         groups = [{**group.hyper, "params": params} for group, params in zip(self.state.groups, numbers, strict=True)]
-        states = {number: self._slots(archive, flat, rank) for number, flat in enumerate(self.flats)}
+        flats = enumerate(self.flats if self.holds_state else ())
+        states = {number: self._slots(archive, flat, rank) for number, flat in flats}
         return {"state": states, "param_groups": groups}
 
-    def _slots(self, archive: TorchArchive, flat: Flat, rank: int) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = {}
+    def _slots(self, archive: TorchArchive, flat: Flat, rank: int) -> dict[str, Any]:
+        state: dict[str, Any] = {}
         slots, keeps_step = self.stored[flat.group]
         if keeps_step:
-            state["step"] = archive.value(torch.tensor(self._step(flat)))
+            state[STEP] = archive.value(torch.tensor(self._step(flat)))
         for slot in slots:
             state[slot] = archive.placeholder(flat.slices(self.state.slots.get(slot, {}), rank))
+        for key, values in self.state.scalars.items():
+            state[key] = carried.stored(self._scalar(flat, key, values), archive)
         return state
 
     def _step(self, flat: Flat) -> float:
@@ -135,6 +147,17 @@ class _Writer:
                 "for all; take the weights alone (--format huggingface)"
             )
         return next(iter(steps), 0.0)
+
+    def _scalar(self, flat: Flat, key: str, values: dict[str, Any]) -> Any:
+        """The one value of `key` that a flat tensor has."""
+        first = flat.names[0]
+        if other := [name for name in flat.names if not carried.same(values.get(name), values.get(first))]:
+            raise UserError(
+                f"optimizer state '{key}' is {_short(values.get(first))} of '{first}' and "
+                f"{_short(values.get(other[0]))} of '{other[0]}', where native files keep one for all of a group; take "
+                "the weights alone (--format huggingface)"
+            )
+        return values.get(first)
 
     def _stage_2(self, archive: TorchArchive, rank: int, base: dict[str, Any]) -> dict[str, Any]:
         weights = [archive.placeholder(flat.slices(self.state.tensors, rank, stored=True)) for flat in self.flats]
@@ -215,3 +238,10 @@ class _Writer:
             name: archive.placeholder(flats[name].slices(tensors, rank), None, tensor.dtype)
             for name, tensor in tensors.items()
         }
+
+
+def _short(value: object) -> str:
+    """A number in words."""
+    return (
+        "missing" if value is None else f"{float(value):g}" if isinstance(value, Tensor | int | float) else str(value)
+    )

@@ -53,6 +53,11 @@ class TorchArchive:
         slices = [TensorSlice(InMemoryTensor(tensor), 0, tensor.numel())]
         return self.placeholder(slices, tuple(tensor.shape), tensor.dtype)
 
+    def instead(self, placeholder: Tensor, other: Tensor) -> Tensor:
+        """Another tensor over the placeholder's memory, which takes its place in the tree."""
+        self._fillings[id(other)] = Filling(other, self._fillings.pop(id(placeholder)).slices)
+        return other
+
     def file(self, name: str, tree: dict[str, Any], folder: Path) -> OutputFile:
         """The file `name` below `folder` with the content `tree`."""
         size = sum(f.placeholder.numel() * f.placeholder.itemsize for f in self._fillings.values())

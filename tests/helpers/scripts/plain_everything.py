@@ -155,3 +155,9 @@ def said(value: object) -> str:
     if isinstance(value, list | tuple):
         return type(value).__name__ + "(" + ", ".join(map(said, value)) + ")"
     return repr(value)
+
+
+def spelled(key: object) -> str:
+    """A key of a dict in words; one that is no plain value by its class."""
+    plain = key is None or isinstance(key, str | int | float | tuple)
+    return str(key) if plain else f"{type(key).__module__}.{type(key).__qualname__}"
