@@ -100,6 +100,7 @@ def _facts(path: Path, tensors: bool) -> Facts:
         "beside": list(beside.kept),
         "not_read": [line for line in (*state.unread, beside.remark, checkpoints.below(folder)) if line],
         "slots": {slot: len(entries) for slot, entries in state.slots.items() if entries},
+        "scalars": {key: len(values) for key, values in state.scalars.items()},
         "step": state.step,
         "steps": sorted(set(state.steps.values())),
         "groups": [_group(state, number) for number in range(len(state.groups))],
@@ -258,9 +259,10 @@ def _model(model: Facts) -> str:
 
 def _optimizer(facts: Facts) -> str:
     """Its slots, and the parameters' own steps; of an optimizer that keeps none, the checkpoint's."""
-    if not facts["slots"]:
+    kept = {**facts["slots"], **facts["scalars"]}
+    if not kept:
         return "no state"
-    slots = ", ".join(f"{slot} of {count}" for slot, count in facts["slots"].items())
+    slots = ", ".join(f"{slot} of {count}" for slot, count in kept.items())
     steps = facts["steps"] or [facts["step"]]
     listed = ", ".join(f"{step:g}" for step in steps[:5]) + (", …" if len(steps) > 5 else "")
     return f"{slots} tensors, step {listed}"

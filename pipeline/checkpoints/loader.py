@@ -9,6 +9,7 @@ afresh) and our reading gives the numbers.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from pipeline import checkpoints, models
-from pipeline.checkpoints import QUANTISED
+from pipeline.checkpoints import QUANTISED, tying
 from pipeline.checkpoints.layouts import huggingface, require_layout
 from pipeline.checkpoints.state import State
 from pipeline.errors import UserError, one_line
@@ -50,7 +51,14 @@ def runnable(folder: Path, state: State, config: PretrainedConfig, config_file: 
         return own
     loading = load(folder, state, config_file)
     require_whole(folder, loading, config)
-    return LoadedModel(loading.model, None if loading.filled else own.read)
+    return LoadedModel(loading.model) if loading.filled else ReadModel(_planned(loading, config), own.read)
+
+
+def _planned(loading: Loading, config: PretrainedConfig) -> PretrainedConfig:
+    """The config of a model that was planned, untied where its files hold tied tensors that differ: transformers unties
+    these when it has read them."""
+    planned = copy.deepcopy(loading.model.config)
+    return planned if models.architecture_of(config).aliases else tying.untied(planned)
 
 
 def weights(folder: Path) -> Callable[[str], torch.Tensor]:

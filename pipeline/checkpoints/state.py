@@ -169,8 +169,9 @@ class State:
         if not self.groups:
             return []
         counts = {"step": self.step, **{key: self.engine.get(key) for key in ("skipped_steps", "global_samples")}}
-        counted = [f"{key} {value}" for key, value in counts.items() if value]
-        kept = [*self._filled_slots, *self.scalars, *counted, *(key for key, value in self.scaling.items() if value)]
+        counted = [f"{key} {value}" for key, value in counts.items() if isinstance(value, int) and value]
+        scaling = (key for key, value in self.scaling.items() if value is not None and value is not False)
+        kept = [*self._filled_slots, *self.scalars, *counted, *scaling]
         return [f"the optimizer state is left behind: {', '.join([*kept, 'hyper-parameters'])}"]
 
     def besides(self) -> list[str]:

@@ -58,16 +58,13 @@ class ReadModel:
 
 
 class LoadedModel:
-    """A model that somebody else has built and filled: `from_pretrained`, or a user. It is not changed.
+    """A model that somebody else has built and filled: `from_pretrained`, or a user. It is not changed."""
 
-    read: its parameters, where its own are on the meta device."""
-
-    def __init__(self, model: PreTrainedModel, read: Read | None = None):
+    def __init__(self, model: PreTrainedModel):
         self._model = model
         self.config = copy.deepcopy(model.config)
         self.config.architectures = [type(model).__name__]
-        self._parameters = dict(model.named_parameters(remove_duplicate=False))
-        self._read = ReadModel(self.config, read) if read else None
+        self._parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
 
     def skeleton(self) -> PreTrainedModel:
         emptied = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), False) for p in self._model.parameters()}
@@ -77,7 +74,7 @@ class LoadedModel:
         return model
 
     def parameter(self, name: str) -> Tensor:
-        return self._read.parameter(name) if self._read else self._parameters[name].detach().cpu()
+        return self._parameters[name].detach().cpu()
 
 
 def streamed_model(source: RunnableModel, on_gradient: OnGradient | None = None) -> PreTrainedModel:

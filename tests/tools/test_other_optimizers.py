@@ -134,6 +134,8 @@ def test_single_numbers_are_carried(tmp_path, capsys, target):
     assert ("restores no 'mu_product', 'eta'" in said) is (target == "universal")
     assert lemon(capsys, "diff", folder, tmp_path / "out")[0] == 0
     changed = replace(nadam(), scalars={"mu_product": {name: torch.tensor(0.5) for name in nadam().steps}})
+    code, out, _ = lemon(capsys, "inspect", folder)
+    assert code == 0 and "mu_product of 3, eta of 3 tensors, step 4" in " ".join(out.split())
     foreign(tmp_path / "changed", changed)
     code, out, _ = lemon(capsys, "diff", folder, tmp_path / "changed")
     assert code == 1 and "mu_product a tensor(0.7500) -> tensor(0.5000)" in " ".join(out.split())

@@ -14,8 +14,11 @@ from pipeline.checkpoints import loader
 from pipeline.checkpoints.layouts import huggingface
 from pipeline.checkpoints.tensors import InMemoryTensor
 from pipeline.errors import UserError
+from pipeline.growth.verification.probe import fitted, probe, run
+from pipeline.models.streaming import LoadedModel
 from tests.helpers.checkpoints import saved
 from tests.helpers.cli import lemon
+from tests.helpers.pretrained import given_out, loaded
 from tests.helpers.samples import VARIANTS, sample
 
 NORM = "transformer.ln_f.weight"
@@ -130,6 +133,23 @@ def test_what_does_not_fit_is_planned_by_it_and_read_by_us(tmp_path, monkeypatch
     monkeypatch.setattr(loader, "LARGEST_TENSOR_STATES", 0)
     planned = loader.load(folder, state, folder / "config.json")
     assert whole.filled and not planned.filled and all(p.is_meta for p in planned.model.parameters())
-    runs = loader.runnable(folder, state, config, folder / "config.json")
-    for name, parameter in whole.model.named_parameters(remove_duplicate=False):
-        assert torch.equal(runs.parameter(name).float(), parameter.float()), name
+    inputs = probe(config)
+    outputs = [
+        run(model, inputs, torch.float64).outputs
+        for model in (LoadedModel(whole.model), loader.runnable(folder, state, config, folder / "config.json"))
+    ]
+    assert outputs[0] and all(torch.equal(outputs[0][name], outputs[1][name]) for name in outputs[0])
+
+
+def test_tied_tensors_that_differ_are_planned_as_they_are_loaded(tmp_path, monkeypatch):
+    """transformers 5 loads both, whatever the config says."""
+    folder = saved(tmp_path / "small", "llama tied")
+    held = load_file(folder / "model.safetensors")
+    embedding = held["model.embed_tokens.weight"]
+    save_file(held | {"lm_head.weight": embedding.flip(0)}, folder / "model.safetensors", metadata={"format": "pt"})
+    state, config = checkpoints.read(folder)
+    monkeypatch.setattr(loader, "LARGEST_TENSOR_STATES", 0)
+    inputs = probe(config)
+    found = run(loader.runnable(folder, state, config, folder / "config.json"), inputs, torch.float64)
+    expected = given_out(folder, fitted(inputs, loaded(folder)))[inputs["attention_mask"].bool()]
+    assert torch.allclose(found.outputs["logits"], expected, atol=1e-5)  # its norms compute in float32

@@ -68,17 +68,13 @@ def _partitioned(folder: Path, files: TagFiles) -> State:
     tensors: dict[str, LazyTensor] = {}
     slots: dict[str, dict[str, LazyTensor]] = {}
     steps: dict[str, float] = {}
-    scalars: dict[str, dict[str, Any]] = {}
-    hypers = base[0]["param_groups"]
-    for hyper in hypers:
+    for hyper in base[0]["param_groups"]:
         for number in hyper["params"]:  # stage 3 cuts a large group into several flats (sub_group_size)
             flats, states = [w[number] for w in weights], [b["state"].get(number, {}) for b in base]
             held, kept = _flat(folder, stage, number, shapes[number], flats, states, "zero_stage" not in shards[0])
             tensors |= held
             for slot, entries in kept.items():
                 slots.setdefault(slot, {}).update(entries)
-            for key in _scalars(states):
-                scalars.setdefault(key, {}).update(dict.fromkeys(shapes[number], states[0][key]))
             if (step := step_of(states[0], hyper)) is not None:
                 steps |= dict.fromkeys(shapes[number], step)
         ordered = [_given(folder, number, shapes, shards if stage < 3 else ()) for number in hyper["params"]]
@@ -91,13 +87,13 @@ def _partitioned(folder: Path, files: TagFiles) -> State:
         slots=slots,
         step=int(model.get("global_steps", max(steps.values(), default=0))),
         steps=steps,
-        scalars=scalars,
+        scalars=_scalars(base, shapes),
         groups=tuple(groups),
         aliases=rest.aliases,
         frozen=tuple(rest.frozen),
         buffers=rest.buffers,
         scaling=scaling,
-        sub_group=_sub_group(folder, model, hypers, shapes, world) if stage == 3 else None,
+        sub_group=_sub_group(folder, model, base[0]["param_groups"], shapes, world) if stage == 3 else None,
         unread=(*rest.lost, *lost, *_reordered(groups, shapes), *_no_slots(base)),
     )
 
@@ -123,8 +119,18 @@ def _flat(
     return _sharded(partition, shapes, flats), slots
 
 
-def _scalars(states: list[dict[str, Any]]) -> list[str]:
+def _scalars(base: list[dict[str, Any]], shapes: list[Shapes]) -> dict[str, dict[str, Any]]:
+    """What the optimizer keeps of flat tensors that is one number, by its name and parameter."""
+    scalars: dict[str, dict[str, Any]] = {}
+    for number, state in base[0]["state"].items():
+        for key in _shared(base, number):
+            scalars.setdefault(key, {}).update(dict.fromkeys(shapes[number], state[key]))
+    return scalars
+
+
+def _shared(base: list[dict[str, Any]], number: int) -> list[str]:
     """What the optimizer keeps of a flat tensor, beside its step, that is one number, and the same on every rank."""
+    states = [b["state"].get(number, {}) for b in base]
     keys = [key for key, value in states[0].items() if key != STEP and is_scalar(value)]
     return [key for key in keys if all(carried.same(state.get(key), states[0][key]) for state in states)]
 
@@ -133,8 +139,8 @@ def _no_slots(base: list[dict[str, Any]]) -> list[str]:
     """What optimizers keep that is neither in the shape of their parameters nor one number for all ranks, in words."""
     odd: dict[str, None] = {}
     for number, state in base[0]["state"].items():
-        shared = _scalars([b["state"].get(number, {}) for b in base])
-        left = (key for key, value in state.items() if value is not None and key not in (STEP, *shared))
+        shared = (STEP, *_shared(base, number))
+        left = (key for key, value in state.items() if value is not None and key not in shared)
         odd |= {key: None for key in left if not (isinstance(state[key], Tensor) and state[key].dim() == 1)}
     return [f"optimizer state '{key}' is not in the shape of the parameters and is left behind" for key in odd]
 

@@ -150,14 +150,15 @@ class _Writer:
 
     def _scalar(self, flat: Flat, key: str, values: dict[str, Any]) -> Any:
         """The one value of `key` that a flat tensor has."""
-        first = flat.names[0]
-        if other := [name for name in flat.names if not carried.same(values.get(name), values.get(first))]:
+        found = [values.get(name) for name in flat.names]
+        other = next((n for n, value in zip(flat.names, found, strict=True) if not carried.same(value, found[0])), None)
+        if other is not None:
             raise UserError(
-                f"optimizer state '{key}' is {_short(values.get(first))} of '{first}' and "
-                f"{_short(values.get(other[0]))} of '{other[0]}', where native files keep one for all of a group; take "
-                "the weights alone (--format huggingface)"
+                f"optimizer state '{key}' is {_short(found[0])} of '{flat.names[0]}' and {_short(values.get(other))} "
+                f"of '{other}', where native files keep one for all of a group; take the weights alone "
+                "(--format huggingface)"
             )
-        return values.get(first)
+        return next(iter(found), None)
 
     def _stage_2(self, archive: TorchArchive, rank: int, base: dict[str, Any]) -> dict[str, Any]:
         weights = [archive.placeholder(flat.slices(self.state.tensors, rank, stored=True)) for flat in self.flats]
@@ -242,6 +243,4 @@ class _Writer:
 
 def _short(value: object) -> str:
     """A number in words."""
-    return (
-        "missing" if value is None else f"{float(value):g}" if isinstance(value, Tensor | int | float) else str(value)
-    )
+    return f"{float(value):g}" if isinstance(value, Tensor | int | float) else "missing"
