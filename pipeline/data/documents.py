@@ -141,9 +141,10 @@ def _jsonl(lines: Iterable[str], path: Path, column: str) -> Iterator[str]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also of too long a number, or brackets in brackets
+            reason = getattr(error, "msg", None) or one_line(error)
             raise UserError(
-                f"{path}, line {number}: not valid JSON ({error.msg}); each line must be one object"
+                f"{path}, line {number}: not valid JSON ({reason}); each line must be one object"
             ) from error
         require_column(f"{path}, line {number}", column, row if isinstance(row, dict) else ())
         yield from _texts([row[column]], f"{path}, line {number}", column)
@@ -160,9 +161,21 @@ def _texts(values: list[object], where: object, column: str) -> Iterator[str]:
     """The strings among `values`; a missing value is no document."""
     for value in values:
         if isinstance(value, str):
+            _require_characters(value, where)
             yield value
         elif value is not None:
             raise UserError(f"{where}: column '{column}' contains {type(value).__name__}, not text; set data.column")
+
+
+def _require_characters(text: str, where: object) -> None:
+    """Raises UserError for half a surrogate pair, which JSON can say and which is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise UserError(
+            f"{where}: character {error.start + 1} of the text is half a surrogate pair ({half!a}); repair or remove it"
+        ) from error
 
 
 def fingerprint(document: str) -> int:

@@ -81,7 +81,14 @@ class SentencePiece:
         return cls(model.getvalue())
 
     def encode(self, documents: list[str]) -> list[list[int]]:
-        return cast(list[list[int]], self.processor.encode(documents))
+        try:
+            return cast(list[list[int]], self.processor.encode(documents))
+        except (RuntimeError, OSError) as error:
+            longest = max(documents, key=len)
+            raise UserError(
+                f"sentencepiece cannot cut a text of {len(longest):,} characters that begins with {longest[:20]!r} "
+                f"({one_line(error)}); cut it into documents"
+            ) from error
 
     def save(self, folder: Path) -> None:
         folder.mkdir()
@@ -113,6 +120,10 @@ class Pretrained:
         missing = [piece for piece in PIECES if piece not in vocabulary]
         if missing:
             raise UserError(f"{path}: no {', '.join(missing)} in it; a BERT vocab.txt has one piece a line, with these")
+        if not vocabulary - {*PIECES, ""}:
+            raise UserError(
+                f"{path}: no piece besides {', '.join(PIECES)} in it: every word would be [UNK]; add pieces"
+            )
         from transformers import BertTokenizer
 
         return cls(BertTokenizer(vocab=str(path), do_lower_case=True, strip_accents=True), str(path))

@@ -111,8 +111,7 @@ def recognise(content: dict[str, Any], where: str) -> tuple[Family, PretrainedCo
     kind = content.get("model_type")
     match = next((family for family in FAMILIES.values() if family.config_class.model_type == kind), None)
     if match is None:
-        stated = f"model_type '{kind}' is not a supported family" if kind else "it names no model_type: add it"
-        raise UserError(f"{where}: {stated}; known: {', '.join(sorted(FAMILIES))}")
+        raise _foreign(content, where)
     try:
         said = {key: value for key, value in content.items() if value is not None or key not in match.keys.undeclared}
         if ROPE in match.keys.function and (written := {key: content[key] for key in ROPE_BEFORE_5 if key in content}):
@@ -122,6 +121,17 @@ def recognise(content: dict[str, Any], where: str) -> tuple[Family, PretrainedCo
         raise UserError(f"{where}: not a config of '{kind}': {one_line(error)}") from error
     _require_possible_sizes(match, config, where)
     return match, config
+
+
+def _foreign(content: dict[str, Any], where: str) -> UserError:
+    """What to say of a config of no supported family."""
+    kind, known = content.get("model_type"), f"known: {', '.join(sorted(FAMILIES))}"
+    if kind:
+        return UserError(f"{where}: model_type '{kind}' is not a supported family; {known}")
+    if "architecture" in content:
+        timm = f"a config of timm ('{content['architecture']}'), which is not read"
+        return UserError(f"{where}: {timm}; use the same model's files for transformers")
+    return UserError(f"{where}: it names no model_type: add it; {known}")
 
 
 def _require_possible_sizes(match: Family, config: PretrainedConfig, where: str) -> None:

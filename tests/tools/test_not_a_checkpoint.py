@@ -92,11 +92,22 @@ def test_a_config_that_is_a_pointer(tmp_path, capsys):
     assert said in out + err, out
 
 
-def test_a_config_without_a_model_type(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        ({}, "config.json: it names no model_type: add it; known: bert,"),
+        (
+            {"architecture": "vit_tiny", "num_classes": 10},
+            "config.json: a config of timm ('vit_tiny'), which is not read",
+        ),
+    ],
+    ids=["empty", "timm"],
+)
+def test_a_config_without_a_model_type(tmp_path, capsys, content, complaint):
     small = saved(tmp_path / "small", "gpt2")
-    (small / "config.json").write_text("{}")
+    (small / "config.json").write_text(json.dumps(content))
     code, _, err = lemon(capsys, "export", small, "--out", tmp_path / "out")
-    assert code == 2 and "config.json: it names no model_type: add it; known: bert," in err, err
+    assert code == 2 and complaint in err and err.count("\n") == 1, err
 
 
 def test_a_head_that_is_not_known(tmp_path, capsys):

@@ -18,7 +18,7 @@ import pytest
 
 from pipeline.config.schema import ImageData, TextData
 from pipeline.data import evaluation_batches, open_prepared, prepare, train_batches
-from pipeline.data.tokenizers import Pretrained
+from pipeline.data.tokenizers import Pretrained, SentencePiece
 from pipeline.errors import UserError
 from tests.helpers.invented_text import config, some_documents, text_file
 
@@ -60,6 +60,10 @@ def files(tmp_path, monkeypatch):
     Path("broken.jsonl").write_text('{"text": "one"}\n{"text": \n')
     Path("array.jsonl").write_text('["one"]\n')
     Path("other.jsonl").write_text('{"body": "one"}\n')
+    Path("half.jsonl").write_text('{"text": "one"}\n{"text": "ab\\ud800c"}\n')
+    Path("digits.jsonl").write_text('{"text": ' + "9" * 5000 + "}\n")
+    Path("deep.jsonl").write_text('{"a":' * 100_000 + "1" + "}" * 100_000 + "\n")
+    Path("specials.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
     Path("number.jsonl").write_text('{"text": 3}\n')
     pa.parquet.write_table(pa.table({"body": ["one"], "id": [1]}), "other.parquet")
     Path("empty").mkdir()
@@ -113,6 +117,16 @@ TEXT = {
     "jsonl column": (text("other.jsonl"), "other.jsonl, line 1: no column 'text'; it has body; set data.column"),
     "parquet column": (text("other.parquet"), "other.parquet: no column 'text'; it has body, id; set data.column"),
     "no string": (text("number.jsonl"), "number.jsonl, line 1: column 'text' contains int, not text; set data.column"),
+    "half a surrogate pair": (
+        text("half.jsonl"),
+        "half.jsonl, line 2: character 3 of the text is half a surrogate pair ('\\ud800'); repair or remove it",
+    ),
+    "a long number": (text("digits.jsonl"), "digits.jsonl, line 1: not valid JSON (Exceeds the limit (4300 digits)"),
+    "deep json": (text("deep.jsonl"), "deep.jsonl, line 1: not valid JSON (maximum recursion depth exceeded"),
+    "vocabulary of specials": (
+        text("good.txt", tokenizer={"kind": "wordpiece", "path": "specials.txt"}),
+        "specials.txt: no piece besides [PAD], [UNK], [CLS], [SEP], [MASK] in it: every word would be [UNK]",
+    ),
     "vocabulary too large": (
         text("good.txt", tokenizer={"vocab_size": 9999}),
         "data.tokenizer.vocab_size 9999 does not fit the text",
@@ -327,3 +341,20 @@ def test_a_picture_that_breaks_later_is_named(files, workers):
         next(evaluation_batches(prepared, data, 0, micro_batch=2, rank=0, world=1))
     assert str(caught.value).startswith("evaluation image 0: cannot be decoded (cannot identify image file")
     assert str(caught.value).endswith("; repair or remove it and prepare again") and "\n" not in str(caught.value)
+
+
+def test_a_document_that_sentencepiece_does_not_take(files):
+    """It says so of some hundred megabytes in one line; here it says so of anything."""
+
+    class Refusing:
+        def encode(self, documents: list[str]) -> list[list[int]]:
+            raise RuntimeError("Internal: the input is too long")
+
+    tokenizer = SentencePiece.__new__(SentencePiece)
+    tokenizer.processor = Refusing()
+    with pytest.raises(UserError) as caught:
+        tokenizer.encode(["short", "long " * 1000])
+    assert str(caught.value).startswith(
+        "sentencepiece cannot cut a text of 5,000 characters that begins with 'long long"
+    )
+    assert "(Internal: the input is too long); cut it into documents" in str(caught.value)
