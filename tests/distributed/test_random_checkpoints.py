@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -43,6 +44,8 @@ REFUSED = "a checkpoint of ZeRO stage 0: "
 NOTHING = ("None", "NoneType None", 0, False)
 REFUSALS: dict[int, str | None] = {}
 """By the seeds that ran, the refusal if there was one."""
+SECONDS: list[float] = []
+"""What each took."""
 
 
 class RefusalError(Exception):
@@ -211,14 +214,17 @@ def test_everything_is_carried_or_named(tmp_path, workers, capsys, seed):
     drawn = draw(seed)
     if drawn.precision == "fp16" and not workers.supports(1, fp16=True):
         drawn = replace(drawn, precision="bf16")
-    REFUSALS[seed] = None
+    REFUSALS[seed], begun = None, time.monotonic()
     try:
         Journey(drawn, tmp_path, workers, capsys).there_and_back()
     except RefusalError as refusal:
         REFUSALS[seed] = str(refusal)
+    SECONDS.append(time.monotonic() - begun)
 
 
-def test_most_are_not_refused():
+def test_most_are_not_refused(capsys):
     """Of those that ran before this one, in this process."""
     refused = [said for said in REFUSALS.values() if said]
+    with capsys.disabled():
+        print(f"\n{len(SECONDS)} random checkpoints in {sum(SECONDS):.0f} s, {len(refused)} refused")
     assert len(refused) <= 1 + len(REFUSALS) // 10, "\n".join(refused)
