@@ -160,15 +160,25 @@ def _recognised(
     return known if (set(slots) == names and names) or (not slots and _is_signed(hyper, signature)) else None
 
 
-def _is_signed(hyper: Hyper, signature: str) -> bool:
-    """Whether a group without state yet is of that optimizer. Others of torch have betas too, but no amsgrad, which
-    keeps a third moment where it is set; Lion has no eps."""
-    adam = hyper.get("amsgrad", "differentiable" in hyper) is False and "eps" in hyper
-    return signature in hyper and (signature != "betas" or adam)
-
-
-COMMON_KEYS = {"lr", "initial_lr", "weight_decay", "maximize", "foreach", "capturable", "differentiable", "fused"}
+COMMON_KEYS = {
+    *("params", "lr", "initial_lr", "weight_decay", "maximize", "foreach", "capturable", "differentiable", "fused"),
+    *("name", "max_lr", "min_lr", "base_momentum", "max_momentum"),  # a script's, and what torch's schedules keep
+}
 """Keys of a group that say nothing about which optimizer it is of."""
+OWN_KEYS = {
+    "betas": {"betas", "eps", "amsgrad", "decoupled_weight_decay", "bias_correction"},
+    "momentum": {"momentum", "dampening", "nesterov"},
+}
+"""By signature, the keys that an optimizer's groups have besides: torch's, and those of DeepSpeed's Adam."""
+
+
+def _is_signed(hyper: Hyper, signature: str) -> bool:
+    """Whether a group without state yet is of that optimizer: it has the signature, and no key of another one. RMSprop
+    has a momentum too, and Lion betas but no eps; where amsgrad is set a third moment is kept, and torch's Adam says
+    whether it is."""
+    own = signature in hyper and set(hyper) <= COMMON_KEYS | OWN_KEYS[signature]
+    adam = hyper.get("amsgrad", "differentiable" in hyper) is False and "eps" in hyper
+    return own and (signature != "betas" or adam)
 
 
 def recognise(slots: Collection[str], hypers: Iterable[Hyper] = ()) -> OptimizerSpec | None:

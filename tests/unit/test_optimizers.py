@@ -73,6 +73,17 @@ def test_betas_alone_do_not_make_an_adam(other):
     assert optimizers.recognise([], other([torch.nn.Parameter(torch.zeros(1))]).param_groups) is None
 
 
+def test_an_optimizer_with_keys_of_its_own_is_none_of_ours():
+    """RMSprop and Muon have a momentum, LAMB and AdaBelief betas and an eps: their state before the first step is not
+    invented as SGD's or AdamW's."""
+    parameter = torch.nn.Parameter(torch.zeros(2, 2))
+    adam = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False}
+    others = torch.optim.RMSprop([parameter]).param_groups, torch.optim.Muon([parameter]).param_groups
+    for groups in (*others, [{**adam, "max_coeff": 10.0}], [{**adam, "rectify": True}]):
+        assert optimizers.recognise([], groups) is None
+    assert optimizers.recognise([], [{**adam, "name": "decayed", "max_lr": 0.2}]).kind == "adamw"
+
+
 def test_what_keeps_a_third_moment_or_one_is_no_adam_before_its_first_step():
     amsgrad = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], amsgrad=True).param_groups
     lion = [{"lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.0}]
