@@ -1,7 +1,7 @@
 """Checkpoints drawn at random, saved by the real engine, through layouts drawn at random and back: everything that a
 source holds is in the result bit for bit, or named in a printed line and in the manifest, or the source is refused.
 
-A test's number is its seed. Every run takes the first half of 60, the rest is marked `slow`;
+A test's number is its seed. Every run takes the first quarter of 60, the rest is marked `slow`;
 LEMON_RANDOM_CHECKPOINTS=600 runs that many.
 """
 
@@ -26,7 +26,7 @@ from tests.helpers.samples import sample
 from tests.helpers.scripts.plain_everything import bits
 from tests.helpers.workers import WorkerPools
 
-ASKED, FIRST, ALL = os.environ.get("LEMON_RANDOM_CHECKPOINTS"), 30, 60
+ASKED, FIRST, ALL = os.environ.get("LEMON_RANDOM_CHECKPOINTS"), 15, 60
 SEEDS = [
     pytest.param(seed, marks=[pytest.mark.slow] if seed >= FIRST and not ASKED else [])
     for seed in range(int(ASKED or ALL))

@@ -19,6 +19,7 @@ from pipeline.models.streaming import LoadedModel
 from tests.helpers.checkpoints import saved
 from tests.helpers.cli import lemon
 from tests.helpers.pretrained import given_out, loaded
+from tests.helpers.rotation import rotated
 from tests.helpers.samples import VARIANTS, sample
 
 NORM = "transformer.ln_f.weight"
@@ -106,6 +107,7 @@ def test_wrapped_names_are_said_to_be_read_by_us_alone(small, grow):
     assert code == 0 and "from_pretrained finds no weights under these names" in out and "without 'module.'" in out
 
 
+@rotated(one_in=3, of="variant")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_parameters_are_the_files_own_and_cost_nothing(tmp_path, variant):
     """Views of the mapped file, but for a bias that BERT's decoder shares and the file holds once."""
@@ -120,6 +122,7 @@ def test_parameters_are_the_files_own_and_cost_nothing(tmp_path, variant):
     assert parameters and set(copied) <= {"cls.predictions.bias", "lm_head.bias"}
 
 
+@rotated(one_in=3, of="variant")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_what_does_not_fit_is_planned_by_it_and_read_by_us(tmp_path, monkeypatch, variant):
     """Weights of two dtypes, of which loading makes copies: the same outputs without any."""
