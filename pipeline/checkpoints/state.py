@@ -168,8 +168,9 @@ class State:
         """The same of the optimizer's state, and of what is kept with it."""
         if not self.groups:
             return []
-        counts = {"step": self.step, **{key: self.engine.get(key) for key in ("skipped_steps", "global_samples")}}
+        counts = {key: self.engine.get(key) for key in ("skipped_steps", "global_samples")}
         counted = [f"{key} {value}" for key, value in counts.items() if isinstance(value, int) and value]
+        counted = [*([f"step {self.step}"] if self.step or self.steps else []), *counted]
         scaling = (key for key, value in self.scaling.items() if value is not None and value is not False)
         kept = [*self._filled_slots, *self.scalars, *counted, *scaling]
         return [f"the optimizer state is left behind: {', '.join([*kept, 'hyper-parameters'])}"]
