@@ -24,7 +24,7 @@ from deepspeed.runtime.lr_schedules import WarmupLR
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch.optim import lr_scheduler
 
-from tests.helpers.scripts.plain_everything import bits, said, spelled
+from tests.helpers.scripts.plain_everything import COMMON, bits, said, spelled
 
 
 class Lion(torch.optim.Optimizer):
@@ -235,9 +235,7 @@ def engine_of(job: dict) -> deepspeed.DeepSpeedEngine:
         "fp16": {"enabled": precision == "fp16", "initial_scale_power": 18, "hysteresis": 1},
         "data_types": {"grad_accum_dtype": "fp32"} if precision == "wide" else {},
         "checkpoint": {"load_universal": job.get("universal", False)},
-        "steps_per_print": 10**9,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
+        **COMMON,
     }
     built, *_ = deepspeed.initialize(
         model=net,

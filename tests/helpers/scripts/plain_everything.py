@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+COMMON = {"steps_per_print": 10**9, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+"""Of DeepSpeed's JSON, what every script of these tests sets."""
 WIDTH = 12
 OPTIMIZERS = {
     "adamw": (lambda groups: torch.optim.AdamW(groups, lr=1e-2), ("exp_avg", "exp_avg_sq")),
@@ -68,9 +70,7 @@ def engine_of(job: dict) -> deepspeed.DeepSpeedEngine:
         "bf16": {"enabled": job.get("bf16", False)},
         "fp16": {"enabled": job.get("fp16", False), "initial_scale_power": 18, "hysteresis": 1},
         "checkpoint": {"load_universal": job.get("universal", False)},
-        "steps_per_print": 10**9,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
+        **COMMON,
     }
 
     def falling(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:

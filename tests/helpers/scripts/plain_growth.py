@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tests.helpers.scripts.plain_everything import said, tensors_of, values_of
+from tests.helpers.scripts.plain_everything import COMMON, said, tensors_of, values_of
 
 Named = list[tuple[str, torch.nn.Parameter]]
 
@@ -56,9 +56,7 @@ def engine_of(job: dict) -> deepspeed.DeepSpeedEngine:
         "train_micro_batch_size_per_gpu": 2,
         "zero_optimization": {"stage": job["stage"], **job.get("zero", {})},
         "bf16": {"enabled": job.get("bf16", False)},
-        "steps_per_print": 10**9,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
+        **COMMON,
     }
     built, *_ = deepspeed.initialize(
         model=net,
