@@ -9,7 +9,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from pipeline import models
 from pipeline.errors import UserError, one_line
+from pipeline.records.folder_names import usable_as_folder
 from pipeline.records.ledger_check import require_agreement
 from pipeline.records.run_folder import StageFolder, read_json
 from pipeline.records.stage_facts import StageFacts, TrainFacts, parse
@@ -128,7 +130,7 @@ class RecordReader:
         key = path.resolve()
         if key not in self._stages:
             folder, content = StageFolder(path), self.json(path / "stage.json")
-            facts, plan = parse(folder.facts_file, content) if content else None, self.json(path / "plan.json")
+            facts, plan = _facts(folder.facts_file, content) if content else None, self.json(path / "plan.json")
             records = list(folder.metrics), list(folder.ledger)
             if isinstance(facts, TrainFacts):
                 require_agreement(folder.ledger.path, records[1], facts)
@@ -148,6 +150,16 @@ class RecordReader:
         return RecordedRun(folder, config["name"] if name_is_unique else str(folder), config["data"], data, stages)
 
 
+def _facts(path: Path, content: dict[str, Any]) -> StageFacts:
+    """Raises UserError as `parse` does, and for a family that is none: the stage would be compared with no other."""
+    facts = parse(path, content)
+    try:
+        models.family(facts.family)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; the file is damaged, restore it") from error
+    return facts
+
+
 def _config(folder: Path) -> dict[str, Any]:
     """The parts of config.yaml that accounting needs. It is not validated again: an old run must stay readable when
     a data set or checkpoint folder that it started from has gone."""
@@ -162,7 +174,7 @@ def _config(folder: Path) -> dict[str, Any]:
         return {
             "name": str(config["name"]),
             "data": {key: value for key, value in config["data"].items() if key != "workers"},
-            "stages": [(stage["name"], stage["kind"]) for stage in config["stages"]],
+            "stages": [(usable_as_folder(stage["name"]), stage["kind"]) for stage in config["stages"]],
         }
     except (OSError, yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(

@@ -1,6 +1,5 @@
 """The one schema of a run: data, models, and a list of stages, with the keys that each takes and what must fit."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -11,18 +10,9 @@ from pipeline.durations import Duration, PositiveDuration
 from pipeline.errors import UserError, nearest
 from pipeline.optim.optimizers import AdamW, Optimizer
 from pipeline.optim.schedules import Schedule
+from pipeline.records.folder_names import FolderName
 from pipeline.records.strict import Strict
 
-
-def _usable_as_folder(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise ValueError(
-            f"'{name}' cannot name a folder; use letters, digits, '_', '.' and '-', a letter or digit first"
-        )
-    return name
-
-
-Name = Annotated[str, AfterValidator(_usable_as_folder)]
 OTHERS_IN_A_RUN = {"data", "config.yaml", "report.html", "report.json"}
 """What lies beside the stages in the run folder."""
 
@@ -135,7 +125,7 @@ class TrainStage(Strict):
     """Train one model. `start` names an earlier stage (or a checkpoint folder); without it, from scratch."""
 
     kind: Literal["train"]
-    name: Name
+    name: FolderName
     model: str
     start: Place | None = None
     batch: int = Field(ge=1, description="samples per optimizer step, over all ranks")
@@ -177,7 +167,7 @@ class ExpandStage(Strict):
     """Expand an earlier stage's newest checkpoint into `model`."""
 
     kind: Literal["expand"]
-    name: Name
+    name: FolderName
     source: str
     model: str
     method: MethodChoice = MethodChoice()
@@ -209,7 +199,7 @@ Data = Annotated[TextData | ImageData, Field(discriminator="kind")]
 class Config(Strict):
     """A whole run."""
 
-    name: Name
+    name: FolderName
     seed: int = Field(0, ge=0)
     folder: Place = Field("runs/{name}", description="where the run lives; {name} is replaced")
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.errors import UserError
+from pipeline.records.folder_names import FolderName
 from pipeline.records.formats import FORMAT, Recorded, explained, require_readable
 
 
@@ -49,7 +50,7 @@ class CommonFacts(Recorded):
     """What every stage records. model: its name in the config; origin: the stage or folder that it started from, None
     for fresh weights; fingerprint: the settings that decide its numbers."""
 
-    name: str
+    name: FolderName
     model: str
     family: str
     sizes: dict[str, int]

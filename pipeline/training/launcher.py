@@ -67,10 +67,7 @@ def processes(configured: int | str) -> int:
 def is_worker() -> bool:
     """Whether a launcher (ours, torchrun, Slurm's) started this process as one of several. Raises UserError
     for variables that none of them sets so."""
-    given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ}
-    if wrong := [f"{name}={value}" for name, value in given.items() if not value.isdecimal()]:
-        raise UserError(f"{wrong[0]} in the environment: launchers set a whole number there; unset it")
-    return len(given) == 2
+    return None not in [_number(name) for name in ("RANK", "WORLD_SIZE")]
 
 
 def launch(arguments: list[str], workers: int, nodes: Nodes, folder: Path) -> None:
@@ -178,15 +175,22 @@ def _message(failures: Path, error: "ChildFailedError") -> str:
 def become_worker(folder: Path) -> TextIO:
     """To be called first in a worker: die with the parent, log at its level, and lock the run folder. Keep the returned
     file open."""
-    parent = os.environ.get(PARENT)
-    die_with_parent(int(parent) if parent else None)
+    die_with_parent(_number(PARENT))
     take_over_log_level()
-    return run_folder.share(folder, int(os.environ.get("GROUP_RANK", "0")))
+    return run_folder.share(folder, _number("GROUP_RANK") or 0)
+
+
+def _number(variable: str) -> int | None:
+    """The environment's value, None where it has none. Raises UserError for what is no whole number."""
+    text = os.environ.get(variable)
+    if text is not None and not text.isdecimal():
+        raise UserError(f"{variable}={text} in the environment: launchers set a whole number there; unset it")
+    return None if text is None else int(text)
 
 
 def take_over_log_level() -> None:
     """Log at the level of the parent, whose command-line options a worker does not get. Rank 0 speaks for all."""
-    level = int(os.environ.get(LOG_LEVEL, logging.INFO))
+    level = _number(LOG_LEVEL) or logging.INFO
     logging.getLogger("pipeline").setLevel(level if os.environ.get("RANK", "0") == "0" else logging.ERROR)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.helpers.cli import lemon
 from tests.helpers.rotation import rotated
+from tests.helpers.universal import convert
 from tests.helpers.workers import WorkerPools
 
 ACCOUNT = "tests.helpers.scripts.plain_everything:account"
@@ -64,3 +65,17 @@ def test_an_engine_restores_what_was_saved(tmp_path, workers, capsys, source, ta
     differ = {key for key in before if before[key] != after.get(key) and not key.startswith(unsaid)}
     assert not {key for key in differ if to or not key.startswith(LOST_BY_UNIVERSAL)}, differ
     assert set(before) == set(after)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_what_deepspeeds_converter_keeps_is_kept(tmp_path, workers, capsys, stage):
+    """It writes folders for trained parameters alone: frozen ones and buffers lie in the file of the module, or, of
+    stage 3, in those of the ranks."""
+    saved, converted, out = (tmp_path / name / "three" for name in ("theirs", "converted", "ours"))
+    before = workers.run(ACCOUNT, {"stage": stage, "seed": 1, "steps": 3, "save": place(saved)}, 2)
+    convert(saved, converted)
+    code, said, err = lemon(capsys, "reshard", converted, "--out", out, "--zero-stage", stage, "--world-size", 1)
+    assert code == 0, err
+    after = workers.run(ACCOUNT, {"stage": stage, "seed": 2, "load": place(out)}, 1)
+    differ = {key for key in before if before[key] != after[key]}
+    assert not differ and any(key.startswith("frozen") for key in before), (differ, said)

@@ -5,7 +5,6 @@ A test's number is its seed. Every run takes the first quarter of 60, the rest i
 LEMON_RANDOM_CHECKPOINTS=600 runs that many.
 """
 
-import argparse
 import json
 import os
 import re
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from deepspeed.checkpoint import ds_to_universal
 
 from tests.helpers import plain_files, pretrained
 from tests.helpers.cli import lemon
@@ -24,6 +22,7 @@ from tests.helpers.draws import Draw, draw
 from tests.helpers.forms import BESIDE, saved_as
 from tests.helpers.samples import sample
 from tests.helpers.scripts.plain_everything import bits
+from tests.helpers.universal import convert
 from tests.helpers.workers import WorkerPools
 
 ASKED, FIRST, ALL = os.environ.get("LEMON_RANDOM_CHECKPOINTS"), 15, 60
@@ -92,11 +91,9 @@ class Journey:
         return before
 
     def converted(self, source: Path) -> Path:
-        """By DeepSpeed's own converter, in this process."""
+        """By DeepSpeed's own converter."""
         out = self.folder / "converted" / "tag"
-        workers = {"num_extract_workers": 1, "num_merge_workers": 1}
-        how = {"strict": True, "inject_missing_state": True, "keep_temp_folder": False, **workers}
-        ds_to_universal.main(argparse.Namespace(input_folder=str(source), output_folder=str(out), **how))
+        convert(source, out)
         if self.drawn.family:
             shutil.copy(source / "config.json", out)
         return out

@@ -77,6 +77,20 @@ def test_buffers_and_the_optimizers_state_are_named(tmp_path, capsys):
         assert all(f"{name}: {line}" in said for line in lines)
 
 
+@pytest.mark.parametrize("state", ["grow", "reset"])
+def test_an_expansion_names_the_buffers(tmp_path, capsys, state):
+    folder, trained = beside_the_model(tmp_path / "small", LAYOUTS[0])
+    held = replace(trained, buffers=in_memory([("seen", torch.ones(1)), ("steps.of", torch.ones(1))]))
+    write_files(checkpoints.files(held, folder, LAYOUTS[0]), folder)
+    target = target_config_file(tmp_path / "target.json", "bert", hidden=24, heads=6, mlp=48)
+    growth = ["--source", folder, "--target", target, "--optimizer-state", state]
+    code, said, err = lemon(capsys, "expand", *growth, "--out", tmp_path / "large")
+    assert code == 0, err
+    line = "buffers are left behind: seen, steps.of"
+    assert f"expand: {line}" in said
+    assert line in json.loads((tmp_path / "large" / "manifest.json").read_text())["left_behind"]
+
+
 def test_a_tied_copy_is_not_called_left_behind(tmp_path):
     def tie(tensors: dict) -> None:
         tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"].clone()

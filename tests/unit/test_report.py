@@ -401,6 +401,31 @@ def test_error_damaged_records(tmp_path):
         build([run])
 
 
+@pytest.mark.parametrize("key, value, said", [
+    ("name", "../x", "not the facts of a stage (train.name: Value error, '../x' cannot name a folder; use at most 200"),
+    ("family", "bert-pre-lm", "unknown model family 'bert-pre-lm'; did you mean 'bert-pre-ln'?; the file is damaged"),
+])  # fmt: skip
+def test_error_damaged_facts(tmp_path, key, value, said):
+    run = simple_run(tmp_path / "run")
+    file = run / "large" / "stage.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(UserError) as caught:
+        build([run])
+    assert str(caught.value).startswith(f"{file}: {said}"), caught.value
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a" * 256, ""])
+def test_error_a_stage_outside_the_run(tmp_path, name):
+    run = simple_run(tmp_path / "run")
+    file = run / "config.yaml"
+    content = yaml.safe_load(file.read_text())
+    content["stages"][0]["name"] = name
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError) as caught:
+        build([run])
+    assert str(caught.value).startswith(f"{file}: not the config of a run ('{name:.60}' cannot name a folder; ")
+
+
 @pytest.mark.parametrize("target", [0.0, -1.0, math.inf, math.nan])
 def test_error_impossible_target(tmp_path, target):
     with pytest.raises(UserError, match=r"a target is an evaluation loss above 0, such as 3\.5"):
