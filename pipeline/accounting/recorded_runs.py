@@ -56,7 +56,7 @@ def _point(record: EvaluationRecord, flops: int) -> Evaluation:
 @dataclass(frozen=True)
 class RecordedStage:
     """One stage. facts: stage.json, None before the stage has started; plan: plan.json, of an expansion only;
-    metrics and ledger: the records of metrics.jsonl and ledger.jsonl."""
+    metrics: the records of metrics.jsonl; ledger: what ledger.jsonl accounts for."""
 
     path: Path
     kind: str
@@ -131,7 +131,7 @@ class RecordReader:
         if key not in self._stages:
             folder, content = StageFolder(path), self.json(path / "stage.json")
             facts, plan = _facts(folder.facts_file, content) if content else None, self.json(path / "plan.json")
-            records = list(folder.metrics), list(folder.ledger)
+            records = list(folder.metrics), folder.ledger.accounted()
             if isinstance(facts, TrainFacts):
                 require_agreement(folder.ledger.path, records[1], facts)
             self._stages[key] = RecordedStage(path, facts.kind if facts else kind, facts, plan, *records)

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from pipeline.accounting.recorded_runs import Content, RecordedStage
-from pipeline.records.stage_records import TRAINING, LedgerEntry
+from pipeline.records.stage_records import LOST, TRAINING, LedgerEntry
 
-KINDS = (*TRAINING, "evaluate", "verify", "grow")
+KINDS = (*TRAINING, LOST, "evaluate", "verify", "grow")
 """The order in which kinds of cost are listed; any other follows."""
 
 

@@ -355,7 +355,7 @@ def into_stage(expansion: ExpansionPlan, folder: StageFolder, facts: ExpandFacts
     if out.exists():  # published, and killed before the stage was marked finished
         shutil.rmtree(out)
     measured = execute_expansion(expansion, out, WORKERS).verification
-    folder.ledger.truncate(-1)
+    folder.ledger.restart(-1)
     for kind, flops in spent(expansion, measured.samples).items():
         samples = measured.samples if kind == "verify" else 0
         folder.ledger.append(LedgerEntry(step=0, kind=kind, flops=flops, samples=samples, tokens=0))

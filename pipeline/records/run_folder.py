@@ -7,6 +7,7 @@ runs/NAME/
   STAGE/
     stage.json                    what the stage is, its sizes, where it came from, whether it is finished
     metrics.jsonl ledger.jsonl    see stage_records.py
+    last-step                     while it trains: the last step that it has finished, see step_counter.py
     plan.json                     expansions only
     log.txt
     checkpoints/step-0000500/     shards, config.json, manifest.json
@@ -24,6 +25,7 @@ from typing import Any, TextIO
 from pipeline.errors import UserError, writing_to
 from pipeline.records.stage_facts import StageFacts, parse
 from pipeline.records.stage_records import Ledger, Metrics
+from pipeline.records.step_counter import StepCounter
 
 KINDS = {list: "list", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 """What JSON calls that which is no object."""
@@ -86,6 +88,7 @@ class StageFolder:
         self.path = Path(path)
         self.metrics = Metrics(self.path / "metrics.jsonl")
         self.ledger = Ledger(self.path / "ledger.jsonl")
+        self.counter = StepCounter(self.path / "last-step")
         self.checkpoints = self.path / "checkpoints"
         self.facts_file = self.path / "stage.json"
 

@@ -17,7 +17,10 @@ from pipeline.errors import UserError
 from pipeline.records.formats import FORMAT, Recorded, explained, require_readable
 
 TRAINING = ("train", "recompute")
-"""Kinds of cost that a published saving counts; the others (evaluate, verify, grow) are named beside it."""
+"""Kinds of cost that a published saving counts; the others (lost, evaluate, verify, grow) are named beside it."""
+RESTART, LOST = "restart", "lost"
+"""The kind of the line that a start adds where work behind its step is to be done again, and what accounts call that
+work."""
 
 
 class StageRecord(Recorded):
@@ -61,7 +64,8 @@ class SaveRecord(StageRecord):
 
 class LedgerEntry(StageRecord):
     """What was spent since the previous entry of its kind, as exact integers, so that stages add up exactly.
-    kind: train, recompute, evaluate, grow, verify."""
+    kind: train, recompute, evaluate, grow, verify; restart: the stage went on from `step`, what stands above behind it
+    is lost."""
 
     kind: str
     flops: int = Field(ge=0)
@@ -74,16 +78,17 @@ Record = TypeVar("Record", bound=StageRecord)
 
 
 class Records(ABC, Generic[Record]):
-    """An append-only JSONL file that a resumed run can cut back to a step."""
+    """A JSONL file that grows line by line."""
 
     adapter: TypeAdapter[Record]
 
     def __init__(self, path: Path):
         self.path = path
 
-    def append(self, record: Record) -> None:
+    def append(self, *records: Record) -> None:
+        """Add records, all of them by one write."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line(record))
+            file.write("".join(map(_line, records)))
 
     def __iter__(self) -> Iterator[Record]:
         """Every record in order. Raises UserError for a newer format, or a line that is no record."""
@@ -97,13 +102,6 @@ class Records(ABC, Generic[Record]):
         """Have what was appended reach the disk."""
         with self.path.open("a", encoding="utf-8") as file:
             os.fsync(file.fileno())
-
-    def truncate(self, step: int) -> None:
-        """Drop what lies after `step` (and a half-written last line), atomically."""
-        lines = [_line(record) for record in self if record.step <= step]
-        draft = self.path.with_suffix(".draft")
-        draft.write_text("".join(lines), encoding="utf-8")
-        os.replace(draft, self.path)
 
     def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """The JSON object of every line with its number; a killed writer may leave half a line at the end."""
@@ -134,9 +132,16 @@ class Records(ABC, Generic[Record]):
 
 
 class Metrics(Records[MetricsRecord]):
-    """metrics.jsonl."""
+    """metrics.jsonl, which a resumed run cuts back to the step from which it goes on."""
 
     adapter = TypeAdapter(Annotated[MetricsRecord, Field(discriminator="kind")])
+
+    def truncate(self, step: int) -> None:
+        """Drop what lies after `step` (and a half-written last line), atomically."""
+        lines = [_line(record) for record in self if record.step <= step]
+        draft = self.path.with_suffix(".draft")
+        draft.write_text("".join(lines), encoding="utf-8")
+        os.replace(draft, self.path)
 
     def upgraded(self, content: dict[str, Any], previous_step: int) -> dict[str, Any]:
         """Format 1 had no `kind`. Its first records had no `window` either, and loss and time of a single step, which
@@ -147,13 +152,42 @@ class Metrics(Records[MetricsRecord]):
 
 
 class Ledger(Records[LedgerEntry]):
-    """ledger.jsonl."""
+    """ledger.jsonl, from which no line is ever removed."""
 
     adapter = TypeAdapter(LedgerEntry)
+
+    def restart(self, step: int) -> None:
+        """Mark what was spent behind `step` as lost: it is going to be done again. Raises UserError as reading does."""
+        self.mend()
+        if any(entry.step > step for entry in self.accounted() if entry.kind != LOST):
+            self.append(LedgerEntry(step=step, kind=RESTART, flops=0, samples=0, tokens=0))
+
+    def accounted(self) -> list[LedgerEntry]:
+        """Every entry in order, without restarts; what they have lost has the kind `lost`, and belongs to the first
+        step that was done again. Raises UserError as reading does."""
+        entries: list[LedgerEntry] = []
+        for entry in self:
+            if entry.kind == RESTART:
+                entries = [_lost(each, entry.step) for each in entries]
+            else:
+                entries.append(entry)
+        return entries
+
+    def mend(self) -> None:
+        """Drop the half of a line that a killed writer has left at the end."""
+        if self.path.exists():
+            with self.path.open("rb+") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
 
     def upgraded(self, content: dict[str, Any], previous_step: int) -> dict[str, Any]:
         """Format 1 had the same keys."""
         return content
+
+
+def _lost(entry: LedgerEntry, restart: int) -> LedgerEntry:
+    """An entry after a restart from the step `restart`."""
+    spent_before = entry.step <= restart or entry.kind == LOST
+    return entry if spent_before else entry.model_copy(update={"kind": LOST, "step": restart + 1})
 
 
 def _line(record: Recorded) -> str:

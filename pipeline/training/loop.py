@@ -22,6 +22,7 @@ from pipeline.records.run_folder import StageFolder, write_text
 from pipeline.records.stage_facts import TrainFacts
 from pipeline.records.stage_records import EvaluationRecord, LedgerEntry, SaveRecord, TrainingRecord
 from pipeline.rng import derive
+from pipeline.training import lost_steps
 from pipeline.training.engine import Engine, World
 from pipeline.training.hardware import peak_of_all_ranks
 from pipeline.training.progress import Progress
@@ -43,22 +44,24 @@ def run(config: Config, stage: TrainStage, world: World) -> None:
     Loop(plan, engine, world).run(step, resumed=resume is not None)
     if begun is not None:
         plan.folder.finish(begun)
+        plan.folder.counter.remove()
 
 
 def _begin(plan: TrainingPlan, world: World, step: int, resumed: bool) -> TrainFacts:
-    """Bring the stage's folder to `step`: later records and unfinished checkpoints are removed. Returns the content of
-    stage.json."""
+    """Bring the stage's folder to `step`: later metrics and unfinished checkpoints are removed, what was spent behind
+    it is lost. Returns the content of stage.json."""
     config_file = plan.config.path / "config.yaml"
     if not config_file.exists():
         write_text(config_file, dump(plan.config))
-    recorded, now = recorded_facts(plan.folder) if resumed else None, facts(plan, world)
-    begun = continued(recorded, now, step) if recorded else now
+    earlier, now = recorded_facts(plan.folder), facts(plan, world)
+    begun = continued(earlier, now, step) if earlier and resumed else now
+    plan.folder.path.mkdir(parents=True, exist_ok=True)
+    lost_steps.account_for(plan.folder, earlier, step if resumed else -1)
     plan.folder.begin(begun)
     plan.folder.checkpoints.mkdir(exist_ok=True)
     publish.prune(plan.folder.checkpoints, plan.stage.keep)
     plan.folder.metrics.truncate(step if resumed else -1)
-    plan.folder.ledger.truncate(step if resumed else -1)
-    require_agreement(plan.folder.ledger.path, list(plan.folder.ledger), begun, until=step)
+    require_agreement(plan.folder.ledger.path, plan.folder.ledger.accounted(), begun, until=step)
     return begun
 
 
@@ -115,6 +118,8 @@ class Loop:
                 rate = self.plan.rates.at(step)
                 self._step(batches, step, rate)
                 step += 1
+                if self.world.first:
+                    self.plan.folder.counter.write(step)
                 save = step % self.plan.save_every == 0 or step == total
                 evaluate = step % self.plan.evaluate_every == 0 or step == total
                 if step % stage.log_every == 0 or save or evaluate:
@@ -192,7 +197,7 @@ class Loop:
 
     def _provenance(self) -> dict[str, Any]:
         """Where the weights come from and every FLOP spent on them, the origin's included."""
-        own = sum(entry.flops for entry in self.plan.folder.ledger)
+        own = sum(entry.flops for entry in self.plan.folder.ledger)  # lost ones included
         before = flops_before(self.plan.start)
         return {
             "run": self.plan.config.name,

@@ -2,15 +2,17 @@
 
 import os
 import signal
+from collections import Counter
 
 import pytest
 
 from pipeline.cli import main
+from pipeline.report import build
 from tests.helpers import cli
 from tests.helpers.cli import environment_kept, lemon_here, start_lemon
 from tests.helpers.processes import Ended, kill_at, workers_of
 from tests.helpers.rotation import rotated
-from tests.helpers.runs import copied, ledger, losses, records, tiny_run
+from tests.helpers.runs import BATCH, STEPS, copied, ledger, losses, records, steps_in_all, steps_to_redo, tiny_run
 from tests.helpers.waiting import wait_for
 
 LONG = "stages.small.schedule.horizon=5000 steps"
@@ -53,11 +55,17 @@ SCOPES = {"stage": one_stage, "chain": whole_chain}
 @pytest.mark.parametrize("scope", SCOPES)
 def test_killed_anywhere_it_ends_with_the_same_losses(finished, tmp_path, scope, victim):
     command, moments, stages = SCOPES[scope](finished, tmp_path)
+    trained, redone = [stage for stage in stages if stage != "grown"], Counter[str]()
     with environment_kept():
         for moment in moments:
             kill_at(moment, lambda: main(command), victim, tmp_path / "run")
+            redone.update({stage: steps_to_redo(tmp_path / "run", stage) for stage in trained})
     lemon_here(*command)
     same_as(tmp_path / "run", finished, *stages)
+    assert {stage: steps_in_all(tmp_path / "run", stage) - STEPS for stage in trained} == redone
+    assert redone.total() >= 3
+    book = build([tmp_path / "run"]).runs[0].ledger if scope == "chain" else None
+    assert book is None or book.by_kind["lost"].samples >= redone.total() * BATCH
 
 
 def test_while_a_worker_lives_no_other_starts_and_its_death_ends_the_job(finished, tmp_path, capsys):

@@ -8,13 +8,15 @@ import yaml
 
 STEPS = 24
 """Optimizer steps of a stage whose schedule is not cut."""
+BATCH = 16
+"""Samples of each."""
 
 
 def tiny_run(folder: Path, **top: object) -> Path:
     """The config of a chain on the embedded images: ZeRO-2 small, an indivisible expansion, ZeRO-1 large, scratch.
     `top` replaces keys of the top level."""
     rate = {"peak": 1e-3, "minimum": 1e-4, "warmup": "4 steps", "horizon": f"{STEPS} steps"}
-    train = {"kind": "train", "batch": 16, "evaluate_every": "8 steps", "save_every": "5 steps"}
+    train = {"kind": "train", "batch": BATCH, "evaluate_every": "8 steps", "save_every": "5 steps"}
     content = {
         "name": "tiny",
         "folder": str(folder / "run"),
@@ -73,8 +75,32 @@ def losses(run: Path, stage: str) -> list[tuple]:
     ]
 
 
-def ledger(run: Path, stage: str) -> list[dict]:
+def entries(run: Path, stage: str) -> list[dict]:
+    """Every line of a stage's ledger."""
     return [json.loads(line) for line in (run / stage / "ledger.jsonl").read_text().splitlines()]
+
+
+def ledger(run: Path, stage: str) -> list[dict]:
+    """What was spent on what counts: without the lines that a restart from an earlier step made worthless."""
+    kept: list[dict] = []
+    for entry in entries(run, stage):
+        if entry["kind"] == "restart":
+            kept = [each for each in kept if each["step"] <= entry["step"]]
+        else:
+            kept.append(entry)
+    return kept
+
+
+def steps_in_all(run: Path, stage: str) -> int:
+    """The optimizer steps that the ledger knows of, those done twice counted twice."""
+    return sum(entry["samples"] for entry in entries(run, stage) if entry["kind"] == "train") // BATCH
+
+
+def steps_to_redo(run: Path, stage: str) -> int:
+    """Of a stage that was killed: steps finished behind its newest checkpoint."""
+    told = run / stage / "last-step"
+    saved = [int(path.name.rpartition("-")[2]) for path in (run / stage / "checkpoints").glob("step-*")]
+    return int(told.read_text()) - max(saved, default=0) if told.exists() else 0
 
 
 def copied(finished: Path, folder: Path, *stages: str) -> Path:

@@ -14,16 +14,49 @@ def entry(step: int) -> LedgerEntry:
     return LedgerEntry(step=step, kind="train", flops=10**24 + step, samples=4, tokens=32)
 
 
-def test_records_are_cut_back_to_a_step_and_a_half_written_line_is_dropped(tmp_path):
+HALF = '{"format": 2, "step": 5, "ki'
+
+
+def test_measurements_are_cut_back_to_a_step_and_a_half_written_line_is_dropped(tmp_path):
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    for step in range(5):
+        metrics.append(SaveRecord(step=step, save_seconds=1.0))
+    with metrics.path.open("a") as file:
+        file.write(HALF)
+    assert [record.step for record in metrics] == [0, 1, 2, 3, 4]
+    metrics.truncate(2)
+    metrics.append(SaveRecord(step=3, save_seconds=2.0))
+    assert [(record.step, record.save_seconds) for record in metrics] == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0)]
+
+
+def lost(step: int, of: int) -> LedgerEntry:
+    return entry(of).model_copy(update={"kind": "lost", "step": step})
+
+
+def test_what_was_spent_stays_when_a_run_goes_back(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
     for step in range(5):
         ledger.append(entry(step))
+    written = ledger.path.read_bytes()
     with ledger.path.open("a") as file:
-        file.write('{"format": 2, "step": 5, "ki')
-    assert [record.step for record in ledger] == [0, 1, 2, 3, 4]
-    ledger.truncate(2)
+        file.write(HALF)
+    ledger.restart(2)
     ledger.append(entry(3))
-    assert list(ledger) == [entry(0), entry(1), entry(2), entry(3)]
+    assert ledger.path.read_bytes().startswith(written)
+    assert ledger.accounted() == [entry(0), entry(1), entry(2), lost(3, 3), lost(3, 4), entry(3)]
+    ledger.restart(2)
+    assert ledger.accounted()[3:] == [lost(3, 3), lost(3, 4), lost(3, 3)], "what was lost once is not lost again"
+    ledger.restart(-1)
+    assert ledger.accounted() == [lost(0, 0), lost(0, 1), lost(0, 2), *[lost(3, 3), lost(3, 4), lost(3, 3)]]
+
+
+def test_a_restart_behind_everything_leaves_no_line(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.restart(-1)
+    assert not ledger.path.exists()
+    ledger.append(entry(4))
+    ledger.restart(4)
+    assert list(ledger) == ledger.accounted() == [entry(4)]
 
 
 def test_what_is_recorded_is_read_as_the_same(tmp_path):
@@ -70,10 +103,10 @@ def test_lines_of_format_1_are_upgraded_and_go_on_in_format_2(tmp_path):
 
 
 def test_a_key_that_this_version_does_not_know_is_kept(tmp_path):
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.path.write_text(json.dumps({**entry(1).model_dump(), "joules": 5}) + "\n")
-    ledger.truncate(1)
-    assert json.loads(ledger.path.read_text())["joules"] == 5
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    metrics.path.write_text(json.dumps({**SaveRecord(step=1, save_seconds=2.0).model_dump(), "joules": 5}) + "\n")
+    metrics.truncate(1)
+    assert json.loads(metrics.path.read_text())["joules"] == 5
 
 
 BAD = {
