@@ -51,6 +51,7 @@ setup(
         "matplotlib>=3.9",
         "numpy>=2",
         "pillow>=10",
+        "psutil>=5",
         "pyarrow>=19",
         "pydantic>=2.10",
         "pydantic-core>=2.27",

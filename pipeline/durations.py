@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, GetCoreSchemaHandler
+from pydantic import AfterValidator, BeforeValidator, GetCoreSchemaHandler
 from pydantic_core import core_schema
 
 from pipeline.errors import one_line
 
 LARGEST = 1e30
 """More than anybody trains, in any unit: all FLOPs of an exaflop machine in 30,000 years."""
+LARGEST_TIME = 86400 * 36_500
+"""Seconds of a hundred years."""
 UNITS = ("steps", "samples", "tokens", "epochs", "flops")
 _SYNTAX = re.compile(r"^\s*([0-9][0-9_.]*(?:[eE][+]?[0-9]+)?)\s*([a-z]+)\s*$")
 
@@ -81,5 +83,30 @@ def _positive(duration: Duration) -> Duration:
     return duration
 
 
+TIME_UNITS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
+
+
+def seconds(text: Any) -> float:
+    """Read `'12 hours'`. Raises ValueError on a bare number, an unknown unit, bad syntax, nothing, or far too much."""
+    match = _SYNTAX.match(text) if isinstance(text, str) else None
+    if not match:
+        raise ValueError(f"a time needs a number and a unit, such as '12 hours', not {text!r}")
+    number, name = match.groups()
+    unit = name if name.endswith("s") else name + "s"
+    if unit not in TIME_UNITS:
+        raise ValueError(f"unknown unit '{name}' in {text!r}; known: {', '.join(TIME_UNITS)}")
+    amount = float(number.replace("_", "")) * TIME_UNITS[unit]
+    if not 0 < amount <= LARGEST_TIME:
+        raise ValueError(f"{one_line(text, 40)} is not between nothing and {LARGEST_TIME // 86400:,} days")
+    return amount
+
+
+def _time(text: Any) -> Any:
+    seconds(text)
+    return text
+
+
+Time = Annotated[str, BeforeValidator(_time)]
+"""A span of time, as a field of a config."""
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 """A duration greater than zero, as a field of a config."""

@@ -23,6 +23,10 @@ class UserError(Exception):
     """What is wrong, where, with which values, and the way out: one line, no traceback."""
 
 
+class Preempted(BaseException):
+    """The command was asked to stop, and did so in good order: what it was doing, in words. No mistake of anybody."""
+
+
 @contextmanager
 def placed(place: object) -> Iterator[None]:
     """Put `place`, a key of the config say, in front of what a UserError inside says."""

@@ -14,7 +14,8 @@ from pipeline import __version__
 from pipeline.cli import checkpoint_commands, expansion_commands, report_commands, run_commands
 from pipeline.cli.arguments import Parser
 from pipeline.cli.output import messages_printed, print_whatever_comes, printable
-from pipeline.errors import UserError, files_explained
+from pipeline.errors import Preempted, UserError, files_explained
+from pipeline.training.preemption import REQUEUE
 
 EPILOG = """examples:
   lemon run configs/quickstart/bert.yaml                        the whole chain: prepare, train, expand, train, report
@@ -55,7 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0, 1 for a verification that failed, 2 for bad input."""
+    """Run a command. Returns the exit code: 0, 1 for a verification that failed, 2 for bad input, 85 for a training
+    that was asked to stop and has saved."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     print_whatever_comes()
@@ -67,6 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"lemon: {printable(str(error))}", file=sys.stderr)
         return 2
+    except Preempted as stop:
+        print(f"lemon: {printable(str(stop))}; run the command again to go on", file=sys.stderr)
+        return REQUEUE
     except KeyboardInterrupt:
         print("lemon: stopped; run the command again to resume", file=sys.stderr)
         return 130

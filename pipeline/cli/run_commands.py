@@ -5,10 +5,11 @@ import argparse
 from pipeline import config
 from pipeline.cli.arguments import Commands, path, positive_integer
 from pipeline.config.schema import Config
-from pipeline.errors import UserError, full_disk_explained, writing_to
+from pipeline.errors import Preempted, UserError, full_disk_explained, writing_to
 from pipeline.records.processes import choose_accelerator
-from pipeline.training import launcher
+from pipeline.training import launcher, preemption
 from pipeline.training.launcher import Nodes
+from pipeline.training.preemption import StopRequest
 
 HELP = {
     "run": "run every stage of a config; finished stages are skipped, an interrupted one resumes",
@@ -56,7 +57,8 @@ def _load(options: argparse.Namespace) -> Config:
 def _run(options: argparse.Namespace) -> None:
     from pipeline.runs import run
 
-    run.run(_load(options), _nodes(options))
+    with preemption.heard():
+        run.run(_load(options), _nodes(options))
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -73,7 +75,8 @@ def _train(options: argparse.Namespace) -> None:
     if launcher.is_worker():
         _work(loaded, name)
     else:
-        run.stage_alone(loaded, name, _nodes(options))
+        with preemption.heard():
+            run.stage_alone(loaded, name, _nodes(options))
 
 
 def _only_stage(loaded: Config) -> str:
@@ -86,7 +89,8 @@ def _only_stage(loaded: Config) -> str:
 
 
 def _work(loaded: Config, name: str) -> None:
-    """Be one worker of a training stage, to its end."""
+    """Be one worker of a training stage, to its end, or until it is asked to stop."""
+    request = StopRequest.listening()
     with writing_to(loaded.path, "choose another run folder with folder=…"):
         loaded.path.mkdir(parents=True, exist_ok=True)
         lock = launcher.become_worker(loaded.path)
@@ -96,7 +100,10 @@ def _work(loaded: Config, name: str) -> None:
         stage = loaded.training_stage(name)
         with full_disk_explained(loaded.path):
             fingerprint.require_same(loaded, stage)  # under plain torchrun nobody did it before
-            loop.run(loaded, stage, engine.join())
+            try:
+                loop.run(loaded, stage, engine.join(), request)
+            except Preempted:
+                engine.leave(preemption.REQUEUE)
             engine.leave()
     except BaseException as error:
         launcher.tell_failure(error)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from pipeline.config.validation_errors import ConfigProblems
-from pipeline.durations import Duration, PositiveDuration
+from pipeline.durations import Duration, PositiveDuration, Time
 from pipeline.errors import UserError, nearest
 from pipeline.optim.optimizers import AdamW, Optimizer
 from pipeline.optim.schedules import Schedule
@@ -204,6 +204,9 @@ class Config(Strict):
     folder: Place = Field("runs/{name}", description="where the run lives; {name} is replaced")
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="workers on each node; auto: one per GPU, else 2"
+    )
+    max_time: Time | None = Field(
+        None, description="save and stop with exit code 85 after so long, such as '12 hours'; start again to go on"
     )
     data: Data
     models: dict[str, ModelSizes] = Field(min_length=1)

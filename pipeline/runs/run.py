@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import dump
 from pipeline.config.schema import Config, ExpandStage, Stage, TrainStage
+from pipeline.durations import seconds
+from pipeline.errors import Preempted
 from pipeline.records import run_folder
 from pipeline.records.run_folder import StageFolder
 from pipeline.runs import first_node
-from pipeline.training import launcher
+from pipeline.training import launcher, preemption
 from pipeline.training.fingerprint import Fingerprint
 from pipeline.training.launcher import Nodes
 
@@ -30,6 +32,8 @@ def run(config: Config, nodes: Nodes = Nodes()) -> None:
     """Everything the config asks for, in order. Raises UserError."""
     with _prepared_run(config, nodes, config.stages) as on_first_node:
         for stage in config.stages:
+            if preemption.time_is_up():
+                raise Preempted(f"stopped by max_time before stage '{stage.name}'")
             _run_stage(config, stage, nodes, on_first_node)
         if nodes.rank == 0:
             report([config.path])
@@ -52,6 +56,7 @@ def prepare_alone(config: Config) -> None:
 def _prepared_run(config: Config, nodes: Nodes, stages: Sequence[Stage]) -> Iterator[OnFirstNode]:
     """The run folder, locked, its data prepared, the whole config checked against it: mistakes in the last stage are
     seen before the first one trains. stages: those that will run."""
+    preemption.set_deadline(None if config.max_time is None else seconds(config.max_time))
     with run_folder.exclusive(config.path, nodes.rank), _first_node(config, nodes) as on_first_node:
         _prepare(config, nodes, stages, on_first_node)
         yield on_first_node

@@ -86,13 +86,14 @@ def join() -> World:
     )
 
 
-def leave() -> NoReturn:
-    """End this worker, together with the others and without Python's teardown: now and then gloo's threads are still
-    joinable there and abort the process (SIGABRT, seen with ZeRO-3 in about 1 run of 10), although all is done."""
+def leave(code: int = 0) -> NoReturn:
+    """End this worker with an exit code, together with the others and without Python's teardown: now and then gloo's
+    threads are still joinable there and abort the process (SIGABRT, seen with ZeRO-3 in about 1 run of 10), although
+    all is done."""
     dist.barrier()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 def supported_precisions() -> set[str]:
@@ -184,8 +185,11 @@ class Engine:
     def accumulation(self) -> int:
         return int(self.deepspeed_config["gradient_accumulation_steps"])
 
-    def step(self, batches: list[Batch], number: int, rate: float) -> tuple[float, float | None]:
-        """One update from this rank's micro-batches. Returns the loss over all ranks and the gradient norm."""
+    def step(
+        self, batches: list[Batch], number: int, rate: float, stop: bool = False
+    ) -> tuple[float, float | None, bool]:
+        """One update from this rank's micro-batches. Returns the loss over all ranks, the gradient norm, and whether
+        any rank wants to stop behind this step."""
         self.deepspeed.train()
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = rate
@@ -197,9 +201,11 @@ class Engine:
             self.deepspeed.backward(losses.mean())
             self.deepspeed.step()
             total += losses.detach().double().mean()
-        dist.all_reduce(total)
+        sums = torch.stack([total, total.new_tensor(float(stop))])
+        dist.all_reduce(sums)
+        loss, stops = sums.tolist()
         norm = self.deepspeed.get_global_grad_norm()
-        return total.item() / (len(batches) * self.world.size), None if norm is None else float(norm)
+        return loss / (len(batches) * self.world.size), None if norm is None else float(norm), stops > 0
 
     def evaluate(self, batches: Iterable[Batch], kind: str) -> dict[str, float]:
         """Mean loss over the evaluation set of all ranks, with perplexity for text and top-1 accuracy for images."""

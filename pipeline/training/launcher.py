@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from pipeline.errors import UserError, one_line
+from pipeline.errors import Preempted, UserError, one_line
 from pipeline.records import run_folder
 from pipeline.records.processes import die_with_parent
+from pipeline.training import preemption
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -71,7 +72,8 @@ def is_worker() -> bool:
 
 
 def launch(arguments: list[str], workers: int, nodes: Nodes, folder: Path) -> None:
-    """Run `python -m pipeline ARGUMENTS` in `workers` processes here and wait. Raises UserError when one fails."""
+    """Run `python -m pipeline ARGUMENTS` in `workers` processes here and wait. Raises UserError when one fails, and
+    Preempted where they were asked to stop."""
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -82,10 +84,12 @@ def launch(arguments: list[str], workers: int, nodes: Nodes, folder: Path) -> No
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     failures = _empty(folder / f".failures-{nodes.rank}")
     os.environ |= worker_environment(failures)
-    with tempfile.TemporaryDirectory() as logs, _signals_restored():
+    with tempfile.TemporaryDirectory() as logs, _signals_restored(), preemption.forwarded():
         try:
             elastic_launch(_agent(workers, nodes, logs), sys.executable)("-m", "pipeline", *arguments)
         except ChildFailedError as error:
+            if preemption.stopped(failure.exitcode for failure in error.failures.values()):
+                raise Preempted("stopped on request") from error
             raise UserError(_message(failures, error)) from error
         except SignalException as error:
             raise KeyboardInterrupt from error
@@ -129,6 +133,7 @@ def _agent(workers: int, nodes: Nodes, logs: str) -> "LaunchConfig":
         run_id="lemon",
         max_restarts=0,
         monitor_interval=0.2,
+        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # the others: preemption.py
         rdzv_backend="c10d" if single else node_rendezvous.register(),
         rdzv_endpoint="127.0.0.1:0" if single else f"{nodes.address}:{nodes.port}",
         rdzv_configs={} if single else {"rank": nodes.rank},
@@ -140,9 +145,7 @@ def _agent(workers: int, nodes: Nodes, logs: str) -> "LaunchConfig":
 @contextmanager
 def _signals_restored() -> Iterator[None]:
     """The agent replaces signal handlers and leaves them: Ctrl-C must stop what comes after it as usual."""
-    before = {
-        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-    }
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from pipeline.checkpoints import loader, manifest, publish
 from pipeline.config import dump
 from pipeline.config.schema import Config, TrainStage
 from pipeline.data import Batch, evaluation_batches, train_batches
-from pipeline.errors import UserError
+from pipeline.errors import Preempted, UserError
 from pipeline.records.ledger_check import require_agreement
 from pipeline.records.run_folder import StageFolder, write_text
 from pipeline.records.stage_facts import TrainFacts
@@ -25,6 +25,7 @@ from pipeline.rng import derive
 from pipeline.training import lost_steps
 from pipeline.training.engine import Engine, World
 from pipeline.training.hardware import peak_of_all_ranks
+from pipeline.training.preemption import StopRequest
 from pipeline.training.progress import Progress
 from pipeline.training.resume import newest_whole
 from pipeline.training.stage import TrainingPlan, continued, facts, flops_before, plan_training, recorded_facts
@@ -34,14 +35,14 @@ from pipeline.training.window import Window
 logger = logging.getLogger(__name__)
 
 
-def run(config: Config, stage: TrainStage, world: World) -> None:
-    """Train `stage` to its end on this worker. Raises UserError."""
+def run(config: Config, stage: TrainStage, world: World, request: StopRequest) -> None:
+    """Train `stage` to its end on this worker. Raises UserError, and Preempted where it was requested to stop."""
     resume = newest_whole(StageFolder(config.path / stage.name).checkpoints, world)
     plan = plan_training(config, stage)
     engine = _engine(plan, world, resume)
     step = manifest.read(resume).step if resume else 0
     begun = _begin(plan, world, step, resume is not None) if world.first else None
-    Loop(plan, engine, world).run(step, resumed=resume is not None)
+    Loop(plan, engine, world, request).run(step, resumed=resume is not None)
     if begun is not None:
         plan.folder.finish(begun)
         plan.folder.counter.remove()
@@ -87,8 +88,8 @@ def _engine(plan: TrainingPlan, world: World, resume: Path | None) -> Engine:
 class Loop:
     """The steps of one stage; rank 0 writes the records."""
 
-    def __init__(self, plan: TrainingPlan, engine: Engine, world: World):
-        self.plan, self.engine, self.world, self.window = plan, engine, world, Window()
+    def __init__(self, plan: TrainingPlan, engine: Engine, world: World, request: StopRequest):
+        self.plan, self.engine, self.world, self.request, self.window = plan, engine, world, request, Window()
         self.ranks = {"micro_batch": engine.micro_batch, "rank": world.rank, "world": world.size}
         self.progress = Progress(
             plan.stage.name,
@@ -116,11 +117,11 @@ class Loop:
                 self._evaluate(0)
             while step < total:
                 rate = self.plan.rates.at(step)
-                self._step(batches, step, rate)
+                stop = self._step(batches, step, rate)
                 step += 1
                 if self.world.first:
                     self.plan.folder.counter.write(step)
-                save = step % self.plan.save_every == 0 or step == total
+                save = step % self.plan.save_every == 0 or step == total or stop
                 evaluate = step % self.plan.evaluate_every == 0 or step == total
                 if step % stage.log_every == 0 or save or evaluate:
                     self._record(step, rate)
@@ -128,12 +129,17 @@ class Loop:
                     self._evaluate(step)
                 if save:
                     self._save(step)
+                if stop and step < total:
+                    raise Preempted(f"stage '{stage.name}' stopped at step {step} of {total}, which is saved")
 
-    def _step(self, batches: Iterator[Batch], step: int, rate: float) -> None:
-        begun = time.perf_counter()
-        loss, norm = self.engine.step(list(itertools.islice(batches, self.engine.accumulation)), step, rate)
+    def _step(self, batches: Iterator[Batch], step: int, rate: float) -> bool:
+        """Whether to stop behind it, as any of the ranks was asked to."""
+        begun, reason = time.perf_counter(), self.request.reason
+        parts = list(itertools.islice(batches, self.engine.accumulation))
+        loss, norm, stop = self.engine.step(parts, step, rate, stop=reason is not None)
         self._require_finite(step + 1, loss, norm)
         self.window.add(loss, norm, time.perf_counter() - begun)
+        return stop
 
     def _require_finite(self, step: int, loss: float, norm: float | None) -> None:
         if not math.isfinite(loss) or (norm is not None and not math.isfinite(norm)):

@@ -1,0 +1,122 @@
+"""Stopping on request: a scheduler's SIGTERM or SIGUSR1, sent to the launcher or to any worker, or the end of the time
+that the config gives the run (`max_time`).
+
+The ranks agree at the end of a step, a checkpoint is published, and the command ends with exit code 85: start it again
+to go on. A second signal ends it at once.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from pipeline.errors import Preempted
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+REQUEUE = 85
+"""The exit code of a command that was asked to stop, and of its workers."""
+ONE_REQUEST = 2.0
+"""Seconds within which signals are one request: schedulers signal every process of a job, and launchers forward."""
+DEADLINE = "LEMON_DEADLINE"
+"""Environment variable: the time at which a run is to stop, in seconds since the epoch; workers inherit it."""
+
+
+def set_deadline(seconds: float | None) -> None:
+    """Give this process, and the workers that it starts, so much time from now on, unless that was done before."""
+    if seconds is not None:
+        os.environ.setdefault(DEADLINE, str(time.time() + seconds))
+
+
+def time_is_up() -> bool:
+    return time.time() >= float(os.environ.get(DEADLINE, "inf"))
+
+
+class StopRequest:
+    """What a worker was asked."""
+
+    def __init__(self) -> None:
+        self._asked: tuple[str, float] | None = None
+
+    @classmethod
+    def listening(cls) -> "StopRequest":
+        """One that hears this process's signals from here on."""
+        request = cls()
+        for number in SIGNALS:
+            signal.signal(number, request.hear)
+        return request
+
+    def hear(self, number: int, frame: FrameType | None = None) -> None:
+        """Note a signal; end this process where it is a second request."""
+        if self._asked and time.monotonic() - self._asked[1] > ONE_REQUEST:
+            os._exit(128 + number)
+        self._asked = self._asked or (signal.Signals(number).name, time.monotonic())
+
+    @property
+    def reason(self) -> str | None:
+        """Why to stop, in words; None: go on."""
+        if self._asked:
+            return self._asked[0]
+        return "max_time" if time_is_up() else None
+
+
+class Forwarding:
+    """What a launcher does with such a signal: while workers run it goes on to them, else the command stops here."""
+
+    def __init__(self) -> None:
+        self.workers_run = False
+        self.asked: float | None = None
+
+    def hear(self, number: int, frame: FrameType | None = None) -> None:
+        """Raises Preempted where there are no workers; a second request ends workers at once, and KeyboardInterrupt."""
+        again = self.asked is not None and time.monotonic() - self.asked > ONE_REQUEST
+        self.asked = self.asked or time.monotonic()
+        workers = psutil.Process().children() if self.workers_run else []
+        for worker in workers:
+            _send(worker, signal.SIGKILL if again else number)
+        if again:
+            raise KeyboardInterrupt
+        if not workers:
+            raise Preempted(f"stopped on {signal.Signals(number).name}")
+
+
+def _send(process: Any, number: int) -> None:
+    with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+        process.send_signal(number)
+
+
+def stopped(exit_codes: Iterable[int]) -> bool:
+    """Whether workers with these exit codes have stopped on request: in good order, or, where it came before they could
+    hear it, by the signal itself."""
+    early = {-number for number in SIGNALS} if FORWARDING.asked is not None else set()
+    return any(code == REQUEUE or code in early for code in exit_codes)
+
+
+FORWARDING = Forwarding()
+"""Of this process."""
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """Hear signals as a launcher does."""
+    before = {number: signal.signal(number, FORWARDING.hear) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        FORWARDING.asked = None
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def forwarded() -> Iterator[None]:
+    """Around what starts workers and waits for them."""
+    FORWARDING.workers_run = True
+    try:
+        yield
+    finally:
+        FORWARDING.workers_run = False

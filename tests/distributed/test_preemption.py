@@ -1,0 +1,88 @@
+"""Runs that are asked to stop: they save behind the step that they are in, end with exit code 85, and lose nothing."""
+
+import os
+import signal
+
+import pytest
+
+from pipeline.cli import main
+from tests.helpers import cli
+from tests.helpers.cli import environment_kept, lemon_here
+from tests.helpers.processes import FORK, unlocked, workers_of
+from tests.helpers.runs import STEPS, copied, records, steps_in_all, tiny_run
+from tests.helpers.waiting import wait_for
+
+SLOWLY = "stages.small.log_every=1"
+
+
+def last_step(run, stage: str = "small") -> int:
+    return max((record["step"] for record in records(run, stage)), default=0)
+
+
+def saved(run, stage: str = "small") -> int:
+    return max(int(path.name.rpartition("-")[2]) for path in (run / stage / "checkpoints").glob("step-*"))
+
+
+def evaluations(run, stage: str = "small") -> list[tuple[int, float]]:
+    return [(record["step"], record["eval_loss"]) for record in records(run, stage) if "eval_loss" in record]
+
+
+def stopped(command: list[str], run, number: int, whom) -> int | None:
+    """The exit code of a command that gets a signal when its first steps are recorded. whom: the processes that get it,
+    of the command's process id."""
+    with environment_kept():
+        process = FORK.Process(target=lambda: os._exit(main(command)))
+        process.start()
+        try:
+            wait_for(lambda: last_step(run) >= 2 or not process.is_alive())
+            for pid in whom(process.pid):
+                os.kill(pid, number)
+            process.join(120)
+        finally:
+            process.kill()
+        wait_for(lambda: unlocked(run), 60)
+        return process.exitcode
+
+
+@pytest.mark.parametrize(
+    "number, whom",
+    [
+        (signal.SIGTERM, lambda launcher: [launcher]),
+        (signal.SIGUSR1, lambda launcher: [launcher]),
+        (signal.SIGUSR1, lambda launcher: workers_of(launcher)[-1:]),
+        (signal.SIGTERM, lambda launcher: [launcher, *workers_of(launcher)]),
+    ],
+    ids=["SIGTERM", "SIGUSR1", "one worker", "every process"],
+)
+def test_what_is_stopped_goes_on_and_no_step_is_done_twice(finished, tmp_path, number, whom):
+    path, run = copied(finished, tmp_path), tmp_path / "run"
+    command = ["train", str(path), "--stage", "small", SLOWLY]
+    assert stopped(command, run, number, whom) == 85
+    assert 2 <= saved(run) == last_step(run) < STEPS
+    lemon_here(*command)
+    assert steps_in_all(run, "small") == STEPS
+    assert evaluations(run) == evaluations(finished / "run")
+
+
+def test_the_time_that_a_run_is_given(finished, tmp_path, capfd):
+    path, run = copied(finished, tmp_path), tmp_path / "run"
+    code, _, said = cli.lemon(capfd, "run", path, "max_time=0.01 seconds")
+    assert code == 85 and said == "lemon: stopped by max_time before stage 'small'; run the command again to go on\n"
+    code, _, said = cli.lemon(capfd, "train", path, "--stage", "small", "max_time=0.01 seconds")
+    assert code == 85 and "stopped" in said and saved(run) == 1
+    lemon_here("train", path, "--stage", "small")
+    assert steps_in_all(run, "small") == STEPS and evaluations(run) == evaluations(finished / "run")
+
+
+def test_a_signal_before_anything_trains(finished, tmp_path):
+    """While the data are prepared, or the workers start."""
+    path, run = tiny_run(tmp_path), tmp_path / "run"
+    with environment_kept():
+        process = FORK.Process(target=lambda: os._exit(main(["train", str(path), "--stage", "small"])))
+        process.start()
+        wait_for(lambda: (run / "data").exists() or not process.is_alive())
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(60)
+    assert process.exitcode == 85
+    lemon_here("train", path, "--stage", "small")
+    assert steps_in_all(run, "small") == STEPS and evaluations(run) == evaluations(finished / "run")
