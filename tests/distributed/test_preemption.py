@@ -9,6 +9,7 @@ from pipeline.cli import main
 from tests.helpers import cli
 from tests.helpers.cli import environment_kept, lemon_here
 from tests.helpers.processes import FORK, unlocked, workers_of
+from tests.helpers.rotation import rotated
 from tests.helpers.runs import STEPS, copied, records, steps_in_all, tiny_run
 from tests.helpers.waiting import wait_for
 
@@ -44,6 +45,7 @@ def stopped(command: list[str], run, number: int, whom) -> int | None:
         return process.exitcode
 
 
+@rotated(one_in=4, of=("number", "whom"))
 @pytest.mark.parametrize(
     "number, whom",
     [
