@@ -57,6 +57,9 @@ def _left_behind(model: PreTrainedModel, config: PretrainedConfig, source: "_Par
     own, known = ({name for name, _ in (*_parameters(each).items(), *each.named_buffers())} for each in (model, fresh))
     besides = ", ".join(sorted(own - known))
     lines = [f"no part of a {type(model).__name__} and left behind: {besides}"] if besides else []
+    lines += [
+        f"{' and '.join(map(repr, names))} are one parameter and become {len(names)}" for names in source.shared()
+    ]
     return lines + list(narrowing.said("the model", State(in_memory(source.parameters.items()))).unread)
 
 
@@ -92,6 +95,13 @@ class _Parameters:
     def __init__(self, model: PreTrainedModel, config: PretrainedConfig):
         held, rows = _parameters(model), models.architecture_of(config).rows()
         self.parameters: dict[str, Tensor] = {param.name: held[param.module_name].detach() for param in rows}
+
+    def shared(self) -> list[list[str]]:
+        """The names that the config takes for several parameters and that are one."""
+        names: dict[int, list[str]] = {}
+        for name, parameter in self.parameters.items():
+            names.setdefault(parameter.data_ptr(), []).append(name)
+        return [each for each in names.values() if len(each) > 1]
 
     def whole(self, name: str) -> Tensor:
         return self.parameters[name].to("cpu", torch.float32)

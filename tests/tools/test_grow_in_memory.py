@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from transformers import GPT2LMHeadModel, PreTrainedModel
+from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel
 
 from pipeline import grow
 from tests.helpers.samples import sample
@@ -57,3 +57,13 @@ def test_digits_that_float32_does_not_hold_are_named(small, caplog):
         small.transformer.ln_f.weight[0] = 1 + 2.0**-40
     said = grown(small, caplog)[1]
     assert "1 tensors hold float64 numbers, of which what float32 cannot hold is left behind: transformer.ln_f" in said
+
+
+def test_what_is_tied_by_hand_is_named(caplog):
+    """The config says nothing of it."""
+    small = LlamaForCausalLM(sample("llama"))
+    small.lm_head.weight = small.model.embed_tokens.weight
+    caplog.set_level(logging.WARNING, logger="pipeline")
+    large = grow(small, sample("llama", layers=4))
+    assert large.lm_head.weight is not large.model.embed_tokens.weight
+    assert "'model.embed_tokens.weight' and 'lm_head.weight' are one parameter and become 2" in caplog.text
