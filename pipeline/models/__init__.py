@@ -113,6 +113,18 @@ def rotation(config: PretrainedConfig) -> dict[str, Any]:
     return stated | ({POSITIONS: getattr(config, POSITIONS)} if rotation_counts_positions(config) else {})
 
 
+def function_keys(config: PretrainedConfig) -> dict[str, Any]:
+    """What decides what a model computes with the same weights, by name: keys of the config, and sizes that no shape
+    tells."""
+    family, architecture = of_config(config), architecture_of(config)
+    keys = [key for key in family.keys.function if key not in (ROPE, "tie_word_embeddings", "model_type")]
+    sizes = {name: size for name, size in architecture.sizes().items() if "head" in name}
+    epsilon = {architecture.epsilon.key: architecture.epsilon.value} if architecture.epsilon.key else {}
+    stated = {key: getattr(config, key, None) for key in keys}
+    rotary = {f"{ROPE} {key}": value for key, value in rotation(config).items()}
+    return {**stated, **sizes, **epsilon, **rotary, "attention windows": family.windows(config)}
+
+
 def rotation_counts_positions(config: PretrainedConfig) -> bool:
     """Whether rotary positions are scaled by the number of positions."""
     rope = getattr(config, ROPE, None) or {}
@@ -223,6 +235,7 @@ __all__ = [
     "family",
     "family_of",
     "fill",
+    "function_keys",
     "initializer_range",
     "of_config",
     "published_names",
