@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.checkpoints import foreign, manifest, names, publish, sidecars, tying, wrappers
+from pipeline.checkpoints import foreign, manifest, names, narrowing, publish, sidecars, tying, wrappers
 from pipeline.checkpoints.layouts import NATIVE, CheckpointLayout, Layout, detect_layout, require_layout
 from pipeline.checkpoints.relative_paths import is_file_name
 from pipeline.checkpoints.serialization.byte_stream import OutputFile
@@ -143,6 +143,7 @@ def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedCon
     state = _named(folder, state, architecture, prefix)
     if require_layout(folder).published_names:
         _require_numbers(folder, state, model_config)
+    state = narrowing.said(folder, state)
     return _shaped(folder, tying.completed(state, aliases) if differ else state, architecture), model_config
 
 

@@ -1,4 +1,5 @@
-"""Comparing two checkpoints number by number, whatever their layouts, stages and world sizes: `lemon diff A B`.
+"""Comparing two checkpoints number by number, whatever their layouts, stages and world sizes: `lemon diff A B`. Where
+both have the config of a supported model, what decides its function is compared too.
 
 One tensor of each is open at a time. Equal means the same bits: -0 differs from 0, and a NaN equals the same NaN.
 """
@@ -95,7 +96,8 @@ class Difference:
     """step: of either side, where they differ. steps and hyper: what differs there, with the number of parameters that
     it holds for. besides: what differs in tied names, frozen parameters, and what the engine keeps. published: whether
     tensors were brought together by published names. bare: the sides that hold no optimizer although the other does.
-    left_behind: tensors of either side that are no part of its model: they are not compared."""
+    left_behind: tensors of either side that are no part of its model: they are not compared. config: what decides the
+    function of the same weights and differs, where both sides have a config."""
 
     places: tuple[Path, Path]
     published: bool
@@ -106,10 +108,11 @@ class Difference:
     hyper: list[Facts]
     besides: list[Facts] = field(default_factory=list)
     left_behind: tuple[list[str], list[str]] = ([], [])
+    config: list[Facts] = field(default_factory=list)
 
     @property
     def equal(self) -> bool:
-        changed = self.step or self.steps or self.hyper or self.besides
+        changed = self.step or self.steps or self.hyper or self.besides or self.config
         return all(part.same for part in self.parts.values()) and not changed
 
     def as_json(self) -> Facts:
@@ -124,6 +127,7 @@ class Difference:
             "steps": self.steps,
             "hyper": self.hyper,
             "besides": self.besides,
+            "config": self.config,
             "left_behind_a": self.left_behind[0],
             "left_behind_b": self.left_behind[1],
         }
@@ -133,7 +137,7 @@ class Difference:
 class Side:
     """What is compared of one checkpoint. tensors: by kind (weights, buffers, a slot) and name. step: None of one
     without an optimizer. exact: names of buffers and frozen parameters, whose type counts. besides: what is tied,
-    frozen, or kept by the engine, by name."""
+    frozen, or kept by the engine, by name. config: what decides the model's function, by name."""
 
     tensors: dict[str, dict[str, LazyTensor]]
     step: int | None = None
@@ -142,21 +146,22 @@ class Side:
     left_behind: tuple[str, ...] = ()
     exact: frozenset[str] = frozenset()
     besides: dict[str, object] = field(default_factory=dict)
+    config: dict[str, object] = field(default_factory=dict)
 
     @classmethod
     def of(cls, place: Path, published: bool, weights_only: bool) -> "Side":
         """Without published names buffers count as weights: Hugging Face files do not tell them apart."""
-        state = checkpoints.read(place)[0] if published else checkpoints.raw(place)
+        state, config = _read(place) if published else (checkpoints.raw(place), {})
         weights = {"weights": state.tensors if published else {**state.tensors, **state.buffers}}
         exact = frozenset((*state.buffers, *state.frozen))
         if weights_only:
-            return cls(weights, left_behind=state.left_behind, exact=exact)
+            return cls(weights, left_behind=state.left_behind, exact=exact, config=config)
         buffers = {"buffers": state.buffers} if published and state.buffers else {}
         slots = {slot: tensors for slot, tensors in state.slots.items() if tensors}
         hyper = {name: _plain_values(group.hyper) for group in state.groups for name in group.names}
         step = state.step if state.groups else None
         tensors = {**weights, **buffers, **slots}
-        return cls(tensors, step, state.steps, hyper, state.left_behind, exact, _besides(state))
+        return cls(tensors, step, state.steps, hyper, state.left_behind, exact, _besides(state), config)
 
     def begun(self, other: "Side") -> "Side":
         """Without the zeros that an optimizer starts with, where the other side has no such state yet, which is made at
@@ -198,7 +203,16 @@ def compare(a: Path, b: Path, weights_only: bool = False) -> Difference:
     steps, hyper = _changes(one.steps, other.steps), _hyper_changes(one.hyper, other.hyper)
     besides = _besides_changes(one.besides, other.besides) if one.hyper and other.hyper else []
     left_behind = list(one.left_behind), list(other.left_behind)
-    return Difference(places, published, bare, parts, step, steps, hyper, besides, left_behind)
+    config = _config_changes(one.config, other.config)
+    return Difference(places, published, bare, parts, step, steps, hyper, besides, left_behind, config)
+
+
+def _read(place: Path) -> tuple[State, Facts]:
+    """The state in published names, and what its config says of the function."""
+    from pipeline import models
+
+    state, config = checkpoints.read(place)
+    return state, models.function_keys(config)
 
 
 def _besides(state: State) -> dict[str, object]:
@@ -219,6 +233,11 @@ def _unset(value: object) -> bool:
 def _besides_changes(one: dict[str, object], other: dict[str, object]) -> list[Facts]:
     sides = [(name, one.get(name), other.get(name)) for name in {**one, **other}]
     return [{"key": name, "a": _said(a), "b": _said(b)} for name, a, b in sides if not carried.same(a, b)]
+
+
+def _config_changes(one: dict[str, object], other: dict[str, object]) -> list[Facts]:
+    sides = [(key, one.get(key), other.get(key)) for key in {**one, **other}]
+    return [{"key": key, "a": _said(a), "b": _said(b)} for key, a, b in sides if a != b]
 
 
 def _said(value: object) -> str:
@@ -323,6 +342,7 @@ def show(difference: Difference, console: Console) -> None:
     lines = [line for kind, part in difference.parts.items() for line in _part_lines(kind, part)] + _optimizer_lines(
         difference
     )
+    lines += [f"config       {row['key']} {row['a']} -> {row['b']}" for row in difference.config]
     if not difference.published and any(names for part in difference.parts.values() for names in part.only):
         lines.append(
             f"names        as in the files: not both folders hold the {checkpoints.CONFIG} of a supported model"

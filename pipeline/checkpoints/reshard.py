@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import checkpoints
-from pipeline.checkpoints import CheckpointLayout, manifest, publish, tying
+from pipeline.checkpoints import CheckpointLayout, manifest, narrowing, publish, tying
 from pipeline.checkpoints.layouts import Layout, require_layout
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.checkpoints.serialization.byte_stream import OutputFile
@@ -46,7 +46,8 @@ def plan_reshard(source: Path, layout: CheckpointLayout, source_config: Path | N
         state, config = checkpoints.read(folder, source_config)
         state = _named(state, config, layout.kind)
     else:
-        state, config = checkpoints.raw(folder), None
+        raw = checkpoints.raw(folder)
+        state, config = narrowing.said(folder, raw, kept=raw.frozen), None
     if not layout.kind.holds_optimizer:
         return ReshardPlan(folder, state.without_optimizer(), layout, config)
     _require_groups(folder, state)

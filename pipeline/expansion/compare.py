@@ -140,6 +140,7 @@ def _table(measured: Verification, plan: GrowthPlan) -> Table:
     table = Table("measured", "relative difference", "gate", box=None, pad_edge=False)
     for precision in GATES:
         table.add_row(f"outputs in {precision}", f"{getattr(measured, precision):.2e}", f"{gates[precision]:.2e}")
+    table.add_row("rows of tables", f"{measured.tables:.2e}", f"{GATES['float64']:.2e}")
     for layer, drift in zip(plan.source.layer_names(), measured.drift, strict=False):
         table.add_row(f"residual stream after layer {layer}", f"{drift:.2e}", "")
     return table
@@ -162,6 +163,8 @@ def _remarks(measured: Verification, rounded: bool) -> list[str]:
             f"stored       in less than float32: rounding makes the difference {measured.stored:.2e}; the verdict is "
             "that of the float32 weights, grown once more, of which every stored tensor is the rounding"
         )
+    if measured.tables > GATES["float64"]:
+        lines.append(f"tables       rows of '{measured.table}' differ; the probe need not look them up")
     if measured.tolerance:
         lines.append(
             f"tolerance    post-LN depth adds {measured.tolerance:.2e} to the gates: what vanishes with the "

@@ -15,12 +15,11 @@ from pipeline import checkpoints, models
 from pipeline.config import load
 from pipeline.errors import UserError, nearest, placed
 from pipeline.growth.plan import GrowthPlan
-from pipeline.models import LAYER_TYPES, LAYER_TYPES_STATED, ROPE, ROPE_AS_WRITTEN, ConfigKeys
+from pipeline.models import LAYER_TYPES, LAYER_TYPES_STATED, POSITIONS, ROPE, ConfigKeys
 from pipeline.records.run_folder import read_json
 
 logger = logging.getLogger(__name__)
 
-POSITIONS = "max_position_embeddings"
 SHOWN = 6
 """Layers in one message."""
 
@@ -127,16 +126,12 @@ def _rebuilt(small: PretrainedConfig, changes: dict[str, Any], where: str) -> Pr
 
 def _require_same_rotation(small: PretrainedConfig, content: dict[str, Any]) -> None:
     """Raises UserError where rotary positions are scaled by the number of positions, and that grows."""
-    rope = getattr(small, ROPE, None) or {}
     before, after = (each.get(POSITIONS) for each in (small.to_dict(), content))
-    if before == after or rope.get("rope_type", "default") in ("default", "linear"):
-        return
-    written = getattr(small, ROPE_AS_WRITTEN, {}).get("rope_scaling") or rope
-    if rope["rope_type"] == "llama3" and "original_max_position_embeddings" in written:
+    if before == after or not models.rotation_counts_positions(small):
         return
     raise UserError(
-        f"the source's rotary positions ('{rope['rope_type']}') depend on {POSITIONS}, and {after} instead of "
-        f"{before} would be another function; give the target {POSITIONS} {before}"
+        f"the source's rotary positions ('{getattr(small, ROPE)['rope_type']}') depend on {POSITIONS}, and {after} "
+        f"instead of {before} would be another function; give the target {POSITIONS} {before}"
     )
 
 

@@ -17,6 +17,7 @@ from pipeline.models.families import bert, bert_pre_ln, dinov2, gpt2, llama, opt
 from pipeline.models.family import (
     LAYER_TYPES,
     LAYER_TYPES_STATED,
+    POSITIONS,
     ROPE,
     ROPE_AS_WRITTEN,
     ROPE_BEFORE_5,
@@ -106,6 +107,33 @@ def initializer_range(config: PretrainedConfig) -> float:
     return float(getattr(config, of_config(config).initializer_range))
 
 
+def rotation(config: PretrainedConfig) -> dict[str, Any]:
+    """All that decides the rotary positions of a model; empty where it has none."""
+    stated = {key: value for key, value in (getattr(config, ROPE, None) or {}).items() if value is not None}
+    return stated | ({POSITIONS: getattr(config, POSITIONS)} if rotation_counts_positions(config) else {})
+
+
+def function_keys(config: PretrainedConfig) -> dict[str, Any]:
+    """What decides what a model computes with the same weights, by name: keys of the config, and sizes that no shape
+    tells."""
+    family, architecture = of_config(config), architecture_of(config)
+    keys = [key for key in family.keys.function if key not in (ROPE, "tie_word_embeddings", "model_type")]
+    sizes = {name: size for name, size in architecture.sizes().items() if "head" in name}
+    epsilon = {architecture.epsilon.key: architecture.epsilon.value} if architecture.epsilon.key else {}
+    stated = {key: getattr(config, key, None) for key in keys}
+    rotary = {f"{ROPE} {key}": value for key, value in rotation(config).items()}
+    return {**stated, **sizes, **epsilon, **rotary, "attention windows": family.windows(config)}
+
+
+def rotation_counts_positions(config: PretrainedConfig) -> bool:
+    """Whether rotary positions are scaled by the number of positions."""
+    rope = getattr(config, ROPE, None) or {}
+    if rope.get("rope_type", "default") in ("default", "linear"):
+        return False
+    written = getattr(config, ROPE_AS_WRITTEN, {}).get("rope_scaling") or rope
+    return not (rope["rope_type"] == "llama3" and "original_max_position_embeddings" in written)
+
+
 def recognise(content: dict[str, Any], where: str) -> tuple[Family, PretrainedConfig]:
     """The family and config of a Hugging Face config.json's content. Raises UserError for a foreign one."""
     kind = content.get("model_type")
@@ -193,6 +221,7 @@ __all__ = [
     "FAMILIES",
     "LAYER_TYPES",
     "LAYER_TYPES_STATED",
+    "POSITIONS",
     "ROPE",
     "ROPE_AS_WRITTEN",
     "ConfigKeys",
@@ -206,10 +235,13 @@ __all__ = [
     "family",
     "family_of",
     "fill",
+    "function_keys",
     "initializer_range",
     "of_config",
     "published_names",
     "read_config",
     "recognise",
+    "rotation",
+    "rotation_counts_positions",
     "trained",
 ]

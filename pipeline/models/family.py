@@ -111,6 +111,9 @@ ROPE, ROPE_AS_WRITTEN, ROPE_BEFORE_5 = "rope_parameters", "rope_as_written", ("r
 """The key of rotary positions in transformers 5; the attribute of a config that holds what its file says of them in the
 keys of transformers 4; and those keys."""
 
+POSITIONS = "max_position_embeddings"
+"""The key of the number of positions."""
+
 LAYER_TYPES, LAYER_TYPES_STATED = "layer_types", "stated_layer_types"
 """The key of every layer's kind of attention, and the attribute of a target's config with what its file says there."""
 

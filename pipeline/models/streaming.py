@@ -19,6 +19,8 @@ from transformers import initialization as init
 
 from pipeline import models
 
+CHUNKS = "chunk_size_feed_forward"
+"""The attribute of layers that cut a sequence into equal chunks, to the same numbers."""
 Read = Callable[[str], Tensor]
 """A parameter by its published name."""
 OnGradient = Callable[[str, Tensor], None]
@@ -82,13 +84,23 @@ def streamed_model(source: RunnableModel, on_gradient: OnGradient | None = None)
 
     `.to(dtype)` decides the dtype they are read into. Without `on_gradient` they need no gradient."""
     model = source.skeleton()
-    model.config.use_cache = False  # a layer that runs twice would see its own keys
+    _compute_plainly(model)
     hand_over = GradientHandler(models.published_names(source.config), on_gradient) if on_gradient else None
     for path, module in model.named_modules():
         names = {key: f"{path}.{key}" if path else key for key, _ in module.named_parameters(recurse=False)}
         if names:
             StreamedModule(module, names, source.parameter, hand_over)
     return model.eval()
+
+
+def _compute_plainly(model: PreTrainedModel) -> None:
+    """Take back what a config says of the way to compute: outputs have names, and no number of tokens is refused."""
+    model.config.use_cache = False  # a layer that runs twice would see its own keys
+    for module in model.modules():
+        if isinstance(config := getattr(module, "config", None), PretrainedConfig):
+            config.return_dict = True
+        if hasattr(module, CHUNKS):
+            setattr(module, CHUNKS, 0)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pipeline.checkpoints.tensors import in_memory
 from tests.helpers.checkpoints import FORMATS, foreign, saved, source, state
 from tests.helpers.cli import lemon
 from tests.helpers.samples import sample
+from tests.helpers.variations import edit
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +193,28 @@ def test_one_changed_number_of_a_hugging_face_folder(held, tmp_path, capsys):
     save_file(tensors, folder / "model.safetensors")
     code, out, _ = lemon(capsys, "diff", folder, held["huggingface"])
     assert code == 1 and "weights: 'bert.LayerNorm.bias' differs in 1 of 12 numbers" in out
+
+
+@pytest.mark.parametrize(
+    "changes, lines",
+    [
+        ({"rms_norm_eps": 0.5, "hidden_act": "relu"}, ["hidden_act silu -> relu", "rms_norm_eps 1e-06 -> 0.5"]),
+        ({"num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 2}, ["heads 3 -> 6", "head_dim 4 -> 2"]),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}},
+            ["rope_parameters rope_theta 10000.0 -> 5.0"],
+        ),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 10000}, "bos_token_id": 3, "max_length": 9}, []),
+    ],
+    ids=["function", "heads", "rotary positions", "nothing that a model computes by"],
+)
+def test_equal_weights_of_another_function_differ(tmp_path, capsys, changes, lines):
+    """The same numbers compute something else under another config."""
+    one = saved(tmp_path / "one", "llama", kv_heads=3)
+    other = edit(Path(shutil.copytree(one, tmp_path / "other")), **changes)
+    code, out, _ = lemon(capsys, "diff", one, other, "--weights-only")
+    assert code == (1 if lines else 0) and all(f"config       {line}" in out for line in lines), out
+    assert len(compared(capsys, one, other)[1]["config"]) >= len(lines)
 
 
 @pytest.mark.parametrize("dampening, same", [(0.0, True), (0.5, False)])

@@ -14,6 +14,7 @@ from pipeline.checkpoints import manifest
 from tests.helpers.checkpoints import change, saved, target_config_file
 from tests.helpers.cli import lemon
 from tests.helpers.samples import VARIANTS, sample
+from tests.helpers.variations import edit
 
 LARGE = {"layers": 3, "hidden": 24, "heads": 6, "mlp": 48}
 
@@ -36,6 +37,16 @@ def test_every_family_in_and_out(tmp_path, capsys, variant):
         models.architecture_of(model.config).stacks[0].layers == 3
         and manifest.verify(tmp_path / "large").verification["lossless"]
     )
+    assert lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")[0] == 0
+
+
+@pytest.mark.parametrize("variant", ["bert", "llama"])
+@pytest.mark.parametrize("key, value", [("return_dict", False), ("chunk_size_feed_forward", 5)])
+def test_keys_that_say_how_to_compute_go_along(tmp_path, capsys, variant, key, value):
+    """They change no number: outputs without names, and chunks that do not divide a probe."""
+    code, _, err = expand(capsys, tmp_path, edit(saved(tmp_path / "small", variant), **{key: value}), variant)
+    assert code == 0, err
+    assert json.loads((tmp_path / "large" / "config.json").read_text())[key] == value
     assert lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")[0] == 0
 
 

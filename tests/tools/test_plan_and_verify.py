@@ -15,6 +15,7 @@ from pipeline.checkpoints.layouts.huggingface import HuggingFace
 from pipeline.checkpoints.serialization.writer_pool import write_files
 from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import LazyTensor, in_memory
+from pipeline.growth.verification.probe import probe
 from pipeline.optim.optimizers import AdamW, Slot
 from tests.helpers.checkpoints import change, saved, target_config_file
 from tests.helpers.cli import lemon
@@ -217,6 +218,37 @@ def test_verify_finds_a_weight_that_changed(tmp_path, capsys):
     code, out, _ = lemon(capsys, "verify", tmp_path / "small", tmp_path / "large", "--json")
     found = json.loads(out)
     assert code == 1 and not found["lossless"] and found["drift"][0] < 1e-6 < 1e-4 < found["drift"][1]
+
+
+TABLES = [
+    ("llama", "model.embed_tokens.weight", {"vocab": 400}),
+    ("gpt2", "transformer.wpe.weight", {"positions": 40}),
+    ("dinov2", "dinov2.embeddings.mask_token", {}),
+]
+
+
+@pytest.mark.parametrize("plan", [True, False], ids=["with its plan", "without"])
+@pytest.mark.parametrize("variant, name, sizes", TABLES)
+def test_verify_finds_a_row_that_the_probe_does_not_look_up(tmp_path, capsys, variant, name, sizes, plan):
+    """Of a table's rows a probe draws some; the last position lies behind it; it has no masks."""
+    saved(tmp_path / "small", variant, **sizes)
+    target_config_file(tmp_path / "target.json", variant, **{**LARGE, **sizes})
+    expanded(capsys, tmp_path)
+    code, found = measured(capsys, tmp_path)
+    assert code == 0 and found["tables"] < 1e-6 and found["lossless"]
+    (tmp_path / "large" / manifest.NAME).unlink()
+    if not plan:
+        (tmp_path / "large" / "plan.json").unlink()
+    drawn = probe(checkpoints.read(tmp_path / "small")[1]).get("input_ids", torch.zeros(0))
+    row = max(set(range(sizes.get("vocab", 0))) - set(drawn.flatten().tolist()), default=-1)
+    change(tmp_path / "large", lambda tensors: tensors[name][row, :1].add_(1e-2))
+    code, found = measured(capsys, tmp_path)
+    assert code == 1 and not found["lossless"] and (found["table"], found["float64"] < 1e-6) == (name, True)
+    assert 1e-4 < found["tables"] < 1
+    assert f"rows of '{name}' differ" in lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")[1]
+    change(tmp_path / "large", lambda tensors: tensors[name][row, :1].fill_(torch.nan))
+    code, _, err = lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")
+    assert code == 2 and f"'{name}' holds NaN or infinite values" in err and err.count("\n") == 1
 
 
 def test_verify_needs_a_growth(tmp_path, capsys):

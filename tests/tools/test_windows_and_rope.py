@@ -106,3 +106,26 @@ def test_positions_that_scale_with_their_number_keep_it(tmp_path, capsys, rope):
     code, _, err = expand(capsys, tmp_path, small, "llama", changes, layers=3)
     assert code == 0, err
     assert apart(small, tmp_path / "large", tokens(small, LONG)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}},
+        {"max_position_embeddings": 4 * LONG},
+    ],
+    ids=["scaled behind the last position", "another number of positions"],
+)
+def test_other_rotary_positions_than_the_sources_are_never_verified(tmp_path, capsys, other):
+    """Scaling by length begins behind the last token of a probe."""
+    small = saved(tmp_path / "small", "llama", positions=LONG)
+    if "max_position_embeddings" in other:
+        edit(small, rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4})
+    same = {"rope_parameters": json.loads((small / "config.json").read_text())["rope_parameters"]}
+    code, _, err = expand(capsys, tmp_path, small, "llama", same, layers=3)
+    assert code == 0 and lemon(capsys, "verify", small, tmp_path / "large")[0] == 0, err
+    (tmp_path / "large" / "manifest.json").unlink()
+    edit(tmp_path / "large", **other)
+    code, out, err = lemon(capsys, "verify", small, tmp_path / "large")
+    assert code == 2 and "the rotary positions of the target are" in err and "lossless" not in out, err
+    assert "long texts have other outputs" in err and err.count("\n") == 1

@@ -18,13 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PretrainedConfig
 
-from pipeline import models
 from pipeline.errors import UserError
 from pipeline.growth.plan import GrowthPlan
 from pipeline.growth.verification.probe import Trace, probe, require_finite, run
 from pipeline.growth.verification.symmetry import symmetry
+from pipeline.growth.verification.unseen import require_equal_rotation, require_equal_windows, table_difference
 from pipeline.models.family import Inputs
 from pipeline.models.streaming import RunnableModel
 
@@ -39,7 +38,8 @@ class Verification:
     drift: the relative difference of the residual stream behind each source layer, in float64, stack by stack.
     symmetry: how far gradients of copies differ, by space. loss: cross-entropy of the probe before and after, where
     the vocabulary grew. stored: the difference, in float64, of a result stored in less than float32; the others are
-    then those of the weights that it is the rounding of.
+    then those of the weights that it is the rounding of. tables: the relative difference of all rows that are looked up
+    or added, those that the probe does not draw too, held to the gate of float64. table: the name of the worst.
     """
 
     float64: float
@@ -50,10 +50,13 @@ class Verification:
     symmetry: dict[str, float] = field(default_factory=dict)
     loss: tuple[float, float] | None = None
     stored: float | None = None
+    tables: float = 0.0
+    table: str | None = None
 
     @property
     def lossless(self) -> bool:
-        return self.float64 <= GATES["float64"] + self.tolerance and self.float32 <= GATES["float32"] + self.tolerance
+        outputs = all(getattr(self, dtype) <= gate + self.tolerance for dtype, gate in GATES.items())
+        return outputs and self.tables <= GATES["float64"]
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -71,7 +74,15 @@ def measurement_in_words(verification: Mapping[str, Any]) -> str:
     gates, stored = verification["gates"], verification.get("stored")
     measured = ", ".join(f"{verification[dtype]:.1e} in {dtype} (gate {gates[dtype]:.0e})" for dtype in GATES)
     rounding = "" if stored is None else f"; rounding to the stored dtype makes it {stored:.1e}"
-    return f"relative difference of the outputs {measured}{rounding}"
+    rows = (
+        f"; rows of '{verification['table']}' differ by {verification['tables']:.1e}" if _misses(verification) else ""
+    )
+    return f"relative difference of the outputs {measured}{rows}{rounding}"
+
+
+def _misses(verification: Mapping[str, Any]) -> bool:
+    """Whether tables differ by more than their gate; records of earlier versions have none."""
+    return bool(verification.get("tables", 0.0) > GATES["float64"])
 
 
 class EquivalenceCheck:
@@ -143,8 +154,9 @@ def verify(
 ) -> Verification:
     """Run both models on the same probe in float32 and in float64, one at a time, and of it one module's weights.
     stored: `large` as it was rounded to less than float32, measured beside it, no part of the verdict. Raises UserError
-    for outputs that are not finite, and for attention windows that differ."""
+    for outputs that are not finite, and for attention windows and rotary positions that differ."""
     require_equal_windows(small.config, large.config, plan)
+    require_equal_rotation(small.config, large.config)
     check, inputs = EquivalenceCheck(small, large, plan), probe(small.config, plan.options.seed, samples)
     trace, copies = symmetry(large, plan, inputs)
     single = check.difference(run(small, inputs, torch.float32), trace)
@@ -156,26 +168,8 @@ def verify(
     if plan.moves_norm_affines:
         bare = check.traces(inputs, torch.float64, zero_epsilon=True)
         tolerance = max(0.0, difference - check.difference(*bare))
-    return Verification(difference, single, samples, tolerance, drift, copies, losses, rounded)
-
-
-def require_equal_windows(source: PretrainedConfig, target: PretrainedConfig, plan: GrowthPlan) -> None:
-    """Raises UserError for a layer whose attention sees another number of tokens than that of the layer it comes from:
-    windows may be longer than a probe, which then would not show it."""
-    before, after = (models.of_config(config).windows(config) for config in (source, target))
-    if not before and not after:
-        return
-    (origins,) = plan.layers.values()
-    for layer, (origin, window) in enumerate(zip(origins, after, strict=True)):
-        if before[origin.origin] != window:
-            raise UserError(
-                f"layer {layer} of the target attends to {_seen(window)}, and layer {origin.origin} of the source, "
-                f"from which it comes, to {_seen(before[origin.origin])}: long texts have other outputs"
-            )
-
-
-def _seen(window: int | None) -> str:
-    return "all tokens" if window is None else f"the last {window} tokens"
+    tables = table_difference(small, large, plan)
+    return Verification(difference, single, samples, tolerance, drift, copies, losses, rounded, *tables)
 
 
 def relative_difference(small: Tensor, large: Tensor) -> float:
