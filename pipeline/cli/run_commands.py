@@ -90,10 +90,10 @@ def _only_stage(loaded: Config) -> str:
 
 def _work(loaded: Config, name: str) -> None:
     """Be one worker of a training stage, to its end, or until it is asked to stop."""
-    request = StopRequest.listening()
     with writing_to(loaded.path, "choose another run folder with folder=…"):
         loaded.path.mkdir(parents=True, exist_ok=True)
         lock = launcher.become_worker(loaded.path)
+    request = StopRequest.listening()
     try:
         from pipeline.training import engine, fingerprint, loop
 

@@ -7,6 +7,8 @@ import sys
 
 PR_SET_PDEATHSIG = 1
 """linux/prctl.h: the signal that a process gets when its parent ends."""
+REQUESTS = (signal.SIGTERM, signal.SIGUSR1)
+"""By which a scheduler asks a run to stop (training/preemption.py)."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """malloc.h: how much freed memory is kept, and from what size on each allocation is a mapping of its own."""
 WORKERS = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) + 1
@@ -38,6 +40,15 @@ def die_with_parent(parent: int | None = None) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent is not None and os.getppid() != parent:
         os._exit(1)
+
+
+def be_a_helper(parent: int | None = None) -> None:
+    """To be called first in a process that works for another one and outlives nothing: it ends with its parent, as
+    `die_with_parent` has it, and leaves requests to stop, which schedulers send to every process of a job, to that."""
+    die_with_parent(parent)
+    signal.set_wakeup_fd(-1)
+    for number in REQUESTS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def choose_accelerator() -> None:

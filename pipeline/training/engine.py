@@ -36,7 +36,7 @@ from pipeline.config.schema import TrainStage
 from pipeline.data import Batch
 from pipeline.errors import UserError
 from pipeline.records.file_hashes import FileRecord, hashes
-from pipeline.records.processes import die_with_parent
+from pipeline.records.processes import be_a_helper
 from pipeline.rng import derive
 from pipeline.training.start import require_loadable
 
@@ -105,7 +105,7 @@ def precisions_of_workers() -> set[str]:
     """`supported_precisions`, asked in a child process: asking takes up memory of the GPU, and the process that starts
     the workers lives as long as they do."""
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(1, context, initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(1, context, initializer=be_a_helper, initargs=(os.getpid(),)) as pool:
         return pool.submit(supported_precisions).result()
 
 

@@ -21,13 +21,14 @@ from pipeline.errors import Preempted, UserError, one_line
 from pipeline.records import run_folder
 from pipeline.records.processes import die_with_parent
 from pipeline.training import preemption
+from pipeline.training.preemption import PARENT
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig
 
-PARENT, FAILURES, LOG_LEVEL = "LEMON_PARENT_PID", "LEMON_FAILURE_FOLDER", "LEMON_LOG_LEVEL"
-"""Environment variables of a worker: its parent's process id, where it writes why it failed, its logging level."""
+FAILURES, LOG_LEVEL = "LEMON_FAILURE_FOLDER", "LEMON_LOG_LEVEL"
+"""Environment variables of a worker: where it writes why it failed, its logging level."""
 
 
 UNTOLD = 3

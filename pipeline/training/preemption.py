@@ -7,6 +7,7 @@ to go on. A second signal ends it at once.
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,14 +17,16 @@ from typing import Any
 import psutil
 
 from pipeline.errors import Preempted
+from pipeline.records.processes import REQUESTS
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 REQUEUE = 85
 """The exit code of a command that was asked to stop, and of its workers."""
 ONE_REQUEST = 2.0
 """Seconds within which signals are one request: schedulers signal every process of a job, and launchers forward."""
 DEADLINE = "LEMON_DEADLINE"
 """Environment variable: the time at which a run is to stop, in seconds since the epoch; workers inherit it."""
+PARENT, TORCHRUN = "LEMON_PARENT_PID", "TORCHELASTIC_RUN_ID"
+"""Environment variables of a worker that torch's agent has started: ours (its parent's process id), or torchrun."""
 
 
 def set_deadline(seconds: float | None) -> None:
@@ -37,7 +40,7 @@ def time_is_up() -> bool:
 
 
 class StopRequest:
-    """What a worker was asked."""
+    """What a worker was asked. A thread hears it, for the main thread may wait in a collective."""
 
     def __init__(self) -> None:
         self._asked: tuple[str, float] | None = None
@@ -46,13 +49,25 @@ class StopRequest:
     def listening(cls) -> "StopRequest":
         """One that hears this process's signals from here on."""
         request = cls()
-        for number in SIGNALS:
-            signal.signal(number, request.hear)
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        for number in REQUESTS:
+            signal.signal(number, lambda number, frame: None)
+        threading.Thread(target=request._listen, args=(reading,), daemon=True).start()
         return request
 
-    def hear(self, number: int, frame: FrameType | None = None) -> None:
-        """Note a signal; end this process where it is a second request."""
-        if self._asked and time.monotonic() - self._asked[1] > ONE_REQUEST:
+    def _listen(self, reading: int) -> None:
+        while True:
+            for number in os.read(reading, 64):
+                if number in REQUESTS:
+                    self.hear(number)
+
+    def hear(self, number: int) -> None:
+        """Note a signal. End this process where it is a second request, or how torch's agent ends the workers that are
+        left when one has failed."""
+        again = self._asked is not None and time.monotonic() - self._asked[1] > ONE_REQUEST
+        if again or (number == signal.SIGTERM and _one_of_us_has_failed()):
             os._exit(128 + number)
         self._asked = self._asked or (signal.Signals(number).name, time.monotonic())
 
@@ -62,6 +77,15 @@ class StopRequest:
         if self._asked:
             return self._asked[0]
         return "max_time" if time_is_up() else None
+
+
+def _one_of_us_has_failed() -> bool:
+    """Whether the agent that started this worker has fewer workers than it started."""
+    if not {PARENT, TORCHRUN} & set(os.environ):
+        return False
+    siblings = psutil.Process(os.getppid()).children()
+    alive = [each for each in siblings if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    return len(alive) < int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 class Forwarding:
@@ -92,7 +116,7 @@ def _send(process: Any, number: int) -> None:
 def stopped(exit_codes: Iterable[int]) -> bool:
     """Whether workers with these exit codes have stopped on request: in good order, or, where it came before they could
     hear it, by the signal itself."""
-    early = {-number for number in SIGNALS} if FORWARDING.asked is not None else set()
+    early = {-number for number in REQUESTS} if FORWARDING.asked is not None else set()
     return any(code == REQUEUE or code in early for code in exit_codes)
 
 
@@ -103,7 +127,7 @@ FORWARDING = Forwarding()
 @contextmanager
 def heard() -> Iterator[None]:
     """Hear signals as a launcher does."""
-    before = {number: signal.signal(number, FORWARDING.hear) for number in SIGNALS}
+    before = {number: signal.signal(number, FORWARDING.hear) for number in REQUESTS}
     try:
         yield
     finally:

@@ -1,14 +1,18 @@
 """Signals: what is one request and what a second one."""
 
+import ctypes
 import os
 import signal
+import time
 
 import pytest
 
 from pipeline import durations
 from pipeline.errors import Preempted
+from pipeline.records.processes import REQUESTS, be_a_helper
 from pipeline.training import preemption
 from pipeline.training.preemption import Forwarding, StopRequest
+from tests.helpers.processes import FORK
 
 
 @pytest.fixture
@@ -37,15 +41,84 @@ def test_signals_that_come_together_are_one_request(clock, ended):
     assert ended == [128 + signal.SIGTERM]
 
 
-def test_a_worker_hears_its_signals():
-    before = [signal.getsignal(number) for number in preemption.SIGNALS]
-    try:
-        request = StopRequest.listening()
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert request.reason == "SIGUSR1"
-    finally:
-        for number, handler in zip(preemption.SIGNALS, before, strict=True):
-            signal.signal(number, handler)
+def work(told) -> None:
+    request = StopRequest.listening()
+    told.send(os.getpid())
+    while request.reason is None:
+        time.sleep(0.01)
+    told.send(request.reason)
+    time.sleep(60)
+
+
+def wait_for_others(told) -> None:
+    """The main thread runs no Python any more, as in a collective that the others never join."""
+    StopRequest.listening()
+    told.send(os.getpid())
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Starts a worker, beside a sibling, in an environment."""
+    processes = []
+
+    def start(target, **environment: str):
+        for name in (preemption.PARENT, preemption.TORCHRUN):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        mine, its = FORK.Pipe()
+        pair = FORK.Process(target=target, args=(its,)), FORK.Process(target=time.sleep, args=(60,))
+        for process in pair:
+            process.start()
+            processes.append(process)
+        assert mine.recv() == pair[0].pid
+        return *pair, mine
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+AGENT = {"LEMON_PARENT_PID": "1", "LOCAL_WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize("number", REQUESTS)
+@pytest.mark.parametrize("environment", [AGENT, {"LOCAL_WORLD_SIZE": "8"}], ids=["agent", "none"])
+def test_a_worker_hears_its_signals(started, number, environment):
+    """Where no agent has started it nobody counts its siblings."""
+    worker, _, said = started(work, **environment)
+    os.kill(worker.pid, number)
+    assert said.poll(10) and said.recv() == signal.Signals(number).name
+
+
+def test_a_worker_whose_sibling_has_failed_ends_at_once(started):
+    """As torch's agent asks it to, which waits half a minute for those that do not."""
+    worker, sibling, _ = started(wait_for_others, **AGENT)
+    sibling.kill()
+    sibling.join()
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(10)
+    assert worker.exitcode == 128 + signal.SIGTERM
+
+
+def help_out() -> None:
+    StopRequest.listening()
+    be_a_helper()
+    for number in REQUESTS:
+        os.kill(os.getpid(), number)
+    time.sleep(0.3)
+    os._exit(7)
+
+
+def test_a_helper_leaves_requests_to_its_parent():
+    process = FORK.Process(target=help_out)
+    process.start()
+    process.join()
+    assert process.exitcode == 7
 
 
 class Worker:

@@ -26,7 +26,7 @@ from pipeline.checkpoints.serialization.byte_stream import WINDOW, OutputFile
 from pipeline.checkpoints.serialization.progress import ByteProgress
 from pipeline.errors import UserError, writing_to
 from pipeline.records.file_hashes import FileRecord, record
-from pipeline.records.processes import die_with_parent, keep_freed_memory
+from pipeline.records.processes import be_a_helper, keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def _begin(tasks: Sequence[Task], counter: Counter, parent: int) -> None:
     """The start of every worker."""
     global _inherited
     _inherited = Inheritance(tasks, counter)
-    die_with_parent(parent)
+    be_a_helper(parent)
     keep_freed_memory(8 * WINDOW * 4)
     torch.set_num_threads(1)
 
