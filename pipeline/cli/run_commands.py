@@ -114,7 +114,7 @@ def _do(start: Start, work: Callable[[], None]) -> None:
 def _end(work: Callable[[], None]) -> NoReturn:
     code = 1
     try:
-        code = exit_code(work)  # type: ignore[func-returns-value]  # it returns None, which is success
+        code = exit_code(work)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -103,7 +103,7 @@ def _gpu() -> int:
 
 
 def free() -> None:
-    """Give back the memory of an engine that nobody needs any more; its parts refer to each other."""
+    """Give back the memory of an engine that was closed; its parts refer to each other."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -285,6 +285,17 @@ class Engine:
         if loaded is None:
             raise UserError(f"{folder}: DeepSpeed cannot load it; check the folder with lemon check")
         self._repair()
+
+    def close(self) -> None:
+        """Let go of model and optimizer, whose hooks would keep all of it until the process ends; under ZeRO-3 some
+        stay when DeepSpeed has removed its own, so nothing is left that they could keep."""
+        parameters = list(self.deepspeed.module.parameters())
+        optimizer = self.deepspeed.optimizer
+        self.deepspeed.destroy()
+        for parameter in parameters:
+            parameter.data = parameter.data.new_empty(0)
+        for part in (*parameters, optimizer, self.deepspeed):
+            vars(part).clear()
 
     def _repair(self) -> None:
         """Restore what loading may have overwritten: each group's own hyper-parameters (stage 3 gives all groups the

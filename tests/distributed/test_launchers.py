@@ -1,14 +1,19 @@
 """`lemon run` where another launcher starts every worker: the numbers are those of `lemon run` alone."""
 
+import gc
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from pipeline import config
 from pipeline.cli import main
 from pipeline.records import run_folder
+from pipeline.training import engine, loop
 from tests.helpers.cli import environment, environment_kept, run_python
 from tests.helpers.ports import free_port
 from tests.helpers.processes import Child, Ended
@@ -96,6 +101,34 @@ def test_the_deepspeed_launcher_starts_the_workers(finished, tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
     same_as(tmp_path / "run", finished, "small")
     assert "started by deepspeed as rank 0 of 2 (2 on this node)" in done.stdout
+
+
+@pytest.mark.parametrize("stage", ["small", "scratch"])
+def test_the_memory_of_a_stage_is_given_back(finished, tmp_path, stage):
+    """ZeRO-2 and ZeRO-3: the process goes on to the next stage, whose model may need all of it. The models' parameters
+    alone are 61 and 242 kB."""
+    schedule = f"stages.{stage}.schedule"
+    loaded = config.load(copied(finished, tmp_path), [f"{schedule}.horizon=2 steps", f"{schedule}.warmup=1 steps"])
+
+    def training() -> int:
+        before = bytes_of_tensors()
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        loop.run(loaded, loaded.training_stage(stage), engine.join())
+        engine.free()
+        kilobytes = (bytes_of_tensors() - before) // 1000
+        print(f"{kilobytes} kB are left", file=sys.stderr)
+        return int(kilobytes > 20)
+
+    with environment_kept():
+        ended = Child(training, tmp_path / "said").end()
+    assert ended.code == 0, ended.said
+
+
+def bytes_of_tensors() -> int:
+    """All that Python knows."""
+    gc.collect()
+    return sum(t.numel() * t.element_size() for t in gc.get_objects() if issubclass(type(t), torch.Tensor))
 
 
 def test_a_failure_of_rank_0_is_told_to_the_others(tmp_path):
