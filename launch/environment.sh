@@ -1,10 +1,17 @@
 # Sourced by the launch scripts: one virtual environment, .venv at the root, installed once for each set of extras.
 # PYTHON chooses the interpreter (3.11 or 3.12). A torch that the interpreter already has is kept: on a GPU machine,
 # set LEMON_SYSTEM_SITE=1 to see the packages of that interpreter.
+# With --print as its first argument a script prints the command that it would run, and does nothing else.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+PRINT=""
+if [ "${1:-}" = --print ]; then
+    PRINT=1
+    shift
+fi
 
 ensure_environment() {  # extras, such as "quickstart"
+    [ -z "$PRINT" ] || return 0
     local venv="$ROOT/.venv" site=""
     local mark="$venv/.installed-${1//,/-}"
     [ -n "${LEMON_SYSTEM_SITE:-}" ] && site="--system-site-packages"
@@ -18,4 +25,19 @@ ensure_environment() {  # extras, such as "quickstart"
     fi
     exec 9>&-
     export PATH="$venv/bin:$PATH"
+}
+
+run() {  # a command: run it, or print it
+    if [ -z "$PRINT" ]; then
+        "$@"
+    else
+        local line
+        printf -v line '%q ' "$@"
+        echo "${line% }"
+    fi
+}
+
+start() {  # the last command of a script, which takes its place and gets its signals
+    [ -n "$PRINT" ] || exec "$@"
+    run "$@"
 }

@@ -4,4 +4,4 @@ source "$(dirname "$0")/environment.sh"
 cd "$ROOT"
 ensure_environment test
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # tiny tensors: threads would only wait for each other
-exec python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"
+start python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"

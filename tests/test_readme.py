@@ -94,7 +94,7 @@ def test_commands_and_their_options_exist(page):
     for command in re.findall(r"(?:`|^ {4})lemon (\w+)", text, re.MULTILINE):
         assert command in COMMANDS, command
     known = {option for command in COMMANDS.values() for option in command._option_string_actions}
-    foreign = {"--size", "--expand", "--check"}  # of the benchmarks, of ruff
+    foreign = {"--size", "--expand", "--check", "--print"}  # of the benchmarks, of ruff, of the launch scripts
     for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text):
         assert option in known | foreign, option
 

@@ -7,15 +7,12 @@ and exit code 2. Nothing heavy is imported before it is needed.
 
 import argparse
 import os
-import sys
 import warnings
 
 from pipeline import __version__
 from pipeline.cli import checkpoint_commands, expansion_commands, report_commands, run_commands
-from pipeline.cli.arguments import Parser
-from pipeline.cli.output import messages_printed, print_whatever_comes, printable
-from pipeline.errors import Preempted, UserError, files_explained
-from pipeline.training.preemption import REQUEUE
+from pipeline.cli.arguments import Parser, add_local_rank
+from pipeline.cli.output import exit_code, messages_printed, print_whatever_comes
 
 EPILOG = """examples:
   lemon run configs/quickstart/bert.yaml                        the whole chain: prepare, train, expand, train, report
@@ -41,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         "account for every FLOP.",
     )
     parser.add_argument("--version", action="version", version=f"lemon {__version__}")
+    add_local_rank(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for group in (run_commands, expansion_commands, checkpoint_commands, report_commands):
         group.add_parsers(commands)
@@ -62,19 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     print_whatever_comes()
     options = _parse(arguments)
-    try:
-        stream = "stderr" if getattr(options, "json", False) else "stdout"
-        with messages_printed(quiet=options.quiet, verbose=options.verbose, stream=stream), files_explained():
-            return options.handler(options) or 0
-    except UserError as error:
-        print(f"lemon: {printable(str(error))}", file=sys.stderr)
-        return 2
-    except Preempted as stop:
-        print(f"lemon: {printable(str(stop))}; run the command again to go on", file=sys.stderr)
-        return REQUEUE
-    except KeyboardInterrupt:
-        print("lemon: stopped; run the command again to resume", file=sys.stderr)
-        return 130
+    stream = "stderr" if getattr(options, "json", False) else "stdout"
+    with messages_printed(quiet=options.quiet, verbose=options.verbose, stream=stream):
+        return exit_code(lambda: options.handler(options))
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -38,6 +38,11 @@ def positive_integer(text: str) -> int:
     return int(text)
 
 
+def add_local_rank(parser: argparse.ArgumentParser) -> None:
+    """The option that the `deepspeed` launcher puts behind the name of what it starts, in front of all else."""
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
 WRITERS = "processes that write (default: one more than the CPUs); the result is the same for any number"
 
 

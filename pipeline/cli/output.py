@@ -1,14 +1,17 @@
-"""What the command line prints: the library's log as plain lines, tables by rich."""
+"""What the command line prints: the library's log as plain lines, errors as one, tables by rich."""
 
 import io
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console
+
+from pipeline.errors import Preempted, UserError, files_explained
+from pipeline.training.preemption import REQUEUE
 
 LOGGER = "pipeline"
 
@@ -46,6 +49,23 @@ def print_whatever_comes() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def exit_code(work: Callable[[], int | None]) -> int:
+    """What `work` returns, or 0. Bad input is 2, a request to stop 85, Ctrl-C 130, and a line on standard error tells
+    it."""
+    try:
+        with files_explained():
+            return work() or 0
+    except UserError as error:
+        print(f"lemon: {printable(str(error))}", file=sys.stderr)
+        return 2
+    except Preempted as stop:
+        print(f"lemon: {printable(str(stop))}; run the command again to go on", file=sys.stderr)
+        return REQUEUE
+    except KeyboardInterrupt:
+        print("lemon: stopped; run the command again to resume", file=sys.stderr)
+        return 130
 
 
 def printable(text: str) -> str:

@@ -1,20 +1,30 @@
-"""`lemon run`, `prepare` and `train`: stages of a config."""
+"""`lemon run`, `prepare` and `train`: stages of a config, in processes of our own or as one of another launcher's."""
 
 import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
 
 from pipeline import config
-from pipeline.cli.arguments import Commands, path, positive_integer
+from pipeline.cli.arguments import Commands, add_local_rank, path, positive_integer
+from pipeline.cli.output import exit_code
 from pipeline.config.schema import Config
 from pipeline.errors import Preempted, UserError, full_disk_explained, writing_to
 from pipeline.records.processes import choose_accelerator
-from pipeline.training import launcher, preemption
-from pipeline.training.launcher import Nodes
+from pipeline.training import environment, launcher, preemption
+from pipeline.training.environment import Launched
+from pipeline.training.launcher import Nodes, Start
 from pipeline.training.preemption import StopRequest
+
+logger = logging.getLogger(__name__)
 
 HELP = {
     "run": "run every stage of a config; finished stages are skipped, an interrupted one resumes",
     "prepare": "tokenize and pack the text, or store the images, of a config",
-    "train": "run one stage, a training or an expansion (also the entry point of workers under torchrun or Slurm)",
+    "train": "run one stage, a training or an expansion (a training, where torchrun, srun or mpirun start the workers)",
 }
 
 
@@ -33,6 +43,7 @@ def add_parsers(commands: Commands) -> None:
             command.add_argument("--stage", help="which stage (default: the only training stage)")
         if name != "prepare":
             _add_nodes(command)
+        add_local_rank(command)
 
 
 def _add_nodes(command: argparse.ArgumentParser) -> None:
@@ -44,8 +55,32 @@ def _add_nodes(command: argparse.ArgumentParser) -> None:
     command.add_argument("--master-port", type=int, default=29500, help="a free port on node 0")
 
 
-def _nodes(options: argparse.Namespace) -> Nodes:
-    return Nodes(options.nodes, options.node_rank, options.master_addr, options.master_port)
+def _start(options: argparse.Namespace) -> Start:
+    """How this command was started: by --nodes, by another launcher, or alone. Raises UserError."""
+    if getattr(options, "nodes", 1) > 1:
+        _refuse_workers()
+        return Nodes(options.nodes, options.node_rank, options.master_addr, options.master_port)
+    if hasattr(options, "local_rank"):
+        os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
+    launched = environment.recognise()
+    if launched is None:
+        return Nodes()
+    if launched.first and preemption.PARENT not in os.environ:
+        logger.info(launched.line)
+    if launched.names_nodes:
+        return Nodes(launched.world_size, launched.rank, launched.master_address, launched.master_port)
+    launched.export()
+    return launched
+
+
+def _refuse_workers() -> None:
+    """Raises UserError where each of the workers that --nodes starts would start as many again. srun and mpirun may
+    well start one process a node, each with its --node-rank."""
+    if "RANK" in os.environ and "LOCAL_RANK" in os.environ:
+        raise UserError(
+            f"--nodes starts workers, and this process is one already (RANK={os.environ['RANK']} in the environment); "
+            "leave out --nodes, or the other launcher"
+        )
 
 
 def _load(options: argparse.Namespace) -> Config:
@@ -57,26 +92,50 @@ def _load(options: argparse.Namespace) -> Config:
 def _run(options: argparse.Namespace) -> None:
     from pipeline.runs import run
 
-    with preemption.heard():
-        run.run(_load(options), _nodes(options))
+    start = _start(options)
+    _do(start, lambda: run.run(_load(options), start))
 
 
 def _prepare(options: argparse.Namespace) -> None:
     from pipeline.runs import run
 
-    run.prepare_alone(_load(options))
+    start = _start(options)
+    _do(start, lambda: run.prepare_alone(_load(options), start))
+
+
+def _do(start: Start, work: Callable[[], None]) -> None:
+    """Have another launcher's process do its part and end at once, without Python's teardown: after a failure peers may
+    wait for it, after a success gloo's threads may abort it (see engine.leave)."""
+    if isinstance(start, Launched):
+        StopRequest.of_this_process()
+        launcher.take_over_log_level()
+        _end(work)
+    with preemption.heard():
+        work()
+
+
+def _end(work: Callable[[], None]) -> NoReturn:
+    code = 1
+    try:
+        code = exit_code(work)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _train(options: argparse.Namespace) -> None:
     from pipeline.runs import run
 
-    loaded = _load(options)
+    start, loaded = _start(options), _load(options)
     name = options.stage or _only_stage(loaded)
-    if launcher.is_worker():
+    if isinstance(start, Launched):
         _work(loaded, name)
     else:
         with preemption.heard():
-            run.stage_alone(loaded, name, _nodes(options))
+            run.stage_alone(loaded, name, start)
 
 
 def _only_stage(loaded: Config) -> str:
@@ -93,7 +152,7 @@ def _work(loaded: Config, name: str) -> None:
     with writing_to(loaded.path, "choose another run folder with folder=…"):
         loaded.path.mkdir(parents=True, exist_ok=True)
         lock = launcher.become_worker(loaded.path)
-    request = StopRequest.listening()
+    request = StopRequest.of_this_process()
     try:
         from pipeline.training import engine, fingerprint, loop
 

@@ -1,4 +1,5 @@
-"""What node 0 tells the nodes that wait for it, in a file of the run folder, which all of them share.
+"""What node 0 tells the nodes that wait for it, in a file of the run folder, which all of them share. Where another
+launcher has started a process for each rank, rank 0 tells the other ranks in the same way.
 
 While node 0 is at work it counts up in that file, and when it stops it says why. A waiting node sees the file change or
 not; no clock is compared with another node's. A stop that it finds there when it starts may be of an earlier launch,
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 from pipeline.errors import UserError
 from pipeline.records import run_folder
 from pipeline.records.strict import Strict
+from pipeline.training.launcher import Nodes
 
 BEAT = 10.0
 """Seconds between two signs of life of node 0."""
@@ -87,15 +89,16 @@ def _reason(error: BaseException) -> str:
 
 
 class Watch:
-    """Node 0, as another node sees it. To be made when that node starts: a stop that is there already may be old."""
+    """Node 0, as another node sees it. To be made when that node starts: a stop that is there already may be old. kind:
+    what has the number 0, a node or a rank."""
 
-    def __init__(self, run: Path):
-        self.run, self.found = run, _read(run)
+    def __init__(self, run: Path, kind: str = Nodes.kind):
+        self.run, self.kind, self.found = run, kind, _read(run)
 
     def wait(self, done: Callable[[], bool]) -> None:
         """Wait for what node 0 does. Raises UserError when it has stopped, or gives no sign of life for `SILENCE`."""
         before = f", which stopped before: {self.found.stopped}" if self.found and self.found.stopped else ""
-        logger.info(f"waiting for node 0{before}")
+        logger.info(f"waiting for {self.kind} 0{before}")
         last, heard = self.found, time.monotonic()
         while not done():
             status = _read(self.run)
@@ -103,11 +106,11 @@ class Watch:
                 last, heard = status, time.monotonic()
             stopped, silence = status.stopped if status else None, time.monotonic() - heard
             if stopped is not None and (status != self.found or silence > RESTART):
-                raise UserError(f"node 0 stopped: {stopped}")
+                raise UserError(f"{self.kind} 0 stopped: {stopped}")
             if silence > SILENCE:
                 raise UserError(
-                    f"node 0 gave no sign of life for {SILENCE / 60:.0f} minutes: it was killed, or not started; "
-                    "start all nodes again"
+                    f"{self.kind} 0 gave no sign of life for {SILENCE / 60:.0f} minutes: it was killed, or not "
+                    f"started; start all {self.kind}s again"
                 )
             time.sleep(POLL)
 

@@ -2,20 +2,22 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import dump
 from pipeline.config.schema import Config, ExpandStage, Stage, TrainStage
 from pipeline.durations import seconds
-from pipeline.errors import Preempted
+from pipeline.errors import Preempted, full_disk_explained
 from pipeline.records import run_folder
 from pipeline.records.run_folder import StageFolder
 from pipeline.runs import first_node
 from pipeline.training import launcher, preemption
+from pipeline.training.environment import Launched
 from pipeline.training.fingerprint import Fingerprint
-from pipeline.training.launcher import Nodes
+from pipeline.training.launcher import Nodes, Start
+from pipeline.training.preemption import StopRequest
 
 if TYPE_CHECKING:
     from pipeline.checkpoints import CheckpointLayout
@@ -23,93 +25,126 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OnFirstNode = Callable[[Callable[[], object], Callable[[], bool]], object]
-"""Has node 0 do offline work (the first argument) while the others wait until it is done (the second). Raises UserError
-there when node 0 fails."""
+OnFirst = Callable[[Callable[[], object], Callable[[], bool]], object]
+"""Has node or rank 0 do offline work (the first argument) while the others wait until it is done (the second), on
+files: no collective is open meanwhile. Raises UserError there when the first one fails."""
 
 
-def run(config: Config, nodes: Nodes = Nodes()) -> None:
+def run(config: Config, start: Start = Nodes()) -> None:
     """Everything the config asks for, in order. Raises UserError."""
-    with _prepared_run(config, nodes, config.stages) as on_first_node:
+    with _prepared_run(config, start, config.stages) as on_first:
         for stage in config.stages:
-            if preemption.time_is_up():
+            if start.alone and preemption.time_is_up():  # several would not agree; the next step's do
                 raise Preempted(f"stopped by max_time before stage '{stage.name}'")
-            _run_stage(config, stage, nodes, on_first_node)
-        if nodes.rank == 0:
+            _run_stage(config, stage, start, on_first)
+        if start.first:
             report([config.path])
 
 
-def stage_alone(config: Config, name: str, nodes: Nodes = Nodes()) -> None:
+def stage_alone(config: Config, name: str, start: Start = Nodes()) -> None:
     """One stage of a run, preparing the data first where that has not been done. Raises UserError."""
     stage = config.stage(name)
-    with _prepared_run(config, nodes, [stage]) as on_first_node:
-        _run_stage(config, stage, nodes, on_first_node)
+    with _prepared_run(config, start, [stage]) as on_first:
+        _run_stage(config, stage, start, on_first)
 
 
-def prepare_alone(config: Config) -> None:
+def prepare_alone(config: Config, start: Start = Nodes()) -> None:
     """The data of a run, and no stage. Raises UserError."""
-    with _prepared_run(config, Nodes(), []):
+    with _prepared_run(config, start, []):
         pass
 
 
 @contextmanager
-def _prepared_run(config: Config, nodes: Nodes, stages: Sequence[Stage]) -> Iterator[OnFirstNode]:
+def _prepared_run(config: Config, start: Start, stages: Sequence[Stage]) -> Iterator[OnFirst]:
     """The run folder, locked, its data prepared, the whole config checked against it: mistakes in the last stage are
     seen before the first one trains. stages: those that will run."""
     preemption.set_deadline(None if config.max_time is None else seconds(config.max_time))
-    with run_folder.exclusive(config.path, nodes.rank), _first_node(config, nodes) as on_first_node:
-        _prepare(config, nodes, stages, on_first_node)
-        yield on_first_node
+    with _locked(config, start), _first_at_work(config, start) as on_first:
+        _prepare(config, start, stages, on_first)
+        yield on_first
+
+
+def _locked(config: Config, start: Start) -> AbstractContextManager[None]:
+    """Every node locks the run folder. Of another launcher's processes rank 0 does, for all."""
+    if isinstance(start, Nodes):
+        return run_folder.exclusive(config.path, start.rank)
+    return run_folder.exclusive(config.path) if start.first else nullcontext()
 
 
 @contextmanager
-def _first_node(config: Config, nodes: Nodes) -> Iterator[OnFirstNode]:
-    if nodes.rank == 0:
-        with first_node.at_work(config.path) if nodes.count > 1 else nullcontext():
+def _first_at_work(config: Config, start: Start) -> Iterator[OnFirst]:
+    if start.first:
+        with nullcontext() if start.alone else first_node.at_work(config.path):
             yield lambda action, done: action()
     else:
-        watch = first_node.Watch(config.path)
+        watch = first_node.Watch(config.path, start.kind)
         yield lambda action, done: watch.wait(done)
 
 
-def _prepare(config: Config, nodes: Nodes, stages: Sequence[Stage], on_first_node: OnFirstNode) -> None:
+def _prepare(config: Config, start: Start, stages: Sequence[Stage], on_first: OnFirst) -> None:
     from pipeline import data
     from pipeline.runs import preflight
 
     folder = config.path / "data"
-    ranks = nodes.count * launcher.processes(config.processes)
+    ranks = _ranks(config, start)
+    if isinstance(start, Launched) and config.processes not in ("auto", start.local_world_size):
+        logger.info("processes: %s counts where no launcher has started them, not here", config.processes)
     preflight.before_data(config, ranks)
     preflight.checkpoints_fit(config, stages, ranks)
-    on_first_node(lambda: data.prepare(config.data, config.seed, folder), lambda: (folder / "data.json").exists())
+    on_first(lambda: data.prepare(config.data, config.seed, folder), lambda: (folder / "data.json").exists())
     preflight.after_data(config)
-    if nodes.rank == 0:
+    if start.first:
         run_folder.write_text(config.path / "config.yaml", dump(config))
 
 
-def _run_stage(config: Config, stage: Stage, nodes: Nodes, on_first_node: OnFirstNode) -> None:
+def _ranks(config: Config, start: Start) -> int:
+    """Processes that train together."""
+    if isinstance(start, Launched):
+        return start.world_size
+    return start.count * launcher.processes(config.processes)
+
+
+def _run_stage(config: Config, stage: Stage, start: Start, on_first: OnFirst) -> None:
     """Run a stage unless it is finished."""
     folder = StageFolder(config.path / stage.name)
     if folder.finished:
         logger.info("%s: finished already, skipped", stage.name)
     elif isinstance(stage, ExpandStage):
-        on_first_node(lambda: _expand(config, stage, folder, nodes), lambda: folder.finished)
+        on_first(lambda: _expand(config, stage, folder, start), lambda: folder.finished)
     else:
-        _train(config, stage, nodes)
+        _train(config, stage, start)
+        on_first(
+            lambda: None, lambda: folder.finished
+        )  # rank 0 writes that, and the next stage may start from this one
 
 
-def _train(config: Config, stage: TrainStage, nodes: Nodes) -> None:
+def _train(config: Config, stage: TrainStage, start: Start) -> None:
     from pipeline.training.stage import facts_line, plan_training
 
-    workers = launcher.processes(config.processes)
-    line, ranks = facts_line(plan_training(config, stage)), workers * nodes.count
+    line, ranks = facts_line(plan_training(config, stage)), _ranks(config, start)
     logger.info("%s: %s, %d ranks, ZeRO-%d, %s", stage.name, line, ranks, stage.zero_stage, stage.precision)
-    launcher.launch(["train", str(config.path / "config.yaml"), "--stage", stage.name], workers, nodes, config.path)
+    if isinstance(start, Launched):
+        _train_here(config, stage, start)
+    else:
+        workers = launcher.processes(config.processes)
+        launcher.launch(["train", str(config.path / "config.yaml"), "--stage", stage.name], workers, start, config.path)
 
 
-def _expand(config: Config, stage: ExpandStage, folder: StageFolder, nodes: Nodes) -> None:
+def _train_here(config: Config, stage: TrainStage, start: Launched) -> None:
+    """Be one worker of a training stage in this process, whose process group goes on to the next one. The lock comes
+    behind the meeting with rank 0, which has looked for other runs' workers before it."""
+    from pipeline.training import engine, loop
+
+    world = engine.join()
+    with run_folder.share(config.path, start.node_rank), full_disk_explained(config.path):
+        loop.run(config, stage, world, StopRequest.of_this_process())
+    engine.free()
+
+
+def _expand(config: Config, stage: ExpandStage, folder: StageFolder, start: Start) -> None:
     from pipeline.expansion import expand
 
-    plan, sizes = _plan_expansion(config, stage, nodes), config.models[stage.model]
+    plan, sizes = _plan_expansion(config, stage, start), config.models[stage.model]
     shown = {"layers": sizes.layers, "hidden": sizes.hidden, "heads": sizes.heads, "mlp": sizes.mlp_units}
     fingerprint = Fingerprint.of(config, stage).settings()
     facts = expand.describe(plan, fingerprint, stage.name, stage.model, stage.source, shown)
@@ -117,7 +152,7 @@ def _expand(config: Config, stage: ExpandStage, folder: StageFolder, nodes: Node
     expand.into_stage(plan, folder, facts)
 
 
-def _plan_expansion(config: Config, stage: ExpandStage, nodes: Nodes) -> "ExpansionPlan":
+def _plan_expansion(config: Config, stage: ExpandStage, start: Start) -> "ExpansionPlan":
     from pipeline import models
     from pipeline.data import open_prepared
     from pipeline.expansion import expand
@@ -129,7 +164,7 @@ def _plan_expansion(config: Config, stage: ExpandStage, nodes: Nodes) -> "Expans
         origin(config, stage.source),
         models.trained(config.models[stage.model], open_prepared(config.path / "data").facts),
         preflight.options(stage, config.seed),
-        _layout_for(reader, nodes.count * launcher.processes(config.processes)),
+        _layout_for(reader, _ranks(config, start)),
         grow_optimizer_state=stage.optimizer_state == "grow",
         continued_by=reader.optimizer if reader else None,
     )

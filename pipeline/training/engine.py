@@ -5,6 +5,7 @@ changed between versions (clipping and overflow checks in 0.19.3, time-outs in 0
 """
 
 import datetime
+import gc
 import logging
 import math
 import multiprocessing
@@ -72,7 +73,7 @@ def join() -> World:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(_gpu())
         torch.set_float32_matmul_precision("high")  # fp32 products run in TF32, as hardware.DATA_SHEETS counts them
     else:
         # On the CPU accelerator DeepSpeed compiles this op at start; training never uses it, and a stale lock hangs it.
@@ -84,6 +85,28 @@ def join() -> World:
         dist.get_world_size(),
         torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"),
     )
+
+
+def _gpu() -> int:
+    """This worker's GPU among those that it sees: that of its local rank, or the only one, where the launcher shows
+    each its own (srun --gpus-per-task); DeepSpeed reads LOCAL_RANK too. Raises UserError where there is none."""
+    local_rank, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if count == 1 and local_rank > 0:
+        os.environ |= {name: "0" for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK") if name in os.environ}
+        return 0
+    if local_rank >= count:
+        raise UserError(
+            f"LOCAL_RANK={local_rank}: this process sees {count} GPU(s); start at most that many on a node, or set "
+            "DS_ACCELERATOR=cpu"
+        )
+    return local_rank
+
+
+def free() -> None:
+    """Give back the memory of an engine that was closed; its parts refer to each other."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def leave(code: int = 0) -> NoReturn:
@@ -268,6 +291,17 @@ class Engine:
         if loaded is None:
             raise UserError(f"{folder}: DeepSpeed cannot load it; check the folder with lemon check")
         self._repair()
+
+    def close(self) -> None:
+        """Let go of model and optimizer, whose hooks would keep all of it until the process ends; under ZeRO-3 some
+        stay when DeepSpeed has removed its own, so nothing is left that they could keep."""
+        parameters = list(self.deepspeed.module.parameters())
+        optimizer = self.deepspeed.optimizer
+        self.deepspeed.destroy()
+        for parameter in parameters:
+            parameter.data = parameter.data.new_empty(0)
+        for part in (*parameters, optimizer, self.deepspeed):
+            vars(part).clear()
 
     def _repair(self) -> None:
         """Restore what loading may have overwritten: each group's own hyper-parameters (stage 3 gives all groups the

@@ -1,4 +1,5 @@
-"""Starting workers: torch's elastic agent inside this process, one worker per GPU or N CPU processes.
+"""Starting workers: torch's elastic agent inside this process, one worker per GPU or N CPU processes. Where another
+launcher has started this process as one of several (environment.py), none are started.
 
 A worker dies with its parent (the kernel sends SIGKILL), one that fails takes the others down, and its message
 becomes the UserError of `launch`. On several nodes every node runs the same command with its own
@@ -15,12 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, ClassVar, TextIO
 
 from pipeline.errors import Preempted, UserError, one_line
 from pipeline.records import run_folder
 from pipeline.records.processes import die_with_parent
 from pipeline.training import preemption
+from pipeline.training.environment import Launched, number
 from pipeline.training.preemption import PARENT
 
 if TYPE_CHECKING:
@@ -45,11 +47,25 @@ class Nodes:
     address: str = "127.0.0.1"
     port: int = 29500
 
+    kind: ClassVar[str] = "node"
+
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.count:
             raise UserError(f"--node-rank {self.rank} of --nodes {self.count}: ranks count from 0 to {self.count - 1}")
         if not 0 < self.port < 2**16:
             raise UserError(f"--master-port {self.port}: ports are numbers from 1 to {2**16 - 1}")
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        return self.count == 1
+
+
+Start = Nodes | Launched
+"""How a command was started: on nodes that start workers, or as one of the workers of another launcher."""
 
 
 def processes(configured: int | str) -> int:
@@ -64,12 +80,6 @@ def processes(configured: int | str) -> int:
             f"processes {configured}: this node has {gpus} GPU(s); choose at most that many, or set DS_ACCELERATOR=cpu"
         )
     return int(configured)
-
-
-def is_worker() -> bool:
-    """Whether a launcher (ours, torchrun, Slurm's) started this process as one of several. Raises UserError
-    for variables that none of them sets so."""
-    return None not in [_number(name) for name in ("RANK", "WORLD_SIZE")]
 
 
 def launch(arguments: list[str], workers: int, nodes: Nodes, folder: Path) -> None:
@@ -179,23 +189,16 @@ def _message(failures: Path, error: "ChildFailedError") -> str:
 def become_worker(folder: Path) -> TextIO:
     """To be called first in a worker: die with the parent, log at its level, and lock the run folder. Keep the returned
     file open."""
-    die_with_parent(_number(PARENT))
+    die_with_parent(number(PARENT))
     take_over_log_level()
-    return run_folder.share(folder, _number("GROUP_RANK") or 0)
-
-
-def _number(variable: str) -> int | None:
-    """The environment's value, None where it has none. Raises UserError for what is no whole number."""
-    text = os.environ.get(variable)
-    if text is not None and not text.isdecimal():
-        raise UserError(f"{variable}={text} in the environment: launchers set a whole number there; unset it")
-    return None if text is None else int(text)
+    return run_folder.share(folder, number("GROUP_RANK") or 0)
 
 
 def take_over_log_level() -> None:
     """Log at the level of the parent, whose command-line options a worker does not get. Rank 0 speaks for all."""
-    level = _number(LOG_LEVEL) or logging.INFO
-    logging.getLogger("pipeline").setLevel(level if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    logger = logging.getLogger("pipeline")
+    level = number(LOG_LEVEL) or logger.getEffectiveLevel()
+    logger.setLevel(level if os.environ.get("RANK", "0") == "0" else logging.ERROR)
 
 
 def tell_failure(error: BaseException) -> None:

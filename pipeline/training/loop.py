@@ -43,6 +43,7 @@ def run(config: Config, stage: TrainStage, world: World, request: StopRequest) -
     step = manifest.read(resume).step if resume else 0
     begun = _begin(plan, world, step, resume is not None) if world.first else None
     Loop(plan, engine, world, request).run(step, resumed=resume is not None)
+    engine.close()
     if begun is not None:
         plan.folder.finish(begun)
         plan.folder.counter.remove()

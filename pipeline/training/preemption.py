@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from types import FrameType
 from typing import Any
 
@@ -46,8 +47,9 @@ class StopRequest:
         self._asked: tuple[str, float] | None = None
 
     @classmethod
-    def listening(cls) -> "StopRequest":
-        """One that hears this process's signals from here on."""
+    @cache
+    def of_this_process(cls) -> "StopRequest":
+        """The one that hears this process's signals, from the first call on."""
         request = cls()
         reading, writing = os.pipe()
         os.set_blocking(writing, False)

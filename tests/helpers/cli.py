@@ -1,6 +1,7 @@
 """The command line, inside this process and as a process of its own."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,12 +17,20 @@ from tests.helpers.processes import Child
 
 ROOT = Path(__file__).resolve().parents[2]
 """The repository."""
-LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LAUNCHER_VARIABLES = re.compile(
+    r"(LOCAL_|GROUP_|CROSS_)?(RANK|WORLD_SIZE|SIZE)|MASTER_(ADDR|PORT)|KUBERNETES_SERVICE_HOST"
+    r"|(SLURM|OMPI|PMI|MPI|PET|TORCHELASTIC)_.*"
+)
+
+
+def launcher_variable(name: str) -> bool:
+    """Whether a launcher says with it what it has started."""
+    return LAUNCHER_VARIABLES.fullmatch(name) is not None
 
 
 def environment(**more: str) -> dict[str, str]:
     """The environment of a child process: this checkout first, DeepSpeed on the CPU, no launcher around it."""
-    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    inherited = {name: value for name, value in os.environ.items() if not launcher_variable(name)}
     return {**inherited, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "TRANSFORMERS_VERBOSITY": "error", **more}
 
 

@@ -1,32 +1,59 @@
 """What a worker takes from the environment of its launcher."""
 
-import pytest
+import logging
+import os
 
+import pytest
+import torch
+
+from pipeline.cli import build_parser
 from pipeline.errors import UserError
-from pipeline.training import launcher
+from pipeline.training import engine, launcher
 
 
 @pytest.mark.parametrize("text", ["abc", "", "-1", "2.5"])
-@pytest.mark.parametrize("variable", ["RANK", "WORLD_SIZE", "GROUP_RANK", launcher.PARENT, launcher.LOG_LEVEL])
+@pytest.mark.parametrize("variable", ["GROUP_RANK", launcher.PARENT, launcher.LOG_LEVEL])
 def test_what_is_no_number_is_named(tmp_path, monkeypatch, variable, text):
     monkeypatch.setattr(launcher, "die_with_parent", lambda parent: None)
     monkeypatch.setenv(variable, text)
-
-    def start() -> None:
-        launcher.is_worker()
-        launcher.become_worker(tmp_path).close()
-
     with pytest.raises(UserError) as caught:
-        start()
+        launcher.become_worker(tmp_path).close()
     assert str(caught.value).startswith(f"{variable}={text} in the environment: launchers set a whole number there")
 
 
-@pytest.mark.parametrize(
-    "given, worker", [({}, False), ({"RANK": "0"}, False), ({"RANK": "0", "WORLD_SIZE": "2"}, True)]
-)
-def test_a_rank_among_ranks_is_a_worker(monkeypatch, given, worker):
-    for variable in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(variable, raising=False)
-    for variable, value in given.items():
-        monkeypatch.setenv(variable, value)
-    assert launcher.is_worker() is worker
+@pytest.mark.parametrize("rank, level", [("0", logging.WARNING), ("1", logging.ERROR)])
+def test_a_process_of_another_launcher_stays_as_quiet_as_it_was_asked(monkeypatch, rank, level):
+    monkeypatch.delenv(launcher.LOG_LEVEL, raising=False)
+    monkeypatch.setenv("RANK", rank)
+    logger = logging.getLogger("pipeline")
+    before = logger.level
+    try:
+        logger.setLevel(logging.WARNING)
+        launcher.take_over_log_level()
+        assert logger.level == level
+    finally:
+        logger.setLevel(before)
+
+
+@pytest.mark.parametrize("command", [["--local_rank=1", "run", "c.yaml"], ["train", "--local-rank", "1", "c.yaml"]])
+def test_the_argument_of_deepspeeds_launcher_is_taken(command):
+    """Behind `--module pipeline` it comes first, behind a script of tools/ second. Nobody else needs to know it."""
+    assert build_parser().parse_args(command).local_rank == 1
+    assert "local" not in build_parser().format_help()
+
+
+def test_a_worker_that_sees_one_gpu_takes_it(monkeypatch):
+    """srun --gpus-per-task; DeepSpeed reads the number from the environment, and compares it with Open MPI's."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(os, "environ", {"LOCAL_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "3"})
+    assert engine._gpu() == 0
+    assert os.environ == {"LOCAL_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
+
+
+def test_more_workers_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert engine._gpu() == 3
+    monkeypatch.setenv("LOCAL_RANK", "4")
+    with pytest.raises(UserError, match=r"^LOCAL_RANK=4: this process sees 4 GPU\(s\); start at most that many"):
+        engine._gpu()

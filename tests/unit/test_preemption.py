@@ -42,7 +42,7 @@ def test_signals_that_come_together_are_one_request(clock, ended):
 
 
 def work(told) -> None:
-    request = StopRequest.listening()
+    request = StopRequest.of_this_process()
     told.send(os.getpid())
     while request.reason is None:
         time.sleep(0.01)
@@ -52,7 +52,7 @@ def work(told) -> None:
 
 def wait_for_others(told) -> None:
     """The main thread runs no Python any more, as in a collective that the others never join."""
-    StopRequest.listening()
+    StopRequest.of_this_process()
     told.send(os.getpid())
     libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
     libc.pthread_mutex_lock(mutex)
@@ -106,7 +106,7 @@ def test_a_worker_whose_sibling_has_failed_ends_at_once(started):
 
 
 def help_out() -> None:
-    StopRequest.listening()
+    StopRequest.of_this_process()
     be_a_helper()
     for number in REQUESTS:
         os.kill(os.getpid(), number)
