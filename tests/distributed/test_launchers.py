@@ -153,9 +153,3 @@ def test_half_an_environment_starts_nothing(tmp_path):
     ended = task(tmp_path / "said", variables, "run", tiny_run(tmp_path)).end()
     assert ended.code == 2 and ended.said.startswith("lemon: SLURM_LOCALID missing in the environment, though srun")
     assert not (tmp_path / "run").exists()
-
-
-def test_nodes_and_workers_of_a_launcher_contradict(tmp_path):
-    variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    ended = task(tmp_path / "said", variables, "run", tiny_run(tmp_path), "--nodes", 2).end()
-    assert ended.code == 2 and "leave out --nodes, or the other launcher" in ended.said

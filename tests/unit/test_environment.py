@@ -4,9 +4,11 @@ import os
 
 import pytest
 
+from pipeline.cli import build_parser, run_commands
 from pipeline.errors import UserError
 from pipeline.training import environment
 from pipeline.training.environment import Launched, hosts, recognise, slurm_port, tasks_on_node
+from pipeline.training.launcher import Nodes, Start
 from tests.helpers.cli import launcher_variable
 
 TORCH = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "29501"}
@@ -200,6 +202,26 @@ def test_nodes_of_a_job_whose_pods_have_several_processes(started):
     """The operator's WORLD_SIZE counts processes then, its RANK pods."""
     launched = started(POD, {"WORLD_SIZE": "32", "PET_NNODES": "4", "PET_NPROC_PER_NODE": "8"})
     assert (launched.rank, launched.world_size) == (3, 4)
+
+
+def start_of(*arguments: str) -> Start:
+    return run_commands._start(build_parser().parse_args(["run", "c.yaml", *arguments]))
+
+
+def test_a_pod_is_a_node_that_starts_its_workers(started):
+    started(POD)
+    assert start_of() == Nodes(4, 3, "n1", 29501)
+    assert "LOCAL_RANK" not in os.environ
+
+
+def test_nodes_that_are_named_count(started, monkeypatch):
+    """srun may start one process a node, and PyTorchJobs were told their nodes so far."""
+    started(SRUN)
+    assert start_of("--nodes", "2", "--node-rank", "1", "--master-addr", "n0") == Nodes(2, 1, "n0")
+    for name, value in {**dict.fromkeys(SRUN), **TORCH}.items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
+    with pytest.raises(UserError, match=r"^--nodes starts workers, and this process is one already \(RANK=3"):
+        start_of("--nodes", "2")
 
 
 @pytest.mark.parametrize(
