@@ -133,11 +133,17 @@ def _train(config: Config, stage: TrainStage, start: Start) -> None:
 def _train_here(config: Config, stage: TrainStage, start: Launched) -> None:
     """Be one worker of a training stage in this process, whose process group goes on to the next one. The lock comes
     behind the meeting with rank 0, which has looked for other runs' workers before it."""
+    import torch.distributed as dist
+
     from pipeline.training import engine, loop
 
     world = engine.join()
     with run_folder.share(config.path, start.node_rank), full_disk_explained(config.path):
-        loop.run(config, stage, world, StopRequest.of_this_process())
+        try:
+            loop.run(config, stage, world, StopRequest.of_this_process())
+        except Preempted:
+            dist.barrier()  # a launcher that sees one end may kill the others
+            raise
     engine.free()
 
 

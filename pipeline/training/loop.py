@@ -131,6 +131,7 @@ class Loop:
                 if save:
                     self._save(step)
                 if stop and step < total:
+                    logger.info(f"{stage.name}: asked to stop, saved at step {step} of {total}")
                     raise Preempted(f"stage '{stage.name}' stopped at step {step} of {total}, which is saved")
 
     def _step(self, batches: Iterator[Batch], step: int, rate: float) -> bool:

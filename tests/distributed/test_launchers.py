@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +15,12 @@ from pipeline import config
 from pipeline.cli import main
 from pipeline.records import run_folder
 from pipeline.training import engine, loop
-from tests.helpers.cli import environment, environment_kept, run_python
+from pipeline.training.preemption import StopRequest
+from tests.helpers.cli import environment, environment_kept, lemon_here, run_python
 from tests.helpers.ports import free_port
 from tests.helpers.processes import Child, Ended
-from tests.helpers.runs import copied, ledger, losses, tiny_run
+from tests.helpers.runs import copied, ledger, losses, records, steps_in_all, tiny_run
+from tests.helpers.waiting import wait_for
 
 STAGES = ("small", "large")
 
@@ -114,7 +117,7 @@ def test_the_memory_of_a_stage_is_given_back(finished, tmp_path, stage):
         before = bytes_of_tensors()
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        loop.run(loaded, loaded.training_stage(stage), engine.join())
+        loop.run(loaded, loaded.training_stage(stage), engine.join(), StopRequest())
         engine.free()
         kilobytes = (bytes_of_tensors() - before) // 1000
         print(f"{kilobytes} kB are left", file=sys.stderr)
@@ -153,3 +156,18 @@ def test_half_an_environment_starts_nothing(tmp_path):
     ended = task(tmp_path / "said", variables, "run", tiny_run(tmp_path)).end()
     assert ended.code == 2 and ended.said.startswith("lemon: SLURM_LOCALID missing in the environment, though srun")
     assert not (tmp_path / "run").exists()
+
+
+def test_tasks_that_are_asked_to_stop_save_and_end_together(finished, tmp_path):
+    """As Slurm asks all of them, shortly before the end of a job's time."""
+    path, run, port = copied(finished, tmp_path), tmp_path / "run", free_port()
+    command = ("run", path, "stages.small.log_every=1")
+    tasks = [task(tmp_path / f"said-{rank}", of_srun(rank, port), *command) for rank in (0, 1)]
+    wait_for(lambda: records(run, "small"))
+    for each in tasks:
+        os.kill(each.pid, signal.SIGUSR1)
+    ended = [each.end() for each in tasks]
+    assert [each.code for each in ended] == [85, 85], ended
+    assert all("which is saved; run the command again to go on" in each.said for each in ended)
+    lemon_here("train", path, "--stage", "small")
+    assert steps_in_all(run, "small") == steps_in_all(finished / "run", "small")

@@ -45,21 +45,25 @@ def stopped(command: list[str], run, number: int, whom) -> int | None:
         return process.exitcode
 
 
+WHOM = {
+    "launcher": lambda launcher: [launcher],
+    "one worker": lambda launcher: workers_of(launcher)[-1:],
+    "every process": lambda launcher: [launcher, *workers_of(launcher)],
+}
+CASES = [
+    (signal.SIGTERM, "launcher"),
+    (signal.SIGUSR1, "launcher"),
+    (signal.SIGUSR1, "one worker"),
+    (signal.SIGTERM, "every process"),
+]
+
+
 @rotated(one_in=4, of=("number", "whom"))
-@pytest.mark.parametrize(
-    "number, whom",
-    [
-        (signal.SIGTERM, lambda launcher: [launcher]),
-        (signal.SIGUSR1, lambda launcher: [launcher]),
-        (signal.SIGUSR1, lambda launcher: workers_of(launcher)[-1:]),
-        (signal.SIGTERM, lambda launcher: [launcher, *workers_of(launcher)]),
-    ],
-    ids=["SIGTERM", "SIGUSR1", "one worker", "every process"],
-)
+@pytest.mark.parametrize("number, whom", CASES)
 def test_what_is_stopped_goes_on_and_no_step_is_done_twice(finished, tmp_path, number, whom):
     path, run = copied(finished, tmp_path), tmp_path / "run"
     command = ["train", str(path), "--stage", "small", SLOWLY]
-    assert stopped(command, run, number, whom) == 85
+    assert stopped(command, run, number, WHOM[whom]) == 85
     assert 2 <= saved(run) == last_step(run) < STEPS
     lemon_here(*command)
     assert steps_in_all(run, "small") == STEPS
