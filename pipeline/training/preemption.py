@@ -85,9 +85,16 @@ def _one_of_us_has_failed() -> bool:
     """Whether the agent that started this worker has fewer workers than it started."""
     if not {PARENT, TORCHRUN} & set(os.environ):
         return False
-    siblings = psutil.Process(os.getppid()).children()
-    alive = [each for each in siblings if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    alive = [each for each in psutil.Process(os.getppid()).children() if _is_a_worker(each)]
     return len(alive) < int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _is_a_worker(process: Any) -> bool:
+    """Whether a child of torch's agent is alive and a worker: those have a session of their own."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and os.getsid(process.pid) == process.pid
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return False
 
 
 class Forwarding:

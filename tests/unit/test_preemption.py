@@ -42,6 +42,7 @@ def test_signals_that_come_together_are_one_request(clock, ended):
 
 
 def work(told) -> None:
+    os.setsid()  # as torch's agent starts workers
     request = StopRequest.of_this_process()
     told.send(os.getpid())
     while request.reason is None:
@@ -52,11 +53,17 @@ def work(told) -> None:
 
 def wait_for_others(told) -> None:
     """The main thread runs no Python any more, as in a collective that the others never join."""
+    os.setsid()
     StopRequest.of_this_process()
     told.send(os.getpid())
     libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
     libc.pthread_mutex_lock(mutex)
     libc.pthread_mutex_lock(mutex)
+
+
+def wait() -> None:
+    os.setsid()
+    time.sleep(60)
 
 
 @pytest.fixture
@@ -70,7 +77,7 @@ def started(monkeypatch):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         mine, its = FORK.Pipe()
-        pair = FORK.Process(target=target, args=(its,)), FORK.Process(target=time.sleep, args=(60,))
+        pair = FORK.Process(target=target, args=(its,)), FORK.Process(target=wait)
         for process in pair:
             process.start()
             processes.append(process)
