@@ -13,6 +13,7 @@ from pipeline.records.processes import REQUESTS, be_a_helper
 from pipeline.training import preemption
 from pipeline.training.preemption import Forwarding, StopRequest
 from tests.helpers.processes import FORK
+from tests.helpers.waiting import wait_for
 
 
 @pytest.fixture
@@ -82,6 +83,7 @@ def started(monkeypatch):
             process.start()
             processes.append(process)
         assert mine.recv() == pair[0].pid
+        wait_for(lambda: os.getsid(pair[1].pid) == pair[1].pid)
         return *pair, mine
 
     yield start
