@@ -92,7 +92,8 @@ def _one_of_us_has_failed() -> bool:
 def _is_a_worker(process: Any) -> bool:
     """Whether a child of torch's agent is alive and a worker: those have a session of their own."""
     try:
-        return process.status() != psutil.STATUS_ZOMBIE and os.getsid(process.pid) == process.pid
+        ended = bool(process.status() == psutil.STATUS_ZOMBIE)
+        return not ended and os.getsid(process.pid) == process.pid
     except (psutil.NoSuchProcess, ProcessLookupError):
         return False
 

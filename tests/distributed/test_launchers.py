@@ -106,6 +106,7 @@ def test_the_deepspeed_launcher_starts_the_workers(finished, tmp_path):
     assert "started by deepspeed as rank 0 of 2 (2 on this node)" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["small", "scratch"])
 def test_the_memory_of_a_stage_is_given_back(finished, tmp_path, stage):
     """ZeRO-2 and ZeRO-3: the process goes on to the next stage, whose model may need all of it. The models' parameters
@@ -158,6 +159,7 @@ def test_half_an_environment_starts_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_tasks_that_are_asked_to_stop_save_and_end_together(finished, tmp_path):
     """As Slurm asks all of them, shortly before the end of a job's time."""
     path, run, port = copied(finished, tmp_path), tmp_path / "run", free_port()

@@ -70,6 +70,7 @@ def test_what_is_stopped_goes_on_and_no_step_is_done_twice(finished, tmp_path, n
     assert evaluations(run) == evaluations(finished / "run")
 
 
+@pytest.mark.slow
 def test_the_time_that_a_run_is_given(finished, tmp_path, capfd):
     path, run = copied(finished, tmp_path), tmp_path / "run"
     code, _, said = cli.lemon(capfd, "run", path, "max_time=0.01 seconds")
@@ -80,6 +81,7 @@ def test_the_time_that_a_run_is_given(finished, tmp_path, capfd):
     assert steps_in_all(run, "small") == STEPS and evaluations(run) == evaluations(finished / "run")
 
 
+@pytest.mark.slow
 def test_a_signal_before_anything_trains(finished, tmp_path):
     """While the data are prepared, or the workers start."""
     path, run = tiny_run(tmp_path), tmp_path / "run"
