@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from tests.helpers.cli import ROOT, lemon
-from tests.helpers.runs import records
+from tests.helpers.runs import entries, ledger, records
 
 FIXTURE = ROOT / "tests" / "fixtures" / "format-1"
 
@@ -36,7 +36,9 @@ def test_an_interrupted_run_of_format_1_ends(tmp_path, monkeypatch, capfd):
     assert all(abs(new[step] - old[step]) < 1e-5 for step in (21, 22, 23))
     facts = json.loads((run / "large" / "stage.json").read_text())
     assert (facts["format"], facts["status"]) == (2, "finished")
-    entries = [json.loads(line) for line in (run / "large" / "ledger.jsonl").read_text().splitlines()]
-    assert sum(entry["flops"] for entry in entries if entry["kind"] == "train") == 200 * 917_376
-    assert {record["format"] for record in (*after, *entries)} == {2}
+    everything, kept = entries(run, "large"), ledger(run, "large")
+    assert sum(entry["flops"] for entry in kept if entry["kind"] == "train") == 200 * 917_376
+    assert sum(entry["flops"] for entry in everything if entry["kind"] == "train") == 203 * 917_376, "3 were done again"
+    assert {record["format"] for record in after} == {2}
+    assert {entry.get("format") for entry in everything} == {None, 2}, "no line of the ledger is written again"
     assert (run / "report.html").exists()
