@@ -59,6 +59,12 @@ def whole_chain(finished, folder):
     return ["run", str(path)], moments, ["small", "grown", "large", "scratch"]
 
 
+def state_of(run, stage):
+    """Steps to redo, and the ledger, which tells whether a start that was killed has come to the stage."""
+    book = run / stage / "ledger.jsonl"
+    return steps_to_redo(run, stage), book.read_bytes() if book.exists() else b""
+
+
 SCOPES = {"stage": one_stage, "chain": whole_chain}
 
 
@@ -67,11 +73,13 @@ SCOPES = {"stage": one_stage, "chain": whole_chain}
 @pytest.mark.parametrize("scope", SCOPES)
 def test_killed_anywhere_it_ends_with_the_same_losses(finished, tmp_path, scope, victim):
     command, moments, stages = SCOPES[scope](finished, tmp_path)
-    trained, redone = [stage for stage in stages if stage != "grown"], Counter[str]()
+    trained, redone, seen = [stage for stage in stages if stage != "grown"], Counter[str](), {}
     with environment_kept():
         for moment in moments:
             kill_at(moment, lambda: main(command), victim, tmp_path / "run")
-            redone.update({stage: steps_to_redo(tmp_path / "run", stage) for stage in trained})
+            states = {stage: state_of(tmp_path / "run", stage) for stage in trained}
+            redone.update({stage: state[0] for stage, state in states.items() if state != seen.get(stage)})
+            seen = states
     lemon_here(*command)
     same_as(tmp_path / "run", finished, *stages)
     more = {s: steps_in_all(tmp_path / "run", s) - steps_in_all(finished / "run", s) for s in trained}
