@@ -61,9 +61,13 @@ CASES = [
 @rotated(one_in=4, of=("number", "whom"))
 @pytest.mark.parametrize("number, whom", CASES)
 def test_what_is_stopped_goes_on_and_no_step_is_done_twice(finished, tmp_path, number, whom):
-    path, run = copied(finished, tmp_path), tmp_path / "run"
-    command = ["train", str(path), "--stage", "small", SLOWLY]
-    assert stopped(command, run, number, WHOM[whom]) == 85
+    for attempt in "123":  # on a busy machine a run of half a second may end before it is asked to
+        (tmp_path / attempt).mkdir()
+        path, run = copied(finished, tmp_path / attempt), tmp_path / attempt / "run"
+        command = ["train", str(path), "--stage", "small", SLOWLY]
+        if (code := stopped(command, run, number, WHOM[whom])) != 0:
+            break
+    assert code == 85
     assert 2 <= saved(run) == last_step(run) < STEPS
     lemon_here(*command)
     assert steps_in_all(run, "small") == STEPS
