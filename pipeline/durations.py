@@ -6,6 +6,7 @@ into a whole number of steps, rounded up.
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any
@@ -21,6 +22,18 @@ LARGEST_TIME = 86400 * 36_500
 """Seconds of a hundred years."""
 UNITS = ("steps", "samples", "tokens", "epochs", "flops")
 _SYNTAX = re.compile(r"^\s*([0-9][0-9_.]*(?:[eE][+]?[0-9]+)?)\s*([a-z]+)\s*$")
+
+
+def _split(text: Any, units: Collection[str], what: str, example: str) -> tuple[str, str]:
+    """The digits and the unit of a text. Raises ValueError for a bare number, an unknown unit and bad syntax."""
+    match = _SYNTAX.match(text) if isinstance(text, str) else None
+    if not match:
+        raise ValueError(f"{what} needs a number and a unit, such as '{example}', not {text!r}")
+    number, name = match.groups()
+    unit = name if name.endswith("s") else name + "s"
+    if unit not in units:
+        raise ValueError(f"unknown unit '{name}' in {text!r}; known: {', '.join(units)}")
+    return number.replace("_", ""), unit
 
 
 @dataclass(frozen=True)
@@ -49,14 +62,7 @@ class Duration:
     @classmethod
     def parse(cls, text: Any) -> "Duration":
         """Read `'600 steps'`. Raises ValueError on a bare number, an unknown unit, bad syntax, or far too much."""
-        match = _SYNTAX.match(text) if isinstance(text, str) else None
-        if not match:
-            raise ValueError(f"a duration needs a number and a unit, such as '600 steps', not {text!r}")
-        number, name = match.groups()
-        unit = name if name.endswith("s") else name + "s"
-        if unit not in UNITS:
-            raise ValueError(f"unknown unit '{name}' in {text!r}; known: {', '.join(UNITS)}")
-        digits = number.replace("_", "")
+        digits, unit = _split(text, UNITS, "a duration", "600 steps")
         if float(digits) > LARGEST:
             raise ValueError(f"{one_line(text, 40)} is more than {LARGEST:.0e} {unit}; is it a typing error?")
         return cls(Fraction(digits), unit)
@@ -88,14 +94,8 @@ TIME_UNITS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 
 def seconds(text: Any) -> float:
     """Read `'12 hours'`. Raises ValueError on a bare number, an unknown unit, bad syntax, nothing, or far too much."""
-    match = _SYNTAX.match(text) if isinstance(text, str) else None
-    if not match:
-        raise ValueError(f"a time needs a number and a unit, such as '12 hours', not {text!r}")
-    number, name = match.groups()
-    unit = name if name.endswith("s") else name + "s"
-    if unit not in TIME_UNITS:
-        raise ValueError(f"unknown unit '{name}' in {text!r}; known: {', '.join(TIME_UNITS)}")
-    amount = float(number.replace("_", "")) * TIME_UNITS[unit]
+    digits, unit = _split(text, TIME_UNITS, "a time", "12 hours")
+    amount = float(digits) * TIME_UNITS[unit]
     if not 0 < amount <= LARGEST_TIME:
         raise ValueError(f"{one_line(text, 40)} is not between nothing and {LARGEST_TIME // 86400:,} days")
     return amount
