@@ -23,6 +23,15 @@ class UserError(Exception):
     """What is wrong, where, with which values, and the way out: one line, no traceback."""
 
 
+class Fault(UserError):
+    """What went wrong on the way through nobody's mistake (a worker was killed, a node was lost): the same command may
+    succeed the next time. `what`: in words, without the way out."""
+
+    def __init__(self, what: str):
+        super().__init__(f"{what}; run the command again to resume")
+        self.what = what
+
+
 class Preempted(BaseException):
     """The command was asked to stop, and did so in good order: what it was doing, in words. No mistake of anybody."""
 

@@ -38,6 +38,15 @@ def positive_integer(text: str) -> int:
     return int(text)
 
 
+def node_counts(text: str) -> tuple[int, int]:
+    """The fewest and the most nodes of `2` or `1:2`."""
+    fewest, _, most = text.partition(":")
+    counts = positive_integer(fewest), positive_integer(most or fewest)
+    if counts[0] > counts[1]:
+        raise argparse.ArgumentTypeError(f"'{text}': the fewest come first, as in {counts[1]}:{counts[0]}")
+    return counts
+
+
 def add_local_rank(parser: argparse.ArgumentParser) -> None:
     """The option that the `deepspeed` launcher puts behind the name of what it starts, in front of all else."""
     parser.add_argument("--local_rank", "--local-rank", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)

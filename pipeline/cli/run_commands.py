@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pipeline import config
-from pipeline.cli.arguments import Commands, add_local_rank, path, positive_integer
+from pipeline.cli.arguments import Commands, add_local_rank, node_counts, path
 from pipeline.cli.output import exit_code
 from pipeline.config.schema import Config
 from pipeline.errors import Preempted, UserError, full_disk_explained, writing_to
@@ -48,7 +48,11 @@ def add_parsers(commands: Commands) -> None:
 
 def _add_nodes(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--nodes", type=positive_integer, default=1, help="nodes that run this same command (default 1)"
+        "--nodes",
+        type=node_counts,
+        default=(1, 1),
+        metavar="N or MIN:MAX",
+        help="nodes that run this same command (default 1); MIN:MAX goes on with MIN of them where others do not come",
     )
     command.add_argument("--node-rank", type=int, default=0, help="this node's number, from 0")
     command.add_argument("--master-addr", default="127.0.0.1", help="address of node 0")
@@ -57,9 +61,10 @@ def _add_nodes(command: argparse.ArgumentParser) -> None:
 
 def _start(options: argparse.Namespace) -> Start:
     """How this command was started: by --nodes, by another launcher, or alone. Raises UserError."""
-    if getattr(options, "nodes", 1) > 1:
+    fewest, most = getattr(options, "nodes", (1, 1))
+    if most > 1:
         _refuse_workers()
-        return Nodes(options.nodes, options.node_rank, options.master_addr, options.master_port)
+        return Nodes(most, options.node_rank, options.master_addr, options.master_port, fewest)
     if hasattr(options, "local_rank"):
         os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
     launched = environment.recognise()

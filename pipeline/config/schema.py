@@ -208,6 +208,12 @@ class Config(Strict):
     max_time: Time | None = Field(
         None, description="save and stop with exit code 85 after so long, such as '12 hours'; start again to go on"
     )
+    restarts: int = Field(
+        0, ge=0, description="starts after faults in a row without a newer checkpoint; by `lemon run` alone, or --nodes"
+    )
+    node_timeout: Time = Field(
+        "2 minutes", description="how long the nodes of --nodes MIN:MAX wait for those that are not needed"
+    )
     data: Data
     models: dict[str, ModelSizes] = Field(min_length=1)
     stages: list[Stage] = Field(min_length=1)
