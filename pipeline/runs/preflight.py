@@ -20,6 +20,7 @@ from pipeline.optim.optimizers import OptimizerSpec
 from pipeline.records.run_folder import StageFolder
 from pipeline.training.engine import deepspeed_config, precisions_of_workers, require_precision
 from pipeline.training.fingerprint import require_same
+from pipeline.training.micro_batches import as_begun
 from pipeline.training.stage import pace, rates
 from pipeline.training.start import require_start
 
@@ -47,7 +48,8 @@ def checkpoints_fit(config: Config, stages: Sequence[Stage], ranks: int) -> None
 def _stage_before_data(config: Config, stage: TrainStage | ExpandStage, ranks: int, precisions: set[str]) -> None:
     require_same(config, stage, each=True)
     if isinstance(stage, TrainStage):
-        deepspeed_config(stage, ranks)
+        if not (folder := StageFolder(config.path / stage.name)).finished:
+            deepspeed_config(as_begun(stage, folder), ranks)
         require_precision(stage, precisions)
     else:
         options(stage, config.seed)

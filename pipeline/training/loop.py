@@ -28,7 +28,7 @@ from pipeline.training.hardware import peak_of_all_ranks
 from pipeline.training.preemption import StopRequest
 from pipeline.training.progress import Progress
 from pipeline.training.resume import newest_whole
-from pipeline.training.stage import TrainingPlan, continued, facts, flops_before, plan_training, recorded_facts
+from pipeline.training.stage import TrainingPlan, flops_before, plan_training, recorded_facts, started
 from pipeline.training.start import continues_optimizer
 from pipeline.training.window import Window
 
@@ -55,8 +55,7 @@ def _begin(plan: TrainingPlan, world: World, step: int, resumed: bool) -> TrainF
     config_file = plan.config.path / "config.yaml"
     if not config_file.exists():
         write_text(config_file, dump(plan.config))
-    earlier, now = recorded_facts(plan.folder), facts(plan, world)
-    begun = continued(earlier, now, step) if earlier and resumed else now
+    earlier, begun = recorded_facts(plan.folder), started(plan, world, step if resumed else None)
     plan.folder.path.mkdir(parents=True, exist_ok=True)
     lost_steps.account_for(plan.folder, earlier, step if resumed else -1)
     plan.folder.begin(begun)
