@@ -85,7 +85,7 @@ class TrainFacts(CommonFacts):
     samples_per_step: int
     tokens_per_step: int
     device: str
-    starts: tuple[StartFacts, ...]
+    starts: tuple[StartFacts, ...] = ()
 
     @model_validator(mode="before")
     @classmethod

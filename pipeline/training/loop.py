@@ -22,7 +22,7 @@ from pipeline.records.run_folder import StageFolder, write_text
 from pipeline.records.stage_facts import TrainFacts
 from pipeline.records.stage_records import EvaluationRecord, LedgerEntry, SaveRecord, TrainingRecord
 from pipeline.rng import derive
-from pipeline.training import lost_steps
+from pipeline.training import lost_steps, resharded_start
 from pipeline.training.engine import Engine, World
 from pipeline.training.hardware import peak_of_all_ranks
 from pipeline.training.preemption import StopRequest
@@ -76,9 +76,10 @@ def _engine(plan: TrainingPlan, world: World, resume: Path | None) -> Engine:
     if world.first and resume is None and (checkpoint / manifest.NAME).exists():
         manifest.verify(checkpoint)
     if resume is not None or continues_optimizer(checkpoint, plan.stage, world.size):
-        engine = Engine(model, plan.stage, world, plan.config.seed, start=checkpoint)
-        engine.load(checkpoint)
-        logger.debug(f"{plan.stage.name}: weights and optimizer are those of {checkpoint}")
+        place = resharded_start.place(checkpoint, plan.stage, world.size, plan.folder)
+        engine = Engine(model, plan.stage, world, plan.config.seed, start=place)
+        engine.load(place)
+        logger.debug(f"{plan.stage.name}: weights and optimizer are those of {place}")
         return engine
     logger.debug(f"{plan.stage.name}: the weights are those of {checkpoint}, the optimizer is fresh")
     models.fill(model, loader.weights(checkpoint))
@@ -200,6 +201,7 @@ class Loop:
         self.engine.save(folder.checkpoints, step, {"kind": "train", "provenance": provenance})
         if self.world.first:
             publish.prune(folder.checkpoints, self.plan.stage.keep)
+            resharded_start.remove(folder)
             folder.metrics.append(SaveRecord(step=step, save_seconds=time.perf_counter() - begun))
 
     def _provenance(self) -> dict[str, Any]:

@@ -48,7 +48,8 @@ class _Writer(ZeroWriter):
 
     def _optimizer(self, archive: TorchArchive) -> dict[str, Any]:
         """torch's state_dict; in bf16 that of DeepSpeed's optimizer around it, with the weights in float32."""
-        groups, states = [], {}
+        groups: list[dict[str, Any]] = []
+        states: dict[int, dict[str, Any]] = {}
         for group, (slots, keeps_step) in zip(self.state.groups, self.stored, strict=True):
             numbers = range(len(states), len(states) + len(group.names))
             groups.append({**group.hyper, "params": list(numbers)})
