@@ -79,7 +79,7 @@ def add_layout(command: argparse.ArgumentParser) -> None:
         metavar="LAYOUT",
         help="of the result, see below (default: huggingface for such a source, else zero)",
     )
-    command.add_argument("--zero-stage", type=int, choices=[1, 2, 3], help=f"of --format zero (default: {KEPT}1)")
+    command.add_argument("--zero-stage", type=int, choices=[0, 1, 2, 3], help=f"of --format zero (default: {KEPT}1)")
     command.add_argument(
         "--world-size", type=positive_integer, help=f"of --format zero: ranks that will load it (default: {KEPT}2)"
     )

@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NoReturn
 
 from pipeline import config
@@ -43,6 +44,7 @@ def add_parsers(commands: Commands) -> None:
             command.add_argument("--stage", help="which stage (default: the only training stage)")
         if name != "prepare":
             _add_nodes(command)
+            _add_allow(command)
         add_local_rank(command)
 
 
@@ -57,6 +59,16 @@ def _add_nodes(command: argparse.ArgumentParser) -> None:
     command.add_argument("--node-rank", type=int, default=0, help="this node's number, from 0")
     command.add_argument("--master-addr", default="127.0.0.1", help="address of node 0")
     command.add_argument("--master-port", type=int, default=29500, help="a free port on node 0")
+
+
+def _add_allow(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--allow",
+        action="append",
+        choices=["precision"],
+        default=[],
+        help="go on with a begun training stage in another precision than before, which is recorded",
+    )
 
 
 def _start(options: argparse.Namespace) -> Start:
@@ -78,6 +90,11 @@ def _start(options: argparse.Namespace) -> Start:
     return launched
 
 
+def _allowing(options: argparse.Namespace) -> Start:
+    """The same, with what a begun stage may go on with others of."""
+    return replace(_start(options), allowed=frozenset(options.allow))
+
+
 def _refuse_workers() -> None:
     """Raises UserError where each of the workers that --nodes starts would start as many again. srun and mpirun may
     well start one process a node, each with its --node-rank."""
@@ -97,7 +114,7 @@ def _load(options: argparse.Namespace) -> Config:
 def _run(options: argparse.Namespace) -> None:
     from pipeline.runs import run
 
-    start = _start(options)
+    start = _allowing(options)
     _do(start, lambda: run.run(_load(options), start))
 
 
@@ -134,10 +151,10 @@ def _end(work: Callable[[], None]) -> NoReturn:
 def _train(options: argparse.Namespace) -> None:
     from pipeline.runs import run
 
-    start, loaded = _start(options), _load(options)
+    start, loaded = _allowing(options), _load(options)
     name = options.stage or _only_stage(loaded)
     if isinstance(start, Launched):
-        _work(loaded, name)
+        _work(loaded, name, start)
     else:
         with preemption.heard():
             run.stage_alone(loaded, name, start)
@@ -152,18 +169,21 @@ def _only_stage(loaded: Config) -> str:
     return names[0]
 
 
-def _work(loaded: Config, name: str) -> None:
+def _work(loaded: Config, name: str, start: Launched) -> None:
     """Be one worker of a training stage, to its end, or until it is asked to stop."""
     with writing_to(loaded.path, "choose another run folder with folder=…"):
         loaded.path.mkdir(parents=True, exist_ok=True)
         lock = launcher.become_worker(loaded.path)
     request = StopRequest.of_this_process()
     try:
+        from pipeline.runs import run
         from pipeline.training import engine, fingerprint, loop
 
         stage = loaded.training_stage(name)
         with full_disk_explained(loaded.path):
-            fingerprint.require_same(loaded, stage)  # under plain torchrun nobody did it before
+            fingerprint.require_same(loaded, stage, start.allowed)  # under plain torchrun nobody did it before
+            if preemption.PARENT not in os.environ:
+                run.reshard_start(loaded, stage, start)
             try:
                 loop.run(loaded, stage, engine.join(), request)
             except Preempted:

@@ -11,6 +11,7 @@ runs/NAME/
     plan.json                     expansions only
     log.txt
     checkpoints/step-0000500/     shards, config.json, manifest.json
+    resharded/                    until it has saved: its checkpoint for the ranks that it goes on with
 """
 
 import fcntl

@@ -1,6 +1,6 @@
 """Checking a whole config before its first stage runs: what would fail in the last stage must not cost the first."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,16 +20,17 @@ from pipeline.optim.optimizers import OptimizerSpec
 from pipeline.records.run_folder import StageFolder
 from pipeline.training.engine import deepspeed_config, precisions_of_workers, require_precision
 from pipeline.training.fingerprint import require_same
+from pipeline.training.micro_batches import as_begun
 from pipeline.training.stage import pace, rates
 from pipeline.training.start import require_start
 
 
-def before_data(config: Config, ranks: int) -> None:
-    """Check what needs no data: families, batches, ranks, precisions, and the stages that have begun. Raises UserError
-    that lists all problems."""
+def before_data(config: Config, ranks: int, allowed: Collection[str] = ()) -> None:
+    """Check what needs no data: families, batches, ranks, precisions, and the stages that have begun, of which the
+    settings `allowed` may change. Raises UserError that lists all problems."""
     precisions = precisions_of_workers()
     families = [partial(_require_family, name, sizes) for name, sizes in config.models.items()]
-    stages = [partial(_stage_before_data, config, stage, ranks, precisions) for stage in config.stages]
+    stages = [partial(_stage_before_data, config, stage, ranks, precisions, allowed) for stage in config.stages]
     all_of([*families, *stages])
 
 
@@ -44,10 +45,13 @@ def checkpoints_fit(config: Config, stages: Sequence[Stage], ranks: int) -> None
     all_of(partial(require_start, config, stage, ranks) for stage in stages if isinstance(stage, TrainStage))
 
 
-def _stage_before_data(config: Config, stage: TrainStage | ExpandStage, ranks: int, precisions: set[str]) -> None:
-    require_same(config, stage, each=True)
+def _stage_before_data(
+    config: Config, stage: TrainStage | ExpandStage, ranks: int, precisions: set[str], allowed: Collection[str]
+) -> None:
+    require_same(config, stage, allowed, each=True)
     if isinstance(stage, TrainStage):
-        deepspeed_config(stage, ranks)
+        if not (folder := StageFolder(config.path / stage.name)).finished:
+            deepspeed_config(as_begun(stage, folder), ranks)
         require_precision(stage, precisions)
     else:
         options(stage, config.seed)

@@ -89,7 +89,7 @@ def _prepare(config: Config, start: Start, stages: Sequence[Stage], on_first: On
     ranks = _ranks(config, start)
     if isinstance(start, Launched) and config.processes not in ("auto", start.local_world_size):
         logger.info("processes: %s counts where no launcher has started them, not here", config.processes)
-    preflight.before_data(config, ranks)
+    preflight.before_data(config, ranks, start.allowed)
     preflight.checkpoints_fit(config, stages, ranks)
     on_first(lambda: data.prepare(config.data, config.seed, folder), lambda: (folder / "data.json").exists())
     preflight.after_data(config)
@@ -112,10 +112,26 @@ def _run_stage(config: Config, stage: Stage, start: Start, on_first: OnFirst) ->
     elif isinstance(stage, ExpandStage):
         on_first(lambda: _expand(config, stage, folder, start), lambda: folder.finished)
     else:
+        _reshard_start(config, stage, _ranks(config, start), on_first)
         _train(config, stage, start)
         on_first(
             lambda: None, lambda: folder.finished
         )  # rank 0 writes that, and the next stage may start from this one
+
+
+def _reshard_start(config: Config, stage: TrainStage, ranks: int, on_first: OnFirst) -> None:
+    from pipeline.training import resharded_start
+
+    on_first(
+        lambda: resharded_start.prepare(config, stage, ranks), lambda: resharded_start.is_prepared(config, stage, ranks)
+    )
+
+
+def reshard_start(config: Config, stage: TrainStage, start: Launched) -> None:
+    """For a worker of a launcher that trains one stage only: rank 0 writes what the engines are to load where it is in
+    another layout, the others wait. Raises UserError."""
+    with _first_at_work(config, start) as on_first:
+        _reshard_start(config, stage, start.world_size, on_first)
 
 
 def _train(config: Config, stage: TrainStage, start: Start) -> None:
@@ -127,7 +143,9 @@ def _train(config: Config, stage: TrainStage, start: Start) -> None:
         _train_here(config, stage, start)
     else:
         workers = launcher.processes(config.processes)
-        launcher.launch(["train", str(config.path / "config.yaml"), "--stage", stage.name], workers, start, config.path)
+        command = ["train", str(config.path / "config.yaml"), "--stage", stage.name]
+        allowed = [f"--allow={setting}" for setting in sorted(start.allowed)]
+        launcher.launch([*command, *allowed], workers, start, config.path)
 
 
 def _train_here(config: Config, stage: TrainStage, start: Launched) -> None:

@@ -35,10 +35,12 @@ from pipeline.checkpoints.layouts.deepspeed_pickles import open_safely_from_here
 from pipeline.checkpoints.layouts.zero_format import unsafe
 from pipeline.config.schema import TrainStage
 from pipeline.data import Batch
+from pipeline.data.sampler import places
 from pipeline.errors import UserError
 from pipeline.records.file_hashes import FileRecord, hashes
 from pipeline.records.processes import be_a_helper
 from pipeline.rng import derive
+from pipeline.training import micro_batches
 from pipeline.training.start import require_loadable
 
 logger = logging.getLogger(__name__)
@@ -157,12 +159,7 @@ def checkpoint_of_rank_0(newest: Path | None) -> Path | None:
 
 def deepspeed_config(stage: TrainStage, world: int, universal: bool = False) -> dict[str, Any]:
     """DeepSpeed's config for a stage. Raises UserError when the batch does not divide."""
-    micro = stage.micro_batch or stage.batch // world
-    if micro * world == 0 or stage.batch % (micro * world):
-        raise UserError(
-            f"stages.{stage.name}: batch {stage.batch} is not a multiple of micro_batch {micro} x {world} ranks; "
-            "choose a batch that is"
-        )
+    micro = micro_batches.size_of(stage, world)
     return {
         "train_batch_size": stage.batch,
         "train_micro_batch_size_per_gpu": micro,
@@ -208,6 +205,11 @@ class Engine:
     def accumulation(self) -> int:
         return int(self.deepspeed_config["gradient_accumulation_steps"])
 
+    @property
+    def places(self) -> range:
+        """Of this rank's micro-batches in the whole batch."""
+        return places(self.accumulation * self.world.size, self.world.rank, self.world.size)
+
     def step(
         self, batches: list[Batch], number: int, rate: float, stop: bool = False
     ) -> tuple[float, float | None, bool]:
@@ -217,9 +219,9 @@ class Engine:
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = rate
         total = torch.zeros((), device=self.world.device, dtype=torch.float64)
-        for part, batch in enumerate(batches):
-            # Masks belong to this rank and part, so another micro_batch or world size draws others.
-            torch.manual_seed(derive(self.seed, "dropout", self.stage.name, number, part, self.world.rank))
+        for place, batch in zip(self.places, batches, strict=True):
+            # Masks belong to the micro-batch, whichever rank it comes to; another micro_batch draws others.
+            torch.manual_seed(derive(self.seed, "dropout", self.stage.name, number, place))
             losses = self._losses(batch)[0]
             self.deepspeed.backward(losses.mean())
             self.deepspeed.step()

@@ -42,14 +42,15 @@ UNTOLD = 3
 
 @dataclass(frozen=True)
 class Nodes:
-    """This node among all. `address` and `port`: where node 0 listens; `fewest`: how many suffice, None: all of them.
-    Raises UserError for an impossible rank or port."""
+    """This node among all. `address` and `port`: where node 0 listens; `fewest`: how many suffice, None: all of them;
+    `allowed`: settings that a begun stage may go on with others of. Raises UserError for an impossible rank or port."""
 
     count: int = 1
     rank: int = 0
     address: str = "127.0.0.1"
     port: int = 29500
     fewest: int | None = None
+    allowed: frozenset[str] = frozenset()
 
     kind: ClassVar[str] = "node"
 

@@ -22,13 +22,13 @@ from pipeline.records.run_folder import StageFolder, write_text
 from pipeline.records.stage_facts import TrainFacts
 from pipeline.records.stage_records import EvaluationRecord, LedgerEntry, SaveRecord, TrainingRecord
 from pipeline.rng import derive
-from pipeline.training import lost_steps
+from pipeline.training import lost_steps, resharded_start
 from pipeline.training.engine import Engine, World
 from pipeline.training.hardware import peak_of_all_ranks
 from pipeline.training.preemption import StopRequest
 from pipeline.training.progress import Progress
 from pipeline.training.resume import newest_whole
-from pipeline.training.stage import TrainingPlan, continued, facts, flops_before, plan_training, recorded_facts
+from pipeline.training.stage import TrainingPlan, flops_before, plan_training, recorded_facts, started
 from pipeline.training.start import continues_optimizer
 from pipeline.training.window import Window
 
@@ -55,8 +55,7 @@ def _begin(plan: TrainingPlan, world: World, step: int, resumed: bool) -> TrainF
     config_file = plan.config.path / "config.yaml"
     if not config_file.exists():
         write_text(config_file, dump(plan.config))
-    earlier, now = recorded_facts(plan.folder), facts(plan, world)
-    begun = continued(earlier, now, step) if earlier and resumed else now
+    earlier, begun = recorded_facts(plan.folder), started(plan, world, step if resumed else None)
     plan.folder.path.mkdir(parents=True, exist_ok=True)
     lost_steps.account_for(plan.folder, earlier, step if resumed else -1)
     plan.folder.begin(begun)
@@ -77,9 +76,10 @@ def _engine(plan: TrainingPlan, world: World, resume: Path | None) -> Engine:
     if world.first and resume is None and (checkpoint / manifest.NAME).exists():
         manifest.verify(checkpoint)
     if resume is not None or continues_optimizer(checkpoint, plan.stage, world.size):
-        engine = Engine(model, plan.stage, world, plan.config.seed, start=checkpoint)
-        engine.load(checkpoint)
-        logger.debug(f"{plan.stage.name}: weights and optimizer are those of {checkpoint}")
+        place = resharded_start.place(checkpoint, plan.stage, world.size, plan.folder)
+        engine = Engine(model, plan.stage, world, plan.config.seed, start=place)
+        engine.load(place)
+        logger.debug(f"{plan.stage.name}: weights and optimizer are those of {place}")
         return engine
     logger.debug(f"{plan.stage.name}: the weights are those of {checkpoint}, the optimizer is fresh")
     models.fill(model, loader.weights(checkpoint))
@@ -201,6 +201,7 @@ class Loop:
         self.engine.save(folder.checkpoints, step, {"kind": "train", "provenance": provenance})
         if self.world.first:
             publish.prune(folder.checkpoints, self.plan.stage.keep)
+            resharded_start.remove(folder)
             folder.metrics.append(SaveRecord(step=step, save_seconds=time.perf_counter() - begun))
 
     def _provenance(self) -> dict[str, Any]:
