@@ -13,7 +13,7 @@ from pipeline.cli.arguments import Commands, add_local_rank, path, positive_inte
 from pipeline.cli.output import exit_code
 from pipeline.config.schema import Config
 from pipeline.errors import Preempted, UserError, full_disk_explained, writing_to
-from pipeline.records.processes import choose_accelerator
+from pipeline.records.processes import PARENT, choose_accelerator
 from pipeline.training import environment, launcher, preemption
 from pipeline.training.environment import Launched
 from pipeline.training.launcher import Nodes, Start
@@ -65,7 +65,7 @@ def _start(options: argparse.Namespace) -> Start:
     launched = environment.recognise()
     if launched is None:
         return Nodes()
-    if launched.first and preemption.PARENT not in os.environ:
+    if launched.first and PARENT not in os.environ:
         logger.info(launched.line)
     if launched.names_nodes:
         return Nodes(launched.world_size, launched.rank, launched.master_address, launched.master_port)
@@ -160,7 +160,7 @@ def _work(loaded: Config, name: str) -> None:
         with full_disk_explained(loaded.path):
             fingerprint.require_same(loaded, stage)  # under plain torchrun nobody did it before
             try:
-                loop.run(loaded, stage, engine.join(), request)
+                loop.run(loaded, stage, engine.join(loaded.hang), request)
             except Preempted:
                 engine.leave(preemption.REQUEUE)
             engine.leave()

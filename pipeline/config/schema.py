@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
+from pipeline.config.hang import HangChoice
 from pipeline.config.validation_errors import ConfigProblems
 from pipeline.durations import Duration, PositiveDuration, Time
 from pipeline.errors import UserError, nearest
@@ -208,6 +209,7 @@ class Config(Strict):
     max_time: Time | None = Field(
         None, description="save and stop with exit code 85 after so long, such as '12 hours'; start again to go on"
     )
+    hang: HangChoice = HangChoice()
     data: Data
     models: dict[str, ModelSizes] = Field(min_length=1)
     stages: list[Stage] = Field(min_length=1)

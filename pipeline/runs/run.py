@@ -137,7 +137,7 @@ def _train_here(config: Config, stage: TrainStage, start: Launched) -> None:
 
     from pipeline.training import engine, loop
 
-    world = engine.join()
+    world = engine.join(config.hang)
     with run_folder.share(config.path, start.node_rank), full_disk_explained(config.path):
         try:
             loop.run(config, stage, world, StopRequest.of_this_process())
