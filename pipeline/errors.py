@@ -1,7 +1,8 @@
-"""The one error that users see.
+"""The errors that users see.
 
 Everything that a user can correct (a config, a path, a checkpoint) raises `UserError`; the command line prints its
-text in one line and exits with code 2. Any other exception is a bug of the pipeline and keeps its traceback.
+text in one line and exits with code 2. What nobody did wrong and may go well the next time (a worker that was killed, a
+hang) raises `FaultError`, with code 75. Any other exception is a bug of the pipeline and keeps its traceback.
 """
 
 import difflib
@@ -23,13 +24,21 @@ class UserError(Exception):
     """What is wrong, where, with which values, and the way out: one line, no traceback."""
 
 
-class Fault(UserError):
-    """What went wrong on the way through nobody's mistake (a worker was killed, a node was lost): the same command may
-    succeed the next time. `what`: in words, without the way out."""
+RESUME = "; run the command again to resume"
+"""How most faults end."""
 
-    def __init__(self, what: str):
-        super().__init__(f"{what}; run the command again to resume")
-        self.what = what
+
+class FaultError(UserError):
+    """What went wrong around the command, in one line: started again, it goes on."""
+
+    @property
+    def what(self) -> str:
+        """Without the way out."""
+        return str(self).removesuffix(RESUME)
+
+
+FAULT = 75
+"""The exit code behind a `FaultError`: EX_TEMPFAIL of sysexits.h."""
 
 
 class Preempted(BaseException):

@@ -14,7 +14,7 @@ from pipeline.cli.arguments import Commands, add_local_rank, node_counts, path
 from pipeline.cli.output import exit_code
 from pipeline.config.schema import Config
 from pipeline.errors import Preempted, UserError, full_disk_explained, writing_to
-from pipeline.records.processes import choose_accelerator
+from pipeline.records.processes import PARENT, choose_accelerator
 from pipeline.training import environment, launcher, preemption
 from pipeline.training.environment import Launched
 from pipeline.training.launcher import Nodes, Start
@@ -82,7 +82,7 @@ def _start(options: argparse.Namespace) -> Start:
     launched = environment.recognise()
     if launched is None:
         return Nodes()
-    if launched.first and preemption.PARENT not in os.environ:
+    if launched.first and PARENT not in os.environ:
         logger.info(launched.line)
     if launched.names_nodes:
         return Nodes(launched.world_size, launched.rank, launched.master_address, launched.master_port)
@@ -176,16 +176,16 @@ def _work(loaded: Config, name: str, start: Launched) -> None:
         lock = launcher.become_worker(loaded.path)
     request = StopRequest.of_this_process()
     try:
-        from pipeline.runs import run
+        from pipeline.runs import trainings
         from pipeline.training import engine, fingerprint, loop
 
         stage = loaded.training_stage(name)
         with full_disk_explained(loaded.path):
             fingerprint.require_same(loaded, stage, start.allowed)  # under plain torchrun nobody did it before
             if preemption.PARENT not in os.environ:
-                run.reshard_start(loaded, stage, start)
+                trainings.reshard_start(loaded, stage, start)
             try:
-                loop.run(loaded, stage, engine.join(), request)
+                loop.run(loaded, stage, engine.join(loaded.hang), request)
             except Preempted:
                 engine.leave(preemption.REQUEUE)
             engine.leave()

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
+from pipeline.config.hang import HangChoice
 from pipeline.config.validation_errors import ConfigProblems
 from pipeline.durations import Duration, PositiveDuration, Time
 from pipeline.errors import UserError, nearest
@@ -214,6 +215,7 @@ class Config(Strict):
     node_timeout: Time = Field(
         "2 minutes", description="how long the nodes of --nodes MIN:MAX wait for those that are not needed"
     )
+    hang: HangChoice = HangChoice()
     data: Data
     models: dict[str, ModelSizes] = Field(min_length=1)
     stages: list[Stage] = Field(min_length=1)

@@ -33,19 +33,20 @@ from pipeline.checkpoints import manifest, publish
 from pipeline.checkpoints.layouts import require_layout
 from pipeline.checkpoints.layouts.deepspeed_pickles import open_safely_from_here_on
 from pipeline.checkpoints.layouts.zero_format import unsafe
+from pipeline.config.hang import HangChoice
 from pipeline.config.schema import TrainStage
 from pipeline.data import Batch
 from pipeline.data.sampler import places
-from pipeline.errors import UserError
+from pipeline.durations import seconds
+from pipeline.errors import FaultError, UserError, one_line
 from pipeline.records.file_hashes import FileRecord, hashes
 from pipeline.records.processes import be_a_helper
 from pipeline.rng import derive
-from pipeline.training import micro_batches
+from pipeline.training import micro_batches, timeouts
 from pipeline.training.start import require_loadable
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT = datetime.timedelta(minutes=30)
 OLDEST_DEEPSPEED = (0, 19, 8)
 """Earlier versions give wrong gradients silently (0.17.6 to 0.18.2 with ZeRO-2, 0.18.6 to 0.18.9 with ZeRO-1 in bf16),
 and the repairs below were tested with this one."""
@@ -64,9 +65,9 @@ class World:
         return self.rank == 0
 
 
-def join() -> World:
+def join(hang: HangChoice = HangChoice()) -> World:
     """Join the process group that the launcher's environment describes; from here on this worker executes nothing that
-    a file holds. Raises UserError for an old DeepSpeed."""
+    a file holds. Raises UserError for an old DeepSpeed, and FaultError where not all come."""
     if tuple(int(part) for part in deepspeed.__version__.split("+")[0].split(".")[:3]) < OLDEST_DEEPSPEED:
         raise UserError(
             f"DeepSpeed {deepspeed.__version__} is too old, its gradients cannot be trusted; install at least 0.19.8"
@@ -81,12 +82,24 @@ def join() -> World:
         # On the CPU accelerator DeepSpeed compiles this op at start; training never uses it, and a stale lock hangs it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=TIMEOUT, verbose=False)
+    _meet("nccl" if cuda else "gloo", hang)
     return World(
         dist.get_rank(),
         dist.get_world_size(),
         torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"),
     )
+
+
+def _meet(backend: str, hang: HangChoice) -> None:
+    """Make the process group of all workers. Raises FaultError when it takes longer than anything should."""
+    try:
+        deepspeed.init_distributed(backend, timeout=datetime.timedelta(seconds=seconds(hang.first)), verbose=False)
+    except dist.DistError as error:
+        raise FaultError(
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} has not met all others within {hang.first} "
+            f"({one_line(error)}); look for those that did not start, and run the command again"
+        ) from error
+    timeouts.set_on_every_group(datetime.timedelta(seconds=seconds(hang.collective)))
 
 
 def _gpu() -> int:
@@ -196,6 +209,7 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=self.deepspeed_config, dist_init_required=False
         )
+        timeouts.set_as_of_all_ranks()
 
     @property
     def micro_batch(self) -> int:

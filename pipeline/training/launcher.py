@@ -1,9 +1,9 @@
 """Starting workers: torch's elastic agent inside this process, one worker per GPU or N CPU processes. Where another
 launcher has started this process as one of several (environment.py), none are started.
 
-A worker dies with its parent (the kernel sends SIGKILL), one that fails takes the others down, and its message
-becomes the UserError of `launch`. On several nodes every node runs the same command with its own
---node-rank (static rendezvous).
+A worker dies with its parent (the kernel sends SIGKILL), one that fails takes the others down within seconds, and its
+message becomes the UserError of `launch`; of one that was killed, and of a hang, a FaultError. On several nodes every
+node runs the same command with its own --node-rank (static rendezvous).
 """
 
 import logging
@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TextIO
 
-from pipeline.errors import Fault, Preempted, UserError, one_line
+from pipeline.errors import FAULT, RESUME, FaultError, Preempted, UserError, one_line
 from pipeline.records import run_folder
-from pipeline.records.processes import die_with_parent
-from pipeline.training import preemption
+from pipeline.records.processes import PARENT, die_with_parent
+from pipeline.training import preemption, survivors
 from pipeline.training.environment import Launched, number
-from pipeline.training.preemption import PARENT
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -102,8 +101,8 @@ def processes(configured: int | str) -> int:
 
 
 def launch(arguments: list[str], workers: int, nodes: Nodes, seat: Seat, folder: Path) -> None:
-    """Run `python -m pipeline ARGUMENTS` in `workers` processes here and wait. Raises UserError when one fails (Fault:
-    through nobody's mistake), and Preempted where they were asked to stop."""
+    """Run `python -m pipeline ARGUMENTS` in `workers` processes here and wait. Raises UserError when one fails,
+    FaultError when one was killed or they hang, and Preempted where they were asked to stop."""
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -114,18 +113,18 @@ def launch(arguments: list[str], workers: int, nodes: Nodes, seat: Seat, folder:
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     failures = _empty(folder / f".failures-{nodes.rank}")
     os.environ |= worker_environment(failures, nodes)
-    with tempfile.TemporaryDirectory() as logs, _signals_restored(), preemption.forwarded():
+    with tempfile.TemporaryDirectory() as logs, _signals_restored(), preemption.forwarded(), survivors.ended() as rest:
         try:
             elastic_launch(_agent(workers, nodes, seat, logs), sys.executable)("-m", "pipeline", *arguments)
         except ChildFailedError as error:
             if preemption.stopped(failure.exitcode for failure in error.failures.values()):
                 raise Preempted("stopped on request") from error
-            raise _failure(failures, error) from error
+            raise _failure(failures, error, rest.killed) from error
         except SignalException as error:
             raise KeyboardInterrupt from error
         except (DistError, RendezvousError) as error:
-            raise Fault(
-                f"node {nodes.rank} lost the other nodes at {nodes.address}:{seat.port} ({one_line(error)})"
+            raise FaultError(
+                f"node {nodes.rank} lost the other nodes at {nodes.address}:{seat.port} ({one_line(error)}){RESUME}"
             ) from error
 
 
@@ -182,25 +181,28 @@ def _signals_restored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _failure(failures: Path, error: "ChildFailedError") -> UserError:
-    """What failed first. A worker that was killed leaves no message but makes its peers fail too, so it comes first;
-    then the workers' messages, bad input before errors with a traceback."""
-    exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-    killed = [rank for rank, code in exit_codes.items() if code == -signal.SIGKILL]
-    if killed:
-        return Fault(f"worker {killed[0]} died (SIGKILL: out of memory, or stopped from outside)")
+def _failure(failures: Path, error: "ChildFailedError", survivors: set[int]) -> UserError:
+    """What failed first. A hang says so; a worker that was killed leaves no message but makes its peers fail too, so it
+    comes next; then the workers' messages, bad input before errors with a traceback, which are faults: of a device, of
+    the network, or a bug. survivors: process ids of those that the launcher itself has killed."""
+    causes = {rank: each.exitcode for rank, each in error.failures.items() if each.pid not in survivors}
+    killed = [rank for rank, code in causes.items() if code == -signal.SIGKILL]
+    if killed and FAULT not in causes.values():
+        return FaultError(f"worker {killed[0]} died (SIGKILL: out of memory, or stopped from outside){RESUME}")
     texts = [path.read_text(encoding="utf-8").partition("\n") for path in failures.iterdir()]
-    if untold := [rank for rank, code in exit_codes.items() if code == UNTOLD]:
+    if untold := [rank for rank, code in causes.items() if code == UNTOLD]:
         return UserError(
             f"worker {untold[0]} failed and could not leave its message in {failures}; the disk is full, or cannot be "
             "written: make room and run the command again to resume"
         )
     if texts:
         message, _, trace = min(texts, key=lambda text: bool(text[2]))
-        return Fault(f"{message}; traceback in {failures}") if trace else UserError(message)
-    rank, code = next(iter(exit_codes.items()))
+        if trace:
+            return FaultError(f"{message}; traceback in {failures}")
+        return FaultError(message) if FAULT in causes.values() else UserError(message)
+    rank, code = next(iter(causes.items()))
     reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return Fault(f"worker {rank} died ({reason}) without a message")
+    return FaultError(f"worker {rank} died ({reason}) without a message{RESUME}")
 
 
 def become_worker(folder: Path) -> TextIO:
@@ -221,13 +223,23 @@ def take_over_log_level() -> None:
 def tell_failure(error: BaseException) -> None:
     """Leave a worker's message where the parent reads it, with its traceback unless bad input is the cause, and exit at
     once: peers that wait for this worker must not delay it."""
-    if folder := os.environ.get(FAILURES):
-        rank, bad_input = os.environ["RANK"], isinstance(error, UserError)
-        summary = f"worker {rank} failed: {type(error).__name__}: {error}".replace("\n", " ")
-        text = f"{error}\n" if bad_input else f"{summary}\n{traceback.format_exc()}"
-        try:
+    if os.environ.get(FAILURES):
+        os._exit(leave_message(error))
+
+
+def leave_message(error: BaseException, aloud: bool = True) -> int:
+    """Write a worker's message where the parent reads it; without such a parent on standard error, if `aloud`. The exit
+    code to end with."""
+    rank, bad_input = os.environ["RANK"], isinstance(error, UserError)
+    summary = f"worker {rank} failed: {type(error).__name__}: {error}".replace("\n", " ")
+    text = f"{error}\n" if bad_input else f"{summary}\n{traceback.format_exc()}"
+    folder = os.environ.get(FAILURES)
+    try:
+        if folder:
             (Path(folder) / f"rank-{rank}.txt").write_text(text, encoding="utf-8")
-        except OSError:
-            print(text, end="", file=sys.stderr, flush=True)
-            os._exit(UNTOLD)
-        os._exit(2 if bad_input else 1)
+        elif aloud:
+            print(f"lemon: {text}", end="", file=sys.stderr, flush=True)
+    except OSError:
+        print(text, end="", file=sys.stderr, flush=True)
+        return UNTOLD
+    return FAULT if isinstance(error, FaultError) else 2 if bad_input else 1

@@ -24,6 +24,7 @@ from pipeline.records.stage_records import EvaluationRecord, LedgerEntry, SaveRe
 from pipeline.rng import derive
 from pipeline.training import lost_steps, resharded_start
 from pipeline.training.engine import Engine, World
+from pipeline.training.hangs.watch import Reached, watched
 from pipeline.training.hardware import peak_of_all_ranks
 from pipeline.training.preemption import StopRequest
 from pipeline.training.progress import Progress
@@ -37,12 +38,18 @@ logger = logging.getLogger(__name__)
 
 def run(config: Config, stage: TrainStage, world: World, request: StopRequest) -> None:
     """Train `stage` to its end on this worker. Raises UserError, and Preempted where it was requested to stop."""
+    with watched(config.hang, world, config.path / stage.name) as reached:
+        _run(config, stage, world, request, reached)
+
+
+def _run(config: Config, stage: TrainStage, world: World, request: StopRequest, reached: Reached) -> None:
     resume = newest_whole(StageFolder(config.path / stage.name).checkpoints, world)
     plan = plan_training(config, stage)
     engine = _engine(plan, world, resume)
     step = manifest.read(resume).step if resume else 0
     begun = _begin(plan, world, step, resume is not None) if world.first else None
-    Loop(plan, engine, world, request).run(step, resumed=resume is not None)
+    Loop(plan, engine, world, request, reached).run(step, resumed=resume is not None)
+    reached.enter("end", plan.rates.steps)
     engine.close()
     if begun is not None:
         plan.folder.finish(begun)
@@ -89,8 +96,9 @@ def _engine(plan: TrainingPlan, world: World, resume: Path | None) -> Engine:
 class Loop:
     """The steps of one stage; rank 0 writes the records."""
 
-    def __init__(self, plan: TrainingPlan, engine: Engine, world: World, request: StopRequest):
+    def __init__(self, plan: TrainingPlan, engine: Engine, world: World, request: StopRequest, reached: Reached):
         self.plan, self.engine, self.world, self.request, self.window = plan, engine, world, request, Window()
+        self.reached = reached
         self.ranks = {"micro_batch": engine.micro_batch, "rank": world.rank, "world": world.size}
         self.progress = Progress(
             plan.stage.name,
@@ -136,6 +144,7 @@ class Loop:
 
     def _step(self, batches: Iterator[Batch], step: int, rate: float) -> bool:
         """Whether to stop behind it, as any of the ranks was asked to."""
+        self.reached.enter("step", step + 1)
         begun, reason = time.perf_counter(), self.request.reason
         parts = list(itertools.islice(batches, self.engine.accumulation))
         loss, norm, stop = self.engine.step(parts, step, rate, stop=reason is not None)
@@ -179,6 +188,7 @@ class Loop:
         self.plan.folder.ledger.append(entry)
 
     def _evaluate(self, step: int) -> None:
+        self.reached.enter("evaluation", step)
         data = self.plan.data
         batches = evaluation_batches(data, self.plan.config.data, self.plan.config.seed, **self.ranks)
         begun = time.perf_counter()
@@ -193,6 +203,7 @@ class Loop:
             self.progress.evaluation(step, result)
 
     def _save(self, step: int) -> None:
+        self.reached.enter("save", step)
         folder, begun = self.plan.folder, time.perf_counter()
         provenance = self._provenance() if self.world.first else {}
         if self.world.first:  # a checkpoint whose records are lost could not be accounted for

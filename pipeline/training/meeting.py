@@ -92,8 +92,8 @@ class Meeting:
         if not missing:
             return f"the batch cannot be shared by {self.nodes.least} to {self.nodes.count} nodes; choose one that can"
         return (
-            f"node {', '.join(map(str, missing))} of {self.nodes.count} did not come in {waited / 60:.0f} minutes; start "
-            "all nodes again, or allow fewer with --nodes MIN:MAX"
+            f"node {', '.join(map(str, missing))} of {self.nodes.count} did not come in {waited / 60:.0f} minutes; "
+            "start all nodes again, or allow fewer with --nodes MIN:MAX"
         )
 
     def seat(self, stage: str) -> Seat | None:

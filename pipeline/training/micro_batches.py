@@ -26,6 +26,15 @@ def size_of(stage: TrainStage, ranks: int) -> int:
     return size
 
 
+def divide(stage: TrainStage, ranks: int) -> bool:
+    """Whether a step's micro-batches do among so many ranks."""
+    try:
+        size_of(stage, ranks)
+    except UserError:
+        return False
+    return True
+
+
 def as_begun(stage: TrainStage, folder: StageFolder) -> TrainStage:
     """The stage with the micro-batches of the start before, if there is anything to go on from. What the config says
     counts."""

@@ -25,7 +25,8 @@ def seats_of(first: Meeting, others: list[Meeting], fits: Callable[[int], bool] 
     over = threading.Event()
 
     def come(number: int, other: Meeting) -> bool:
-        found.update({number: seat for seat in [other.seat("small")] if seat})
+        if seat := other.seat("small"):
+            found[number] = seat
         return number in found or over.is_set()
 
     waiting = [threading.Thread(target=wait_for, args=(lambda e=e: come(*e),)) for e in enumerate(others, 1)]

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import durations
 from pipeline.errors import Preempted
-from pipeline.records.processes import REQUESTS, be_a_helper
+from pipeline.records.processes import PARENT, REQUESTS, be_a_helper
 from pipeline.training import preemption
 from pipeline.training.preemption import Forwarding, StopRequest
 from tests.helpers.processes import FORK
@@ -73,7 +73,7 @@ def started(monkeypatch):
     processes = []
 
     def start(target, **environment: str):
-        for name in (preemption.PARENT, preemption.TORCHRUN):
+        for name in (PARENT, preemption.TORCHRUN):
             monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
