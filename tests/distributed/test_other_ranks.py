@@ -129,7 +129,8 @@ def test_another_precision_only_where_it_is_allowed(finished, tmp_path, capfd):
 
 def test_ranks_that_do_not_divide_the_micro_batches_are_refused(finished, tmp_path, capsys):
     path = interrupted(finished, tmp_path, "small", 20)
-    code, _, error = lemon(capsys, "train", path, "--stage", "small", "processes=3")
+    others = ["stages.large.batch=48", "stages.scratch.batch=48"]
+    code, _, error = lemon(capsys, "train", path, "--stage", "small", "processes=3", *others)
     assert code == 2 and error.count("\n") == 1
     assert "the 2 micro-batches of 8 samples a step do not divide among 3 ranks; start it on 1 or 2, or set" in error
 
