@@ -45,10 +45,15 @@ def prepare(config: Config, stage: TrainStage, ranks: int) -> None:
 
 
 def is_prepared(config: Config, stage: TrainStage, ranks: int) -> bool:
-    """Whether what the engine is to load is there, for processes that wait for it."""
-    source = _source(config, stage, ranks)
-    folder = StageFolder(config.path / stage.name)
-    return source is None or is_loadable(source, stage, ranks) or _is_of(_copy(source, stage, ranks, folder), source)
+    """Whether what the engine is to load is there, for processes that wait for it; what is wrong is told by the one
+    that prepares it."""
+    try:
+        source = _source(config, stage, ranks)
+        if source is None or is_loadable(source, stage, ranks):
+            return True
+        return _is_of(_copy(source, stage, ranks, StageFolder(config.path / stage.name)), source)
+    except (UserError, OSError):  # damaged, or set aside at this moment
+        return False
 
 
 def place(checkpoint: Path, stage: TrainStage, ranks: int, folder: StageFolder) -> Path:
