@@ -28,7 +28,8 @@ def train(job: dict) -> list[float]:
 
 
 def timeouts_of_groups(job: dict) -> list[float]:
-    """Seconds, of every process group, when an engine has trained and saved. job: stage, collective (their time-out), folder."""
+    """Seconds, of every process group, when an engine has trained and saved. job: stage, folder, collective: the
+    time-out to set."""
     world = join(HangChoice(collective=job["collective"]))
     engine = Engine(models.build(model_config("vit"), seed=5), stage(**job["stage"]), world, seed=0)
     engine.step([batch("vit", 0, world.rank, 1)], 0, rate=1e-3)
