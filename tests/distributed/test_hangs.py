@@ -18,7 +18,7 @@ from tests.helpers.runs import copied, records
 from tests.helpers.waiting import patience, wait_for
 
 LONG = "stages.small.schedule.horizon=50000 steps"
-STANDSTILL = 4
+STANDSTILL = 6
 """Seconds that a step may take here."""
 ENDS = STANDSTILL + 8
 """Seconds until the command has ended, on a machine with other work: stacks, messages, and the grace of what is

@@ -131,6 +131,17 @@ def test_where_all_wait_for_the_same():
     assert found(Ranks(4)) == said
 
 
+def test_silence_is_told_from_a_short_standstill():
+    ranks = Ranks(2)
+    assert judged_after(ranks, 2.0, silent=(1,)).startswith("rank 1 has given no sign of life for ")
+
+
+def judged_after(ranks: Ranks, seconds: float, silent: tuple[int, ...]) -> str:
+    """With another limit."""
+    assert ranks.pass_time(seconds + 1, silent) is None
+    return judge(ranks.observer, ranks.members, ranks.now, lambda phase: seconds).what
+
+
 def test_many_are_not_all_named():
     ranks = Ranks(1000, per_node=1000)
     said = found(ranks, silent=tuple(range(10, 100)))
