@@ -54,7 +54,7 @@ def die_with_launcher() -> None:
         die_with_parent(int(parent) if parent.isdecimal() else None)
 
 
-def be_a_helper(parent: int | None = None) -> None:
+def be_a_helper(parent: int) -> None:
     """To be called first in a process that works for another one and outlives nothing: it ends with its parent, as
     `die_with_parent` has it, and leaves requests to stop, which schedulers send to every process of a job, to that."""
     die_with_parent(parent)

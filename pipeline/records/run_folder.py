@@ -9,6 +9,7 @@ runs/NAME/
     metrics.jsonl ledger.jsonl    see stage_records.py
     last-step                     while it trains: the last step that it has finished, see step_counter.py
     plan.json                     expansions only
+    hangs/step-0000120/           what each rank was doing where training stood still
     log.txt
     checkpoints/step-0000500/     shards, config.json, manifest.json
     resharded/                    until it has saved: its checkpoint for the ranks that it goes on with

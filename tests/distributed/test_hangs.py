@@ -1,6 +1,7 @@
 """Training that stands still: who has not arrived is named, the others leave their stacks, nothing is waited for."""
 
 import os
+import re
 import signal
 import socket
 import time
@@ -14,14 +15,24 @@ from tests.helpers.cli import start_lemon
 from tests.helpers.ports import free_port
 from tests.helpers.processes import alive, workers_of
 from tests.helpers.runs import copied, records
-from tests.helpers.waiting import wait_for
+from tests.helpers.waiting import patience, wait_for
 
 LONG = "stages.small.schedule.horizon=50000 steps"
-STANDSTILL = 4
+STANDSTILL = 6
 """Seconds that a step may take here."""
 ENDS = STANDSTILL + 8
 """Seconds until the command has ended, on a machine with other work: stacks, messages, and the grace of what is
 stopped."""
+
+
+SILENT_NODE = (
+    r"lemon: no rank of node 1 \(HOST\) has answered for \d+ s in step \d+: the node, or the link to node 0 \(HOST\), "
+    "is lost; the stacks of"
+)
+SILENT_RANK_0 = (
+    r"lemon: rank 0 of node 0 \(HOST\) has given no sign of life for \d+ s in step \d+: stopped, or lost, or the link "
+    r"to it from node 1 \(HOST\); the stacks of"
+)
 
 
 class Run:
@@ -57,7 +68,7 @@ def test_a_rank_that_is_stopped(finished, tmp_path, victim):
     said, seconds = run.ended()
     assert said.startswith(f"lemon: rank {victim} has given no sign of life for "), said
     assert f"stopped, or lost; the stacks of those that answer are in {run.folder}/small/hangs/step-0" in said
-    assert STANDSTILL / 2 < seconds < ENDS
+    assert STANDSTILL / 2 < seconds < patience(ENDS)
     (stack,) = run.stacks().values()
     assert f"rank {1 - victim} of 2, step " in stack and "in step" in stack and "loop.py" in stack
     assert not any(map(alive, run.ranks))
@@ -78,7 +89,7 @@ def test_a_rank_that_does_not_come(finished, tmp_path, monkeypatch):
     late.touch()
     said, seconds = run.ended()
     assert said.startswith("lemon: rank 1 has not come to what the others wait in for "), said
-    assert STANDSTILL / 2 < seconds < ENDS
+    assert STANDSTILL / 2 < seconds < patience(ENDS)
     stacks = run.stacks()
     assert len(stacks) == 2 and "step_of_rank_1_waits" in stacks["rank-1.txt"] and "all_reduce" in stacks["rank-0.txt"]
 
@@ -87,7 +98,7 @@ def test_a_rank_that_does_not_come(finished, tmp_path, monkeypatch):
 def test_a_worker_that_is_killed_ends_the_others_at_once(finished, tmp_path):
     run = Run(finished, tmp_path)
     os.kill(run.ranks[1], signal.SIGKILL)
-    wait_for(lambda: not any(map(alive, run.ranks)), 3)
+    wait_for(lambda: not any(map(alive, run.ranks)), patience(3))
     said, _ = run.ended()
     assert (
         said
@@ -96,9 +107,10 @@ def test_a_worker_that_is_killed_ends_the_others_at_once(finished, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", [1, 0])
-def test_a_node_that_is_silent_as_behind_a_cut_link(finished, tmp_path, lost):
+@pytest.mark.parametrize("lost, said_of_it", [(1, SILENT_NODE), (0, SILENT_RANK_0)], ids=["node 1", "node 0"])
+def test_a_node_that_is_silent_as_behind_a_cut_link(finished, tmp_path, monkeypatch, lost, said_of_it):
     """Its command and its worker are stopped, so that all connections stay open and nothing comes."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # OpenMP's threads are not in a fork
     run = Run(finished, tmp_path, nodes=2)
     stopped = [run.launchers[lost].pid, run.ranks[lost]]
     try:
@@ -108,14 +120,5 @@ def test_a_node_that_is_silent_as_behind_a_cut_link(finished, tmp_path, lost):
     finally:
         for pid in stopped:
             os.kill(pid, signal.SIGKILL)
-    host = socket.gethostname()
-    silent = (
-        f"no rank of node 1 ({host}) has answered for ",
-        f"rank 0 of node 0 ({host}) has given no sign of life for ",
-    )
-    link = (
-        f"the node, or the link to node 0 ({host}), is lost; ",
-        f"stopped, or lost, or the link to it from node 1 ({host});",
-    )
-    assert said.startswith("lemon: " + silent[1 - lost]) and link[1 - lost] in said, said
-    assert STANDSTILL / 2 < seconds < ENDS + 6  # for the goodbye that never comes
+    assert re.match(said_of_it.replace("HOST", socket.gethostname()), said), said
+    assert STANDSTILL / 2 < seconds < patience(ENDS + 6)  # for the goodbye that never comes

@@ -116,7 +116,7 @@ def test_a_worker_whose_sibling_has_failed_ends_at_once(started):
 
 def help_out() -> None:
     StopRequest.of_this_process()
-    be_a_helper()
+    be_a_helper(os.getppid())
     for number in REQUESTS:
         os.kill(os.getpid(), number)
     time.sleep(0.3)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline.training.hangs.beat import Beat
 
 SILENCE = 3.0
-"""Seconds without a beat after which a rank does not answer any more."""
+"""Seconds without a beat after which a rank does not answer any more; half of a standstill that is shorter."""
 GAP = 3.0
 """Seconds between two looks after which the looking process was stopped itself, as Slurm suspends a job."""
 MOST_NAMED = 8
@@ -71,8 +71,9 @@ class Observer:
         """Seconds."""
         return now - self._heard[rank]
 
-    def silent(self, now: float) -> list[int]:
-        return [rank for rank in self.ranks if self.silence(rank, now) > SILENCE]
+    def silent(self, now: float, seconds: float) -> list[int]:
+        """Ranks without a beat for at least so long."""
+        return [rank for rank in self.ranks if self.silence(rank, now) >= seconds]
 
     def behind(self) -> list[int]:
         """Ranks that have not come to what others wait in."""
@@ -88,7 +89,7 @@ def judge(observer: Observer, members: Sequence[Member], now: float, allowed: Ca
     last = observer.beats.get(rank) or max(observer.beats.values(), key=lambda beat: beat.progress)
     if seconds <= allowed(last.phase):
         return None
-    silent = observer.silent(now)
+    silent = observer.silent(now, min(SILENCE, seconds / 2))
     behind = [rank for rank in observer.behind() if rank not in silent]
     where = f"for {seconds:.0f} s in {last.place}"
     return Verdict(_sentence(members, silent, behind, where), last.folder, len(members) - len(silent))

@@ -8,8 +8,8 @@ from pipeline.durations import seconds
 
 STEPS = 20
 """The last steps, whose median counts."""
-MARGIN = 1.0
-"""Seconds that pass until all have heard of a hang: so much before the limit it is looked for."""
+MARGIN = 2.0
+"""Seconds that it takes to see that a rank stands still, and to tell all: four beats."""
 
 
 class Limits:
