@@ -54,8 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0, 1 for a verification that failed, 2 for bad input, 75 for what is
-    nobody's mistake (a worker that was killed, a hang), 85 for a training that was asked to stop and has saved."""
+    """Run a command. Returns the exit code: 0, 1 for a verification that failed, 2 for bad input, 75 for what nobody
+    did wrong (a worker that was killed, a hang), 85 for a training that was asked to stop and has saved."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     print_whatever_comes()
