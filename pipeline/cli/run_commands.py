@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pipeline import config
+from pipeline.cli import dry_run_options
 from pipeline.cli.arguments import Commands, add_local_rank, path, positive_integer
 from pipeline.cli.output import exit_code
 from pipeline.config.schema import Config
@@ -43,6 +44,8 @@ def add_parsers(commands: Commands) -> None:
             command.add_argument("--stage", help="which stage (default: the only training stage)")
         if name != "prepare":
             _add_nodes(command)
+        if name == "run":
+            dry_run_options.add(command)
         add_local_rank(command)
 
 
@@ -92,7 +95,11 @@ def _load(options: argparse.Namespace) -> Config:
 def _run(options: argparse.Namespace) -> None:
     from pipeline.runs import run
 
+    dry_run_options.require_fitting(options)
     start = _start(options)
+    if options.dry_run:
+        dry_run_options.show(_load(options), start, options)
+        return
     _do(start, lambda: run.run(_load(options), start))
 
 

@@ -41,9 +41,10 @@ class NativeZero(Layout):
         return zero_write.files(state, folder, stage=target.zero_stage, world=target.world_size, bf16=target.bf16)
 
     def bytes_on_disk(self, parameters: int, slots: int, target: CheckpointLayout) -> int:
-        """Stages below 3 hold the module's weights beside the optimizer's."""
+        """Stages below 3 hold the module's weights beside the optimizer's; stage 0 in float32 has one copy for both."""
         module = 0 if target.zero_stage == 3 else 2 if target.bf16 else 4
-        return (4 * (1 + slots) + module) * parameters
+        copies = 0 if target.zero_stage == 0 and not target.bf16 else 1
+        return (4 * (copies + slots) + module) * parameters
 
     def writers(self, parameters: int, target: CheckpointLayout, workers: int) -> int:
         return min(workers, target.world_size)
