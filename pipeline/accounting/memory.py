@@ -70,7 +70,7 @@ def _share(group: Sequence[int], zero_stage: int, ranks: int) -> int:
 
 
 ACTIVATIONS = (
-    "estimate: micro-batch x (2 x inputs of norms + queries, keys, values + contexts + MLP units before and after their "
+    "estimate: micro-batch x (2 x inputs of norms + queries, keys, values + contexts + MLP units before and after "
     "activation) + 3 x logits in float32"
 )
 """The formula of `activations`, in words."""

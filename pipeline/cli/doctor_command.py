@@ -25,9 +25,9 @@ def _doctor(options: argparse.Namespace) -> int | None:
     choose_accelerator()
     if options.worker:
         return _work(options.worker)
-    from pipeline import doctor
+    from pipeline.doctor import examine
 
-    return 0 if doctor.examine(options.folder, options.processes or "auto") else 1
+    return 0 if examine.examine(options.folder, options.processes or "auto") else 1
 
 
 def _work(folder: Path) -> None:

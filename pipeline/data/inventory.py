@@ -88,7 +88,7 @@ def _characters(source: Source) -> float | None:
 
 def _expansion(name: str) -> float:
     """Characters of a byte of the file."""
-    return COMPRESSION if name.endswith(COMPRESSED) or name.endswith(TABLE) else 1.0
+    return COMPRESSION if name.endswith((*COMPRESSED, TABLE)) else 1.0
 
 
 def _vocabulary(choice: TokenizerChoice) -> tuple[int, str]:

@@ -79,7 +79,9 @@ def resolve(data: TextData | ImageData) -> tuple[Source, Source | None]:
         return Embedded(), evaluation
     if not training_is_local:
         if not HUB_NAME.fullmatch(str(data.dataset)):
-            raise UserError(f"{data.dataset}: no such file or folder, and no name of a hub data set; check data.dataset")
+            raise UserError(
+                f"{data.dataset}: no such file or folder, and no name of a hub data set; check data.dataset"
+            )
         return HubSplit(str(data.dataset), data.subset, "train"), evaluation
     paths = local_files(data.dataset, extensions, "data.dataset")
     return LocalFiles(without(paths, evaluation.paths) if isinstance(evaluation, LocalFiles) else paths), evaluation

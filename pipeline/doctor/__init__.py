@@ -3,7 +3,3 @@
 finding (a verdict) -> machine, disk (asked in this process) -> workers, with parity and bandwidth (in processes that
 train together) -> examine (all of it, in order).
 """
-
-from pipeline.doctor.examine import examine
-
-__all__ = ["examine"]

@@ -63,9 +63,7 @@ def devices() -> Finding:
 
 def shared_memory(free: int) -> Finding:
     way_out = "enlarge it (docker: --shm-size, Kubernetes: an emptyDir in memory at /dev/shm), or data.workers=0"
-    return graded(
-        "shared memory", f"{amount(free)} free", way_out, bad=free < LEAST_SHARED, note=free < ENOUGH_SHARED
-    )
+    return graded("shared memory", f"{amount(free)} free", way_out, bad=free < LEAST_SHARED, note=free < ENOUGH_SHARED)
 
 
 def open_files(limit: int) -> Finding:

@@ -15,11 +15,12 @@ from pipeline.training.engine import Engine, World, free
 VOCABULARY, BLOCK, SCORED = 97, 16, 4
 FACTS = {"kind": "text", "vocab_size": VOCABULARY, "block": BLOCK, "scored": SCORED}
 SIZES = ModelSizes(family="bert-pre-ln", layers=2, hidden=32, heads=2)
-STEPS, ROUNDS, RATE = 4, 2, 1e-3
-"""Steps, micro-batches of each, and their learning rate."""
+STEPS, ROUNDS, RATE = 5, 2, 5e-3
+"""Steps on the same batch, micro-batches of each, and a rate at which the loss falls from 4.6 to 3.7: a micro-batch
+that gets lost makes a difference of 0.15 then."""
 TOLERANCE = {"fp32": 1e-5, "bf16": 3e-2}
-"""Of losses near 4.6. fp32: sums in another order, of which each step leaves some units in the last place (5e-7). bf16:
-weights and activations of 8 bits, a relative 2e-3 of each."""
+"""fp32: sums in another order, of which each step leaves some units in the last place (5e-7). bf16: weights and
+activations of 8 bits, a relative 4e-3 at most, of which the mean of a loss keeps a part (2e-3 were measured)."""
 
 
 def stage(precision: str, zero_stage: int, batch: int) -> TrainStage:
@@ -53,7 +54,9 @@ def parity(world: World, precisions: set[str]) -> Iterator[Finding]:
 def _verdict(what: str, precision: str, expected: list[float], found: list[float]) -> Finding:
     difference = max(abs(a - b) for a, b in zip(expected, found, strict=True))
     wrong = not difference <= TOLERANCE[precision] or len(set(found)) < STEPS  # nan is wrong
-    text = f"{what}: losses differ from plain PyTorch's by {difference:.1e} at most ({TOLERANCE[precision]:.0e} allowed)"
+    text = (
+        f"{what}: losses differ from plain PyTorch's by {difference:.1e} at most ({TOLERANCE[precision]:.0e} allowed)"
+    )
     return graded("parity", text, "do not train with it here: reinstall torch and deepspeed, report it", bad=wrong)
 
 
@@ -61,9 +64,9 @@ def _micro_batches(world: World) -> int:
     return ROUNDS * world.size
 
 
-def _batch(step: int, size: int) -> tuple[dict[str, Tensor], Tensor]:
-    """The whole batch of a step."""
-    generator = torch.Generator().manual_seed(step)
+def _batch(size: int) -> tuple[dict[str, Tensor], Tensor]:
+    """The whole batch of every step."""
+    generator = torch.Generator().manual_seed(0)
     ids = torch.randint(VOCABULARY, (size, BLOCK), generator=generator)
     positions = torch.rand(size, BLOCK, generator=generator).argsort(1)[:, :SCORED].sort(1).values
     labels = torch.randint(VOCABULARY, (size, SCORED), generator=generator)
@@ -80,9 +83,8 @@ def _plain(config: PretrainedConfig, world: World) -> list[float]:
         for decays in (True, False)
     ]
     optimizer = spec.build(groups, lr=RATE)
-    losses = []
-    for step in range(STEPS):
-        inputs, labels = _batch(step, _micro_batches(world))
+    losses, (inputs, labels) = [], _batch(_micro_batches(world))
+    for _ in range(STEPS):
         logits = net(**{name: value.to(world.device) for name, value in inputs.items()}).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels.to(world.device).flatten())
         optimizer.zero_grad()
@@ -97,12 +99,10 @@ def _engine(config: PretrainedConfig, world: World, precision: str, zero_stage: 
     """The same through DeepSpeed, every rank with its part of each batch."""
     size = _micro_batches(world)
     engine = Engine(models.build(config, seed=1), stage(precision, zero_stage, size), world, seed=0)
-    losses = []
-    for step in range(STEPS):
-        inputs, labels = _batch(step, size)
-        mine = [slice(place, place + 1) for place in range(world.rank, size, world.size)]
-        parts = [Batch({name: value[at] for name, value in inputs.items()}, labels[at], valid=1) for at in mine]
-        losses.append(engine.step(parts, step, RATE)[0])
+    inputs, labels = _batch(size)
+    mine = [slice(place, place + 1) for place in range(world.rank, size, world.size)]
+    parts = [Batch({name: value[at] for name, value in inputs.items()}, labels[at], valid=1) for at in mine]
+    losses = [engine.step(parts, step, RATE)[0] for step in range(STEPS)]
     engine.close()
     del engine
     free()

@@ -101,7 +101,7 @@ def _notes(config: Config, cluster: Cluster) -> Iterator[str]:
 
 
 def _checkpoints(config: Config, cluster: Cluster) -> Iterator[str]:
-    """Check what the stages will load, as far as it is there. A run sets a damaged checkpoint aside; here it is told."""
+    """Check what the stages will load, as far as it is there. A run sets a damaged checkpoint aside; this tells it."""
     readable = []
     for stage in config.stages:
         newest = publish.newest(StageFolder(config.path / stage.name).checkpoints)
@@ -130,9 +130,7 @@ def _launch(cluster: Cluster, start: Start, arguments: Sequence[str]) -> Iterato
         yield shlex.join([*command, *map(str, place), "--master-port", str(start.port)])
 
 
-def _stage(
-    config: Config, stage: Stage, cluster: Cluster, there: Inventory, model: PretrainedConfig
-) -> dict[str, Any]:
+def _stage(config: Config, stage: Stage, cluster: Cluster, there: Inventory, model: PretrainedConfig) -> dict[str, Any]:
     parameters = models.architecture_of(model).parameters
     shared = {"name": stage.name, "kind": stage.kind, "model": stage.model, "parameters": parameters}
     shared |= {"origin": stage.origin, "status": _status(config, stage)}

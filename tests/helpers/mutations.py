@@ -12,7 +12,22 @@ import yaml
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").rglob("*.yaml"))
 NAN, INF = float("nan"), float("inf")
-NAMES = ("", ".", "..", "../up", "a/b", "/root", "a b", "-rf", "x" * 300, "a\0b", "line\nbreak", "\x1b[31m", "~", "nul:")
+NAMES = (
+    "",
+    ".",
+    "..",
+    "../up",
+    "a/b",
+    "/root",
+    "a b",
+    "-rf",
+    "x" * 300,
+    "a\0b",
+    "line\nbreak",
+    "\x1b[31m",
+    "~",
+    "nul:",
+)
 """That name no folder."""
 BAD: dict[str, tuple[Any, ...]] = {
     "seed": (-1, 1.5, NAN, "zero"),
@@ -81,9 +96,38 @@ GOOD: dict[str, tuple[Any, ...]] = {
     "workers": (0, 12),
 }
 """Values that it may have."""
-ODD = ("%s", "{name}", "null", "~", "#", "&a", "*", "a\tb", "ä…\u202e", "\x1b[31m", "' or 1", "$HOME", "C:\\x", "0x10", "1_0")
+ODD = (
+    "%s",
+    "{name}",
+    "null",
+    "~",
+    "#",
+    "&a",
+    "*",
+    "a\tb",
+    "ä…\u202e",
+    "\x1b[31m",
+    "' or 1",
+    "$HOME",
+    "C:\\x",
+    "0x10",
+    "1_0",
+)
 """Texts that are neither surely right nor surely wrong: whatever is said of them, is said in one line."""
-REQUIRED = {"kind", "name", "model", "batch", "schedule", "peak", "horizon", "family", "layers", "hidden", "heads", "data"}
+REQUIRED = {
+    "kind",
+    "name",
+    "model",
+    "batch",
+    "schedule",
+    "peak",
+    "horizon",
+    "family",
+    "layers",
+    "hidden",
+    "heads",
+    "data",
+}
 REQUIRED |= {"models", "stages"}
 
 

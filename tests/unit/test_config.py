@@ -29,7 +29,10 @@ MISTAKES = [
     ),
     ("stages.small.batch=1.5", "stages.small.batch: must be a whole number (got 1.5)"),
     ("stages.grown.source=large", "stages.grown.source: 'large' is no earlier stage and no folder"),
-    ("stages.grown.source=smal", "stages.grown.source: 'smal' is no earlier stage and no folder; did you mean 'small'?"),
+    (
+        "stages.grown.source=smal",
+        "stages.grown.source: 'smal' is no earlier stage and no folder; did you mean 'small'?",
+    ),
     ("stages.grown.model=larg", "stages.grown.model: no model 'larg'; did you mean 'large'?"),
     ("stages.large.name=small", "stages.small: the name is taken"),
     ("stages.large.name=report.html", "stages.report.html: the name is taken"),
