@@ -205,6 +205,9 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=self.deepspeed_config, dist_init_required=False
         )
+        for state in optimizer.state.values():  # of stage 0 in bf16 alone, by a step on gradients of zero
+            if isinstance(state.get("step"), Tensor):
+                state["step"].zero_()
 
     @property
     def micro_batch(self) -> int:
