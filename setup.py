@@ -50,6 +50,7 @@ setup(
         "jinja2>=3.1",
         "matplotlib>=3.9",
         "numpy>=2",
+        "packaging>=23",
         "pillow>=10",
         "psutil>=5",
         "pyarrow>=19",

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import NoReturn
 
 from pipeline import config
+from pipeline.cli import dry_run_options
 from pipeline.cli.arguments import Commands, add_local_rank, node_counts, path
 from pipeline.cli.output import exit_code
 from pipeline.config.schema import Config
@@ -45,6 +46,8 @@ def add_parsers(commands: Commands) -> None:
         if name != "prepare":
             _add_nodes(command)
             _add_allow(command)
+        if name == "run":
+            dry_run_options.add(command)
         add_local_rank(command)
 
 
@@ -114,7 +117,11 @@ def _load(options: argparse.Namespace) -> Config:
 def _run(options: argparse.Namespace) -> None:
     from pipeline.runs import run
 
+    dry_run_options.require_fitting(options)
     start = _allowing(options)
+    if options.dry_run:
+        dry_run_options.show(_load(options), start, options)
+        return
     _do(start, lambda: run.run(_load(options), start))
 
 

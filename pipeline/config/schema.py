@@ -169,7 +169,7 @@ class ExpandStage(Strict):
 
     kind: Literal["expand"]
     name: FolderName
-    source: str
+    source: Place
     model: str
     method: MethodChoice = MethodChoice()
     optimizer_state: Literal["reset", "grow"] = "reset"
@@ -270,7 +270,8 @@ class Config(Strict):
             problems.append(f"{where}.model: no model '{stage.model}'{nearest(stage.model, self.models)}")
         later = origin in {each.name for each in self.stages}
         if origin and origin not in earlier and (later or not Path(origin).exists()):
-            problems.append(f"{where}: '{origin}' is no earlier stage and no folder{nearest(origin, earlier)}")
+            key, known = "source" if isinstance(stage, ExpandStage) else "start", nearest(origin, earlier)
+            problems.append(f"{where}.{key}: '{origin}' is no earlier stage and no folder{known}")
         if isinstance(stage, ExpandStage) and origin in earlier:
             source, target = (self.models.get(name) for name in (earlier[origin].model, stage.model))
             problems += _shrinkage(stage, source, target) if source and target else []

@@ -69,13 +69,10 @@ def prepare(data: TextData | ImageData, seed: int, folder: Path) -> Prepared:
     anything else.
     """
     folder = Path(folder)
-    if (folder / NAME).exists():
-        _require_same(folder, data, seed)
+    if there := prepared_before(folder, data, seed):
         _require_whole(folder)
         logger.debug(f"{folder}: prepared already")
-        return open_prepared(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: not empty and not prepared data; remove it or choose another folder")
+        return there
     draft = folder.with_name(folder.name + ".draft")
     shutil.rmtree(draft, ignore_errors=True)
     try:
@@ -87,6 +84,16 @@ def prepare(data: TextData | ImageData, seed: int, folder: Path) -> Prepared:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return Prepared(folder, facts)
+
+
+def prepared_before(folder: Path, data: TextData | ImageData, seed: int) -> Prepared | None:
+    """What an earlier `prepare` with the same config and seed wrote. Raises UserError where anything else is there."""
+    if (folder / NAME).exists():
+        _require_same(folder, data, seed)
+        return open_prepared(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: not empty and not prepared data; remove it or choose another folder")
+    return None
 
 
 def open_prepared(folder: Path) -> Prepared:

@@ -11,6 +11,7 @@ from pipeline.checkpoints import CheckpointLayout, State, publish
 from pipeline.config.schema import Config, ExpandStage, ModelSizes, Stage, TrainStage
 from pipeline.config.validation_errors import all_of
 from pipeline.data import Prepared, open_prepared
+from pipeline.durations import Duration
 from pipeline.errors import UserError, placed
 from pipeline.expansion import target as targets
 from pipeline.growth import methods, optimizer_state
@@ -84,13 +85,22 @@ def _require_one_layout(where: str, readers: list[TrainStage], ranks: int) -> No
         )
 
 
-def after_data(config: Config) -> None:
-    """Check what the data decide: model sizes, steps, and whether every growth can be lossless. Raises UserError that
-    lists all problems."""
-    data = open_prepared(config.path / "data")
+def after_data(config: Config, data: Prepared | None = None, counted: bool = True) -> dict[str, PretrainedConfig]:
+    """Check what the data decide: model sizes, steps, and whether every growth can be lossless. Returns the models'
+    configs. data: instead of those of the run folder. counted: whether their number of samples is known; else schedules
+    in epochs are not looked at. Raises UserError that lists all problems."""
+    data = data or open_prepared(config.path / "data")
     all_of(partial(_model_config, config, name, data) for name in config.models)
     model_configs = {name: _model_config(config, name, data) for name in config.models}
-    all_of(partial(_stage_after_data, config, stage, data, model_configs) for stage in config.stages)
+    stages = [stage for stage in config.stages if counted or not in_epochs(stage)]
+    all_of(partial(_stage_after_data, config, stage, data, model_configs) for stage in stages)
+    return model_configs
+
+
+def in_epochs(stage: Stage) -> bool:
+    """Whether a stage's schedule is measured by the number of training samples."""
+    keys = vars(stage.schedule).values() if isinstance(stage, TrainStage) else ()
+    return any(isinstance(key, Duration) and key.unit == "epochs" for key in keys)
 
 
 def _model_config(config: Config, name: str, data: Prepared) -> PretrainedConfig:

@@ -136,7 +136,13 @@ def leave(code: int = 0) -> NoReturn:
 
 def supported_precisions() -> set[str]:
     """The values of `precision` that DeepSpeed can train in on this machine's devices, as its accelerator says."""
-    return {"fp32"} | ({"bf16"} if get_accelerator().is_bf16_supported() else set())
+    return {"fp32"} | ({"bf16"} if half_precisions()["bf16"] else set())
+
+
+def half_precisions() -> dict[str, bool]:
+    """What DeepSpeed's accelerator says of 16-bit formats."""
+    accelerator = get_accelerator()
+    return {"bf16": bool(accelerator.is_bf16_supported()), "fp16": bool(accelerator.is_fp16_supported())}
 
 
 def precisions_of_workers() -> set[str]:
@@ -210,6 +216,9 @@ class Engine:
             model=model, optimizer=optimizer, config=self.deepspeed_config, dist_init_required=False
         )
         timeouts.set_as_of_all_ranks()
+        for state in optimizer.state.values():  # of stage 0 in bf16 alone, by a step on gradients of zero
+            if isinstance(state.get("step"), Tensor):
+                state["step"].zero_()
 
     @property
     def micro_batch(self) -> int:
