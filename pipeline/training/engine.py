@@ -13,11 +13,11 @@ import os
 import pickle
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import deepspeed
 import deepspeed.ops
@@ -43,6 +43,7 @@ from pipeline.training.start import require_loadable
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 TIMEOUT = datetime.timedelta(minutes=30)
 OLDEST_DEEPSPEED = (0, 19, 8)
 """Earlier versions give wrong gradients silently (0.17.6 to 0.18.2 with ZeRO-2, 0.18.6 to 0.18.9 with ZeRO-1 in bf16),
@@ -140,6 +141,22 @@ def require_precision(stage: TrainStage, supported: set[str]) -> None:
             f"stages.{stage.name}.precision: {stage.precision} is not supported by this machine's {device} devices; "
             f"choose {' or '.join(sorted(supported))}"
         )
+
+
+def of_rank_0(find: Callable[[], T]) -> T:
+    """What `find` gives on rank 0, for every rank; to be called by all. It may open a file of every rank, which all
+    ranks together could not. Raises the UserError that rank 0 has raised."""
+    found: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            found = [find()]
+        except UserError as error:
+            found = [error]
+    dist.broadcast_object_list(found)
+    if isinstance(found[0], UserError):
+        raise found[0]
+    result: T = found[0]
+    return result
 
 
 def checkpoint_of_rank_0(newest: Path | None) -> Path | None:

@@ -73,7 +73,7 @@ def continues_optimizer(start: Path, stage: TrainStage, world: int) -> bool:
 def require_loadable(folder: Path, stage: TrainStage, world: int) -> None:
     """Raises UserError, with the way out, where the engine of `stage` on `world` ranks cannot load a checkpoint and its
     optimizer: native shards are those of one ZeRO stage and number of ranks."""
-    stored = CheckpointLayout.from_facts(manifest.read(folder).facts())
+    stored = CheckpointLayout.from_facts(manifest.parse(folder / manifest.NAME).facts())
     own = CheckpointLayout.of(stage, world)
     if not stored.kind.engine_loads(stored, own, stage.optimizer):
         raise UserError(
