@@ -1,4 +1,4 @@
-"""What rank 0, and any other rank, does at many ranks, without starting one: a table of seconds.
+"""What rank 0, and any other rank, does at many ranks, without starting one: a table of CPU seconds.
 
     python benchmarks/many_ranks.py                      1 and 1,024 ranks, BERT-large: a minute
     python benchmarks/many_ranks.py --ranks 8 64 512
@@ -34,9 +34,9 @@ Row = tuple[str, float]
 
 
 def timed(name: str, work: Callable[[], object]) -> Row:
-    begun = time.perf_counter()
+    begun = time.process_time()
     work()
-    return name, time.perf_counter() - begun
+    return name, time.process_time() - begun
 
 
 def sampler(ranks: int) -> Iterator[Row]:
@@ -89,7 +89,7 @@ def main() -> None:
             rows = [*sampler(ranks), *manifests(ranks, work), *ledgers(work), *plans(content, ranks, work)]
             columns.append(dict(rows))
     parameters = models.architecture_of(SIZES["bert-large"]).parameters
-    print(f"{parameters:,} parameters; seconds at {', '.join(f'{ranks:,}' for ranks in options.ranks)} ranks")
+    print(f"{parameters:,} parameters; CPU seconds at {', '.join(f'{ranks:,}' for ranks in options.ranks)} ranks")
     for name in columns[0]:
         print(f"  {name:56s}" + "".join(f"{column[name]:10.3f}" for column in columns))
 

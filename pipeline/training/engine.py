@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import deepspeed
 import deepspeed.ops
@@ -146,17 +146,17 @@ def require_precision(stage: TrainStage, supported: set[str]) -> None:
 def of_rank_0(find: Callable[[], T]) -> T:
     """What `find` gives on rank 0, for every rank; to be called by all. It may open a file of every rank, which all
     ranks together could not. Raises the UserError that rank 0 has raised."""
-    found: list[Any] = [None]
+    found: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
-            found = [find()]
+            found[0] = find()
         except UserError as error:
-            found = [error]
+            found[1] = str(error)
     dist.broadcast_object_list(found)
-    if isinstance(found[0], UserError):
-        raise found[0]
-    result: T = found[0]
-    return result
+    result, refusal = found
+    if refusal is not None:
+        raise UserError(refusal)
+    return cast(T, result)
 
 
 def checkpoint_of_rank_0(newest: Path | None) -> Path | None:

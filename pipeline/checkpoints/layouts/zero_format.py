@@ -131,7 +131,7 @@ class FlatPartition:
     def flat(self) -> int:
         """Length of each rank's flat tensor, padding included."""
         if self.stage == 3:
-            return sum(math.ceil(size / self.world) for size in self.sizes)
+            return self._shares[-1][2] if self.sizes else 0
         return 2 * math.ceil(sum(self.sizes) / (2 * self.world))
 
     def stored(self, rank: int) -> int:
@@ -142,6 +142,12 @@ class FlatPartition:
     def _ends(self) -> list[int]:
         """Where each parameter ends in the group."""
         return list(accumulate(self.sizes))
+
+    @cached_property
+    def _shares(self) -> list[tuple[int, int, int]]:
+        """Stage 3: the size of each parameter, its share per rank, and where that ends in the rank's flat."""
+        shares = [math.ceil(size / self.world) for size in self.sizes]
+        return list(zip(self.sizes, shares, accumulate(shares), strict=True))
 
     def of_rank(self, rank: int) -> Iterator[tuple[int, ShardSlice]]:
         """The slices of one rank in order, each with its parameter's number: those of `slices`, without the others."""
@@ -158,12 +164,9 @@ class FlatPartition:
             begin, number = begin + length, number + 1
 
     def _each_of_rank(self, rank: int) -> Iterator[tuple[int, ShardSlice]]:
-        offset = 0
-        for number, size in enumerate(self.sizes):
-            share = math.ceil(size / self.world)
+        for number, (size, share, end) in enumerate(self._shares):
             if rank * share < size:
-                yield number, ShardSlice(rank, offset, rank * share, min(share, size - rank * share))
-            offset += share
+                yield number, ShardSlice(rank, end - share, rank * share, min(share, size - rank * share))
 
     def slices(self) -> list[list[ShardSlice]]:
         """For every parameter, its slices in order."""
