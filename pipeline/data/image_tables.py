@@ -119,7 +119,7 @@ class _Shards:
     def close(self) -> None:
         """Write what `datasets.load_from_disk` asks for besides."""
         self._end()
-        state = {
+        state: dict[str, object] = {
             "_data_files": [{"filename": name} for name in self.names],
             "_fingerprint": "0" * 16,
             "_format_columns": None,

@@ -81,7 +81,8 @@ class Split:
         if self.tables is None:
             self.rows.save_to_disk(folder)
         else:
-            self.tables.save(*(np.asarray(self.rows[key][:], dtype=np.int64) for key in (ROW, "label")), folder)
+            rows, labels = (np.asarray(self.rows[key][:], dtype=np.int64) for key in (ROW, "label"))
+            self.tables.save(rows, labels, folder)
 
 
 def _splits(data: ImageData, cache: Path) -> tuple[Split, Split, list[str]]:
