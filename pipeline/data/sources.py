@@ -8,7 +8,8 @@ import glob
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,9 +52,30 @@ class HubSplit:
     split: str
 
     def load(self) -> datasets.Dataset:
-        """Download it whole into the hub's own cache. Raises UserError."""
-        try:
+        """Download it whole into the hub's own cache, and convert it there. Raises UserError."""
+        with self._explained():
             return datasets.load_dataset(self.name, self.subset, split=self.split)
+
+    def tables(self) -> tuple[list[Path], datasets.Features | None] | None:
+        """Its parquet files, downloaded into the hub's own cache, and what its card says of their columns; None where
+        it consists of others. Raises UserError."""
+        with self._explained():
+            builder = datasets.load_dataset_builder(self.name, self.subset)
+            files = (builder.config.data_files or {}).get(self.split)
+            if not files or not all(str(file).lower().endswith(TABLE) for file in files):
+                return None
+            manager = datasets.DownloadManager(
+                dataset_name=self.name,
+                download_config=datasets.DownloadConfig(
+                    cache_dir=builder._cache_downloaded_dir, use_etag=False, token=builder.token
+                ),
+            )
+            return [Path(path) for path in manager.download(list(files))], builder.info.features
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             dataset = f"{self.name}, subset {self.subset}" if self.subset else self.name
             raise UserError(

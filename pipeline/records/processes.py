@@ -15,7 +15,9 @@ REQUESTS = (signal.SIGTERM, signal.SIGUSR1)
 """By which a scheduler asks a run to stop (training/preemption.py)."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """malloc.h: how much freed memory is kept, and from what size on each allocation is a mapping of its own."""
-WORKERS = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) + 1
+CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+"""Those that this process may run on."""
+WORKERS = CPUS + 1
 """Processes that write and hash: one more than the CPUs, for now and then one of them waits for the disk."""
 
 

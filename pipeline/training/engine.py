@@ -13,11 +13,11 @@ import os
 import pickle
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
 import deepspeed
 import deepspeed.ops
@@ -47,6 +47,7 @@ from pipeline.training.start import require_loadable
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 OLDEST_DEEPSPEED = (0, 19, 8)
 """Earlier versions give wrong gradients silently (0.17.6 to 0.18.2 with ZeRO-2, 0.18.6 to 0.18.9 with ZeRO-1 in bf16),
 and the repairs below were tested with this one."""
@@ -161,6 +162,22 @@ def require_precision(stage: TrainStage, supported: set[str]) -> None:
             f"stages.{stage.name}.precision: {stage.precision} is not supported by this machine's {device} devices; "
             f"choose {' or '.join(sorted(supported))}"
         )
+
+
+def of_rank_0(find: Callable[[], T]) -> T:
+    """What `find` gives on rank 0, for every rank; to be called by all. It may open a file of every rank, which all
+    ranks together could not. Raises the UserError that rank 0 has raised."""
+    found: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            found[0] = find()
+        except UserError as error:
+            found[1] = str(error)
+    dist.broadcast_object_list(found)
+    result, refusal = found
+    if refusal is not None:
+        raise UserError(refusal)
+    return cast(T, result)
 
 
 def checkpoint_of_rank_0(newest: Path | None) -> Path | None:

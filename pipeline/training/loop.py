@@ -23,7 +23,7 @@ from pipeline.records.stage_facts import TrainFacts
 from pipeline.records.stage_records import EvaluationRecord, LedgerEntry, SaveRecord, TrainingRecord
 from pipeline.rng import derive
 from pipeline.training import lost_steps, resharded_start
-from pipeline.training.engine import Engine, World
+from pipeline.training.engine import Engine, World, of_rank_0
 from pipeline.training.hangs.watch import Reached, watched
 from pipeline.training.hardware import peak_of_all_ranks
 from pipeline.training.preemption import StopRequest
@@ -46,7 +46,7 @@ def _run(config: Config, stage: TrainStage, world: World, request: StopRequest, 
     resume = newest_whole(StageFolder(config.path / stage.name).checkpoints, world)
     plan = plan_training(config, stage)
     engine = _engine(plan, world, resume)
-    step = manifest.read(resume).step if resume else 0
+    step = manifest.parse(resume / manifest.NAME).step if resume else 0
     begun = _begin(plan, world, step, resume is not None) if world.first else None
     Loop(plan, engine, world, request, reached).run(step, resumed=resume is not None)
     reached.enter("end", plan.rates.steps)
@@ -82,7 +82,7 @@ def _engine(plan: TrainingPlan, world: World, resume: Path | None) -> Engine:
         return Engine(model, plan.stage, world, plan.config.seed)
     if world.first and resume is None and (checkpoint / manifest.NAME).exists():
         manifest.verify(checkpoint)
-    if resume is not None or continues_optimizer(checkpoint, plan.stage, world.size):
+    if resume is not None or of_rank_0(lambda: continues_optimizer(checkpoint, plan.stage, world.size)):
         place = resharded_start.place(checkpoint, plan.stage, world.size, plan.folder)
         engine = Engine(model, plan.stage, world, plan.config.seed, start=place)
         engine.load(place)

@@ -86,6 +86,7 @@ def _source(config: Config, stage: TrainStage, ranks: int) -> Path | None:
 def _fits(checkpoint: Path, stage: TrainStage, ranks: int) -> bool:
     """A damaged one does not."""
     try:
+        manifest.read(checkpoint)
         return is_loadable(checkpoint, stage, ranks)
     except UserError:
         return False

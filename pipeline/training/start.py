@@ -77,7 +77,7 @@ def is_loadable(folder: Path, stage: TrainStage, world: int) -> bool:
 
 def stored_layout(folder: Path) -> CheckpointLayout:
     """The layout that the manifest of a checkpoint names. Raises UserError."""
-    return CheckpointLayout.from_facts(manifest.read(folder).facts())
+    return CheckpointLayout.from_facts(manifest.parse(folder / manifest.NAME).facts())
 
 
 def require_loadable(folder: Path, stage: TrainStage, world: int) -> None:

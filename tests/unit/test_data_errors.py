@@ -347,7 +347,7 @@ def test_a_document_that_sentencepiece_does_not_take(files):
     """It says so of some hundred megabytes in one line; here it says so of anything."""
 
     class Refusing:
-        def encode(self, documents: list[str]) -> list[list[int]]:
+        def encode(self, documents: list[str], num_threads: int) -> list[list[int]]:
             raise RuntimeError("Internal: the input is too long")
 
     tokenizer = SentencePiece.__new__(SentencePiece)

@@ -50,20 +50,18 @@ class Flat:
         """This rank's flat; a parameter without a tensor (a fresh moment) is zeros. stored: without the padding that
         stages 1 and 2 leave out of the weights."""
         slices, position = [], 0
-        for name, cuts in zip(self.names, self.partition.slices(), strict=True):
-            for cut in (cut for cut in cuts if cut.rank == rank):
-                if cut.offset > position:
-                    slices.append(TensorSlice(None, 0, cut.offset - position))
-                slices.append(TensorSlice(tensors.get(name), cut.start, cut.start + cut.length))
-                position = cut.offset + cut.length
+        for number, cut in self.partition.of_rank(rank):
+            if cut.offset > position:
+                slices.append(TensorSlice(None, 0, cut.offset - position))
+            slices.append(TensorSlice(tensors.get(self.names[number]), cut.start, cut.start + cut.length))
+            position = cut.offset + cut.length
         end = self.partition.stored(rank) if stored else self.partition.flat
         return slices + ([TensorSlice(None, 0, end - position)] if end > position else [])
 
     def fragments(self, rank: int) -> "OrderedDict[str, Any]":
         """Where each parameter lies in this rank's flat, as DeepSpeed's own converter reads it."""
-        cuts = zip(self.names, self.partition.slices(), strict=True)
-        mine = ((name, cut) for name, parts in cuts for cut in parts if cut.rank == rank)
-        return OrderedDict((name, deepspeed_pickles.fragment(cut.length, cut.offset)) for name, cut in mine)
+        mine = self.partition.of_rank(rank)
+        return OrderedDict((self.names[n], deepspeed_pickles.fragment(cut.length, cut.offset)) for n, cut in mine)
 
 
 def files(
