@@ -8,7 +8,7 @@ from pipeline.accounting.lineage import origins
 from pipeline.accounting.recorded_runs import RecordedRun, RecordedStage, RecordReader
 from pipeline.records.stage_facts import ExpandFacts
 from pipeline.records.stage_records import TrainingRecord
-from pipeline.report.content import Continuity, Series, Stage, Start, TrainingSeries, Verdict
+from pipeline.report.content import Continuity, Event, Series, Stage, Start, TrainingSeries, Verdict
 
 MEASURED: dict[str, Any] = {"tolerance": 0.0, "drift": [], "symmetry": {}, "loss": None, "stored": None}
 """What a verification may measure beside relative differences, and its value where it was not measured."""
@@ -117,6 +117,22 @@ def _verdicts(verification: dict[str, Any]) -> list[Verdict]:
         within = None if gate is None else difference <= gate
         verdicts.append(Verdict(precision=precision, difference=difference, gate=gate, within=within))
     return verdicts
+
+
+def events(run: RecordedRun) -> list[Event]:
+    """What was out of bounds, stage after stage."""
+    return [
+        Event(
+            stage=stage.name,
+            step=event.step,
+            seen=event.words,
+            action=event.action,
+            back_to=event.back_to,
+            data_step=event.data_step,
+        )
+        for stage in run.trained
+        for event in stage.events
+    ]
 
 
 def models(run: RecordedRun) -> list[dict[str, Any]]:
