@@ -14,7 +14,7 @@ Series = list[tuple[int, float]]
 
 class TrainingSeries(Content):
     """Thinned series. raw keeps the lowest and highest loss of each bin, so that a spike survives; smooth is a centred
-    mean over 2 % of the record; rate is the learning rate. diverged: the first step whose loss is not a number."""
+    mean over 2 % of the record; rate is the learning rate. diverged: the step from which on no loss is a number."""
 
     raw: Series
     smooth: Series

@@ -40,7 +40,7 @@ def _state(stage: RecordedStage) -> str:
 
 
 def warnings(stages: list[Stage]) -> list[str]:
-    """Training that diverged, which a reader must know before trusting a curve."""
+    """Training that diverged and never came back, which a reader must know before trusting a curve."""
     return [
         f"Stage '{stage.stage}' broke down: its training loss is not a number at step {stage.training.diverged}."
         for stage in stages
@@ -50,8 +50,9 @@ def warnings(stages: list[Stage]) -> list[str]:
 
 def training(steps: list[TrainingRecord]) -> TrainingSeries:
     """The series that figures draw, from the records of training steps."""
-    diverged = next((record.step for record in steps if not math.isfinite(record.loss)), None)
     finite = [record for record in steps if math.isfinite(record.loss)]
+    last = finite[-1].step if finite else -1
+    diverged = next((record.step for record in steps if record.step > last), None)
     width = -(-len(finite) // (POINTS // 2)) if len(finite) > POINTS else 1
     losses = [(record.step, record.loss) for record in finite]
     rates = [(record.step, record.lr) for record in finite][::width]

@@ -65,14 +65,13 @@ class DeviceStopwatch(Stopwatch):
         self._events.append((kind, event))
 
     def settle(self) -> None:
-        """Divide the time since the last lap as the device's own time was divided. A second call finds no more than
-        what was queued since the first."""
-        now, kinds = time.perf_counter(), [kind for kind, _ in self._events[1:]]
-        events = [event for _, event in self._events]
-        spans = [before.elapsed_time(after) for before, after in pairwise(events)]
-        total = sum(spans)
-        for kind, span in zip(kinds, spans, strict=True):
-            self._seconds[kind] += (now - self.last) * span / total if total else 0.0
-        if total:
-            self.last = now
-        self._events = self._events[-1:]
+        """Divide the time since the last lap as the device divided its own."""
+        kinds, events = zip(*self._events, strict=True)
+        now, spans = time.perf_counter(), [1.0]
+        if events[-1].query():  # always, for the loss has been read behind it; asking twice would wait
+            spans = [before.elapsed_time(after) for before, after in pairwise(events)]
+        total = sum(spans) or 1.0
+        for kind, span in zip(kinds[1:], spans, strict=False):
+            self._seconds[kind] += (now - self.last) * span / total
+        self.last = now
+        self._events = []

@@ -22,6 +22,9 @@ from tests.helpers.runs import STEPS, ledger, losses, steps_in_all, tiny_run
 SCRIPT = "tests.helpers.scripts.loss_policies"
 FIELDS = [*({"zero_stage": stage} for stage in range(4)), *({"zero_stage": s, "precision": "bf16"} for s in (0, 2))]
 
+REWIND = ("stages.small.stability.not_finite=rewind", "stages.small.zero_stage=3")
+"""Under ZeRO-3, whose engine leaves most behind when another is built in its process."""
+
 
 @pytest.mark.parametrize("poison", [False, True], ids=["finite", "nan"])
 @pytest.mark.parametrize("fields", FIELDS, ids=lambda fields: "-".join(map(str, fields.values())))
@@ -76,13 +79,13 @@ def newest(run: Path) -> dict:
 
 def test_a_rewound_run_and_one_that_was_killed_behind_its_rewinds_end_alike(tmp_path, capfd):
     """Saved at steps 5, 10, 15, …; steps 12 and, behind the rewind, 13 are poisoned."""
-    plain, run = command(tmp_path / "plain", "stages.small.stability.not_finite=rewind")
+    plain, run = command(tmp_path / "plain", *REWIND)
     with poisoned(11, 14):
         lemon_here(*plain)
     rewinds = [(12, "nan", "rewind", 10, 12), (13, "nan", "rewind", 10, 15)]
     assert events(run) == rewinds
     assert steps_in_all(run, "small") == STEPS + 2 + 3
-    again, other = command(tmp_path / "killed", "stages.small.stability.not_finite=rewind")
+    again, other = command(tmp_path / "killed", *REWIND)
     began = time.time()
     with poisoned(11, 14, killed_at=22):  # step 18, two behind its checkpoint
         code, _, said = cli.lemon(capfd, *again)

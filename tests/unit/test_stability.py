@@ -8,6 +8,7 @@ from pipeline.config.stability import Stability
 from pipeline.records.event_records import Events, Recent
 from pipeline.training.data_order import DataOrder
 from pipeline.training.stability import Stabilizer, stopped_by
+from pipeline.training.window import Window
 
 NAN, CALM = math.nan, 8
 
@@ -100,3 +101,13 @@ def test_an_event_of_a_step_that_is_done_again_is_recorded_once(tmp_path):
     events.add(event)
     events.add(event.model_copy(update={"step": 4}))
     assert [event.step for event in events] == [3, 4]
+
+
+def test_means_of_a_record_leave_out_what_is_no_number():
+    window = Window()
+    for loss, norm in ((4.0, 1.0), (NAN, math.inf), (6.0, 3.0)):
+        window.add(loss, norm, 0.5)
+    means = window.close()
+    assert (means.steps, means.loss, means.grad_norm, means.seconds) == (3, 5.0, 2.0, 0.5)
+    window.add(NAN, None, 0.5)
+    assert math.isnan(window.close().loss)

@@ -6,6 +6,7 @@ import time
 
 import psutil
 import pytest
+import torch
 
 from pipeline.accounting.wall_time import wall_time
 from pipeline.records.event_records import EventRecord
@@ -128,3 +129,41 @@ def test_the_report_tells_the_time_and_the_events(tmp_path):
     assert "gradient norm 9.25 above 4.125" in words and "went back to step 5, then took the samples of step 9" in words
     content = json.loads((tmp_path / "out" / "report.json").read_text())["runs"][0]
     assert content["wall_time"][0]["rows"]["waiting"] == 13.0 and content["events"][0]["back_to"] == 5
+
+
+class StreamEvent:
+    """What a GPU's stream would do: the device is at `now` milliseconds when the event is reached."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool):
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = StreamEvent.now
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, later: "StreamEvent") -> float:
+        return later.at - self.at
+
+
+def test_on_a_gpu_the_time_of_a_step_is_divided_as_the_device_had_it(monkeypatch):
+    """The host gives the work away at once and waits for the loss; the device has 30, 10 and 40 ms to do."""
+    monkeypatch.setattr("torch.cuda.Event", StreamEvent)
+    watch = Stopwatch.of(torch.device("cuda"))
+    began = watch.last
+    watch.lap("data")
+    watch.begin_step()
+    for kind, milliseconds in (("forward_backward", 30), ("optimizer", 10), ("communication", 40)):
+        StreamEvent.now += milliseconds
+        watch.queued(kind)
+    time.sleep(0.01)
+    watch.settle()
+    watch.lap("optimizer")
+    told, whole = watch.take(), watch.last - began
+    step = whole - told["data"]
+    assert sum(told.values()) == pytest.approx(whole)
+    assert told["forward_backward"] == pytest.approx(3 / 8 * step, rel=0.05)
+    assert told["communication"] == pytest.approx(4 / 8 * step, rel=0.05)
