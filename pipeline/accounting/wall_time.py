@@ -1,6 +1,5 @@
 """Where the wall clock of a training stage went, from its first start to its end, and how much of it was of use."""
 
-from collections import Counter
 from collections.abc import Iterable
 
 from pipeline.accounting.recorded_runs import Content
@@ -56,7 +55,7 @@ def wall_time(stage: str, records: Iterable[StartRecord | SpentRecord]) -> WallT
             spent.add(record)
     if not starts or spent.until is None:
         return None
-    rows: Counter[str] = Counter(dict.fromkeys(ROWS, 0.0))
+    rows = dict.fromkeys(ROWS, 0.0)
     for _, kind, seconds in spent.lines:
         rows[kind] += seconds
     total = spent.until - starts[0].began

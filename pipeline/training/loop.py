@@ -37,8 +37,9 @@ logger = logging.getLogger(__name__)
 
 def run(config: Config, stage: TrainStage, world: World, request: StopRequest) -> None:
     """Train `stage` to its end on this worker. Raises UserError, and Preempted where it was requested to stop."""
-    began = wall_clock.stage_began(StageFolder(config.path / stage.name))
-    while (began := _until_it_rewinds(config, stage, world, request, began)) is not None:
+    began: float | None = wall_clock.stage_began(StageFolder(config.path / stage.name))
+    while began is not None:
+        began = _until_it_rewinds(config, stage, world, request, began)
         free()
 
 

@@ -5,7 +5,7 @@ the step has arrived, tell how the time of a step is divided.
 """
 
 import time
-from collections import Counter
+from collections import defaultdict
 from itertools import pairwise
 
 import torch
@@ -16,7 +16,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.last = time.perf_counter()
-        self._seconds: Counter[str] = Counter()
+        self._seconds: dict[str, float] = defaultdict(float)
 
     @staticmethod
     def of(device: torch.device) -> "Stopwatch":
@@ -44,7 +44,7 @@ class Stopwatch:
 
     def take(self) -> dict[str, float]:
         """The seconds of each kind since the last call."""
-        taken, self._seconds = self._seconds, Counter()
+        taken, self._seconds = self._seconds, defaultdict(float)
         return dict(taken)
 
 
