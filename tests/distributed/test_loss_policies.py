@@ -89,7 +89,7 @@ def test_a_rewound_run_and_one_that_was_killed_behind_its_rewinds_end_alike(tmp_
     began = time.time()
     with poisoned(11, 14, killed_at=22):  # step 18, two behind its checkpoint
         code, _, said = cli.lemon(capfd, *again)
-    assert code == 2 and "died (SIGKILL" in said
+    assert code != 0 and "SIGKILL" in said
     with poisoned(11, 14):
         lemon_here(*again)
     assert events(other) == rewinds
