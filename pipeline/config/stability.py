@@ -13,11 +13,13 @@ class Stability(Strict):
     samples since then, `abort` ends the run. Not part of a stage's fingerprint: it may change when a stage goes on."""
 
     not_finite: Action = Field("abort", description="where the loss or the gradient norm is not a number or infinite")
-    spike: Action | Literal["ignore"] = Field("warn", description="where it lies far above its running median")
+    spike: Literal["ignore", "warn", "skip", "rewind", "abort"] = Field(
+        "warn", description="where it lies far above its running median"
+    )
     sigmas: float = Field(
         10.0, gt=0, description="how far: standard deviations, estimated from the median absolute deviation"
     )
-    window: int = Field(100, ge=8, le=100_000, description="steps of the running median; until then nothing is a spike")
+    window: int = Field(100, ge=8, le=10_000, description="steps of the running median; until then nothing is a spike")
     skips: int = Field(10, ge=1, description="updates in a row that may be skipped; the next ends the run")
     rewinds: int = Field(3, ge=1, description="rewinds to one checkpoint; the next ends the run")
 

@@ -78,26 +78,28 @@ def newest(run: Path) -> dict:
 
 
 def test_a_rewound_run_and_one_that_was_killed_behind_its_rewinds_end_alike(tmp_path, capfd):
-    """Saved at steps 5, 10, 15, …; steps 12 and, behind the rewind, 13 are poisoned."""
+    """Saved at steps 5, 10, 15, …; poisoned are step 3, behind which the stage begins anew, later step 12 and, behind
+    the rewind, step 13."""
+    poison = 2, 14, 17
     plain, run = command(tmp_path / "plain", *REWIND)
-    with poisoned(11, 14):
+    with poisoned(*poison):
         lemon_here(*plain)
-    rewinds = [(12, "nan", "rewind", 10, 12), (13, "nan", "rewind", 10, 15)]
+    rewinds = [(3, "nan", "rewind", 0, 3), (12, "nan", "rewind", 10, 15), (13, "nan", "rewind", 10, 18)]
     assert events(run) == rewinds
-    assert steps_in_all(run, "small") == STEPS + 2 + 3
+    assert steps_in_all(run, "small") == STEPS + 3 + 2 + 3
     again, other = command(tmp_path / "killed", *REWIND)
     began = time.time()
-    with poisoned(11, 14, killed_at=22):  # step 18, two behind its checkpoint
+    with poisoned(*poison, killed_at=25):  # in step 18, two behind its checkpoint
         code, _, said = cli.lemon(capfd, *again)
     assert code != 0 and "SIGKILL" in said
-    with poisoned(11, 14):
+    with poisoned(*poison):
         lemon_here(*again)
     assert events(other) == rewinds
     assert losses(other, "small") == losses(run, "small") and ledger(other, "small") == ledger(run, "small")
     assert newest(other) == newest(run)
     assert steps_in_all(other, "small") == steps_in_all(run, "small") + 2
     (told,) = build([other]).runs[0].wall_time
-    assert told.starts == 4 and told.rows["lost"] > 0 and told.rows["waiting"] > 0 and 0 < told.goodput < 1
+    assert told.starts == 5 and told.rows["lost"] > 0 and told.rows["waiting"] > 0 and 0 < told.goodput < 1
     assert sum(told.rows.values()) == pytest.approx(told.seconds, rel=0.01)
     assert told.seconds < time.time() - began
 
