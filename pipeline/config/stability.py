@@ -19,7 +19,7 @@ class Stability(Strict):
     sigmas: float = Field(
         10.0, gt=0, description="how far: standard deviations, estimated from the median absolute deviation"
     )
-    window: int = Field(100, ge=8, le=10_000, description="steps of the running median; until then nothing is a spike")
+    window: int = Field(100, ge=8, le=1000, description="steps of the running median; until then nothing is a spike")
     skips: int = Field(10, ge=1, description="updates in a row that may be skipped; the next ends the run")
     rewinds: int = Field(3, ge=1, description="rewinds to one checkpoint; the next ends the run")
 
