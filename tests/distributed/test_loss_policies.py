@@ -76,6 +76,7 @@ def newest(run: Path) -> Path:
     return max((run / "small" / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_a_rewound_run_and_one_that_was_killed_behind_its_rewinds_end_alike(tmp_path, capfd):
     """Saved at steps 5, 10, 15, …; poisoned are step 3, behind which the stage begins anew, later step 12 and, behind
     the rewind, step 13."""
