@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from pipeline.config.hang import HangChoice
+from pipeline.config.stability import Stability
 from pipeline.config.validation_errors import ConfigProblems
 from pipeline.durations import Duration, PositiveDuration, Time
 from pipeline.errors import UserError, nearest
@@ -141,6 +142,7 @@ class TrainStage(Strict):
     log_every: int = Field(1, ge=1, description="steps between two records in metrics.jsonl")
     keep: int = Field(2, ge=1, description="newest checkpoints kept")
     tensorboard: bool = False
+    stability: Stability = Stability()
 
     @property
     def origin(self) -> str | None:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -43,7 +44,10 @@ from pipeline.records.file_hashes import FileRecord, hashes
 from pipeline.records.processes import be_a_helper
 from pipeline.rng import derive
 from pipeline.training import micro_batches, timeouts
+from pipeline.training.finite import all_finite
 from pipeline.training.start import require_loadable
+from pipeline.training.stopwatch import Stopwatch
+from pipeline.training.update_gate import Refuses, UpdateGate
 
 logger = logging.getLogger(__name__)
 
@@ -236,6 +240,7 @@ class Engine:
         for state in optimizer.state.values():  # of stage 0 in bf16 alone, by a step on gradients of zero
             if isinstance(state.get("step"), Tensor):
                 state["step"].zero_()
+        self.gate, self.watch = UpdateGate(self.deepspeed), Stopwatch.of(world.device)
 
     @property
     def micro_batch(self) -> int:
@@ -251,26 +256,46 @@ class Engine:
         return places(self.accumulation * self.world.size, self.world.rank, self.world.size)
 
     def step(
-        self, batches: list[Batch], number: int, rate: float, stop: bool = False
+        self, batches: list[Batch], number: int, rate: float, stop: bool = False, refuses: Refuses | None = None
     ) -> tuple[float, float | None, bool]:
-        """One update from this rank's micro-batches. Returns the loss over all ranks, the gradient norm, and whether
-        any rank wants to stop behind this step."""
+        """One update from this rank's micro-batches, left out where it is refused. Returns the loss over all ranks, the
+        gradient norm, and whether any rank wants to stop behind this step.
+
+        refuses: asked before the update, for which the loss of all ranks must be waited for; None: without waiting."""
         self.deepspeed.train()
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = rate
-        total = torch.zeros((), device=self.world.device, dtype=torch.float64)
+        total, known = torch.zeros((), device=self.world.device, dtype=torch.float64), None
+        self.gate.ask(None)
+        self.watch.begin_step()
         for place, batch in zip(self.places, batches, strict=True):
             # Masks belong to the micro-batch, whichever rank it comes to; another micro_batch draws others.
             torch.manual_seed(derive(self.seed, "dropout", self.stage.name, number, place))
             losses = self._losses(batch)[0]
             self.deepspeed.backward(losses.mean())
-            self.deepspeed.step()
             total += losses.detach().double().mean()
+            self.watch.queued("forward_backward")
+            if refuses and place == self.places[-1]:
+                known = self._over_ranks(total, stop, len(batches))
+                self.gate.ask(partial(self._refused, refuses, known[0]))
+            self.deepspeed.step()
+            self.watch.queued("optimizer")
+        loss, stops = known or self._over_ranks(total, stop, len(batches))
+        self.watch.lap("optimizer")
+        return loss, self.gate.norm, stops
+
+    def _over_ranks(self, total: Tensor, stop: bool, parts: int) -> tuple[float, bool]:
+        """The mean loss of `parts` micro-batches of every rank, and whether any rank wants to stop. total: the sum of
+        this rank's."""
         sums = torch.stack([total, total.new_tensor(float(stop))])
         dist.all_reduce(sums)
+        self.watch.queued("communication")
         loss, stops = sums.tolist()
-        norm = self.deepspeed.get_global_grad_norm()
-        return loss / (len(batches) * self.world.size), None if norm is None else float(norm), stops > 0
+        self.watch.settle()
+        return loss / (parts * self.world.size), stops > 0
+
+    def _refused(self, refuses: Refuses, loss: float) -> bool:
+        return refuses(loss, self.gate.norm)
 
     def evaluate(self, batches: Iterable[Batch], kind: str) -> dict[str, float]:
         """Mean loss over the evaluation set of all ranks, with perplexity for text and top-1 accuracy for images."""
@@ -294,7 +319,13 @@ class Engine:
         return losses.mean(1), hits.mean(1)
 
     def save(self, folder: Path, step: int, facts: dict[str, Any]) -> Path:
-        """Publish `folder/step-0000500`: staged, every shard hashed by one of the ranks, renamed when all are there."""
+        """Publish `folder/step-0000500`: staged, every shard hashed by one of the ranks, renamed when all are there.
+        Raises UserError where a number in it is not finite."""
+        if not all_finite(self.deepspeed, self.world.device):
+            raise UserError(
+                f"stage '{self.stage.name}': weights or optimizer state are not finite at step {step}, which is not "
+                "saved; see stability: in the config"
+            )
         final = folder / f"step-{step:07d}"
         staging = final.with_name(publish.STAGING + final.name)
         if self.world.first:

@@ -2,7 +2,7 @@
 
 A stage records its fingerprint when it begins: the settings that determine its results, those of its origins included.
 How often it is logged, evaluated and saved, how much memory it uses and how it is distributed over ranks are no part of
-it: after an out-of-memory error it continues with a smaller `micro_batch`.
+it: after an out-of-memory error it continues with a smaller `micro_batch`. Nor is what it does about a spike.
 
 A record is read through the schema: a key that was added to the schema after the record has its default.
 """
@@ -26,6 +26,9 @@ LAYOUT = {"micro_batch", "activation_checkpointing", "zero_stage"}
 With dropout, though, masks are drawn for each micro-batch: another micro_batch draws others, other ranks do not."""
 ALLOWABLE = {"precision"}
 """Settings of a training stage that change its results a little, and that may change where it is allowed (--allow)."""
+
+POLICIES = {"stability"}
+"""What was done by them is in the stage's events; a stage that has ended on a NaN goes on with another policy."""
 
 
 class Fingerprint(Strict):
@@ -54,7 +57,7 @@ class Fingerprint(Strict):
 
     def _stage(self) -> dict[str, Any]:
         """The stage; of an expansion, its method with every option."""
-        settings = self.stage.model_dump(mode="json", exclude=CADENCE | LAYOUT)
+        settings = self.stage.model_dump(mode="json", exclude=CADENCE | LAYOUT | POLICIES)
         if isinstance(self.stage, ExpandStage):
             method = self.stage.method
             options = methods.parse(method.name, method.options).options.model_dump(mode="json")
