@@ -11,9 +11,8 @@ import math
 import multiprocessing
 import os
 import pickle
-import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,16 +28,16 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pipeline import checkpoints, models
-from pipeline.checkpoints import manifest, publish
 from pipeline.checkpoints.layouts import require_layout
 from pipeline.checkpoints.layouts.deepspeed_pickles import open_safely_from_here_on
 from pipeline.checkpoints.layouts.zero_format import unsafe
 from pipeline.config.schema import TrainStage
 from pipeline.data import Batch
 from pipeline.errors import UserError
-from pipeline.records.file_hashes import FileRecord, hashes
 from pipeline.records.processes import be_a_helper
 from pipeline.rng import derive
+from pipeline.training.save_in_flight import Publication
+from pipeline.training.saving import Saving
 from pipeline.training.start import require_loadable
 
 logger = logging.getLogger(__name__)
@@ -199,6 +198,7 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=self.deepspeed_config, dist_init_required=False
         )
+        self.saving = Saving(self.deepspeed, world.rank, world.size, background=stage.save == "background")
 
     @property
     def micro_batch(self) -> int:
@@ -227,6 +227,7 @@ class Engine:
         sums = torch.stack([total, total.new_tensor(float(stop))])
         dist.all_reduce(sums)
         loss, stops = sums.tolist()
+        self.saving.reserve()
         norm = self.deepspeed.get_global_grad_norm()
         return loss / (len(batches) * self.world.size), None if norm is None else float(norm), stops > 0
 
@@ -251,35 +252,15 @@ class Engine:
         hits = (logits.argmax(-1) == labels).float().view(len(labels), -1)
         return losses.mean(1), hits.mean(1)
 
-    def save(self, folder: Path, step: int, facts: dict[str, Any]) -> Path:
-        """Publish `folder/step-0000500`: staged, every shard hashed by one of the ranks, renamed when all are there."""
+    def save(self, folder: Path, step: int, facts: dict[str, Any], **around: Callable[[], None]) -> Path:
+        """Begin to save `folder/step-0000500`, which `saving.finish` waits for; all ranks together. around: `before`
+        and `behind` of its publication."""
         final = folder / f"step-{step:07d}"
-        staging = final.with_name(publish.STAGING + final.name)
-        if self.world.first:
-            publish.staging(final)
-        dist.barrier()
-        self.deepspeed.save_checkpoint(
-            str(staging), tag=final.name, client_state={"group_names": self.names}, save_latest=False
-        )
-        staged = staging / final.name
-        if self.world.first:
-            (staged / checkpoints.CONFIG).write_text(models.config_text(self.config), encoding="utf-8")
-        dist.barrier()
-        files = self._hashes(staged)
-        if self.world.first:
-            layout = checkpoints.CheckpointLayout.of(self.stage, self.world.size)
-            publish.publish(staged, final, {**facts, **layout.as_json(), "step": step}, files)
-            shutil.rmtree(staging)
-        dist.barrier()
+        layout = checkpoints.CheckpointLayout.of(self.stage, self.world.size)
+        publication = Publication(final, {**facts, **layout.as_json(), "step": step}, **around)
+        beside = {checkpoints.CONFIG: models.config_text(self.config)}
+        self.saving.save(publication, beside, client_state={"group_names": self.names})
         return final
-
-    def _hashes(self, staged: Path) -> dict[str, FileRecord]:
-        """Size and SHA-256 of every staged file, each hashed by one of the ranks."""
-        names = [manifest.listing(staged) if self.world.first else []]
-        dist.broadcast_object_list(names)  # one listing for all: another node's view of a shared folder may lag
-        parts: list[dict[str, FileRecord]] = [{}] * self.world.size
-        dist.all_gather_object(parts, hashes(staged, names[0][self.world.rank :: self.world.size]))
-        return {name: hashed for part in parts for name, hashed in part.items()}
 
     def load(self, folder: Path) -> None:
         """Load weights and optimizer of a checkpoint in the engine's own layout. Raises UserError when it is not."""
@@ -295,6 +276,7 @@ class Engine:
     def close(self) -> None:
         """Let go of model and optimizer, whose hooks would keep all of it until the process ends; under ZeRO-3 some
         stay when DeepSpeed has removed its own, so nothing is left that they could keep."""
+        self.saving.close()
         parameters = list(self.deepspeed.module.parameters())
         optimizer = self.deepspeed.optimizer
         self.deepspeed.destroy()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import models
-from pipeline.checkpoints import loader, manifest, publish
+from pipeline.checkpoints import loader, manifest, retention
 from pipeline.config import dump
 from pipeline.config.schema import Config, TrainStage
 from pipeline.data import Batch, evaluation_batches, train_batches
@@ -61,7 +61,7 @@ def _begin(plan: TrainingPlan, world: World, step: int, resumed: bool) -> TrainF
     lost_steps.account_for(plan.folder, earlier, step if resumed else -1)
     plan.folder.begin(begun)
     plan.folder.checkpoints.mkdir(exist_ok=True)
-    publish.prune(plan.folder.checkpoints, plan.stage.keep)
+    retention.prune(plan.folder.checkpoints, plan.stage.keep)
     plan.folder.metrics.truncate(step if resumed else -1)
     require_agreement(plan.folder.ledger.path, plan.folder.ledger.accounted(), begun, until=step)
     return begun
@@ -100,6 +100,7 @@ class Loop:
             world.first,
             plan.stage.tensorboard,
         )
+        self.evaluated: dict[int, dict[str, float]] = {}
         self.peak = peak_of_all_ranks(world.device.type, plan.stage.precision)
 
     def run(self, step: int, resumed: bool) -> None:
@@ -112,7 +113,7 @@ class Loop:
             first_step=step,
             **self.ranks,
         )
-        with self.progress:
+        with self.progress, self.engine.saving.settled():
             self.progress.begin(step, self.peak.flops, self.world.size, f"{self.world.device.type} {stage.precision}")
             if not resumed:
                 self._evaluate(0)
@@ -130,6 +131,9 @@ class Loop:
                     self._evaluate(step)
                 if save:
                     self._save(step)
+                if stop or step == total:
+                    self.engine.saving.finish()
+                self._record_saves()
                 if stop and step < total:
                     logger.info(f"{stage.name}: asked to stop, saved at step {step} of {total}")
                     raise Preempted(f"stage '{stage.name}' stopped at step {step} of {total}, which is saved")
@@ -138,7 +142,7 @@ class Loop:
         """Whether to stop behind it, as any of the ranks was asked to."""
         begun, reason = time.perf_counter(), self.request.reason
         parts = list(itertools.islice(batches, self.engine.accumulation))
-        loss, norm, stop = self.engine.step(parts, step, rate, stop=reason is not None)
+        loss, norm, stop = self.engine.step(parts, step, rate, stop=reason is not None or self.engine.saving.failed)
         self._require_finite(step + 1, loss, norm)
         self.window.add(loss, norm, time.perf_counter() - begun)
         return stop
@@ -185,6 +189,7 @@ class Loop:
         result = self.engine.evaluate(batches, data.facts["kind"])
         seconds = time.perf_counter() - begun
         self._require_finite(step, result["eval_loss"], None)
+        self.evaluated = {step: {retention.EVALUATION: result["eval_loss"]}}
         if self.world.first:
             self.plan.folder.metrics.append(_evaluation_record(step, result, seconds))
             samples = data.facts["evaluation"]
@@ -193,15 +198,24 @@ class Loop:
             self.progress.evaluation(step, result)
 
     def _save(self, step: int) -> None:
-        folder, begun = self.plan.folder, time.perf_counter()
-        provenance = self._provenance() if self.world.first else {}
-        if self.world.first:  # a checkpoint whose records are lost could not be accounted for
-            folder.metrics.sync()
-            folder.ledger.sync()
-        self.engine.save(folder.checkpoints, step, {"kind": "train", "provenance": provenance})
+        folder, facts = self.plan.folder, {"kind": "train", **self.evaluated.get(step, {})}
         if self.world.first:
-            publish.prune(folder.checkpoints, self.plan.stage.keep)
-            folder.metrics.append(SaveRecord(step=step, save_seconds=time.perf_counter() - begun))
+            facts["provenance"] = self._provenance()
+        self.engine.save(folder.checkpoints, step, facts, before=self._sync, behind=self._prune)
+
+    def _sync(self) -> None:
+        """A checkpoint whose records are lost could not be accounted for."""
+        self.plan.folder.metrics.sync()
+        self.plan.folder.ledger.sync()
+
+    def _prune(self) -> None:
+        retention.prune(self.plan.folder.checkpoints, self.plan.stage.keep)
+
+    def _record_saves(self) -> None:
+        for save in self.engine.saving.published():
+            step = save.publication.facts["step"]
+            record = SaveRecord(step=step, save_seconds=save.pause, published_seconds=save.seconds)
+            self.plan.folder.metrics.append(record)
 
     def _provenance(self) -> dict[str, Any]:
         """Where the weights come from and every FLOP spent on them, the origin's included."""
