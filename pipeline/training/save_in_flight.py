@@ -18,7 +18,7 @@ from pipeline.checkpoints import manifest, publish
 from pipeline.checkpoints.finite import Spans, not_finite
 from pipeline.checkpoints.serialization.frozen_tree import FrozenTree
 from pipeline.checkpoints.serialization.writer_pool import WriteTask
-from pipeline.errors import UserError, placed, writing_to
+from pipeline.errors import AGAIN, UserError, placed, writing_to
 from pipeline.records.file_hashes import FileRecord, record
 from pipeline.records.run_folder import read_json, write_json
 
@@ -101,11 +101,11 @@ class SaveInFlight:
                     f"'{place}' of {name} holds numbers that are not finite; lower schedule.peak, lengthen the "
                     "warm-up, or clip"
                 )
-            task = WriteTask(tree.file(name, self.staged), self.staged)
+            task = WriteTask(tree.file(name, self.staged, AGAIN), self.staged, AGAIN)
             records[name] = task.run(self._go_on)
             task.finish()
             require_read_back(task.path, records[name], self._go_on)
-        with writing_to(self.staging):
+        with writing_to(self.staging, AGAIN):
             write_json(self._record_of(self.rank), {name: each.model_dump() for name, each in records.items()})
 
     def _go_on(self, _: int) -> None:
@@ -118,7 +118,7 @@ class SaveInFlight:
     def _publish(self) -> None:
         files = {name: each for rank in range(self.world) for name, each in self._records(rank).items()}
         files |= {name: record(self.staged / name) for name in manifest.listing(self.staged) if name not in files}
-        with writing_to(self.publication.final):
+        with writing_to(self.publication.final, AGAIN):
             self.publication.before()
             publish.publish(self.staged, self.publication.final, self.publication.facts, files)
             shutil.rmtree(self.staging)

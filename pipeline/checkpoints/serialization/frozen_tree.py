@@ -1,5 +1,4 @@
-"""What a file of `torch.save` is going to hold, frozen at one moment: all but the numbers is pickled already, the numbers
-are storages.
+"""What a file of `torch.save` is going to hold, frozen at one moment: the numbers are storages, all else is pickled.
 
 torch's own reductions decide what is pickled, so nothing that `torch.save` would keep gets lost: tensors that share a
 storage share it still, classes, attributes and strides are kept. The file is written later, as a stream.
@@ -18,6 +17,7 @@ from torch.storage import TypedStorage
 
 from pipeline.checkpoints.serialization.byte_stream import CHUNK, Chunks, OutputFile
 from pipeline.checkpoints.serialization.torch_archive import skeleton_written
+from pipeline.errors import ELSEWHERE
 
 
 class _Freezer(pickle.Pickler):
@@ -80,10 +80,11 @@ class FrozenTree:
         """The tree, over the storages that are held here."""
         return _Thawer(io.BytesIO(self.pickled), self.storages).load()
 
-    def file(self, name: str, folder: Path) -> OutputFile:
-        """The file `name` below `folder` with this content, as `torch.save` writes it."""
+    def file(self, name: str, folder: Path, way_out: str = ELSEWHERE) -> OutputFile:
+        """The file `name` below `folder` with this content, as `torch.save` writes it. way_out: where it cannot be
+        written."""
         skeleton = folder / f".skeleton-{name.replace('/', '-')}"
-        return OutputFile(name, self.size + len(self.pickled), FrozenContent(self, skeleton))
+        return OutputFile(name, self.size + len(self.pickled), FrozenContent(self, skeleton, way_out))
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,10 @@ class FrozenContent:
 
     tree: FrozenTree
     skeleton: Path
+    way_out: str
 
     def chunks(self) -> Chunks:
-        with skeleton_written(self.tree.thawed(), self.skeleton) as (file, offsets):
+        with skeleton_written(self.tree.thawed(), self.skeleton, self.way_out) as (file, offsets):
             for number, storage in enumerate(self.tree.storages):
                 start = offsets[f"data/{number}"]
                 yield file.read(start - file.tell())

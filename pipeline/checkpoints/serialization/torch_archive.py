@@ -23,7 +23,7 @@ from torch.serialization import skip_data
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.checkpoints.serialization.byte_stream import Chunks, OutputFile, TensorSlice, tensor_bytes
 from pipeline.checkpoints.tensors import InMemoryTensor
-from pipeline.errors import UserError, one_line
+from pipeline.errors import ELSEWHERE, UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class ArchiveContent:
 
 
 @contextmanager
-def skeleton_written(tree: object, path: Path) -> Iterator[tuple[BinaryIO, dict[str, int]]]:
+def skeleton_written(tree: object, path: Path, way_out: str = ELSEWHERE) -> Iterator[tuple[BinaryIO, dict[str, int]]]:
     """torch's file of `tree` without the numbers of its storages, open for reading, and where each of its records
     begins; it is removed in the end. Raises UserError where it cannot be written."""
     try:
@@ -104,9 +104,7 @@ def skeleton_written(tree: object, path: Path) -> Iterator[tuple[BinaryIO, dict[
         with path.open("rb") as file:
             yield file, _record_offsets(path)
     except RuntimeError as error:  # torch's word for a full disk
-        raise UserError(
-            f"{path.parent}: cannot be written ({one_line(error)}); make room or choose another place"
-        ) from error
+        raise UserError(f"{path.parent}: cannot be written ({one_line(error)}); {way_out}") from error
     finally:
         path.unlink(missing_ok=True)
 
