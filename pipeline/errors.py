@@ -16,6 +16,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a file does not fit any more."""
 FAILED_WRITE = ("PytorchStreamWriter failed", "unexpected pos")
 """What torch makes of it."""
+ELSEWHERE = "make room or choose another place"
+AGAIN = "make room and run the command again to resume"
+"""The way out where a result cannot be written, and where a run's own files cannot."""
 LONGEST_REASON = 160
 """Characters of another library's error that a UserError quotes."""
 
@@ -94,13 +97,12 @@ def full_disk_explained(place: Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or one_line(error)
         free = shutil.disk_usage(place).free
         raise UserError(
-            f"{named}: cannot be written ({reason}); {free:,} bytes are free on the disk of {place}; make room and run "
-            "the command again to resume"
+            f"{named}: cannot be written ({reason}); {free:,} bytes are free on the disk of {place}; {AGAIN}"
         ) from error
 
 
 @contextmanager
-def writing_to(place: Path, way_out: str = "make room or choose another place") -> Iterator[None]:
+def writing_to(place: Path, way_out: str = ELSEWHERE) -> Iterator[None]:
     """Whatever keeps a file or folder that a user has named from being written (no such folder, a file in its way, no
     permission, a full disk) raises UserError."""
     try:

@@ -128,13 +128,3 @@ def set_aside(checkpoint: Path, damage: str) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     os.replace(checkpoint, hidden)
     logger.warning(f"{damage} (kept as {hidden})")
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints and whatever an interrupted writer left. A copy that somebody has
-    put aside under a name without a step stays."""
-    for old in [checkpoint for checkpoint in complete(folder) if step_of(checkpoint) is not None][:-keep]:
-        (old / NAME).unlink()  # from here on it is no checkpoint, whatever happens
-        shutil.rmtree(old)
-    for left in [*folder.glob(STAGING + "*"), *(p for p in folder.glob("step-*") if not (p / NAME).exists())]:
-        shutil.rmtree(left)

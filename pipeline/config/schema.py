@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.config.hang import HangChoice
 from pipeline.config.stability import Stability
@@ -123,6 +123,19 @@ class ModelSizes(Strict):
         return self.mlp or 4 * self.hidden
 
 
+class Retention(Strict):
+    """Which checkpoints of a stage stay; the others go when a newer one is published and was read back. A plain number
+    is short for `last`."""
+
+    last: int = Field(2, ge=1, description="newest checkpoints kept")
+    every: int | None = Field(None, ge=1, description="besides, each whose step is a multiple of this")
+    best: bool = Field(False, description="besides, the one with the lowest evaluation loss")
+
+
+def _retention(keep: Any) -> Any:
+    return {"last": keep} if isinstance(keep, int) and not isinstance(keep, bool) else keep
+
+
 class TrainStage(Strict):
     """Train one model. `start` names an earlier stage (or a checkpoint folder); without it, from scratch."""
 
@@ -140,7 +153,12 @@ class TrainStage(Strict):
     evaluate_every: PositiveDuration = Duration.parse("100 steps")
     save_every: PositiveDuration = Duration.parse("200 steps")
     log_every: int = Field(1, ge=1, description="steps between two records in metrics.jsonl")
-    keep: int = Field(2, ge=1, description="newest checkpoints kept")
+    save: Literal["background", "blocking"] = Field(
+        "background",
+        description="background: the state is copied to host memory and written while the training goes on; blocking: "
+        "the training waits for the files, and needs no memory for a copy",
+    )
+    keep: Annotated[Retention, BeforeValidator(_retention)] = Retention()
     tensorboard: bool = False
     stability: Stability = Stability()
 

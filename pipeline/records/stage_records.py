@@ -56,10 +56,12 @@ class EvaluationRecord(StageRecord):
 
 
 class SaveRecord(StageRecord):
-    """The checkpoint of `step` was written."""
+    """The checkpoint of `step` was published. save_seconds: for which the training stood still; published_seconds: from
+    its begin to that, None where the training waited for it and nothing else was measured."""
 
     kind: Literal["save"] = "save"
     save_seconds: float
+    published_seconds: float | None = None
 
 
 class LedgerEntry(StageRecord):

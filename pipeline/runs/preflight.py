@@ -22,7 +22,7 @@ from pipeline.records.run_folder import StageFolder
 from pipeline.training.engine import deepspeed_config, precisions_of_workers, require_precision
 from pipeline.training.fingerprint import require_same
 from pipeline.training.micro_batches import as_begun
-from pipeline.training.stage import pace, rates
+from pipeline.training.stage import pace, rates, require_best_known
 from pipeline.training.start import require_start
 
 
@@ -112,7 +112,9 @@ def _stage_after_data(
     config: Config, stage: TrainStage | ExpandStage, data: Prepared, model_configs: dict[str, PretrainedConfig]
 ) -> None:
     if isinstance(stage, TrainStage):
-        rates(StageFolder(config.path / stage.name), stage, pace(stage, model_configs[stage.model], data))
+        worth = pace(stage, model_configs[stage.model], data)
+        rates(StageFolder(config.path / stage.name), stage, worth)
+        require_best_known(stage, worth)
     else:
         source = _named(config, stage.source)
         small = model_configs[source.model] if source else _config_in(Path(stage.source))

@@ -11,7 +11,6 @@ import math
 import multiprocessing
 import os
 import pickle
-import shutil
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -30,7 +29,6 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pipeline import checkpoints, models
-from pipeline.checkpoints import manifest, publish
 from pipeline.checkpoints.layouts import require_layout
 from pipeline.checkpoints.layouts.deepspeed_pickles import open_safely_from_here_on
 from pipeline.checkpoints.layouts.zero_format import unsafe
@@ -40,11 +38,11 @@ from pipeline.data import Batch
 from pipeline.data.sampler import places
 from pipeline.durations import seconds
 from pipeline.errors import FaultError, UserError, one_line
-from pipeline.records.file_hashes import FileRecord, hashes
 from pipeline.records.processes import be_a_helper
 from pipeline.rng import derive
 from pipeline.training import micro_batches, timeouts
-from pipeline.training.finite import all_finite
+from pipeline.training.save_in_flight import Publication
+from pipeline.training.saving import Saving
 from pipeline.training.start import require_loadable
 from pipeline.training.stopwatch import Stopwatch
 from pipeline.training.update_gate import Refuses, UpdateGate
@@ -241,6 +239,7 @@ class Engine:
             if isinstance(state.get("step"), Tensor):
                 state["step"].zero_()
         self.gate, self.watch = UpdateGate(self.deepspeed), Stopwatch.of(world.device)
+        self.saving = Saving(self.deepspeed, world.rank, world.size, background=stage.save == "background")
 
     @property
     def micro_batch(self) -> int:
@@ -292,6 +291,7 @@ class Engine:
         self.watch.queued("communication")
         loss, stops = sums.tolist()
         self.watch.settle()
+        self.saving.reserve()
         return loss / (parts * self.world.size), stops > 0
 
     def _refused(self, refuses: Refuses, loss: float) -> bool:
@@ -318,41 +318,15 @@ class Engine:
         hits = (logits.argmax(-1) == labels).float().view(len(labels), -1)
         return losses.mean(1), hits.mean(1)
 
-    def save(self, folder: Path, step: int, facts: dict[str, Any]) -> Path:
-        """Publish `folder/step-0000500`: staged, every shard hashed by one of the ranks, renamed when all are there.
-        Raises UserError where a number in it is not finite."""
-        if not all_finite(self.deepspeed, self.world.device):
-            raise UserError(
-                f"stage '{self.stage.name}': weights or optimizer state are not finite at step {step}, which is not "
-                "saved; see stability: in the config"
-            )
+    def save(self, folder: Path, step: int, facts: dict[str, Any], **around: Callable[[], None]) -> Path:
+        """Begin to save `folder/step-0000500`, which `saving.finish` waits for; all ranks together. around: `before`
+        and `behind` of its publication."""
         final = folder / f"step-{step:07d}"
-        staging = final.with_name(publish.STAGING + final.name)
-        if self.world.first:
-            publish.staging(final)
-        dist.barrier()
-        self.deepspeed.save_checkpoint(
-            str(staging), tag=final.name, client_state={"group_names": self.names}, save_latest=False
-        )
-        staged = staging / final.name
-        if self.world.first:
-            (staged / checkpoints.CONFIG).write_text(models.config_text(self.config), encoding="utf-8")
-        dist.barrier()
-        files = self._hashes(staged)
-        if self.world.first:
-            layout = checkpoints.CheckpointLayout.of(self.stage, self.world.size)
-            publish.publish(staged, final, {**facts, **layout.as_json(), "step": step}, files)
-            shutil.rmtree(staging)
-        dist.barrier()
+        layout = checkpoints.CheckpointLayout.of(self.stage, self.world.size)
+        publication = Publication(final, {**facts, **layout.as_json(), "step": step}, **around)
+        beside = {checkpoints.CONFIG: models.config_text(self.config)}
+        self.saving.save(publication, beside, client_state={"group_names": self.names})
         return final
-
-    def _hashes(self, staged: Path) -> dict[str, FileRecord]:
-        """Size and SHA-256 of every staged file, each hashed by one of the ranks."""
-        names = [manifest.listing(staged) if self.world.first else []]
-        dist.broadcast_object_list(names)  # one listing for all: another node's view of a shared folder may lag
-        parts: list[dict[str, FileRecord]] = [{}] * self.world.size
-        dist.all_gather_object(parts, hashes(staged, names[0][self.world.rank :: self.world.size]))
-        return {name: hashed for part in parts for name, hashed in part.items()}
 
     def load(self, folder: Path) -> None:
         """Load weights and optimizer of a checkpoint in the engine's own layout. Raises UserError when it is not."""
@@ -368,6 +342,7 @@ class Engine:
     def close(self) -> None:
         """Let go of model and optimizer, whose hooks would keep all of it until the process ends; under ZeRO-3 some
         stay when DeepSpeed has removed its own, so nothing is left that they could keep."""
+        self.saving.close()
         parameters = list(self.deepspeed.module.parameters())
         optimizer = self.deepspeed.optimizer
         self.deepspeed.destroy()

@@ -20,7 +20,7 @@ from pipeline.growth import methods
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.strict import Strict
 
-CADENCE = {"evaluate_every", "save_every", "log_every", "keep", "tensorboard"}
+CADENCE = {"evaluate_every", "save_every", "log_every", "save", "keep", "tensorboard"}
 LAYOUT = {"micro_batch", "activation_checkpointing", "zero_stage"}
 """The loss is the mean over all samples of a batch, however they are split; the sum's order changes its last digits.
 With dropout, though, masks are drawn for each micro-batch: another micro_batch draws others, other ranks do not."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import models
-from pipeline.checkpoints import loader, manifest, publish
+from pipeline.checkpoints import loader, manifest, retention
 from pipeline.config import dump
 from pipeline.config.schema import Config, TrainStage
 from pipeline.data import evaluation_batches
@@ -78,7 +78,7 @@ def _begin(plan: TrainingPlan, world: World, step: int, resumed: bool, began: fl
     lost_steps.account_for(plan.folder, earlier, step if resumed else -1)
     plan.folder.begin(begun)
     plan.folder.checkpoints.mkdir(exist_ok=True)
-    publish.prune(plan.folder.checkpoints, plan.stage.keep)
+    retention.prune(plan.folder.checkpoints, plan.stage.keep)
     plan.folder.metrics.truncate(step if resumed else -1)
     require_agreement(plan.folder.ledger.path, plan.folder.ledger.accounted(), begun, until=step)
     return begun
@@ -120,6 +120,7 @@ class Loop:
             world.first,
             plan.stage.tensorboard,
         )
+        self.evaluated: dict[int, dict[str, float]] = {}
         self.peak = peak_of_all_ranks(world.device.type, plan.stage.precision)
 
     def run(self, step: int, resumed: bool) -> bool:
@@ -127,7 +128,7 @@ class Loop:
         checkpoint."""
         stage, total = self.plan.stage, self.plan.rates.steps
         self.stabilizer, self.saved = stabilizer_at(self.plan, self.world, step), step
-        with self.progress:
+        with self.progress, self.engine.saving.settled():
             self.progress.begin(step, self.peak.flops, self.world.size, f"{self.world.device.type} {stage.precision}")
             self._spent(step, "start")
             if not resumed:
@@ -146,6 +147,9 @@ class Loop:
                     self._evaluate(step)
                 if save:
                     self._save(step)
+                if stop or step == total:
+                    self.engine.saving.finish()
+                self._record_saves()
                 if stop and step < total:
                     logger.info(f"{stage.name}: asked to stop, saved at step {step} of {total}")
                     raise Preempted(f"stage '{stage.name}' stopped at step {step} of {total}, which is saved")
@@ -158,7 +162,8 @@ class Loop:
         parts = self.samples.of(self.stabilizer.order.data_step(step))
         self.engine.watch.lap("data")
         refuses = self.stabilizer.refuses if self.plan.stage.stability.may_skip else None
-        loss, norm, stop = self.engine.step(parts, step, rate, stop=reason is not None, refuses=refuses)
+        stop = reason is not None or self.engine.saving.failed
+        loss, norm, stop = self.engine.step(parts, step, rate, stop=stop, refuses=refuses)
         if self.world.first:
             self.plan.folder.counter.write(step + 1)
         self.window.add(loss, norm, time.perf_counter() - begun)
@@ -226,6 +231,7 @@ class Loop:
             raise UserError(
                 f"stage '{self.plan.stage.name}': evaluation loss {result['eval_loss']} at step {step}; {ADVICE}"
             )
+        self.evaluated = {step: {retention.EVALUATION: result["eval_loss"]}}
         if self.world.first:
             self.plan.folder.metrics.append(_evaluation_record(step, result, seconds))
             samples = data.facts["evaluation"]
@@ -236,20 +242,28 @@ class Loop:
 
     def _save(self, step: int) -> None:
         self.reached.enter("save", step)
-        folder, begun = self.plan.folder, time.perf_counter()
-        provenance = self._provenance() if self.world.first else {}
-        if self.world.first:  # a checkpoint whose records are lost could not be accounted for
-            folder.metrics.sync()
-            folder.ledger.sync()
-            folder.recent.append(self.stabilizer.recent(step))
-            folder.recent.sync()
-        self.engine.save(folder.checkpoints, step, {"kind": "train", "provenance": provenance})
+        folder, facts = self.plan.folder, {"kind": "train", **self.evaluated.get(step, {})}
         if self.world.first:
-            publish.prune(folder.checkpoints, self.plan.stage.keep)
-            resharded_start.remove(folder)
-            folder.metrics.append(SaveRecord(step=step, save_seconds=time.perf_counter() - begun))
+            facts["provenance"] = self._provenance()
+            folder.recent.append(self.stabilizer.recent(step))
+        self.engine.save(folder.checkpoints, step, facts, before=self._sync, behind=self._tidy)
         self.saved = step
         self._spent(step, "save")
+
+    def _sync(self) -> None:
+        """A checkpoint whose records are lost could not be accounted for."""
+        for records in (self.plan.folder.metrics, self.plan.folder.ledger, self.plan.folder.recent):
+            records.sync()
+
+    def _tidy(self) -> None:
+        retention.prune(self.plan.folder.checkpoints, self.plan.stage.keep)
+        resharded_start.remove(self.plan.folder)
+
+    def _record_saves(self) -> None:
+        for save in self.engine.saving.published():
+            step = save.publication.facts["step"]
+            record = SaveRecord(step=step, save_seconds=save.pause, published_seconds=save.seconds)
+            self.plan.folder.metrics.append(record)
 
     def _provenance(self) -> dict[str, Any]:
         """Where the weights come from and every FLOP spent on them, the origin's included."""

@@ -78,6 +78,16 @@ def rates(folder: StageFolder, stage: TrainStage, worth: Pace) -> Rates:
     return replace(resolved, **recorded.schedule) if recorded else resolved
 
 
+def require_best_known(stage: TrainStage, worth: Pace) -> None:
+    """Raises UserError where the best checkpoint is to stay, and saved steps are not evaluated."""
+    save, evaluate = stage.save_every.steps(worth), stage.evaluate_every.steps(worth)
+    if stage.keep.best and save % evaluate:
+        raise UserError(
+            f"stages.{stage.name}.keep.best: it saves every {save} steps and evaluates every {evaluate}, so most "
+            "checkpoints have no evaluation loss; make save_every a multiple of evaluate_every"
+        )
+
+
 def recorded_facts(folder: StageFolder) -> TrainFacts | None:
     """The content of stage.json, None before the stage has started. Raises UserError when the stage was an
     expansion."""

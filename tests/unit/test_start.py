@@ -9,8 +9,8 @@ import pytest
 from pipeline import checkpoints, config, models
 from pipeline.accounting.lineage import lineage
 from pipeline.accounting.recorded_runs import RecordReader
-from pipeline.checkpoints import CheckpointLayout, diff, manifest, publish
-from pipeline.config.schema import Config, TrainStage
+from pipeline.checkpoints import CheckpointLayout, diff, manifest, publish, retention
+from pipeline.config.schema import Config, Retention, TrainStage
 from pipeline.data import open_prepared
 from pipeline.errors import UserError
 from pipeline.records.run_folder import StageFolder
@@ -172,7 +172,7 @@ def test_what_was_resharded_by_hand_beside_a_checkpoint_is_the_newer_one(begun, 
         assert newest == Path(out)
     assert newest.name == "step-0000020-zero3x4-zero2x4-zero1x4"
     assert lineage(Path("run/large"), RecordReader())[0].manifest["zero_stage"] == 1
-    publish.prune(folder, keep=1)
+    retention.prune(folder, Retention(last=1))
     assert sorted(path.name for path in folder.iterdir()) == ["step-0000020-copy", newest.name]
 
 
