@@ -16,8 +16,8 @@ case "${VIA:-pdsh}" in
         [ -n "${MASTER_ADDR:-}" ] || common+=(--master_addr "${hosts[0]}")
         pids=()
         for rank in "${!hosts[@]}"; do
-            there=("$ROOT/.venv/bin/deepspeed" "${common[@]}" --no_ssh --node_rank "$rank" --module pipeline run "$@")
-            run ssh "${hosts[$rank]}" "cd ${PWD@Q} && PATH=$ROOT/.venv/bin:\$PATH ${there[*]@Q}" &
+            there=("$VENV/bin/deepspeed" "${common[@]}" --no_ssh --node_rank "$rank" --module pipeline run "$@")
+            run ssh "${hosts[$rank]}" "cd ${PWD@Q} && PATH=$VENV/bin:\$PATH ${there[*]@Q}" &
             pids+=($!)
             [ -z "$PRINT" ] || wait $!
         done

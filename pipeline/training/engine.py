@@ -39,6 +39,7 @@ from pipeline.errors import UserError
 from pipeline.records.file_hashes import FileRecord, hashes
 from pipeline.records.processes import be_a_helper
 from pipeline.rng import derive
+from pipeline.training import interfaces
 from pipeline.training.start import require_loadable
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ def join() -> World:
         # On the CPU accelerator DeepSpeed compiles this op at start; training never uses it, and a stale lock hangs it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    interfaces.choose(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=TIMEOUT, verbose=False)
     return World(
         dist.get_rank(),
