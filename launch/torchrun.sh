@@ -17,8 +17,7 @@ case "${RDZV:-static}" in
         meeting=(--node-rank "${NODE_RANK:-0}" --master-addr "$address" --master-port "$port") ;;
     c10d)
         meeting=(--rdzv-backend c10d --rdzv-id "${RDZV_ID:-lemon}" --rdzv-endpoint "$address:$port")
-        wait="${PRINT:+0}" way="$("${PYTHON:-python3}" "$ROOT/launch/way.py" "$address" "$port" "${wait:-600}")"
-        read -ra way <<< "$way"
+        read -ra way < <("${PYTHON:-python3}" "$ROOT/launch/way.py" "$address" "$port")
         meeting+=("${way[@]}") ;;
     *) echo "RDZV=$RDZV: choose static or c10d" >&2; exit 2 ;;
 esac

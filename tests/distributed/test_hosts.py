@@ -62,35 +62,45 @@ def in_mid_run(run: Path) -> bool:
 
 def workers_on(host: Host) -> list[int]:
     """Processes that train."""
-    return [pid for pid, line in host.processes().items() if "-m pipeline run" in line and "/bin/python" in line[:60]]
+    running = host.processes().items()
+    return [pid for pid, line in running if Path(line.split()[0]).name == "python" and " -m pipeline " in line]
 
 
 def said(folder: Path, *names: str) -> str:
     return "\n".join((folder / name).read_text() for name in names)
 
 
-def torchrun(pair: Pair, path: Path, attempt: int) -> list[subprocess.Popen[bytes]]:
-    """launch/torchrun.sh on both, which number themselves."""
-    given = {**ENVIRONMENT, "NODES": "2", "MASTER_ADDR": pair.hosts[0].address, "RDZV": "c10d", "PROCESSES": "1"}
-    command = ("bash", "launch/torchrun.sh", path)
-    return [host.start(*command, log=path.parent / f"{host.name}-{attempt}", **given) for host in pair.hosts]
+def torchrun(pair: Pair, path: Path, rendezvous: str) -> list[subprocess.Popen[bytes]]:
+    """launch/torchrun.sh on both. What they say goes into files n1-static, …"""
+    given = {**ENVIRONMENT, "NODES": "2", "MASTER_ADDR": pair.hosts[0].address, "RDZV": rendezvous, "PROCESSES": "1"}
+    return [
+        host.start(
+            "bash",
+            "launch/torchrun.sh",
+            path,
+            log=path.parent / f"{host.name}-{rendezvous}",
+            NODE_RANK=str(rank),
+            **given,
+        )
+        for rank, host in enumerate(pair.hosts)
+    ]
 
 
 def test_torchrun_goes_on_behind_a_cut_cable(undisturbed, tmp_path):
     """On hosts that know themselves as 127.0.1.1 only."""
     path, run = one_stage(tmp_path), tmp_path / "run"
     with two_hosts(tmp_path, named=False) as pair:
-        both = torchrun(pair, path, 1)
+        both = torchrun(pair, path, "static")
         wait_for(lambda: in_mid_run(run), 300)
         pair.cut()
         codes = [process.wait(LONGEST_END) for process in both]
-        assert all(codes), said(tmp_path, "n1-1", "n2-1")
+        assert all(codes), said(tmp_path, "n1-static", "n2-static")
         assert not any(host.processes() for host in pair.hosts)
         assert len(losses(run, "small")) < len(undisturbed)
         pair.mend()
-        codes = [process.wait(300) for process in torchrun(pair, path, 2)]
-        assert codes == [0, 0], said(tmp_path, "n1-2", "n2-2")
-    assert "as rank 0 of 2 (1 on this node), which meet at 10.77.0.1:" in said(tmp_path, "n1-2")
+        codes = [process.wait(300) for process in torchrun(pair, path, "c10d")]
+        assert codes == [0, 0], said(tmp_path, "n1-c10d", "n2-c10d")
+    assert "as rank 0 of 2 (1 on this node), which meet at 10.77.0.1:" in said(tmp_path, "n1-c10d")
     assert losses(run, "small") == undisturbed
 
 
@@ -125,7 +135,6 @@ def test_slurm_requeues_what_it_has_asked_to_stop(undisturbed, tmp_path):
         cluster.command("scancel", "--signal=USR1", job)
         wait_for(lambda: cluster.job(job)["Restarts"] == "1", 60)
         assert len(losses(run, "small")) < len(undisturbed)
-        cluster.command("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm waits two minutes before
         wait_for(lambda: cluster.job(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"), 300)
         assert cluster.job(job)["JobState"] == "COMPLETED", log.read_text()
         assert not any(workers_on(host) for host in pair.hosts)

@@ -43,7 +43,9 @@ class Host:
     def start(self, *command: object, log: Path, **variables: str) -> subprocess.Popen[bytes]:
         """A command there, from the repository's root. log: takes what it says."""
         with log.open("ab") as file:
-            return subprocess.Popen(self._enter(command), stdout=file, stderr=file, env=environment(**variables), cwd=ROOT)
+            return subprocess.Popen(
+                self._enter(command), stdout=file, stderr=file, env=environment(**variables), cwd=ROOT
+            )
 
     def run(self, *command: object, seconds: float = 30, env: Mapping[str, str] | None = None) -> str:
         """What a command there prints. Fails where it fails."""
@@ -58,7 +60,17 @@ class Host:
 
     def _enter(self, command: tuple[object, ...]) -> list[str]:
         names = ("--net", "--uts", "--mount", "--pid", f"--wdns={ROOT}")
-        return ["taskset", "--cpu-list", self._cpu, "nsenter", "--target", str(self.first_process), *names, "--", *map(str, command)]
+        return [
+            "taskset",
+            "--cpu-list",
+            self._cpu,
+            "nsenter",
+            "--target",
+            str(self.first_process),
+            *names,
+            "--",
+            *map(str, command),
+        ]
 
     def processes(self) -> dict[int, str]:
         """Process id, as it is outside, and command line of all that is alive there, but for the first process."""

@@ -32,7 +32,9 @@ def start_sshd(pair: Pair, folder: Path) -> dict[str, str]:
     knows the keys, the hosts, and what DeepSpeed's launcher carries to them."""
     sshd = require("sshd", "openssh-server")
     for name in ("host-key", "key"):
-        subprocess.run([require("ssh-keygen", "openssh-client"), "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
+        subprocess.run(
+            [require("ssh-keygen", "openssh-client"), "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True
+        )
     (folder / "known-hosts").write_text(f"{','.join(ADDRESSES)} {(folder / 'host-key.pub').read_text()}")
     (folder / "sshd.conf").write_text(SERVER.format(folder=folder))
     (folder / "ssh.conf").write_text(CLIENT.format(folder=folder))

@@ -14,6 +14,7 @@ ClusterName=two
 SlurmctldHost={first}
 SlurmUser=root
 AuthType=auth/munge
+AuthInfo=cred_expire={requeue_after}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile=/run/slurmctld.pid
@@ -27,6 +28,8 @@ ReturnToService=2
 NodeName={names} CPUs=1 State=UNKNOWN
 PartitionName=all Nodes={names} Default=YES MaxTime=INFINITE State=UP
 """
+REQUEUE_AFTER = 10
+"""Seconds that Slurm lets pass before a requeued job starts; by default 120."""
 PACKAGES = {"munged": "munge", "slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sbatch": "slurm-wlm"}
 
 
@@ -76,5 +79,6 @@ def _settings(folder: Path) -> dict[str, str]:
     key.write_bytes(os.urandom(128))
     file = folder / "slurm.conf"
     names = ",".join(ADDRESSES)
-    file.write_text(CONFIGURATION.format(first=next(iter(ADDRESSES)), names=names, folder=folder))
+    first = next(iter(ADDRESSES))
+    file.write_text(CONFIGURATION.format(first=first, names=names, folder=folder, requeue_after=REQUEUE_AFTER))
     return {"SLURM_CONF": str(file)}

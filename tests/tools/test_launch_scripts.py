@@ -1,12 +1,15 @@
 """The launch scripts: the same config and overrides whoever starts the workers. What they start is run in
 tests/distributed; here they print it."""
 
+import socket
 import subprocess
+from itertools import chain
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.helpers.cli import ROOT, environment
+from tests.helpers.cli import ROOT, environment, run_python
 
 NODES = {"NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "n0"}
 TORCHRUN = "torchrun --nnodes 2 --nproc-per-node auto --max-restarts 0"
@@ -48,6 +51,25 @@ def test_a_script_prints_what_it_would_run(hosts, script, variables, command):
     done = launch(script, hosts, "--print", "c.yaml", "name=a b", **variables)
     assert (done.returncode, done.stdout, done.stderr) == (0, command.replace("HOSTS", str(hosts)) + "\n", "")
     assert list(hosts.parent.iterdir()) == [hosts]
+
+
+def way(*arguments: object) -> str:
+    done = run_python("launch/way.py", *arguments, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_torchrun_is_told_the_way_to_node_0():
+    """Loopback's own addresses: 127.0.0.2 is reached from 127.0.0.1, as if it were another host."""
+    assert way("127.0.0.2", 29500) == "--local-addr 127.0.0.1\n"
+    assert way("no-such-host.invalid", 29500) == "\n"
+
+
+def test_node_0_is_told_that_it_is():
+    """Where this machine has an address that others reach."""
+    addresses = {each.address for each in chain(*psutil.net_if_addrs().values()) if each.family == socket.AF_INET}
+    for own in sorted(addresses - {"127.0.0.1"})[:1]:
+        assert way(own, 29500) == f"--local-addr {own} --rdzv-conf is_host=1\n"
 
 
 def test_without_pdsh_each_host_starts_its_own(hosts):

@@ -6,8 +6,14 @@ from tests.helpers import required
 from tests.helpers.required import require, require_module, require_namespaces
 
 MISSING = [
-    (lambda: require("no-such-daemon", "some-package"), "no-such-daemon is not installed (apt-get install some-package)"),
-    (lambda: require_module("no_such_module.inner", "some-name"), "no_such_module.inner is not installed (pip install some-name)"),
+    (
+        lambda: require("no-such-daemon", "some-package"),
+        "no-such-daemon is not installed (apt-get install some-package)",
+    ),
+    (
+        lambda: require_module("no_such_module.inner", "some-name"),
+        "no_such_module.inner is not installed (pip install some-name)",
+    ),
 ]
 
 
