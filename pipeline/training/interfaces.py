@@ -1,7 +1,7 @@
 """The network interface by which the other hosts of a training reach this one.
 
-gloo listens at the address that the host's own name leads to. Debian installs a host that knows itself as 127.0.1.1, where
-no other host gets to; then the interface on the way to rank 0 is the one.
+gloo listens at the address that the host's own name leads to. Debian installs a host that knows itself as 127.0.1.1,
+where no other host gets to; then the interface on the way to rank 0 is the one.
 """
 
 import os

@@ -38,7 +38,7 @@ def one_stage(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> list[tuple]:
-    """Step, training loss and evaluation loss of the run that nobody disturbs, on as many CPUs as the two hosts have."""
+    """Step, training loss and evaluation loss of the run that nobody disturbs, on as many CPUs as two hosts."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with two_cpus():
         lemon_here("run", one_stage(folder))

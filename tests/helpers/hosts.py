@@ -11,12 +11,11 @@ from pathlib import Path
 from tests.helpers.cli import ROOT, environment
 from tests.helpers.processes import alive, workers_of
 from tests.helpers.required import NAMESPACES, require, require_namespaces
-from tests.helpers.waiting import wait_for
 
 CABLE = "eth0"
 """The interface of each."""
 ADDRESSES = {"n1": "10.77.0.1", "n2": "10.77.0.2"}
-BOOT = f"""set -e
+BOOT = """set -e
 hostname "$1"
 mount --bind "$2" /etc/hosts
 mount -t tmpfs run /run
@@ -114,8 +113,8 @@ class Pair:
 
 @contextmanager
 def two_hosts(folder: Path, *, named: bool = True) -> Iterator[Pair]:
-    """named: each knows both names, as with a name server. Else they are as Debian installs a host: it knows itself only,
-    as 127.0.1.1. Skips where namespaces are not allowed."""
+    """named: each knows both names, as with a name server. Else they are as Debian installs a host: it knows itself
+    only, as 127.0.1.1. Skips where namespaces are not allowed."""
     require_namespaces()
     hosts: list[Host] = []
     try:

@@ -1,4 +1,4 @@
-"""What a test needs of the machine. Where it is missing a developer's test is skipped with the reason, and CI's fails."""
+"""What a test needs of the machine. Where it is missing a developer's test is skipped with the reason; CI's fails."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Slurm on two hosts (tests/helpers/hosts.py): the controller on the first, a daemon on each, from Debian's packages."""
+"""Slurm on two hosts (tests/helpers/hosts.py): the controller on the first, a daemon on each. From Debian's packages."""
 
 import os
 import re
