@@ -1,4 +1,4 @@
-"""Slurm on two hosts (tests/helpers/hosts.py): the controller on the first, a daemon on each. From Debian's packages."""
+"""Slurm of Debian's packages on two hosts (tests/helpers/hosts.py): the controller on the first, a daemon on each."""
 
 import os
 import re
