@@ -1,6 +1,7 @@
 """The launch scripts: the same config and overrides whoever starts the workers. What they start is run in
 tests/distributed; here they print it."""
 
+import shlex
 import socket
 import subprocess
 from itertools import chain
@@ -73,10 +74,15 @@ def test_node_0_is_told_that_it_is():
 
 
 def test_without_pdsh_each_host_starts_its_own(hosts):
-    done = launch("hostfile.sh", hosts, "--print", "c.yaml", VIA="ssh")
-    lines = done.stdout.splitlines()
-    assert [line.split()[:2] for line in lines] == [["ssh", "w-0"], ["ssh", "w-1"]]
-    assert all("--master_addr" in line and "--no_ssh" in line and "--module" in line for line in lines)
+    carried = hosts.with_name("carried")
+    carried.write_text("NCCL_DEBUG=INFO\nA=b c\n")
+    done = launch("hostfile.sh", hosts, "--print", "c.yaml", VIA="ssh", DS_ENV_FILE=str(carried))
+    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert [line[:2] for line in lines] == [["ssh", "w-0"], ["ssh", "w-1"]]
+    for remote in (shlex.split(line[2]) for line in lines):
+        assert {"--master_addr", "--no_ssh", "--module"} < set(remote)
+        at = remote.index("env")
+        assert remote[at + 1 : at + 3] == ["NCCL_DEBUG=INFO", "A=b c"] and remote[at + 3].endswith("/bin/deepspeed")
 
 
 @pytest.mark.parametrize("script", ["local.sh", "nodes.sh", "torchrun.sh", "hostfile.sh", "slurm.sbatch"])
