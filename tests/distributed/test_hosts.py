@@ -64,7 +64,7 @@ def in_mid_run(run: Path) -> bool:
 def workers_on(host: Host) -> list[int]:
     """Processes that train."""
     running = host.processes().items()
-    return [pid for pid, line in running if Path(line.split()[0]).name == "python" and " -m pipeline " in line]
+    return [pid for pid, line in running if Path(line.partition(" ")[0]).name == "python" and " -m pipeline " in line]
 
 
 def said(folder: Path, *names: str) -> str:

@@ -5,7 +5,7 @@ there."""
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.helpers.cli import ROOT, environment
@@ -74,11 +74,11 @@ class Host:
     def processes(self) -> dict[int, str]:
         """Process id, as it is outside, and command line of all that is alive there, but for the first process."""
         here, found = _namespace(self.first_process), {}
-        for entry in Path("/proc").glob("[0-9]*"):
-            pid = int(entry.name)
-            if alive(pid) and _namespace(pid) == here:
-                found[pid] = (entry / "cmdline").read_text().replace("\0", " ")
-        return {pid: line for pid, line in found.items() if pid != self.first_process}
+        for pid in (int(entry.name) for entry in Path("/proc").glob("[0-9]*")):
+            if pid != self.first_process and alive(pid) and _namespace(pid) == here:
+                with suppress(OSError):  # it ended while we looked
+                    found[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+        return found
 
     def end(self) -> None:
         self._boot.communicate(timeout=30)
