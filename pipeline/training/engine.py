@@ -40,7 +40,7 @@ from pipeline.durations import seconds
 from pipeline.errors import FaultError, UserError, one_line
 from pipeline.records.processes import be_a_helper
 from pipeline.rng import derive
-from pipeline.training import micro_batches, timeouts
+from pipeline.training import interfaces, micro_batches, timeouts
 from pipeline.training.save_in_flight import Publication
 from pipeline.training.saving import Saving
 from pipeline.training.start import require_loadable
@@ -85,6 +85,7 @@ def join(hang: HangChoice = HangChoice()) -> World:
         # On the CPU accelerator DeepSpeed compiles this op at start; training never uses it, and a stale lock hangs it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    interfaces.choose(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     _meet("nccl" if cuda else "gloo", hang)
     return World(
         dist.get_rank(),
