@@ -11,16 +11,20 @@ Without root the disk does not fill up, and `--kinds` says what is left.
 """
 
 import argparse
-import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from tests.soak.faults import KINDS
+from tests.soak.faults import KINDS, TWO_HOSTS
 from tests.soak.log import Log
 from tests.soak.soak import Soak
 from tests.soak.table import report
+
+MOUNT = ["unshare", "--mount", "mount", "-t", "tmpfs", "trial", "/tmp"]
+NETWORK = ["unshare", "--net", "ip", "link", "add", "trial", "type", "veth", "peer", "name", "end"]
+"""Commands that leave nothing behind."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,7 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
     folder = options.folder.resolve()
     if not options.report:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # it leaves no mount behind
-        soak = Soak(folder, options.seed, options.kinds, options.imports, say=lambda line: print(line, flush=True))
+        soak = Soak(
+            folder,
+            options.seed,
+            options.kinds or possible_kinds(),
+            options.imports,
+            say=lambda line: print(line, flush=True),
+        )
         soak.go(options.faults)
     log = Log(folder / "soak.jsonl")
     print(report(log))
@@ -42,25 +52,31 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", type=Path, required=True, metavar="DIR", help="holds everything")
     parser.add_argument("--faults", type=int, default=300, help="in all, those of earlier starts included")
     parser.add_argument("--seed", default="0")
-    parser.add_argument(
-        "--kinds", nargs="+", choices=KINDS, default=possible_kinds(), metavar="KIND", help=", ".join(KINDS)
-    )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--imports", action="store_true", help="start commands as users do, with their imports")
     parser.add_argument("--report", action="store_true", help="print tables and start nothing")
     return parser
 
 
+UNREADY = ("worker stopped", "cut link")
+"""Kinds that the product does not stand yet."""
+
+
 def possible_kinds() -> list[str]:
-    """All that the product must stand, and this user may do."""
-    return [kind for kind in KINDS if kind != "worker stopped" and (kind != "full disk" or may_mount())]
+    """All that this user may do on this machine; what is left out is said."""
+    refused = {**_refused("full disk", MOUNT), **_refused(TWO_HOSTS, NETWORK)}
+    for kind, reason in refused.items():
+        print(f"without '{kind}': {reason}", flush=True)
+    return [kind for kind in KINDS if kind not in (*UNREADY, *refused)]
 
 
-def may_mount() -> bool:
-    """Whether small disks can be made."""
-    trial = ["unshare", "--mount", "mount", "-t", "tmpfs", "trial", "/tmp"]
-    return (
-        shutil.which("unshare") is not None and subprocess.run(trial, capture_output=True, check=False).returncode == 0
-    )
+def _refused(kind: str, trial: Sequence[str]) -> dict[str, str]:
+    """The reason, by kind, where a command that tries what it needs fails."""
+    try:
+        done = subprocess.run(trial, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        return {kind: f"no {error.filename}"}
+    return {} if done.returncode == 0 else {kind: done.stderr.strip() or f"{trial[0]} fails"}
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tests.soak import commands
 from tests.soak.chains import SAVE_EVERY, TRAINED, Chain
 from tests.soak.commands import Command
-from tests.soak.faults import DAMAGE, KINDS, Disk, Kind, Scene, in_state
+from tests.soak.faults import DAMAGE, KINDS, TWO_HOSTS, Disk, Kind, Scene, in_state
 from tests.soak.log import Log, Record
+from tests.soak.network import Network
 from tests.soak.phases import Start
 from tests.soak.plans import Planned
 
@@ -25,7 +26,8 @@ class StuckError(Exception):
 
 
 class Disturbed:
-    """chain: the run, number: of it in the log. start: starts its next command. durations: seconds that phases take."""
+    """chain: the run, number: of it in the log. start: starts its next command, on one host or on both hosts of a
+    network. durations: seconds that phases take."""
 
     def __init__(
         self,
@@ -33,23 +35,28 @@ class Disturbed:
         number: int,
         log: Log,
         disk: Disk,
-        start: Callable[[Chain], Command],
+        network: Network | None,
+        start: Callable[[Chain, Network | None], Command],
         durations: Mapping[str, float],
     ):
-        self.chain, self.number, self.log, self.disk = chain, number, log, disk
+        self.chain, self.number, self.log, self.disk, self.network = chain, number, log, disk, network
         self._next, self._durations = start, durations
+        self._ahead: list[Planned] = []
         self._start: Start | None = None
+        self._over = False
         self._awaited = False  # the first step behind a fault
         self._redo = {stage: chain.to_redo(stage) for stage in TRAINED}
         self._state: object = None
         self._since = self._part_since = 0.0
 
-    def through(self, planned: Iterable[Planned], seed: str) -> list[str]:
+    def through(self, planned: Sequence[Planned], seed: str) -> list[str]:
         """Every fault, then the rest of the run. Returns what kept it from its end."""
         try:
             for position, fault in enumerate(planned):
+                self._ahead = list(planned[position:])
                 if self._go_on(until=lambda fault=fault: self._due(fault)):
                     self._happen(fault, random.Random(f"{seed} {position}"))
+            self._ahead = []
             self._go_on(until=lambda: False)
         except StuckError as error:
             commands.kill_all()
@@ -58,21 +65,21 @@ class Disturbed:
 
     def _go_on(self, until: Callable[[], bool]) -> bool:
         """Let the run go on, starting its commands. Returns whether the moment came before the end."""
-        while True:
+        while not self._over:
             start = self._start or self._begin()
             if start.command.code is not None:
                 self._ended(start.command)
-                if start.command.arguments[0] == "run":
-                    return False
                 continue
             self._look(start)
             if until():
                 return True
             time.sleep(POLL)
+        return False
 
     def _begin(self) -> Start:
         self._awaited = self.chain.part in TRAINED and self._was_ended()
-        self._start = Start(self.chain, self._next(self.chain))
+        ends = next((fault.kind for fault in self._ahead if KINDS[fault.kind].ends), None)
+        self._start = Start(self.chain, self._next(self.chain, self.network if ends == TWO_HOSTS else None))
         return self._start
 
     def _was_ended(self) -> bool:
@@ -86,7 +93,7 @@ class Disturbed:
             raise StuckError(
                 f"'{command.arguments[0]}' ends with {command.code} without a fault: {last_line(command.text)}"
             )
-        self._start = None
+        self._start, self._over = None, command.arguments[0] == "run"
 
     def _look(self, start: Start) -> None:
         """Note what has changed. Raises StuckError where nothing has for too long."""
@@ -97,7 +104,7 @@ class Disturbed:
                 self._part_since = now
             self._state, self._since = state, now
         if self._awaited and part in TRAINED and start.steps(part):
-            self.log.restarted(now - start.command.begun)
+            self.log.restarted(round(now - start.command.begun, 3))
             self._awaited = False
         if now - self._since > DEADLINE:
             raise StuckError(f"hang: nothing new for {DEADLINE:.0f} s, {part}, {start.phase}: {self._left()}")
@@ -124,7 +131,10 @@ class Disturbed:
 
     def _happen(self, fault: Planned, draw: random.Random) -> None:
         start, kind, now = self._start, KINDS[fault.kind], time.monotonic()
-        scene = Scene(self.chain, start.command, self.disk, start.phase, draw)
+        network = self.network if len(start.command.processes) > 1 else None
+        if fault.kind == TWO_HOSTS and not network:
+            return
+        scene = Scene(self.chain, start.command, self.disk, network, start.phase, draw)
         moment = now - start.command.begun
         record = Record(self.number, len(self.log.faults), fault.kind, scene.phase, fault.phase, round(moment, 3))
         kind.act(scene)
@@ -155,7 +165,6 @@ class Disturbed:
             record.wrong.append(f"hang: alive {DEADLINE:.0f} s behind the fault: {self._left()}")
             commands.kill_all()
         record.detection = round(time.monotonic() - begun, 3)
-        command.wait()
         self._gone(record)
         self._start = None
         kind.behind(scene)
@@ -165,7 +174,7 @@ class Disturbed:
         if command.code not in kind.codes:
             record.wrong.append(f"exit code {command.code}, expected one of {kind.codes}: {record.said}")
         if "Traceback" in command.text:
-            record.wrong.append(f"a traceback in {command.said}")
+            record.wrong.append(f"a traceback in {command.processes[0].said}")
         return True
 
     def _gone(self, record: Record) -> None:
@@ -176,7 +185,7 @@ class Disturbed:
         if left:
             record.wrong.append(f"orphans {GONE:.0f} s behind the end: {self._left()}")
             commands.kill_all()
-        commands.reap(spare=())
+        commands.reap()
 
     def _redone(self, record: Record) -> None:
         """Steps that the next start will do again, unless an earlier fault has counted them."""

@@ -14,6 +14,7 @@ import psutil
 
 from tests.soak.chains import TRAINED, Chain
 from tests.soak.commands import Command, send, workers
+from tests.soak.network import Network
 
 TRAINING, OFFLINE = ("training", "saving"), ("expanding", "resharding")
 PHASES = ("starting", *TRAINING, *OFFLINE)
@@ -39,11 +40,13 @@ class Disk:
 
 @dataclass
 class Scene:
-    """Where a fault happens. phase: what the command was at. told: what was done, for the record."""
+    """Where a fault happens. network: of a command on two hosts. phase: what the command was at. told: what was done,
+    for the record."""
 
     chain: Chain
     command: Command
     disk: Disk
+    network: Network | None
     phase: str
     draw: random.Random
     told: str = ""
@@ -53,7 +56,7 @@ class Scene:
         found = workers(self.command)
         number = self.draw.randrange(len(found)) if found else 0
         self.told = f"worker {number} of {len(found)}" if found else "the command"
-        return found[number] if found else self.command.pid
+        return found[number] if found else self.command.processes[0].pid
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,14 @@ def kill_worker(scene: Scene) -> None:
 
 
 def kill_command(scene: Scene) -> None:
-    send(scene.command.pid, signal.SIGKILL)
+    send(scene.command.processes[0].pid, signal.SIGKILL)
 
 
 def ask_to_stop(scene: Scene) -> None:
     """The command, or one of its workers where all of them hear it."""
     one = scene.phase in TRAINING and scene.draw.random() < 0.5
     number = scene.draw.choice([signal.SIGTERM, signal.SIGUSR1]) if scene.phase != "resharding" else signal.SIGTERM
-    pid = scene.a_worker() if one else scene.command.pid
+    pid = scene.a_worker() if one else scene.command.processes[0].pid
     scene.told = f"{number.name} to {scene.told or 'the command'}"
     send(pid, number)
 
@@ -110,6 +113,16 @@ def slow_down(scene: Scene) -> None:
 
 def stop_worker(scene: Scene) -> None:
     send(scene.a_worker(), signal.SIGSTOP)
+
+
+def cut_link(scene: Scene) -> None:
+    if scene.network:
+        scene.network.cut()
+
+
+def mend_link(scene: Scene) -> None:
+    if scene.network:
+        scene.network.mend()
 
 
 def flip_bit(scene: Scene) -> None:
@@ -148,9 +161,12 @@ KINDS = {
     "slow rank": Kind(slow_down, phases=(*TRAINING, *OFFLINE), ends=False),
     "flipped bit": Kind(kill_command, TRAINING, codes=(KILLED,), behind=flip_bit),
     "truncated file": Kind(kill_command, TRAINING, codes=(KILLED,), behind=truncate),
+    "cut link": Kind(cut_link, TRAINING, codes=(BAD,), behind=mend_link),
     "worker stopped": Kind(stop_worker, TRAINING, codes=(BAD,)),
 }
 """By name."""
+TWO_HOSTS = "cut link"
+"""The kind that needs them."""
 DAMAGE = ("flipped bit", "truncated file")
 """Which cost the newest checkpoint."""
 

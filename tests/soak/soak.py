@@ -8,16 +8,18 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 from tests.soak import commands
 from tests.soak.chains import TRAINED, VARIANTS, Chain, Variant
-from tests.soak.commands import Command
+from tests.soak.commands import Command, Process
 from tests.soak.comparison import gaps
 from tests.soak.disturbed import POLL, Disturbed, last_line
-from tests.soak.faults import Disk
+from tests.soak.faults import TWO_HOSTS, Disk
 from tests.soak.log import End, Log
+from tests.soak.network import CABLE, Network, on_both
 from tests.soak.phases import OFFLINE, Start, seconds_to_save
 from tests.soak.plans import plan
 
@@ -39,6 +41,7 @@ class Soak:
             (folder / name).mkdir(parents=True, exist_ok=True)
         self.log = Log(folder / "soak.jsonl")
         self.disk = Disk(folder / "disk")
+        self.network = Network() if TWO_HOSTS in kinds else None
 
     def go(self, count: int) -> None:
         """Until there are `count` faults, and the run that they came to has ended."""
@@ -70,7 +73,8 @@ class Soak:
         chain = Chain(variant, self.disk.folder / f"chain-{number}")
         chain.begin()
         self.say(f"run {number}: {variant.name}, {count} faults")
-        under, seed = Disturbed(chain, number, self.log, self.disk, self._start, durations), f"{self.seed} {number}"
+        under = Disturbed(chain, number, self.log, self.disk, self.network, self._start, durations)
+        seed = f"{self.seed} {number}"
         found = under.through(plan(variant, count, self.kinds, seed), seed) or list(
             gaps(chain, plain, self.log.redone(number))
         )
@@ -81,11 +85,19 @@ class Soak:
             shutil.copytree(chain.folder, self.folder / "wrong" / chain.folder.name, dirs_exist_ok=True)
         shutil.rmtree(chain.folder)
 
-    def _start(self, chain: Chain) -> Command:
+    def _start(self, chain: Chain, network: Network | None = None) -> Command:
         """The run's next command."""
-        said = self.folder / "said" / f"{chain.folder.name}-{time.time():.2f}"
+        arguments, now = chain.command(), (time.monotonic(), time.time())
+        said = self.folder / "said" / f"{chain.folder.name}-{now[1]:.2f}"
         variables = {"TMPDIR": str(self.folder / "temporary"), "OMP_NUM_THREADS": "1"}
-        return Command(chain.command(), said, variables, self.imports)
+        if network is None or arguments[0] == "reshard":
+            return Command(arguments, [Process(arguments, said, variables, self.imports)], *now)
+        variables["GLOO_SOCKET_IFNAME"] = CABLE
+        hosts = [
+            Process(each, said.with_suffix(f".{host}"), variables, self.imports, partial(network.enter, host))
+            for host, each in enumerate(on_both(arguments))
+        ]
+        return Command(arguments, hosts, *now)
 
     def _plain(self, variant: Variant) -> tuple[Chain, dict[str, float]]:
         """The run that nobody disturbs, and the seconds that its phases take."""
