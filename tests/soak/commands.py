@@ -23,8 +23,14 @@ PR_SET_CHILD_SUBREAPER = 36
 """linux/prctl.h: orphans below this process become its children, so none of them gets out of its sight."""
 
 
-IMPORTED = ("pipeline.training.loop", "pipeline.expansion.expand", "pipeline.report", "pipeline.runs.preflight")
-"""Modules that bring along all that a command imports."""
+IMPORTED = (
+    "pipeline.expansion.expand",
+    "pipeline.report",
+    "pipeline.runs.run",
+    "pipeline.runs.preflight",
+    "sklearn.datasets",
+)
+"""Modules that bring along what a command imports, besides what training needs."""
 
 
 def adopt_orphans() -> None:

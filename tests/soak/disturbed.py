@@ -13,7 +13,7 @@ from tests.soak.network import Network
 from tests.soak.phases import Start
 from tests.soak.plans import Planned
 
-POLL = 0.002
+POLL = 0.004
 """Seconds."""
 DEADLINE = 180.0
 """Seconds within which a command must do the next thing: finish a step, a stage, or end. Far above what it takes."""
