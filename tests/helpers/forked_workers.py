@@ -21,6 +21,10 @@ from pipeline.cli import main
 from tests.helpers.processes import FORK, afresh
 
 
+LATE = ("deepspeed.runtime.zero.muon.muon_optimizer",)
+"""Modules that each worker would import for itself, with torch's compiler, in two seconds of a core."""
+
+
 class ForkedWorker:
     """A fork that looks to torch's agent like the `subprocess.Popen` of `python -m pipeline ARGUMENTS`."""
 
@@ -53,7 +57,8 @@ def _work(arguments: Sequence[str], environment: dict[str, str]) -> NoReturn:
 @contextmanager
 def workers_forked() -> Iterator[None]:
     """Runs that begin inside fork their workers, which measure the CPU's peak in a tenth of the time."""
-    import_module("pipeline.training.loop")
+    for name in ("pipeline.training.loop", *LATE):
+        import_module(name)
     hardware = import_module("pipeline.training.hardware")
 
     def begin(_: SubprocessHandler, command: tuple[str, ...], environment: dict[str, str]) -> ForkedWorker:
