@@ -131,6 +131,10 @@ class Retention(Strict):
     every: int | None = Field(None, ge=1, description="besides, each whose step is a multiple of this")
     best: bool = Field(False, description="besides, the one with the lowest evaluation loss")
 
+    def most(self, steps: int) -> int:
+        """Checkpoints that a stage of so many steps has at once, the one that is being written included."""
+        return self.last + 1 + (steps // self.every if self.every else 0) + self.best
+
 
 def _retention(keep: Any) -> Any:
     return {"last": keep} if isinstance(keep, int) and not isinstance(keep, bool) else keep

@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 from pipeline import models
 from pipeline.accounting.flops import cost
 from pipeline.accounting.memory import activations, model_states
+from pipeline.accounting.save_copy import save_copy
 from pipeline.checkpoints import CheckpointLayout, manifest, publish
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.config import dump
@@ -137,11 +138,13 @@ def _stage(config: Config, stage: Stage, cluster: Cluster, there: Inventory, mod
     if isinstance(stage, ExpandStage):
         return {**shared, "method": stage.method.name, "disk": _expansion_on_disk(config, stage, cluster, parameters)}
     known = there.counted or not preflight.in_epochs(stage)
+    training = _training(config, stage, cluster, there, model, known)
+    steps = training["schedule"]["steps"] if training["schedule"] else 0
     return {
         **shared,
-        **_training(config, stage, cluster, there, model, known),
+        **training,
         "memory": _memory(stage, cluster, there, model),
-        "disk": (stage.keep + 1) * _on_disk(stage, cluster, parameters),
+        "disk": stage.keep.most(steps) * _on_disk(stage, cluster, parameters),
     }
 
 
@@ -167,7 +170,13 @@ def _training(
         "flops": worth.flops,
     }
     plan: Rates | None = rates(StageFolder(config.path / stage.name), stage, worth) if known else None
-    result = {"zero_stage": stage.zero_stage, "precision": stage.precision, "batch": batch, "schedule": None}
+    result = {
+        "zero_stage": stage.zero_stage,
+        "precision": stage.precision,
+        "save": stage.save,
+        "batch": batch,
+        "schedule": None,
+    }
     if plan is None:
         return {**result, "flops": None}
     epochs = plan.steps * stage.batch / there.data.size if there.counted else None
@@ -203,7 +212,7 @@ def _total(stages: list[dict[str, Any]]) -> int | None:
 
 
 def _memory(stage: TrainStage, cluster: Cluster, there: Inventory, model: PretrainedConfig) -> dict[str, Any]:
-    """Bytes of a rank in every ZeRO stage, and the activations, which are the same in all."""
+    """Bytes of a rank in every ZeRO stage, the activations, which are the same in all, and the copy that is saved."""
     architecture, bf16 = models.architecture_of(model), stage.precision == "bf16"
     groups = [[architecture.numel(row) for row in architecture.rows() if row.decay is decay] for decay in (True, False)]
     derived = deepspeed_config(stage, cluster.ranks)
@@ -225,7 +234,8 @@ def _memory(stage: TrainStage, cluster: Cluster, there: Inventory, model: Pretra
         bf16=bf16,
         checkpointing=stage.activation_checkpointing,
     )
-    return {"zero_stages": stages, "activations": estimate}
+    copy = save_copy(stage, architecture.parameters, cluster.ranks)
+    return {"zero_stages": stages, "activations": estimate, "save_copy": copy}
 
 
 def _on_disk(stage: TrainStage, cluster: Cluster, parameters: int) -> int:

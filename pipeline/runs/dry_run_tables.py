@@ -100,6 +100,9 @@ def _memory(console: Console, content: dict[str, Any], verbose: bool) -> None:
             table.add_row(f"{zero_stage}{mark}", *(amount(states[key]) for key in keys))
         console.print(table)
         _lines(console, [f"activations  {amount(memory['activations'])} besides ({ACTIVATIONS})"])
+        _lines(
+            console, [f"save         {amount(memory['save_copy'])} of host memory on rank 0 (save: {stage['save']})"]
+        )
 
 
 def _largest(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:

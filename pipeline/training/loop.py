@@ -110,6 +110,7 @@ class Loop:
     def __init__(self, plan: TrainingPlan, engine: Engine, world: World, request: StopRequest, reached: Reached):
         self.plan, self.engine, self.world, self.request, self.window = plan, engine, world, request, Window()
         self.reached = reached
+        reached.written = engine.saving.moved
         self.ranks = {"micro_batch": engine.micro_batch, "rank": world.rank, "world": world.size}
         self.samples = StepSamples(plan, self.ranks, engine.accumulation)
         self.progress = Progress(
@@ -148,6 +149,7 @@ class Loop:
                 if save:
                     self._save(step)
                 if stop or step == total:
+                    self.reached.enter("publication", step)
                     self.engine.saving.finish()
                 self._record_saves()
                 if stop and step < total:
@@ -241,6 +243,8 @@ class Loop:
         self._spent(step, "evaluate")
 
     def _save(self, step: int) -> None:
+        self.reached.enter("publication", step)
+        self.engine.saving.make_room()
         self.reached.enter("save", step)
         folder, facts = self.plan.folder, {"kind": "train", **self.evaluated.get(step, {})}
         if self.world.first:

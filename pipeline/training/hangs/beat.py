@@ -9,6 +9,7 @@ PLACES = {
     "step": "step {step}",
     "evaluation": "the evaluation at step {step}",
     "save": "the save at step {step}",
+    "publication": "the writing of the save before step {step}",
     "end": "the end",
 }
 """The phases of a training stage, in words."""
@@ -17,21 +18,23 @@ PLACES = {
 @dataclass(frozen=True)
 class Beat:
     """number: counts the beats. order: counts the phases that the rank has begun, the same ones on all ranks.
-    collectives: counts those that it has joined, in all process groups."""
+    collectives: counts those that it has joined, in all process groups. written: bytes that its saves have written in
+    the background; who waits for them does not hang."""
 
     number: int
     order: int
     collectives: int
     phase: str
     step: int
+    written: int = 0
 
     @classmethod
     def parse(cls, text: str) -> "Beat":
-        number, order, collectives, phase, step = text.split()
-        return cls(int(number), int(order), int(collectives), phase, int(step))
+        number, order, collectives, phase, step, written = text.split()
+        return cls(int(number), int(order), int(collectives), phase, int(step), int(written))
 
     def __str__(self) -> str:
-        return f"{self.number} {self.order} {self.collectives} {self.phase} {self.step}"
+        return f"{self.number} {self.order} {self.collectives} {self.phase} {self.step} {self.written}"
 
     @property
     def progress(self) -> tuple[int, int]:

@@ -28,10 +28,11 @@ OTHERS_HEAR = 2.0
 
 
 class Reached:
-    """How far this rank has come. The loop tells it, the threads read it."""
+    """How far this rank has come. The loop tells it, the threads read it. written: how many bytes its saves have."""
 
     def __init__(self, limits: Limits):
         self.limits = limits
+        self.written: Callable[[], int] = int
         self._place, self._begun, self._number = (0, "start", 0), time.monotonic(), 0
 
     def enter(self, phase: str, step: int) -> None:
@@ -44,7 +45,7 @@ class Reached:
     def beat(self) -> Beat:
         self._number += 1
         order, phase, step = self._place
-        return Beat(self._number, order, _collectives(), phase, step)
+        return Beat(self._number, order, _collectives(), phase, step, self.written())
 
 
 def _collectives() -> int:
