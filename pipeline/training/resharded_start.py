@@ -29,6 +29,7 @@ def prepare(config: Config, stage: TrainStage, ranks: int) -> None:
     """Reshard what the engine of `stage` on `ranks` ranks is to load, where it is in another layout, and tell it.
     Damaged checkpoints are set aside first. Raises UserError."""
     folder = StageFolder(config.path / stage.name)
+    micro_batches.size_of(micro_batches.as_begun(stage, folder), ranks)  # may be refused, before anything is written
     if changed := micro_batches.change(stage, folder):
         logger.warning(f"{stage.name}: {changed}")
     if not all(_fits(checkpoint, stage, ranks) for checkpoint in publish.complete(folder.checkpoints)):
