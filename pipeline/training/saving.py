@@ -51,8 +51,11 @@ class Saving:
             self.memory.reserve(FrozenTree.of(tree) for tree in self._trees())
 
     def _trees(self) -> Iterator[Any]:
-        """What this rank's files hold beside small things."""
-        if self.engine.save_non_zero_checkpoint:
+        """What this rank's files hold beside small things. Under stage 3 weights are parts of the optimizer's; small
+        ones, which every rank keeps whole, DeepSpeed cuts for the save."""
+        if self.engine.zero_optimization_partition_weights():
+            yield dict(self.engine.module.named_buffers())
+        elif self.engine.save_non_zero_checkpoint:
             yield self.engine.module_state_dict()
         if self.engine.save_non_zero_checkpoint or self.engine.save_zero_checkpoint:
             yield self.engine.optimizer.state_dict()

@@ -16,7 +16,7 @@ from pipeline.checkpoints import manifest
 from pipeline.cli import main
 from pipeline.training.save_in_flight import SaveInFlight
 from tests.helpers import cli
-from tests.helpers.cli import lemon_here
+from tests.helpers.cli import environment_kept, lemon_here
 from tests.helpers.parity_task import model_config, stage
 from tests.helpers.processes import in_a_child
 from tests.helpers.runs import copied, ledger, losses, records
@@ -144,7 +144,7 @@ def test_a_kill_during_the_write_leaves_the_older_checkpoint(finished, tmp_path)
     path, run = copied(finished, tmp_path), tmp_path / "run"
 
     def dying() -> int:
-        with mock.patch.object(SaveInFlight, "_write", killed_midway):
+        with environment_kept(), mock.patch.object(SaveInFlight, "_write", killed_midway):
             return main(["train", str(path), "--stage", "small"])
 
     assert in_a_child(dying, tmp_path / "said").code not in (0, None)
