@@ -20,7 +20,6 @@ from torch.distributed.elastic.multiprocessing.subprocess_handler import Subproc
 from pipeline.cli import main
 from tests.helpers.processes import FORK, afresh
 
-
 LATE = ("deepspeed.runtime.zero.muon.muon_optimizer",)
 """Modules that each worker would import for itself, with torch's compiler, in two seconds of a core."""
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pipeline import models
 from pipeline.data import Batch
-from pipeline.errors import UserError
 from pipeline.training.engine import Engine, World, join
 from tests.helpers.parity_task import BATCH, ROUNDS, batch, model_config, stage
 
@@ -47,25 +46,6 @@ def _trained(job: dict, world: World, steps: list[int]) -> tuple[list[Tensor], d
     state = [tensor.clone() for tensor in held(engine)]
     engine.close()
     return state, told
-
-
-def saving_what_is_broken(job: dict) -> str:
-    """The refusal of a save whose weights or moments hold a NaN on one rank. job: stage, place (weights, moments)."""
-    world = join()
-    engine = Engine(models.build(model_config(FAMILY), seed=5), stage(**job["stage"]), world, seed=0)
-    engine.step(_parts(0, world), 0, RATE)
-    if world.rank == world.size - 1:
-        inner = getattr(engine.deepspeed.optimizer, "optimizer", engine.deepspeed.optimizer)
-        master, state = next(iter(inner.state.items()))
-        (master if job["place"] == "weights" else state["exp_avg"]).data.view(-1)[0] = math.nan
-    try:
-        engine.save(None, 1, {})
-    except UserError as error:
-        return str(error)
-    finally:
-        dist.barrier()
-        engine.close()
-    return "saved"
 
 
 def _parts(step: int, world: World) -> list[Batch]:
