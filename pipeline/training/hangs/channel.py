@@ -14,6 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import TCPStore
 
 from pipeline.training.engine import World
 from pipeline.training.hangs.beat import Beat
@@ -46,7 +47,7 @@ class State:
 class Channel:
     """The store, as one rank sees it."""
 
-    store: dist.TCPStore
+    store: TCPStore
     world: World
 
     def say(self, beat: Beat) -> None:
@@ -66,7 +67,7 @@ class Channel:
 
     def told(self) -> int:
         """How many have heard of it."""
-        return self.store.add(TOLD, 0)
+        return int(self.store.add(TOLD, 0))
 
     def all_beats(self) -> dict[int, Beat]:
         """Rank 0 only."""
@@ -100,15 +101,15 @@ def opened(world: World) -> Channel | None:
     return Channel(store, world)
 
 
-def _served() -> dist.TCPStore:
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], 0, is_master=True, wait_for_workers=False, timeout=CONNECT)
+def _served() -> TCPStore:
+    store = TCPStore(os.environ["MASTER_ADDR"], 0, is_master=True, wait_for_workers=False, timeout=CONNECT)
     store.set(STATE, str(State(0)))
     return store
 
 
-def _connected(port: int) -> dist.TCPStore | None:
+def _connected(port: int) -> TCPStore | None:
     try:
-        return dist.TCPStore(os.environ["MASTER_ADDR"], port, is_master=False, wait_for_workers=False, timeout=CONNECT)
+        return TCPStore(os.environ["MASTER_ADDR"], port, is_master=False, wait_for_workers=False, timeout=CONNECT)
     except (dist.DistError, RuntimeError) as error:
         logger.debug(f"the store of the beats at port {port}: {error}")
         return None

@@ -19,7 +19,7 @@ def write(folder: Path, rank: int, heading: str) -> None:
         faulthandler.dump_traceback(file, all_threads=True)
 
 
-def within(seconds: float, work: Callable[[], None]) -> None:
+def within(seconds: float, work: Callable[[], object]) -> None:
     """Do something that may never end, and go on after so long."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
