@@ -21,10 +21,11 @@ def add_parsers(commands: Commands) -> None:
     command.add_argument("--worker", type=path, help=argparse.SUPPRESS)  # the folder that such a process works for
 
 
-def _doctor(options: argparse.Namespace) -> int | None:
+def _doctor(options: argparse.Namespace) -> int:
     choose_accelerator()
     if options.worker:
-        return _work(options.worker)
+        _work(options.worker)
+        return 0
     from pipeline.doctor import examine
 
     return 0 if examine.examine(options.folder, options.processes or "auto") else 1

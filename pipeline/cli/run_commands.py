@@ -189,7 +189,7 @@ def _work(loaded: Config, name: str, start: Launched) -> None:
         stage = loaded.training_stage(name)
         with full_disk_explained(loaded.path):
             fingerprint.require_same(loaded, stage, start.allowed)  # under plain torchrun nobody did it before
-            if preemption.PARENT not in os.environ:
+            if PARENT not in os.environ:
                 trainings.reshard_start(loaded, stage, start)
             try:
                 loop.run(loaded, stage, engine.join(loaded.hang), request)

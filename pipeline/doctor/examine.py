@@ -10,7 +10,7 @@ from pipeline.doctor.machine import machine
 from pipeline.doctor.workers import findings
 from pipeline.errors import UserError
 from pipeline.training import launcher
-from pipeline.training.launcher import Nodes
+from pipeline.training.launcher import Nodes, Seat
 
 
 def examine(folder: Path, processes: int | str = "auto") -> bool:
@@ -31,7 +31,9 @@ def _workers(processes: int | str) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory(prefix="lemon-doctor-") as place:
         folder = Path(place)
         try:
-            launcher.launch(["doctor", "--worker", place], launcher.processes(processes), Nodes(), folder)
+            launcher.launch(
+                ["doctor", "--worker", place], launcher.processes(processes), Nodes(), Seat("doctor"), folder
+            )
         except UserError as error:
             failure = Finding(subject="workers", verdict="bad", text=str(error))
             print(failure.line, flush=True)

@@ -14,7 +14,8 @@ from dataclasses import asdict
 from datetime import timedelta
 from uuid import uuid4
 
-from torch.distributed import DistError, TCPStore
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed import DistError
 
 from pipeline.errors import UserError, one_line
 from pipeline.training.launcher import Nodes, Seat

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 
+from pipeline.records.processes import PARENT
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.time_records import SpentRecord, StartRecord
-from pipeline.training.preemption import PARENT
 
 EPOCH = time.time() - time.perf_counter()
 """Of `time.perf_counter`, in seconds since the epoch."""

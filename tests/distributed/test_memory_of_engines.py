@@ -24,7 +24,12 @@ def stated(zero_stage: int, precision: str, slots: int, rounds: int) -> int:
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @pytest.mark.parametrize(
     "precision, optimizer, rounds",
-    [("fp32", "adamw", 2), ("bf16", "adamw", 1), ("bf16", "adamw", 2), ("fp32", "sgd", 1)],
+    [
+        ("fp32", "adamw", 2),
+        ("bf16", "adamw", 1),
+        pytest.param("bf16", "adamw", 2, marks=pytest.mark.slow),
+        pytest.param("fp32", "sgd", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_an_engine_holds_what_is_stated(workers, zero_stage, precision, optimizer, rounds):
     fields = {"zero_stage": zero_stage, "precision": precision, "micro_batch": BATCH // 2 // rounds}

@@ -15,17 +15,18 @@ BUFFER = 10**8
 
 
 def held(job: dict) -> int:
-    """Bytes of all tensors of rank 0 that were not there before, at their most: behind a backward pass of the second
-    step, when the optimizer has its state, and where the optimizer steps. job: family, sizes, stage (its fields)."""
+    """Bytes of all tensors of rank 0 that were not there before the engine, at their most: behind a backward pass of the
+    second step, when the optimizer has its state, and where the optimizer steps. job: family, sizes, stage (its fields)."""
     world = join()
     torch.set_num_threads(1)
-    before = set(_storages())
+    gc.collect()
+    gc.freeze()  # what is there already is not looked at any more
     fields = stage(**job["stage"]).model_dump(mode="json")
     net = models.build(model_config(job["family"], **job["sizes"]), seed=5)
     engine = Engine(net, TrainStage.model_validate({**fields, "optimizer": job["optimizer"]}), world, seed=0)
     del net
     inner, at_steps = getattr(engine.deepspeed.optimizer, "optimizer", engine.deepspeed.optimizer), []
-    hook = inner.register_step_pre_hook(lambda *_: at_steps.append(_new(before)))
+    hook = inner.register_step_pre_hook(lambda *_: at_steps.append(_new()))
     most = 0
     for step in range(2):
         engine.deepspeed.train()
@@ -33,18 +34,19 @@ def held(job: dict) -> int:
             losses = engine._losses(batch(job["family"], step, 0, BATCH // world.size // engine.accumulation))[0]
             engine.deepspeed.backward(losses.mean())
             del losses
-            most = max(most, _new(before)) if step else 0
+            most = max(most, _new()) if step else 0
             engine.deepspeed.step()
     hook.remove()
     engine.close()
     del engine, inner
+    gc.unfreeze()
     dist.barrier()
     return max(most, *at_steps)
 
 
-def _new(before: set[int]) -> int:
+def _new() -> int:
     gc.collect()
-    return sum(size for key, size in _storages().items() if key not in before and size < BUFFER)
+    return sum(size for size in _storages().values() if size < BUFFER)
 
 
 def _storages() -> dict[int, int]:
