@@ -15,8 +15,8 @@ BUFFER = 10**8
 
 
 def held(job: dict) -> int:
-    """Bytes of all tensors of rank 0 that were not there before the engine, at their most: behind a backward pass of the
-    second step, when the optimizer has its state, and where the optimizer steps. job: family, sizes, stage (its fields)."""
+    """Bytes of all tensors of rank 0 that were not there before the engine, at their most: behind a backward pass of
+    the second step, when the optimizer has its state, and where it steps. job: family, sizes, stage (its fields)."""
     world = join()
     torch.set_num_threads(1)
     gc.collect()
