@@ -70,14 +70,11 @@ def prepare(data: TextData | ImageData, seed: int, folder: Path, processes: int 
     folder that was prepared from another config or contains anything else.
     """
     folder = Path(folder)
-    if (folder / NAME).exists():
-        _require_same(folder, data, seed)
+    if there := prepared_before(folder, data, seed):
         _require_whole(folder)
         logger.debug(f"{folder}: prepared already")
         text_building.forget(folder)
-        return open_prepared(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: not empty and not prepared data; remove it or choose another folder")
+        return there
     draft = folder.with_name(folder.name + ".draft")
     try:
         facts = _built(data, seed, draft, processes)
@@ -89,6 +86,16 @@ def prepare(data: TextData | ImageData, seed: int, folder: Path, processes: int 
         raise
     text_building.forget(folder)
     return Prepared(folder, facts)
+
+
+def prepared_before(folder: Path, data: TextData | ImageData, seed: int) -> Prepared | None:
+    """What an earlier `prepare` with the same config and seed wrote. Raises UserError where anything else is there."""
+    if (folder / NAME).exists():
+        _require_same(folder, data, seed)
+        return open_prepared(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: not empty and not prepared data; remove it or choose another folder")
+    return None
 
 
 def _built(data: TextData | ImageData, seed: int, draft: Path, processes: int) -> dict[str, Any]:

@@ -74,8 +74,6 @@ class HubSplit:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        if not HUB_NAME.fullmatch(self.name):
-            raise UserError(f"{self.name}: no such file or folder, and no name of a hub data set; check data.dataset")
         try:
             yield
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -102,8 +100,12 @@ def resolve(data: TextData | ImageData) -> tuple[Source, Source | None]:
     if data.dataset == "embedded":
         return Embedded(), evaluation
     if not training_is_local:
+        if not HUB_NAME.fullmatch(str(data.dataset)):
+            raise UserError(
+                f"{data.dataset}: no such file or folder, and no name of a hub data set; check data.dataset"
+            )
         return HubSplit(str(data.dataset), data.subset, "train"), evaluation
-    paths = local_files(data.dataset, extensions)
+    paths = local_files(data.dataset, extensions, "data.dataset")
     return LocalFiles(without(paths, evaluation.paths) if isinstance(evaluation, LocalFiles) else paths), evaluation
 
 
@@ -113,7 +115,7 @@ def _evaluation(
     if data.evaluation is None:
         return None
     if is_local(data.evaluation):
-        return LocalFiles(local_files(data.evaluation, extensions))
+        return LocalFiles(local_files(data.evaluation, extensions, "data.evaluation"))
     if training_is_local:
         raise UserError(f"{data.evaluation}: no such file or folder; check data.evaluation")
     return HubSplit(str(data.dataset), data.subset, str(data.evaluation))
@@ -134,31 +136,32 @@ def is_local(spec: str | list[str]) -> bool:
     return is_path or Path(spec).exists()
 
 
-def local_files(spec: str | list[str], extensions: tuple[str, ...]) -> list[Path]:
-    """The files that `spec` names, in its order; folders are searched to any depth, sorted; none twice.
+def local_files(spec: str | list[str], extensions: tuple[str, ...], key: str) -> list[Path]:
+    """The files that `spec`, the value of the config's `key`, names, in its order; folders are searched to any depth,
+    sorted; none twice.
 
     Raises UserError for a path that does not exist, a file of another extension, a folder or glob without
     any file that has one of the `extensions`.
     """
     files: dict[Path, None] = {}
     for name in [spec] if isinstance(spec, str) else spec:
-        files.update(dict.fromkeys(_expand(name, extensions)))
+        files.update(dict.fromkeys(_expand(name, extensions, key)))
     if not files:
-        raise UserError("data.dataset: an empty list; name at least one file, or say embedded")
+        raise UserError(f"{key}: an empty list; name at least one file, or say embedded")
     return list(files)
 
 
-def _expand(name: str, extensions: tuple[str, ...]) -> list[Path]:
+def _expand(name: str, extensions: tuple[str, ...], key: str) -> list[Path]:
     path = Path(name).expanduser()
     if path.is_file():
         if not path.name.lower().endswith(extensions):
-            raise UserError(f"{name}: unknown kind of file; known: {', '.join(extensions)}")
+            raise UserError(f"{name}: unknown kind of file; known: {', '.join(extensions)}; check {key}")
         return [path]
-    found = sorted(file for file in _candidates(name, path) if file.is_file())
+    found = sorted(file for file in _candidates(name, path, key) if file.is_file())
     files = [file for file in found if file.name.lower().endswith(extensions)]
     _say_what_is_passed_over(name, found, files)
     if not files:
-        raise UserError(f"{name}: no file of a known kind in it; known: {', '.join(extensions)}")
+        raise UserError(f"{name}: no file of a known kind in it; known: {', '.join(extensions)}; check {key}")
     return files
 
 
@@ -173,13 +176,13 @@ def _say_what_is_passed_over(name: str, found: list[Path], files: list[Path]) ->
         logger.warning(f"{name}: {len(empty)} folders have nothing that is read, such as {empty[0]}")
 
 
-def _candidates(name: str, path: Path) -> Iterable[Path]:
+def _candidates(name: str, path: Path, key: str) -> Iterable[Path]:
     """All that lies in a folder, or in what a glob matches."""
     if path.is_dir():
         return path.rglob("*")
     matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
     if not matches:
-        raise UserError(f"{name}: no such file or folder; check the path")
+        raise UserError(f"{name}: no such file or folder; check {key}")
     return (file for match in matches for file in ([match] if match.is_file() else match.rglob("*")))
 
 

@@ -131,6 +131,20 @@ class Pretrained:
         return cls(BertTokenizer(vocab=str(path), do_lower_case=True, strip_accents=True), str(path))
 
     @classmethod
+    def here(cls, name: str) -> "Pretrained | None":
+        """The same without a network: of the hub's tokenizers those that were fetched before. Raises UserError for a
+        local one that is none."""
+        if is_local(name):
+            return cls.named(name)
+        from transformers import AutoTokenizer
+
+        try:
+            found = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=True)
+        except Exception:  # transformers raises whatever it stumbles over where a file is missing
+            return None
+        return cls(found, name)
+
+    @classmethod
     def named(cls, name: str) -> "Pretrained":
         """A tokenizer folder, or a name on the hub. Raises UserError."""
         from transformers import AutoTokenizer
