@@ -31,8 +31,8 @@ class Network:
                 holder.communicate()
 
     def enter(self, host: int) -> None:
-        """Take this process to a host, which has a CPU of its own: a worker computes in as many threads as there are CPUs
-        for it, and other sums come out of two."""
+        """Take this process to a host, which has a CPU of its own: with two of them a worker would compute in two
+        threads, and other sums come out of that."""
         cpus = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cpus[host % len(cpus)]})
         self._go(host)
