@@ -1,7 +1,8 @@
-"""The one error that users see.
+"""The errors that users see.
 
 Everything that a user can correct (a config, a path, a checkpoint) raises `UserError`; the command line prints its
-text in one line and exits with code 2. Any other exception is a bug of the pipeline and keeps its traceback.
+text in one line and exits with code 2. What nobody did wrong and may go well the next time (a worker that was killed, a
+hang) raises `FaultError`, with code 75. Any other exception is a bug of the pipeline and keeps its traceback.
 """
 
 import difflib
@@ -15,12 +16,32 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a file does not fit any more."""
 FAILED_WRITE = ("PytorchStreamWriter failed", "unexpected pos")
 """What torch makes of it."""
+ELSEWHERE = "make room or choose another place"
+AGAIN = "make room and run the command again to resume"
+"""The way out where a result cannot be written, and where a run's own files cannot."""
 LONGEST_REASON = 160
 """Characters of another library's error that a UserError quotes."""
 
 
 class UserError(Exception):
     """What is wrong, where, with which values, and the way out: one line, no traceback."""
+
+
+RESUME = "; run the command again to resume"
+"""How most faults end."""
+
+
+class FaultError(UserError):
+    """What went wrong around the command, in one line: started again, it goes on."""
+
+    @property
+    def what(self) -> str:
+        """Without the way out."""
+        return str(self).removesuffix(RESUME)
+
+
+FAULT = 75
+"""The exit code behind a `FaultError`: EX_TEMPFAIL of sysexits.h."""
 
 
 class Preempted(BaseException):
@@ -40,7 +61,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the known name closest to `name`, else the list of known names."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names) or 'none'}"
 
 
 def one_line(error: BaseException | str, longest: int = LONGEST_REASON) -> str:
@@ -76,13 +97,12 @@ def full_disk_explained(place: Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or one_line(error)
         free = shutil.disk_usage(place).free
         raise UserError(
-            f"{named}: cannot be written ({reason}); {free:,} bytes are free on the disk of {place}; make room and run "
-            "the command again to resume"
+            f"{named}: cannot be written ({reason}); {free:,} bytes are free on the disk of {place}; {AGAIN}"
         ) from error
 
 
 @contextmanager
-def writing_to(place: Path, way_out: str = "make room or choose another place") -> Iterator[None]:
+def writing_to(place: Path, way_out: str = ELSEWHERE) -> Iterator[None]:
     """Whatever keeps a file or folder that a user has named from being written (no such folder, a file in its way, no
     permission, a full disk) raises UserError."""
     try:

@@ -8,7 +8,7 @@ import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -105,12 +105,12 @@ def newest(folder: Path) -> Path | None:
     return checkpoints[-1] if checkpoints else None
 
 
-def newest_complete(folder: Path) -> Path | None:
+def newest_complete(folder: Path, verify: Callable[[Path], object] = read) -> Path | None:
     """The newest checkpoint in `folder` of which all files are there in their sizes; those that are newer and damaged
-    are set aside. Raises UserError when all are damaged."""
+    are set aside. verify: what raises UserError for a damaged one. Raises UserError when all are damaged."""
     while checkpoint := newest(folder):
         try:
-            read(checkpoint)
+            verify(checkpoint)
             return checkpoint
         except UserError as error:
             set_aside(checkpoint, str(error))
@@ -128,13 +128,3 @@ def set_aside(checkpoint: Path, damage: str) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     os.replace(checkpoint, hidden)
     logger.warning(f"{damage} (kept as {hidden})")
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints and whatever an interrupted writer left. A copy that somebody has
-    put aside under a name without a step stays."""
-    for old in [checkpoint for checkpoint in complete(folder) if step_of(checkpoint) is not None][:-keep]:
-        (old / NAME).unlink()  # from here on it is no checkpoint, whatever happens
-        shutil.rmtree(old)
-    for left in [*folder.glob(STAGING + "*"), *(p for p in folder.glob("step-*") if not (p / NAME).exists())]:
-        shutil.rmtree(left)

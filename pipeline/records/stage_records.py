@@ -56,10 +56,12 @@ class EvaluationRecord(StageRecord):
 
 
 class SaveRecord(StageRecord):
-    """The checkpoint of `step` was written."""
+    """The checkpoint of `step` was published. save_seconds: for which the training stood still; published_seconds: from
+    its begin to that, None where the training waited for it and nothing else was measured."""
 
     kind: Literal["save"] = "save"
     save_seconds: float
+    published_seconds: float | None = None
 
 
 class LedgerEntry(StageRecord):
@@ -102,6 +104,12 @@ class Records(ABC, Generic[Record]):
         """Have what was appended reach the disk."""
         with self.path.open("a", encoding="utf-8") as file:
             os.fsync(file.fileno())
+
+    def mend(self) -> None:
+        """Drop the half of a line that a killed writer has left at the end."""
+        if self.path.exists():
+            with self.path.open("rb+") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
 
     def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """The JSON object of every line with its number; a killed writer may leave half a line at the end."""
@@ -172,12 +180,6 @@ class Ledger(Records[LedgerEntry]):
             else:
                 entries.append(entry)
         return entries
-
-    def mend(self) -> None:
-        """Drop the half of a line that a killed writer has left at the end."""
-        if self.path.exists():
-            with self.path.open("rb+") as file:
-                file.truncate(file.read().rfind(b"\n") + 1)
 
     def upgraded(self, content: dict[str, Any], previous_step: int) -> dict[str, Any]:
         """Format 1 had the same keys."""

@@ -43,7 +43,7 @@ def test_while_a_worker_lives_no_other_starts_and_its_death_ends_the_job(finishe
     assert code == 2 and "another process is at work on this run" in error
     os.kill(wait_for(lambda: workers_of(process.pid))[0], signal.SIGKILL)
     ended = process.end()
-    assert ended.code == 2 and "died (SIGKILL: " in ended.said and "Traceback" not in ended.said
+    assert ended.code == 75 and "died (SIGKILL: " in ended.said and "Traceback" not in ended.said
     lemon_here("prepare", path, LONG)
 
 

@@ -14,11 +14,11 @@ from importlib import import_module
 from typing import NoReturn
 from unittest import mock
 
+import torch
 from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
 from pipeline.cli import main
 from tests.helpers.processes import FORK, afresh
-
 
 LATE = ("deepspeed.runtime.zero.muon.muon_optimizer",)
 """Modules that each worker would import for itself, with torch's compiler, in two seconds of a core."""
@@ -49,6 +49,7 @@ def _work(arguments: Sequence[str], environment: dict[str, str]) -> NoReturn:
     os.environ.clear()
     os.environ.update(environment)
     afresh()
+    torch.set_num_threads = lambda count: None  # a second thread would wait for those of the parent
     os._exit(main(list(arguments)))
 
 

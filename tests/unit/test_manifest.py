@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import checkpoints
-from pipeline.checkpoints import manifest, publish
+from pipeline.checkpoints import manifest, publish, retention
+from pipeline.config.schema import Retention
 from pipeline.errors import UserError
 
 
@@ -64,7 +65,7 @@ def test_what_has_no_manifest_does_not_count_and_is_cleared(tmp_path):
     (tmp_path / "step-0000009").mkdir()
     publish.staging(tmp_path / "step-0000008")
     assert publish.newest(tmp_path).name == names[-1]
-    publish.prune(tmp_path, keep=2)
+    retention.prune(tmp_path, Retention(last=2))
     assert sorted(p.name for p in tmp_path.iterdir()) == names[2:]
 
 
@@ -75,7 +76,7 @@ def test_the_newest_has_the_largest_step(tmp_path):
     expected = ["step-900", "step-0000950", "step-1000", "step-9999999", "step-10000000"]
     assert [path.name for path in publish.complete(tmp_path)] == ["best", "weights", *expected]
     assert publish.newest(tmp_path).name == "step-10000000"
-    publish.prune(tmp_path, keep=2)
+    retention.prune(tmp_path, Retention(last=2))
     kept = ["best", "step-10000000", "step-9999999", "weights"]
     assert sorted(path.name for path in tmp_path.iterdir()) == kept
 

@@ -11,9 +11,10 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from torch.serialization import skip_data
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.checkpoints.serialization.byte_stream import Chunks, OutputFile, TensorSlice, tensor_bytes
 from pipeline.checkpoints.tensors import InMemoryTensor
-from pipeline.errors import UserError, one_line
+from pipeline.errors import ELSEWHERE, UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -74,33 +75,38 @@ class ArchiveContent:
     skeleton: Path
 
     def chunks(self) -> Chunks:
-        try:
-            with skip_data():
-                torch.save(self.tree, self.skeleton)
-            with self.skeleton.open("rb") as file:
-                for offset, filling in sorted(self._places().items()):
-                    yield file.read(offset - file.tell())
-                    empty = filling.placeholder
-                    yield from tensor_bytes(filling.slices, empty.dtype)
-                    file.seek(offset + empty.numel() * empty.itemsize)
-                yield file.read()
-        except RuntimeError as error:  # torch's word for a full disk
-            raise UserError(
-                f"{self.skeleton.parent}: cannot be written ({one_line(error)}); make room or choose another place"
-            ) from error
-        finally:
-            self.skeleton.unlink(missing_ok=True)
+        with skeleton_written(self.tree, self.skeleton) as (file, offsets):
+            for offset, filling in sorted(self._places(offsets).items()):
+                yield file.read(offset - file.tell())
+                empty = filling.placeholder
+                yield from tensor_bytes(filling.slices, empty.dtype)
+                file.seek(offset + empty.numel() * empty.itemsize)
+            yield file.read()
 
-    def _places(self) -> dict[int, Filling]:
+    def _places(self, offsets: dict[str, int]) -> dict[int, Filling]:
         """Where each placeholder lies: torch numbers storages in the order in which it finds them; tied tensors share
         one."""
         order = list(dict.fromkeys(id(tensor) for tensor in _tensors(self.tree)))
-        offsets = _records(self.skeleton)
         return {
             offsets[f"data/{number}"]: self.fillings[tensor]
             for number, tensor in enumerate(order)
             if self.fillings[tensor].placeholder.numel()
         }
+
+
+@contextmanager
+def skeleton_written(tree: object, path: Path, way_out: str = ELSEWHERE) -> Iterator[tuple[BinaryIO, dict[str, int]]]:
+    """torch's file of `tree` without the numbers of its storages, open for reading, and where each of its records
+    begins; it is removed in the end. Raises UserError where it cannot be written."""
+    try:
+        with skip_data():
+            torch.save(tree, path)
+        with path.open("rb") as file:
+            yield file, _record_offsets(path)
+    except RuntimeError as error:  # torch's word for a full disk
+        raise UserError(f"{path.parent}: cannot be written ({one_line(error)}); {way_out}") from error
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def small_file(name: str, content: object) -> OutputFile:
@@ -126,7 +132,7 @@ def _addresses(count: int, dtype: torch.dtype) -> Tensor:
         return torch.frombuffer(pages, dtype=dtype)
 
 
-def _records(path: Path) -> dict[str, int]:
+def _record_offsets(path: Path) -> dict[str, int]:
     """Where the bytes of each record of a torch archive begin, by its name inside."""
     offsets = {}
     with path.open("rb") as file, zipfile.ZipFile(file) as archive:

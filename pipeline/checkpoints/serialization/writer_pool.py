@@ -24,7 +24,7 @@ from pipeline.checkpoints import publish
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.checkpoints.serialization.byte_stream import WINDOW, OutputFile
 from pipeline.checkpoints.serialization.progress import ByteProgress
-from pipeline.errors import UserError, writing_to
+from pipeline.errors import ELSEWHERE, UserError, writing_to
 from pipeline.records.file_hashes import FileRecord, record
 from pipeline.records.processes import be_a_helper, keep_freed_memory
 
@@ -92,6 +92,7 @@ class WriteTask:
 
     file: OutputFile
     folder: Path
+    way_out: str = ELSEWHERE
 
     @property
     def path(self) -> Path:
@@ -99,7 +100,7 @@ class WriteTask:
 
     def run(self, count: Count) -> FileRecord:
         digest, size = hashlib.sha256(), 0
-        with writing_to(self.path):
+        with writing_to(self.path, self.way_out):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("wb") as handle:
                 for chunk in self.file.content.chunks():
@@ -110,7 +111,7 @@ class WriteTask:
         return FileRecord(size=size, sha256=digest.hexdigest())
 
     def finish(self) -> None:
-        with writing_to(self.path):
+        with writing_to(self.path, self.way_out):
             publish.sync(self.path)
 
 
