@@ -32,7 +32,8 @@ def gaps(chain: Chain, plain: Chain, redone: Mapping[str, int]) -> Iterator[str]
 
 
 def _measured(run: Path, stage: str) -> list[dict]:
-    return [{key: record[key] for key in MEASURED if key in record} for record in records(run, stage)]
+    kept = [record for record in records(run, stage) if record["kind"] != "save"]
+    return [{key: record[key] for key in MEASURED if key in record} for record in kept]
 
 
 def _report(run: Path) -> dict:
