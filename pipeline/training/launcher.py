@@ -3,7 +3,7 @@ launcher has started this process as one of several (environment.py), none are s
 
 A worker dies with its parent (the kernel sends SIGKILL), one that fails takes the others down within seconds, and its
 message becomes the UserError of `launch`; of one that was killed, and of a hang, a FaultError. On several nodes every
-node runs the same command with its own --node-rank (static rendezvous).
+node runs the same command with its own --node-rank, and they meet before each start (meeting.py).
 """
 
 import logging
