@@ -30,6 +30,7 @@ TEST = [
     "scikit-learn>=1.5",
     "kornia>=0.8",
     "tensorboard>=2.17",
+    "kubeflow-training>=1.9,<2",
 ]
 
 setup(
@@ -50,6 +51,7 @@ setup(
         "jinja2>=3.1",
         "matplotlib>=3.9",
         "numpy>=2",
+        "packaging>=23",
         "pillow>=10",
         "psutil>=5",
         "pyarrow>=19",

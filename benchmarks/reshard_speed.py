@@ -28,28 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script i
 import deepspeed
 import torch
 
+from benchmarks.memory import anonymous
 from benchmarks.states import SIZES, written
 from pipeline import __version__, models
 from pipeline.checkpoints import CheckpointLayout
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"}
-
-
-def anonymous(root: int) -> int:
-    """The largest RssAnon, in bytes, of the process `root` and its descendants."""
-    parents, sizes = {}, {}
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        except OSError:
-            continue  # the process has ended
-        pid = int(fields["Pid"])
-        parents[pid], sizes[pid] = int(fields["PPid"]), int(fields.get("RssAnon", "0").split()[0]) * 1024
-    family = {root}
-    while children := {pid for pid, parent in parents.items() if parent in family} - family:
-        family |= children
-    return max((sizes.get(pid, 0) for pid in family), default=0)
 
 
 def timed(command: list[str]) -> tuple[float, int]:

@@ -15,7 +15,10 @@ case "${RDZV:-static}" in
     static)
         [ "$nodes" -eq 1 ] || : "${NODE_RANK:?set NODE_RANK to this node, from 0}"
         meeting=(--node-rank "${NODE_RANK:-0}" --master-addr "$address" --master-port "$port") ;;
-    c10d) meeting=(--rdzv-backend c10d --rdzv-id "${RDZV_ID:-lemon}" --rdzv-endpoint "$address:$port") ;;
+    c10d)
+        meeting=(--rdzv-backend c10d --rdzv-id "${RDZV_ID:-lemon}" --rdzv-endpoint "$address:$port")
+        read -ra way < <("${PYTHON:-python3}" "$ROOT/launch/way.py" "$address" "$port")
+        meeting+=("${way[@]}") ;;
     *) echo "RDZV=$RDZV: choose static or c10d" >&2; exit 2 ;;
 esac
 start torchrun --nnodes "$nodes" --nproc-per-node "${PROCESSES:-auto}" --max-restarts "${RESTARTS:-0}" "${meeting[@]}" \

@@ -1,7 +1,8 @@
-"""The one error that users see.
+"""The errors that users see.
 
 Everything that a user can correct (a config, a path, a checkpoint) raises `UserError`; the command line prints its
-text in one line and exits with code 2. Any other exception is a bug of the pipeline and keeps its traceback.
+text in one line and exits with code 2. What nobody did wrong and may go well the next time (a worker that was killed, a
+hang) raises `FaultError`, with code 75. Any other exception is a bug of the pipeline and keeps its traceback.
 """
 
 import difflib
@@ -26,6 +27,23 @@ class UserError(Exception):
     """What is wrong, where, with which values, and the way out: one line, no traceback."""
 
 
+RESUME = "; run the command again to resume"
+"""How most faults end."""
+
+
+class FaultError(UserError):
+    """What went wrong around the command, in one line: started again, it goes on."""
+
+    @property
+    def what(self) -> str:
+        """Without the way out."""
+        return str(self).removesuffix(RESUME)
+
+
+FAULT = 75
+"""The exit code behind a `FaultError`: EX_TEMPFAIL of sysexits.h."""
+
+
 class Preempted(BaseException):
     """The command was asked to stop, and did so in good order: what it was doing, in words. No mistake of anybody."""
 
@@ -43,7 +61,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the known name closest to `name`, else the list of known names."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names) or 'none'}"
 
 
 def one_line(error: BaseException | str, longest: int = LONGEST_REASON) -> str:

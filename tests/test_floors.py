@@ -21,7 +21,7 @@ FLOORS = """
     growth report
     checkpoints
     training expansion export
-    runs
+    runs doctor
     cli
     __main__
 """

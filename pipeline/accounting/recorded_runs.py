@@ -11,11 +11,13 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline import models
 from pipeline.errors import UserError, one_line
+from pipeline.records.event_records import EventRecord
 from pipeline.records.folder_names import usable_as_folder
 from pipeline.records.ledger_check import require_agreement
 from pipeline.records.run_folder import StageFolder, read_json
 from pipeline.records.stage_facts import StageFacts, TrainFacts, parse
 from pipeline.records.stage_records import TRAINING, EvaluationRecord, LedgerEntry, MetricsRecord, TrainingRecord
+from pipeline.records.time_records import SpentRecord, StartRecord
 
 
 class Content(BaseModel):
@@ -56,7 +58,8 @@ def _point(record: EvaluationRecord, flops: int) -> Evaluation:
 @dataclass(frozen=True)
 class RecordedStage:
     """One stage. facts: stage.json, None before the stage has started; plan: plan.json, of an expansion only;
-    metrics: the records of metrics.jsonl; ledger: what ledger.jsonl accounts for."""
+    metrics: the records of metrics.jsonl; ledger: what ledger.jsonl accounts for; events, times: the records
+    of events.jsonl and times.jsonl."""
 
     path: Path
     kind: str
@@ -64,6 +67,8 @@ class RecordedStage:
     plan: dict[str, Any]
     metrics: list[MetricsRecord]
     ledger: list[LedgerEntry]
+    events: list[EventRecord]
+    times: list[StartRecord | SpentRecord]
 
     @property
     def name(self) -> str:
@@ -134,7 +139,8 @@ class RecordReader:
             records = list(folder.metrics), folder.ledger.accounted()
             if isinstance(facts, TrainFacts):
                 require_agreement(folder.ledger.path, records[1], facts)
-            self._stages[key] = RecordedStage(path, facts.kind if facts else kind, facts, plan, *records)
+            beside = list(folder.events), list(folder.times)
+            self._stages[key] = RecordedStage(path, facts.kind if facts else kind, facts, plan, *records, *beside)
         return self._stages[key]
 
     def runs(self, folders: list[Path]) -> list[RecordedRun]:

@@ -83,7 +83,12 @@ def _text(content: dict[str, Any]) -> str:
 def read(folder: Path) -> Manifest:
     """The manifest of a checkpoint, checked against itself and against the sizes of its files. Raises UserError."""
     content = parse(folder / NAME)
-    for name, record in content.files.items():
+    _require_sizes(folder, content.files)
+    return content
+
+
+def _require_sizes(folder: Path, files: dict[str, FileRecord]) -> None:
+    for name, record in files.items():
         path = folder / name
         size = path.stat().st_size if path.exists() else None
         if size is not None and not stat.S_ISREG(path.stat().st_mode):
@@ -91,7 +96,6 @@ def read(folder: Path) -> Manifest:
         if size != record.size:
             stored = "missing" if size is None else f"{size} bytes"
             raise UserError(f"{path}: {stored}, the manifest says {record.size} bytes; use an older checkpoint")
-    return content
 
 
 def read_if_any(folder: Path) -> Manifest | None:
@@ -145,8 +149,10 @@ def verify(folder: Path, workers: int = 1, done: Done = silent) -> Manifest:
 
 
 def verify_share(folder: Path, number: int, of: int) -> None:
-    """`verify` for one of `of` processes, which share the files out. Raises UserError naming the first that differs."""
-    files = dict(sorted(read(folder).files.items())[number::of])
+    """`verify` for one of `of` processes, which share the files out; each looks at its own alone. Raises UserError
+    naming the first that differs."""
+    files = dict(sorted(parse(folder / NAME).files.items())[number::of])
+    _require_sizes(folder, files)
     _require_same(folder, files, hashes(folder, files))
 
 

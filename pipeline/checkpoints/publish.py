@@ -8,7 +8,7 @@ import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -105,12 +105,12 @@ def newest(folder: Path) -> Path | None:
     return checkpoints[-1] if checkpoints else None
 
 
-def newest_complete(folder: Path) -> Path | None:
+def newest_complete(folder: Path, verify: Callable[[Path], object] = read) -> Path | None:
     """The newest checkpoint in `folder` of which all files are there in their sizes; those that are newer and damaged
-    are set aside. Raises UserError when all are damaged."""
+    are set aside. verify: what raises UserError for a damaged one. Raises UserError when all are damaged."""
     while checkpoint := newest(folder):
         try:
-            read(checkpoint)
+            verify(checkpoint)
             return checkpoint
         except UserError as error:
             set_aside(checkpoint, str(error))

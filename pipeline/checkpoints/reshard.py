@@ -96,7 +96,15 @@ class ReshardResult:
 
 
 def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardResult:
-    """Write and publish the checkpoint `out`. Raises UserError, and publishes nothing."""
+    """Write and publish the checkpoint `out`, and say so. Raises UserError, and publishes nothing."""
+    result = write_reshard(plan, out, workers)
+    logger.info(f"reshard: {result.tensors} tensors, {amount(result.size)} in {result.files} files")
+    logger.info(f"reshard: wrote {out}{plan.layout.how_to_load(out)}")
+    return result
+
+
+def write_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardResult:
+    """The same; said is only what is not kept."""
     for line in remarks(plan):
         logger.warning(f"reshard: {line}")
     logger.debug(f"reshard: {plan.source} -> {out}, {plan.layout.words}")
@@ -120,8 +128,6 @@ def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardRe
         }
         publish.publish(staged, out, facts, files)
     size = sum(file.size for file in files.values())
-    logger.info(f"reshard: {len(plan.state.tensors)} tensors, {amount(size)} in {len(files)} files")
-    logger.info(f"reshard: wrote {out}{plan.layout.how_to_load(out)}")
     return ReshardResult(out, plan.layout, len(plan.state.tensors), len(files), size)
 
 

@@ -1,8 +1,8 @@
 """The command line: `lemon` = `python -m pipeline`, a thin layer over the Python API.
 
 A command's name finds its file: `run prepare train` in run_commands, `plan expand verify` in expansion_commands,
-`inspect check diff reshard export` in checkpoint_commands, `report` in report_commands. Bad input ends with one line
-and exit code 2. Nothing heavy is imported before it is needed.
+`inspect check diff reshard export` in checkpoint_commands, `report` in report_commands, `doctor` in doctor_command. Bad
+input ends with one line and exit code 2. Nothing heavy is imported before it is needed.
 """
 
 import argparse
@@ -10,13 +10,14 @@ import os
 import warnings
 
 from pipeline import __version__
-from pipeline.cli import checkpoint_commands, expansion_commands, report_commands, run_commands
+from pipeline.cli import checkpoint_commands, doctor_command, expansion_commands, report_commands, run_commands
 from pipeline.cli.arguments import Parser, add_local_rank
 from pipeline.cli.output import exit_code, messages_printed, print_whatever_comes
 
 EPILOG = """examples:
   lemon run configs/quickstart/bert.yaml                        the whole chain: prepare, train, expand, train, report
   lemon run configs/quickstart/bert.yaml stages.small.batch=32  any key of the config can be overridden
+  lemon run configs/quickstart/bert.yaml --dry-run              what it would do and need; nothing is written
   lemon train configs/quickstart/bert.yaml --stage small        one stage of it, a training or an expansion
   lemon expand --source runs/quickstart-bert/small --target configs/quickstart/bert.yaml:large --out grown
   lemon plan --source bert-base --target large.json             what that would do, and what it needs
@@ -25,6 +26,7 @@ EPILOG = """examples:
   lemon reshard runs/quickstart-bert/large --out eight --world-size 8
   lemon export runs/quickstart-bert/large --out model           a Hugging Face folder with a model card
   lemon report runs/quickstart-bert                             report.html and report.json
+  lemon doctor                                                  whether this machine can train
 """
 
 
@@ -40,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lemon {__version__}")
     add_local_rank(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (run_commands, expansion_commands, checkpoint_commands, report_commands):
+    for group in (run_commands, expansion_commands, checkpoint_commands, report_commands, doctor_command):
         group.add_parsers(commands)
     for command in commands.choices.values():
         command.add_argument("-q", "--quiet", action="store_true", help="print results, warnings and errors only")
@@ -54,8 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0, 1 for a verification that failed, 2 for bad input, 85 for a training
-    that was asked to stop and has saved."""
+    """Run a command. Returns the exit code: 0, 1 for a verification that failed or a machine that is unfit, 2 for bad
+    input, 75 for what nobody did wrong (a worker that was killed, a hang), 85 for a training that was asked to stop and
+    has saved."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     print_whatever_comes()

@@ -38,6 +38,15 @@ def positive_integer(text: str) -> int:
     return int(text)
 
 
+def node_counts(text: str) -> tuple[int, int]:
+    """The fewest and the most nodes of `2` or `1:2`."""
+    fewest, _, most = text.partition(":")
+    counts = positive_integer(fewest), positive_integer(most or fewest)
+    if counts[0] > counts[1]:
+        raise argparse.ArgumentTypeError(f"'{text}': the fewest come first, as in {counts[1]}:{counts[0]}")
+    return counts
+
+
 def add_local_rank(parser: argparse.ArgumentParser) -> None:
     """The option that the `deepspeed` launcher puts behind the name of what it starts, in front of all else."""
     parser.add_argument("--local_rank", "--local-rank", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -70,7 +79,7 @@ def add_layout(command: argparse.ArgumentParser) -> None:
         metavar="LAYOUT",
         help="of the result, see below (default: huggingface for such a source, else zero)",
     )
-    command.add_argument("--zero-stage", type=int, choices=[1, 2, 3], help=f"of --format zero (default: {KEPT}1)")
+    command.add_argument("--zero-stage", type=int, choices=[0, 1, 2, 3], help=f"of --format zero (default: {KEPT}1)")
     command.add_argument(
         "--world-size", type=positive_integer, help=f"of --format zero: ranks that will load it (default: {KEPT}2)"
     )

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from rich.console import Console
 
-from pipeline.errors import Preempted, UserError, files_explained
+from pipeline.errors import FAULT, FaultError, Preempted, UserError, files_explained
 from pipeline.training.preemption import REQUEUE
 
 LOGGER = "pipeline"
@@ -52,14 +52,14 @@ def print_whatever_comes() -> None:
 
 
 def exit_code(work: Callable[[], int | None]) -> int:
-    """What `work` returns, or 0. Bad input is 2, a request to stop 85, Ctrl-C 130, and a line on standard error tells
-    it."""
+    """What `work` returns, or 0. Bad input is 2, a fault of something else 75, a request to stop 85, Ctrl-C 130, and a
+    line on standard error tells it."""
     try:
         with files_explained():
             return work() or 0
     except UserError as error:
         print(f"lemon: {printable(str(error))}", file=sys.stderr)
-        return 2
+        return FAULT if isinstance(error, FaultError) else 2
     except Preempted as stop:
         print(f"lemon: {printable(str(stop))}; run the command again to go on", file=sys.stderr)
         return REQUEUE

@@ -6,14 +6,16 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NoReturn
 
 from pipeline import config
-from pipeline.cli.arguments import Commands, add_local_rank, path, positive_integer
+from pipeline.cli import dry_run_options
+from pipeline.cli.arguments import Commands, add_local_rank, node_counts, path
 from pipeline.cli.output import exit_code
 from pipeline.config.schema import Config
 from pipeline.errors import Preempted, UserError, full_disk_explained, writing_to
-from pipeline.records.processes import choose_accelerator
+from pipeline.records.processes import PARENT, choose_accelerator
 from pipeline.training import environment, launcher, preemption
 from pipeline.training.environment import Launched
 from pipeline.training.launcher import Nodes, Start
@@ -43,34 +45,57 @@ def add_parsers(commands: Commands) -> None:
             command.add_argument("--stage", help="which stage (default: the only training stage)")
         if name != "prepare":
             _add_nodes(command)
+            _add_allow(command)
+        if name == "run":
+            dry_run_options.add(command)
         add_local_rank(command)
 
 
 def _add_nodes(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--nodes", type=positive_integer, default=1, help="nodes that run this same command (default 1)"
+        "--nodes",
+        type=node_counts,
+        default=(1, 1),
+        metavar="N or MIN:MAX",
+        help="nodes that run this same command (default 1); MIN:MAX goes on with MIN of them where others do not come",
     )
     command.add_argument("--node-rank", type=int, default=0, help="this node's number, from 0")
     command.add_argument("--master-addr", default="127.0.0.1", help="address of node 0")
     command.add_argument("--master-port", type=int, default=29500, help="a free port on node 0")
 
 
+def _add_allow(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--allow",
+        action="append",
+        choices=["precision"],
+        default=[],
+        help="go on with a begun training stage in another precision than before, which is recorded",
+    )
+
+
 def _start(options: argparse.Namespace) -> Start:
     """How this command was started: by --nodes, by another launcher, or alone. Raises UserError."""
-    if getattr(options, "nodes", 1) > 1:
+    fewest, most = getattr(options, "nodes", (1, 1))
+    if most > 1:
         _refuse_workers()
-        return Nodes(options.nodes, options.node_rank, options.master_addr, options.master_port)
+        return Nodes(most, options.node_rank, options.master_addr, options.master_port, fewest)
     if hasattr(options, "local_rank"):
         os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
     launched = environment.recognise()
     if launched is None:
         return Nodes()
-    if launched.first and preemption.PARENT not in os.environ:
+    if launched.first and PARENT not in os.environ:
         logger.info(launched.line)
     if launched.names_nodes:
         return Nodes(launched.world_size, launched.rank, launched.master_address, launched.master_port)
     launched.export()
     return launched
+
+
+def _allowing(options: argparse.Namespace) -> Start:
+    """The same, with what a begun stage may go on with others of."""
+    return replace(_start(options), allowed=frozenset(options.allow))
 
 
 def _refuse_workers() -> None:
@@ -92,7 +117,11 @@ def _load(options: argparse.Namespace) -> Config:
 def _run(options: argparse.Namespace) -> None:
     from pipeline.runs import run
 
-    start = _start(options)
+    dry_run_options.require_fitting(options)
+    start = _allowing(options)
+    if options.dry_run:
+        dry_run_options.show(_load(options), start, options)
+        return
     _do(start, lambda: run.run(_load(options), start))
 
 
@@ -129,10 +158,10 @@ def _end(work: Callable[[], None]) -> NoReturn:
 def _train(options: argparse.Namespace) -> None:
     from pipeline.runs import run
 
-    start, loaded = _start(options), _load(options)
+    start, loaded = _allowing(options), _load(options)
     name = options.stage or _only_stage(loaded)
     if isinstance(start, Launched):
-        _work(loaded, name)
+        _work(loaded, name, start)
     else:
         with preemption.heard():
             run.stage_alone(loaded, name, start)
@@ -147,20 +176,23 @@ def _only_stage(loaded: Config) -> str:
     return names[0]
 
 
-def _work(loaded: Config, name: str) -> None:
+def _work(loaded: Config, name: str, start: Launched) -> None:
     """Be one worker of a training stage, to its end, or until it is asked to stop."""
     with writing_to(loaded.path, "choose another run folder with folder=…"):
         loaded.path.mkdir(parents=True, exist_ok=True)
         lock = launcher.become_worker(loaded.path)
     request = StopRequest.of_this_process()
     try:
+        from pipeline.runs import trainings
         from pipeline.training import engine, fingerprint, loop
 
         stage = loaded.training_stage(name)
         with full_disk_explained(loaded.path):
-            fingerprint.require_same(loaded, stage)  # under plain torchrun nobody did it before
+            fingerprint.require_same(loaded, stage, start.allowed)  # under plain torchrun nobody did it before
+            if PARENT not in os.environ:
+                trainings.reshard_start(loaded, stage, start)
             try:
-                loop.run(loaded, stage, engine.join(), request)
+                loop.run(loaded, stage, engine.join(loaded.hang), request)
             except Preempted:
                 engine.leave(preemption.REQUEUE)
             engine.leave()

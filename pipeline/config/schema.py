@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
+from pipeline.config.hang import HangChoice
+from pipeline.config.stability import Stability
 from pipeline.config.validation_errors import ConfigProblems
 from pipeline.durations import Duration, PositiveDuration, Time
 from pipeline.errors import UserError, nearest
@@ -129,6 +131,10 @@ class Retention(Strict):
     every: int | None = Field(None, ge=1, description="besides, each whose step is a multiple of this")
     best: bool = Field(False, description="besides, the one with the lowest evaluation loss")
 
+    def most(self, steps: int) -> int:
+        """Checkpoints that a stage of so many steps has at once, the one that is being written included."""
+        return self.last + 1 + (steps // self.every if self.every else 0) + self.best
+
 
 def _retention(keep: Any) -> Any:
     return {"last": keep} if isinstance(keep, int) and not isinstance(keep, bool) else keep
@@ -158,6 +164,7 @@ class TrainStage(Strict):
     )
     keep: Annotated[Retention, BeforeValidator(_retention)] = Retention()
     tensorboard: bool = False
+    stability: Stability = Stability()
 
     @property
     def origin(self) -> str | None:
@@ -186,7 +193,7 @@ class ExpandStage(Strict):
 
     kind: Literal["expand"]
     name: FolderName
-    source: str
+    source: Place
     model: str
     method: MethodChoice = MethodChoice()
     optimizer_state: Literal["reset", "grow"] = "reset"
@@ -226,6 +233,13 @@ class Config(Strict):
     max_time: Time | None = Field(
         None, description="save and stop with exit code 85 after so long, such as '12 hours'; start again to go on"
     )
+    restarts: int = Field(
+        0, ge=0, description="starts after faults in a row without a newer checkpoint; by `lemon run` alone, or --nodes"
+    )
+    node_timeout: Time = Field(
+        "2 minutes", description="how long the nodes of --nodes MIN:MAX wait for those that are not needed"
+    )
+    hang: HangChoice = HangChoice()
     data: Data
     models: dict[str, ModelSizes] = Field(min_length=1)
     stages: list[Stage] = Field(min_length=1)
@@ -280,7 +294,8 @@ class Config(Strict):
             problems.append(f"{where}.model: no model '{stage.model}'{nearest(stage.model, self.models)}")
         later = origin in {each.name for each in self.stages}
         if origin and origin not in earlier and (later or not Path(origin).exists()):
-            problems.append(f"{where}: '{origin}' is no earlier stage and no folder{nearest(origin, earlier)}")
+            key, known = "source" if isinstance(stage, ExpandStage) else "start", nearest(origin, earlier)
+            problems.append(f"{where}.{key}: '{origin}' is no earlier stage and no folder{known}")
         if isinstance(stage, ExpandStage) and origin in earlier:
             source, target = (self.models.get(name) for name in (earlier[origin].model, stage.model))
             problems += _shrinkage(stage, source, target) if source and target else []

@@ -5,8 +5,9 @@
         prepared, config.data, config.seed, batch=64, micro_batch=8, rank=rank, world=world, first_step=step
     )
 
-Files, in the order of the data's way: sources (what a config names) -> documents, tokenizers, text | images, augment
--> prepared (the folder) -> sampler (the order of the samples) -> batches (the loader).
+Files, in the order of the data's way: sources (what a config names) -> documents, census, tokenizers, packing,
+text_building, text | images, augment -> prepared (the folder) -> sampler (the order of the samples) -> batches (the
+loader).
 """
 
 from pipeline.data.batches import Batch, evaluation_batches, train_batches

@@ -1,7 +1,9 @@
 """Batches for the trainer: which samples each rank reads at each step, and the loader that reads them."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -89,7 +91,7 @@ def _load(read: Callable[[np.ndarray], Batch], numbers: Iterable[range], workers
         batch_sampler=cast(Iterable[list[int]], numbers),  # torch passes each to __getitems__ unchanged
         num_workers=workers,
         collate_fn=_unchanged,
-        worker_init_fn=_end_with_parent,
+        worker_init_fn=partial(_end_with_parent, os.getpid()),
         multiprocessing_context="fork" if workers else None,
         generator=torch.Generator(),  # a loader draws a seed when it starts; not from the generator that dropout uses
     )
@@ -109,6 +111,6 @@ def _unchanged(result: Any) -> Any:
     return result
 
 
-def _end_with_parent(worker: int) -> None:
+def _end_with_parent(parent: int, worker: int) -> None:
     """Have the kernel end this worker with its parent; torch itself looks for the parent every 5 seconds."""
-    be_a_helper()
+    be_a_helper(parent)

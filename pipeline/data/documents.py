@@ -10,14 +10,12 @@ import io
 import json
 import lzma
 import zlib
-from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TextIO
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
@@ -30,9 +28,6 @@ ROWS_AT_ONCE = 1000
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error, pa.ArrowException)
 """What the readers raise on a file that is damaged or not what its name says."""
 
-LARGEST_HELD_OUT = 0.1
-"""The largest share of the text that is cut off for evaluation."""
-
 
 @dataclass(frozen=True)
 class Corpus:
@@ -43,11 +38,6 @@ class Corpus:
 
     def __iter__(self) -> Iterator[str]:
         return (document for document in self.read() if not document.isspace() and document)
-
-    def without(self, documents: Iterable[str]) -> "Corpus":
-        """All but `documents`, and copies of them."""
-        excluded = {fingerprint(document) for document in documents}
-        return Corpus(self.name, lambda: (document for document in self if fingerprint(document) not in excluded))
 
 
 def corpora(data: TextData) -> tuple[Corpus, Corpus | None]:
@@ -181,43 +171,3 @@ def _require_characters(text: str, where: object) -> None:
 def fingerprint(document: str) -> int:
     """The first 64 bits of a document's SHA-256: the same on every machine."""
     return int.from_bytes(sha256(document.encode("utf-8", "surrogatepass")).digest()[:8], "big")
-
-
-@dataclass(frozen=True)
-class Census:
-    """Fingerprint and length (characters) of each document of a corpus, in its order; 16 bytes a document."""
-
-    fingerprints: np.ndarray
-    characters: np.ndarray
-
-    @classmethod
-    def of(cls, corpus: Corpus) -> "Census":
-        """Read `corpus` once. Raises UserError when it contains no text."""
-        fingerprints, characters = array("Q"), array("Q")
-        for document in corpus:
-            fingerprints.append(fingerprint(document))
-            characters.append(len(document))
-        if not fingerprints:
-            raise UserError(f"{corpus.name}: no text in it; check data.dataset and data.column")
-        return cls(np.array(fingerprints), np.array(characters))
-
-
-def hold_out(corpus: Corpus, census: Census, characters: int) -> list[str]:
-    """Documents of `corpus` to evaluate on: about `characters` in all, at most LARGEST_HELD_OUT of the text.
-
-    Documents are taken by rank of their fingerprint, whatever their order or place, and listed by it, so that any
-    beginning of the list is a fair sample. Equal ones go together; one that would break the bound is passed over.
-    """
-    limit = int(LARGEST_HELD_OUT * int(census.characters.sum()))
-    order = np.argsort(census.fingerprints, kind="stable")
-    fingerprints, firsts = np.unique(census.fingerprints[order], return_index=True)
-    sizes = np.add.reduceat(census.characters[order], firsts)
-    selected: set[int] = set()
-    total = 0
-    for candidate, size in zip(fingerprints, sizes, strict=True):
-        if total >= characters:
-            break
-        if total + int(size) <= limit:
-            selected.add(int(candidate))
-            total += int(size)
-    return sorted((document for document in corpus if fingerprint(document) in selected), key=fingerprint)

@@ -8,6 +8,7 @@ import io
 import logging
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet
 import torch
 
 from pipeline.config.schema import Augmentation, ImageData
 from pipeline.data import augment, embedded
+from pipeline.data.image_tables import ROW, ImageTables
 from pipeline.data.sampler import position
 from pipeline.data.sources import TABLE, Embedded, HubSplit, LocalFiles, Source, require_column, resolve
 from pipeline.errors import UserError, one_line
@@ -43,8 +44,8 @@ def build(data: ImageData, seed: int, folder: Path) -> dict[str, Any]:
     augment.require(data.augment)
     datasets.disable_progress_bars()
     training, evaluation, classes = _splits(data, folder / "cache")
-    training.save_to_disk(folder / "training")
-    evaluation.save_to_disk(folder / "evaluation")
+    training.save(folder / "training")
+    evaluation.save(folder / "evaluation")
     shutil.rmtree(folder / "cache", ignore_errors=True)
     logger.info(f"images: {len(training):,} for training, {len(evaluation):,} for evaluation, {len(classes)} classes")
     facts = {
@@ -62,29 +63,53 @@ def build(data: ImageData, seed: int, folder: Path) -> dict[str, Any]:
     return facts | _mean_and_std(samples, seed)
 
 
-def _splits(data: ImageData, cache: Path) -> tuple[datasets.Dataset, datasets.Dataset, list[str]]:
-    """(training images, evaluation images, class names), both splits with the columns of `_labelled`."""
+@dataclass(frozen=True)
+class Split:
+    """Images to be stored. rows: with the columns of `_labelled`. tables: where the images lie, if not in `rows`."""
+
+    rows: datasets.Dataset
+    tables: ImageTables | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, rows: np.ndarray) -> "Split":
+        return Split(self.rows.select(rows), self.tables)
+
+    def save(self, folder: Path) -> None:
+        """Store them as `datasets.load_from_disk` reads them. Raises UserError."""
+        if self.tables is None:
+            self.rows.save_to_disk(folder)
+        else:
+            rows, labels = (np.asarray(self.rows[key][:], dtype=np.int64) for key in (ROW, "label"))
+            self.tables.save(rows, labels, folder)
+
+
+def _splits(data: ImageData, cache: Path) -> tuple[Split, Split, list[str]]:
+    """(training images, evaluation images, class names)."""
     training_source, evaluation_source = resolve(data)
     training = _load(training_source, data, cache)
     evaluation = _load(evaluation_source, data, cache) if evaluation_source else None
-    classes = _classes(training, data)
+    classes = _classes(training.rows, data)
     training = _labelled(training, classes, data)
     if evaluation is None:
         return *_hold_out(training, data.evaluation_images), classes
     return training, _subset(_labelled(evaluation, classes, data), data.evaluation_images), classes
 
 
-def _load(source: Source, data: ImageData, cache: Path) -> datasets.Dataset:
-    """A source with its own columns and labels. cache: where `datasets` converts parquet files."""
+def _load(source: Source, data: ImageData, cache: Path) -> Split:
+    """A source with its own columns and labels. cache: where `datasets` keeps the labels of parquet files."""
     match source:
         case Embedded():
             pixels, labels = embedded.digits()
             images = [{"bytes": _png(image), "path": None} for image in pixels]
-            return _dataset(data, images, [str(label) for label in labels])
+            return Split(_dataset(data, images, [str(label) for label in labels]), None)
         case LocalFiles(paths):
             return _from_files(paths, data, cache)
         case HubSplit():
-            return source.load()
+            if (found := source.tables()) is None:
+                return Split(source.load(), None)
+            return _from_tables(found[0], data, cache, found[1])
 
 
 def _png(pixels: np.ndarray) -> bytes:
@@ -99,32 +124,21 @@ def _dataset(data: ImageData, images: Sequence[Any], labels: list[str]) -> datas
     return datasets.Dataset.from_dict({data.column: images, data.label: labels}, features=features)
 
 
-def _from_files(files: list[Path], data: ImageData, cache: Path) -> datasets.Dataset:
+def _from_files(files: list[Path], data: ImageData, cache: Path) -> Split:
     """Parquet files as they are; image files with the name of their folder as label."""
     tables = [file for file in files if file.name.lower().endswith(TABLE)]
     if not tables:
-        return _dataset(data, [str(file) for file in files], [file.parent.name for file in files])
+        return Split(_dataset(data, [str(file) for file in files], [file.parent.name for file in files]), None)
     if len(tables) < len(files):
         raise UserError(f"{tables[0]}: parquet files and image files together; give data.dataset one kind")
-    for table in tables:
-        _require_columns(table, _column_names(table), data)
-    try:
-        images = datasets.Dataset.from_parquet([str(table) for table in tables], cache_dir=str(cache))
-        _require_inside(tables[0], images, data.column)
-        return images
-    except (datasets.exceptions.DatasetsError, pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{tables[0]}: cannot read the images ({one_line(error.__cause__ or error)})") from error
+    return _from_tables(tables, data, cache)
 
 
-def _require_inside(table: Path, images: datasets.Dataset, column: str) -> None:
-    """Raises UserError for a table that names files, which may lie anywhere, where it should hold encoded images."""
-    stored = images.data.column(column)
-    held = pa.types.is_struct(stored.type) and stored.type.get_field_index("bytes") >= 0
-    content = pyarrow.compute.struct_field(stored, "bytes") if held else stored
-    if not (pa.types.is_binary(content.type) or pa.types.is_large_binary(content.type)):
-        raise UserError(f"{table}: column '{column}' holds {stored.type}, no encoded images; set data.column")
-    if content.null_count:
-        raise UserError(f"{table}: column '{column}' has {content.null_count} rows without an encoded image; put it in")
+def _from_tables(paths: list[Path], data: ImageData, cache: Path, features: datasets.Features | None = None) -> Split:
+    for path in paths:
+        _require_columns(path, _column_names(path), data)
+    tables = ImageTables(paths, data.column, features)
+    return Split(tables.rows(data.label, cache), tables)
 
 
 def _column_names(table: Path) -> list[str]:
@@ -141,7 +155,8 @@ def _require_columns(where: object, present: list[str], data: ImageData) -> None
 
 def _labels(split: datasets.Dataset, data: ImageData) -> Sequence[int | str]:
     """The label of each row: a class name where the source has class names, else the column's value."""
-    _require_columns(data.dataset, split.column_names, data)
+    if ROW not in split.column_names:
+        _require_columns(data.dataset, split.column_names, data)
     labels: Sequence[Any] = split[data.label][:]
     feature = split.features[data.label]
     invalid = [label for label in labels if not isinstance(label, int | str)]
@@ -165,24 +180,28 @@ def _classes(training: datasets.Dataset, data: ImageData) -> list[str]:
     return list(feature.names) if isinstance(feature, datasets.ClassLabel) else [str(label) for label in sorted(labels)]
 
 
-def _labelled(split: datasets.Dataset, classes: list[str], data: ImageData) -> datasets.Dataset:
-    """The split with two columns: `image` (encoded) and `label` (0..classes-1)."""
+def _labelled(split: Split, classes: list[str], data: ImageData) -> Split:
+    """The split with two columns: `image` (encoded), or ROW for one in tables, and `label` (0..classes-1)."""
     index = {name: number for number, name in enumerate(classes)}
-    labels = [str(label) for label in _labels(split, data)]
+    labels = [str(label) for label in _labels(split.rows, data)]
     unknown = sorted(set(labels) - set(index))
     if unknown:
         raise UserError(f"{data.evaluation}: class '{unknown[0]}' is not among the training images' {len(classes)}")
+    images = split.rows.select_columns([ROW]) if split.tables else _encoded(split.rows, data)
+    return Split(images.add_column("label", [index[label] for label in labels]), split.tables)
+
+
+def _encoded(rows: datasets.Dataset, data: ImageData) -> datasets.Dataset:
+    """The column `image` alone."""
     try:
-        images = split.select_columns([data.column]).cast_column(data.column, datasets.Image(decode=False))
+        images = rows.select_columns([data.column]).cast_column(data.column, datasets.Image(decode=False))
     except (TypeError, ValueError, pa.ArrowException) as error:
         where = f"{data.dataset}: column '{data.column}'"
         raise UserError(f"{where} contains no encoded images ({one_line(error)}); set data.column") from error
-    if data.column != "image":
-        images = images.rename_column(data.column, "image")
-    return images.add_column("label", [index[label] for label in labels])
+    return images if data.column == "image" else images.rename_column(data.column, "image")
 
 
-def _hold_out(images: datasets.Dataset, most: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+def _hold_out(images: Split, most: int) -> tuple[Split, Split]:
     """(training images, evaluation images); of the latter `most`, and at most LARGEST_HELD_OUT of all."""
     count = min(most, int(LARGEST_HELD_OUT * len(images)))
     if not count:
@@ -191,7 +210,7 @@ def _hold_out(images: datasets.Dataset, most: int) -> tuple[datasets.Dataset, da
     return images.select(np.setdiff1d(np.arange(len(images)), held_out)), images.select(held_out)
 
 
-def _subset(images: datasets.Dataset, most: int) -> datasets.Dataset:
+def _subset(images: Split, most: int) -> Split:
     return images if most >= len(images) else images.select(_sample(len(images), most))
 
 

@@ -17,10 +17,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config.schema import Augmentation, Data, ImageData, TextData
 from pipeline.config.validation_errors import explain
-from pipeline.data import images, text
+from pipeline.data import images, text, text_building
 from pipeline.errors import UserError
 from pipeline.records.file_hashes import files_below, hashes
-from pipeline.records.processes import WORKERS
+from pipeline.records.processes import CPUS, WORKERS
 from pipeline.records.run_folder import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -61,32 +61,49 @@ class Prepared:
         return images.ImageSamples(self.folder, self.facts, augmentation)
 
 
-def prepare(data: TextData | ImageData, seed: int, folder: Path) -> Prepared:
+def prepare(data: TextData | ImageData, seed: int, folder: Path, processes: int = CPUS) -> Prepared:
     """Write `folder` from the config, or return at once what an earlier call with the same config and seed wrote.
 
-    Works in a sibling folder that is renamed at the end: what a killed call leaves is not used, and the next call
-    removes it. Raises UserError for bad data, and for a folder that was prepared from another config or contains
-    anything else.
+    Works in a sibling folder that is renamed at the end: what a killed call leaves is no prepared data; the next call
+    goes on with what text has been packed there, if its settings are the same, and removes anything else. Text is
+    tokenised by `processes`; the result does not depend on how many they are. Raises UserError for bad data, and for a
+    folder that was prepared from another config or contains anything else.
     """
     folder = Path(folder)
-    if (folder / NAME).exists():
-        _require_same(folder, data, seed)
+    if there := prepared_before(folder, data, seed):
         _require_whole(folder)
         logger.debug(f"{folder}: prepared already")
-        return open_prepared(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: not empty and not prepared data; remove it or choose another folder")
+        text_building.forget(folder)
+        return there
     draft = folder.with_name(folder.name + ".draft")
-    shutil.rmtree(draft, ignore_errors=True)
     try:
-        draft.mkdir(parents=True)
-        facts = text.build(data, seed, draft) if data.kind == "text" else images.build(data, seed, draft)
+        facts = _built(data, seed, draft, processes)
         _write_record(draft, {"facts": facts, "data": data.model_dump(mode="json"), "seed": seed})
         os.replace(draft, folder)
     except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
+        if not text_building.can_go_on(draft):
+            shutil.rmtree(draft, ignore_errors=True)
         raise
+    text_building.forget(folder)
     return Prepared(folder, facts)
+
+
+def prepared_before(folder: Path, data: TextData | ImageData, seed: int) -> Prepared | None:
+    """What an earlier `prepare` with the same config and seed wrote. Raises UserError where anything else is there."""
+    if (folder / NAME).exists():
+        _require_same(folder, data, seed)
+        return open_prepared(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: not empty and not prepared data; remove it or choose another folder")
+    return None
+
+
+def _built(data: TextData | ImageData, seed: int, draft: Path, processes: int) -> dict[str, Any]:
+    if data.kind == "text":
+        return text_building.build(data, seed, draft, processes)
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    return images.build(data, seed, draft)
 
 
 def open_prepared(folder: Path) -> Prepared:
@@ -100,7 +117,8 @@ def open_prepared(folder: Path) -> Prepared:
 
 
 def _write_record(folder: Path, content: dict[str, Any]) -> None:
-    files = {name: file.model_dump() for name, file in hashes(folder, files_below(folder), WORKERS).items()}
+    names = [name for name in files_below(folder) if not name.startswith(text_building.UNFINISHED)]
+    files = {name: file.model_dump() for name, file in hashes(folder, names, WORKERS).items()}
     whole = {"format": FORMAT, **content, "files": files}
     write_json(folder / NAME, {**whole, "sha256": _own_hash(whole)})
 

@@ -67,15 +67,23 @@ def locate(seed: int, numbers: np.ndarray, size: int) -> tuple[np.ndarray, np.nd
     return epochs, rows
 
 
+def places(count: int, rank: int, world: int) -> range:
+    """Which of a step's `count` micro-batches a rank takes, by their place in the whole batch: what a place holds, and
+    the dropout that it meets, is the same for every number of ranks."""
+    return range(rank, count, world)
+
+
 def training_numbers(batch: int, micro_batch: int, rank: int, world: int, first_step: int) -> Iterator[range]:
     """This rank's micro-batches of global sample numbers from step `first_step` on, without end.
 
-    Step k takes the numbers [k * batch, (k + 1) * batch); its micro-batch a is split over the ranks in order.
+    Step k takes the numbers [k * batch, (k + 1) * batch), its micro-batch at place p `micro_batch` of them from
+    k * batch + p * micro_batch on.
     """
     step = first_step
     while True:
-        for start in range(step * batch, (step + 1) * batch, micro_batch * world):
-            yield range(start + rank * micro_batch, start + (rank + 1) * micro_batch)
+        for place in places(batch // micro_batch, rank, world):
+            start = step * batch + place * micro_batch
+            yield range(start, start + micro_batch)
         step += 1
 
 

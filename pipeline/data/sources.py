@@ -8,7 +8,8 @@ import glob
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,11 +52,30 @@ class HubSplit:
     split: str
 
     def load(self) -> datasets.Dataset:
-        """Download it whole into the hub's own cache. Raises UserError."""
-        if not HUB_NAME.fullmatch(self.name):
-            raise UserError(f"{self.name}: no such file or folder, and no name of a hub data set; check data.dataset")
-        try:
+        """Download it whole into the hub's own cache, and convert it there. Raises UserError."""
+        with self._explained():
             return datasets.load_dataset(self.name, self.subset, split=self.split)
+
+    def tables(self) -> tuple[list[Path], datasets.Features | None] | None:
+        """Its parquet files, downloaded into the hub's own cache, and what its card says of their columns; None where
+        it consists of others. Raises UserError."""
+        with self._explained():
+            builder = datasets.load_dataset_builder(self.name, self.subset)
+            files = (builder.config.data_files or {}).get(self.split)
+            if not files or not all(str(file).lower().endswith(TABLE) for file in files):
+                return None
+            manager = datasets.DownloadManager(
+                dataset_name=self.name,
+                download_config=datasets.DownloadConfig(
+                    cache_dir=builder._cache_downloaded_dir, use_etag=False, token=builder.token
+                ),
+            )
+            return [Path(path) for path in manager.download(list(files))], builder.info.features
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             dataset = f"{self.name}, subset {self.subset}" if self.subset else self.name
             raise UserError(
@@ -80,8 +100,12 @@ def resolve(data: TextData | ImageData) -> tuple[Source, Source | None]:
     if data.dataset == "embedded":
         return Embedded(), evaluation
     if not training_is_local:
+        if not HUB_NAME.fullmatch(str(data.dataset)):
+            raise UserError(
+                f"{data.dataset}: no such file or folder, and no name of a hub data set; check data.dataset"
+            )
         return HubSplit(str(data.dataset), data.subset, "train"), evaluation
-    paths = local_files(data.dataset, extensions)
+    paths = local_files(data.dataset, extensions, "data.dataset")
     return LocalFiles(without(paths, evaluation.paths) if isinstance(evaluation, LocalFiles) else paths), evaluation
 
 
@@ -91,7 +115,7 @@ def _evaluation(
     if data.evaluation is None:
         return None
     if is_local(data.evaluation):
-        return LocalFiles(local_files(data.evaluation, extensions))
+        return LocalFiles(local_files(data.evaluation, extensions, "data.evaluation"))
     if training_is_local:
         raise UserError(f"{data.evaluation}: no such file or folder; check data.evaluation")
     return HubSplit(str(data.dataset), data.subset, str(data.evaluation))
@@ -112,31 +136,32 @@ def is_local(spec: str | list[str]) -> bool:
     return is_path or Path(spec).exists()
 
 
-def local_files(spec: str | list[str], extensions: tuple[str, ...]) -> list[Path]:
-    """The files that `spec` names, in its order; folders are searched to any depth, sorted; none twice.
+def local_files(spec: str | list[str], extensions: tuple[str, ...], key: str) -> list[Path]:
+    """The files that `spec`, the value of the config's `key`, names, in its order; folders are searched to any depth,
+    sorted; none twice.
 
     Raises UserError for a path that does not exist, a file of another extension, a folder or glob without
     any file that has one of the `extensions`.
     """
     files: dict[Path, None] = {}
     for name in [spec] if isinstance(spec, str) else spec:
-        files.update(dict.fromkeys(_expand(name, extensions)))
+        files.update(dict.fromkeys(_expand(name, extensions, key)))
     if not files:
-        raise UserError("data.dataset: an empty list; name at least one file, or say embedded")
+        raise UserError(f"{key}: an empty list; name at least one file, or say embedded")
     return list(files)
 
 
-def _expand(name: str, extensions: tuple[str, ...]) -> list[Path]:
+def _expand(name: str, extensions: tuple[str, ...], key: str) -> list[Path]:
     path = Path(name).expanduser()
     if path.is_file():
         if not path.name.lower().endswith(extensions):
-            raise UserError(f"{name}: unknown kind of file; known: {', '.join(extensions)}")
+            raise UserError(f"{name}: unknown kind of file; known: {', '.join(extensions)}; check {key}")
         return [path]
-    found = sorted(file for file in _candidates(name, path) if file.is_file())
+    found = sorted(file for file in _candidates(name, path, key) if file.is_file())
     files = [file for file in found if file.name.lower().endswith(extensions)]
     _say_what_is_passed_over(name, found, files)
     if not files:
-        raise UserError(f"{name}: no file of a known kind in it; known: {', '.join(extensions)}")
+        raise UserError(f"{name}: no file of a known kind in it; known: {', '.join(extensions)}; check {key}")
     return files
 
 
@@ -151,13 +176,13 @@ def _say_what_is_passed_over(name: str, found: list[Path], files: list[Path]) ->
         logger.warning(f"{name}: {len(empty)} folders have nothing that is read, such as {empty[0]}")
 
 
-def _candidates(name: str, path: Path) -> Iterable[Path]:
+def _candidates(name: str, path: Path, key: str) -> Iterable[Path]:
     """All that lies in a folder, or in what a glob matches."""
     if path.is_dir():
         return path.rglob("*")
     matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
     if not matches:
-        raise UserError(f"{name}: no such file or folder; check the path")
+        raise UserError(f"{name}: no such file or folder; check {key}")
     return (file for match in matches for file in ([match] if match.is_file() else match.rglob("*")))
 
 

@@ -82,7 +82,7 @@ class SentencePiece:
 
     def encode(self, documents: list[str]) -> list[list[int]]:
         try:
-            return cast(list[list[int]], self.processor.encode(documents))
+            return cast(list[list[int]], self.processor.encode(documents, num_threads=1))
         except (RuntimeError, OSError) as error:
             longest = max(documents, key=len)
             raise UserError(
@@ -99,6 +99,8 @@ class Pretrained:
     """A tokenizer of transformers'."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", origin: str):
+        # Packing has a process for each CPU: threads would be in their way, and a fork behind threads is warned of.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.tokenizer = tokenizer
         self.size = len(tokenizer)
         self.special = {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
@@ -127,6 +129,20 @@ class Pretrained:
         from transformers import BertTokenizer
 
         return cls(BertTokenizer(vocab=str(path), do_lower_case=True, strip_accents=True), str(path))
+
+    @classmethod
+    def here(cls, name: str) -> "Pretrained | None":
+        """The same without a network: of the hub's tokenizers those that were fetched before. Raises UserError for a
+        local one that is none."""
+        if is_local(name):
+            return cls.named(name)
+        from transformers import AutoTokenizer
+
+        try:
+            found = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=True)
+        except Exception:  # transformers raises whatever it stumbles over where a file is missing
+            return None
+        return cls(found, name)
 
     @classmethod
     def named(cls, name: str) -> "Pretrained":
@@ -158,10 +174,9 @@ class Pretrained:
 
 
 def create(config: schema.TokenizerChoice, texts: Iterable[str], folder: Path) -> Tokenizer:
-    """The tokenizer that `config` names, saved in `folder`; `texts` is what a vocabulary is learned from."""
-    tokenizer = _create(config, texts)
-    tokenizer.save(folder)
-    return tokenizer
+    """The tokenizer that `config` names, as it is saved in `folder`; `texts` is what a vocabulary is learned from."""
+    _create(config, texts).save(folder)
+    return load(folder)
 
 
 def _create(config: schema.TokenizerChoice, texts: Iterable[str]) -> Tokenizer:

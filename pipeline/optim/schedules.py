@@ -107,7 +107,7 @@ class _Schedule(Strict, ABC):
         warmup = self.warmup.steps(pace)
         if warmup >= steps:
             raise UserError(
-                f"the warm-up of {warmup} steps does not end before the horizon of {steps} steps; shorten it"
+                f"the warm-up of {warmup} steps does not end before the horizon of {steps} steps; shorten warmup"
             )
         return {
             "kind": self.kind,
@@ -171,7 +171,7 @@ class WarmupStableDecaySchedule(_Schedule):
         if shared["warmup"] + decay > shared["steps"]:
             raise UserError(
                 f"a warm-up of {shared['warmup']} steps and a decay of {decay} steps do not fit into the "
-                f"horizon of {shared['steps']} steps; shorten one of them"
+                f"horizon of {shared['steps']} steps; shorten warmup or decay"
             )
         return WarmupStableDecayRates(**shared, decay=decay)
 

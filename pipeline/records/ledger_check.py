@@ -1,4 +1,5 @@
-"""A ledger against what the stage says of itself: FLOPs of a step times steps, no line lost, doubled or changed."""
+"""A ledger against what the stage says of itself: FLOPs of a step times steps, no line lost, doubled or changed. What a
+step costs is what it cost in the start that made it, and what was lost is not looked at."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,10 @@ def require_agreement(path: Path, ledger: Sequence[LedgerEntry], facts: TrainFac
         count = entry.step - previous
         if count <= 0:
             raise _wrong(path, f"step {entry.step} of training follows step {previous}")
-        _require_cost(path, entry, "training", {count * facts.flops_per_step.train})
+        cost = facts.start_of(entry.step).flops_per_step
+        _require_cost(path, entry, "training", count * cost.train)
         if entry.step in recomputed:
-            _require_cost(path, recomputed.pop(entry.step), "recomputation", _possible(facts, count))
+            _require_cost(path, recomputed.pop(entry.step), "recomputation", count * cost.recompute)
         previous = entry.step
     if recomputed:
         raise _wrong(path, f"step {min(recomputed)} was recomputed and not trained")
@@ -38,16 +40,9 @@ def _recomputed(path: Path, ledger: Sequence[LedgerEntry]) -> dict[int, LedgerEn
     return by_step
 
 
-def _possible(facts: TrainFacts, count: int) -> set[int]:
-    """What recomputing `count` steps may cost: activation checkpointing can be switched when a stage is continued."""
-    earlier = [past.flops_per_step for past in facts.earlier if past.flops_per_step]
-    return {count * flops.recompute for flops in (facts.flops_per_step, *earlier)}
-
-
-def _require_cost(path: Path, entry: LedgerEntry, what: str, costs: set[int]) -> None:
-    if entry.flops not in costs:
-        expected = " or ".join(f"{cost:,}" for cost in sorted(costs))
-        raise _wrong(path, f"{what} until step {entry.step} has {entry.flops:,} FLOPs, its steps cost {expected}")
+def _require_cost(path: Path, entry: LedgerEntry, what: str, cost: int) -> None:
+    if entry.flops != cost:
+        raise _wrong(path, f"{what} until step {entry.step} has {entry.flops:,} FLOPs, its steps cost {cost:,}")
 
 
 def _wrong(path: Path, what: str) -> UserError:

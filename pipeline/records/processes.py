@@ -7,11 +7,17 @@ import sys
 
 PR_SET_PDEATHSIG = 1
 """linux/prctl.h: the signal that a process gets when its parent ends."""
+PARENT = "LEMON_PARENT_PID"
+"""Environment variable of a worker: the process id of the launcher that has started it."""
+OF_LAUNCHERS = (PARENT, "TORCHELASTIC_RUN_ID")
+"""Set in every worker of ours, in every worker of torchrun."""
 REQUESTS = (signal.SIGTERM, signal.SIGUSR1)
 """By which a scheduler asks a run to stop (training/preemption.py)."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """malloc.h: how much freed memory is kept, and from what size on each allocation is a mapping of its own."""
-WORKERS = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) + 1
+CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+"""Those that this process may run on."""
+WORKERS = CPUS + 1
 """Processes that write and hash: one more than the CPUs, for now and then one of them waits for the disk."""
 
 
@@ -42,7 +48,15 @@ def die_with_parent(parent: int | None = None) -> None:
         os._exit(1)
 
 
-def be_a_helper(parent: int | None = None) -> None:
+def die_with_launcher() -> None:
+    """To be called in a worker before it imports anything large, which takes seconds in which it would outlive a
+    launcher that is killed. In other processes it does nothing."""
+    if "LOCAL_RANK" in os.environ and any(name in os.environ for name in OF_LAUNCHERS):
+        parent = os.environ.get(PARENT, "")
+        die_with_parent(int(parent) if parent.isdecimal() else None)
+
+
+def be_a_helper(parent: int) -> None:
     """To be called first in a process that works for another one and outlives nothing: it ends with its parent, as
     `die_with_parent` has it, and leaves requests to stop, which schedulers send to every process of a job, to that."""
     die_with_parent(parent)

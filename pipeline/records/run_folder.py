@@ -7,10 +7,14 @@ runs/NAME/
   STAGE/
     stage.json                    what the stage is, its sizes, where it came from, whether it is finished
     metrics.jsonl ledger.jsonl    see stage_records.py
+    events.jsonl recent.jsonl     see event_records.py
+    times.jsonl                   see time_records.py
     last-step                     while it trains: the last step that it has finished, see step_counter.py
     plan.json                     expansions only
+    hangs/step-0000120/           what each rank was doing where training stood still
     log.txt
     checkpoints/step-0000500/     shards, config.json, manifest.json
+    resharded/                    until it has saved: its checkpoint for the ranks that it goes on with
 """
 
 import fcntl
@@ -23,9 +27,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.errors import UserError, writing_to
+from pipeline.records.event_records import Events, Recent
 from pipeline.records.stage_facts import StageFacts, parse
 from pipeline.records.stage_records import Ledger, Metrics
 from pipeline.records.step_counter import StepCounter
+from pipeline.records.time_records import Times
 
 KINDS = {list: "list", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 """What JSON calls that which is no object."""
@@ -88,6 +94,9 @@ class StageFolder:
         self.path = Path(path)
         self.metrics = Metrics(self.path / "metrics.jsonl")
         self.ledger = Ledger(self.path / "ledger.jsonl")
+        self.events = Events(self.path / "events.jsonl")
+        self.recent = Recent(self.path / "recent.jsonl")
+        self.times = Times(self.path / "times.jsonl")
         self.counter = StepCounter(self.path / "last-step")
         self.checkpoints = self.path / "checkpoints"
         self.facts_file = self.path / "stage.json"

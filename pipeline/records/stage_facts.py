@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from pipeline.errors import UserError
 from pipeline.records.folder_names import FolderName
@@ -34,10 +34,21 @@ class StepFlops(BaseModel):
     recompute: int
 
 
-class EarlierFacts(BaseModel):
-    """What was true until the stage was continued at `until_step`; None: the same as now."""
+class StartFacts(BaseModel):
+    """One start of a training stage, which went on from `step`: with what, on what, by which versions."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    step: int
+    settings: TrainSettings
+    flops_per_step: StepFlops
+    device: str
+    versions: dict[str, str]
+
+
+class EarlierFacts(BaseModel):
+    """What version 0.2.0 recorded in the place of starts: what was true until the stage was continued at `until_step`;
+    None: the same as afterwards."""
 
     until_step: int
     settings: TrainSettings | None = None
@@ -62,7 +73,8 @@ class CommonFacts(Recorded):
 
 
 class TrainFacts(CommonFacts):
-    """A training stage. start: the checkpoint that it began from; schedule: resolved to steps; device: in words."""
+    """A training stage. start: the checkpoint that it began from; schedule: resolved to steps; device: in words.
+    settings, flops_per_step, device, versions: those of the last of its starts."""
 
     kind: Literal["train"] = "train"
     start: str | None
@@ -73,7 +85,20 @@ class TrainFacts(CommonFacts):
     samples_per_step: int
     tokens_per_step: int
     device: str
-    earlier: tuple[EarlierFacts, ...] = ()
+    starts: tuple[StartFacts, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_starts(cls, content: Any) -> Any:
+        """Facts of version 0.2.0 and before have none."""
+        if not isinstance(content, dict) or "starts" in content:
+            return content
+        others = {key: value for key, value in content.items() if key != "earlier"}
+        return {**others, "starts": _starts(content)}
+
+    def start_of(self, step: int) -> StartFacts:
+        """The start whose step number `step` counts, the first being 1: the last one that went on from before it."""
+        return next((start for start in reversed(self.starts) if start.step < step), self.starts[0])
 
 
 class ExpandFacts(CommonFacts):
@@ -88,6 +113,21 @@ class ExpandFacts(CommonFacts):
     config_change: dict[str, Any]
     layout: dict[str, Any]
     verification: dict[str, Any] | None = None
+
+
+OF_A_START = ("settings", "flops_per_step", "device", "versions")
+"""The facts of a training stage that each of its starts has of its own."""
+
+
+def _starts(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """What facts without starts tell of them: those behind which something was another."""
+    earlier = TypeAdapter(list[EarlierFacts]).validate_python(content.get("earlier") or [])
+    begins = [0, *(before.until_step for before in earlier)]
+    starts = [{key: content[key] for key in OF_A_START if key in content} | {"step": begins[-1]}]
+    for begin, before in zip(reversed(begins[:-1]), reversed(earlier), strict=True):
+        known = before.model_dump(include=set(OF_A_START), exclude_none=True)
+        starts.insert(0, {**starts[0], **known, "step": begin})
+    return starts
 
 
 StageFacts = TrainFacts | ExpandFacts

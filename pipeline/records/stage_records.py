@@ -105,6 +105,12 @@ class Records(ABC, Generic[Record]):
         with self.path.open("a", encoding="utf-8") as file:
             os.fsync(file.fileno())
 
+    def mend(self) -> None:
+        """Drop the half of a line that a killed writer has left at the end."""
+        if self.path.exists():
+            with self.path.open("rb+") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
+
     def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """The JSON object of every line with its number; a killed writer may leave half a line at the end."""
         if not self.path.exists():
@@ -174,12 +180,6 @@ class Ledger(Records[LedgerEntry]):
             else:
                 entries.append(entry)
         return entries
-
-    def mend(self) -> None:
-        """Drop the half of a line that a killed writer has left at the end."""
-        if self.path.exists():
-            with self.path.open("rb+") as file:
-                file.truncate(file.read().rfind(b"\n") + 1)
 
     def upgraded(self, content: dict[str, Any], previous_step: int) -> dict[str, Any]:
         """Format 1 had the same keys."""

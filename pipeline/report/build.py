@@ -9,6 +9,7 @@ from pipeline.accounting import totals
 from pipeline.accounting.recorded_runs import RecordedRun, RecordReader
 from pipeline.accounting.savings import compare_run
 from pipeline.accounting.speed import speed
+from pipeline.accounting.wall_time import wall_time
 from pipeline.errors import UserError
 from pipeline.report import tables
 from pipeline.report.content import Report, Run
@@ -47,5 +48,7 @@ def _run(run: RecordedRun, all_runs: list[RecordedRun], reader: RecordReader, ta
         ledger=totals.add_up(run.stages.values()),
         continuity=tables.continuity(run, reader),
         speed=[speed(stage) for stage in run.trained if stage.steps],
+        wall_time=[spent for stage in run.trained if (spent := wall_time(stage.name, stage.times))],
+        events=tables.events(run),
         models=tables.models(run),
     )

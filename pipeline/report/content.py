@@ -6,6 +6,7 @@ from pipeline.accounting.recorded_runs import Content, Evaluation
 from pipeline.accounting.savings import Savings
 from pipeline.accounting.speed import Speed
 from pipeline.accounting.totals import Totals
+from pipeline.accounting.wall_time import WallTime
 
 Series = list[tuple[int, float]]
 """Pairs of step and value."""
@@ -13,7 +14,7 @@ Series = list[tuple[int, float]]
 
 class TrainingSeries(Content):
     """Thinned series. raw keeps the lowest and highest loss of each bin, so that a spike survives; smooth is a centred
-    mean over 2 % of the record; rate is the learning rate. diverged: the first step whose loss is not a number."""
+    mean over 2 % of the record; rate is the learning rate. diverged: the step from which on no loss is a number."""
 
     raw: Series
     smooth: Series
@@ -70,6 +71,18 @@ class Continuity(Content):
     stored: float | None
 
 
+class Event(Content):
+    """A loss or gradient norm out of bounds in the step that ends at `step`, and what was done. back_to: the step that
+    a rewind went back to; data_step: the step of an undisturbed run whose samples came next."""
+
+    stage: str
+    step: int
+    seen: str
+    action: str
+    back_to: int | None
+    data_step: int | None
+
+
 class Run(Content):
     """One run folder. unigram_entropy: the loss of a model that predicts only the tokens' frequencies, in nats."""
 
@@ -85,12 +98,14 @@ class Run(Content):
     ledger: Totals
     continuity: list[Continuity]
     speed: list[Speed]
+    wall_time: list[WallTime]
+    events: list[Event]
     models: list[dict[str, Any]]
 
 
 class Report(Content):
     """The whole report. command: what writes it again. Since format 2 every key is always there, null where nothing is
-    known, and a stage's speed has the seconds of evaluation and saving."""
+    known, and a stage's speed has the seconds of evaluation and saving. Keys are added (wall_time, events)."""
 
     format: Literal[2] = 2
     command: str

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from pipeline.accounting.savings import Reach, Savings
-from pipeline.report.formatting import decimal, flops, saving
+from pipeline.accounting.wall_time import WallTime
+from pipeline.report.content import Event
+from pipeline.report.formatting import decimal, duration, flops, percent, saving
 
 
 @dataclass(frozen=True)
@@ -86,3 +88,11 @@ def bars(one: Savings) -> list[Bar]:
 
 def _cost(place: Reach, target: float) -> str:
     return f"not reached: {_missed(place, target)}" if place.flops is None else flops(place.flops)
+
+
+def time_spent(one: WallTime, events: list[Event]) -> str:
+    """How long a stage took, what share of that was training that counts, and what was out of bounds meanwhile."""
+    starts = "1 start" if one.starts == 1 else f"{one.starts} starts"
+    seen = sum(event.stage == one.stage for event in events)
+    unstable = f"; loss or gradient norm out of bounds {'once' if seen == 1 else f'{seen} times'}" if seen else ""
+    return f"'{one.stage}' took {duration(one.seconds)} in {starts}, goodput {percent(one.goodput)}{unstable}"

@@ -69,4 +69,4 @@ def _lines(run: Run) -> list[str]:
     for one in run.comparisons:
         lines += [f"  {headline.statement(one)}", f"  {headline.target(one)}"]
         lines += [f"    {bar.name:<22}  {bar.cost:<14}  {bar.verdict or ''}".rstrip() for bar in headline.bars(one)]
-    return lines
+    return [*lines, *(f"  {headline.time_spent(one, run.events)}" for one in run.wall_time)]

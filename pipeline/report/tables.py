@@ -8,7 +8,7 @@ from pipeline.accounting.lineage import origins
 from pipeline.accounting.recorded_runs import RecordedRun, RecordedStage, RecordReader
 from pipeline.records.stage_facts import ExpandFacts
 from pipeline.records.stage_records import TrainingRecord
-from pipeline.report.content import Continuity, Series, Stage, Start, TrainingSeries, Verdict
+from pipeline.report.content import Continuity, Event, Series, Stage, Start, TrainingSeries, Verdict
 
 MEASURED: dict[str, Any] = {"tolerance": 0.0, "drift": [], "symmetry": {}, "loss": None, "stored": None}
 """What a verification may measure beside relative differences, and its value where it was not measured."""
@@ -40,7 +40,7 @@ def _state(stage: RecordedStage) -> str:
 
 
 def warnings(stages: list[Stage]) -> list[str]:
-    """Training that diverged, which a reader must know before trusting a curve."""
+    """Training that diverged and never came back, which a reader must know before trusting a curve."""
     return [
         f"Stage '{stage.stage}' broke down: its training loss is not a number at step {stage.training.diverged}."
         for stage in stages
@@ -50,8 +50,9 @@ def warnings(stages: list[Stage]) -> list[str]:
 
 def training(steps: list[TrainingRecord]) -> TrainingSeries:
     """The series that figures draw, from the records of training steps."""
-    diverged = next((record.step for record in steps if not math.isfinite(record.loss)), None)
     finite = [record for record in steps if math.isfinite(record.loss)]
+    last = finite[-1].step if finite else -1
+    diverged = next((record.step for record in steps if record.step > last), None)
     width = -(-len(finite) // (POINTS // 2)) if len(finite) > POINTS else 1
     losses = [(record.step, record.loss) for record in finite]
     rates = [(record.step, record.lr) for record in finite][::width]
@@ -117,6 +118,22 @@ def _verdicts(verification: dict[str, Any]) -> list[Verdict]:
         within = None if gate is None else difference <= gate
         verdicts.append(Verdict(precision=precision, difference=difference, gate=gate, within=within))
     return verdicts
+
+
+def events(run: RecordedRun) -> list[Event]:
+    """What was out of bounds, stage after stage."""
+    return [
+        Event(
+            stage=stage.name,
+            step=event.step,
+            seen=event.words,
+            action=event.action,
+            back_to=event.back_to,
+            data_step=event.data_step,
+        )
+        for stage in run.trained
+        for event in stage.events
+    ]
 
 
 def models(run: RecordedRun) -> list[dict[str, Any]]:

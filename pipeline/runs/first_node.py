@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pipeline.errors import UserError
 from pipeline.records import run_folder
 from pipeline.records.strict import Strict
-from pipeline.training.launcher import Nodes
+from pipeline.training.launcher import Nodes, Start
 
 BEAT = 10.0
 """Seconds between two signs of life of node 0."""
@@ -34,12 +34,28 @@ POLL = 1.0
 logger = logging.getLogger(__name__)
 
 
+OnFirst = Callable[[Callable[[], object], Callable[[], bool]], object]
+"""Has node or rank 0 do offline work (the first argument) while the others wait until it is done (the second), on
+files: no collective is open meanwhile. Raises UserError there when the first one fails."""
+
+
 class Status(Strict):
     """launch: another one for every start of node 0. beat: goes up while it is at work. stopped: why it is not."""
 
     launch: str
     beat: int = 0
     stopped: str | None = None
+
+
+@contextmanager
+def dividing_work(run: Path, start: Start) -> Iterator[OnFirst]:
+    """How a command that was started as `start` says has offline work done once."""
+    if start.first:
+        with nullcontext() if start.alone else at_work(run):
+            yield lambda action, done: action()
+    else:
+        watch = Watch(run, start.kind)
+        yield lambda action, done: watch.wait(done)
 
 
 def status_file(run: Path) -> Path:

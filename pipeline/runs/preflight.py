@@ -1,6 +1,6 @@
 """Checking a whole config before its first stage runs: what would fail in the last stage must not cost the first."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from pipeline.checkpoints import CheckpointLayout, State, publish
 from pipeline.config.schema import Config, ExpandStage, ModelSizes, Stage, TrainStage
 from pipeline.config.validation_errors import all_of
 from pipeline.data import Prepared, open_prepared
+from pipeline.durations import Duration
 from pipeline.errors import UserError, placed
 from pipeline.expansion import target as targets
 from pipeline.growth import methods, optimizer_state
@@ -20,16 +21,17 @@ from pipeline.optim.optimizers import OptimizerSpec
 from pipeline.records.run_folder import StageFolder
 from pipeline.training.engine import deepspeed_config, precisions_of_workers, require_precision
 from pipeline.training.fingerprint import require_same
+from pipeline.training.micro_batches import as_begun
 from pipeline.training.stage import pace, rates, require_best_known
 from pipeline.training.start import require_start
 
 
-def before_data(config: Config, ranks: int) -> None:
-    """Check what needs no data: families, batches, ranks, precisions, and the stages that have begun. Raises UserError
-    that lists all problems."""
+def before_data(config: Config, ranks: int, allowed: Collection[str] = ()) -> None:
+    """Check what needs no data: families, batches, ranks, precisions, and the stages that have begun, of which the
+    settings `allowed` may change. Raises UserError that lists all problems."""
     precisions = precisions_of_workers()
     families = [partial(_require_family, name, sizes) for name, sizes in config.models.items()]
-    stages = [partial(_stage_before_data, config, stage, ranks, precisions) for stage in config.stages]
+    stages = [partial(_stage_before_data, config, stage, ranks, precisions, allowed) for stage in config.stages]
     all_of([*families, *stages])
 
 
@@ -44,10 +46,13 @@ def checkpoints_fit(config: Config, stages: Sequence[Stage], ranks: int) -> None
     all_of(partial(require_start, config, stage, ranks) for stage in stages if isinstance(stage, TrainStage))
 
 
-def _stage_before_data(config: Config, stage: TrainStage | ExpandStage, ranks: int, precisions: set[str]) -> None:
-    require_same(config, stage, each=True)
+def _stage_before_data(
+    config: Config, stage: TrainStage | ExpandStage, ranks: int, precisions: set[str], allowed: Collection[str]
+) -> None:
+    require_same(config, stage, allowed, each=True)
     if isinstance(stage, TrainStage):
-        deepspeed_config(stage, ranks)
+        if not (folder := StageFolder(config.path / stage.name)).finished:
+            deepspeed_config(as_begun(stage, folder), ranks)
         require_precision(stage, precisions)
     else:
         options(stage, config.seed)
@@ -80,13 +85,22 @@ def _require_one_layout(where: str, readers: list[TrainStage], ranks: int) -> No
         )
 
 
-def after_data(config: Config) -> None:
-    """Check what the data decide: model sizes, steps, and whether every growth can be lossless. Raises UserError that
-    lists all problems."""
-    data = open_prepared(config.path / "data")
+def after_data(config: Config, data: Prepared | None = None, counted: bool = True) -> dict[str, PretrainedConfig]:
+    """Check what the data decide: model sizes, steps, and whether every growth can be lossless. Returns the models'
+    configs. data: instead of those of the run folder. counted: whether their number of samples is known; else schedules
+    in epochs are not looked at. Raises UserError that lists all problems."""
+    data = data or open_prepared(config.path / "data")
     all_of(partial(_model_config, config, name, data) for name in config.models)
     model_configs = {name: _model_config(config, name, data) for name in config.models}
-    all_of(partial(_stage_after_data, config, stage, data, model_configs) for stage in config.stages)
+    stages = [stage for stage in config.stages if counted or not in_epochs(stage)]
+    all_of(partial(_stage_after_data, config, stage, data, model_configs) for stage in stages)
+    return model_configs
+
+
+def in_epochs(stage: Stage) -> bool:
+    """Whether a stage's schedule is measured by the number of training samples."""
+    keys = vars(stage.schedule).values() if isinstance(stage, TrainStage) else ()
+    return any(isinstance(key, Duration) and key.unit == "epochs" for key in keys)
 
 
 def _model_config(config: Config, name: str, data: Prepared) -> PretrainedConfig:

@@ -1,7 +1,7 @@
 """A whole run: prepare, every stage in turn, report. Finished stages are skipped, an interrupted one resumes."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 from pipeline.config import dump
 from pipeline.config.schema import Config, ExpandStage, Stage, TrainStage
 from pipeline.durations import seconds
-from pipeline.errors import Preempted, full_disk_explained
+from pipeline.errors import Preempted
 from pipeline.records import run_folder
 from pipeline.records.run_folder import StageFolder
-from pipeline.runs import first_node
-from pipeline.training import launcher, preemption
+from pipeline.runs.first_node import OnFirst, dividing_work
+from pipeline.runs.trainings import Trainings, ranks_of
+from pipeline.training import preemption
 from pipeline.training.environment import Launched
 from pipeline.training.fingerprint import Fingerprint
 from pipeline.training.launcher import Nodes, Start
-from pipeline.training.preemption import StopRequest
 
 if TYPE_CHECKING:
     from pipeline.checkpoints import CheckpointLayout
@@ -25,18 +25,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OnFirst = Callable[[Callable[[], object], Callable[[], bool]], object]
-"""Has node or rank 0 do offline work (the first argument) while the others wait until it is done (the second), on
-files: no collective is open meanwhile. Raises UserError there when the first one fails."""
-
 
 def run(config: Config, start: Start = Nodes()) -> None:
     """Everything the config asks for, in order. Raises UserError."""
     with _prepared_run(config, start, config.stages) as on_first:
+        trainings = Trainings(config, start, on_first)
         for stage in config.stages:
             if start.alone and preemption.time_is_up():  # several would not agree; the next step's do
                 raise Preempted(f"stopped by max_time before stage '{stage.name}'")
-            _run_stage(config, stage, start, on_first)
+            _run_stage(config, stage, start, on_first, trainings)
         if start.first:
             report([config.path])
 
@@ -45,7 +42,7 @@ def stage_alone(config: Config, name: str, start: Start = Nodes()) -> None:
     """One stage of a run, preparing the data first where that has not been done. Raises UserError."""
     stage = config.stage(name)
     with _prepared_run(config, start, [stage]) as on_first:
-        _run_stage(config, stage, start, on_first)
+        _run_stage(config, stage, start, on_first, Trainings(config, start, on_first))
 
 
 def prepare_alone(config: Config, start: Start = Nodes()) -> None:
@@ -59,7 +56,7 @@ def _prepared_run(config: Config, start: Start, stages: Sequence[Stage]) -> Iter
     """The run folder, locked, its data prepared, the whole config checked against it: mistakes in the last stage are
     seen before the first one trains. stages: those that will run."""
     preemption.set_deadline(None if config.max_time is None else seconds(config.max_time))
-    with _locked(config, start), _first_at_work(config, start) as on_first:
+    with _locked(config, start), dividing_work(config.path, start) as on_first:
         _prepare(config, start, stages, on_first)
         yield on_first
 
@@ -71,25 +68,15 @@ def _locked(config: Config, start: Start) -> AbstractContextManager[None]:
     return run_folder.exclusive(config.path) if start.first else nullcontext()
 
 
-@contextmanager
-def _first_at_work(config: Config, start: Start) -> Iterator[OnFirst]:
-    if start.first:
-        with nullcontext() if start.alone else first_node.at_work(config.path):
-            yield lambda action, done: action()
-    else:
-        watch = first_node.Watch(config.path, start.kind)
-        yield lambda action, done: watch.wait(done)
-
-
 def _prepare(config: Config, start: Start, stages: Sequence[Stage], on_first: OnFirst) -> None:
     from pipeline import data
     from pipeline.runs import preflight
 
     folder = config.path / "data"
-    ranks = _ranks(config, start)
+    ranks = ranks_of(config, start)
     if isinstance(start, Launched) and config.processes not in ("auto", start.local_world_size):
         logger.info("processes: %s counts where no launcher has started them, not here", config.processes)
-    preflight.before_data(config, ranks)
+    preflight.before_data(config, ranks, start.allowed)
     preflight.checkpoints_fit(config, stages, ranks)
     on_first(lambda: data.prepare(config.data, config.seed, folder), lambda: (folder / "data.json").exists())
     preflight.after_data(config)
@@ -97,14 +84,7 @@ def _prepare(config: Config, start: Start, stages: Sequence[Stage], on_first: On
         run_folder.write_text(config.path / "config.yaml", dump(config))
 
 
-def _ranks(config: Config, start: Start) -> int:
-    """Processes that train together."""
-    if isinstance(start, Launched):
-        return start.world_size
-    return start.count * launcher.processes(config.processes)
-
-
-def _run_stage(config: Config, stage: Stage, start: Start, on_first: OnFirst) -> None:
+def _run_stage(config: Config, stage: Stage, start: Start, on_first: OnFirst, trainings: Trainings) -> None:
     """Run a stage unless it is finished."""
     folder = StageFolder(config.path / stage.name)
     if folder.finished:
@@ -112,39 +92,10 @@ def _run_stage(config: Config, stage: Stage, start: Start, on_first: OnFirst) ->
     elif isinstance(stage, ExpandStage):
         on_first(lambda: _expand(config, stage, folder, start), lambda: folder.finished)
     else:
-        _train(config, stage, start)
+        trainings.train(stage)
         on_first(
             lambda: None, lambda: folder.finished
         )  # rank 0 writes that, and the next stage may start from this one
-
-
-def _train(config: Config, stage: TrainStage, start: Start) -> None:
-    from pipeline.training.stage import facts_line, plan_training
-
-    line, ranks = facts_line(plan_training(config, stage)), _ranks(config, start)
-    logger.info("%s: %s, %d ranks, ZeRO-%d, %s", stage.name, line, ranks, stage.zero_stage, stage.precision)
-    if isinstance(start, Launched):
-        _train_here(config, stage, start)
-    else:
-        workers = launcher.processes(config.processes)
-        launcher.launch(["train", str(config.path / "config.yaml"), "--stage", stage.name], workers, start, config.path)
-
-
-def _train_here(config: Config, stage: TrainStage, start: Launched) -> None:
-    """Be one worker of a training stage in this process, whose process group goes on to the next one. The lock comes
-    behind the meeting with rank 0, which has looked for other runs' workers before it."""
-    import torch.distributed as dist
-
-    from pipeline.training import engine, loop
-
-    world = engine.join()
-    with run_folder.share(config.path, start.node_rank), full_disk_explained(config.path):
-        try:
-            loop.run(config, stage, world, StopRequest.of_this_process())
-        except Preempted:
-            dist.barrier()  # a launcher that sees one end may kill the others
-            raise
-    engine.free()
 
 
 def _expand(config: Config, stage: ExpandStage, folder: StageFolder, start: Start) -> None:
@@ -170,7 +121,7 @@ def _plan_expansion(config: Config, stage: ExpandStage, start: Start) -> "Expans
         origin(config, stage.source),
         models.trained(config.models[stage.model], open_prepared(config.path / "data").facts),
         preflight.options(stage, config.seed),
-        _layout_for(reader, _ranks(config, start)),
+        _layout_for(reader, ranks_of(config, start)),
         grow_optimizer_state=stage.optimizer_state == "grow",
         continued_by=reader.optimizer if reader else None,
     )

@@ -15,8 +15,9 @@ import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
 import deepspeed
 import deepspeed.ops
@@ -31,18 +32,24 @@ from pipeline import checkpoints, models
 from pipeline.checkpoints.layouts import require_layout
 from pipeline.checkpoints.layouts.deepspeed_pickles import open_safely_from_here_on
 from pipeline.checkpoints.layouts.zero_format import unsafe
+from pipeline.config.hang import HangChoice
 from pipeline.config.schema import TrainStage
 from pipeline.data import Batch
-from pipeline.errors import UserError
+from pipeline.data.sampler import places
+from pipeline.durations import seconds
+from pipeline.errors import FaultError, UserError, one_line
 from pipeline.records.processes import be_a_helper
 from pipeline.rng import derive
+from pipeline.training import interfaces, micro_batches, timeouts
 from pipeline.training.save_in_flight import Publication
 from pipeline.training.saving import Saving
 from pipeline.training.start import require_loadable
+from pipeline.training.stopwatch import Stopwatch
+from pipeline.training.update_gate import Refuses, UpdateGate
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT = datetime.timedelta(minutes=30)
+T = TypeVar("T")
 OLDEST_DEEPSPEED = (0, 19, 8)
 """Earlier versions give wrong gradients silently (0.17.6 to 0.18.2 with ZeRO-2, 0.18.6 to 0.18.9 with ZeRO-1 in bf16),
 and the repairs below were tested with this one."""
@@ -61,9 +68,9 @@ class World:
         return self.rank == 0
 
 
-def join() -> World:
+def join(hang: HangChoice = HangChoice()) -> World:
     """Join the process group that the launcher's environment describes; from here on this worker executes nothing that
-    a file holds. Raises UserError for an old DeepSpeed."""
+    a file holds. Raises UserError for an old DeepSpeed, and FaultError where not all come."""
     if tuple(int(part) for part in deepspeed.__version__.split("+")[0].split(".")[:3]) < OLDEST_DEEPSPEED:
         raise UserError(
             f"DeepSpeed {deepspeed.__version__} is too old, its gradients cannot be trusted; install at least 0.19.8"
@@ -78,12 +85,25 @@ def join() -> World:
         # On the CPU accelerator DeepSpeed compiles this op at start; training never uses it, and a stale lock hangs it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=TIMEOUT, verbose=False)
+    interfaces.choose(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    _meet("nccl" if cuda else "gloo", hang)
     return World(
         dist.get_rank(),
         dist.get_world_size(),
         torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"),
     )
+
+
+def _meet(backend: str, hang: HangChoice) -> None:
+    """Make the process group of all workers. Raises FaultError when it takes longer than anything should."""
+    try:
+        deepspeed.init_distributed(backend, timeout=datetime.timedelta(seconds=seconds(hang.first)), verbose=False)
+    except dist.DistError as error:
+        raise FaultError(
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} has not met all others within {hang.first} "
+            f"({one_line(error)}); look for those that did not start, and run the command again"
+        ) from error
+    timeouts.set_on_every_group(datetime.timedelta(seconds=seconds(hang.collective)))
 
 
 def _gpu() -> int:
@@ -120,7 +140,13 @@ def leave(code: int = 0) -> NoReturn:
 
 def supported_precisions() -> set[str]:
     """The values of `precision` that DeepSpeed can train in on this machine's devices, as its accelerator says."""
-    return {"fp32"} | ({"bf16"} if get_accelerator().is_bf16_supported() else set())
+    return {"fp32"} | ({"bf16"} if half_precisions()["bf16"] else set())
+
+
+def half_precisions() -> dict[str, bool]:
+    """What DeepSpeed's accelerator says of 16-bit formats."""
+    accelerator = get_accelerator()
+    return {"bf16": bool(accelerator.is_bf16_supported()), "fp16": bool(accelerator.is_fp16_supported())}
 
 
 def precisions_of_workers() -> set[str]:
@@ -141,6 +167,22 @@ def require_precision(stage: TrainStage, supported: set[str]) -> None:
         )
 
 
+def of_rank_0(find: Callable[[], T]) -> T:
+    """What `find` gives on rank 0, for every rank; to be called by all. It may open a file of every rank, which all
+    ranks together could not. Raises the UserError that rank 0 has raised."""
+    found: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            found[0] = find()
+        except UserError as error:
+            found[1] = str(error)
+    dist.broadcast_object_list(found)
+    result, refusal = found
+    if refusal is not None:
+        raise UserError(refusal)
+    return cast(T, result)
+
+
 def checkpoint_of_rank_0(newest: Path | None) -> Path | None:
     """Rank 0's newest checkpoint, for every rank: a shared file system may show them different ones. Raises
     UserError."""
@@ -156,12 +198,7 @@ def checkpoint_of_rank_0(newest: Path | None) -> Path | None:
 
 def deepspeed_config(stage: TrainStage, world: int, universal: bool = False) -> dict[str, Any]:
     """DeepSpeed's config for a stage. Raises UserError when the batch does not divide."""
-    micro = stage.micro_batch or stage.batch // world
-    if micro * world == 0 or stage.batch % (micro * world):
-        raise UserError(
-            f"stages.{stage.name}: batch {stage.batch} is not a multiple of micro_batch {micro} x {world} ranks; "
-            "choose a batch that is"
-        )
+    micro = micro_batches.size_of(stage, world)
     return {
         "train_batch_size": stage.batch,
         "train_micro_batch_size_per_gpu": micro,
@@ -198,6 +235,11 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=self.deepspeed_config, dist_init_required=False
         )
+        timeouts.set_as_of_all_ranks()
+        for state in optimizer.state.values():  # of stage 0 in bf16 alone, by a step on gradients of zero
+            if isinstance(state.get("step"), Tensor):
+                state["step"].zero_()
+        self.gate, self.watch = UpdateGate(self.deepspeed), Stopwatch.of(world.device)
         self.saving = Saving(self.deepspeed, world.rank, world.size, background=stage.save == "background")
 
     @property
@@ -208,28 +250,53 @@ class Engine:
     def accumulation(self) -> int:
         return int(self.deepspeed_config["gradient_accumulation_steps"])
 
+    @property
+    def places(self) -> range:
+        """Of this rank's micro-batches in the whole batch."""
+        return places(self.accumulation * self.world.size, self.world.rank, self.world.size)
+
     def step(
-        self, batches: list[Batch], number: int, rate: float, stop: bool = False
+        self, batches: list[Batch], number: int, rate: float, stop: bool = False, refuses: Refuses | None = None
     ) -> tuple[float, float | None, bool]:
-        """One update from this rank's micro-batches. Returns the loss over all ranks, the gradient norm, and whether
-        any rank wants to stop behind this step."""
+        """One update from this rank's micro-batches, left out where it is refused. Returns the loss over all ranks, the
+        gradient norm, and whether any rank wants to stop behind this step.
+
+        refuses: asked before the update, for which the loss of all ranks must be waited for; None: without waiting."""
         self.deepspeed.train()
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = rate
-        total = torch.zeros((), device=self.world.device, dtype=torch.float64)
-        for part, batch in enumerate(batches):
-            # Masks belong to this rank and part, so another micro_batch or world size draws others.
-            torch.manual_seed(derive(self.seed, "dropout", self.stage.name, number, part, self.world.rank))
+        total, known = torch.zeros((), device=self.world.device, dtype=torch.float64), None
+        self.gate.ask(None)
+        self.watch.begin_step()
+        for place, batch in zip(self.places, batches, strict=True):
+            # Masks belong to the micro-batch, whichever rank it comes to; another micro_batch draws others.
+            torch.manual_seed(derive(self.seed, "dropout", self.stage.name, number, place))
             losses = self._losses(batch)[0]
             self.deepspeed.backward(losses.mean())
-            self.deepspeed.step()
             total += losses.detach().double().mean()
+            self.watch.queued("forward_backward")
+            if refuses and place == self.places[-1]:
+                known = self._over_ranks(total, stop, len(batches))
+                self.gate.ask(partial(self._refused, refuses, known[0]))
+            self.deepspeed.step()
+            self.watch.queued("optimizer")
+        loss, stops = known or self._over_ranks(total, stop, len(batches))
+        self.watch.lap("optimizer")
+        return loss, self.gate.norm, stops
+
+    def _over_ranks(self, total: Tensor, stop: bool, parts: int) -> tuple[float, bool]:
+        """The mean loss of `parts` micro-batches of every rank, and whether any rank wants to stop. total: the sum of
+        this rank's."""
         sums = torch.stack([total, total.new_tensor(float(stop))])
         dist.all_reduce(sums)
+        self.watch.queued("communication")
         loss, stops = sums.tolist()
+        self.watch.settle()
         self.saving.reserve()
-        norm = self.deepspeed.get_global_grad_norm()
-        return loss / (len(batches) * self.world.size), None if norm is None else float(norm), stops > 0
+        return loss / (parts * self.world.size), stops > 0
+
+    def _refused(self, refuses: Refuses, loss: float) -> bool:
+        return refuses(loss, self.gate.norm)
 
     def evaluate(self, batches: Iterable[Batch], kind: str) -> dict[str, float]:
         """Mean loss over the evaluation set of all ranks, with perplexity for text and top-1 accuracy for images."""

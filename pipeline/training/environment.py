@@ -44,7 +44,7 @@ SLURM_PORTS = range(15000, 30000)
 @dataclass(frozen=True)
 class Launched:
     """This process among all that a launcher has started. names_nodes: it starts one process a node, which starts the
-    workers; rank and world_size count these nodes."""
+    workers; rank and world_size count these nodes. allowed: settings that a begun stage may go on with others of."""
 
     launcher: str
     rank: int
@@ -55,6 +55,7 @@ class Launched:
     master_address: str
     master_port: int
     names_nodes: bool = False
+    allowed: frozenset[str] = frozenset()
     kind: ClassVar[str] = "rank"
 
     def __post_init__(self) -> None:

@@ -2,12 +2,12 @@
 
 A stage records its fingerprint when it begins: the settings that determine its results, those of its origins included.
 How often it is logged, evaluated and saved, how much memory it uses and how it is distributed over ranks are no part of
-it: after an out-of-memory error it continues with a smaller `micro_batch`.
+it: after an out-of-memory error it continues with a smaller `micro_batch`. Nor is what it does about a spike.
 
 A record is read through the schema: a key that was added to the schema after the record has its default.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +23,12 @@ from pipeline.records.strict import Strict
 CADENCE = {"evaluate_every", "save_every", "log_every", "save", "keep", "tensorboard"}
 LAYOUT = {"micro_batch", "activation_checkpointing", "zero_stage"}
 """The loss is the mean over all samples of a batch, however they are split; the sum's order changes its last digits.
-With dropout, though, masks are drawn for each micro-batch and rank: another micro_batch draws others."""
+With dropout, though, masks are drawn for each micro-batch: another micro_batch draws others, other ranks do not."""
+ALLOWABLE = {"precision"}
+"""Settings of a training stage that change its results a little, and that may change where it is allowed (--allow)."""
+
+POLICIES = {"stability"}
+"""What was done by them is in the stage's events; a stage that has ended on a NaN goes on with another policy."""
 
 
 class Fingerprint(Strict):
@@ -52,7 +57,7 @@ class Fingerprint(Strict):
 
     def _stage(self) -> dict[str, Any]:
         """The stage; of an expansion, its method with every option."""
-        settings = self.stage.model_dump(mode="json", exclude=CADENCE | LAYOUT)
+        settings = self.stage.model_dump(mode="json", exclude=CADENCE | LAYOUT | POLICIES)
         if isinstance(self.stage, ExpandStage):
             method = self.stage.method
             options = methods.parse(method.name, method.options).options.model_dump(mode="json")
@@ -60,32 +65,46 @@ class Fingerprint(Strict):
         return settings
 
 
-def require_same(config: Config, stage: TrainStage | ExpandStage, *, each: bool = False) -> None:
+def require_same(
+    config: Config, stage: TrainStage | ExpandStage, allowed: Collection[str] = (), *, each: bool = False
+) -> None:
     """Raises a UserError that lists every setting that has changed since the stage was begun, its origins' included.
 
-    each: every stage of the config is checked, so that the changes of an origin are told once, by the origin.
+    allowed: settings of a training stage that may change before its end. each: every stage of the config is checked, so
+    that the changes of an origin are told once, by the origin.
     """
-    changes = _changes(config, stage)
+    changes = _changes(config, stage, allowed)
     if each and stage.origin in {s.name for s in config.stages if _changes(config, s)}:
         changes = [change for change in changes if not change.startswith("origin.")]
     if changes:
         raise UserError(_refusal(config, stage, changes))
 
 
-def _changes(config: Config, stage: TrainStage | ExpandStage) -> list[str]:
+def _changes(config: Config, stage: TrainStage | ExpandStage, allowed: Collection[str] = ()) -> list[str]:
     folder = StageFolder(config.path / stage.name)
     if folder.facts is None:
         return []
     before, now = _read(folder.path, folder.facts.fingerprint).settings(), Fingerprint.of(config, stage).settings()
-    return [f"{place} was {_shown(old)}, is now {_shown(new)}" for place, old, new in differences(before, now)]
+    may_change = set() if folder.finished else {f"stage.{key}" for key in ALLOWABLE.intersection(allowed)}
+    changed = (each for each in differences(before, now) if each[0] not in may_change)
+    return [f"{place} was {_shown(old)}, is now {_shown(new)}" for place, old, new in changed]
 
 
 def _refusal(config: Config, stage: TrainStage | ExpandStage, changes: list[str]) -> str:
     path, behind = config.path / stage.name, _begun_from(config, stage.name)
     return (
-        f"{path}: begun with other settings: {'; '.join(changes)}; take another folder (folder=…) or remove {path}"
+        f"{path}: begun with other settings: {'; '.join(changes)}; {_allowing(path, changes)}"
+        f"take another folder (folder=…) or remove {path}"
         + (f" and what was begun from it ({', '.join(behind)})" if behind else "")
     )
+
+
+def _allowing(path: Path, changes: list[str]) -> str:
+    """The options that allow all of the changes, if any do."""
+    changed = {change.partition(" ")[0].removeprefix("stage.") for change in changes}
+    if StageFolder(path).finished or not changed <= ALLOWABLE:
+        return ""
+    return f"go on with it all the same ({' '.join(f'--allow {key}' for key in sorted(changed))}), "
 
 
 def _begun_from(config: Config, origin: str) -> list[str]:

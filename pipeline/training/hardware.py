@@ -61,10 +61,10 @@ def peak_of_all_ranks(device: str, precision: str) -> Peak:
     with each process's threads is measured, while all ranks do the same, since they share caches, memory and clock.
     """
     own = data_sheet(torch.cuda.get_device_name(), precision) if device == "cuda" else _measured(precision)
-    peaks: list[float | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(peaks, own)
-    known = [peak for peak in peaks if peak is not None]
-    return Peak(sum(known) if len(known) == len(peaks) else None)
+    both = torch.tensor([own or 0.0, float(own is None)], dtype=torch.float64, device=device)
+    dist.all_reduce(both)
+    total, unknown = both.tolist()
+    return Peak(None if unknown else total)
 
 
 def data_sheet(name: str, precision: str) -> float | None:

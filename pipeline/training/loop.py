@@ -3,11 +3,9 @@
 All randomness is a function of (seed, step); a resumed run ends with the numbers of an uninterrupted one.
 """
 
-import itertools
 import logging
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +13,23 @@ from pipeline import models
 from pipeline.checkpoints import loader, manifest, retention
 from pipeline.config import dump
 from pipeline.config.schema import Config, TrainStage
-from pipeline.data import Batch, evaluation_batches, train_batches
+from pipeline.data import evaluation_batches
 from pipeline.errors import Preempted, UserError
 from pipeline.records.ledger_check import require_agreement
 from pipeline.records.run_folder import StageFolder, write_text
 from pipeline.records.stage_facts import TrainFacts
 from pipeline.records.stage_records import EvaluationRecord, LedgerEntry, SaveRecord, TrainingRecord
 from pipeline.rng import derive
-from pipeline.training import lost_steps
-from pipeline.training.engine import Engine, World
+from pipeline.training import lost_steps, resharded_start, wall_clock
+from pipeline.training.engine import Engine, World, free, of_rank_0
+from pipeline.training.hangs.watch import Reached, watched
 from pipeline.training.hardware import peak_of_all_ranks
 from pipeline.training.preemption import StopRequest
 from pipeline.training.progress import Progress
 from pipeline.training.resume import newest_whole
-from pipeline.training.stage import TrainingPlan, continued, facts, flops_before, plan_training, recorded_facts
+from pipeline.training.samples import StepSamples
+from pipeline.training.stability import ADVICE, Verdict, stabilizer_at, stopped_by
+from pipeline.training.stage import TrainingPlan, flops_before, plan_training, recorded_facts, started
 from pipeline.training.start import continues_optimizer
 from pipeline.training.window import Window
 
@@ -37,27 +38,43 @@ logger = logging.getLogger(__name__)
 
 def run(config: Config, stage: TrainStage, world: World, request: StopRequest) -> None:
     """Train `stage` to its end on this worker. Raises UserError, and Preempted where it was requested to stop."""
+    began: float | None = wall_clock.stage_began(StageFolder(config.path / stage.name))
+    with watched(config.hang, world, config.path / stage.name) as reached:
+        while began is not None:
+            began = _until_it_rewinds(config, stage, world, request, reached, began)
+            free()
+
+
+def _until_it_rewinds(
+    config: Config, stage: TrainStage, world: World, request: StopRequest, reached: Reached, began: float
+) -> float | None:
+    """Train from the newest checkpoint. Returns None at the end, else when it is to go on from the newest one again.
+    began: when this start began, as `time.perf_counter` has it."""
     resume = newest_whole(StageFolder(config.path / stage.name).checkpoints, world)
     plan = plan_training(config, stage)
     engine = _engine(plan, world, resume)
-    step = manifest.read(resume).step if resume else 0
-    begun = _begin(plan, world, step, resume is not None) if world.first else None
-    Loop(plan, engine, world, request).run(step, resumed=resume is not None)
+    step = manifest.parse(resume / manifest.NAME).step if resume else 0
+    begun = _begin(plan, world, step, resume is not None, began) if world.first else None
+    engine.watch.begin(began)
+    ended = Loop(plan, engine, world, request, reached).run(step, resumed=resume is not None)
+    reached.enter(*(("end", plan.rates.steps) if ended else ("start", step)))
+    stopped = engine.watch.last
     engine.close()
-    if begun is not None:
+    if ended and begun is not None:
         plan.folder.finish(begun)
         plan.folder.counter.remove()
+    return None if ended else stopped
 
 
-def _begin(plan: TrainingPlan, world: World, step: int, resumed: bool) -> TrainFacts:
+def _begin(plan: TrainingPlan, world: World, step: int, resumed: bool, began: float) -> TrainFacts:
     """Bring the stage's folder to `step`: later metrics and unfinished checkpoints are removed, what was spent behind
     it is lost. Returns the content of stage.json."""
     config_file = plan.config.path / "config.yaml"
     if not config_file.exists():
         write_text(config_file, dump(plan.config))
-    earlier, now = recorded_facts(plan.folder), facts(plan, world)
-    begun = continued(earlier, now, step) if earlier and resumed else now
+    earlier, begun = recorded_facts(plan.folder), started(plan, world, step if resumed else None)
     plan.folder.path.mkdir(parents=True, exist_ok=True)
+    wall_clock.note_start(plan.folder, began, step if resumed else -1)
     lost_steps.account_for(plan.folder, earlier, step if resumed else -1)
     plan.folder.begin(begun)
     plan.folder.checkpoints.mkdir(exist_ok=True)
@@ -76,10 +93,11 @@ def _engine(plan: TrainingPlan, world: World, resume: Path | None) -> Engine:
         return Engine(model, plan.stage, world, plan.config.seed)
     if world.first and resume is None and (checkpoint / manifest.NAME).exists():
         manifest.verify(checkpoint)
-    if resume is not None or continues_optimizer(checkpoint, plan.stage, world.size):
-        engine = Engine(model, plan.stage, world, plan.config.seed, start=checkpoint)
-        engine.load(checkpoint)
-        logger.debug(f"{plan.stage.name}: weights and optimizer are those of {checkpoint}")
+    if resume is not None or of_rank_0(lambda: continues_optimizer(checkpoint, plan.stage, world.size)):
+        place = resharded_start.place(checkpoint, plan.stage, world.size, plan.folder)
+        engine = Engine(model, plan.stage, world, plan.config.seed, start=place)
+        engine.load(place)
+        logger.debug(f"{plan.stage.name}: weights and optimizer are those of {place}")
         return engine
     logger.debug(f"{plan.stage.name}: the weights are those of {checkpoint}, the optimizer is fresh")
     models.fill(model, loader.weights(checkpoint))
@@ -89,9 +107,12 @@ def _engine(plan: TrainingPlan, world: World, resume: Path | None) -> Engine:
 class Loop:
     """The steps of one stage; rank 0 writes the records."""
 
-    def __init__(self, plan: TrainingPlan, engine: Engine, world: World, request: StopRequest):
+    def __init__(self, plan: TrainingPlan, engine: Engine, world: World, request: StopRequest, reached: Reached):
         self.plan, self.engine, self.world, self.request, self.window = plan, engine, world, request, Window()
+        self.reached = reached
+        reached.written = engine.saving.moved
         self.ranks = {"micro_batch": engine.micro_batch, "rank": world.rank, "world": world.size}
+        self.samples = StepSamples(plan, self.ranks, engine.accumulation)
         self.progress = Progress(
             plan.stage.name,
             plan.rates.steps,
@@ -103,26 +124,22 @@ class Loop:
         self.evaluated: dict[int, dict[str, float]] = {}
         self.peak = peak_of_all_ranks(world.device.type, plan.stage.precision)
 
-    def run(self, step: int, resumed: bool) -> None:
+    def run(self, step: int, resumed: bool) -> bool:
+        """Train from `step` on. Returns whether the stage has ended; it has not where it is to go back to its newest
+        checkpoint."""
         stage, total = self.plan.stage, self.plan.rates.steps
-        batches = train_batches(
-            self.plan.data,
-            self.plan.config.data,
-            self.plan.config.seed,
-            batch=stage.batch,
-            first_step=step,
-            **self.ranks,
-        )
+        self.stabilizer, self.saved = stabilizer_at(self.plan, self.world, step), step
         with self.progress, self.engine.saving.settled():
             self.progress.begin(step, self.peak.flops, self.world.size, f"{self.world.device.type} {stage.precision}")
+            self._spent(step, "start")
             if not resumed:
                 self._evaluate(0)
             while step < total:
                 rate = self.plan.rates.at(step)
-                stop = self._step(batches, step, rate)
+                stop, verdict = self._step(step, rate)
                 step += 1
-                if self.world.first:
-                    self.plan.folder.counter.write(step)
+                if verdict and self._acted_on(verdict):
+                    return False
                 save = step % self.plan.save_every == 0 or step == total or stop
                 evaluate = step % self.plan.evaluate_every == 0 or step == total
                 if step % stage.log_every == 0 or save or evaluate:
@@ -132,31 +149,54 @@ class Loop:
                 if save:
                     self._save(step)
                 if stop or step == total:
+                    self.reached.enter("publication", step)
                     self.engine.saving.finish()
                 self._record_saves()
                 if stop and step < total:
                     logger.info(f"{stage.name}: asked to stop, saved at step {step} of {total}")
                     raise Preempted(f"stage '{stage.name}' stopped at step {step} of {total}, which is saved")
+        return True
 
-    def _step(self, batches: Iterator[Batch], step: int, rate: float) -> bool:
-        """Whether to stop behind it, as any of the ranks was asked to."""
+    def _step(self, step: int, rate: float) -> tuple[bool, Verdict | None]:
+        """Whether to stop behind it, as any of the ranks was asked to, and what is wrong with it."""
+        self.reached.enter("step", step + 1)
         begun, reason = time.perf_counter(), self.request.reason
-        parts = list(itertools.islice(batches, self.engine.accumulation))
-        loss, norm, stop = self.engine.step(parts, step, rate, stop=reason is not None or self.engine.saving.failed)
-        self._require_finite(step + 1, loss, norm)
+        parts = self.samples.of(self.stabilizer.order.data_step(step))
+        self.engine.watch.lap("data")
+        refuses = self.stabilizer.refuses if self.plan.stage.stability.may_skip else None
+        stop = reason is not None or self.engine.saving.failed
+        loss, norm, stop = self.engine.step(parts, step, rate, stop=stop, refuses=refuses)
+        if self.world.first:
+            self.plan.folder.counter.write(step + 1)
         self.window.add(loss, norm, time.perf_counter() - begun)
-        return stop
+        verdict = self.stabilizer.judge(step + 1, loss, norm, self.saved)
+        if verdict and verdict.refusal:
+            self._note(verdict)
+            raise stopped_by(self.plan.stage.name, verdict, loss, norm)
+        return stop, verdict
 
-    def _require_finite(self, step: int, loss: float, norm: float | None) -> None:
-        if not math.isfinite(loss) or (norm is not None and not math.isfinite(norm)):
-            raise UserError(
-                f"stage '{self.plan.stage.name}': loss {loss}, gradient norm {norm} at step {step}; "
-                "lower schedule.peak, lengthen the warm-up, or clip"
-            )
+    def _acted_on(self, verdict: Verdict) -> bool:
+        """Record an event; whether the stage is to go back."""
+        self._note(verdict)
+        self._spent(verdict.event.step, "other")
+        return verdict.action == "rewind"
+
+    def _note(self, verdict: Verdict) -> None:
+        if self.world.first:
+            self.plan.folder.events.add(verdict.event)
+            self.progress.warn(f"{self.plan.stage.name}: {verdict.words}")
+
+    def _spent(self, step: int, kind: str) -> None:
+        """Record where the time went; what was done since the last lap was of this kind."""
+        self.engine.watch.lap(kind)
+        seconds = self.engine.watch.take()
+        if self.world.first:
+            wall_clock.note_spent(self.plan.folder, step, seconds, self.engine.watch.last)
 
     def _record(self, step: int, rate: float) -> None:
         """Means over the steps since the last record, and their cost."""
         means = self.window.close()
+        self._spent(step, "other")
         if not self.world.first:
             return
         plan, speed = self.plan, 1 / means.seconds
@@ -183,12 +223,16 @@ class Loop:
         self.plan.folder.ledger.append(entry)
 
     def _evaluate(self, step: int) -> None:
+        self.reached.enter("evaluation", step)
         data = self.plan.data
         batches = evaluation_batches(data, self.plan.config.data, self.plan.config.seed, **self.ranks)
         begun = time.perf_counter()
         result = self.engine.evaluate(batches, data.facts["kind"])
         seconds = time.perf_counter() - begun
-        self._require_finite(step, result["eval_loss"], None)
+        if not math.isfinite(result["eval_loss"]):
+            raise UserError(
+                f"stage '{self.plan.stage.name}': evaluation loss {result['eval_loss']} at step {step}; {ADVICE}"
+            )
         self.evaluated = {step: {retention.EVALUATION: result["eval_loss"]}}
         if self.world.first:
             self.plan.folder.metrics.append(_evaluation_record(step, result, seconds))
@@ -196,20 +240,28 @@ class Loop:
             tokens = samples * data.facts["tokens_per_sample"]
             self._spend(step, "evaluate", samples * self.plan.cost.forward, samples, tokens)
             self.progress.evaluation(step, result)
+        self._spent(step, "evaluate")
 
     def _save(self, step: int) -> None:
+        self.reached.enter("publication", step)
+        self.engine.saving.make_room()
+        self.reached.enter("save", step)
         folder, facts = self.plan.folder, {"kind": "train", **self.evaluated.get(step, {})}
         if self.world.first:
             facts["provenance"] = self._provenance()
-        self.engine.save(folder.checkpoints, step, facts, before=self._sync, behind=self._prune)
+            folder.recent.append(self.stabilizer.recent(step))
+        self.engine.save(folder.checkpoints, step, facts, before=self._sync, behind=self._tidy)
+        self.saved = step
+        self._spent(step, "save")
 
     def _sync(self) -> None:
         """A checkpoint whose records are lost could not be accounted for."""
-        self.plan.folder.metrics.sync()
-        self.plan.folder.ledger.sync()
+        for records in (self.plan.folder.metrics, self.plan.folder.ledger, self.plan.folder.recent):
+            records.sync()
 
-    def _prune(self) -> None:
+    def _tidy(self) -> None:
         retention.prune(self.plan.folder.checkpoints, self.plan.stage.keep)
+        resharded_start.remove(self.plan.folder)
 
     def _record_saves(self) -> None:
         for save in self.engine.saving.published():

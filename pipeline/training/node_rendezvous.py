@@ -1,7 +1,9 @@
 """The static rendezvous of several nodes. Node 0 serves the store that all agents read; torch's own rendezvous ends
 with its agent, and a slower node, which still waits for the answer of the last barrier, prints a broken connection."""
 
+import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 
 from torch.distributed import DistError
@@ -11,7 +13,7 @@ from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCP
 
 BACKEND = "static-until-all-have-left"
 LONGEST_WAIT = timedelta(seconds=5)
-"""For nodes that will never say goodbye: they were killed."""
+"""For nodes that will never say goodbye, or never hear it: they were killed, stopped, or the link to them was cut."""
 
 
 class NodeRendezvous(StaticTCPRendezvous):
@@ -21,15 +23,18 @@ class NodeRendezvous(StaticTCPRendezvous):
         return BACKEND
 
     def shutdown(self) -> bool:
-        """Called once on each node, after its last use of the store."""
+        """Called once on each node, after its last use of the store. What asks it may never have an answer."""
         if self._store is not None:
-            try:
-                self._say_goodbye(self._store)
-            except DistError:
-                return False  # node 0 was killed, and the store with it
+            goodbye = threading.Thread(target=self._say_goodbye, args=(self._store,), daemon=True)
+            goodbye.start()
+            goodbye.join(LONGEST_WAIT.total_seconds() + 1)
         return True
 
     def _say_goodbye(self, store: Store) -> None:
+        with suppress(DistError):  # node 0 was killed, and the store with it
+            self._wait_for_all(store)
+
+    def _wait_for_all(self, store: Store) -> None:
         left, latest = store.add("nodes that have left", 1), time.monotonic() + LONGEST_WAIT.total_seconds()
         while self.rank == 0 and left < self.world_size and time.monotonic() < latest:
             time.sleep(0.02)

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from pipeline.errors import Preempted
-from pipeline.records.processes import REQUESTS
+from pipeline.records.processes import PARENT, REQUESTS
 
 REQUEUE = 85
 """The exit code of a command that was asked to stop, and of its workers."""
@@ -26,8 +26,8 @@ ONE_REQUEST = 2.0
 """Seconds within which signals are one request: schedulers signal every process of a job, and launchers forward."""
 DEADLINE = "LEMON_DEADLINE"
 """Environment variable: the time at which a run is to stop, in seconds since the epoch; workers inherit it."""
-PARENT, TORCHRUN = "LEMON_PARENT_PID", "TORCHELASTIC_RUN_ID"
-"""Environment variables of a worker that torch's agent has started: ours (its parent's process id), or torchrun."""
+TORCHRUN = "TORCHELASTIC_RUN_ID"
+"""Environment variable of a worker that torchrun has started; PARENT is that of ours."""
 
 
 def set_deadline(seconds: float | None) -> None:
@@ -85,8 +85,12 @@ def _one_of_us_has_failed() -> bool:
     """Whether the agent that started this worker has fewer workers than it started."""
     if not {PARENT, TORCHRUN} & set(os.environ):
         return False
-    alive = [each for each in psutil.Process(os.getppid()).children() if _is_a_worker(each)]
-    return len(alive) < int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return len(live_workers(os.getppid())) < int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def live_workers(launcher: int | None = None) -> list[Any]:
+    """The workers that a process has started, by default this one, and that have not ended."""
+    return [each for each in psutil.Process(launcher).children() if _is_a_worker(each)]
 
 
 def _is_a_worker(process: Any) -> bool:

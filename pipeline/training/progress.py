@@ -69,8 +69,7 @@ class Progress:
             self._write(f"{self.stage}: resumed at step {step} of {self.total}")
         if peak is None:
             line = f"{self.stage}: the peak of this device ({device}) is not known; no MFU is reported"
-            logger.warning(line)
-            self._log(line)
+            self.warn(line)
         else:
             self._write(f"{self.stage}: MFU counts from a peak of {peak:.3g} FLOP/s ({device}, {ranks} ranks together)")
 
@@ -87,6 +86,11 @@ class Progress:
         values = "  ".join(f"{name.removeprefix('eval_')} {value:.4f}" for name, value in result.items())
         self._log_scalars(step, result, "evaluation")
         self._write(f"{self.stage}: step {step} of {self.total}  evaluation {values}")
+
+    def warn(self, line: str) -> None:
+        """What a person must know, in the log too."""
+        logger.warning(line)
+        self._log(line)
 
     def _write(self, line: str) -> None:
         self.last_line = time.monotonic()

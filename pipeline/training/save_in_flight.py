@@ -47,7 +47,7 @@ class Publication:
 @dataclass(eq=False)
 class SaveInFlight:
     """This rank's part of it. begun: when, of `time.perf_counter`; pause: seconds for which the training stood still;
-    seconds: until it was published (of rank 0)."""
+    seconds: until it was published (of rank 0); moved: bytes written and read back so far."""
 
     publication: Publication
     rank: int
@@ -57,6 +57,7 @@ class SaveInFlight:
     spans: Sequence[Spans] = ()
     pause: float = 0.0
     seconds: float = 0.0
+    moved: int = 0
     written: "Future[None]" = field(default_factory=Future)
     published: "Future[None]" = field(default_factory=Future)
     abandoned: threading.Event = field(default_factory=threading.Event)
@@ -108,7 +109,8 @@ class SaveInFlight:
         with writing_to(self.staging, AGAIN):
             write_json(self._record_of(self.rank), {name: each.model_dump() for name, each in records.items()})
 
-    def _go_on(self, _: int) -> None:
+    def _go_on(self, done: int) -> None:
+        self.moved += done
         if self.abandoned.is_set():
             raise Abandoned
 

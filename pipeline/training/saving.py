@@ -65,11 +65,16 @@ class Saving:
         """Whether the save in flight has, on this rank: it then wants to stop, and all learn of it in `finish`."""
         return self.flight is not None and self.flight.failed
 
+    def moved(self) -> int:
+        """Bytes that the save in flight has written and read back on this rank: what goes up while it does not hang."""
+        flight = self.flight
+        return 0 if flight is None else flight.moved
+
     def save(self, publication: Publication, beside: dict[str, str], client_state: dict[str, Any]) -> None:
         """Begin a save; all ranks together. beside: small files by name. Raises UserError on every rank where the last
         one has failed, and, where this one is waited for, if it fails."""
         begun = time.perf_counter()
-        self._wait_for_the_last()
+        self.make_room()
         flight = SaveInFlight(publication, self.rank, self.world, begun, spans=stage_3_spans(self.engine))
         if self.rank == 0:
             publish.staging(publication.final)
@@ -96,7 +101,8 @@ class Saving:
         tree = FrozenTree.of(content)
         self._taken[path.name] = self.memory.copy(tree) if self.background else tree
 
-    def _wait_for_the_last(self) -> None:
+    def make_room(self) -> None:
+        """Wait for the last save where the next is due; all ranks together. Raises UserError as `finish` does."""
         if self.flight is not None and not self.flight.published.done() and self.rank == 0 and not self.slow:
             self.slow = True
             logger.warning(
@@ -108,16 +114,21 @@ class Saving:
     def finish(self) -> None:
         """Wait until the save in flight is published; all ranks together. Raises UserError on every rank where it has
         failed on any."""
-        flight, self.flight = self.flight, None
-        if flight is None:
+        if (flight := self.flight) is None:
             return
-        for future in (flight.written, flight.published):
-            error = future.exception()
-            told: list[str | None] = [None] * self.world
-            dist.all_gather_object(told, None if error is None else _words(error))
-            if text := next((each for each in told if each), None):
-                self._abandon(flight)
-                raise UserError(text) if error is None or isinstance(error, UserError) else error
+        try:
+            for future in (flight.written, flight.published):
+                self._agree(flight, future.exception())
+        finally:
+            self.flight = None
+
+    def _agree(self, flight: SaveInFlight, error: BaseException | None) -> None:
+        """Raises on every rank where any has an error."""
+        told: list[str | None] = [None] * self.world
+        dist.all_gather_object(told, None if error is None else _words(error))
+        if text := next((each for each in told if each), None):
+            self._abandon(flight)
+            raise UserError(text) if error is None or isinstance(error, UserError) else error
 
     def _abandon(self, flight: SaveInFlight) -> None:
         flight.abandoned.set()

@@ -14,8 +14,9 @@ from pipeline.durations import Pace
 from pipeline.errors import UserError, placed
 from pipeline.optim.schedules import Rates
 from pipeline.records.run_folder import StageFolder
-from pipeline.records.stage_facts import EarlierFacts, ExpandFacts, StepFlops, TrainFacts, TrainSettings
+from pipeline.records.stage_facts import OF_A_START, ExpandFacts, StepFlops, TrainFacts, TrainSettings
 from pipeline.records.versions import installed
+from pipeline.training import micro_batches
 from pipeline.training.engine import World
 from pipeline.training.fingerprint import Fingerprint
 from pipeline.training.hardware import describe
@@ -49,6 +50,7 @@ def plan_training(config: Config, stage: TrainStage) -> TrainingPlan:
     """Resolve a stage: model, FLOPs per step, schedule in steps. Raises UserError."""
     data = open_prepared(config.path / "data")
     folder = StageFolder(config.path / stage.name)
+    stage = micro_batches.as_begun(stage, folder)
     start = _start(config, stage, folder)
     model = _model_config(config, stage, data, start)
     worth = pace(stage, model, data)
@@ -134,7 +136,7 @@ def _require_same_shapes(
 
 
 def facts(plan: TrainingPlan, world: World) -> TrainFacts:
-    """The content of stage.json, as the stage begins."""
+    """The content of stage.json, as the stage begins for the first time."""
     stage, sizes = plan.stage, plan.config.models[plan.stage.model]
     return TrainFacts(
         name=stage.name,
@@ -163,7 +165,7 @@ def _settings(plan: TrainingPlan, world: World) -> TrainSettings:
     stage = plan.stage
     return TrainSettings(
         batch=stage.batch,
-        micro_batch=stage.micro_batch or stage.batch // world.size,
+        micro_batch=micro_batches.size_of(stage, world.size),
         precision=stage.precision,
         zero_stage=stage.zero_stage,
         world_size=world.size,
@@ -173,16 +175,25 @@ def _settings(plan: TrainingPlan, world: World) -> TrainSettings:
     )
 
 
-MAY_CHANGE = ("settings", "flops_per_step", "device", "versions")
-"""Facts that a stage may be continued with others of; its fingerprint says which settings may change."""
+def started(plan: TrainingPlan, world: World, step: int | None) -> TrainFacts:
+    """What stage.json says of a start that goes on from `step`; None: from the beginning."""
+    recorded, now = recorded_facts(plan.folder), facts(plan, world)
+    if recorded is None:
+        return now
+    return begun_anew(recorded, now) if step is None else continued(recorded, now, step)
 
 
 def continued(recorded: TrainFacts, now: TrainFacts, step: int) -> TrainFacts:
-    """The facts of a stage that goes on from `step`: those of `now`, and under `earlier` what was true until then."""
-    changed = {key: getattr(recorded, key) for key in MAY_CHANGE if getattr(recorded, key) != getattr(now, key)}
-    earlier = (*recorded.earlier, EarlierFacts(until_step=step, **changed)) if changed else recorded.earlier
-    current = {key: getattr(now, key) for key in (*MAY_CHANGE, "fingerprint")}
-    return recorded.model_copy(update={**current, "earlier": earlier})
+    """The facts of a stage that goes on from `step`: what each start has of its own is that of `now`, which is added to
+    the others. The fingerprint says which settings may have changed."""
+    current = {key: getattr(now, key) for key in (*OF_A_START, "fingerprint")}
+    start = now.starts[0].model_copy(update={"step": step})
+    return recorded.model_copy(update={**current, "starts": (*recorded.starts, start)})
+
+
+def begun_anew(recorded: TrainFacts, now: TrainFacts) -> TrainFacts:
+    """The facts of a stage that has started before and saved nothing."""
+    return now.model_copy(update={"starts": (*recorded.starts, *now.starts)})
 
 
 def facts_line(plan: TrainingPlan) -> str:

@@ -1,7 +1,8 @@
 """The checkpoint that a training stage begins from or goes on from, and whether the engine loads its optimizer too.
 
 An expansion is written as the shards of the stage behind it, and goes through the engine. Of any other start the
-weights are taken, and the optimizer is fresh; but optimizer state that was grown never gets lost that way.
+weights are taken, and the optimizer is fresh; but optimizer state that was grown never gets lost that way: in another
+layout it is resharded (resharded_start.py).
 """
 
 from pathlib import Path
@@ -39,14 +40,12 @@ def _progress(folder: StageFolder) -> str:
 
 
 def require_start(config: Config, stage: TrainStage, world: int) -> None:
-    """Raises UserError where the engine of `stage` on `world` ranks cannot go on from the stage's newest checkpoint, or
+    """Raises UserError where all checkpoints of a stage are damaged, or where the engine of `stage` on `world` ranks
     would lose what its start holds, as far as there is one by now."""
     folder = StageFolder(config.path / stage.name)
-    if folder.finished:
+    if folder.finished or publish.newest_complete(folder.checkpoints):
         return
-    if newest := publish.newest_complete(folder.checkpoints):
-        require_loadable(newest, stage, world)
-    elif stage.start and _is_there(config, stage.start):
+    if stage.start and _is_there(config, stage.start):
         continues_optimizer(origin(config, stage.start), stage, world)
 
 
@@ -56,8 +55,8 @@ def _is_there(config: Config, name: str) -> bool:
 
 
 def continues_optimizer(start: Path, stage: TrainStage, world: int) -> bool:
-    """Whether `start` is an expansion whose optimizer the engine of `stage` on `world` ranks loads. Raises UserError
-    where it holds a grown state that the engine cannot load."""
+    """Whether `start` is an expansion whose optimizer the engine of `stage` on `world` ranks goes on with: one that was
+    grown in any layout, a fresh one in the engine's own. Raises UserError where the grown one is of another kind."""
     content = manifest.read_if_any(start)
     grown = content is not None and content.optimizer_state == "grow"
     if content is None or not (grown or content.kind == "expand"):
@@ -65,28 +64,26 @@ def continues_optimizer(start: Path, stage: TrainStage, world: int) -> bool:
     left = checkpoints.raw(start).optimizer()
     if grown:
         optimizer_state.require_continued(f"{start}: a grown optimizer state", left, stage.optimizer)
-        require_loadable(start, stage, world)
-    stored, own = CheckpointLayout.from_facts(content.facts()), CheckpointLayout.of(stage, world)
-    return stored.kind.engine_loads(stored, own, stage.optimizer) and stage.optimizer.continues(left)
+        return True
+    return is_loadable(start, stage, world) and stage.optimizer.continues(left)
+
+
+def is_loadable(folder: Path, stage: TrainStage, world: int) -> bool:
+    """Whether the engine of `stage` on `world` ranks loads a checkpoint and its optimizer as they are: native shards
+    are those of one ZeRO stage and number of ranks. Raises UserError for a damaged one."""
+    stored = stored_layout(folder)
+    return stored.kind.engine_loads(stored, CheckpointLayout.of(stage, world), stage.optimizer)
+
+
+def stored_layout(folder: Path) -> CheckpointLayout:
+    """The layout that the manifest of a checkpoint names. Raises UserError."""
+    return CheckpointLayout.from_facts(manifest.parse(folder / manifest.NAME).facts())
 
 
 def require_loadable(folder: Path, stage: TrainStage, world: int) -> None:
-    """Raises UserError, with the way out, where the engine of `stage` on `world` ranks cannot load a checkpoint and its
-    optimizer: native shards are those of one ZeRO stage and number of ranks."""
-    stored = CheckpointLayout.from_facts(manifest.read(folder).facts())
-    own = CheckpointLayout.of(stage, world)
-    if not stored.kind.engine_loads(stored, own, stage.optimizer):
+    """Raises UserError where the engine cannot load it."""
+    if not is_loadable(folder, stage, world):
         raise UserError(
-            f"{folder}: written as {stored.words}, this stage runs as {own.words}; run it as before"
-            + (f", or first write it as that: {_reshard_command(folder, stage, own)}" if own.zero_stage else "")
+            f"{folder}: written as {stored_layout(folder).words}, this stage runs as "
+            f"{CheckpointLayout.of(stage, world).words}; write it as that with lemon reshard"
         )
-
-
-def _reshard_command(folder: Path, stage: TrainStage, own: CheckpointLayout) -> str:
-    """The command that writes a checkpoint beside it in the layout `own`, and how it is found: by its name (`step_of`)
-    it is the newer one, unless the config names the older."""
-    place = f"{folder}-zero{own.zero_stage}x{own.world_size}"
-    flags = f"--zero-stage {own.zero_stage} --world-size {own.world_size}{' --bf16' if own.bf16 else ''}"
-    named = stage.start is not None and Path(stage.start).resolve() == folder.resolve()
-    found = f" (and start from it: stages.{stage.name}.start={place})" if named else ""
-    return f"lemon reshard {folder} --out {place} {flags}{found}"

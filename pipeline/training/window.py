@@ -1,12 +1,15 @@
 """The training steps since the last record, of which the record tells the means."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 
 @dataclass(frozen=True)
 class WindowMeans:
-    """Means over `steps` steps; grad_norm: None where a step had none."""
+    """Means over `steps` steps; grad_norm: None where a step had none. What is no number is left out where there is
+    another value: a stage's events tell of it."""
 
     steps: int
     loss: float
@@ -31,5 +34,9 @@ class Window:
         losses, norms, seconds = zip(*self._steps, strict=True)
         self._steps = []
         known = [norm for norm in norms if norm is not None]
-        norm = fmean(known) if len(known) == len(norms) else None
-        return WindowMeans(len(losses), fmean(losses), norm, fmean(seconds))
+        norm = _mean(known) if len(known) == len(norms) else None
+        return WindowMeans(len(losses), _mean(losses), norm, fmean(seconds))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean([value for value in values if math.isfinite(value)] or values)

@@ -12,11 +12,11 @@ import torch
 import yaml
 
 from pipeline import config
-from pipeline.cli import main
 from pipeline.records import run_folder
 from pipeline.training import engine, loop
 from pipeline.training.preemption import StopRequest
 from tests.helpers.cli import environment, environment_kept, lemon_here, run_python
+from tests.helpers.launched import of_mpirun, of_srun, task
 from tests.helpers.ports import free_port
 from tests.helpers.processes import Child, Ended
 from tests.helpers.runs import copied, ledger, losses, records, steps_in_all, tiny_run
@@ -34,30 +34,6 @@ def same_as(run: Path, finished: Path, *stages: str) -> None:
     for stage in stages:
         assert losses(run, stage) == losses(finished / "run", stage)
         assert ledger(run, stage) == ledger(finished / "run", stage)
-
-
-def of_srun(rank: int, port: int) -> dict[str, str]:
-    """What a task of a step of two on one node sees; nothing knows a host of this name."""
-    step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"}
-    job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "n[7-8]", "SLURM_NODEID": "0"}
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return {**step, **job, **address, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
-
-
-def of_mpirun(rank: int, port: int) -> dict[str, str]:
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "SIZE": 2, "LOCAL_SIZE": 2, "NODE_RANK": rank}
-    return {f"OMPI_COMM_WORLD_{name}": str(value) for name, value in ranks.items()} | {"MASTER_PORT": str(port)}
-
-
-def task(said: Path, variables: dict[str, str], *arguments: object) -> Child:
-    """A command in a fork of this process, as a launcher with these variables starts it."""
-
-    def work() -> int:
-        os.environ |= variables
-        return main(list(map(str, arguments)))
-
-    with environment_kept():
-        return Child(work, said)
 
 
 def both(folder: Path, variables: Sequence[dict[str, str]], *arguments: object) -> list[Ended]:

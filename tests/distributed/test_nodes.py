@@ -41,39 +41,22 @@ def test_the_launch_scripts_start_them(finished, tmp_path, script, more):
     """On each of two nodes; commands and workers are processes of their own. Part of .ci/run."""
     stages = yaml.safe_load((finished / "tiny.yaml").read_text())["stages"]
     path = tiny_run(tmp_path, processes=1, stages=stages[:1])
-    both = [two_nodes(script, path, rank, port, more) for port in [free_port()] for rank in (0, 1)]
+    both = [one_node(script, path, rank, port, more) for port in [free_port()] for rank in (0, 1)]
     for process in both:
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said[-4000:]
     same_losses(tmp_path, finished, "small")
 
 
-def two_nodes(name: str, path: Path, rank: int, port: int, more: dict[str, str]) -> subprocess.Popen:
-    """The script itself; the environment it makes is this one, so that nothing is installed here."""
-    lines = (
-        (ROOT / "launch" / f"{name}.sh")
-        .read_text()
-        .replace("ensure_environment quickstart", ":")
-        .replace("start lemon", f"start {sys.executable} -m pipeline")
-        .replace("start torchrun", f"start {sys.executable} -m torch.distributed.run")
-    )
-    script = path.parent / "launch" / f"{name}-{rank}.sh"
-    script.parent.mkdir(exist_ok=True)
-    script.write_text(lines)
-    (script.parent / "environment.sh").write_text((ROOT / "launch" / "environment.sh").read_text())
-    nodes = {
-        "NODES": "2",
-        "NODE_RANK": str(rank),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "PROCESSES": "1",
-    }
+def one_node(name: str, path: Path, rank: int, port: int, more: dict[str, str]) -> subprocess.Popen:
+    """The script, in the environment of this process."""
+    nodes = {"NODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return subprocess.Popen(
-        ["bash", str(script), str(path)],
+        ["bash", f"launch/{name}.sh", str(path)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(**nodes, **more),
+        env=environment(**nodes, PROCESSES="1", LEMON_VENV=sys.prefix, **more),
         cwd=ROOT,
     )
 

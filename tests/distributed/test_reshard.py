@@ -1,6 +1,6 @@
 """`lemon reshard`: a plain DeepSpeed script goes on from any other layout of what it wrote, as if nothing had been."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ import torch
 from pipeline import checkpoints
 from pipeline.checkpoints import CheckpointLayout, manifest, reshard
 from pipeline.checkpoints.layouts import zero_stage_0
+from pipeline.checkpoints.layouts.deepspeed_pickles import DynamicLossScaler
 from pipeline.checkpoints.state import State
 from pipeline.cli import main
 from pipeline.errors import UserError
@@ -155,6 +156,32 @@ def test_the_plain_script_goes_on_as_if_nothing_had_been(tmp_path, workers, thei
     )
     same(checkpoints.raw(theirs[case]), checkpoints.raw(again))
     assert losses == pytest.approx(whole[2:], abs=1e-5)
+
+
+@pytest.mark.parametrize("case", ["stage 2 extras", "stage 3", "stage 0", "stage 3 bf16", "stage 0 bf16"])
+def test_stage_0_is_written_where_it_is_asked_for(tmp_path, workers, theirs, whole, case):
+    """One file for any number of ranks, in the precision of the source."""
+    job = CASES[case]
+    bf16, extras = job.get("bf16", False), job.get("extras", False)
+    ours = rewritten(theirs[case], tmp_path / "ours" / "two", CheckpointLayout("zero", 0, 2, bf16))
+    assert [path.name for path in ours.glob("*.pt")] == ["mp_rank_00_model_states.pt"]
+    again = tmp_path / "again" / "two"
+    job = {"stage": 0, "bf16": bf16, "extras": extras, "world": 1, "first": 2}
+    losses = workers.train(**job, steps=3, load=ours, again=again)
+    source, held = checkpoints.raw(theirs[case]), checkpoints.raw(ours)
+    same(source, held)
+    same(source, checkpoints.raw(again))
+    assert held.frozen == source.frozen and set(held.buffers) == set(source.buffers)
+    assert bf16 or extras or losses == pytest.approx(whole[2:], abs=1e-5)
+
+
+def test_a_loss_scale_has_no_place_in_stage_0(tmp_path, theirs):
+    plan, scaler = reshard.plan_reshard(theirs["stage 1"], CheckpointLayout("zero", 0, 2)), DynamicLossScaler()
+    vars(scaler).update(cur_scale=256.0, dynamic=True)
+    scaled = replace(plan, state=replace(plan.state, scaling={"loss_scaler": scaler, "dynamic_loss_scale": True}))
+    with pytest.raises(UserError, match=r"its loss scale \(256\) has no place in a checkpoint of ZeRO stage 0"):
+        reshard.execute_reshard(scaled, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
 
 
 @pytest.mark.parametrize("case, stage", [("stage 2 extras", 3), ("stage 3 extras", 2)])

@@ -85,7 +85,8 @@ def test_a_run_goes_on_with_other_memory_and_cadence(finished, tmp_path):
         assert record["loss"] == pytest.approx(sum(expected[step] for step in steps) / len(steps), rel=1e-12)
     facts = json.loads((run / "small" / "stage.json").read_text())
     assert facts["settings"]["activation_checkpointing"] and facts["flops_per_step"]["recompute"] > 0
-    assert [not one["settings"]["activation_checkpointing"] for one in facts["earlier"]] == [True]
+    begun = [(each["step"], each["settings"]["activation_checkpointing"]) for each in facts["starts"]]
+    assert begun == [(0, False), (20, True)]
     assert facts["fingerprint"]["stage"]["precision"] == "fp32"
 
 

@@ -14,10 +14,14 @@ from importlib import import_module
 from typing import NoReturn
 from unittest import mock
 
+import torch
 from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
 from pipeline.cli import main
 from tests.helpers.processes import FORK, afresh
+
+LATE = ("deepspeed.runtime.zero.muon.muon_optimizer",)
+"""Modules that each worker would import for itself, with torch's compiler, in two seconds of a core."""
 
 
 class ForkedWorker:
@@ -45,13 +49,15 @@ def _work(arguments: Sequence[str], environment: dict[str, str]) -> NoReturn:
     os.environ.clear()
     os.environ.update(environment)
     afresh()
+    torch.set_num_threads = lambda count: None  # a second thread would wait for those of the parent
     os._exit(main(list(arguments)))
 
 
 @contextmanager
 def workers_forked() -> Iterator[None]:
     """Runs that begin inside fork their workers, which measure the CPU's peak in a tenth of the time."""
-    import_module("pipeline.training.loop")
+    for name in ("pipeline.training.loop", *LATE):
+        import_module(name)
     hardware = import_module("pipeline.training.hardware")
 
     def begin(_: SubprocessHandler, command: tuple[str, ...], environment: dict[str, str]) -> ForkedWorker:

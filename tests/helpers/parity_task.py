@@ -12,10 +12,12 @@ TEXT = {"kind": "text", "vocab_size": 61, "block": 14, "scored": 3}
 IMAGES = {"kind": "images", "size": 8, "channels": 3, "class_names": ["a", "b", "c"]}
 
 
-def model_config(name: str):
+def model_config(name: str, **more: int):
+    """more: sizes that are to be others."""
     family = models.family(name)
     text = family.data == "text"
-    sizes = ModelSizes(family=name, layers=2, hidden=24, heads=3, mlp=40, patch=None if text else 4)
+    shape = {"layers": 2, "hidden": 24, "heads": 3, "mlp": 40, "patch": None if text else 4} | more
+    sizes = ModelSizes(family=name, **shape)
     return family.configure(sizes, TEXT if text else IMAGES)
 
 

@@ -3,7 +3,6 @@ killed."""
 
 import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.records import run_folder
-from tests.helpers.waiting import wait_for
 
 FORK = multiprocessing.get_context("fork")
 
@@ -36,22 +34,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
-
-
-def kill_at(moment: Callable[[], bool], run: Callable[[], int], victim: str, folder: Path) -> None:
-    """Start a run in a child, kill it, or its last worker, at a moment, and wait until nothing of it is left: a process
-    that still ends (of a worker, say) holds the lock of the run's folder."""
-    process = FORK.Process(target=_child, args=(run, Path(os.devnull)))
-    process.start()
-    try:
-        wait_for(lambda: moment() or not process.is_alive())
-        children = workers_of(process.pid)
-        os.kill(children[-1] if victim == "worker" and children else process.pid, signal.SIGKILL)
-        process.join(180)
-        assert process.exitcode is not None, "the run outlives its worker"
-    finally:
-        process.kill()  # pytest would wait for it at its own end
-    wait_for(lambda: not any(alive(child) for child in children) and unlocked(folder), 60)
 
 
 def unlocked(folder: Path) -> bool:

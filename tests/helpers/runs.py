@@ -96,13 +96,6 @@ def steps_in_all(run: Path, stage: str) -> int:
     return sum(entry["samples"] for entry in entries(run, stage) if entry["kind"] == "train") // BATCH
 
 
-def steps_to_redo(run: Path, stage: str) -> int:
-    """Of a stage that was killed: steps finished behind its newest checkpoint."""
-    told = run / stage / "last-step"
-    saved = [int(path.name.rpartition("-")[2]) for path in (run / stage / "checkpoints").glob("step-*")]
-    return int(told.read_text()) - max(saved, default=0) if told.exists() else 0
-
-
 def copied(finished: Path, folder: Path, *stages: str) -> Path:
     """The config of a run whose data and first stages are those of a finished one."""
     for name in ("data", *stages):

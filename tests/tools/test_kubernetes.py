@@ -1,5 +1,5 @@
-"""launch/kubernetes.yaml: what the operator and `lemon` need of it. No cluster is here; where the package
-kubeflow-training is installed, the form is checked against its classes."""
+"""launch/kubernetes.yaml: what the operator and `lemon` need of it. No cluster is here; the form is
+checked against the classes of the package kubeflow-training."""
 
 import re
 from importlib import import_module
@@ -11,6 +11,7 @@ import yaml
 from pipeline.cli import build_parser
 from pipeline.config import load
 from tests.helpers.cli import ROOT
+from tests.helpers.required import require_module
 
 JOB = yaml.safe_load((ROOT / "launch" / "kubernetes.yaml").read_text())
 
@@ -28,7 +29,7 @@ def test_each_pod_runs_the_same_command(replica):
 
 
 def test_the_form_is_that_of_the_api():
-    models = pytest.importorskip("kubeflow.training.models", reason="kubeflow-training is not installed")
+    models = require_module("kubeflow.training.models", "kubeflow-training")
     require_form(JOB, models.KubeflowOrgV1PyTorchJob, "job")
     broken = {**JOB, "spec": {**JOB["spec"], "replicas": 2}}
     with pytest.raises(AssertionError, match=r"job\.spec\.replicas"):

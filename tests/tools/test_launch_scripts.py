@@ -1,12 +1,16 @@
 """The launch scripts: the same config and overrides whoever starts the workers. What they start is run in
 tests/distributed; here they print it."""
 
+import shlex
+import socket
 import subprocess
+from itertools import chain
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.helpers.cli import ROOT, environment
+from tests.helpers.cli import ROOT, environment, run_python
 
 NODES = {"NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "n0"}
 TORCHRUN = "torchrun --nnodes 2 --nproc-per-node auto --max-restarts 0"
@@ -50,11 +54,35 @@ def test_a_script_prints_what_it_would_run(hosts, script, variables, command):
     assert list(hosts.parent.iterdir()) == [hosts]
 
 
+def way(*arguments: object) -> str:
+    done = run_python("launch/way.py", *arguments, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_torchrun_is_told_the_way_to_node_0():
+    """Loopback's own addresses: 127.0.0.2 is reached from 127.0.0.1, as if it were another host."""
+    assert way("127.0.0.2", 29500) == "--local-addr 127.0.0.1\n"
+    assert way("no-such-host.invalid", 29500) == "\n"
+
+
+def test_node_0_is_told_that_it_is():
+    """Where this machine has an address that others reach."""
+    addresses = {each.address for each in chain(*psutil.net_if_addrs().values()) if each.family == socket.AF_INET}
+    for own in sorted(addresses - {"127.0.0.1"})[:1]:
+        assert way(own, 29500) == f"--local-addr {own} --rdzv-conf is_host=1\n"
+
+
 def test_without_pdsh_each_host_starts_its_own(hosts):
-    done = launch("hostfile.sh", hosts, "--print", "c.yaml", VIA="ssh")
-    lines = done.stdout.splitlines()
-    assert [line.split()[:2] for line in lines] == [["ssh", "w-0"], ["ssh", "w-1"]]
-    assert all("--master_addr" in line and "--no_ssh" in line and "--module" in line for line in lines)
+    carried = hosts.with_name("carried")
+    carried.write_text("NCCL_DEBUG=INFO\nA=b c\n")
+    done = launch("hostfile.sh", hosts, "--print", "c.yaml", VIA="ssh", DS_ENV_FILE=str(carried))
+    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert [line[:2] for line in lines] == [["ssh", "w-0"], ["ssh", "w-1"]]
+    for remote in (shlex.split(line[2]) for line in lines):
+        assert {"--master_addr", "--no_ssh", "--module"} < set(remote)
+        at = remote.index("env")
+        assert remote[at + 1 : at + 3] == ["NCCL_DEBUG=INFO", "A=b c"] and remote[at + 3].endswith("/bin/deepspeed")
 
 
 @pytest.mark.parametrize("script", ["local.sh", "nodes.sh", "torchrun.sh", "hostfile.sh", "slurm.sbatch"])

@@ -17,7 +17,7 @@ MISTAKES = [
     ("stages.large.schedule.peek=1", "stages.large.schedule.peek: unknown key; did you mean 'peak'?"),
     ("data.tokenizer.vocab=3", "data.tokenizer.vocab: unknown key; did you mean 'vocab_size'?"),
     ("models.small.width=5", "models.small.width: unknown key; known: "),
-    ("foo=1", "foo: unknown key; known: data, folder, max_time, models, name, processes, seed, stages"),
+    ("foo=1", "foo: unknown key; known: data, folder, hang, max_time, models, name, processes, seed, stages"),
     ("models.small.heads=5", "models.small: hidden 96 is not a multiple of heads 5; choose heads that divide it"),
     (
         "models.large.layers=2",
@@ -28,8 +28,11 @@ MISTAKES = [
         "stages.small.schedule.horizon: a duration needs a number and a unit, such as '600 steps', not 100",
     ),
     ("stages.small.batch=1.5", "stages.small.batch: must be a whole number (got 1.5)"),
-    ("stages.grown.source=large", "stages.grown: 'large' is no earlier stage and no folder"),
-    ("stages.grown.source=smal", "stages.grown: 'smal' is no earlier stage and no folder; did you mean 'small'?"),
+    ("stages.grown.source=large", "stages.grown.source: 'large' is no earlier stage and no folder"),
+    (
+        "stages.grown.source=smal",
+        "stages.grown.source: 'smal' is no earlier stage and no folder; did you mean 'small'?",
+    ),
     ("stages.grown.model=larg", "stages.grown.model: no model 'larg'; did you mean 'large'?"),
     ("stages.large.name=small", "stages.small: the name is taken"),
     ("stages.large.name=report.html", "stages.report.html: the name is taken"),
@@ -40,6 +43,8 @@ MISTAKES = [
     ("models.large.mlp=1000000000", "models.large.mlp: must be at most 10000000 (got 1000000000)"),
     ("data.workers=1000000", "data.workers: must be at most 256 (got 1000000)"),
     ("folder=''", "folder: names no folder; is a variable unset?"),
+    ("stages.grown.source=''", "stages.grown.source: names no folder; is a variable unset?"),
+    ("stages.small.start=none", "stages.small.start: 'none' is no earlier stage and no folder; known: none"),
     ("stages.large.start=''", "stages.large.start: names no folder; is a variable unset?"),
     ("stages.small.kind=trian", "stages.small: unknown kind 'trian'; known: train, expand"),
     ("processes=0", "processes: must be at least 1 or 'auto' (got 0)"),
@@ -136,7 +141,7 @@ def test_all_that_does_not_fit_together_is_told():
     assert str(caught.value).split("\n")[1:] == [
         "  stages.grown: target model 'large' has layers 2, fewer than its source's 3; an expansion cannot shrink",
         "  stages.grown: target model 'large' has hidden 64, fewer than its source's 96; an expansion cannot shrink",
-        "  stages.large: 'gron' is no earlier stage and no folder; did you mean 'grown'?",
+        "  stages.large.start: 'gron' is no earlier stage and no folder; did you mean 'grown'?",
         "  stages.scratch.model: no model 'big'; known: large, small",
     ]
 

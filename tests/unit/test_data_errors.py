@@ -94,9 +94,9 @@ def files(tmp_path, monkeypatch):
 
 
 TEXT = {
-    "missing": (text("gone.txt"), "gone.txt: no such file or folder; check the path"),
-    "missing in a list": (text(["good.txt", "gone.txt"]), "gone.txt: no such file or folder; check the path"),
-    "missing glob": (text("gone/*.txt"), "gone/*.txt: no such file or folder; check the path"),
+    "missing": (text("gone.txt"), "gone.txt: no such file or folder; check data.dataset"),
+    "missing in a list": (text(["good.txt", "gone.txt"]), "gone.txt: no such file or folder; check data.dataset"),
+    "missing glob": (text("gone/*.txt"), "gone/*.txt: no such file or folder; check data.dataset"),
     "empty list": (text([]), "data.dataset: an empty list; name at least one file, or say embedded"),
     "unknown extension": (text("notes.md"), "notes.md: unknown kind of file; known: .txt, .txt.xz,"),
     "empty folder": (text("empty"), "empty: no file of a known kind in it; known: .txt,"),
@@ -159,7 +159,7 @@ TEXT = {
 }
 
 IMAGES = {
-    "missing": (images("gone/photos.parquet"), "gone/photos.parquet: no such file or folder; check the path"),
+    "missing": (images("gone/photos.parquet"), "gone/photos.parquet: no such file or folder; check data.dataset"),
     "not on the hub": (images("nobody/nothing"), "nobody/nothing, split train: neither a local path nor a hub data"),
     "unknown extension": (images("good.txt"), "good.txt: unknown kind of file; known: .parquet, .png, .jpg, .jpeg"),
     "empty folder": (images("empty"), "empty: no file of a known kind in it; known: .parquet, .png, .jpg, .jpeg"),
@@ -347,7 +347,7 @@ def test_a_document_that_sentencepiece_does_not_take(files):
     """It says so of some hundred megabytes in one line; here it says so of anything."""
 
     class Refusing:
-        def encode(self, documents: list[str]) -> list[list[int]]:
+        def encode(self, documents: list[str], num_threads: int) -> list[list[int]]:
             raise RuntimeError("Internal: the input is too long")
 
     tokenizer = SentencePiece.__new__(SentencePiece)

@@ -9,9 +9,9 @@ import pytest
 from pipeline import config
 from pipeline.errors import UserError
 from pipeline.records.run_folder import StageFolder
-from pipeline.records.stage_facts import EarlierFacts, TrainFacts, TrainSettings
+from pipeline.records.stage_facts import TrainFacts, TrainSettings, parse
 from pipeline.training.fingerprint import Fingerprint, differences, require_same
-from pipeline.training.stage import continued
+from pipeline.training.stage import begun_anew, continued
 from tests.helpers.invented_runs import SETTINGS, SMALL, common
 
 BERT = Path(__file__).parents[2] / "configs" / "quickstart" / "bert.yaml"
@@ -273,11 +273,25 @@ def test_differences_are_leaves():
     assert list(differences(before, now)) == [("a.c", 2, 5), ("d", 3, None), ("g", None, 0)]
 
 
-def test_a_continued_stage_says_what_it_was_trained_with_and_until_when():
-    recorded, smaller = began(start="somewhere"), TrainSettings(**{**SETTINGS, "micro_batch": 1})
-    assert continued(recorded, began(), 40) == recorded
+def test_a_continued_stage_says_what_each_start_was_made_with():
+    recorded, smaller = began(start="somewhere"), TrainSettings(**{**SETTINGS, "world_size": 1})
     second = continued(recorded, began(settings=smaller), 40)
     assert (second.settings, second.start) == (smaller, "somewhere")
-    assert second.earlier == (EarlierFacts(until_step=40, settings=recorded.settings),)
-    third = continued(second, began(settings=smaller, device="two"), 60)
-    assert third.earlier == (*second.earlier, EarlierFacts(until_step=60, device="one"))
+    assert [(each.step, each.settings.world_size) for each in second.starts] == [(0, 2), (40, 1)]
+    third = continued(second, began(settings=smaller, device="two"), 30)
+    assert [(each.step, each.device) for each in third.starts] == [(0, "one"), (40, "one"), (30, "two")]
+    assert [third.start_of(step).step for step in (1, 30, 31, 40, 41)] == [0, 0, 30, 30, 30]
+    assert begun_anew(third, began()).starts == (*third.starts, *began().starts)
+
+
+def test_starts_of_version_0_2_are_told_from_what_had_changed():
+    """Until step 40 with another micro_batch, until step 60 on another device."""
+    content = began().model_dump(mode="json", exclude={"starts"})
+    before = {"settings": {**SETTINGS, "micro_batch": 1}, "flops_per_step": None, "device": None, "versions": None}
+    earlier = [{**before, "until_step": 40}, {"until_step": 60, "device": "none yet"}]
+    facts = parse(Path("stage.json"), {**content, "earlier": earlier})
+    told = [(each.step, each.settings.micro_batch, each.device) for each in facts.starts]
+    assert told == [(0, 1, "none yet"), (40, 2, "none yet"), (60, 2, "one")]
+    assert parse(Path("stage.json"), facts.model_dump(mode="json")) == facts
+    with pytest.raises(UserError, match=r"until_step.*damaged"):
+        parse(Path("stage.json"), {**content, "earlier": [{"device": "one"}]})

@@ -45,7 +45,11 @@ def test_nothing_in_it_names_a_format(run):
 def test_facts_are_upgraded_while_they_are_read(run):
     small, grown, large = (StageFolder(run / stage).facts for stage in STAGES)
     assert isinstance(small, TrainFacts) and (small.format, small.status, small.steps) == (2, "finished", 6)
-    assert small.settings.micro_batch == 4 and small.flops_per_step.train == 223_744 and small.earlier == ()
+    assert (
+        small.settings.micro_batch == 4
+        and small.flops_per_step.train == 223_744
+        and [each.step for each in small.starts] == [0]
+    )
     assert isinstance(grown, ExpandFacts) and (grown.method, grown.optimizer_state) == ("lemon", "reset")
     assert grown.method_options == {"depth": "zero", "placement": "even", "noise": 1.0}
     assert grown.layout == raw(run, "grown")["format"] and grown.verification == raw(run, "grown")["verification"]

@@ -2,7 +2,6 @@
 
 import errno
 import signal
-from types import SimpleNamespace
 
 import pytest
 
@@ -72,6 +71,5 @@ def test_the_parent_says_so(tmp_path, left):
     """A file that was begun and is empty is no message."""
     if left:
         (tmp_path / "rank-0.txt").write_text("")
-    failures = {0: SimpleNamespace(exitcode=launcher.UNTOLD), 1: SimpleNamespace(exitcode=-signal.SIGTERM)}
-    said = launcher._message(tmp_path, SimpleNamespace(failures=failures))
+    said = launcher._message(tmp_path, {0: launcher.UNTOLD, 1: -signal.SIGTERM})
     assert said.startswith(f"worker 0 failed and could not leave its message in {tmp_path}; the disk is full"), said

@@ -6,6 +6,7 @@ import shutil
 from itertools import islice
 from pathlib import Path
 
+import datasets
 import numpy as np
 import PIL.Image
 import pyarrow as pa
@@ -14,8 +15,10 @@ import pytest
 import torch
 
 from pipeline.config.schema import ImageData
-from pipeline.data import augment, evaluation_batches, open_prepared, prepare, train_batches
+from pipeline.data import augment, evaluation_batches, image_tables, open_prepared, prepare, train_batches
+from pipeline.data.image_tables import ImageTables
 from pipeline.data.images import ImageSamples
+from pipeline.data.sources import HubSplit
 from pipeline.errors import UserError
 
 CIFAR = Path(__file__).resolve().parents[3] / "shared" / "data" / "images" / "cifar10"
@@ -182,7 +185,7 @@ def test_a_table_names_no_files(tmp_path, rows):
     if rows == "path":
         column = pa.array(column, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
     pa.parquet.write_table(pa.table({"image": column, "label": [0, 1] * 5}), tmp_path / "table.parquet")
-    with pytest.raises(UserError, match=r"table.parquet: column 'image' (holds string|has 10 rows without)"):
+    with pytest.raises(UserError, match=r"table.parquet: column 'image' (holds string|has no encoded image in row 0)"):
         prepare(config(tmp_path / "table.parquet"), 0, tmp_path / "data")
 
 
@@ -200,6 +203,66 @@ def test_parquet_with_images_as_bytes_or_struct_and_labels_as_numbers_or_names(t
     assert np.array_equal(stored(prepared), images[:6]) and np.array_equal(stored(prepared, "evaluation"), images[6:])
     held_out = next(evaluation_batches(prepared, data, 0, micro_batch=4, rank=0, world=1))
     assert held_out.labels.tolist() == [0, 1, 0, 1]
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch):
+    """A folder with the splits of a data set, 90 images of 32x32 in two files and 20 in one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+    Path("pets").mkdir()
+    rows = [{"bytes": png(image), "path": f"{n}.png"} for n, image in enumerate(pictures(110, 32))]
+    for name, part in {"train-0": rows[:40], "train-1": rows[40:90], "test-0": rows[90:]}.items():
+        kinds = [int(row["path"].removesuffix(".png")) % 3 for row in part]
+        table = pa.table({"photo": part, "kind": kinds, "note": ["x" * 99] * len(part)})
+        pa.parquet.write_table(table, f"pets/{name}.parquet", row_group_size=16)
+    return tmp_path
+
+
+@pytest.mark.parametrize("source", ["local", "hub"])
+def test_images_are_stored_once(tables, monkeypatch, source):
+    """Neither `datasets`' own cache nor the folder that is being prepared holds a second copy, at any moment."""
+    sizes, save = [], ImageTables.save
+    content = sum(len(png(image)) for image in pictures(110, 32))
+
+    def measured(self, *arguments):
+        save(self, *arguments)
+        sizes.append(size_of(tables) - size_of(tables / "pets"))
+
+    monkeypatch.setattr(ImageTables, "save", measured)
+    if source == "hub":  # `datasets` loads a folder by its name as it loads a data set of the hub
+        found = HubSplit("pets", None, "train"), HubSplit("pets", None, "test")
+        monkeypatch.setattr("pipeline.data.images.resolve", lambda data: found)
+    files = {"dataset": ["pets/train-0.parquet", "pets/train-1.parquet"], "evaluation": "pets/test-0.parquet"}
+    prepared = prepare(config(column="photo", label="kind", **files), 0, tables / "data")
+    assert content < max(sizes) < 1.2 * content
+    assert (prepared.facts["training"], prepared.facts["evaluation"]) == (90, 20)
+    mine = np.concatenate([stored(prepared), stored(prepared, "evaluation")])
+    assert np.array_equal(mine, np.stack(pictures(110, 32)))
+    _, labels = ImageSamples(prepared.folder, prepared.facts).read("training", np.arange(90))
+    assert labels.tolist() == [number % 3 for number in range(90)]
+
+
+def test_stored_images_fill_several_files(tables, monkeypatch):
+    monkeypatch.setattr(image_tables, "SHARD", 100_000)
+    prepared = prepare(config("pets", column="photo", label="kind"), 0, tables / "data")
+    assert len(list((tables / "data" / "training").glob("*.arrow"))) == 2
+    mine = np.concatenate([stored(prepared), stored(prepared, "evaluation")])
+    assert sorted(map(bytes, mine)) == sorted(map(bytes, pictures(110, 32)))
+
+
+def test_an_image_that_is_missing_is_named_by_its_row(tables):
+    table = pa.table({"photo": [png(image) for image in pictures(9)] + [None], "kind": [0, 1] * 5})
+    pa.parquet.write_table(table, "pets/train-1.parquet")
+    with pytest.raises(UserError) as caught:
+        prepare(
+            config(["pets/train-0.parquet", "pets/train-1.parquet"], column="photo", label="kind"), 0, tables / "data"
+        )
+    assert str(caught.value) == "pets/train-1.parquet: column 'photo' has no encoded image in row 9; put it in"
 
 
 def test_the_held_out_images_are_the_same_for_every_seed(tmp_path):

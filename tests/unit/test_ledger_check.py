@@ -5,8 +5,9 @@ import json
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.records.stage_facts import StepFlops
 from pipeline.report import build
-from tests.helpers.invented_runs import simple_run
+from tests.helpers.invented_runs import LARGE, LARGE_LOSS, make_run, simple_run, spend, train
 
 
 def edited(change):
@@ -58,3 +59,32 @@ def test_no_cost_is_negative(tmp_path):
 def test_a_stage_that_still_runs_may_end_anywhere(tmp_path):
     run = simple_run(tmp_path / "run", finished=False, steps=30)
     assert build([run]).runs[0].stages
+
+
+def test_what_a_step_costs_is_told_by_the_start_that_made_it(tmp_path):
+    """Activation checkpointing was switched off at step 10: 2 FLOPs a step more before, none behind it."""
+    run = make_run(tmp_path / "run", {"large": "train"})
+    stage = train(run, "large", LARGE, LARGE_LOSS, recompute=2)
+    lines = stage.ledger.path.read_text().splitlines(keepends=True)
+    facts, last = stage.facts, lambda line: json.loads(line)["step"] > 10
+    cheaper = facts.starts[0].model_copy(update={"step": 10, "flops_per_step": StepFlops(train=10, recompute=0)})
+    stage.finish(facts.model_copy(update={"starts": (*facts.starts, cheaper)}))
+    with pytest.raises(UserError, match="recomputation until step 11 has 2 FLOPs, its steps cost 0;"):
+        build([run])
+    stage.ledger.path.write_text("".join(line for line in lines if not (last(line) and '"recompute"' in line)))
+    assert build([run]).runs[0].stages
+
+
+def test_what_was_lost_may_have_cost_anything(tmp_path):
+    """Steps 6 to 20 were made with activation checkpointing, then lost to a start from step 5 without it."""
+    run = make_run(tmp_path / "run", {"large": "train"})
+    stage = train(run, "large", LARGE, LARGE_LOSS, recompute=2, finished=False)
+    facts = stage.facts
+    cheaper = facts.starts[0].model_copy(update={"step": 5, "flops_per_step": StepFlops(train=10, recompute=0)})
+    stage.begin(facts.model_copy(update={"starts": (*facts.starts, cheaper)}))
+    stage.ledger.restart(5)
+    for step in range(6, 21):
+        spend(stage, step, "train", 10, 4, 32)
+    stage.finish(stage.facts)
+    spent = build([run]).runs[0].ledger.by_kind
+    assert (spent["train"].flops, spent["recompute"].flops, spent["lost"].samples) == (200, 10, 4 * 15 + 2 * 16)

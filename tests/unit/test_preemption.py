@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import durations
 from pipeline.errors import Preempted
-from pipeline.records.processes import REQUESTS, be_a_helper
+from pipeline.records.processes import PARENT, REQUESTS, be_a_helper
 from pipeline.training import preemption
 from pipeline.training.preemption import Forwarding, StopRequest
 from tests.helpers.processes import FORK
@@ -73,7 +73,7 @@ def started(monkeypatch):
     processes = []
 
     def start(target, **environment: str):
-        for name in (preemption.PARENT, preemption.TORCHRUN):
+        for name in (PARENT, preemption.TORCHRUN):
             monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
@@ -116,7 +116,7 @@ def test_a_worker_whose_sibling_has_failed_ends_at_once(started):
 
 def help_out() -> None:
     StopRequest.of_this_process()
-    be_a_helper()
+    be_a_helper(os.getppid())
     for number in REQUESTS:
         os.kill(os.getpid(), number)
     time.sleep(0.3)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.sampler import evaluation_numbers, locate, position, training_numbers
+from pipeline.data.sampler import evaluation_numbers, locate, places, position, training_numbers
 
 seeds = st.integers(0, 2**63 - 1)
 epochs = st.integers(0, 10**6)
@@ -94,6 +94,17 @@ def test_a_step_is_the_same_numbers_for_every_world_size(micro, passes, world, s
     ranks = [list(islice(training_numbers(batch, micro, rank, world, step), passes)) for rank in range(world)]
     seen = [number for turn in zip(*ranks, strict=True) for part in turn for number in part]
     assert seen == list(range(step * batch, (step + 1) * batch))
+
+
+@pytest.mark.parametrize("count", [1, 2, 6, 12])
+def test_a_place_of_the_batch_holds_the_same_samples_on_any_number_of_ranks(count):
+    """Which rank takes it, and in which turn, differs."""
+    for world in (ranks for ranks in range(1, count + 1) if count % ranks == 0):
+        taken = {}
+        for rank in range(world):
+            numbers = training_numbers(3 * count, 3, rank, world, 5)
+            taken |= dict(zip(places(count, rank, world), numbers, strict=False))
+        assert taken == {place: range(15 * count + 3 * place, 15 * count + 3 * place + 3) for place in range(count)}
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,6 +1,6 @@
-"""Where a training stage starts or goes on: what it cannot load is refused, with the command that makes it fit."""
+"""Where a training stage starts or goes on: what its engine does not load as it is, is resharded first."""
 
-import shlex
+import json
 import shutil
 from pathlib import Path
 
@@ -15,12 +15,15 @@ from pipeline.data import open_prepared
 from pipeline.errors import UserError
 from pipeline.records.run_folder import StageFolder
 from pipeline.runs import preflight
+from pipeline.training import resharded_start
 from pipeline.training.fingerprint import Fingerprint
+from pipeline.training.micro_batches import as_begun, change, size_of
 from pipeline.training.stage import plan_training
 from pipeline.training.start import continues_optimizer
 from tests.helpers import cli
-from tests.helpers.checkpoints import trained
+from tests.helpers.checkpoints import reseal, trained
 from tests.helpers.cli import ROOT
+from tests.helpers.damage import flip
 from tests.helpers.invented_runs import SMALL
 from tests.helpers.invented_runs import train as invented
 from tests.helpers.runs import tiny_run
@@ -63,90 +66,124 @@ def refused(capsys, *arguments: object) -> str:
     return error
 
 
-@pytest.mark.parametrize("override, stage, ranks", [("processes=4", 1, 4), ("stages.large.zero_stage=3", 3, 2)])
-def test_a_grown_state_in_another_layout_is_refused_with_the_command_for_it(run, capsys, override, stage, ranks):
-    """The command writes beside it what then is the stage's newest checkpoint, to the bit the same state."""
-    start = checkpoints.locate(run.parent / "run" / "grown")
-    error = refused(capsys, "train", run, "--stage", "large", GROW, override)
-    runs_as = f"this stage runs as native ZeRO stage {stage}, {ranks} ranks; run it as before, or first"
-    assert f"{start}: written as native ZeRO stage 1, 2 ranks, {runs_as}" in error
-    command = shlex.split(error.partition("first write it as that: lemon ")[2])
-    assert cli.lemon(capsys, *command)[0] == 0
-    loaded = config.load(run, [GROW, override])
-    plan = plan_training(loaded, large(loaded))
-    assert plan.start.name.startswith(start.name + "-zero") and diff.compare(start, plan.start).equal
-    assert continues_optimizer(plan.start, large(loaded), ranks)
-    assert manifest.read(plan.start).optimizer_state == "grow"
-
-
-@pytest.mark.parametrize("override, stage, ranks", [("processes=4", 1, 4), ("stages.large.zero_stage=2", 2, 2)])
-def test_a_begun_stage_in_another_layout_is_refused_with_the_command_for_it(
-    tmp_path, capsys, monkeypatch, override, stage, ranks
-):
-    """`large` of this run was interrupted at step 20, in ZeRO 1 on 2 ranks."""
+@pytest.fixture
+def begun(tmp_path, monkeypatch) -> Path:
+    """A run whose stage `large` was interrupted at step 20, in ZeRO 1 on 2 ranks. Returns that checkpoint."""
     shutil.copytree(ROOT / "tests" / "fixtures" / "format-1", tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    newest = Path("run/large/checkpoints/step-0000020")
-    error = refused(capsys, "run", "tiny.yaml", "folder=run", override)
-    runs_as = f"this stage runs as native ZeRO stage {stage}, {ranks} ranks"
-    assert f"{newest}: written as native ZeRO stage 1, 2 ranks, {runs_as}; run it as before, or first" in error
-    command = shlex.split(error.partition("first write it as that: lemon ")[2])
-    assert cli.lemon(capsys, *command)[0] == 0
+    return Path("run/large/checkpoints/step-0000020")
+
+
+def prepared(source: Path, loaded: Config, ranks: int) -> Path:
+    """What the engines of `large` load on `ranks` ranks, once that has been made."""
+    resharded_start.prepare(loaded, large(loaded), ranks)
+    assert resharded_start.is_prepared(loaded, large(loaded), ranks)
+    return resharded_start.place(source, large(loaded), ranks, StageFolder(loaded.path / "large"))
+
+
+OTHERS = [("stages.large.zero_stage=1", 1), ("stages.large.zero_stage=3", 2), ("stages.large.zero_stage=0", 1)]
+
+
+@pytest.mark.parametrize("override, ranks", OTHERS)
+def test_a_grown_state_is_resharded_for_other_ranks_or_another_stage(run, override, ranks):
+    """To the bit the same state, which still says that it was grown."""
+    loaded = config.load(run, [GROW, override])
+    start = checkpoints.locate(loaded.path / "grown")
+    preflight.checkpoints_fit(loaded, loaded.stages, ranks)
+    assert continues_optimizer(start, large(loaded), ranks)
+    copy = prepared(start, loaded, ranks)
+    assert copy.parent == loaded.path / "large" / "resharded" and diff.compare(start, copy).equal
+    assert manifest.read(copy).optimizer_state == "grow"
+    assert plan_training(loaded, large(loaded)).start == start, "where the stage came from stays"
+
+
+@pytest.mark.parametrize("override, ranks", OTHERS)
+def test_a_begun_stage_is_resharded_and_its_checkpoints_stay_as_they_are(begun, caplog, override, ranks):
     loaded = config.load("tiny.yaml", ["folder=run", override])
     preflight.checkpoints_fit(loaded, loaded.stages, ranks)
-    resumed = publish.newest(newest.parent)
-    assert resumed == Path(f"{newest}-zero{stage}x{ranks}") and manifest.read(resumed).step == 20
-    assert diff.compare(newest, resumed).equal
-    large, grown, small = lineage(Path("run/large"), RecordReader())
-    assert (large.kind, grown.kind, small.kind, large.training_flops) == ("train", "expand", "train", 23 * 917_376)
+    assert not resharded_start.is_prepared(loaded, large(loaded), ranks)
+    with caplog.at_level("INFO", "pipeline"):
+        copy = prepared(begun, loaded, ranks)
+    stage = large(loaded).zero_stage
+    assert copy == Path(f"run/large/resharded/step-0000020-zero{stage}x{ranks}") and diff.compare(begun, copy).equal
+    layout = CheckpointLayout.of(large(loaded), ranks).words
+    told = f"large: goes on as {layout}; {begun}, written as native ZeRO stage 1, 2 ranks, was resharded "
+    kept = "kept are sample order, dropout, schedule, and 2 micro-batches of 4 samples a step"
+    assert [line for line in caplog.messages if line.startswith(told) and line.endswith(f"to {copy}; {kept}")]
+    assert publish.complete(begun.parent) == [begun] and checkpoints.locate(Path("run/large")) == begun
+    stages = lineage(Path("run/large"), RecordReader())
+    assert [each.kind for each in stages] == ["train", "expand", "train"] and stages[0].training_flops == 23 * 917_376
 
 
-def test_a_begun_stage_goes_to_another_layout_and_back(tmp_path, capsys, monkeypatch):
-    """What was written last is the newest, however often; a copy that somebody has put aside is none of them."""
-    shutil.copytree(ROOT / "tests" / "fixtures" / "format-1", tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    folder = Path("run/large/checkpoints")
-    shutil.copytree(folder / "step-0000020", folder / "step-0000020-copy")
-    for stage in (3, 2, 1):
-        error = refused(capsys, "run", "tiny.yaml", "folder=run", f"stages.large.zero_stage={stage}", "processes=4")
-        assert cli.lemon(capsys, *shlex.split(error.partition("first write it as that: lemon ")[2]))[0] == 0
+def test_a_copy_is_used_again_while_it_is_whole_and_of_this_checkpoint(begun):
+    loaded = config.load("tiny.yaml", ["folder=run", "stages.large.zero_stage=2"])
+    copy = prepared(begun, loaded, 2)
+    made = (copy / manifest.NAME).stat().st_ino
+    assert prepared(begun, loaded, 2) == copy and (copy / manifest.NAME).stat().st_ino == made
+    flip(next(copy.glob("*optim_states.pt")))
+    assert prepared(begun, loaded, 2) == copy and diff.compare(begun, copy).equal
+    edited = json.loads((begun / manifest.NAME).read_text())
+    reseal(begun, {**edited, "seed": 5})
+    with pytest.raises(UserError, match=r"runs as native ZeRO stage 2, 2 ranks, and .* run the command again"):
+        resharded_start.place(begun, large(loaded), 2, StageFolder(loaded.path / "large"))
+
+
+def test_there_is_one_copy_and_none_where_the_engine_loads_the_checkpoint_itself(begun):
+    place = Path("run/large/resharded")
+    for stage in (2, 3):
         loaded = config.load("tiny.yaml", ["folder=run", f"stages.large.zero_stage={stage}"])
-        preflight.checkpoints_fit(loaded, loaded.stages, 4)
-    assert publish.newest(folder).name == "step-0000020-zero3x4-zero2x4-zero1x4"
+        assert [prepared(begun, loaded, 2)] == list(place.iterdir())
+    assert prepared(begun, config.load("tiny.yaml", ["folder=run"]), 2) == begun and not place.exists()
+
+
+def test_a_damaged_checkpoint_is_set_aside_before_anything_is_resharded(begun, caplog):
+    older = begun.with_name("step-0000010")
+    shutil.copytree(begun, older)
+    flip(next(begun.glob("*optim_states.pt")))
+    loaded = config.load("tiny.yaml", ["folder=run", "stages.large.zero_stage=2"])
+    copy = prepared(older, loaded, 2)
+    assert copy.name == "step-0000010-zero2x2" and publish.complete(older.parent) == [older]
+    assert "its SHA-256 is not the manifest's" in caplog.text
+
+
+def test_micro_batches_are_those_of_the_start_before(begun):
+    """2 of 4 samples, on however many ranks; a config that names another size counts, which is said."""
+    loaded, folder = config.load("tiny.yaml", ["folder=run"]), StageFolder(Path("run/large"))
+    stage = as_begun(large(loaded), folder)
+    assert (stage.micro_batch, [size_of(stage, ranks) for ranks in (1, 2)]) == (4, [4, 4])
+    with pytest.raises(UserError, match=r"the 2 micro-batches of 4 samples .* among 4 ranks; start it on 1 or 2,"):
+        preflight.before_data(loaded, 4)
+    with pytest.raises(UserError, match="do not divide among 4 ranks"):
+        resharded_start.prepare(loaded, large(loaded), 4)
+    assert not (folder.path / "resharded").exists()
+    named = large(config.load("tiny.yaml", ["folder=run", "stages.large.micro_batch=2"]))
+    assert as_begun(named, folder) == named
+    assert change(named, folder) == "micro_batch was 4, is now 2: dropout draws other masks"
+    assert change(stage, folder) is None
+    shutil.rmtree(folder.checkpoints)
+    assert as_begun(large(loaded), folder).micro_batch is None, "nothing was saved"
+
+
+def test_what_was_resharded_by_hand_beside_a_checkpoint_is_the_newer_one(begun, capsys):
+    """What was written last is the newest, however often; a copy that somebody has put aside is none of them."""
+    folder, newest = begun.parent, begun
+    shutil.copytree(begun, folder / "step-0000020-copy")
+    for stage in (3, 2, 1):
+        out = f"{newest}-zero{stage}x4"
+        assert cli.lemon(capsys, "reshard", newest, "--out", out, "--zero-stage", stage, "--world-size", 4)[0] == 0
+        newest = publish.newest(folder)
+        assert newest == Path(out)
+    assert newest.name == "step-0000020-zero3x4-zero2x4-zero1x4"
     assert lineage(Path("run/large"), RecordReader())[0].manifest["zero_stage"] == 1
     retention.prune(folder, Retention(last=1))
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "step-0000020-copy",
-        "step-0000020-zero3x4-zero2x4-zero1x4",
-    ]
+    assert sorted(path.name for path in folder.iterdir()) == ["step-0000020-copy", newest.name]
 
 
-def test_what_no_training_will_load_is_not_looked_at(tmp_path, capsys, monkeypatch):
-    """Data are prepared by one process, whatever the stages run on; finished stages are not loaded."""
-    shutil.copytree(ROOT / "tests" / "fixtures" / "format-1", tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    assert cli.lemon(capsys, "prepare", "tiny.yaml", "folder=run", "processes=1")[0] == 0
-    loaded = config.load("tiny.yaml", ["folder=run"])
-    preflight.checkpoints_fit(loaded, [loaded.stage("small"), loaded.stage("grown")], 1)
-    with pytest.raises(UserError, match="native ZeRO stage 1, 1 rank;"):
-        preflight.checkpoints_fit(loaded, loaded.stages, 1)
-
-
-def test_other_starts_with_a_grown_state_are_held_to_it_too(run, capsys):
-    """A folder that the config names must be named anew; its optimizer must be the stage's own."""
+def test_a_start_with_a_grown_state_is_held_to_its_optimizer(run, capsys):
+    """A folder that the config names, too."""
     start = checkpoints.locate(run.parent / "run" / "grown")
-    from_folder = [f"stages.scratch.start={start}", "stages.scratch.zero_stage=2"]
-    error = refused(capsys, "train", run, "--stage", "scratch", GROW, *from_folder)
-    assert error.endswith(f"--world-size 2 (and start from it: stages.scratch.start={start}-zero2x2)\n")
-    sgd = [*from_folder, "stages.scratch.optimizer={kind: sgd}"]
+    sgd = [f"stages.scratch.start={start}", "stages.scratch.zero_stage=2", "stages.scratch.optimizer={kind: sgd}"]
     assert "the state is that of adamw" in refused(capsys, "train", run, "--stage", "scratch", GROW, *sgd)
-
-
-def test_stage_0_loads_no_shards_and_none_are_written_for_it(run):
-    loaded = config.load(run, [GROW])
-    stage_0 = large(loaded).model_copy(update={"zero_stage": 0})
-    with pytest.raises(UserError, match=r"this stage runs as native ZeRO stage 0, 2 ranks; run it as before$"):
-        continues_optimizer(checkpoints.locate(loaded.path / "grown"), stage_0, 2)
 
 
 def test_a_stage_that_was_begun_and_has_no_checkpoint_starts_from_the_newest(run):

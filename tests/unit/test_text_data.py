@@ -13,9 +13,11 @@ import pytest
 
 from pipeline.config.schema import TextData
 from pipeline.data import open_prepared, prepare, train_batches
-from pipeline.data.documents import Census, Corpus, hold_out, open_corpus, read_file
+from pipeline.data.census import Census
+from pipeline.data.documents import Corpus, open_corpus, read_file
+from pipeline.data.packing import id_type
 from pipeline.data.sources import HubSplit
-from pipeline.data.text import TextSamples, id_type
+from pipeline.data.text import TextSamples
 from pipeline.data.tokenizers import load
 from pipeline.errors import UserError
 from tests.helpers.invented_text import config, some_documents, text_file
@@ -126,8 +128,8 @@ def test_a_table_as_the_hub_gives_it(tmp_path, monkeypatch):
 
 def cut(documents: list[str], characters: int) -> tuple[list[str], list[str]]:
     corpus = Corpus("here", lambda: documents)
-    held_out = hold_out(corpus, Census.of(corpus), characters)
-    return list(corpus.without(held_out)), held_out
+    held_out = Census.of(corpus, characters).held_out
+    return [document for document in documents if document not in held_out], held_out
 
 
 def test_the_cut_is_a_partition_of_about_the_size_asked_for():

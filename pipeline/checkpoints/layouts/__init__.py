@@ -114,7 +114,7 @@ class CheckpointLayout:
 
 
 def _like(folder: Path) -> dict[str, Any]:
-    """Stage, ranks and precision of a native tag folder; stage 1 for stage 0, which is not written."""
+    """Stage, ranks and precision of a native tag folder; stage 1 for stage 0, which is written on request."""
     facts = require_layout(folder).facts(folder)
     kept = {key: facts[key] for key in NATIVE.keys if key in facts}
     return kept | ({"zero_stage": 1} if kept.get("zero_stage") == 0 else {})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.checkpoints.layouts import zero_format, zero_read, zero_write
+from pipeline.checkpoints.layouts import zero_format, zero_read, zero_stage_0_write, zero_write
 from pipeline.checkpoints.layouts.layout import Layout
 from pipeline.checkpoints.layouts.zero_files import tag_files
 from pipeline.checkpoints.layouts.zero_format import files_of_deepspeed
@@ -37,16 +38,17 @@ class NativeZero(Layout):
 
     def files(self, state: State, folder: Path, target: CheckpointLayout) -> list[OutputFile]:
         if target.zero_stage == 0:
-            raise UserError("checkpoints of ZeRO stage 0 are read and not written; choose stage 1, 2 or 3")
+            return [zero_stage_0_write.file(state, folder, world=target.world_size, bf16=target.bf16)]
         return zero_write.files(state, folder, stage=target.zero_stage, world=target.world_size, bf16=target.bf16)
 
     def bytes_on_disk(self, parameters: int, slots: int, target: CheckpointLayout) -> int:
-        """Stages below 3 hold the module's weights beside the optimizer's."""
-        module = 0 if target.zero_stage == 3 else 2 if target.bf16 else 4
+        """Stages below 3 hold the module's weights beside the optimizer's, which are the same in stage 0 and fp32."""
+        shared = target.zero_stage == 3 or (target.zero_stage == 0 and not target.bf16)
+        module = 0 if shared else 2 if target.bf16 else 4
         return (4 * (1 + slots) + module) * parameters
 
     def writers(self, parameters: int, target: CheckpointLayout, workers: int) -> int:
-        return min(workers, target.world_size)
+        return min(workers, target.world_size if target.zero_stage else 1)
 
     def facts(self, folder: Path) -> dict[str, Any]:
         with files_of_deepspeed(folder):
@@ -78,5 +80,7 @@ class NativeZero(Layout):
                         raise UserError(f"{path}: its {key} is not that of rank 0; files of two checkpoints are mixed")
 
     def engine_loads(self, stored: CheckpointLayout, engine: CheckpointLayout, optimizer: OptimizerSpec) -> bool:
-        """Only what an engine of the same stage and as many ranks has written."""
-        return stored == engine
+        """Only what an engine of the same stage and precision has written; the shards of stages 1 to 3 are those of as
+        many ranks."""
+        ranks = stored.world_size if engine.zero_stage else engine.world_size
+        return replace(stored, world_size=ranks) == engine

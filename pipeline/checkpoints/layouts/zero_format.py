@@ -11,9 +11,12 @@ import math
 import pickle
 import re
 import zipfile
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +131,42 @@ class FlatPartition:
     def flat(self) -> int:
         """Length of each rank's flat tensor, padding included."""
         if self.stage == 3:
-            return sum(math.ceil(size / self.world) for size in self.sizes)
+            return self._shares[-1][2] if self.sizes else 0
         return 2 * math.ceil(sum(self.sizes) / (2 * self.world))
 
     def stored(self, rank: int) -> int:
         """Length of this rank's stored weights: stages 1 and 2 leave the padding out."""
         return self.flat if self.stage == 3 else max(0, min(self.flat, sum(self.sizes) - rank * self.flat))
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Where each parameter ends in the group."""
+        return list(accumulate(self.sizes))
+
+    @cached_property
+    def _shares(self) -> list[tuple[int, int, int]]:
+        """Stage 3: the size of each parameter, its share per rank, and where that ends in the rank's flat."""
+        shares = [math.ceil(size / self.world) for size in self.sizes]
+        return list(zip(self.sizes, shares, accumulate(shares), strict=True))
+
+    def of_rank(self, rank: int) -> Iterator[tuple[int, ShardSlice]]:
+        """The slices of one rank in order, each with its parameter's number: those of `slices`, without the others."""
+        if self.stage == 3:
+            yield from self._each_of_rank(rank)
+            return
+        begin, end = rank * self.flat, min((rank + 1) * self.flat, sum(self.sizes))
+        number = bisect_right(self._ends, begin)
+        while begin < end:
+            length = min(self._ends[number], end) - begin
+            if length:
+                start = begin - self._ends[number] + self.sizes[number]
+                yield number, ShardSlice(rank, begin - rank * self.flat, start, length)
+            begin, number = begin + length, number + 1
+
+    def _each_of_rank(self, rank: int) -> Iterator[tuple[int, ShardSlice]]:
+        for number, (size, share, end) in enumerate(self._shares):
+            if rank * share < size:
+                yield number, ShardSlice(rank, end - share, rank * share, min(share, size - rank * share))
 
     def slices(self) -> list[list[ShardSlice]]:
         """For every parameter, its slices in order."""

@@ -50,20 +50,18 @@ class Flat:
         """This rank's flat; a parameter without a tensor (a fresh moment) is zeros. stored: without the padding that
         stages 1 and 2 leave out of the weights."""
         slices, position = [], 0
-        for name, cuts in zip(self.names, self.partition.slices(), strict=True):
-            for cut in (cut for cut in cuts if cut.rank == rank):
-                if cut.offset > position:
-                    slices.append(TensorSlice(None, 0, cut.offset - position))
-                slices.append(TensorSlice(tensors.get(name), cut.start, cut.start + cut.length))
-                position = cut.offset + cut.length
+        for number, cut in self.partition.of_rank(rank):
+            if cut.offset > position:
+                slices.append(TensorSlice(None, 0, cut.offset - position))
+            slices.append(TensorSlice(tensors.get(self.names[number]), cut.start, cut.start + cut.length))
+            position = cut.offset + cut.length
         end = self.partition.stored(rank) if stored else self.partition.flat
         return slices + ([TensorSlice(None, 0, end - position)] if end > position else [])
 
     def fragments(self, rank: int) -> "OrderedDict[str, Any]":
         """Where each parameter lies in this rank's flat, as DeepSpeed's own converter reads it."""
-        cuts = zip(self.names, self.partition.slices(), strict=True)
-        mine = ((name, cut) for name, parts in cuts for cut in parts if cut.rank == rank)
-        return OrderedDict((name, deepspeed_pickles.fragment(cut.length, cut.offset)) for name, cut in mine)
+        mine = self.partition.of_rank(rank)
+        return OrderedDict((self.names[n], deepspeed_pickles.fragment(cut.length, cut.offset)) for n, cut in mine)
 
 
 def files(
@@ -75,7 +73,7 @@ def files(
     _require_shares(state, world)
     said = (sub_group, state.sub_group, said_sub_group_size(state.engine), SUB_GROUP)
     flats = _flats(state, stage, world, next(limit for limit in said if limit is not None))
-    writer = _Writer(state, list(flats), folder, stage, world, bf16)
+    writer = ZeroWriter(state, list(flats), folder, stage, world, bf16)
     optimizers = [writer.optimizer(rank) for rank in range(world)]
     return optimizers + [writer.model(rank) for rank in range(world if stage == 3 else 1)]
 
@@ -100,7 +98,7 @@ def _flats(state: State, stage: int, world: int, limit: int) -> Iterator[Flat]:
             begin += count
 
 
-class _Writer:
+class ZeroWriter:
     """What all files of one checkpoint share."""
 
     def __init__(self, state: State, flats: list[Flat], folder: Path, stage: int, world: int, bf16: bool):
@@ -188,28 +186,35 @@ class _Writer:
     def model(self, rank: int) -> OutputFile:
         """The module's tensors, or in stage 3 their shapes, with DeepSpeed's counters."""
         state, archive = self.state, TorchArchive()
-        module = self._names(archive) if self.stage == 3 else self._module(archive)
-        module |= {name: archive.placeholder(whole(b), b.shape, b.dtype) for name, b in state.buffers.items()}
+        module = self._names(archive) if self.stage == 3 else self.module(archive)
         frozen = {name: torch.Size(state.tensors[name].shape) for name in state.frozen}
         tree = {
-            **UNSET,
-            "ds_version": self.version,
-            **carried.stored(state.engine, archive),
-            "module": module,
-            "buffer_names": list(state.buffers),
+            **self.common(archive, module),
             "optimizer": None,
             "param_shapes": [{n: torch.Size(state.tensors[n].shape) for n in flat.names} for flat in self.flats],
             "frozen_param_shapes": frozen or None,
             "frozen_param_fragments": self._frozen(archive, rank) or None,
+        }
+        return archive.file(model_file(self.stage, rank), tree, self.folder)
+
+    def common(self, archive: TorchArchive, module: dict[str, Tensor]) -> dict[str, Any]:
+        """What a model_states file of any stage holds, the buffers added to the module."""
+        state = self.state
+        buffers = {name: archive.placeholder(whole(b), b.shape, b.dtype) for name, b in state.buffers.items()}
+        return {
+            **UNSET,
+            "ds_version": self.version,
+            **carried.stored(state.engine, archive),
+            "module": module | buffers,
+            "buffer_names": list(state.buffers),
             "shared_params": dict(state.aliases),
             "global_steps": state.step,
             "dp_world_size": self.world,
             "mp_world_size": 1,
             "checkpoint_parallel_dimensions": {"pp_degree": 1, "tp_degree": 1},
         }
-        return archive.file(model_file(self.stage, rank), tree, self.folder)
 
-    def _module(self, archive: TorchArchive) -> dict[str, Tensor]:
+    def module(self, archive: TorchArchive) -> dict[str, Tensor]:
         """Every key of the module's state_dict, frozen parameters in their own dtype, the others in the training's;
         tied names share storage."""
         module = {

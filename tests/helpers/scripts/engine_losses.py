@@ -1,9 +1,13 @@
 """Train a tiny model through our engine: what every worker of the parity tests runs."""
 
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
 
 from pipeline import models
+from pipeline.config.hang import HangChoice
+from pipeline.training import timeouts
 from pipeline.training.engine import Engine, join
 from tests.helpers.parity_task import BATCH, ROUNDS, batch, model_config, stage
 
@@ -21,3 +25,14 @@ def train(job: dict) -> list[float]:
         losses.append(engine.step(parts, step, rate=1e-3)[0])
     dist.barrier()
     return losses
+
+
+def timeouts_of_groups(job: dict) -> list[float]:
+    """Seconds, of every process group, when an engine has trained and saved. job: stage, folder, collective: the
+    time-out to set."""
+    world = join(HangChoice(collective=job["collective"]))
+    engine = Engine(models.build(model_config("vit"), seed=5), stage(**job["stage"]), world, seed=0)
+    engine.step([batch("vit", 0, world.rank, 1)], 0, rate=1e-3)
+    engine.save(Path(job["folder"]), 1, {"kind": "train", "provenance": {}})
+    dist.barrier()
+    return [timeouts.of(group).total_seconds() for group in timeouts.groups()]

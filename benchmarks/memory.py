@@ -1,0 +1,19 @@
+"""The memory of a process and of those that it has started."""
+
+from pathlib import Path
+
+
+def anonymous(root: int) -> int:
+    """The largest RssAnon, in bytes, of the process `root` and its descendants."""
+    parents, sizes = {}, {}
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        except OSError:
+            continue  # the process has ended
+        pid = int(fields["Pid"])
+        parents[pid], sizes[pid] = int(fields["PPid"]), int(fields.get("RssAnon", "0").split()[0]) * 1024
+    family = {root}
+    while children := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= children
+    return max((sizes.get(pid, 0) for pid in family), default=0)

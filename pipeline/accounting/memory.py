@@ -1,0 +1,112 @@
+"""Memory of one rank in training, in bytes, before anything is built.
+
+Model states (weights, gradients, optimizer) as DeepSpeed 0.19.8 keeps them in each ZeRO stage, padding included; held
+against the tensors of real engines in tests/distributed/test_memory_of_engines.py. Activations are an estimate.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.models.architecture import Architecture
+
+FP32, BF16 = 4, 2
+"""Bytes of a number."""
+BUCKET = 500_000_000
+"""DeepSpeed's reduce_bucket_size: numbers of the buffer through which gradients are reduced, whatever the model's
+size."""
+MOST_GATHERED = 1_000_000_000
+"""DeepSpeed's stage3_max_live_parameters: weights that stage 3 keeps gathered at one time."""
+
+
+@dataclass(frozen=True)
+class ModelStates:
+    """Of one rank. gathered: whole weights that stage 3 has at work. bucket: what a GPU holds besides while gradients
+    are reduced; a CPU takes up only the part that is used."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    gathered: int
+    bucket: int
+
+    @property
+    def held(self) -> int:
+        """All but the bucket, at its most: where gradients are complete, or the optimizer steps."""
+        return self.weights + self.gradients + self.optimizer + self.gathered
+
+
+def model_states(
+    groups: Sequence[Sequence[int]], *, zero_stage: int, ranks: int, bf16: bool, slots: int, accumulates: bool
+) -> ModelStates:
+    """What a rank holds. groups: of every optimizer group, the numbers of elements of its parameters. slots: tensors
+    that the optimizer keeps for each parameter. accumulates: several micro-batches make a step."""
+    width = BF16 if bf16 else FP32
+    whole = sum(map(sum, groups))
+    if zero_stage == 0:
+        return _replicated(whole, width, slots)
+    share = sum(_share(group, zero_stage, ranks) for group in groups)
+    optimizer = FP32 * (1 + slots) * share  # a copy of the weights in float32, whatever the training's precision
+    if zero_stage == 3:
+        return ModelStates(width * share, width * share, optimizer, width * min(whole, MOST_GATHERED), width * BUCKET)
+    # Both cast their share for the step. Stage 1 keeps the sums of several micro-batches whole until then.
+    gradients = max((width + FP32) * share, width * whole if zero_stage == 1 and accumulates else 0)
+    return ModelStates(width * share * ranks, gradients, optimizer, 0, width * BUCKET)
+
+
+def _replicated(whole: int, width: int, slots: int) -> ModelStates:
+    """Stage 0: torch's own optimizer; in bf16 weights in float32 besides, and the gradients once more at the step."""
+    half = width == BF16
+    optimizer = FP32 * (slots + (1 if half else 0)) * whole
+    gradients = (width + (FP32 if half else 0)) * whole
+    return ModelStates(width * whole, gradients, optimizer, 0, width * min(whole, BUCKET))
+
+
+def _share(group: Sequence[int], zero_stage: int, ranks: int) -> int:
+    """Numbers of a rank's flat tensor: stage 3 pads every parameter, the others the whole group."""
+    if zero_stage == 3:
+        return sum(math.ceil(size / ranks) for size in group)
+    return 2 * math.ceil(sum(group) / (2 * ranks))
+
+
+ACTIVATIONS = (
+    "estimate: micro-batch x (2 x inputs of norms + queries, keys, values + contexts + MLP units before and after "
+    "activation) + 3 x logits in float32"
+)
+"""The formula of `activations`, in words."""
+
+
+def activations(
+    architecture: Architecture, positions: dict[str, int], *, micro_batch: int, bf16: bool, checkpointing: bool
+) -> int:
+    """Bytes that a forward pass leaves for the backward pass, about: attention is taken to keep no scores, dropout's
+    masks do not count. positions: tokens, patches, … of a sample. Under activation checkpointing every layer's input,
+    and all of one layer."""
+    numbers = _saved(architecture, positions, None)
+    for stack in architecture.stacks:
+        layer = _saved(architecture, positions, stack.name)
+        kept = architecture.residual.size * positions["token"]
+        numbers += stack.layers * kept + layer if checkpointing else stack.layers * layer
+    logits = architecture.spaces[architecture.outputs["logits"]].size if "logits" in architecture.outputs else 0
+    scores = 3 * FP32 * logits * positions.get("scored", 1)
+    return micro_batch * ((BF16 if bf16 else FP32) * numbers + scores)
+
+
+def _saved(architecture: Architecture, positions: dict[str, int], stack: str | None) -> int:
+    """Numbers that one sample leaves in a layer of a stack; None: outside of all."""
+    return sum(
+        _kept(axis.role, architecture.spaces[name].kind, spec.use) * positions[spec.counted_per] * space_size
+        for spec in architecture.params
+        if (spec.stack if spec.layered else None) == stack
+        for axis in spec.axes
+        for name, space_size in ((name, architecture.spaces[name].size) for name in axis.spaces)
+    )
+
+
+def _kept(role: str, kind: str, use: str) -> int:
+    """How often the backward pass needs an activation: a norm's input and output, what a product reads that no norm has
+    given out, what an attention or an MLP's activation reads."""
+    if role == "gain":
+        return 2
+    products = {"reads": ("context", "mlp"), "writes": ("query", "key", "value", "mlp")}
+    return 1 if use == "matmul" and kind in products.get(role, ()) else 0

@@ -1,0 +1,261 @@
+"""`lemon run CONFIG --dry-run`: what a run would do and need, checked as a run checks it; nothing is written.
+
+The cluster is the one that the options describe, not the machine that is asked.
+"""
+
+import os
+import shlex
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+
+from pipeline import models
+from pipeline.accounting.flops import cost
+from pipeline.accounting.memory import activations, model_states
+from pipeline.accounting.save_copy import save_copy
+from pipeline.checkpoints import CheckpointLayout, manifest, publish
+from pipeline.checkpoints.serialization.amounts import amount
+from pipeline.config import dump
+from pipeline.config.schema import Config, ExpandStage, Stage, TrainStage
+from pipeline.data.inventory import Inventory, inventory
+from pipeline.errors import UserError
+from pipeline.optim.schedules import Rates
+from pipeline.records.run_folder import StageFolder
+from pipeline.runs import preflight
+from pipeline.training import launcher
+from pipeline.training.engine import deepspeed_config
+from pipeline.training.environment import Launched
+from pipeline.training.launcher import Start
+from pipeline.training.stage import pace, rates
+
+PLOTTED = 48
+"""Points of a schedule's plot."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Who would train: on each of the nodes so many processes."""
+
+    nodes: int
+    processes: int
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.processes
+
+    @classmethod
+    def of(cls, config: Config, start: Start) -> "Cluster":
+        """That which the command describes, whatever this machine has."""
+        if isinstance(start, Launched):
+            return cls(max(1, start.world_size // start.local_world_size), start.local_world_size)
+        configured = config.processes
+        return cls(start.count, launcher.processes(configured) if configured == "auto" else configured)
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run would do and need. content: all of it, JSON-able."""
+
+    config: Config
+    content: dict[str, Any]
+
+
+def dry_run(config: Config, start: Start, arguments: Sequence[str]) -> DryRun:
+    """Check a config as a run does, and say what would follow. arguments: of the command, behind `lemon run`. Raises
+    UserError with what a run would say."""
+    cluster = Cluster.of(config, start)
+    preflight.before_data(config, cluster.ranks)
+    notes = [*_notes(config, cluster), *_checkpoints(config, cluster)]
+    there = inventory(config.data, config.seed, config.path / "data")
+    configs = preflight.after_data(config, there.data, counted=there.prepared)
+    stages = [_stage(config, stage, cluster, there, configs[stage.model]) for stage in config.stages]
+    disk = {"needed": sum(stage["disk"] for stage in stages), "free": _free(config.path)}
+    if disk["needed"] > disk["free"]:
+        notes.append(f"the checkpoints need {amount(disk['needed'])} of disk, {amount(disk['free'])} are free")
+    content = {
+        "name": config.name,
+        "folder": str(config.path),
+        "config": config.model_dump(mode="json"),
+        "cluster": {**asdict(cluster), "ranks": cluster.ranks},
+        "launch": list(_launch(cluster, start, arguments)),
+        "data": {"facts": _facts(there), "prepared": there.prepared, "lines": dict(there.lines)},
+        "stages": stages,
+        "flops": _total(stages),
+        "disk": disk,
+        "notes": notes,
+    }
+    return DryRun(config, content)
+
+
+def _notes(config: Config, cluster: Cluster) -> Iterator[str]:
+    """What of this machine would be another thing on the cluster's."""
+    gpus = torch.cuda.device_count() if os.environ.get("DS_ACCELERATOR") != "cpu" else 0
+    if config.processes == "auto":
+        yield f"processes: auto is {cluster.processes} on this machine; name the number for another one"
+    elif gpus and cluster.processes > gpus:
+        yield f"processes {cluster.processes}: this machine has {gpus} GPU(s), and would refuse to train so many"
+
+
+def _checkpoints(config: Config, cluster: Cluster) -> Iterator[str]:
+    """Check what the stages will load, as far as it is there. A run sets a damaged checkpoint aside; this tells it."""
+    readable = []
+    for stage in config.stages:
+        newest = publish.newest(StageFolder(config.path / stage.name).checkpoints)
+        try:
+            if newest:
+                manifest.read(newest)
+            readable.append(stage)
+        except UserError as error:
+            yield f"{error}; a run would go on from an earlier one"
+    preflight.checkpoints_fit(config, readable, cluster.ranks)
+
+
+def _facts(there: Inventory) -> dict[str, Any]:
+    facts = {key: value for key, value in there.data.facts.items() if key != "class_names"}
+    return facts if there.counted else facts | {"training": None}
+
+
+def _launch(cluster: Cluster, start: Start, arguments: Sequence[str]) -> Iterator[str]:
+    """What starts the run: a command for each node."""
+    command = ["lemon", "run", *arguments]
+    if isinstance(start, Launched) or cluster.nodes == 1:
+        yield shlex.join(command)
+        return
+    for rank in range(cluster.nodes):
+        place = ["--nodes", cluster.nodes, "--node-rank", rank, "--master-addr", start.address]
+        yield shlex.join([*command, *map(str, place), "--master-port", str(start.port)])
+
+
+def _stage(config: Config, stage: Stage, cluster: Cluster, there: Inventory, model: PretrainedConfig) -> dict[str, Any]:
+    parameters = models.architecture_of(model).parameters
+    shared = {"name": stage.name, "kind": stage.kind, "model": stage.model, "parameters": parameters}
+    shared |= {"origin": stage.origin, "status": _status(config, stage)}
+    if isinstance(stage, ExpandStage):
+        return {**shared, "method": stage.method.name, "disk": _expansion_on_disk(config, stage, cluster, parameters)}
+    known = there.counted or not preflight.in_epochs(stage)
+    training = _training(config, stage, cluster, there, model, known)
+    steps = training["schedule"]["steps"] if training["schedule"] else 0
+    return {
+        **shared,
+        **training,
+        "memory": _memory(stage, cluster, there, model),
+        "disk": stage.keep.most(steps) * _on_disk(stage, cluster, parameters),
+    }
+
+
+def _status(config: Config, stage: Stage) -> str:
+    folder = StageFolder(config.path / stage.name)
+    if folder.finished:
+        return "finished"
+    newest = publish.newest(folder.checkpoints)
+    return f"goes on from {newest.name}" if newest else "to do"
+
+
+def _training(
+    config: Config, stage: TrainStage, cluster: Cluster, there: Inventory, model: PretrainedConfig, known: bool
+) -> dict[str, Any]:
+    """Batch, schedule and FLOPs. known: whether the schedule's length is."""
+    worth = pace(stage, model, there.data)
+    derived = deepspeed_config(stage, cluster.ranks)
+    batch = {
+        "samples": stage.batch,
+        "micro_batch": derived["train_micro_batch_size_per_gpu"],
+        "accumulation": derived["gradient_accumulation_steps"],
+        "tokens": worth.tokens,
+        "flops": worth.flops,
+    }
+    plan: Rates | None = rates(StageFolder(config.path / stage.name), stage, worth) if known else None
+    result = {
+        "zero_stage": stage.zero_stage,
+        "precision": stage.precision,
+        "save": stage.save,
+        "batch": batch,
+        "schedule": None,
+    }
+    if plan is None:
+        return {**result, "flops": None}
+    epochs = plan.steps * stage.batch / there.data.size if there.counted else None
+    return {**result, "schedule": {**_schedule(plan), "epochs": epochs}, "flops": _flops(stage, plan, there, model)}
+
+
+def _schedule(plan: Rates) -> dict[str, Any]:
+    """vars(plan), and the rate at some steps."""
+    last = plan.steps - 1
+    steps = sorted({0, plan.warmup, *(last * part // 4 for part in range(1, 5))} & set(range(plan.steps)))
+    points = [plan.at(last * point // (PLOTTED - 1)) for point in range(PLOTTED)]
+    return {**vars(plan), "rates": {step: plan.at(step) for step in steps}, "plot": points}
+
+
+def _flops(stage: TrainStage, plan: Rates, there: Inventory, model: PretrainedConfig) -> dict[str, int] | None:
+    """Of training (with recomputation) and evaluation at its steps, the first and the last included. None where nothing
+    tells how often is evaluated."""
+    if stage.evaluate_every.unit == "epochs" and not there.counted:
+        return None
+    worth = pace(stage, model, there.data)
+    every = stage.evaluate_every.steps(worth)
+    evaluations = 1 + plan.steps // every + (plan.steps % every > 0)
+    positions = models.of_config(model).positions(model, there.data.facts)
+    price = cost(models.architecture_of(model), positions)
+    evaluation = evaluations * there.data.facts["evaluation"] * price.forward
+    return {"train": plan.steps * worth.flops, "evaluation": evaluation, "total": plan.steps * worth.flops + evaluation}
+
+
+def _total(stages: list[dict[str, Any]]) -> int | None:
+    """FLOPs of all stages; None where those of one are not known."""
+    found = [stage["flops"] for stage in stages if stage["kind"] == "train"]
+    return None if None in found else sum(each["total"] for each in found)
+
+
+def _memory(stage: TrainStage, cluster: Cluster, there: Inventory, model: PretrainedConfig) -> dict[str, Any]:
+    """Bytes of a rank in every ZeRO stage, the activations, which are the same in all, and the copy that is saved."""
+    architecture, bf16 = models.architecture_of(model), stage.precision == "bf16"
+    groups = [[architecture.numel(row) for row in architecture.rows() if row.decay is decay] for decay in (True, False)]
+    derived = deepspeed_config(stage, cluster.ranks)
+    stages = {}
+    for zero_stage in range(4):
+        states = model_states(
+            groups,
+            zero_stage=zero_stage,
+            ranks=cluster.ranks,
+            bf16=bf16,
+            slots=len(stage.optimizer.slots),
+            accumulates=derived["gradient_accumulation_steps"] > 1,
+        )
+        stages[zero_stage] = {**asdict(states), "held": states.held}
+    estimate = activations(
+        architecture,
+        models.of_config(model).positions(model, there.data.facts),
+        micro_batch=derived["train_micro_batch_size_per_gpu"],
+        bf16=bf16,
+        checkpointing=stage.activation_checkpointing,
+    )
+    copy = save_copy(stage, architecture.parameters, cluster.ranks)
+    return {"zero_stages": stages, "activations": estimate, "save_copy": copy}
+
+
+def _on_disk(stage: TrainStage, cluster: Cluster, parameters: int) -> int:
+    """Bytes of one checkpoint."""
+    layout = CheckpointLayout.of(stage, cluster.ranks)
+    return layout.kind.bytes_on_disk(parameters, len(stage.optimizer.slots), layout)
+
+
+def _expansion_on_disk(config: Config, stage: ExpandStage, cluster: Cluster, parameters: int) -> int:
+    """In the layout of the training behind it; without one, weights in float32."""
+    readers = config.continued_by(stage.name)
+    return _on_disk(readers[0], cluster, parameters) if readers else 4 * parameters
+
+
+def _free(folder: Path) -> int:
+    """Bytes on the disk that the folder will lie on."""
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(there).free
+
+
+def resolved(run: DryRun) -> str:
+    """The config with every default, as YAML."""
+    return dump(run.config)

@@ -1,0 +1,127 @@
+"""The training stages of a run: its nodes meet, bring the checkpoint into the layout that they need, train, and start
+again after a fault. Where another launcher has started the processes, that one starts them again."""
+
+import logging
+
+from pipeline.config.schema import Config, TrainStage
+from pipeline.durations import seconds
+from pipeline.errors import Preempted, full_disk_explained
+from pipeline.records import run_folder
+from pipeline.records.run_folder import StageFolder
+from pipeline.runs import restarts
+from pipeline.runs.first_node import OnFirst, dividing_work
+from pipeline.training import launcher, micro_batches
+from pipeline.training.environment import Launched
+from pipeline.training.launcher import Nodes, Seat, Start
+from pipeline.training.preemption import StopRequest
+
+logger = logging.getLogger(__name__)
+
+
+def ranks_of(config: Config, start: Start) -> int:
+    """Processes that train together, where all nodes come."""
+    if isinstance(start, Launched):
+        return start.world_size
+    return start.count * launcher.processes(config.processes)
+
+
+def reshard_start(config: Config, stage: TrainStage, start: Launched) -> None:
+    """For a worker of a launcher that trains one stage only: rank 0 writes what the engines are to load where it is in
+    another layout, the others wait. Raises UserError."""
+    with dividing_work(config.path, start) as on_first:
+        _reshard_start(config, stage, start.world_size, on_first)
+
+
+class Trainings:
+    """All those of one command."""
+
+    def __init__(self, config: Config, start: Start, on_first: OnFirst):
+        self.config, self.start, self.on_first = config, start, on_first
+        self._places: _Places | None = None
+
+    def train(self, stage: TrainStage) -> None:
+        """Train a stage to its end. Raises UserError, FaultError, and Preempted."""
+        if isinstance(self.start, Launched):
+            _make_ready(self.config, stage, self.start.world_size, self.on_first)
+            _train_here(self.config, stage, self.start)
+        else:
+            self._train_on(self.start, stage)
+
+    def _train_on(self, nodes: Nodes, stage: TrainStage) -> None:
+        folder, places = StageFolder(self.config.path / stage.name), self._places or _Places(self.config, nodes)
+        self._places = places
+
+        def attempt() -> None:
+            if seat := places.next(stage, folder, self.on_first):
+                _launch(self.config, stage, nodes, seat, self.on_first)
+
+        restarts.until_done(attempt, folder, self.config.restarts, decides=nodes.first)
+
+
+class _Places:
+    """Where the nodes of a command find out which of them take part."""
+
+    def __init__(self, config: Config, nodes: Nodes):
+        from pipeline.training.meeting import Meeting
+
+        self.workers = launcher.processes(config.processes)
+        self._meeting = None if nodes.alone else Meeting(nodes, seconds(config.node_timeout))
+
+    def next(self, stage: TrainStage, folder: StageFolder, on_first: OnFirst) -> Seat | None:
+        """That of this node at the next start, None where the others have trained the stage without it."""
+        if (meeting := self._meeting) is None:
+            return Seat(stage.name)
+        begun, seats = micro_batches.as_begun(stage, folder), list[Seat]()
+
+        def come() -> bool:
+            seats.extend(seat for seat in [meeting.seat(stage.name)] if seat)
+            return bool(seats) or folder.finished
+
+        def fits(count: int) -> bool:
+            return micro_batches.divide(begun, count * self.workers)
+
+        on_first(lambda: seats.append(meeting.seat_all(stage.name, fits)), come)
+        return seats[0] if seats else None
+
+
+def _make_ready(config: Config, stage: TrainStage, ranks: int, on_first: OnFirst) -> None:
+    """Have the engines find what they load, and say what is trained."""
+    from pipeline.training.stage import facts_line, plan_training
+
+    _reshard_start(config, stage, ranks, on_first)
+    line = facts_line(plan_training(config, stage))
+    logger.info("%s: %s, %d ranks, ZeRO-%d, %s", stage.name, line, ranks, stage.zero_stage, stage.precision)
+
+
+def _reshard_start(config: Config, stage: TrainStage, ranks: int, on_first: OnFirst) -> None:
+    from pipeline.training import resharded_start
+
+    on_first(
+        lambda: resharded_start.prepare(config, stage, ranks), lambda: resharded_start.is_prepared(config, stage, ranks)
+    )
+
+
+def _launch(config: Config, stage: TrainStage, nodes: Nodes, seat: Seat, on_first: OnFirst) -> None:
+    """Train in workers of this command."""
+    workers = launcher.processes(config.processes)
+    _make_ready(config, stage, seat.count * workers, on_first)
+    command = ["train", str(config.path / "config.yaml"), "--stage", stage.name]
+    allowed = [f"--allow={setting}" for setting in sorted(nodes.allowed)]
+    launcher.launch([*command, *allowed], workers, nodes, seat, config.path)
+
+
+def _train_here(config: Config, stage: TrainStage, start: Launched) -> None:
+    """Be one worker of a training stage in this process, whose process group goes on to the next one. The lock comes
+    behind the meeting with rank 0, which has looked for other runs' workers before it."""
+    import torch.distributed as dist
+
+    from pipeline.training import engine, loop
+
+    world = engine.join(config.hang)
+    with run_folder.share(config.path, start.node_rank), full_disk_explained(config.path):
+        try:
+            loop.run(config, stage, world, StopRequest.of_this_process())
+        except Preempted:
+            dist.barrier()  # a launcher that sees one end may kill the others
+            raise
+    engine.free()

@@ -1,0 +1,107 @@
+"""A loss or a gradient norm out of bounds, on two ranks: skipped updates, rewinds, and what a resumed run does."""
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from pipeline.report import build
+from pipeline.training.samples import StepSamples
+from tests.helpers import cli
+from tests.helpers.cli import lemon_here
+from tests.helpers.parity_task import BATCH
+from tests.helpers.runs import STEPS, ledger, losses, steps_in_all, tiny_run
+
+SCRIPT = "tests.helpers.scripts.loss_policies"
+FIELDS = [*({"zero_stage": stage} for stage in range(4)), *({"zero_stage": s, "precision": "bf16"} for s in (0, 2))]
+
+REWIND = ("stages.small.stability.not_finite=rewind", "stages.small.zero_stage=3")
+"""Under ZeRO-3, whose engine leaves most behind when another is built in its process."""
+
+
+@pytest.mark.parametrize("poison", [False, True], ids=["finite", "nan"])
+@pytest.mark.parametrize("fields", FIELDS, ids=lambda fields: "-".join(map(str, fields.values())))
+def test_a_skipped_update_leaves_no_trace(workers, fields, poison):
+    job = {"stage": {"micro_batch": BATCH // 4, **fields}, "poison": poison}
+    result = workers.run(f"{SCRIPT}:skipping", job, world=2)
+    assert result["equal"] == result["tensors"] > 20
+    assert math.isfinite(result["loss"]) is not poison
+    assert math.isfinite(result["norm"]) is not poison
+
+
+@contextmanager
+def poisoned(*data_steps: int, killed_at: int | None = None) -> Iterator[None]:
+    """One of the last rank's samples of these steps is NaN. killed_at: the step at whose samples that rank is killed.
+    Workers are forks, which take this over."""
+    real = StepSamples.of
+
+    def of(samples: StepSamples, data_step: int):
+        batches = real(samples, data_step)
+        if os.environ["RANK"] == "1" and data_step == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ["RANK"] == "1" and data_step in data_steps:
+            batches[-1].inputs["pixel_values"][0, 0, 0, 0] = math.nan
+        return batches
+
+    with mock.patch.object(StepSamples, "of", of):
+        yield
+
+
+def command(folder: Path, *overrides: str) -> tuple[list[str], Path]:
+    folder.mkdir()
+    return ["train", str(tiny_run(folder)), "--stage", "small", *overrides], folder / "run"
+
+
+def events(run: Path) -> list[tuple]:
+    lines = map(json.loads, (run / "small" / "events.jsonl").read_text().splitlines())
+    return [(one["step"], one["problem"], one["action"], one["back_to"], one["data_step"]) for one in lines]
+
+
+def newest(run: Path) -> Path:
+    return max((run / "small" / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_a_rewound_run_and_one_that_was_killed_behind_its_rewinds_end_alike(tmp_path, capfd):
+    """Saved at steps 5, 10, 15, …; poisoned are step 3, behind which the stage begins anew, later step 12 and, behind
+    the rewind, step 13."""
+    poison = 2, 14, 17
+    plain, run = command(tmp_path / "plain", *REWIND)
+    with poisoned(*poison):
+        lemon_here(*plain)
+    rewinds = [(3, "nan", "rewind", 0, 3), (12, "nan", "rewind", 10, 15), (13, "nan", "rewind", 10, 18)]
+    assert events(run) == rewinds
+    assert steps_in_all(run, "small") == STEPS + 3 + 2 + 3
+    again, other = command(tmp_path / "killed", *REWIND)
+    began = time.time()
+    with poisoned(*poison, killed_at=25):  # in step 18, two behind its checkpoint
+        code, _, said = cli.lemon(capfd, *again)
+    assert code != 0 and "SIGKILL" in said
+    with poisoned(*poison):
+        lemon_here(*again)
+    assert events(other) == rewinds
+    assert losses(other, "small") == losses(run, "small") and ledger(other, "small") == ledger(run, "small")
+    assert cli.lemon(capfd, "diff", newest(other), newest(run))[0] == 0
+    assert steps_in_all(other, "small") == steps_in_all(run, "small") + 2
+    (told,) = build([other]).runs[0].wall_time
+    assert told.starts == 5 and told.rows["lost"] > 0 and told.rows["waiting"] > 0 and 0 < told.goodput < 1
+    assert sum(told.rows.values()) == pytest.approx(told.seconds, rel=0.01)
+    assert told.seconds < time.time() - began
+
+
+def test_a_stage_that_ended_on_a_nan_goes_on_with_another_policy(tmp_path, capfd):
+    train, run = command(tmp_path / "run-of-nan")
+    with poisoned(11):
+        code, _, said = cli.lemon(capfd, *train)
+        assert code == 2 and "loss nan" in said and "at step 12" in said
+        lemon_here(*train, "stages.small.stability.not_finite=skip")
+    assert events(run) == [(12, "nan", "abort", None, None), (12, "nan", "skip", None, None)]
+    assert steps_in_all(run, "small") == STEPS + 2
+    assert [step for step, loss, _ in losses(run, "small") if loss is not None and math.isnan(loss)] == [12]

@@ -1,0 +1,38 @@
+"""The memory that a dry run states is what engines hold: their tensors, summed up."""
+
+import pytest
+
+from pipeline import models
+from pipeline.accounting.memory import model_states
+from tests.helpers.parity_task import BATCH, model_config
+
+HELD = "tests.helpers.scripts.engine_memory:held"
+SIZES = {"layers": 3, "hidden": 96, "mlp": 384}
+"""Large enough that what a model holds besides (losses, buffers, norms) is little."""
+OPTIMIZERS = {"adamw": 2, "sgd": 1}
+"""Slots of each."""
+
+
+def stated(zero_stage: int, precision: str, slots: int, rounds: int) -> int:
+    architecture = models.architecture_of(model_config("bert-pre-ln", **SIZES))
+    groups = [[architecture.numel(row) for row in architecture.rows() if row.decay is decay] for decay in (True, False)]
+    return model_states(
+        groups, zero_stage=zero_stage, ranks=2, bf16=precision == "bf16", slots=slots, accumulates=rounds > 1
+    ).held
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "precision, optimizer, rounds",
+    [
+        ("fp32", "adamw", 2),
+        ("bf16", "adamw", 1),
+        pytest.param("bf16", "adamw", 2, marks=pytest.mark.slow),
+        pytest.param("fp32", "sgd", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_an_engine_holds_what_is_stated(workers, zero_stage, precision, optimizer, rounds):
+    fields = {"zero_stage": zero_stage, "precision": precision, "micro_batch": BATCH // 2 // rounds}
+    job = {"family": "bert-pre-ln", "sizes": SIZES, "stage": fields, "optimizer": {"kind": optimizer}}
+    expected = stated(zero_stage, precision, OPTIMIZERS[optimizer], rounds)
+    assert workers.run(HELD, job, world=2) == pytest.approx(expected, rel=0.1)

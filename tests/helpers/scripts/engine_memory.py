@@ -1,0 +1,61 @@
+"""What an engine of ours holds in tensors: what every worker of the memory tests runs."""
+
+import gc
+
+import torch
+import torch.distributed as dist
+
+from pipeline import models
+from pipeline.config.schema import TrainStage
+from pipeline.training.engine import Engine, join
+from tests.helpers.parity_task import BATCH, batch, model_config, stage
+
+BUFFER = 10**8
+"""Bytes: DeepSpeed's buckets have more, whatever the model's size, the models of the tests much less."""
+
+
+def held(job: dict) -> int:
+    """Bytes of all tensors of rank 0 that were not there before the engine, at their most: behind a backward pass of
+    the second step, when the optimizer has its state, and where it steps. job: family, sizes, stage (its fields)."""
+    world = join()
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # what is there already is not looked at any more
+    fields = stage(**job["stage"]).model_dump(mode="json")
+    net = models.build(model_config(job["family"], **job["sizes"]), seed=5)
+    engine = Engine(net, TrainStage.model_validate({**fields, "optimizer": job["optimizer"]}), world, seed=0)
+    del net
+    inner, at_steps = getattr(engine.deepspeed.optimizer, "optimizer", engine.deepspeed.optimizer), []
+    hook = inner.register_step_pre_hook(lambda *_: at_steps.append(_new()))
+    most = 0
+    for step in range(2):
+        engine.deepspeed.train()
+        for _ in range(engine.accumulation):
+            losses = engine._losses(batch(job["family"], step, 0, BATCH // world.size // engine.accumulation))[0]
+            engine.deepspeed.backward(losses.mean())
+            del losses
+            most = max(most, _new()) if step else 0
+            engine.deepspeed.step()
+    hook.remove()
+    engine.close()
+    del engine, inner
+    gc.unfreeze()
+    dist.barrier()
+    return max(most, *at_steps)
+
+
+def _new() -> int:
+    gc.collect()
+    return sum(size for size in _storages().values() if size < BUFFER)
+
+
+def _storages() -> dict[int, int]:
+    """Bytes of every storage that a tensor of this process has, gradients included."""
+    found: dict[int, int] = {}
+    for each in gc.get_objects():
+        if issubclass(type(each), torch.Tensor):
+            for tensor in (each, each.grad if each.is_leaf else None):
+                if tensor is not None and not tensor.is_meta:
+                    storage = tensor.untyped_storage()
+                    found[storage._cdata] = storage.nbytes()
+    return found

@@ -1,0 +1,62 @@
+"""A disturbed run at its end, against the one that nobody disturbed."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pipeline.checkpoints import manifest
+from tests.helpers.plain_files import differences
+from tests.helpers.runs import BATCH, ledger, records, steps_in_all
+from tests.soak.chains import TRAINED, Chain
+
+MEASURED = ("kind", "step", "loss", "lr", "grad_norm", "window", "eval_loss", "top1")
+"""What two runs must record alike; the rest are times."""
+
+
+def gaps(chain: Chain, plain: Chain, redone: Mapping[str, int]) -> Iterator[str]:
+    """Where a finished run differs from the one that nobody disturbed. redone: steps of each stage."""
+    for stage in TRAINED:
+        if _measured(chain.run, stage) != _measured(plain.run, stage):
+            yield f"{stage}: other metrics"
+        if ledger(chain.run, stage) != ledger(plain.run, stage):
+            yield f"{stage}: another ledger of what counts"
+        more = steps_in_all(chain.run, stage) - steps_in_all(plain.run, stage)
+        if more != redone.get(stage, 0):
+            yield f"{stage}: {more} steps more in the ledger, {redone.get(stage, 0)} were redone"
+    for part in chain.variant.parts:
+        yield from (f"{part}: {gap}" for gap in _differing(_results(chain, part), _results(plain, part)))
+    yield from _reported(_report(chain.run), _report(plain.run), sum(redone.values()))
+
+
+def _measured(run: Path, stage: str) -> list[dict]:
+    return [{key: record[key] for key in MEASURED if key in record} for record in records(run, stage)]
+
+
+def _report(run: Path) -> dict:
+    (content,) = json.loads((run / "report.json").read_text())["runs"]
+    return content
+
+
+def _reported(ours: dict, plain: dict, redone: int) -> Iterator[str]:
+    """redone: steps; what was lost is theirs, and evaluations."""
+    yield from (f"report: {text}" for text in ours["warnings"] if text not in plain["warnings"])
+    spent, expected = ours["ledger"]["by_kind"], plain["ledger"]["by_kind"]
+    lost = spent.pop("lost", {"samples": 0})["samples"]
+    if spent != expected:
+        yield f"report: {spent} instead of {expected}"
+    if lost < redone * BATCH:
+        yield f"report: {lost} samples lost, {redone} steps were redone"
+
+
+def _results(chain: Chain, part: str) -> list[Path]:
+    return [chain.resharded] if part == "reshard" else chain.checkpoints(part)
+
+
+def _differing(ours: list[Path], plain: list[Path]) -> Iterator[str]:
+    if [path.name for path in ours] != [path.name for path in plain]:
+        yield f"checkpoints {[path.name for path in ours]} instead of {[path.name for path in plain]}"
+        return
+    for one, other in zip(ours, plain, strict=True):
+        manifest.verify(one)
+        if manifest.read(one).files != manifest.read(other).files:
+            yield from (f"{one.name}: {'/'.join(map(str, place))}: {gap}" for place, gap in differences(other, one))

@@ -1,0 +1,152 @@
+"""lemon run --dry-run: the plan of the cluster that is described, and what a run would refuse."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import data, models
+from pipeline.accounting.memory import activations
+from pipeline.config import load
+from pipeline.data.inventory import inventory
+from pipeline.training.stage import plan_training
+from tests.helpers import invented_text
+from tests.helpers.cli import lemon
+from tests.helpers.parity_task import BATCH, batch, model_config
+from tests.helpers.runs import STEPS, tiny_run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def planned(capsys, *arguments: object) -> dict:
+    code, out, err = lemon(capsys, "run", *arguments, "--dry-run", "--json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_the_plan_is_what_the_run_would_do(tmp_path, capsys):
+    """Held against the plan that the training itself makes, once the data are prepared."""
+    path = tiny_run(tmp_path)
+    before = planned(capsys, path)
+    assert list(tmp_path.iterdir()) == [path], "something is written"
+    config = load(path)
+    data.prepare(config.data, config.seed, config.path / "data")
+    content = planned(capsys, path)
+    assert content["data"]["prepared"] and not before["data"]["prepared"]
+    assert content["data"]["facts"]["training"] == before["data"]["facts"]["training"] == 1797 - 60
+    small, grown, large, scratch = content["stages"]
+    for stage in (small, scratch):
+        plan = plan_training(config, config.training_stage(stage["name"]))
+        assert stage["parameters"] == models.architecture_of(plan.model).parameters
+        assert stage["schedule"]["steps"] == plan.rates.steps == STEPS
+        assert stage["flops"]["train"] == STEPS * plan.pace.flops
+        assert stage["flops"]["evaluation"] == 4 * 60 * plan.cost.forward, "before the first step, then every 8"
+        assert all(rate == plan.rates.at(int(step)) for step, rate in stage["schedule"]["rates"].items())
+    assert large["schedule"]["steps"] == STEPS // 2 and grown["method"] == "lemon"
+    assert {stage["status"] for stage in content["stages"]} == {"to do"}
+
+
+def test_the_cluster_is_the_one_that_is_described(tmp_path, capsys):
+    path = ROOT / "configs" / "bert" / "base-from-6x384.yaml"
+    content = planned(capsys, path, "processes=8", f"folder={tmp_path}/run", "--nodes", 4, "--master-addr", "n0")
+    assert content["cluster"] == {"nodes": 4, "processes": 8, "ranks": 32}
+    assert len(content["launch"]) == 4 and content["launch"][3].endswith(
+        "--nodes 4 --node-rank 3 --master-addr n0 --master-port 29500"
+    )
+    small = content["stages"][0]
+    assert (small["batch"]["micro_batch"], small["batch"]["accumulation"]) == (8, 1)
+    assert small["schedule"]["steps"] == 220_000 and content["data"]["facts"]["training"] is None
+    code, out, _ = lemon(capsys, "run", path, f"folder={tmp_path}/run", "--dry-run", "processes=8", "-v")
+    assert code == 0 and "220,000 steps" in out and "ZeRO" in out and "tokenizer    google-bert/bert" in out
+    assert "evaluate_every: 2000 steps" in out, "-v shows the resolved config"
+    assert not list(tmp_path.iterdir())
+
+
+def test_schedules_in_epochs_of_data_that_are_elsewhere(tmp_path, capsys):
+    path = ROOT / "configs" / "vit" / "base-from-6x384.yaml"
+    content = planned(capsys, path, "data.augment=none", f"folder={tmp_path}/run", "processes=8")
+    assert content["flops"] is None and content["stages"][0]["schedule"] is None
+    code, out, _ = lemon(capsys, "run", path, "data.augment=none", f"folder={tmp_path}/run", "--dry-run", "processes=8")
+    assert code == 0 and "small: its steps follow from the number of samples, which is not known yet" in out
+
+
+@pytest.mark.parametrize(
+    "override, complaint",
+    [
+        ("stages.small.batch=15", "stages.small: batch 15 is not a multiple of micro_batch 7 x 2 ranks"),
+        ("stages.small.schedule.warmup=24 steps", "stages.small.schedule: the warm-up of 24 steps does not end before"),
+        ("models.small.family=brt", "models.small: unknown model family 'brt'"),
+        ("models.small.patch=3", "models.small: model family 'vit' needs a patch size that divides"),
+        ("data.dataset=/no/images", "/no/images: no such file or folder; check data.dataset"),
+        ("stages.grown.method=lemn", "stages.grown.method: unknown method 'lemn'"),
+    ],
+)
+def test_what_a_run_refuses_is_refused(tmp_path, capsys, override, complaint):
+    code, out, err = lemon(capsys, "run", tiny_run(tmp_path), "--dry-run", override)
+    assert code == 2 and not out and err.startswith(f"lemon: {complaint}"), err
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+def test_other_data_in_the_folder_are_refused(tmp_path, capsys):
+    path = tiny_run(tmp_path)
+    config = load(path)
+    data.prepare(config.data, config.seed, config.path / "data")
+    code, _, err = lemon(capsys, "run", path, "--dry-run", "data.evaluation_images=50")
+    assert code == 2 and "prepared with evaluation_images 60, and the config has 50" in err
+    shutil.rmtree(config.path / "data")
+    (config.path / "data").mkdir()
+    (config.path / "data" / "mine.txt").touch()
+    code, _, err = lemon(capsys, "run", path, "--dry-run")
+    assert code == 2 and "not empty and not prepared data" in err
+
+
+def test_json_is_of_a_dry_run_alone(tmp_path, capsys):
+    code, _, err = lemon(capsys, "run", tiny_run(tmp_path), "--json")
+    assert code == 2 and err.startswith("lemon: --json goes with --dry-run")
+
+
+def test_text_is_counted_by_its_size(tmp_path):
+    """Within a factor of 2: these words have about 3 characters in a piece, English has 4."""
+    made = invented_text.text_file(tmp_path / "a.txt", invented_text.some_documents())
+    text = invented_text.config(made)
+    expected = inventory(text, 0, tmp_path / "data").data.facts
+    found = data.prepare(text, 0, tmp_path / "data").facts
+    assert expected["vocab_size"] == found["vocab_size"] and expected["scored"] == found["scored"]
+    assert 0.5 < expected["training"] / found["training"] < 2
+
+
+@pytest.mark.parametrize("family", ["bert-pre-ln", "vit"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_are_about_what_torch_saves(family, checkpointing):
+    """Within a tenth; under checkpointing the one layer that is recomputed comes besides, in the backward pass."""
+    config = model_config(family, layers=4, hidden=96, mlp=384)
+    net = models.build(config, seed=0).train()
+    if checkpointing:
+        net.gradient_checkpointing_enable({"use_reentrant": False})
+    weights = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    inputs = batch(family, 0, 0, BATCH)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = torch.nn.functional.cross_entropy(
+            net(**inputs.inputs).logits.float().flatten(0, -2), inputs.labels.flatten()
+        )
+    facts = {"block": 14, "scored": 3}
+    positions = models.of_config(config).positions(config, facts)
+    expected, other = (
+        activations(models.architecture_of(config), positions, micro_batch=BATCH, bf16=False, checkpointing=each)
+        for each in (checkpointing, not checkpointing)
+    )
+    assert loss.requires_grad
+    if checkpointing:
+        assert sum(saved.values()) < expected < other
+    else:
+        assert sum(saved.values()) == pytest.approx(expected, rel=0.1) and other < expected
