@@ -139,6 +139,7 @@ class Loop:
                 stop, verdict = self._step(step, rate)
                 step += 1
                 if verdict and self._acted_on(verdict):
+                    self._publish(step)
                     return False
                 save = step % self.plan.save_every == 0 or step == total or stop
                 evaluate = step % self.plan.evaluate_every == 0 or step == total
@@ -149,9 +150,9 @@ class Loop:
                 if save:
                     self._save(step)
                 if stop or step == total:
-                    self.reached.enter("publication", step)
-                    self.engine.saving.finish()
-                self._record_saves()
+                    self._publish(step)
+                else:
+                    self._record_saves()
                 if stop and step < total:
                     logger.info(f"{stage.name}: asked to stop, saved at step {step} of {total}")
                     raise Preempted(f"stage '{stage.name}' stopped at step {step} of {total}, which is saved")
@@ -257,6 +258,12 @@ class Loop:
         self.engine.save(folder.checkpoints, step, facts, before=self._sync, behind=self._tidy)
         self.saved = step
         self._spent(step, "save")
+
+    def _publish(self, step: int) -> None:
+        """Wait until what is being saved is published."""
+        self.reached.enter("publication", step)
+        self.engine.saving.finish()
+        self._record_saves()
 
     def _sync(self) -> None:
         """A checkpoint whose records are lost could not be accounted for."""

@@ -44,7 +44,7 @@ class Publication:
     behind: Callable[[], None] = _nothing
 
 
-@dataclass
+@dataclass(eq=False)
 class SaveInFlight:
     """This rank's part of it. begun: when, of `time.perf_counter`; pause: seconds for which the training stood still;
     seconds: until it was published (of rank 0); moved: bytes written and read back so far."""

@@ -31,7 +31,7 @@ LONGEST_SETTLING = 60.0
 
 
 class Saving:
-    """All saves of one engine of DeepSpeed."""
+    """All saves of one engine of DeepSpeed. due: since when one is and has not begun, of `time.perf_counter`."""
 
     def __init__(self, engine: Any, rank: int, world: int, background: bool):
         self.engine, self.rank, self.world, self.background = engine, rank, world, background
@@ -40,6 +40,7 @@ class Saving:
         self.flight: SaveInFlight | None = None
         self.begun: list[SaveInFlight] = []
         self.reserved = self.slow = False
+        self.due: float | None = None
         self._taken: dict[str, FrozenTree] = {}
         engine.checkpoint_engine = TakingCheckpointEngine(engine.checkpoint_engine, self._take)
 
@@ -73,8 +74,8 @@ class Saving:
     def save(self, publication: Publication, beside: dict[str, str], client_state: dict[str, Any]) -> None:
         """Begin a save; all ranks together. beside: small files by name. Raises UserError on every rank where the last
         one has failed, and, where this one is waited for, if it fails."""
-        begun = time.perf_counter()
-        self.make_room()
+        begun = self.make_room()
+        self.due = None
         flight = SaveInFlight(publication, self.rank, self.world, begun, spans=stage_3_spans(self.engine))
         if self.rank == 0:
             publish.staging(publication.final)
@@ -101,8 +102,10 @@ class Saving:
         tree = FrozenTree.of(content)
         self._taken[path.name] = self.memory.copy(tree) if self.background else tree
 
-    def make_room(self) -> None:
-        """Wait for the last save where the next is due; all ranks together. Raises UserError as `finish` does."""
+    def make_room(self) -> float:
+        """Wait for the last save where the next is due; all ranks together. Returns since when, of `time.perf_counter`.
+        Raises UserError as `finish` does."""
+        begun = self.due = time.perf_counter() if self.due is None else self.due
         if self.flight is not None and not self.flight.published.done() and self.rank == 0 and not self.slow:
             self.slow = True
             logger.warning(
@@ -110,6 +113,7 @@ class Saving:
                 "save less often (save_every), or to a faster disk"
             )
         self.finish()
+        return begun
 
     def finish(self) -> None:
         """Wait until the save in flight is published; all ranks together. Raises UserError on every rank where it has

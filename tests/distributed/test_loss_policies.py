@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.report import build
 from pipeline.training.samples import StepSamples
+from pipeline.training.save_in_flight import SaveInFlight
 from tests.helpers import cli
 from tests.helpers.cli import lemon_here
 from tests.helpers.parity_task import BATCH
@@ -105,3 +106,20 @@ def test_a_stage_that_ended_on_a_nan_goes_on_with_another_policy(tmp_path, capfd
     assert events(run) == [(12, "nan", "abort", None, None), (12, "nan", "skip", None, None)]
     assert steps_in_all(run, "small") == STEPS + 2
     assert [step for step, loss, _ in losses(run, "small") if loss is not None and math.isnan(loss)] == [12]
+
+
+def test_a_rewind_waits_for_the_save_in_flight(tmp_path):
+    """Step 11 is poisoned while the checkpoint of step 10 is still being written, which is the one to go back to."""
+    train, run = command(tmp_path / "run-of-nan", *REWIND)
+    write = SaveInFlight._write
+
+    def slowly(flight: SaveInFlight) -> None:
+        time.sleep(2.0)
+        write(flight)
+
+    with poisoned(10), mock.patch.object(SaveInFlight, "_write", slowly):
+        lemon_here(*train)
+    assert events(run) == [(11, "nan", "rewind", 10, 11)]
+    assert steps_in_all(run, "small") == STEPS + 1
+    saves = map(json.loads, (run / "small" / "metrics.jsonl").read_text().splitlines())
+    assert [save["step"] for save in saves if save["kind"] == "save"] == [5, 10, 15, 20, 24]
