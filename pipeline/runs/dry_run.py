@@ -127,7 +127,7 @@ def _launch(cluster: Cluster, start: Start, arguments: Sequence[str]) -> Iterato
         yield shlex.join(command)
         return
     for rank in range(cluster.nodes):
-        place = ["--nodes", cluster.nodes, "--node-rank", rank, "--master-addr", start.address]
+        place = ["--nodes", start.words, "--node-rank", rank, "--master-addr", start.address]
         yield shlex.join([*command, *map(str, place), "--master-port", str(start.port)])
 
 

@@ -64,6 +64,11 @@ class Nodes:
         return self.fewest or self.count
 
     @property
+    def words(self) -> str:
+        """As --nodes takes it."""
+        return f"{self.fewest}:{self.count}" if self.fewest else str(self.count)
+
+    @property
     def first(self) -> bool:
         return self.rank == 0
 
