@@ -79,7 +79,9 @@ def _start(options: argparse.Namespace) -> Start:
     fewest, most = getattr(options, "nodes", (1, 1))
     if most > 1:
         _refuse_workers()
-        return Nodes(most, options.node_rank, options.master_addr, options.master_port, fewest)
+        return Nodes(
+            most, options.node_rank, options.master_addr, options.master_port, None if fewest == most else fewest
+        )
     if hasattr(options, "local_rank"):
         os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
     launched = environment.recognise()

@@ -56,6 +56,8 @@ def _prepared_run(config: Config, start: Start, stages: Sequence[Stage]) -> Iter
     """The run folder, locked, its data prepared, the whole config checked against it: mistakes in the last stage are
     seen before the first one trains. stages: those that will run."""
     preemption.set_deadline(None if config.max_time is None else seconds(config.max_time))
+    if start.alone:  # what is refused leaves no folder; of several nodes the first leaves its reason there
+        _check_before_data(config, start)
     with _locked(config, start), dividing_work(config.path, start) as on_first:
         _prepare(config, start, stages, on_first)
         yield on_first
@@ -73,15 +75,21 @@ def _prepare(config: Config, start: Start, stages: Sequence[Stage], on_first: On
     from pipeline.runs import preflight
 
     folder = config.path / "data"
-    ranks = ranks_of(config, start)
     if isinstance(start, Launched) and config.processes not in ("auto", start.local_world_size):
         logger.info("processes: %s counts where no launcher has started them, not here", config.processes)
-    preflight.before_data(config, ranks, start.allowed)
-    preflight.checkpoints_fit(config, stages, ranks)
+    if not start.alone:
+        _check_before_data(config, start)
+    preflight.checkpoints_fit(config, stages, ranks_of(config, start))
     on_first(lambda: data.prepare(config.data, config.seed, folder), lambda: (folder / "data.json").exists())
     preflight.after_data(config)
     if start.first:
         run_folder.write_text(config.path / "config.yaml", dump(config))
+
+
+def _check_before_data(config: Config, start: Start) -> None:
+    from pipeline.runs import preflight
+
+    preflight.before_data(config, ranks_of(config, start), start.allowed)
 
 
 def _run_stage(config: Config, stage: Stage, start: Start, on_first: OnFirst, trainings: Trainings) -> None:

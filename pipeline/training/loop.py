@@ -177,7 +177,11 @@ class Loop:
         return stop, verdict
 
     def _acted_on(self, verdict: Verdict) -> bool:
-        """Record an event; whether the stage is to go back."""
+        """Record an event; whether the stage is to go back: to a checkpoint that is there, whatever was in flight."""
+        if verdict.action == "rewind":
+            self.reached.enter("publication", verdict.event.step)
+            self.engine.saving.finish()
+            self._record_saves()
         self._note(verdict)
         self._spent(verdict.event.step, "other")
         return verdict.action == "rewind"

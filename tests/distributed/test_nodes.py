@@ -10,17 +10,7 @@ import yaml
 from tests.helpers.cli import ROOT, environment, start_lemon
 from tests.helpers.ports import free_port
 from tests.helpers.processes import Ended
-from tests.helpers.runs import records, tiny_run
-
-
-def same_losses(folder: Path, finished: Path, *stages: str) -> None:
-    """1e-5: a rank that has its node to itself runs two threads, which sum in another order; measured 1e-8 to 1e-7
-    after a few steps."""
-    for stage in stages:
-        ours, theirs = (
-            [r.get("loss", r.get("eval_loss")) for r in records(f / "run", stage)] for f in (folder, finished)
-        )
-        assert ours and ours == pytest.approx(theirs, abs=1e-5)
+from tests.helpers.runs import same_losses, tiny_run
 
 
 @pytest.mark.slow

@@ -8,11 +8,10 @@ import pytest
 import yaml
 
 from pipeline.records.run_folder import StageFolder
-from tests.distributed.test_nodes import same_losses
 from tests.helpers.cli import start_lemon
 from tests.helpers.ports import free_port
 from tests.helpers.processes import alive, workers_of
-from tests.helpers.runs import ledger, steps_in_all, tiny_run
+from tests.helpers.runs import ledger, same_losses, steps_in_all, tiny_run
 from tests.helpers.waiting import wait_for
 
 

@@ -58,16 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-UNREADY = ("worker stopped", "cut link")
-"""Kinds that the product does not stand yet."""
-
-
 def possible_kinds() -> list[str]:
     """All that this user may do on this machine; what is left out is said."""
     refused = {**_refused("full disk", MOUNT), **_refused(TWO_HOSTS, NETWORK)}
     for kind, reason in refused.items():
         print(f"without '{kind}': {reason}", flush=True)
-    return [kind for kind in KINDS if kind not in (*UNREADY, *refused)]
+    return [kind for kind in KINDS if kind not in refused]
 
 
 def _refused(kind: str, trial: Sequence[str]) -> dict[str, str]:

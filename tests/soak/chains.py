@@ -8,9 +8,13 @@ from pathlib import Path
 
 from pipeline.checkpoints import manifest
 from tests.helpers.runs import BATCH, tiny_run
+from tests.helpers.waiting import patience
 
 STEPS, SAVE_EVERY = 48, 4
 """Of both training stages."""
+PAUSE, FIRST = 15, 30
+"""Seconds that a save or an evaluation, the start, and each first phase may stand still where nothing else computes:
+less than by default, so that no fault takes minutes."""
 TRAINED, PARTS = ("small", "large"), ("small", "reshard", "grown", "large")
 
 
@@ -67,7 +71,8 @@ class Chain:
             {"kind": "expand", "name": "grown", "source": "small", "model": "large", **method},
             {**train, "name": "large", "model": "large", "start": "grown", "zero_stage": second},
         ]
-        tiny_run(self.folder, stages=stages)
+        hang = {"pause": f"{patience(PAUSE):.0f} seconds", "first": f"{patience(FIRST):.0f} seconds"}
+        tiny_run(self.folder, stages=stages, hang=hang)
 
     def command(self) -> list[str]:
         """What is to be started now; when `run` has ended well, all has."""

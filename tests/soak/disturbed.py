@@ -188,9 +188,10 @@ class Disturbed:
         commands.reap()
 
     def _redone(self, record: Record) -> None:
-        """Steps that the next start will do again, unless an earlier fault has counted them."""
-        most = SAVE_EVERY * (2 if record.kind in DAMAGE else 1)
+        """Steps that the next start will do again, unless an earlier fault has counted them: one save interval at most, and
+        one more for each checkpoint that was damaged, or still being written."""
         for stage in TRAINED:
+            most = SAVE_EVERY * (1 + (record.kind in DAMAGE) + self.chain.saving(stage))
             state = self.chain.to_redo(stage)
             if record.detection is not None and state != self._redo[stage] and state[0]:
                 record.redone[stage] = state[0]

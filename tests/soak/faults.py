@@ -12,14 +12,16 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.errors import FAULT
+from pipeline.training import preemption
 from tests.soak.chains import TRAINED, Chain
 from tests.soak.commands import Command, send, workers
 from tests.soak.network import Network
 
 TRAINING, OFFLINE = ("training", "saving"), ("expanding", "resharding")
 PHASES = ("starting", *TRAINING, *OFFLINE)
-BAD, STOPPED, KILLED = 2, 85, -signal.SIGKILL
-"""Exit codes: one line says why; it has saved and goes on when it is started again; killed."""
+BAD, STOPPED, KILLED = 2, preemption.REQUEUE, -signal.SIGKILL
+"""Exit codes: one line says why; it has saved and goes on when it is started again; killed. Of faults: `FAULT`."""
 
 
 class Disk:
@@ -154,15 +156,15 @@ def _damage(scene: Scene, change: Callable[[bytearray], None]) -> None:
 
 
 KINDS = {
-    "worker killed": Kind(kill_worker, codes=(BAD, KILLED)),
+    "worker killed": Kind(kill_worker, codes=(FAULT, BAD, KILLED)),
     "command killed": Kind(kill_command, codes=(KILLED,)),
     "asked to stop": Kind(ask_to_stop, codes=(STOPPED, 0, -signal.SIGTERM, -signal.SIGUSR1)),
     "full disk": Kind(fill_disk, codes=(BAD, 0), hold=fill_disk, behind=make_room),
     "slow rank": Kind(slow_down, phases=(*TRAINING, *OFFLINE), ends=False),
     "flipped bit": Kind(kill_command, TRAINING, codes=(KILLED,), behind=flip_bit),
     "truncated file": Kind(kill_command, TRAINING, codes=(KILLED,), behind=truncate),
-    "cut link": Kind(cut_link, TRAINING, codes=(BAD,), behind=mend_link),
-    "worker stopped": Kind(stop_worker, TRAINING, codes=(BAD,)),
+    "cut link": Kind(cut_link, TRAINING, codes=(FAULT,), behind=mend_link),
+    "worker stopped": Kind(stop_worker, TRAINING, codes=(FAULT,)),
 }
 """By name."""
 TWO_HOSTS = "cut link"

@@ -33,7 +33,6 @@ class Start:
 
 
 def seconds_to_save(chain: Chain) -> list[float]:
-    """Of every checkpoint that a finished run has written."""
-    return [
-        record["save_seconds"] for stage in TRAINED for record in records(chain.run, stage) if "save_seconds" in record
-    ]
+    """From its begin until it is published, of every checkpoint that a finished run has written."""
+    saved = [record for stage in TRAINED for record in records(chain.run, stage) if record["kind"] == "save"]
+    return [record["published_seconds"] or record["save_seconds"] for record in saved]

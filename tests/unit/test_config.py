@@ -17,7 +17,10 @@ MISTAKES = [
     ("stages.large.schedule.peek=1", "stages.large.schedule.peek: unknown key; did you mean 'peak'?"),
     ("data.tokenizer.vocab=3", "data.tokenizer.vocab: unknown key; did you mean 'vocab_size'?"),
     ("models.small.width=5", "models.small.width: unknown key; known: "),
-    ("foo=1", "foo: unknown key; known: data, folder, hang, max_time, models, name, processes, seed, stages"),
+    (
+        "foo=1",
+        "foo: unknown key; known: data, folder, hang, max_time, models, name, node_timeout, processes, restarts, seed,",
+    ),
     ("models.small.heads=5", "models.small: hidden 96 is not a multiple of heads 5; choose heads that divide it"),
     (
         "models.large.layers=2",

@@ -1,12 +1,14 @@
 """What is decided about a step, from the losses and norms before it."""
 
 import math
+from unittest.mock import Mock
 
 import pytest
 
 from pipeline.config.stability import Stability
 from pipeline.records.event_records import Events, Recent
 from pipeline.training.data_order import DataOrder
+from pipeline.training.loop import Loop
 from pipeline.training.stability import Stabilizer, stopped_by
 from pipeline.training.window import Window
 
@@ -111,3 +113,18 @@ def test_means_of_a_record_leave_out_what_is_no_number():
     assert (means.steps, means.loss, means.grad_norm, means.seconds) == (3, 5.0, 2.0, 0.5)
     window.add(NAN, None, 0.5)
     assert math.isnan(window.close().loss)
+
+
+def test_a_rewind_waits_for_the_save_in_flight():
+    """It goes back to that checkpoint, and its engine ends."""
+    loop, order = Loop.__new__(Loop), Mock()
+    loop.plan = loop.reached = loop.progress = loop.world = Mock()
+    loop.engine, loop.plan.folder.events.add = order.engine, order.add
+    order.engine.saving.published.return_value = []
+    loop._spent = Mock()
+    assert loop._acted_on(stabilizer(not_finite="rewind").judge(8, NAN, 1.0, newest=5)) is True
+    names = [name for name, *_ in order.mock_calls]
+    assert names.index("engine.saving.finish") < names.index("add")
+    order.reset_mock()
+    assert loop._acted_on(stabilizer(not_finite="warn").judge(8, NAN, 1.0, newest=5)) is False
+    assert [name for name, *_ in order.mock_calls] == ["add"]
