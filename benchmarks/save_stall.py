@@ -58,17 +58,17 @@ def anonymous() -> int:
 
 
 class Peak:
-    """The largest RssAnon while it is open, beyond that of its beginning."""
+    """The largest RssAnon while it is open."""
 
     def __enter__(self) -> "Peak":
-        self.before, self.most, self.done = anonymous(), 0, threading.Event()
+        self.most, self.done = anonymous(), threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
         return self
 
     def _watch(self) -> None:
         while not self.done.wait(0.02):
-            self.most = max(self.most, anonymous() - self.before)
+            self.most = max(self.most, anonymous())
 
     def __exit__(self, *_: object) -> None:
         self.done.set()
@@ -128,7 +128,8 @@ class Bench:
 
     def save(self, side: str) -> Measured:
         place = self.folder / side.replace(", ", "-")
-        steps = [self.step() for _ in range(3)]
+        with Peak() as training:
+            steps = [self.step() for _ in range(3)]
         dist.barrier()
         with Peak() as peak:
             begun = time.perf_counter()
@@ -139,7 +140,8 @@ class Bench:
             seconds = time.perf_counter() - begun
         self.engine.saving.finish()
         reserved = self.engine.saving.memory.size if side == SIDES[0] else 0
-        measured = Measured(median(steps), median(during or steps), stall, seconds, peak.most + reserved)
+        memory = max(0, peak.most - training.most) + reserved
+        measured = Measured(median(steps), median(during or steps), stall, seconds, memory)
         dist.barrier()
         if self.world.first:
             shutil.rmtree(place)
