@@ -244,7 +244,7 @@ def leave_message(error: BaseException, aloud: bool = True) -> int:
             (Path(folder) / f"rank-{rank}.txt").write_text(text, encoding="utf-8")
         elif aloud:
             print(f"lemon: {text}", end="", file=sys.stderr, flush=True)
-    except OSError:
-        print(text, end="", file=sys.stderr, flush=True)
+    except OSError:  # a worker's traceback would tell of the connection to the one that could not write
+        print(text.partition("\n")[0], file=sys.stderr, flush=True)
         return UNTOLD
     return FAULT if isinstance(error, FaultError) else 2 if bad_input else 1
