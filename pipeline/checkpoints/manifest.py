@@ -7,6 +7,7 @@ A folder without a manifest is a foreign checkpoint. Which checkpoint is written
 import hashlib
 import json
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -153,6 +154,14 @@ def verify_share(folder: Path, number: int, of: int) -> None:
     naming the first that differs."""
     files = dict(sorted(parse(folder / NAME).files.items())[number::of])
     _require_sizes(folder, files)
+    _require_same(folder, files, hashes(folder, files))
+
+
+def verify_files(folder: Path, names: Iterable[str]) -> None:
+    """Like `read`, and every byte of these files hashed, as far as the manifest has them. Raises UserError naming the
+    first that differs."""
+    recorded = read(folder).files
+    files = {name: recorded[name] for name in names if name in recorded}
     _require_same(folder, files, hashes(folder, files))
 
 

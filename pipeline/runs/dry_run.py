@@ -18,7 +18,7 @@ from pipeline import models
 from pipeline.accounting.flops import cost
 from pipeline.accounting.memory import activations, model_states
 from pipeline.accounting.save_copy import save_copy
-from pipeline.checkpoints import CheckpointLayout, manifest, publish
+from pipeline.checkpoints import CheckpointLayout, publish
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.config import dump
 from pipeline.config.schema import Config, ExpandStage, Stage, TrainStage
@@ -32,6 +32,7 @@ from pipeline.training.engine import deepspeed_config
 from pipeline.training.environment import Launched
 from pipeline.training.launcher import Start
 from pipeline.training.stage import pace, rates
+from pipeline.training.start import require_whole_facts
 
 PLOTTED = 48
 """Points of a schedule's plot."""
@@ -108,7 +109,7 @@ def _checkpoints(config: Config, cluster: Cluster) -> Iterator[str]:
         newest = publish.newest(StageFolder(config.path / stage.name).checkpoints)
         try:
             if newest:
-                manifest.read(newest)
+                require_whole_facts(newest)
             readable.append(stage)
         except UserError as error:
             yield f"{error}; a run would go on from an earlier one"
@@ -127,7 +128,7 @@ def _launch(cluster: Cluster, start: Start, arguments: Sequence[str]) -> Iterato
         yield shlex.join(command)
         return
     for rank in range(cluster.nodes):
-        place = ["--nodes", cluster.nodes, "--node-rank", rank, "--master-addr", start.address]
+        place = ["--nodes", start.words, "--node-rank", rank, "--master-addr", start.address]
         yield shlex.join([*command, *map(str, place), "--master-port", str(start.port)])
 
 

@@ -3,7 +3,7 @@ launcher has started this process as one of several (environment.py), none are s
 
 A worker dies with its parent (the kernel sends SIGKILL), one that fails takes the others down within seconds, and its
 message becomes the UserError of `launch`; of one that was killed, and of a hang, a FaultError. On several nodes every
-node runs the same command with its own --node-rank (static rendezvous).
+node runs the same command with its own --node-rank, and they meet before each start (meeting.py).
 """
 
 import logging
@@ -62,6 +62,11 @@ class Nodes:
     @property
     def least(self) -> int:
         return self.fewest or self.count
+
+    @property
+    def words(self) -> str:
+        """As --nodes takes it."""
+        return f"{self.fewest}:{self.count}" if self.fewest else str(self.count)
 
     @property
     def first(self) -> bool:
@@ -239,7 +244,7 @@ def leave_message(error: BaseException, aloud: bool = True) -> int:
             (Path(folder) / f"rank-{rank}.txt").write_text(text, encoding="utf-8")
         elif aloud:
             print(f"lemon: {text}", end="", file=sys.stderr, flush=True)
-    except OSError:
-        print(text, end="", file=sys.stderr, flush=True)
+    except OSError:  # a worker's traceback would tell of the connection to the one that could not write
+        print(text.partition("\n")[0], file=sys.stderr, flush=True)
         return UNTOLD
     return FAULT if isinstance(error, FaultError) else 2 if bad_input else 1

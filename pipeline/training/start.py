@@ -43,10 +43,16 @@ def require_start(config: Config, stage: TrainStage, world: int) -> None:
     """Raises UserError where all checkpoints of a stage are damaged, or where the engine of `stage` on `world` ranks
     would lose what its start holds, as far as there is one by now."""
     folder = StageFolder(config.path / stage.name)
-    if folder.finished or publish.newest_complete(folder.checkpoints):
+    if folder.finished or publish.newest_complete(folder.checkpoints, require_whole_facts):
         return
     if stage.start and _is_there(config, stage.start):
         continues_optimizer(origin(config, stage.start), stage, world)
+
+
+def require_whole_facts(checkpoint: Path) -> None:
+    """Raises UserError where what is read of a checkpoint before its tensors is damaged: the manifest, which has the
+    size of every file, and the model's config. The workers look at every byte."""
+    manifest.verify_files(checkpoint, [checkpoints.CONFIG])
 
 
 def _is_there(config: Config, name: str) -> bool:

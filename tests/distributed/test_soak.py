@@ -13,7 +13,7 @@ FAULTS = 20
 @pytest.mark.timeout(900)
 def test_a_run_under_faults_ends_as_if_nothing_had_been(tmp_path):
     seed = todays_seed() or "0"
-    command = ["--folder", str(tmp_path), "--faults", str(FAULTS), "--seed", seed]
+    command = ["--folder", str(tmp_path / "soak"), "--faults", str(FAULTS), "--seed", seed]
     print("python -m tests.soak", *command)
     ended = Child(lambda: main(command), tmp_path / "said").end(840)
     assert ended.code == 0, f"{ended.said}; seed {seed}: see the tables above"

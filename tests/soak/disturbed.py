@@ -188,8 +188,8 @@ class Disturbed:
         commands.reap()
 
     def _redone(self, record: Record) -> None:
-        """Steps that the next start will do again, unless an earlier fault has counted them: one save interval at most, and
-        one more for each checkpoint that was damaged, or still being written."""
+        """Steps that the next start will do again, unless an earlier fault has counted them: one save interval at most,
+        and one more for each checkpoint that was damaged, or still being written."""
         for stage in TRAINED:
             most = SAVE_EVERY * (1 + (record.kind in DAMAGE) + self.chain.saving(stage))
             state = self.chain.to_redo(stage)

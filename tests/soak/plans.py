@@ -29,7 +29,13 @@ def plan(variant: Variant, count: int, kinds: Sequence[str], seed: str) -> list[
     """`count` faults of one run, in the order of their moments."""
     draw = random.Random(seed)
     deck = _Deck(draw, kinds)
-    return [each for part, number in shared_out(variant, count) for each in _of_part(part, number, deck, draw)]
+    parts = [list(_of_part(part, number, deck, draw)) for part, number in shared_out(variant, count)]
+    return [fault for faults in parts for fault in sorted(faults, key=_passes_on)]
+
+
+def _passes_on(fault: Planned) -> bool:
+    """Whether the run does what the fault met all the same: of what is done once only, such a fault comes last."""
+    return fault.part not in TRAINED and not KINDS[fault.kind].ends
 
 
 def shared_out(variant: Variant, count: int) -> Iterator[tuple[str, int]]:

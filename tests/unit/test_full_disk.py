@@ -2,6 +2,7 @@
 
 import errno
 import signal
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,20 +51,28 @@ def test_a_file_of_the_run_is_named(tmp_path):
     )
 
 
-def fail(folder, monkeypatch) -> int:
+def fail(folder, monkeypatch, error) -> int:
     monkeypatch.setenv(launcher.FAILURES, str(folder))
     monkeypatch.setenv("RANK", "0")
-    launcher.tell_failure(UserError("the disk of the run is full; make room"))
+    try:
+        raise error
+    except type(error):
+        launcher.tell_failure(error)
     return 0
 
 
-def test_a_message_that_cannot_be_left(tmp_path, monkeypatch):
-    """It goes to the terminal, and the exit code tells the parent."""
+LOST = RuntimeError("Connection closed by peer")
+"""What a worker meets where another has ended."""
+
+
+@pytest.mark.parametrize("error", [UserError("the disk of the run is full; make room"), LOST])
+def test_a_message_that_cannot_be_left(tmp_path, monkeypatch, error):
+    """It goes to the terminal in one line, and the exit code tells the parent."""
     folder = tmp_path / "failures"
     folder.mkdir()
     (folder / "rank-0.txt").symlink_to("/dev/full")
-    ended = in_a_child(lambda: fail(folder, monkeypatch), tmp_path / "said")
-    assert ended.code == launcher.UNTOLD and "the disk of the run is full; make room" in ended.said
+    ended = in_a_child(lambda: fail(folder, monkeypatch, error), tmp_path / "said")
+    assert ended.code == launcher.UNTOLD and str(error) in ended.said and ended.said.count("\n") == 1
 
 
 @pytest.mark.parametrize("left", [True, False])
@@ -71,5 +80,7 @@ def test_the_parent_says_so(tmp_path, left):
     """A file that was begun and is empty is no message."""
     if left:
         (tmp_path / "rank-0.txt").write_text("")
-    said = launcher._message(tmp_path, {0: launcher.UNTOLD, 1: -signal.SIGTERM})
+    codes = {0: launcher.UNTOLD, 1: -signal.SIGTERM}
+    failures = {rank: SimpleNamespace(exitcode=code, pid=rank) for rank, code in codes.items()}
+    said = str(launcher._failure(tmp_path, SimpleNamespace(failures=failures), set()))
     assert said.startswith(f"worker 0 failed and could not leave its message in {tmp_path}; the disk is full"), said

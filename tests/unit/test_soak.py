@@ -35,6 +35,9 @@ def test_faults_come_in_order_and_where_they_can(variant):
     for stage in TRAINED:
         steps = [fault.steps for fault in planned if fault.part == stage]
         assert steps == sorted(steps) and all(1 <= first <= last < STEPS for first, last in steps)
+    for part in set(variant.parts) - set(TRAINED):
+        ends = [KINDS[fault.kind].ends for fault in planned if fault.part == part]
+        assert ends == sorted(ends, reverse=True)
     assert all(fault.phase in KINDS[fault.kind].phases for fault in planned)
     assert all(fault.steps[0] > 2 * SAVE_EVERY for fault in planned if fault.kind in DAMAGE)
 

@@ -146,6 +146,19 @@ def test_a_damaged_checkpoint_is_set_aside_before_anything_is_resharded(begun, c
     assert "its SHA-256 is not the manifest's" in caplog.text
 
 
+@pytest.mark.parametrize("text, damage", [('"hidden_size": 12', '"hidden_size": 1!'), ("e-07", "e-08")])
+def test_a_damaged_config_is_seen_before_anything_is_planned_by_it(begun, caplog, text, damage):
+    """One that is no JSON any more, and one that says something else in as many bytes."""
+    older, file = begun.with_name("step-0000010"), begun / checkpoints.CONFIG
+    shutil.copytree(begun, older)
+    assert text in file.read_text()
+    file.write_text(file.read_text().replace(text, damage))
+    loaded = config.load("tiny.yaml", ["folder=run"])
+    preflight.checkpoints_fit(loaded, loaded.stages, 2)
+    assert publish.complete(older.parent) == [older] and f"{file}: its SHA-256 is not the manifest's" in caplog.text
+    assert plan_training(loaded, large(loaded)).model.hidden_size == 12
+
+
 def test_micro_batches_are_those_of_the_start_before(begun):
     """2 of 4 samples, on however many ranks; a config that names another size counts, which is said."""
     loaded, folder = config.load("tiny.yaml", ["folder=run"]), StageFolder(Path("run/large"))
