@@ -30,12 +30,13 @@ def plan(variant: Variant, count: int, kinds: Sequence[str], seed: str) -> list[
     draw = random.Random(seed)
     deck = _Deck(draw, kinds)
     parts = [list(_of_part(part, number, deck, draw)) for part, number in shared_out(variant, count)]
-    return [fault for faults in parts for fault in sorted(faults, key=_passes_on)]
+    return [fault for faults in parts for fault in sorted(faults, key=_late)]
 
 
-def _passes_on(fault: Planned) -> bool:
-    """Whether the run does what the fault met all the same: of what is done once only, such a fault comes last."""
-    return fault.part not in TRAINED and not KINDS[fault.kind].ends
+def _late(fault: Planned) -> tuple[bool, float]:
+    """In what is done once only, faults that end the command come first, and early ones, so that there is something
+    left for the others; those of a training stage stay in the order of their steps."""
+    return (not KINDS[fault.kind].ends, fault.share) if fault.part not in TRAINED else (False, 0.0)
 
 
 def shared_out(variant: Variant, count: int) -> Iterator[tuple[str, int]]:
