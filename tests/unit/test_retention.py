@@ -6,6 +6,9 @@ import pytest
 
 from pipeline.checkpoints import manifest, publish, retention
 from pipeline.config.schema import Retention, TrainStage
+from pipeline.durations import Pace
+from pipeline.errors import UserError
+from pipeline.training.stage import require_best_known
 
 LOSSES = {100: 3.0, 200: 1.0, 300: None, 400: 1.5, 500: math.nan, 600: 2.0}
 
@@ -57,3 +60,12 @@ def test_a_number_is_short_for_the_last():
     for wrong in (0, True, "5", {"last": 0}, {"every": 0}, {"newest": 1}):
         with pytest.raises(ValueError, match="keep"):
             TrainStage(**fields, keep=wrong)
+
+
+def test_the_best_needs_an_evaluation_of_what_is_saved():
+    fields = {"kind": "train", "name": "a", "model": "m", "batch": 8, "schedule": {"peak": 1, "horizon": "90 steps"}}
+    cadence = {"save_every": "80 samples", "keep": {"best": True}}
+    pace = Pace(samples=8, tokens=8, flops=8, samples_per_epoch=80)
+    require_best_known(TrainStage(**fields, **cadence, evaluate_every="5 steps"), pace)
+    with pytest.raises(UserError, match=r"stages.a.keep.best: it saves every 10 steps and evaluates every 4"):
+        require_best_known(TrainStage(**fields, **cadence, evaluate_every="4 steps"), pace)
