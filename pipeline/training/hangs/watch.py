@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+import torch.distributed as dist
+
 from pipeline.config.hang import HangChoice
 from pipeline.errors import FAULT, FaultError
 from pipeline.training import launcher, timeouts
@@ -70,6 +72,7 @@ def watched(choice: HangChoice, world: World, folder: Path) -> Iterator[Reached]
         yield reached
     finally:
         watch.end()
+    dist.barrier()  # only then has no rank a question to rank 0's store any more, which goes with this watch
 
 
 class RankWatch:
@@ -79,15 +82,20 @@ class RankWatch:
         self.reached, self.channel, self.folder = reached, opened, folder
         self.rank, self.limits, self.members = opened.world.rank, reached.limits, opened.members()
         self._ended = threading.Event()
+        self._threads: list[threading.Thread] = []
 
     def begin(self, *work: Callable[[], None]) -> None:
         """Do each of them over and over, in a thread of its own."""
-        for each in work:
-            threading.Thread(target=self._repeat, args=(each,), daemon=True).start()
+        self._threads = [threading.Thread(target=self._repeat, args=(each,), daemon=True) for each in work]
+        for thread in self._threads:
+            thread.start()
 
     def end(self) -> None:
-        """What happens to the others is not looked at any more."""
+        """What happens to the others is not looked at any more, and rank 0's store not asked."""
         self._ended.set()
+        latest = time.monotonic() + OTHERS_HEAR
+        for thread in self._threads:  # one that asks a rank 0 that was lost never ends
+            thread.join(max(0.0, latest - time.monotonic()))
 
     def _repeat(self, work: Callable[[], None]) -> None:
         while not self._ended.wait(beat.SECONDS):
