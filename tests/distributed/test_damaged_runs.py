@@ -85,6 +85,7 @@ def test_a_start_from_a_foreign_folder_executes_nothing(finished, tmp_path, capf
     assert not (tmp_path / "mark").exists()
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up(begun, tmp_path):
     """A limit on the size of files stands for it: the shards of the next checkpoint do not fit."""
 

@@ -2,16 +2,20 @@
 
 import re
 
+import pytest
+
 from tests.helpers.cli import lemon
 
 PARITY = "tests.helpers.scripts.doctor_parity"
 
 
+@pytest.mark.slow
 def test_parity_sees_a_lost_micro_batch(workers):
     """As DeepSpeed 0.18.6 to 0.18.9 lost it in ZeRO-1 with bf16."""
     assert workers.run(f"{PARITY}:losing", {"precisions": ["fp32", "bf16"]}, world=2) == ["bad"] * 8
 
 
+@pytest.mark.slow
 def test_a_verdict_a_line(tmp_path, capfd):
     """Workers print their own lines, as they come."""
     code, out, err = lemon(capfd, "doctor", "--folder", tmp_path / "runs" / "none", "--processes", "2")

@@ -108,6 +108,7 @@ def test_a_stage_that_ended_on_a_nan_goes_on_with_another_policy(tmp_path, capfd
     assert [step for step, loss, _ in losses(run, "small") if loss is not None and math.isnan(loss)] == [12]
 
 
+@pytest.mark.slow
 def test_a_rewind_waits_for_the_save_in_flight(tmp_path):
     """Step 11 is poisoned while the checkpoint of step 10 is still being written, which is the one to go back to."""
     train, run = command(tmp_path / "run-of-nan", *REWIND)

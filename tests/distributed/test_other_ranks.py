@@ -111,6 +111,7 @@ def test_a_grown_state_goes_on(finished, tmp_path):
     assert set(held.steps.values()) == {STEPS + STEPS / 2}
 
 
+@pytest.mark.slow
 def test_another_precision_only_where_it_is_allowed(finished, tmp_path, capfd):
     if "bf16" not in engine.supported_precisions():
         pytest.skip("DeepSpeed does not support bf16 on this device")

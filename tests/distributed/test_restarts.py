@@ -20,6 +20,7 @@ def at(run, step):
     return lambda: counter.path.exists() and counter.read() >= step
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_killed_costs_the_steps_since_the_last_checkpoint(finished, tmp_path, capfd):
     """Two kills, of which the second comes behind a newer checkpoint, are within `restarts: 1`."""
     path, run = tiny_run(tmp_path, restarts=1), tmp_path / "run"

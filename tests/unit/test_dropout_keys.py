@@ -8,6 +8,7 @@ import torch
 
 from pipeline.data import Batch
 from pipeline.training.engine import Engine, World
+from pipeline.training.stopwatch import Stopwatch
 from tests.helpers.parity_task import stage
 
 COUNT = 6
@@ -38,7 +39,9 @@ def seeds(rank: int, ranks: int, step: int = 3, seed: int = 1) -> dict[int, int]
     """By the place of each micro-batch that a rank takes."""
     engine = Engine.__new__(Engine)
     engine.stage, engine.seed, engine.deepspeed = stage(micro_batch=1), seed, Engines()
-    engine.world = World(rank, ranks, torch.device("cpu"))
+    engine.world, engine.watch = World(rank, ranks, torch.device("cpu")), Stopwatch()
+    engine.gate = SimpleNamespace(ask=lambda refuses: None, norm=None)
+    engine.saving = SimpleNamespace(reserve=lambda: None)
     engine.deepspeed_config = {"gradient_accumulation_steps": COUNT // ranks}
     batches = [Batch({}, torch.zeros(1, dtype=torch.long), 1) for _ in range(COUNT // ranks)]
     engine.step(batches, step, rate=0.1)

@@ -42,7 +42,7 @@ def test_progress_is_shown_as_the_logger_says(tmp_path, capsys, logger, level, s
 @pytest.mark.parametrize("rank, level", [("0", logging.DEBUG), ("0", logging.WARNING), ("1", logging.ERROR)])
 def test_the_first_worker_says_as_much_as_its_parent_and_the_others_nothing(tmp_path, monkeypatch, logger, rank, level):
     logger.setLevel(min(level, logging.WARNING))
-    told = launcher.worker_environment(tmp_path)
+    told = launcher.worker_environment(tmp_path, launcher.Nodes())
     logger.setLevel(logging.INFO)
     for name, value in {**told, "RANK": rank}.items():
         monkeypatch.setenv(name, value)
