@@ -41,8 +41,9 @@ def watched(folder: Path, until: int | None = None):
     """Workers that are forked inside note which rows they read, and are asked to stop at step `until`."""
     stepped, located = loop.Loop._step, batches.locate
 
-    def step(self, given, number, rate):
-        return stepped(self, given, number, rate) or number + 1 == until
+    def step(self, number, rate):
+        stop, verdict = stepped(self, number, rate)
+        return stop or number + 1 == until, verdict
 
     def locate(seed, numbers, size):
         epochs, rows = located(seed, numbers, size)
