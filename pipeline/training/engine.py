@@ -240,6 +240,7 @@ class Engine:
             if isinstance(state.get("step"), Tensor):
                 state["step"].zero_()
         self.gate, self.watch = UpdateGate(self.deepspeed), Stopwatch.of(world.device)
+        self._passes = 0
         self.saving = Saving(self.deepspeed, world.rank, world.size, background=stage.save == "background")
 
     @property
@@ -310,8 +311,13 @@ class Engine:
         loss, hits = (sums[:2] / sums[2]).tolist()
         return {"eval_loss": loss, **({"perplexity": math.exp(min(loss, 700.0))} if kind == "text" else {"top1": hits})}
 
+    def work(self) -> int:
+        """Another number as long as this rank computes, or its save is being written."""
+        return self._passes + self.saving.moved()
+
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss and share of right answers per sample, (B,); always in float32, whatever the weights are."""
+        self._passes += 1
         inputs = {name: value.to(self.world.device) for name, value in batch.inputs.items()}
         labels = batch.labels.to(self.world.device)
         logits = self.deepspeed(**inputs).logits.float()

@@ -110,7 +110,7 @@ class Loop:
     def __init__(self, plan: TrainingPlan, engine: Engine, world: World, request: StopRequest, reached: Reached):
         self.plan, self.engine, self.world, self.request, self.window = plan, engine, world, request, Window()
         self.reached = reached
-        reached.written = engine.saving.moved
+        reached.work = engine.work
         self.ranks = {"micro_batch": engine.micro_batch, "rank": world.rank, "world": world.size}
         self.samples = StepSamples(plan, self.ranks, engine.accumulation)
         self.progress = Progress(

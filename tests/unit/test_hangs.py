@@ -73,7 +73,7 @@ class Ranks:
             self.now, self.number = self.now + 0.5, self.number + 1
             for rank in set(self.beats) - set(silent):
                 last = self.beats[rank]
-                self.beats[rank] = Beat(self.number, last.order, last.collectives, phase, last.step, last.written)
+                self.beats[rank] = Beat(self.number, last.order, last.collectives, phase, last.step, last.work)
             self.observer.see(self.beats, self.now)
             if verdict := judge(self.observer, self.members, self.now, ALLOWED.__getitem__):
                 return verdict
@@ -176,9 +176,9 @@ def test_what_is_said_arrives():
     assert State.parse(str(State(5, verdict)).encode()) == State(5, verdict)
 
 
-def test_who_waits_for_a_save_that_is_being_written_does_not_hang():
+def test_who_waits_for_a_rank_that_works_alone_does_not_hang():
     ranks = Ranks(4)
-    for written in range(60):
-        ranks.beats[3] = Beat(0, 120, 1000, "step", 120, written)
+    for work in range(60):
+        ranks.beats[3] = Beat(0, 120, 1000, "step", 120, work)
         assert ranks.pass_time(1) is None
     assert ranks.pass_time(9) is not None

@@ -18,23 +18,23 @@ PLACES = {
 @dataclass(frozen=True)
 class Beat:
     """number: counts the beats. order: counts the phases that the rank has begun, the same ones on all ranks.
-    collectives: counts those that it has joined, in all process groups. written: bytes that its saves have written in
-    the background; who waits for them does not hang."""
+    collectives: counts those that it has joined, in all process groups. work: another number while it computes or
+    writes, alone; who waits for that does not hang."""
 
     number: int
     order: int
     collectives: int
     phase: str
     step: int
-    written: int = 0
+    work: int = 0
 
     @classmethod
     def parse(cls, text: str) -> "Beat":
-        number, order, collectives, phase, step, written = text.split()
-        return cls(int(number), int(order), int(collectives), phase, int(step), int(written))
+        number, order, collectives, phase, step, work = text.split()
+        return cls(int(number), int(order), int(collectives), phase, int(step), int(work))
 
     def __str__(self) -> str:
-        return f"{self.number} {self.order} {self.collectives} {self.phase} {self.step} {self.written}"
+        return f"{self.number} {self.order} {self.collectives} {self.phase} {self.step} {self.work}"
 
     @property
     def progress(self) -> tuple[int, int]:

@@ -47,14 +47,14 @@ class Observer:
         self.ranks = ranks
         self.beats: dict[int, Beat] = {}
         self._heard, self._progressed = dict.fromkeys(ranks, now), dict.fromkeys(ranks, now)
-        self._looked, self._wrote = now, -math.inf
+        self._looked, self._worked = now, -math.inf
 
     def see(self, beats: dict[int, Beat], now: float) -> None:
         """Take in the newest beats. What this process slept through is nobody's fault."""
         if now - self._looked > GAP:
             for times in (self._heard, self._progressed):
                 times.update({rank: time + now - self._looked for rank, time in times.items()})
-            self._wrote += now - self._looked
+            self._worked += now - self._looked
         self._looked = now
         for rank, beat in beats.items():
             before = self.beats.get(rank)
@@ -62,14 +62,14 @@ class Observer:
                 self._heard[rank] = now
             if before is None or beat.progress != before.progress:
                 self._progressed[rank] = now
-            if before is not None and beat.written != before.written:
-                self._wrote = now
+            if before is not None and beat.work != before.work:
+                self._worked = now
         self.beats |= beats
 
     def standstill(self, now: float) -> tuple[int, float]:
-        """The rank that has made no progress for longest, and seconds; none while any rank's save is being written."""
+        """The rank that has made no progress for longest, and seconds; none while any rank is at work alone."""
         rank = min(self.ranks, key=lambda rank: self._progressed[rank])
-        return rank, now - max(self._progressed[rank], self._wrote)
+        return rank, now - max(self._progressed[rank], self._worked)
 
     def silence(self, rank: int, now: float) -> float:
         """Seconds."""

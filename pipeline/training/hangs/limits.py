@@ -34,6 +34,11 @@ class Limits:
             return seconds(self._choice.first)
         return max(seconds(least), self._choice.factor * self._usual[phase])
 
+    def key(self, phase: str) -> str:
+        """The key of the config that `of` goes by."""
+        learnt = {"step": "hang.step", "evaluation": "hang.pause", "save": "hang.pause"}
+        return learnt.get(phase, "hang.first") if phase in self._usual else "hang.first"
+
     def standstill(self, phase: str) -> float:
         """Seconds without progress that are a hang."""
         limit = self.of(phase)

@@ -28,11 +28,12 @@ OTHERS_HEAR = 2.0
 
 
 class Reached:
-    """How far this rank has come. The loop tells it, the threads read it. written: how many bytes its saves have."""
+    """How far this rank has come. The loop tells it, the threads read it. work: another number while the
+    rank computes or writes."""
 
     def __init__(self, limits: Limits):
         self.limits = limits
-        self.written: Callable[[], int] = int
+        self.work: Callable[[], int] = int
         self._place, self._begun, self._number = (0, "start", 0), time.monotonic(), 0
 
     def enter(self, phase: str, step: int) -> None:
@@ -45,7 +46,7 @@ class Reached:
     def beat(self) -> Beat:
         self._number += 1
         order, phase, step = self._place
-        return Beat(self._number, order, _collectives(), phase, step, self.written())
+        return Beat(self._number, order, _collectives(), phase, step, self.work())
 
 
 def _collectives() -> int:
@@ -109,7 +110,11 @@ class RankWatch:
         place = self.folder / "hangs" / verdict.folder
         heading = f"rank {self.rank} of {self.channel.world.size}, {self.reached.beat().place}"
         stacks.within(stacks.LONGEST, lambda: stacks.write(place, self.rank, f"{heading}: {verdict.what}"))
-        told = f"{verdict.what}; the stacks of those that answer are in {place}; run the command again to resume"
+        longer = self.limits.key(self.reached.beat().phase)
+        told = (
+            f"{verdict.what}; the stacks of those that answer are in {place}; run the command again to resume, with a "
+            f"longer {longer} if nothing hung"
+        )
         aloud = int(os.environ.get("LOCAL_RANK", "0")) < speakers
         stacks.within(stacks.LONGEST, lambda: launcher.leave_message(FaultError(told), aloud))
 
