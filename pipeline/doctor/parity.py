@@ -1,6 +1,6 @@
 """Does DeepSpeed train as plain PyTorch does here? Random weights, a few steps, every ZeRO stage."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -83,13 +83,24 @@ def _plain(config: PretrainedConfig, world: World) -> list[float]:
         for decays in (True, False)
     ]
     optimizer = spec.build(groups, lr=RATE)
-    losses, (inputs, labels) = [], _batch(_micro_batches(world))
-    for _ in range(STEPS):
-        logits = net(**{name: value.to(world.device) for name, value in inputs.items()}).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels.to(world.device).flatten())
+    inputs, labels = _batch(_micro_batches(world))
+    whole = {name: value.to(world.device) for name, value in inputs.items()}, labels.to(world.device)
+    return train_plainly(net, optimizer, [whole] * STEPS, spec.clip)
+
+
+def train_plainly(
+    net: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[tuple[dict[str, Tensor], Tensor]],
+    clip: float,
+) -> list[float]:
+    """The loss of each step, without DeepSpeed. batches: inputs by name and labels, whole ones."""
+    losses = []
+    for inputs, labels in batches:
+        loss = torch.nn.functional.cross_entropy(net(**inputs).logits.flatten(0, -2), labels.flatten())
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), spec.clip)
+        torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
         optimizer.step()
         losses.append(loss.item())
     return losses

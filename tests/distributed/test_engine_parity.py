@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pipeline import models
+from pipeline.doctor.parity import train_plainly
 from tests.helpers.parity_task import BATCH, batch, model_config, stage
 
 STEPS = 6
@@ -29,17 +30,8 @@ def _plain(name: str) -> list[float]:
             {"params": split[1], "weight_decay": 0.0, **shared},
         ]
     )
-    losses = []
-    for step in range(STEPS):
-        whole = batch(name, step, 0, BATCH)
-        logits = net(**whole.inputs).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), whole.labels.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), settings.clip)
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+    batches = [batch(name, step, 0, BATCH) for step in range(STEPS)]
+    return train_plainly(net, optimizer, [(whole.inputs, whole.labels) for whole in batches], settings.clip)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
