@@ -108,6 +108,14 @@ def test_a_rank_without_beats_is_named():
     assert found(ranks, silent=(1, 3)).startswith("rank 1 and rank 3 have given no sign of life ")
 
 
+def test_a_rank_stopped_right_behind_a_pause_has_the_limit_of_the_step_that_others_wait_in():
+    """Its last beat, of half a second before, is from the evaluation, which may take a hundred times as long."""
+    ranks = Ranks(2)
+    ranks.beats[1] = Beat(0, 119, 990, "evaluation", 119)
+    assert ranks.pass_time(0.5) is None
+    assert found(ranks, silent=(1,)) == "rank 1 has given no sign of life for 8 s in step 120: stopped, or lost"
+
+
 def test_a_node_without_beats_is_named_with_the_link():
     said = "has answered for 8 s in step 120: the node, or the link to node 0 (a), is lost"
     ranks = Ranks(6)

@@ -79,9 +79,13 @@ class Observer:
         """Ranks without a beat for at least so long."""
         return [rank for rank in self.ranks if self.silence(rank, now) >= seconds]
 
+    def furthest(self) -> Beat:
+        """Of all ranks' newest beats."""
+        return max(self.beats.values(), key=lambda beat: beat.progress)
+
     def behind(self) -> list[int]:
         """Ranks that have not come to what others wait in."""
-        furthest = max(beat.progress for beat in self.beats.values())
+        furthest = self.furthest().progress
         return [rank for rank, beat in self.beats.items() if beat.progress < furthest]
 
 
@@ -90,10 +94,10 @@ def judge(observer: Observer, members: Sequence[Member], now: float, allowed: Ca
     if not observer.beats:
         return None
     rank, seconds = observer.standstill(now)
-    last = observer.beats.get(rank) or max(observer.beats.values(), key=lambda beat: beat.progress)
+    silent = observer.silent(now, min(SILENCE, seconds / 2))
+    last = observer.furthest() if rank in silent else observer.beats[rank]  # it has gone on behind its last beat
     if seconds <= allowed(last.phase):
         return None
-    silent = observer.silent(now, min(SILENCE, seconds / 2))
     behind = [rank for rank in observer.behind() if rank not in silent]
     where = f"for {seconds:.0f} s in {last.place}"
     return Verdict(_sentence(members, silent, behind, where), last.folder, len(members) - len(silent))
