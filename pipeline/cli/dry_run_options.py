@@ -5,6 +5,7 @@ import json
 import logging
 
 from pipeline.cli.arguments import add_json
+from pipeline.cli.imports import imports
 from pipeline.cli.output import LOGGER, console
 from pipeline.config.schema import Config
 from pipeline.errors import UserError
@@ -29,7 +30,8 @@ def require_fitting(options: argparse.Namespace) -> None:
 
 def show(config: Config, start: Start, options: argparse.Namespace) -> None:
     """Print it once, whatever number of processes a launcher has started."""
-    from pipeline.runs import dry_run, dry_run_tables
+    with imports():
+        from pipeline.runs import dry_run, dry_run_tables
 
     planned = dry_run.dry_run(config, start, [str(options.config), *options.overrides])
     if not start.first:

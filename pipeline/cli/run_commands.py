@@ -12,6 +12,7 @@ from typing import NoReturn
 from pipeline import config
 from pipeline.cli import dry_run_options
 from pipeline.cli.arguments import Commands, add_local_rank, node_counts, path
+from pipeline.cli.imports import imports
 from pipeline.cli.output import exit_code
 from pipeline.config.schema import Config
 from pipeline.errors import Preempted, UserError, full_disk_explained, writing_to
@@ -117,21 +118,31 @@ def _load(options: argparse.Namespace) -> Config:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from pipeline.runs import run
-
     dry_run_options.require_fitting(options)
     start = _allowing(options)
     if options.dry_run:
         dry_run_options.show(_load(options), start, options)
         return
-    _do(start, lambda: run.run(_load(options), start))
+    _do(start, lambda: _stages(_load(options), start))
+
+
+def _stages(loaded: Config, start: Start) -> None:
+    with imports():
+        from pipeline.runs import run
+
+    run.run(loaded, start)
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from pipeline.runs import run
-
     start = _start(options)
-    _do(start, lambda: run.prepare_alone(_load(options), start))
+    _do(start, lambda: _data(_load(options), start))
+
+
+def _data(loaded: Config, start: Start) -> None:
+    with imports():
+        from pipeline.runs import run
+
+    run.prepare_alone(loaded, start)
 
 
 def _do(start: Start, work: Callable[[], None]) -> None:
@@ -158,15 +169,20 @@ def _end(work: Callable[[], None]) -> NoReturn:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from pipeline.runs import run
-
     start, loaded = _allowing(options), _load(options)
     name = options.stage or _only_stage(loaded)
     if isinstance(start, Launched):
         _work(loaded, name, start)
     else:
         with preemption.heard():
-            run.stage_alone(loaded, name, start)
+            _stage(loaded, name, start)
+
+
+def _stage(loaded: Config, name: str, start: Start) -> None:
+    with imports():
+        from pipeline.runs import run
+
+    run.stage_alone(loaded, name, start)
 
 
 def _only_stage(loaded: Config) -> str:
@@ -185,8 +201,9 @@ def _work(loaded: Config, name: str, start: Launched) -> None:
         lock = launcher.become_worker(loaded.path)
     request = StopRequest.of_this_process()
     try:
-        from pipeline.runs import trainings
-        from pipeline.training import engine, fingerprint, loop
+        with imports():
+            from pipeline.runs import trainings
+            from pipeline.training import engine, fingerprint, loop
 
         stage = loaded.training_stage(name)
         with full_disk_explained(loaded.path):

@@ -101,9 +101,11 @@ def prepared_before(folder: Path, data: TextData | ImageData, seed: int) -> Prep
 def _built(data: TextData | ImageData, seed: int, draft: Path, processes: int) -> dict[str, Any]:
     if data.kind == "text":
         return text_building.build(data, seed, draft, processes)
+    from pipeline.data import image_building  # and `datasets`, which takes a second
+
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    return images.build(data, seed, draft)
+    return image_building.build(data, seed, draft)
 
 
 def open_prepared(folder: Path) -> Prepared:

@@ -12,11 +12,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import datasets
+from typing import TYPE_CHECKING
 
 from pipeline.config.schema import ImageData, TextData
 from pipeline.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    import datasets
 
 logger = logging.getLogger(__name__)
 
@@ -45,20 +47,24 @@ class LocalFiles:
 
 @dataclass(frozen=True)
 class HubSplit:
-    """A split of a data set on the hub."""
+    """A split of a data set on the hub. `datasets` takes a second to import, which other sources do without."""
 
     name: str
     subset: str | None
     split: str
 
-    def load(self) -> datasets.Dataset:
+    def load(self) -> "datasets.Dataset":
         """Download it whole into the hub's own cache, and convert it there. Raises UserError."""
+        import datasets
+
         with self._explained():
             return datasets.load_dataset(self.name, self.subset, split=self.split)
 
-    def tables(self) -> tuple[list[Path], datasets.Features | None] | None:
+    def tables(self) -> "tuple[list[Path], datasets.Features | None] | None":
         """Its parquet files, downloaded into the hub's own cache, and what its card says of their columns; None where
         it consists of others. Raises UserError."""
+        import datasets
+
         with self._explained():
             builder = datasets.load_dataset_builder(self.name, self.subset)
             files = (builder.config.data_files or {}).get(self.split)
@@ -74,6 +80,8 @@ class HubSplit:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
+        import datasets
+
         try:
             yield
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:

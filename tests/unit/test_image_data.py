@@ -236,7 +236,7 @@ def test_images_are_stored_once(tables, monkeypatch, source):
     monkeypatch.setattr(ImageTables, "save", measured)
     if source == "hub":  # `datasets` loads a folder by its name as it loads a data set of the hub
         found = HubSplit("pets", None, "train"), HubSplit("pets", None, "test")
-        monkeypatch.setattr("pipeline.data.images.resolve", lambda data: found)
+        monkeypatch.setattr("pipeline.data.image_building.resolve", lambda data: found)
     files = {"dataset": ["pets/train-0.parquet", "pets/train-1.parquet"], "evaluation": "pets/test-0.parquet"}
     prepared = prepare(config(column="photo", label="kind", **files), 0, tables / "data")
     assert content < max(sizes) < 1.2 * content
