@@ -48,7 +48,7 @@ def trained(path: Path, faults: list[float]) -> StageFolder:
     """The stage of a run whose workers were killed at these seconds. Raises RuntimeError where it ends otherwise than
     by its time."""
     content, begun = yaml.safe_load(path.read_text(encoding="utf-8")), time.monotonic()
-    command = subprocess.Popen([sys.executable, "-m", "pipeline", "-q", "run", str(path)], cwd=ROOT)
+    command = subprocess.Popen([sys.executable, "-m", "pipeline", "run", "-q", str(path)], cwd=ROOT)
     for moment in faults:
         time.sleep(max(0.0, begun + moment - time.monotonic()))
         os.kill(workers(command.pid)[-1], signal.SIGKILL)

@@ -10,8 +10,19 @@ from pipeline.records.event_records import Problem
 
 NORMAL = 1.4826
 """Standard deviation of a normal distribution in units of its median absolute deviation."""
-FLATTEST = 0.01
-"""Of the median: the least deviation that is assumed, so that on a flat curve a ripple is no spike."""
+
+
+@dataclass(frozen=True)
+class LeastRise:
+    """What a value must have risen above the median by, whatever the deviation: `by`, and `share` of the median. The
+    values of a model that is nearly done lie so close together that one hard batch is many deviations off."""
+
+    by: float = 0.0
+    share: float = 0.0
+
+
+LOSS, NORM = LeastRise(by=0.5, share=0.01), LeastRise(share=2.0)
+"""Half a nat (a cross-entropy, times 1.65 in perplexity); a gradient norm three times the median."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +36,11 @@ class Finding:
 
 class SpikeDetector:
     """The running median of the last `window` finite values, and how far above it a spike begins: `sigmas` standard
-    deviations, estimated from the median absolute deviation, which a few spikes in the window do not move."""
+    deviations, estimated from the median absolute deviation, which a few spikes in the window do not move, and `least`
+    at least."""
 
-    def __init__(self, window: int, sigmas: float, values: Iterable[float] = ()):
-        self.sigmas = sigmas
+    def __init__(self, window: int, sigmas: float, least: LeastRise, values: Iterable[float] = ()):
+        self.sigmas, self.least = sigmas, least
         self.values = deque(values, maxlen=window)
 
     @property
@@ -38,7 +50,7 @@ class SpikeDetector:
             return None
         middle = median(self.values)
         deviation = NORMAL * median(abs(value - middle) for value in self.values)
-        return middle + self.sigmas * max(deviation, FLATTEST * abs(middle))
+        return middle + max(self.sigmas * deviation, self.least.by, self.least.share * abs(middle))
 
     def judge(self, value: float | None) -> Finding | None:
         """None where there is nothing wrong, or no value. Judging leaves the window alone."""

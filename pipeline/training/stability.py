@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.records.event_records import Action, EventRecord, RecentRecord
 from pipeline.training.data_order import DataOrder
 from pipeline.training.engine import World
-from pipeline.training.spikes import Finding, SpikeDetector
+from pipeline.training.spikes import LOSS, NORM, Finding, SpikeDetector
 from pipeline.training.stage import TrainingPlan
 
 ADVICE = "lower schedule.peak, lengthen the warm-up, or clip"
@@ -50,8 +50,8 @@ class Stabilizer:
 
     def __init__(self, stage: str, settings: Stability, recent: RecentRecord | None, order: DataOrder):
         self.stage, self.settings, self.order = stage, settings, order
-        past = (recent.losses, recent.norms) if recent else ((), ())
-        self.losses, self.norms = (SpikeDetector(settings.window, settings.sigmas, values) for values in past)
+        past = ((LOSS, recent.losses), (NORM, recent.norms)) if recent else ((LOSS, ()), (NORM, ()))
+        self.losses, self.norms = (SpikeDetector(settings.window, settings.sigmas, *each) for each in past)
         self.skipped = recent.skipped if recent else 0
 
     def refuses(self, loss: float, norm: float | None) -> bool:

@@ -5,12 +5,12 @@ import random
 
 import pytest
 
-from pipeline.training.spikes import Finding, SpikeDetector
+from pipeline.training.spikes import LOSS, NORM, Finding, LeastRise, SpikeDetector
 
 
-def watched(values, window: int = 50, sigmas: float = 6.0) -> list[int]:
+def watched(values, window: int = 50, sigmas: float = 6.0, least: LeastRise = LOSS) -> list[int]:
     """Places in a series at which there is a spike."""
-    detector, found = SpikeDetector(window, sigmas), []
+    detector, found = SpikeDetector(window, sigmas, least), []
     for place, value in enumerate(values):
         if detector.judge(value):
             found.append(place)
@@ -52,12 +52,19 @@ def test_another_level_that_stays_is_no_spike_for_ever():
 
 
 def test_a_flat_curve_has_no_spikes_but_real_ones():
-    assert watched([4.0] * 100 + [4.2] + [4.0] * 20 + [4.3]) == [121]
+    assert watched([4.0] * 100 + [4.4] + [4.0] * 20 + [4.6]) == [121]
+    assert watched([4.0] * 100 + [11.9] + [4.0] * 20 + [12.1], least=NORM) == [121]
+
+
+def test_a_hard_batch_of_a_model_that_is_nearly_done_is_none():
+    """As it came in the last step of a healthy run of the ViT quick start, sixteen deviations off."""
+    values = [*noisy(100, lambda step: 0.1, sigma=0.0035), 0.157]
+    assert watched(values, least=LeastRise()) == [100] and watched(values) == []
 
 
 @pytest.mark.parametrize("value, problem", [(math.nan, "nan"), (math.inf, "infinite"), (-math.inf, "infinite")])
 def test_what_is_no_number_is_found_at_once_and_never_enters_the_window(value, problem):
-    detector = SpikeDetector(8, 6.0, [1.0] * 7)
+    detector = SpikeDetector(8, 6.0, LOSS, [1.0] * 7)
     assert detector.judge(value) == Finding(problem)
     detector.add(value)
     assert len(detector.values) == 7 and detector.limit is None
@@ -65,6 +72,6 @@ def test_what_is_no_number_is_found_at_once_and_never_enters_the_window(value, p
 
 def test_no_value_is_no_spike():
     """ZeRO-0 in fp32 without clipping has no norm."""
-    detector = SpikeDetector(8, 6.0)
+    detector = SpikeDetector(8, 6.0, NORM)
     detector.add(None)
     assert detector.judge(None) is None and not detector.values
