@@ -37,7 +37,7 @@ class FaultError(UserError):
     @property
     def what(self) -> str:
         """Without the way out."""
-        return str(self).removesuffix(RESUME)
+        return str(self).partition(RESUME)[0]
 
 
 FAULT = 75
@@ -81,6 +81,17 @@ def files_explained() -> Iterator[None]:
             raise
         way_out = "make room" if error.errno in FULL else "check the path and its permissions"
         raise UserError(f"{error.filename}: cannot be read or written ({error.strerror}); {way_out}") from error
+
+
+@contextmanager
+def reading_checkpoint(folder: Path) -> Iterator[None]:
+    """What keeps a file of a checkpoint from being read, a bad sector say, raises UserError: it is damaged."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: cannot be read ({error.strerror or error}); use an older checkpoint"
+        ) from error
 
 
 @contextmanager

@@ -10,8 +10,8 @@ ROWS = (*KINDS, "lost", "waiting")
 
 
 class WallTime(Content):
-    """rows: seconds by kind, which add up to `seconds`, the wall clock from the first start to the last line. goodput:
-    the share of steps that count (the effective training-time ratio)."""
+    """rows: seconds by kind. seconds: their sum, the wall clock from the first start to the last line where the starts'
+    clocks agree. goodput: the share of steps that count (the effective training-time ratio)."""
 
     stage: str
     starts: int
@@ -58,7 +58,7 @@ def wall_time(stage: str, records: Iterable[StartRecord | SpentRecord]) -> WallT
     rows = dict.fromkeys(ROWS, 0.0)
     for _, kind, seconds in spent.lines:
         rows[kind] += seconds
-    total = spent.until - starts[0].began
+    total = sum(rows.values())
     useful = sum(rows[kind] for kind in STEPPING)
     return WallTime(
         stage=stage, starts=len(starts), seconds=total, rows=dict(rows), goodput=useful / total if total > 0 else 0.0

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from pipeline.checkpoints.relative_paths import is_below
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reading_checkpoint
 from pipeline.records.file_hashes import Done, FileRecord, files_below, hashes, sha256, silent
 from pipeline.records.run_folder import read_json
 
@@ -83,8 +83,9 @@ def _text(content: dict[str, Any]) -> str:
 
 def read(folder: Path) -> Manifest:
     """The manifest of a checkpoint, checked against itself and against the sizes of its files. Raises UserError."""
-    content = parse(folder / NAME)
-    _require_sizes(folder, content.files)
+    with reading_checkpoint(folder):
+        content = parse(folder / NAME)
+        _require_sizes(folder, content.files)
     return content
 
 
@@ -145,16 +146,18 @@ def listing(folder: Path) -> list[str]:
 def verify(folder: Path, workers: int = 1, done: Done = silent) -> Manifest:
     """Like `read`, and every byte hashed, in `workers` threads. Raises UserError naming the first file that differs."""
     content = read(folder)
-    _require_same(folder, content.files, hashes(folder, content.files, workers, done))
+    with reading_checkpoint(folder):
+        _require_same(folder, content.files, hashes(folder, content.files, workers, done))
     return content
 
 
 def verify_share(folder: Path, number: int, of: int) -> None:
     """`verify` for one of `of` processes, which share the files out; each looks at its own alone. Raises UserError
     naming the first that differs."""
-    files = dict(sorted(parse(folder / NAME).files.items())[number::of])
-    _require_sizes(folder, files)
-    _require_same(folder, files, hashes(folder, files))
+    with reading_checkpoint(folder):
+        files = dict(sorted(parse(folder / NAME).files.items())[number::of])
+        _require_sizes(folder, files)
+        _require_same(folder, files, hashes(folder, files))
 
 
 def verify_files(folder: Path, names: Iterable[str]) -> None:
@@ -162,7 +165,8 @@ def verify_files(folder: Path, names: Iterable[str]) -> None:
     first that differs."""
     recorded = read(folder).files
     files = {name: recorded[name] for name in names if name in recorded}
-    _require_same(folder, files, hashes(folder, files))
+    with reading_checkpoint(folder):
+        _require_same(folder, files, hashes(folder, files))
 
 
 def _require_same(folder: Path, expected: dict[str, FileRecord], actual: dict[str, FileRecord]) -> None:

@@ -1,5 +1,6 @@
 """Which checkpoints of a stage stay when a newer one is published."""
 
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -9,6 +10,8 @@ from pipeline.checkpoints.publish import STAGING, complete
 from pipeline.config.schema import Retention
 from pipeline.errors import UserError
 from pipeline.records.run_folder import step_of
+
+logger = logging.getLogger(__name__)
 
 EVALUATION = "eval_loss"
 """The key of the manifest that says how good a checkpoint is; missing where its step was not evaluated."""
@@ -40,6 +43,14 @@ def prune(folder: Path, keep: Retention) -> None:
     staying = kept(checkpoints, keep)
     for old in (checkpoint for checkpoint in checkpoints if checkpoint not in staying):
         (old / manifest.NAME).unlink()  # from here on it is no checkpoint, whatever happens
-        shutil.rmtree(old)
+        _remove(old)
     for left in [*folder.glob(STAGING + "*"), *(p for p in folder.glob("step-*") if not (p / manifest.NAME).exists())]:
-        shutil.rmtree(left)
+        _remove(left)
+
+
+def _remove(folder: Path) -> None:
+    """What somebody reads at this moment over NFS cannot go; the next one to be removed takes it along."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        logger.debug(f"{folder}: cannot be removed yet ({error.strerror})")

@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import NoReturn
 
@@ -15,7 +16,9 @@ from pipeline.cli.arguments import Commands, add_local_rank, node_counts, path
 from pipeline.cli.imports import imports
 from pipeline.cli.output import exit_code
 from pipeline.config.schema import Config
+from pipeline.durations import seconds
 from pipeline.errors import Preempted, UserError, full_disk_explained, writing_to
+from pipeline.records import run_folder
 from pipeline.records.processes import PARENT, choose_accelerator
 from pipeline.training import environment, launcher, preemption
 from pipeline.training.environment import Launched
@@ -195,18 +198,20 @@ def _only_stage(loaded: Config) -> str:
 
 
 def _work(loaded: Config, name: str, start: Launched) -> None:
-    """Be one worker of a training stage, to its end, or until it is asked to stop."""
+    """Be one worker of a training stage, to its end, or until it is asked to stop, or its time is up."""
+    preemption.set_deadline(None if loaded.max_time is None else seconds(loaded.max_time))
     with writing_to(loaded.path, "choose another run folder with folder=…"):
         loaded.path.mkdir(parents=True, exist_ok=True)
         lock = launcher.become_worker(loaded.path)
     request = StopRequest.of_this_process()
+    alone = PARENT not in os.environ and start.first  # else the command of our own that started it has locked the run
     try:
         with imports():
             from pipeline.runs import trainings
             from pipeline.training import engine, fingerprint, loop
 
         stage = loaded.training_stage(name)
-        with full_disk_explained(loaded.path):
+        with run_folder.claimed(loaded.path) if alone else nullcontext(), full_disk_explained(loaded.path):
             fingerprint.require_same(loaded, stage, start.allowed)  # under plain torchrun nobody did it before
             if PARENT not in os.environ:
                 trainings.reshard_start(loaded, stage, start)
@@ -214,7 +219,7 @@ def _work(loaded: Config, name: str, start: Launched) -> None:
                 loop.run(loaded, stage, engine.join(loaded.hang), request)
             except Preempted:
                 engine.leave(preemption.REQUEUE)
-            engine.leave()
+            engine.leave(preemption.REQUEUE if request.asked else 0)  # behind the last step nobody has heard it
     except BaseException as error:
         launcher.tell_failure(error)
         raise

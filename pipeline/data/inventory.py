@@ -63,13 +63,14 @@ def _text(data: TextData, source: Source) -> tuple[dict[str, Any], list[tuple[st
     size, tokenizer = _vocabulary(data.tokenizer)
     characters = _characters(source)
     blocks = None if characters is None else math.ceil(characters / CHARACTERS_PER_TOKEN / (data.block - 2))
+    held_out = 0 if data.evaluation else data.evaluation_blocks
     facts = {
         "kind": "text",
         "vocab_size": size,
         "block": data.block,
         "scored": data.scored,
         "tokens_per_sample": data.block,
-        "training": None if blocks is None else max(1, blocks - data.evaluation_blocks),
+        "training": None if blocks is None else max(1, blocks - held_out),
         "evaluation": data.evaluation_blocks,
     }
     about = "unknown until it is fetched" if blocks is None else f"about {facts['training']:,} blocks of {data.block}"

@@ -141,6 +141,18 @@ def exclusive(folder: Path, node: int = 0) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Lock `.lock` alone, for rank 0 of workers that another launcher has started: its siblings share `.workers`
+    already. Raises UserError where anybody else holds it."""
+    with _lock_file(folder, ".lock", 0).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: another process is at work on this run; wait for it or stop it") from error
+        yield
+
+
 def share(folder: Path, node: int = 0) -> TextIO:
     """Called by a worker: lock `.workers`, together with the others, until this process ends. Keep the returned file
     open."""

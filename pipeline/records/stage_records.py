@@ -148,7 +148,10 @@ class Metrics(Records[MetricsRecord]):
         """Drop what lies after `step` (and a half-written last line), atomically."""
         lines = [_line(record) for record in self if record.step <= step]
         draft = self.path.with_suffix(".draft")
-        draft.write_text("".join(lines), encoding="utf-8")
+        with draft.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(draft, self.path)
 
     def upgraded(self, content: dict[str, Any], previous_step: int) -> dict[str, Any]:

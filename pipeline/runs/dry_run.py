@@ -26,11 +26,13 @@ from pipeline.data.inventory import Inventory, inventory
 from pipeline.errors import UserError
 from pipeline.optim.schedules import Rates
 from pipeline.records.run_folder import StageFolder
+from pipeline.records.stage_facts import TrainFacts
 from pipeline.runs import preflight
 from pipeline.training import launcher
 from pipeline.training.engine import deepspeed_config
 from pipeline.training.environment import Launched
 from pipeline.training.launcher import Start
+from pipeline.training.micro_batches import as_begun
 from pipeline.training.stage import pace, rates
 from pipeline.training.start import require_whole_facts
 
@@ -70,12 +72,14 @@ def dry_run(config: Config, start: Start, arguments: Sequence[str]) -> DryRun:
     """Check a config as a run does, and say what would follow. arguments: of the command, behind `lemon run`. Raises
     UserError with what a run would say."""
     cluster = Cluster.of(config, start)
-    preflight.before_data(config, cluster.ranks)
+    preflight.before_data(config, [cluster.ranks], start.allowed)
     notes = [*_notes(config, cluster), *_checkpoints(config, cluster)]
     there = inventory(config.data, config.seed, config.path / "data")
     configs = preflight.after_data(config, there.data, counted=there.prepared)
     stages = [_stage(config, stage, cluster, there, configs[stage.model]) for stage in config.stages]
-    disk = {"needed": sum(stage["disk"] for stage in stages), "free": _free(config.path)}
+    there_already = {stage.name: _used(config.path / stage.name) for stage in config.stages}
+    needed = sum(max(0, stage["disk"] - there_already[stage["name"]]) for stage in stages)
+    disk = {"needed": needed, "free": _free(config.path)}
     if disk["needed"] > disk["free"]:
         notes.append(f"the checkpoints need {amount(disk['needed'])} of disk, {amount(disk['free'])} are free")
     content = {
@@ -123,7 +127,7 @@ def _facts(there: Inventory) -> dict[str, Any]:
 
 def _launch(cluster: Cluster, start: Start, arguments: Sequence[str]) -> Iterator[str]:
     """What starts the run: a command for each node."""
-    command = ["lemon", "run", *arguments]
+    command = ["lemon", "run", *arguments, *(f"--allow={setting}" for setting in sorted(start.allowed))]
     if isinstance(start, Launched) or cluster.nodes == 1:
         yield shlex.join(command)
         return
@@ -138,6 +142,8 @@ def _stage(config: Config, stage: Stage, cluster: Cluster, there: Inventory, mod
     shared |= {"origin": stage.origin, "status": _status(config, stage)}
     if isinstance(stage, ExpandStage):
         return {**shared, "method": stage.method.name, "disk": _expansion_on_disk(config, stage, cluster, parameters)}
+    folder = StageFolder(config.path / stage.name)
+    stage, cluster = as_begun(stage, folder), _as_trained(folder, cluster)
     known = there.counted or not preflight.in_epochs(stage)
     training = _training(config, stage, cluster, there, model, known)
     steps = training["schedule"]["steps"] if training["schedule"] else 0
@@ -147,6 +153,12 @@ def _stage(config: Config, stage: Stage, cluster: Cluster, there: Inventory, mod
         "memory": _memory(stage, cluster, there, model),
         "disk": stage.keep.most(steps) * _on_disk(stage, cluster, parameters),
     }
+
+
+def _as_trained(folder: StageFolder, cluster: Cluster) -> Cluster:
+    """Of a finished stage the ranks of its last start, whatever those of this command are."""
+    facts = folder.facts
+    return Cluster(1, facts.settings.world_size) if folder.finished and isinstance(facts, TrainFacts) else cluster
 
 
 def _status(config: Config, stage: Stage) -> str:
@@ -246,9 +258,14 @@ def _on_disk(stage: TrainStage, cluster: Cluster, parameters: int) -> int:
 
 
 def _expansion_on_disk(config: Config, stage: ExpandStage, cluster: Cluster, parameters: int) -> int:
-    """In the layout of the training behind it; without one, weights in float32."""
-    readers = config.continued_by(stage.name)
+    """In the layout of the training behind it; without one, or before one of stage 0, weights in float32."""
+    readers = [reader for reader in config.continued_by(stage.name) if reader.zero_stage]
     return _on_disk(readers[0], cluster, parameters) if readers else 4 * parameters
+
+
+def _used(folder: Path) -> int:
+    """Bytes of the files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _free(folder: Path) -> int:

@@ -16,10 +16,12 @@ from uuid import uuid4
 
 from pydantic import ValidationError
 
-from pipeline.errors import UserError
+from pipeline.errors import Preempted, UserError
 from pipeline.records import run_folder
 from pipeline.records.strict import Strict
+from pipeline.training.environment import Launched
 from pipeline.training.launcher import Nodes, Start
+from pipeline.training.preemption import StopRequest
 
 BEAT = 10.0
 """Seconds between two signs of life of node 0."""
@@ -40,22 +42,29 @@ files: no collective is open meanwhile. Raises UserError there when the first on
 
 
 class Status(Strict):
-    """launch: another one for every start of node 0. beat: goes up while it is at work. stopped: why it is not."""
+    """launch: another one for every start of node 0. beat: goes up while it is at work. stopped: why it is not.
+    preempted: whether it was asked to stop."""
 
     launch: str
     beat: int = 0
     stopped: str | None = None
+    preempted: bool = False
 
 
 @contextmanager
 def dividing_work(run: Path, start: Start) -> Iterator[OnFirst]:
-    """How a command that was started as `start` says has offline work done once."""
-    if start.first:
-        with nullcontext() if start.alone else at_work(run):
-            yield lambda action, done: action()
-    else:
-        watch = Watch(run, start.kind)
-        yield lambda action, done: watch.wait(done)
+    """How a command that was started as `start` says has offline work done once. A process of another launcher that is
+    asked to stop stops in it at once, as a command of our own does."""
+    launched = isinstance(start, Launched)
+    stoppable = StopRequest.of_this_process().at_once if launched else nullcontext
+    watch = None if start.first else Watch(run, start.kind)
+
+    def on_first(action: Callable[[], object], done: Callable[[], bool]) -> None:
+        with stoppable():
+            watch.wait(done) if watch else action()
+
+    with at_work(run) if start.first and not start.alone else nullcontext():
+        yield on_first
 
 
 def status_file(run: Path) -> Path:
@@ -69,19 +78,19 @@ def at_work(run: Path) -> Iterator[None]:
     _write(run, status)
     beats = threading.Thread(target=_beat, args=(run, status, ended), daemon=True)
     beats.start()
-    stopped: str | None = None
+    ending: dict[str, object] = {}
     try:
         yield
     except BaseException as error:
-        stopped = _reason(error)
+        ending = {"stopped": _reason(error), "preempted": isinstance(error, Preempted)}
         raise
     finally:
         ended.set()
         beats.join()
-        if stopped is None:
-            status_file(run).unlink(missing_ok=True)
+        if ending:
+            _write(run, status.model_copy(update=ending))
         else:
-            _write(run, status.model_copy(update={"stopped": stopped}))
+            status_file(run).unlink(missing_ok=True)
 
 
 def _beat(run: Path, status: Status, ended: threading.Event) -> None:
@@ -101,7 +110,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "it was interrupted"
     text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, UserError | Preempted) else f"{type(error).__name__}: {text}"
 
 
 class Watch:
@@ -112,7 +121,8 @@ class Watch:
         self.run, self.kind, self.found = run, kind, _read(run)
 
     def wait(self, done: Callable[[], bool]) -> None:
-        """Wait for what node 0 does. Raises UserError when it has stopped, or gives no sign of life for `SILENCE`."""
+        """Wait for what node 0 does. Raises UserError when it has stopped, or gives no sign of life for `SILENCE`;
+        Preempted where it was asked to."""
         before = f", which stopped before: {self.found.stopped}" if self.found and self.found.stopped else ""
         logger.info(f"waiting for {self.kind} 0{before}")
         last, heard = self.found, time.monotonic()
@@ -120,9 +130,9 @@ class Watch:
             status = _read(self.run)
             if status != last:
                 last, heard = status, time.monotonic()
-            stopped, silence = status.stopped if status else None, time.monotonic() - heard
-            if stopped is not None and (status != self.found or silence > RESTART):
-                raise UserError(f"{self.kind} 0 stopped: {stopped}")
+            silence = time.monotonic() - heard
+            if status and status.stopped is not None and (status != self.found or silence > RESTART):
+                raise (Preempted if status.preempted else UserError)(f"{self.kind} 0 stopped: {status.stopped}")
             if silence > SILENCE:
                 raise UserError(
                     f"{self.kind} 0 gave no sign of life for {SILENCE / 60:.0f} minutes: it was killed, or not "

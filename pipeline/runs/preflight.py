@@ -19,16 +19,17 @@ from pipeline.growth.method import ExpansionOptions
 from pipeline.growth.plan import plan_growth, require_possible
 from pipeline.optim.optimizers import OptimizerSpec
 from pipeline.records.run_folder import StageFolder
-from pipeline.training.engine import deepspeed_config, precisions_of_workers, require_precision
+from pipeline.training.engine import precisions_of_workers, require_precision
 from pipeline.training.fingerprint import require_same
-from pipeline.training.micro_batches import as_begun
+from pipeline.training.micro_batches import as_begun, divide, size_of
 from pipeline.training.stage import pace, rates, require_best_known
 from pipeline.training.start import require_start
 
 
-def before_data(config: Config, ranks: int, allowed: Collection[str] = ()) -> None:
+def before_data(config: Config, ranks: Sequence[int], allowed: Collection[str] = ()) -> None:
     """Check what needs no data: families, batches, ranks, precisions, and the stages that have begun, of which the
-    settings `allowed` may change. Raises UserError that lists all problems."""
+    settings `allowed` may change. ranks: the numbers that may train, the largest last, of which a batch must suit one.
+    Raises UserError that lists all problems."""
     precisions = precisions_of_workers()
     families = [partial(_require_family, name, sizes) for name, sizes in config.models.items()]
     stages = [partial(_stage_before_data, config, stage, ranks, precisions, allowed) for stage in config.stages]
@@ -47,16 +48,21 @@ def checkpoints_fit(config: Config, stages: Sequence[Stage], ranks: int) -> None
 
 
 def _stage_before_data(
-    config: Config, stage: TrainStage | ExpandStage, ranks: int, precisions: set[str], allowed: Collection[str]
+    config: Config, stage: Stage, ranks: Sequence[int], precisions: set[str], allowed: Collection[str]
 ) -> None:
     require_same(config, stage, allowed, each=True)
     if isinstance(stage, TrainStage):
         if not (folder := StageFolder(config.path / stage.name)).finished:
-            deepspeed_config(as_begun(stage, folder), ranks)
+            _require_division(as_begun(stage, folder), ranks)
         require_precision(stage, precisions)
     else:
         options(stage, config.seed)
-        _require_readers(config, stage, ranks)
+        _require_readers(config, stage, ranks[-1])
+
+
+def _require_division(stage: TrainStage, ranks: Sequence[int]) -> None:
+    if not any(divide(stage, count) for count in ranks):
+        size_of(stage, ranks[-1])
 
 
 def _require_readers(config: Config, stage: ExpandStage, ranks: int) -> None:

@@ -13,7 +13,7 @@ from pipeline.errors import Preempted
 from pipeline.records import run_folder
 from pipeline.records.run_folder import StageFolder
 from pipeline.runs.first_node import OnFirst, dividing_work
-from pipeline.runs.trainings import Trainings, ranks_of
+from pipeline.runs.trainings import Trainings, possible_ranks, ranks_of
 from pipeline.training import preemption
 from pipeline.training.environment import Launched
 from pipeline.training.fingerprint import Fingerprint
@@ -31,6 +31,7 @@ def run(config: Config, start: Start = Nodes()) -> None:
     with _prepared_run(config, start, config.stages) as on_first:
         trainings = Trainings(config, start, on_first)
         for stage in config.stages:
+            preemption.FORWARDING.stop_if_asked()
             if start.alone and preemption.time_is_up():  # several would not agree; the next step's do
                 raise Preempted(f"stopped by max_time before stage '{stage.name}'")
             _run_stage(config, stage, start, on_first, trainings)
@@ -79,7 +80,8 @@ def _prepare(config: Config, start: Start, stages: Sequence[Stage], on_first: On
         logger.info("processes: %s counts where no launcher has started them, not here", config.processes)
     if not start.alone:
         _check_before_data(config, start)
-    preflight.checkpoints_fit(config, stages, ranks_of(config, start))
+    if start.first:  # it sets damaged ones aside
+        preflight.checkpoints_fit(config, stages, ranks_of(config, start))
     on_first(lambda: data.prepare(config.data, config.seed, folder), lambda: (folder / "data.json").exists())
     preflight.after_data(config)
     if start.first:
@@ -89,7 +91,7 @@ def _prepare(config: Config, start: Start, stages: Sequence[Stage], on_first: On
 def _check_before_data(config: Config, start: Start) -> None:
     from pipeline.runs import preflight
 
-    preflight.before_data(config, ranks_of(config, start), start.allowed)
+    preflight.before_data(config, possible_ranks(config, start), start.allowed)
 
 
 def _run_stage(config: Config, stage: Stage, start: Start, on_first: OnFirst, trainings: Trainings) -> None:

@@ -25,6 +25,14 @@ def ranks_of(config: Config, start: Start) -> int:
     return start.count * launcher.processes(config.processes)
 
 
+def possible_ranks(config: Config, start: Start) -> list[int]:
+    """The numbers of processes that may train together, the largest last: fewer where not all nodes are waited for."""
+    most = ranks_of(config, start)
+    if isinstance(start, Launched):
+        return [most]
+    return [most // start.count * count for count in range(start.least, start.count + 1)]
+
+
 def reshard_start(config: Config, stage: TrainStage, start: Launched) -> None:
     """For a worker of a launcher that trains one stage only: rank 0 writes what the engines are to load where it is in
     another layout, the others wait. Raises UserError."""

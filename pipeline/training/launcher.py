@@ -8,12 +8,14 @@ node runs the same command with its own --node-rank, and they meet before each s
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TextIO
@@ -33,8 +35,9 @@ FAILURES, LOG_LEVEL, NODE = "LEMON_FAILURE_FOLDER", "LEMON_LOG_LEVEL", "LEMON_NO
 GROUP_RANK of torch's agent counts those that take part)."""
 
 
-MEETING_SECONDS = 60
-"""In which the nodes that take part must have met; node 0 has counted them a moment before."""
+MEETING_SECONDS = 300
+"""In which the nodes that take part must have met. Node 0 has counted them before, and may have hashed a checkpoint
+since."""
 UNTOLD = 3
 """The exit code of a worker that failed and could not write why."""
 
@@ -116,9 +119,14 @@ def launch(arguments: list[str], workers: int, nodes: Nodes, seat: Seat, folder:
 
     for name in ("agent.server.api", "multiprocessing.api"):  # a failed worker becomes one UserError, without a log
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
-    failures = _empty(folder / f".failures-{nodes.rank}")
-    os.environ |= worker_environment(failures, nodes)
-    with tempfile.TemporaryDirectory() as logs, _signals_restored(), preemption.forwarded(), survivors.ended() as rest:
+    with (
+        tempfile.TemporaryDirectory() as logs,
+        _failures(folder / f".failures-{nodes.rank}") as failures,
+        _signals_restored(),
+        preemption.forwarded(),
+        survivors.ended() as rest,
+    ):
+        os.environ |= worker_environment(failures, nodes)
         try:
             elastic_launch(_agent(workers, nodes, seat, logs), sys.executable)("-m", "pipeline", *arguments)
         except ChildFailedError as error:
@@ -133,12 +141,23 @@ def launch(arguments: list[str], workers: int, nodes: Nodes, seat: Seat, folder:
             ) from error
 
 
-def _empty(folder: Path) -> Path:
-    """The folder without the files that an earlier launch left in it."""
+@contextmanager
+def _failures(folder: Path) -> Iterator[Path]:
+    """A place below `folder` where the workers of one launch leave why they failed; kept where one has left a
+    traceback, of which the message names the place."""
     folder.mkdir(parents=True, exist_ok=True)
-    for file in folder.iterdir():
-        file.unlink()
-    return folder
+    place = Path(tempfile.mkdtemp(prefix=time.strftime("%Y-%m-%d-%H%M%S-"), dir=folder))
+    try:
+        yield place
+    finally:
+        if not any(text.strip().count("\n") for text in _texts(place)):
+            shutil.rmtree(place, ignore_errors=True)
+            with suppress(OSError):  # others have left some
+                folder.rmdir()
+
+
+def _texts(failures: Path) -> list[str]:
+    return [path.read_text(encoding="utf-8") for path in sorted(failures.iterdir())]
 
 
 def worker_environment(failures: Path, nodes: Nodes) -> dict[str, str]:
@@ -194,7 +213,7 @@ def _failure(failures: Path, error: "ChildFailedError", survivors: set[int]) -> 
     killed = [rank for rank, code in causes.items() if code == -signal.SIGKILL]
     if killed and FAULT not in causes.values():
         return FaultError(f"worker {killed[0]} died (SIGKILL: out of memory, or stopped from outside){RESUME}")
-    texts = [path.read_text(encoding="utf-8").partition("\n") for path in failures.iterdir()]
+    texts = [text.partition("\n") for text in _texts(failures)]
     if untold := [rank for rank, code in causes.items() if code == UNTOLD]:
         return UserError(
             f"worker {untold[0]} failed and could not leave its message in {failures}; the disk is full, or cannot be "
@@ -205,6 +224,8 @@ def _failure(failures: Path, error: "ChildFailedError", survivors: set[int]) -> 
         if trace:
             return FaultError(f"{message}; traceback in {failures}")
         return FaultError(message) if FAULT in causes.values() else UserError(message)
+    if not causes:
+        return FaultError(f"worker {min(error.failures)} did not end when the others had{RESUME}")
     rank, code = next(iter(causes.items()))
     reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return FaultError(f"worker {rank} died ({reason}) without a message{RESUME}")

@@ -122,6 +122,7 @@ class Loop:
             plan.stage.tensorboard,
         )
         self.evaluated: dict[int, dict[str, float]] = {}
+        self.own_flops = sum(entry.flops for entry in plan.folder.ledger) if world.first else 0
         self.peak = peak_of_all_ranks(world.device.type, plan.stage.precision)
 
     def run(self, step: int, resumed: bool) -> bool:
@@ -226,6 +227,7 @@ class Loop:
     def _spend(self, step: int, kind: str, flops: int, samples: int, tokens: int) -> None:
         entry = LedgerEntry(step=step, kind=kind, flops=flops, samples=samples, tokens=tokens)
         self.plan.folder.ledger.append(entry)
+        self.own_flops += flops
 
     def _evaluate(self, step: int) -> None:
         self.reached.enter("evaluation", step)
@@ -281,8 +283,8 @@ class Loop:
             self.plan.folder.metrics.append(record)
 
     def _provenance(self) -> dict[str, Any]:
-        """Where the weights come from and every FLOP spent on them, the origin's included."""
-        own = sum(entry.flops for entry in self.plan.folder.ledger)  # lost ones included
+        """Where the weights come from and every FLOP spent on them, the origin's and lost ones included."""
+        own = self.own_flops
         before = flops_before(self.plan.start)
         return {
             "run": self.plan.config.name,

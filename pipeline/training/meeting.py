@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 LONGEST_WAIT = 600.0
 """Seconds in which as many nodes as are needed must come."""
-CONNECTING = timedelta(seconds=60)
-"""In which a node must reach node 0, which is there before it."""
+CONNECTING = timedelta(seconds=LONGEST_WAIT)
+"""In which a node must reach node 0, which may be started later, or hash the prepared data first."""
 POLL = 0.1
 """Seconds between two looks of node 0 for the others."""
 GRACE = 5.0

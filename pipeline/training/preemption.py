@@ -45,6 +45,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._asked: tuple[str, float] | None = None
+        self._signal, self._at_once = 0, False
 
     @classmethod
     @cache
@@ -55,9 +56,27 @@ class StopRequest:
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         for number in REQUESTS:
-            signal.signal(number, lambda number, frame: None)
+            signal.signal(number, request._interrupt)
         threading.Thread(target=request._listen, args=(reading,), daemon=True).start()
         return request
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Around what this process does alone, or only waits for: a signal raises Preempted in it, also one that came
+        before. In the main thread."""
+        self._at_once = True
+        try:
+            if self._signal:
+                self._interrupt(self._signal)
+            yield
+        finally:
+            self._at_once = False
+
+    def _interrupt(self, number: int, frame: FrameType | None = None) -> None:
+        self._signal = number
+        if self._at_once:
+            self._at_once = False
+            raise Preempted(f"stopped on {signal.Signals(number).name}")
 
     def _listen(self, reading: int) -> None:
         while True:
@@ -72,6 +91,11 @@ class StopRequest:
         if again or (number == signal.SIGTERM and _one_of_us_has_failed()):
             os._exit(128 + number)
         self._asked = self._asked or (signal.Signals(number).name, time.monotonic())
+
+    @property
+    def asked(self) -> bool:
+        """Whether somebody has asked, not the clock."""
+        return self._asked is not None
 
     @property
     def reason(self) -> str | None:
@@ -108,6 +132,11 @@ class Forwarding:
     def __init__(self) -> None:
         self.workers_run = False
         self.asked: float | None = None
+
+    def stop_if_asked(self) -> None:
+        """To be called before workers start: those of before may have ended without hearing it. Raises Preempted."""
+        if self.asked is not None:
+            raise Preempted("stopped on request")
 
     def hear(self, number: int, frame: FrameType | None = None) -> None:
         """Raises Preempted where there are no workers; a second request ends workers at once, and KeyboardInterrupt."""

@@ -105,7 +105,8 @@ class SaveInFlight:
             task = WriteTask(tree.file(name, self.staged, AGAIN), self.staged, AGAIN)
             records[name] = task.run(self._go_on)
             task.finish()
-            require_read_back(task.path, records[name], self._go_on)
+            with writing_to(task.path, AGAIN):
+                require_read_back(task.path, records[name], self._go_on)
         with writing_to(self.staging, AGAIN):
             write_json(self._record_of(self.rank), {name: each.model_dump() for name, each in records.items()})
 

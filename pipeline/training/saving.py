@@ -41,6 +41,7 @@ class Saving:
         self.begun: list[SaveInFlight] = []
         self.reserved = self.slow = False
         self.due: float | None = None
+        self._looks = 0
         self._taken: dict[str, FrozenTree] = {}
         engine.checkpoint_engine = TakingCheckpointEngine(engine.checkpoint_engine, self._take)
 
@@ -67,9 +68,10 @@ class Saving:
         return self.flight is not None and self.flight.failed
 
     def moved(self) -> int:
-        """Bytes that the save in flight has written and read back on this rank: what goes up while it does not hang."""
+        """Bytes that the save in flight has written and read back on this rank, and looks at it by a stage that fails:
+        what goes up while it does not hang."""
         flight = self.flight
-        return 0 if flight is None else flight.moved
+        return self._looks + (0 if flight is None else flight.moved)
 
     def save(self, publication: Publication, beside: dict[str, str], client_state: dict[str, Any]) -> None:
         """Begin a save; all ranks together. beside: small files by name. Raises UserError on every rank where the last
@@ -159,6 +161,7 @@ class Saving:
         while self.flight is not None and not self.flight.failed and time.monotonic() < deadline:
             if (self.flight.publication.final / manifest.NAME).exists() and self.flight.published.done():
                 return
+            self._looks += 1
             time.sleep(0.05)
 
     def close(self) -> None:

@@ -23,9 +23,6 @@ class Window:
     def __init__(self) -> None:
         self._steps: list[tuple[float, float | None, float]] = []
 
-    def __len__(self) -> int:
-        return len(self._steps)
-
     def add(self, loss: float, norm: float | None, seconds: float) -> None:
         self._steps.append((loss, norm, seconds))
 

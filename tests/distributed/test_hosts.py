@@ -18,7 +18,7 @@ from tests.helpers.hosts import Host, Pair, two_hosts
 from tests.helpers.runs import losses, records, tiny_run
 from tests.helpers.secure_shell import start_sshd
 from tests.helpers.slurm import start_slurm
-from tests.helpers.waiting import wait_for
+from tests.helpers.waiting import patience, wait_for
 
 pytestmark = pytest.mark.slow
 STEPS = 60
@@ -94,11 +94,11 @@ def test_torchrun_goes_on_behind_a_cut_cable(undisturbed, tmp_path):
         both = torchrun(pair, path, "static")
         wait_for(lambda: in_mid_run(run), 300)
         pair.cut()
-        codes = [process.wait(LONGEST_END) for process in both]
+        codes = [process.wait(patience(LONGEST_END)) for process in both]
         assert all(codes), said(tmp_path, "n1-static", "n2-static")
         for host, other in (("n1", "n2"), ("n2", "n1")):
             assert re.search(rf"^lemon: .*\b{other}\b", said(tmp_path, f"{host}-static"), re.MULTILINE), host
-        assert not any(host.processes() for host in pair.hosts)
+        wait_for(lambda: not any(host.processes() for host in pair.hosts), patience(10))
         assert len(losses(run, "small")) < len(undisturbed)
         pair.mend()
         codes = [process.wait(300) for process in torchrun(pair, path, "c10d")]
@@ -121,7 +121,7 @@ def test_deepspeeds_launcher_over_sshd(undisturbed, tmp_path):
         assert len(losses(run, "small")) < len(undisturbed)
         launcher = pair.hosts[0].start(*command, log=tmp_path / "ssh", VIA="ssh", **given)
         assert launcher.wait(300) == 0, said(tmp_path, "ssh")
-        wait_for(lambda: not any(workers_on(host) for host in pair.hosts), 10)
+        wait_for(lambda: not any(workers_on(host) for host in pair.hosts), patience(10))
     assert "started by deepspeed as rank 0 of 2 (1 on this node)" in said(tmp_path, "ssh")
     assert losses(run, "small") == undisturbed
 
@@ -135,10 +135,10 @@ def test_slurm_requeues_what_it_has_asked_to_stop(undisturbed, tmp_path):
         job = cluster.command(*submit, *sizes, f"--output={log}", "launch/slurm.sbatch", path).strip()
         wait_for(lambda: in_mid_run(run), 300)
         cluster.command("scancel", "--signal=USR1", job)
-        wait_for(lambda: cluster.job(job)["Restarts"] == "1", 60)
+        wait_for(lambda: cluster.job(job)["Restarts"] == "1", patience(60))
         assert len(losses(run, "small")) < len(undisturbed)
         wait_for(lambda: cluster.job(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"), 300)
         assert cluster.job(job)["JobState"] == "COMPLETED", log.read_text()
-        assert not any(workers_on(host) for host in pair.hosts)
+        wait_for(lambda: not any(workers_on(host) for host in pair.hosts), patience(10))
     assert log.read_text().count("started by srun as rank 0 of 2 (1 on this node), which meet at n1:") == 2
     assert losses(run, "small") == undisturbed

@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import torch
 import yaml
 
 from pipeline import config
+from pipeline.expansion import expand
 from pipeline.records import run_folder
 from pipeline.training import engine, loop
+from pipeline.training.loop import Loop
 from pipeline.training.preemption import StopRequest
 from tests.helpers.cli import environment, environment_kept, lemon_here, run_python
 from tests.helpers.launched import of_mpirun, of_srun, task
@@ -136,8 +139,26 @@ def test_half_an_environment_starts_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_tasks_that_are_asked_to_stop_save_and_end_together(finished, tmp_path):
+def test_tasks_that_are_asked_to_stop_between_trainings_end_at_once(finished, tmp_path, monkeypatch):
+    """Rank 0 expands, the other waits for it."""
+    path, run, port = copied(finished, tmp_path, "small"), tmp_path / "run", free_port()
+    begun = tmp_path / "begun"
+    monkeypatch.setattr(expand, "into_stage", lambda *arguments: begun.touch() or time.sleep(300))
+    tasks = [task(tmp_path / f"said-{rank}", of_srun(rank, port), "run", path) for rank in (0, 1)]
+    wait_for(begun.exists)
+    os.kill(tasks[0].pid, signal.SIGUSR1)
+    ended = [each.end(60) for each in tasks]
+    assert [each.code for each in ended] == [85, 85], ended
+    assert "lemon: stopped on SIGUSR1; run the command again to go on" in ended[0].said
+    assert "lemon: rank 0 stopped: stopped on SIGUSR1; run the command again to go on" in ended[1].said
+    assert not (run / "large").exists()
+
+
+@pytest.mark.slow
+def test_tasks_that_are_asked_to_stop_save_and_end_together(finished, tmp_path, monkeypatch):
     """As Slurm asks all of them, shortly before the end of a job's time."""
+    step = Loop._step
+    monkeypatch.setattr(Loop, "_step", lambda *arguments: time.sleep(0.2) or step(*arguments))
     path, run, port = copied(finished, tmp_path), tmp_path / "run", free_port()
     command = ("run", path, "stages.small.log_every=1")
     tasks = [task(tmp_path / f"said-{rank}", of_srun(rank, port), *command) for rank in (0, 1)]

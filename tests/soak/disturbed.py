@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from tests.helpers.waiting import patience
 from tests.soak import commands
 from tests.soak.chains import SAVE_EVERY, TRAINED, Chain
 from tests.soak.commands import Command
@@ -179,7 +180,7 @@ class Disturbed:
 
     def _gone(self, record: Record) -> None:
         begun = time.monotonic()
-        while (left := commands.below()) and time.monotonic() - begun < GONE:
+        while (left := commands.below()) and time.monotonic() - begun < patience(GONE):
             time.sleep(POLL)
         record.gone = round(time.monotonic() - begun, 3)
         if left:

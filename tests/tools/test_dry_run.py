@@ -9,11 +9,15 @@ import torch
 
 from pipeline import data, models
 from pipeline.accounting.memory import activations
+from pipeline.checkpoints import publish
 from pipeline.config import load
 from pipeline.data.inventory import inventory
+from pipeline.records.run_folder import StageFolder
+from pipeline.training.fingerprint import Fingerprint
 from pipeline.training.stage import plan_training
 from tests.helpers import invented_text
 from tests.helpers.cli import lemon
+from tests.helpers.invented_runs import SETTINGS, SMALL, train
 from tests.helpers.parity_task import BATCH, batch, model_config
 from tests.helpers.runs import STEPS, tiny_run
 
@@ -100,6 +104,48 @@ def test_other_data_in_the_folder_are_refused(tmp_path, capsys):
     (config.path / "data" / "mine.txt").touch()
     code, _, err = lemon(capsys, "run", path, "--dry-run")
     assert code == 2 and "not empty and not prepared data" in err
+
+
+def begun(folder: Path) -> Path:
+    """The config of a run whose stage `small` was begun on two ranks."""
+    path = tiny_run(folder)
+    loaded = load(path)
+    fingerprint = Fingerprint.of(loaded, loaded.stage("small")).settings()
+    settings = {**SETTINGS, "batch": 16, "micro_batch": 8, "world_size": 2, "zero_stage": 2}
+    losses = {0: 5.0, 7: 4.0}
+    train(loaded.path, "small", SMALL, losses, finished=False, steps=STEPS, fingerprint=fingerprint, settings=settings)
+    checkpoint = loaded.path / "small" / "checkpoints" / "step-0000007"
+    publish.publish(publish.staging(checkpoint), checkpoint, {"kind": "train", "step": 7})
+    return path
+
+
+def test_a_stage_that_has_begun_keeps_its_micro_batches(tmp_path, capsys):
+    small = planned(capsys, begun(tmp_path), "processes=1")["stages"][0]
+    assert small["batch"]["micro_batch"] == 8 and small["batch"]["accumulation"] == 2
+    folder = StageFolder(load(tmp_path / "tiny.yaml").path / "small")
+    folder.finish(folder.facts)
+    stages = planned(capsys, tmp_path / "tiny.yaml", "processes=4")["stages"]
+    assert stages[0]["status"] == "finished" and stages[0]["batch"]["accumulation"] == 1, "on two ranks, as it was"
+    assert stages[2]["batch"]["micro_batch"] == 4
+
+
+def test_what_a_run_may_change_when_it_is_told_to(tmp_path, capsys):
+    path, changed = begun(tmp_path), "stages.small.precision=bf16"
+    code, _, err = lemon(capsys, "run", path, changed, "--dry-run")
+    assert code == 2 and "(--allow precision)" in err
+    content = planned(capsys, path, changed, "--allow", "precision")
+    assert content["launch"] == [f"lemon run {path} {changed} --allow=precision"]
+
+
+def test_text_with_evaluation_text_of_its_own_loses_none_to_it(tmp_path):
+    made = invented_text.text_file(tmp_path / "a.txt", invented_text.some_documents())
+    other = invented_text.text_file(tmp_path / "b.txt", invented_text.some_documents())
+    text = invented_text.config(made)
+    cut, whole = (
+        inventory(each, 0, tmp_path / "data").data.facts["training"]
+        for each in (text, text.model_copy(update={"evaluation": str(other)}))
+    )
+    assert whole == cut + text.evaluation_blocks
 
 
 def test_json_is_of_a_dry_run_alone(tmp_path, capsys):

@@ -25,11 +25,11 @@ PRINTED = [
         f"{TORCHRUN} --rdzv-backend c10d --rdzv-id lemon --rdzv-endpoint n0:29500 {JOB}",
     ),
     ("hostfile.sh", {}, f"deepspeed --hostfile HOSTS --master_port 29500 --launcher pdsh {JOB}"),
-    ("slurm.sbatch", {}, "srun --kill-on-bad-exit=1 python -m pipeline run c.yaml name=a\\ b"),
+    ("slurm.sbatch", {}, "srun --kill-on-bad-exit=0 --wait=300 python -m pipeline run c.yaml name=a\\ b"),
     (
         "slurm.sbatch",
         {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_CPUS_PER_TASK": "8"},
-        "srun --kill-on-bad-exit=1 --cpus-per-task=8 python -m pipeline run c.yaml name=a\\ b",
+        "srun --kill-on-bad-exit=0 --wait=300 --cpus-per-task=8 python -m pipeline run c.yaml name=a\\ b",
     ),
 ]
 
@@ -69,8 +69,9 @@ def test_torchrun_is_told_the_way_to_node_0():
 def test_node_0_is_told_that_it_is():
     """Where this machine has an address that others reach."""
     addresses = {each.address for each in chain(*psutil.net_if_addrs().values()) if each.family == socket.AF_INET}
-    for own in sorted(addresses - {"127.0.0.1"})[:1]:
-        assert way(own, 29500) == f"--local-addr {own} --rdzv-conf is_host=1\n"
+    if not (own := min(addresses - {"127.0.0.1"}, default="")):
+        pytest.skip("no address but loopback's")
+    assert way(own, 29500) == f"--local-addr {own} --rdzv-conf is_host=1\n"
 
 
 def test_without_pdsh_each_host_starts_its_own(hosts):

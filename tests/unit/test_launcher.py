@@ -8,6 +8,7 @@ import torch
 
 from pipeline.cli import build_parser
 from pipeline.errors import UserError
+from pipeline.records import run_folder
 from pipeline.training import engine, launcher
 
 
@@ -57,3 +58,19 @@ def test_more_workers_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "4")
     with pytest.raises(UserError, match=r"^LOCAL_RANK=4: this process sees 4 GPU\(s\); start at most that many"):
         engine._gpu()
+
+
+def test_the_place_of_a_traceback_that_was_told_stays(tmp_path):
+    """A restart begins anew in another place."""
+    for text, stays in (("a message\n", False), ("a summary\nTraceback …\n", True), ("", False)):
+        with launcher._failures(tmp_path / ".failures-0") as place:
+            (place / "rank-0.txt").write_text(text)
+        assert place.exists() is stays
+    assert len(list((tmp_path / ".failures-0").iterdir())) == 1
+
+
+@pytest.mark.parametrize("held", [run_folder.claimed, run_folder.exclusive])
+def test_two_starts_of_plain_workers_on_one_run(tmp_path, held):
+    refused = pytest.raises(UserError, match="another process is at work on this run")
+    with held(tmp_path), refused, run_folder.claimed(tmp_path):
+        pytest.fail("both are at work")

@@ -130,8 +130,6 @@ def test_a_window_tells_the_means_of_its_steps_and_begins_again():
     window = Window()
     for loss, norm, seconds in ((4.0, 1.0, 0.5), (3.0, 2.0, 0.25), (2.0, 6.0, 0.75)):
         window.add(loss, norm, seconds)
-    assert len(window) == 3
     assert window.close() == WindowMeans(steps=3, loss=3.0, grad_norm=3.0, seconds=0.5)
-    assert len(window) == 0
     window.add(0.1 + 0.2, None, 0.1)
     assert window.close() == WindowMeans(1, 0.1 + 0.2, None, 0.1), "one step: to the last digit"

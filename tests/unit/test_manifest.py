@@ -1,5 +1,6 @@
 """A checkpoint is there whole or not at all, and damage is named."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -58,6 +59,24 @@ def test_truncation_loss_and_a_changed_manifest_are_found_without_hashing(tmp_pa
     path.write_text(path.read_text().replace('"step": 1', '"step": 2'))
     with pytest.raises(UserError, match="does not match its own hash"):
         manifest.read(final)
+
+
+def test_what_the_disk_does_not_read_any_more_is_damaged(tmp_path, monkeypatch, caplog):
+    """As behind a bad sector: the older checkpoint is taken."""
+    older, newer = published(tmp_path, "step-0000001"), published(tmp_path, "step-0000002")
+    real = manifest.hashes
+
+    def hashes(folder, *arguments):
+        if folder == newer:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(folder, *arguments)
+
+    monkeypatch.setattr(manifest, "hashes", hashes)
+    for look in (manifest.verify, lambda folder: manifest.verify_share(folder, 0, 2)):
+        with pytest.raises(UserError, match=r"step-0000002: cannot be read \(Input/output error\); use an older"):
+            look(newer)
+    assert publish.newest_complete(tmp_path, manifest.verify) == older
+    assert "(kept as " in caplog.text and (tmp_path / ".damaged-step-0000002").is_dir()
 
 
 def test_what_has_no_manifest_does_not_count_and_is_cleared(tmp_path):

@@ -52,6 +52,22 @@ def work(told) -> None:
     time.sleep(60)
 
 
+def stop_at_once(told) -> None:
+    """What it tells: how far it came with offline work; asked again later, how far with the next."""
+    os.setsid()
+    request = StopRequest.of_this_process()
+    told.send(os.getpid())
+    for _ in range(2):
+        try:
+            with request.at_once():
+                told.send("at work")
+                time.sleep(60)
+        except Preempted as stop:
+            told.send(str(stop))
+    told.send(request.reason)
+    time.sleep(60)
+
+
 def wait_for_others(told) -> None:
     """The main thread runs no Python any more, as in a collective that the others never join."""
     os.setsid()
@@ -102,6 +118,16 @@ def test_a_worker_hears_its_signals(started, number, environment):
     worker, _, said = started(work, **environment)
     os.kill(worker.pid, number)
     assert said.poll(10) and said.recv() == signal.Signals(number).name
+
+
+def test_offline_work_stops_at_once_and_none_begins_behind_a_request(started):
+    worker, _, said = started(stop_at_once, **AGENT)
+    assert said.poll(10) and said.recv() == "at work"
+    os.kill(worker.pid, signal.SIGUSR1)
+    told = []
+    while said.poll(10) and len(told) < 3:
+        told.append(said.recv())
+    assert told == ["stopped on SIGUSR1", "stopped on SIGUSR1", "SIGUSR1"]
 
 
 def test_a_worker_whose_sibling_has_failed_ends_at_once(started):

@@ -1,5 +1,6 @@
 """A training is started again after a fault, as often as the config says; what is anybody's mistake ends it at once."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from pipeline.checkpoints import manifest
 from pipeline.errors import RESUME, FaultError, Preempted, UserError
 from pipeline.records.run_folder import StageFolder
 from pipeline.runs import restarts
+from pipeline.training import preemption
 
 KILLED = FaultError(f"worker 1 died{RESUME}")
 Outcome = BaseException | tuple[int, BaseException] | None
@@ -77,3 +79,23 @@ def test_what_is_no_fault_ends_it_at_once(tmp_path, ending):
     with pytest.raises(type(ending)):
         attempts.until_done(3)
     assert attempts.made == 1
+
+
+def test_a_run_that_was_asked_to_stop_is_not_started_again(tmp_path, monkeypatch):
+    """A worker was killed, or hung, before it could hear the request."""
+    monkeypatch.setattr(preemption.FORWARDING, "asked", 1.0)
+    attempts = Attempts(tmp_path, KILLED, None)
+    with pytest.raises(Preempted, match="stopped on request"):
+        attempts.until_done(3)
+    assert attempts.made == 1
+
+
+def test_an_older_checkpoint_does_not_start_the_count_anew(tmp_path):
+    """The newest one was set aside, as damaged."""
+    attempts = Attempts(tmp_path, (20, KILLED), KILLED, None)
+    real, attempts.one = attempts.one, lambda: (attempts.made == 1 and shutil.rmtree(newest), real())
+    newest = attempts.folder.checkpoints / "step-0000020"
+    saved(attempts.folder.checkpoints / "step-0000010")
+    with pytest.raises(FaultError):
+        attempts.until_done(1)
+    assert attempts.made == 2

@@ -1,6 +1,8 @@
 """Which checkpoints stay: the last, every n-th step, the best."""
 
+import errno
 import math
+import shutil
 
 import pytest
 
@@ -36,6 +38,24 @@ def folder(tmp_path):
 def test_what_stays(folder, keep, expected):
     retention.prune(folder, Retention(**keep))
     assert {int(path.name[5:]) for path in folder.iterdir()} == expected
+
+
+def test_what_cannot_be_removed_yet_is_no_checkpoint_and_ends_no_run(folder, monkeypatch):
+    """A reader on NFS holds a file of it; when it has gone the next save takes it along."""
+    real = shutil.rmtree
+
+    def busy(path, *arguments, **options) -> None:
+        if path.name == "step-0000200":
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        real(path, *arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    retention.prune(folder, Retention(last=1))
+    assert [path.name for path in publish.complete(folder)] == ["step-0000600"]
+    assert (folder / "step-0000200").exists()
+    monkeypatch.undo()
+    retention.prune(folder, Retention(last=1))
+    assert [path.name for path in folder.iterdir()] == ["step-0000600"]
 
 
 def test_a_damaged_one_is_not_the_best(folder):

@@ -165,7 +165,7 @@ def test_micro_batches_are_those_of_the_start_before(begun):
     stage = as_begun(large(loaded), folder)
     assert (stage.micro_batch, [size_of(stage, ranks) for ranks in (1, 2)]) == (4, [4, 4])
     with pytest.raises(UserError, match=r"the 2 micro-batches of 4 samples .* among 4 ranks; start it on 1 or 2,"):
-        preflight.before_data(loaded, 4)
+        preflight.before_data(loaded, [4])
     with pytest.raises(UserError, match="do not divide among 4 ranks"):
         resharded_start.prepare(loaded, large(loaded), 4)
     assert not (folder.path / "resharded").exists()

@@ -10,7 +10,9 @@ from pipeline.errors import UserError
 from pipeline.records.run_folder import StageFolder
 from pipeline.report import build, write
 from pipeline.runs import preflight
+from pipeline.runs.trainings import possible_ranks
 from pipeline.training.fingerprint import Fingerprint, require_same
+from pipeline.training.launcher import Nodes
 from tests.helpers.invented_runs import SETTINGS, SMALL, make_run, train
 from tests.helpers.pages import Page
 from tests.helpers.runs import tiny_run
@@ -55,9 +57,19 @@ def test_nothing_else_is_allowed(tmp_path):
     interrupted(tmp_path)
     changed = config.load(tmp_path / "tiny.yaml", [BF16, "stages.small.batch=32"])
     with pytest.raises(UserError, match=r"stage\.batch was 16, is now 32; take another folder"):
-        preflight.before_data(changed, 2, {"precision"})
+        preflight.before_data(changed, [2], {"precision"})
     with pytest.raises(UserError, match=r"batch was 16, is now 32; stage\.precision was fp32, is now bf16; take"):
         require_same(changed, changed.stage("small"))
+
+
+def test_one_number_of_nodes_that_suits_the_batch_suffices(tmp_path):
+    """--nodes 2:3, of one rank each."""
+    loaded = config.load(tiny_run(tmp_path))
+    preflight.before_data(loaded, [2, 3])
+    with pytest.raises(UserError, match="batch 16 is not a multiple of micro_batch 5 x 3 ranks"):
+        preflight.before_data(loaded, [3])
+    nodes = Nodes(count=3, fewest=2)
+    assert possible_ranks(loaded, nodes) == [4, 6] and possible_ranks(loaded, Nodes(count=2)) == [4]
 
 
 def test_the_option(capsys):
@@ -73,7 +85,7 @@ def test_a_finished_stage_need_not_divide_among_the_ranks_of_today(tmp_path):
     loaded = loaded.model_copy(update={"stages": loaded.stages[:1]})
     fingerprint = Fingerprint.of(loaded, loaded.stage("small")).settings()
     with pytest.raises(UserError, match=r"the 2 micro-batches of 8 samples a step .* among 3 ranks; start it on 1 "):
-        preflight.before_data(loaded, 3)
+        preflight.before_data(loaded, [3])
     settings = {**SETTINGS, "batch": 16, "micro_batch": 8}
     train(loaded.path, "small", SMALL, {0: 5.0, 7: 4.0}, fingerprint=fingerprint, settings=settings)
-    preflight.before_data(loaded, 3)
+    preflight.before_data(loaded, [3])

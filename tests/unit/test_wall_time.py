@@ -60,6 +60,13 @@ def test_rows_add_up_over_a_kill():
     assert told.starts == 2 and told.goodput == pytest.approx(21.5 / 56)
 
 
+def test_a_host_whose_clock_is_behind_makes_no_goodput():
+    """The second start is on another one, ten minutes behind."""
+    behind = [start(5, 140.0 - 600), spent(5, 146.0 - 600, start=6.0), spent(10, 156.0 - 600, forward_backward=10.0)]
+    told = wall_time("s", [*KILLED[:5], *behind])
+    assert sum(told.rows.values()) == told.seconds and told.rows["waiting"] == 0 and told.goodput < 1
+
+
 def test_what_is_lost_stays_lost_and_a_start_is_none():
     """Once more from the beginning: all steps so far were in vain."""
     records = [*KILLED, start(-1, 160.0), spent(0, 161.0, start=1.0), spent(1, 162.0, forward_backward=1.0)]

@@ -17,8 +17,10 @@ from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
 from pipeline.training.engine import World
+from pipeline.training.environment import number
 from pipeline.training.hangs.beat import Beat
 from pipeline.training.hangs.judgement import Member, Verdict
+from pipeline.training.launcher import NODE
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +94,7 @@ def opened(world: World) -> Channel | None:
         store = _connected(port[0])
     if store is not None:
         store.set(f"beat/{world.rank}", str(Beat(0, 0, 0, "start", 0)))
-        store.set(f"host/{world.rank}", f"{os.environ.get('GROUP_RANK', '0')} {socket.gethostname()}")
+        store.set(f"host/{world.rank}", f"{number(NODE) or number('GROUP_RANK') or 0} {socket.gethostname()}")
     reached: Tensor = torch.tensor([float(store is not None)], device=world.device)
     dist.all_reduce(reached, op=dist.ReduceOp.MIN)
     if not reached.item() or store is None:
