@@ -26,6 +26,8 @@ LONGEST_WAIT = 600.0
 """Seconds in which as many nodes as are needed must come."""
 CONNECTING = timedelta(seconds=LONGEST_WAIT)
 """In which a node must reach node 0, which may be started later, or hash the prepared data first."""
+ANSWER = timedelta(seconds=60)
+"""In which node 0 must answer one that has reached it."""
 POLL = 0.1
 """Seconds between two looks of node 0 for the others."""
 GRACE = 5.0
@@ -47,6 +49,7 @@ class Meeting:
             self._store = TCPStore(
                 nodes.address, nodes.port, is_master=nodes.first, timeout=CONNECTING, wait_for_workers=False
             )
+            self._store.set_timeout(ANSWER)
         except DistError as error:
             raise UserError(
                 f"node {nodes.rank} cannot connect to the other nodes at {nodes.address}:{nodes.port} "
