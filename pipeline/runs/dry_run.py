@@ -28,6 +28,7 @@ from pipeline.optim.schedules import Rates
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import TrainFacts
 from pipeline.runs import preflight
+from pipeline.runs.run import layout_for
 from pipeline.training import launcher
 from pipeline.training.engine import deepspeed_config
 from pipeline.training.environment import Launched
@@ -258,9 +259,10 @@ def _on_disk(stage: TrainStage, cluster: Cluster, parameters: int) -> int:
 
 
 def _expansion_on_disk(config: Config, stage: ExpandStage, cluster: Cluster, parameters: int) -> int:
-    """In the layout of the training behind it; without one, or before one of stage 0, weights in float32."""
-    readers = [reader for reader in config.continued_by(stage.name) if reader.zero_stage]
-    return _on_disk(readers[0], cluster, parameters) if readers else 4 * parameters
+    reader = next(iter(config.continued_by(stage.name)), None)
+    layout = layout_for(stage, reader, cluster.ranks)
+    slots = len(reader.optimizer.slots) if reader and layout.kind.holds_optimizer else 0
+    return layout.kind.bytes_on_disk(parameters, slots, layout)
 
 
 def _used(folder: Path) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
-from pipeline.checkpoints import CheckpointLayout, State, publish
+from pipeline.checkpoints import State, publish
 from pipeline.config.schema import Config, ExpandStage, ModelSizes, Stage, TrainStage
 from pipeline.config.validation_errors import all_of
 from pipeline.data import Prepared, open_prepared
@@ -57,7 +57,7 @@ def _stage_before_data(
         require_precision(stage, precisions)
     else:
         options(stage, config.seed)
-        _require_readers(config, stage, ranks[-1])
+        _require_readers(config, stage)
 
 
 def _require_division(stage: TrainStage, ranks: Sequence[int]) -> None:
@@ -65,9 +65,9 @@ def _require_division(stage: TrainStage, ranks: Sequence[int]) -> None:
         size_of(stage, ranks[-1])
 
 
-def _require_readers(config: Config, stage: ExpandStage, ranks: int) -> None:
+def _require_readers(config: Config, stage: ExpandStage) -> None:
     """An optimizer state that is to grow needs training stages behind it that go on from it. One that has a checkpoint
-    of its own reads it no more."""
+    of its own reads it no more. It is written in the layout of the first of them; the others have it resharded."""
     if stage.optimizer_state != "grow":
         return
     where, behind = f"stages.{stage.name}.optimizer_state: grow", config.continued_by(stage.name)
@@ -76,19 +76,6 @@ def _require_readers(config: Config, stage: ExpandStage, ranks: int) -> None:
     readers = [reader for reader in behind if not publish.newest(StageFolder(config.path / reader.name).checkpoints)]
     for reader in readers:
         optimizer_state.require_continued(where, _optimizer_before(config, stage), reader.optimizer)
-    if any(reader.zero_stage == 0 for reader in readers):
-        raise UserError(f"{where} needs ZeRO shards, and the stage behind it has zero_stage 0; use 1, 2 or 3")
-    _require_one_layout(where, readers, ranks)
-
-
-def _require_one_layout(where: str, readers: list[TrainStage], ranks: int) -> None:
-    layouts = {reader.name: CheckpointLayout.of(reader, ranks).words for reader in readers}
-    if len(set(layouts.values())) > 1:
-        listed = "; ".join(f"'{name}' {words}" for name, words in layouts.items())
-        raise UserError(
-            f"{where} is written in one layout, and the stages behind it read several ({listed}); choose the same "
-            "zero_stage and precision for all, or give each an expansion of its own"
-        )
 
 
 def after_data(config: Config, data: Prepared | None = None, counted: bool = True) -> dict[str, PretrainedConfig]:

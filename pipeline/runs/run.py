@@ -131,17 +131,18 @@ def _plan_expansion(config: Config, stage: ExpandStage, start: Start) -> "Expans
         origin(config, stage.source),
         models.trained(config.models[stage.model], open_prepared(config.path / "data").facts),
         preflight.options(stage, config.seed),
-        _layout_for(reader, ranks_of(config, start)),
+        layout_for(stage, reader, ranks_of(config, start)),
         grow_optimizer_state=stage.optimizer_state == "grow",
         continued_by=reader.optimizer if reader else None,
     )
 
 
-def _layout_for(reader: TrainStage | None, ranks: int) -> "CheckpointLayout":
-    """The layout that the training stage behind an expansion reads: native shards of its ZeRO stage and ranks."""
+def layout_for(stage: ExpandStage, reader: TrainStage | None, ranks: int) -> "CheckpointLayout":
+    """The layout in which an expansion is written: that of the training stage behind it, native shards of its ZeRO
+    stage and ranks. Without ZeRO there is nothing to shard but a state that has grown."""
     from pipeline.checkpoints.layouts import HUGGING_FACE, CheckpointLayout
 
-    if reader is None or reader.zero_stage == 0:
+    if reader is None or (reader.zero_stage == 0 and stage.optimizer_state == "reset"):
         return CheckpointLayout(HUGGING_FACE.name)
     return CheckpointLayout.of(reader, ranks)
 

@@ -92,6 +92,7 @@ def test_two_ranks_then_one_then_two_and_zero_1_then_3_then_2(finished, tmp_path
     assert not copy.parent.exists(), "a newer checkpoint was saved"
 
 
+SLOW = pytest.mark.slow
 OTHERS = {"stage 0": ["stages.small.zero_stage=0", "processes=1"], "stage 3": ["stages.small.zero_stage=3"]}
 
 
@@ -103,13 +104,23 @@ def test_from_stage_2_to_another(finished, tmp_path, others):
     assert after[:20] == before[:20] and after[20:] == pytest.approx(before[20:], abs=TOLERANCE)
 
 
-def test_a_grown_state_goes_on(finished, tmp_path):
-    """Written for two ranks, loaded by one: AdamW counts on from the steps of the small model."""
+READERS = {
+    "one rank": ("large", ["processes=1"], STEPS / 2),
+    "stage 0": ("large", ["stages.large.zero_stage=0"], STEPS / 2),
+    "a second reader": ("scratch", ["stages.scratch.start=grown"], STEPS),
+}
+
+
+@pytest.mark.parametrize("reader", [each if each == "one rank" else pytest.param(each, marks=SLOW) for each in READERS])
+def test_a_grown_state_goes_on(finished, tmp_path, reader):
+    """Written for the stage behind it on two ranks, loaded in another layout: AdamW counts on from the steps of the
+    small model."""
+    stage, others, steps = READERS[reader]
     path, grow = copied(finished, tmp_path, "small"), "stages.grown.optimizer_state=grow"
-    lemon_here("train", path, "--stage", "grown", grow)
-    lemon_here("train", path, "--stage", "large", grow, "processes=1")
-    held = checkpoints.raw(checkpoints.locate(tmp_path / "run" / "large"))
-    assert set(held.steps.values()) == {STEPS + STEPS / 2}
+    lemon_here("train", path, "--stage", "grown", grow, *(others if reader != "one rank" else ()))
+    lemon_here("train", path, "--stage", stage, grow, *others)
+    held = checkpoints.raw(checkpoints.locate(tmp_path / "run" / stage))
+    assert set(held.steps.values()) == {STEPS + steps}
 
 
 @pytest.mark.slow

@@ -102,11 +102,6 @@ REFUSED = {
         "the state is that of sgd (without state), and the stage behind trains with sgd (momentum_buffer)",
     ),
     "no reader": (["stages.large.start=null"], "grow needs a training stage behind it"),
-    "stage 0": (["stages.large.zero_stage=0"], "grow needs ZeRO shards, and the stage behind it has zero_stage 0"),
-    "two layouts": (
-        ["stages.scratch.start=grown"],
-        "read several ('large' native ZeRO stage 1, 2 ranks; 'scratch' native ZeRO stage 3, 2 ranks); choose the same",
-    ),
     "of two readers the second": (
         ["stages.scratch.start=grown", "stages.scratch.zero_stage=1", f"stages.scratch.optimizer={SGD_STAGE}"],
         "the state is that of adamw (exp_avg, exp_avg_sq), and the stage behind trains with sgd (momentum_buffer)",
