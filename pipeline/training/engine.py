@@ -14,6 +14,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ from pipeline.config.schema import TrainStage
 from pipeline.data import Batch
 from pipeline.data.sampler import places
 from pipeline.durations import seconds
-from pipeline.errors import FaultError, UserError, one_line
+from pipeline.errors import RESUME, FaultError, UserError, one_line
 from pipeline.records.processes import be_a_helper
 from pipeline.rng import derive
 from pipeline.training import interfaces, micro_batches, timeouts
@@ -151,10 +152,15 @@ def half_precisions() -> dict[str, bool]:
 
 def precisions_of_workers() -> set[str]:
     """`supported_precisions`, asked in a child process: asking takes up memory of the GPU, and the process that starts
-    the workers lives as long as they do."""
+    the workers lives as long as they do. Raises FaultError where the child is killed."""
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(1, context, initializer=be_a_helper, initargs=(os.getpid(),)) as pool:
-        return pool.submit(supported_precisions).result()
+        try:
+            return pool.submit(supported_precisions).result()
+        except BrokenProcessPool as error:
+            raise FaultError(
+                f"the process that asks this machine's devices for their precisions was killed (out of memory?){RESUME}"
+            ) from error
 
 
 def require_precision(stage: TrainStage, supported: set[str]) -> None:

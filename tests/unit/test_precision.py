@@ -1,11 +1,14 @@
 """A precision that the devices do not support is told before anything starts."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from pipeline import config
-from pipeline.errors import UserError
+from pipeline.errors import FaultError, UserError
+from pipeline.training import engine
 from pipeline.training.engine import precisions_of_workers, require_precision, supported_precisions
 
 BERT = Path(__file__).parents[2] / "configs" / "quickstart" / "bert.yaml"
@@ -23,3 +26,13 @@ def test_an_unsupported_precision_is_one_line():
 def test_what_is_supported_is_asked_of_deepspeed():
     assert {"fp32"} <= supported_precisions() <= {"fp32", "bf16"}
     assert precisions_of_workers() == supported_precisions()
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_child_that_is_killed_while_it_asks_is_a_fault(monkeypatch):
+    monkeypatch.setattr(engine, "supported_precisions", killed)
+    with pytest.raises(FaultError, match=r"was killed \(out of memory\?\); run the command again to resume$"):
+        precisions_of_workers()
