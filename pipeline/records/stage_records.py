@@ -88,9 +88,11 @@ class Records(ABC, Generic[Record]):
         self.path = path
 
     def append(self, *records: Record) -> None:
-        """Add records, all of them by one write."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(map(_line, records)))
+        """Add records, all of them by one write, behind the last whole line."""
+        with self.path.open("ab+") as file:
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                self.mend()
+            file.write("".join(map(_line, records)).encode())
 
     def __iter__(self) -> Iterator[Record]:
         """Every record in order. Raises UserError for a newer format, or a line that is no record."""
@@ -106,7 +108,7 @@ class Records(ABC, Generic[Record]):
             os.fsync(file.fileno())
 
     def mend(self) -> None:
-        """Drop the half of a line that a killed writer has left at the end."""
+        """Drop the half of a line that a killed writer, or a full disk, has left at the end."""
         if self.path.exists():
             with self.path.open("rb+") as file:
                 file.truncate(file.read().rfind(b"\n") + 1)

@@ -129,7 +129,7 @@ class Loop:
         """Train from `step` on. Returns whether the stage has ended; it has not where it is to go back to its newest
         checkpoint."""
         stage, total = self.plan.stage, self.plan.rates.steps
-        self.stabilizer, self.saved = stabilizer_at(self.plan, self.world, step), step
+        self.stabilizer, self.saved = stabilizer_at(self.plan, step), step
         with self.progress, self.engine.saving.settled():
             self.progress.begin(step, self.peak.flops, self.world.size, f"{self.world.device.type} {stage.precision}")
             self._spent(step, "start")

@@ -7,13 +7,11 @@ interrupted.
 
 from dataclasses import dataclass
 
-import torch.distributed as dist
-
 from pipeline.config.stability import Stability
 from pipeline.errors import UserError
 from pipeline.records.event_records import Action, EventRecord, RecentRecord
 from pipeline.training.data_order import DataOrder
-from pipeline.training.engine import World
+from pipeline.training.engine import of_rank_0
 from pipeline.training.spikes import LOSS, NORM, Finding, SpikeDetector
 from pipeline.training.stage import TrainingPlan
 
@@ -48,8 +46,8 @@ class Verdict:
 class Stabilizer:
     """Judges every step of one stage."""
 
-    def __init__(self, stage: str, settings: Stability, recent: RecentRecord | None, order: DataOrder):
-        self.stage, self.settings, self.order = stage, settings, order
+    def __init__(self, settings: Stability, recent: RecentRecord | None, order: DataOrder):
+        self.settings, self.order = settings, order
         past = ((LOSS, recent.losses), (NORM, recent.norms)) if recent else ((LOSS, ()), (NORM, ()))
         self.losses, self.norms = (SpikeDetector(settings.window, settings.sigmas, *each) for each in past)
         self.skipped = recent.skipped if recent else 0
@@ -114,12 +112,10 @@ class Stabilizer:
         return f"{count} rewinds to step {newest} (stability.rewinds) have not helped; {ADVICE}"
 
 
-def stabilizer_at(plan: TrainingPlan, world: World, step: int) -> Stabilizer:
+def stabilizer_at(plan: TrainingPlan, step: int) -> Stabilizer:
     """That of a stage which goes on behind `step`, on every rank from what rank 0 reads. A collective call."""
-    read = [(plan.folder.recent.at(step), plan.folder.events.rewinds)] if world.first else [None]
-    dist.broadcast_object_list(read)
-    recent, rewinds = read[0] or (None, [])
-    return Stabilizer(plan.stage.name, plan.stage.stability, recent, DataOrder(rewinds))
+    recent, rewinds = of_rank_0(lambda: (plan.folder.recent.at(step), plan.folder.events.rewinds))
+    return Stabilizer(plan.stage.stability, recent, DataOrder(rewinds))
 
 
 def stopped_by(stage: str, verdict: Verdict, loss: float, norm: float | None) -> UserError:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.records.event_records import Recent, RecentRecord
 from pipeline.records.stage_records import EvaluationRecord, Ledger, LedgerEntry, Metrics, SaveRecord
 from pipeline.training.window import Window, WindowMeans
 from tests.helpers.invented_runs import training_record
@@ -133,3 +134,14 @@ def test_a_window_tells_the_means_of_its_steps_and_begins_again():
     assert window.close() == WindowMeans(steps=3, loss=3.0, grad_norm=3.0, seconds=0.5)
     window.add(0.1 + 0.2, None, 0.1)
     assert window.close() == WindowMeans(1, 0.1 + 0.2, None, 0.1), "one step: to the last digit"
+
+
+def test_a_line_goes_behind_the_last_whole_one(tmp_path):
+    """A full disk has taken half of a line, and the same process, or the next, writes on."""
+    recent = Recent(tmp_path / "recent.jsonl")
+    lines = [RecentRecord(step=step, losses=[4.0], norms=[1.0], skipped=0) for step in (1, 2, 3)]
+    recent.append(lines[0])
+    with recent.path.open("a") as file:
+        file.write('{"format": 2, "step": 2, "ki')
+    recent.append(*lines[1:])
+    assert list(recent) == lines

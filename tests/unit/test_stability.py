@@ -16,7 +16,7 @@ NAN, CALM = math.nan, 8
 
 
 def stabilizer(recent=None, order=None, **settings) -> Stabilizer:
-    return Stabilizer("s", Stability(window=8, **settings), recent, order or DataOrder())
+    return Stabilizer(Stability(window=8, **settings), recent, order or DataOrder())
 
 
 def calm(judging: Stabilizer) -> Stabilizer:
