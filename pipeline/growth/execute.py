@@ -32,6 +32,7 @@ from torch import Tensor
 
 from pipeline.growth.initialization import normal
 from pipeline.growth.maps import IndexMap, Map, Maps, SpaceMap
+from pipeline.growth.method import Term
 from pipeline.growth.plan import GrowthPlan, TensorPlan
 from pipeline.models.architecture import Axis, ParamSpec, Role
 
@@ -96,6 +97,16 @@ class FoldedRows:
 
 
 @dataclass(frozen=True)
+class MixedRows:
+    """Rows of sum_j c_j W_j."""
+
+    terms: tuple[tuple[float | Tensor, SourceRows], ...]
+
+    def __call__(self, rows: range) -> Tensor:
+        return combined([(coefficient, source(rows)) for coefficient, source in self.terms])
+
+
+@dataclass(frozen=True)
 class ConstantRows:
     """Rows of the layer scale that is left where it was folded: the constant l."""
 
@@ -125,21 +136,21 @@ class PlanExecutor:
         if tensor_plan.fresh:
             return self._fresh(tensor_plan, param, rows)
         terms = [
-            (
-                term.coefficient,
-                self.transform(
-                    self._source_rows(tensor_plan, param, tensor_plan.source_name(term), read),
-                    param,
-                    self.plan.maps_of(term),
-                    on_weight,
-                    rows,
-                ),
-            )
-            for term in tensor_plan.terms
+            (1.0, self.transform(source, param, self.plan.maps_of(Term(None, maps=maps)), on_weight, rows))
+            for maps, source in self._sources(tensor_plan, param, read).items()
         ]
         terms += [(1.0, self._noise(tensor_plan, param, axis, rows)) for axis in tensor_plan.noise]
         grown = combined(terms) if terms else self._full(tensor_plan, rows, tensor_plan.fill)
         return self._append_fresh(tensor_plan, param, grown, rows)
+
+    def _sources(self, tensor_plan: TensorPlan, param: ParamSpec, read: Read) -> dict[str | None, SourceRows]:
+        """sum_j c_j W_j over the terms that grow by the same maps, by their name: layers are mixed at their small size,
+        for the maps are linear."""
+        mixed: dict[str | None, list[tuple[float | Tensor, SourceRows]]] = {}
+        for term in tensor_plan.terms:
+            source = self._source_rows(tensor_plan, param, tensor_plan.source_name(term), read)
+            mixed.setdefault(term.maps, []).append((term.coefficient, source))
+        return {maps: MixedRows(tuple(terms)) for maps, terms in mixed.items()}
 
     def transform(self, source: SourceRows, param: ParamSpec, maps: Maps, rule: AxisRule, rows: range) -> Tensor:
         """`rows` of E_out W R_in^T, or of what another rule makes of W: axis by axis and, along an axis, space by
@@ -239,7 +250,7 @@ class PlanExecutor:
 
     def _computed_with(self, param: ParamSpec, axis: int, space: str) -> IndexMap | None:
         """The E whose null space noise along this space must lie in; None where no noise is possible."""
-        space_map = self.plan.maps.at(space, param.stack, param.layer)
+        space_map = self.plan.noise_maps.at(space, param.stack, param.layer)
         if param.axes[axis].role != "reads":
             return space_map.query_null_space
         return space_map.writes if isinstance(space_map.writes, IndexMap) else None

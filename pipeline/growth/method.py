@@ -10,6 +10,7 @@ What it answers becomes a `GrowthPlan`, and nobody asks the method again.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, ClassVar, Protocol, get_args
@@ -58,13 +59,15 @@ class Term:
 class LayerOrigin:
     """Where a target layer comes from.
 
-    new: it adds nothing to the residual stream at step 0. cancels: of a new layer, the matrices that write the residual
-    stream start as noise that cancels over the copies they read, instead of zero (growth-math, section 6).
+    terms: of all its tensors but those in `mixtures`, by template. new: it adds nothing to the residual stream at step
+    0. cancels: of a new layer, the matrices that write the residual stream start as noise that cancels over the copies
+    they read, instead of zero (growth-math, section 6).
     """
 
     terms: tuple[Term, ...]
     new: bool = False
     cancels: bool = False
+    mixtures: Mapping[str, tuple[Term, ...]] = field(default_factory=dict)
 
     @property
     def origin(self) -> int:
@@ -155,6 +158,10 @@ class Method(ABC):
     def noise(self, options: Any) -> float:
         """The scale s of N = s * (projected fresh initialisation); 0: no noise."""
         return 0.0
+
+    def noise_maps(self, source: Architecture, target: Architecture, context: GrowthContext) -> Maps | None:
+        """The maps whose null spaces N lies in, where those are not the plan's own: N is fixed, and learned maps move."""
+        return None
 
 
 class LearnedMethod(Method):

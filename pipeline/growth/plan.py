@@ -49,6 +49,9 @@ from pipeline.growth.method import (
 )
 from pipeline.models.architecture import Architecture, NormEpsilon, ParamSpec, in_layer
 
+NOISE = "noise"
+"""Among the term maps: those in whose null spaces N lies, where they are not the plan's own."""
+
 
 @dataclass(frozen=True)
 class TensorPlan:
@@ -108,6 +111,11 @@ class GrowthPlan:
         """Before and after, by the names that people use."""
         before, after = self.source.sizes(), self.target.sizes()
         return {name: (before[name], after[name]) for name in after}
+
+    @property
+    def noise_maps(self) -> Maps:
+        """The maps in whose null spaces N lies."""
+        return self.term_maps.get(NOISE, self.maps)
 
     def maps_of(self, term: Term | None = None) -> Maps:
         """The maps by which a term is grown; without a term, those of the plan."""
@@ -179,7 +187,8 @@ def build_plan(
         _config_change(source.epsilon, planner.maps[target.residual.name].eta),
         tuple(method.lossy(source, target, options.options)),
         target.post_norm and any(origin.new for stack in planner.layers.values() for origin in stack),
-        method.term_maps(planner.maps),
+        method.term_maps(planner.maps)
+        | ({NOISE: planner.noise_maps} if planner.noise_maps is not planner.maps else {}),
     )
 
 
@@ -205,6 +214,7 @@ class Planner:
         self.maps = method.maps(source, target, context)
         self.layers = method.layers(source, target, context)
         self.noise = method.noise(context.options)
+        self.noise_maps = method.noise_maps(source, target, context) or self.maps
         residual = self.maps[target.residual.name].writes
         self.folds = isinstance(residual, IndexMap) and bool((residual.index == MEAN).any())
         self.last_norms = {stack.name: _last_norm(target.templates(stack)) for stack in target.stacks}
@@ -223,10 +233,14 @@ class Planner:
         if self._identity(param, origin):
             fill = 1.0 if param.axes[0].role == "gain" else 0.0
             return replace(tensor, fill=fill, note="new layer: its affine moves on")
+        terms, fold = (
+            origin.mixtures.get(template, origin.terms) if origin else (Term(None),),
+            self._fold(param, origin),
+        )
         if origin and origin.new and not param.norm and param.touches(self.target.residual.name, "writes"):
-            return self._silent(tensor, param, origin)
-        terms = origin.terms if origin else (Term(None),)
-        return replace(tensor, terms=terms, noise=self._noise_axes(param), fold=self._fold(param, origin))
+            silent = self._silent(tensor, param, origin)
+            return replace(silent, terms=terms, fold=fold) if template in origin.mixtures else silent
+        return replace(tensor, terms=terms, noise=self._noise_axes(param), fold=fold)
 
     def _identity(self, param: ParamSpec, origin: LayerOrigin | None) -> bool:
         """Post-LN: of layers from one origin, the last one's last norm has the affine; the other norms of new layers,
@@ -251,7 +265,7 @@ class Planner:
         if param.use != "matmul" or not self.noise:
             return ()
         touched = [
-            (axis, label.role, self.maps.at(name, param.stack, param.layer))
+            (axis, label.role, self.noise_maps.at(name, param.stack, param.layer))
             for axis, label in enumerate(param.axes)
             for name in label.spaces
         ]
