@@ -139,7 +139,7 @@ class PlanExecutor:
             (1.0, self.transform(source, param, self.plan.maps_of(Term(None, maps=maps)), on_weight, rows))
             for maps, source in self._sources(tensor_plan, param, read).items()
         ]
-        terms += [(1.0, self._noise(tensor_plan, param, axis, rows)) for axis in tensor_plan.noise]
+        terms += [(1.0, self.noise(tensor_plan, rows))] if tensor_plan.noise else []
         grown = combined(terms) if terms else self._full(tensor_plan, rows, tensor_plan.fill)
         return self._append_fresh(tensor_plan, param, grown, rows)
 
@@ -219,6 +219,11 @@ class PlanExecutor:
         if param.fresh == "normal":
             return self._normal(tensor_plan, param, torch.arange(rows.start, rows.stop), 1.0, "fresh")
         return self._full(tensor_plan, rows, param.std if param.fresh == "ones" else 0.0)
+
+    def noise(self, tensor_plan: TensorPlan, rows: range) -> Tensor:
+        """N of a tensor that has any, along all its axes."""
+        param = self.params[tensor_plan.target]
+        return combined([(1.0, self._noise(tensor_plan, param, axis, rows)) for axis in tensor_plan.noise])
 
     def _noise(self, tensor_plan: TensorPlan, param: ParamSpec, axis: int, rows: range) -> Tensor:
         """N = s * (Z - Z E (E^T E)^-1 E^T): the target's own fresh initialisation Z, projected along `axis` (equation

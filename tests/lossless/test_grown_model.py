@@ -1,0 +1,80 @@
+"""A target whose weights are made while it runs computes, and learns, as one whose weights were made before."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from pipeline import models
+from pipeline.expansion.grown_model import GrownModel
+from pipeline.growth import methods
+from pipeline.growth.execute import PlanExecutor
+from pipeline.growth.method import GrowthContext
+from tests.helpers.growing import randomised, rows_of, times
+from tests.helpers.samples import CLASSES, IMAGE, POSITIONS, VOCAB, sample
+
+FAMILIES = ["bert-pre-ln", "bert-pre-ln transform", "bert", "vit", "deit", "gpt2", "gpt2 untied", "llama", "llama tied"]
+OPTIONS = [
+    {},
+    {"maps": "tied", "width_init": "rand"},
+    {"width_init": "rand-eta", "variant": "per_layer", "depth_init": "interleave"},
+]
+
+
+def task(variant: str) -> tuple[dict[str, Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    if models.family(variant.split()[0]).data == "images":
+        images = torch.randn(4, 3, IMAGE, IMAGE, generator=generator)
+        return {"pixel_values": images}, torch.randint(CLASSES, (4,), generator=generator)
+    tokens = torch.randint(VOCAB, (4, POSITIONS), generator=generator)
+    return {"input_ids": tokens}, torch.randint(VOCAB, (4 * POSITIONS,), generator=generator)
+
+
+def grown(variant: str, options: dict) -> tuple[GrownModel, dict[str, Tensor]]:
+    """Of a source of random weights, with three layers for two."""
+    source, target = sample(variant), sample(variant, **times(2, layers=3))
+    weights = {name: tensor.float() for name, tensor in randomised(source, scale=0.15).items()}
+    parsed, architectures = (
+        methods.parse("ligo", options),
+        (models.architecture_of(source), models.architecture_of(target)),
+    )
+    module = methods.find("ligo").module(*architectures, GrowthContext(parsed.options))
+    return GrownModel((source, target), parsed, module, weights), weights
+
+
+def loss_and_gradients(module: torch.nn.Module, run, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    module.zero_grad()
+    loss = F.cross_entropy(run().logits.flatten(0, -2), labels)
+    loss.backward()
+    return loss.detach(), {name: parameter.grad for name, parameter in module.named_parameters()}
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["lossless", "published", "per layer"])
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_loss_and_gradients_are_those_of_weights_made_before(variant, options):
+    """Tied tensors sum their gradients in another order."""
+    model, weights = grown(variant, options)
+    inputs, labels = task(variant)
+    loss, gradients = loss_and_gradients(model.coefficients, lambda: model.train()(**inputs), labels)
+    assert not [name for name, gradient in gradients.items() if gradient is None]
+
+    def plainly():
+        made = dict(PlanExecutor(model.plan(), torch.float32).tensors(rows_of(weights)))
+        names = {row.name: row.module_name for row in model.plan().target.rows()}
+        plain = models.build(model.config).train()
+        return functional_call(plain, {names[name]: tensor for name, tensor in made.items()}, kwargs=inputs)
+
+    expected, theirs = loss_and_gradients(model.coefficients, plainly, labels)
+    assert torch.equal(loss, expected)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(
+            gradient, theirs[name], rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_only_the_coefficients_are_parameters_and_nothing_else_is_saved():
+    model, _ = grown("bert-pre-ln", {})
+    assert set(model.state_dict()) == {f"coefficients.{name}" for name, _ in model.coefficients.named_parameters()}
+    halved = model.bfloat16()
+    assert halved(**task("bert-pre-ln")[0]).logits.dtype == torch.bfloat16
