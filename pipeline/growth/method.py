@@ -160,7 +160,7 @@ class Method(ABC):
         return 0.0
 
     def noise_maps(self, source: Architecture, target: Architecture, context: GrowthContext) -> Maps | None:
-        """The maps whose null spaces N lies in, where those are not the plan's own: N is fixed, and learned maps move."""
+        """The maps in whose null spaces N lies, where those are not the plan's own: learned maps move, N does not."""
         return None
 
 

@@ -12,9 +12,9 @@ weight and its bias apart. What is learned starts as ligo_start.py says.
 | output of the heads | that of the values |
 | vocabulary, positions, patches | not learned: rows are appended, images interpolated |
 
-`maps: tied` is the paper's: R = E = B, the identity on top of a part that is learned. A source unit is then read at full
-weight besides its copies, so the result never computes the source's function once the MLP grows. `maps: untied` makes R
-a parameter of its own, started as E's inverse (E^T E)^-1, which shares what is read among copies; a tied decoder's norm
+`maps: tied` is the paper's: R = E = B, the identity on top of a part that is learned. A source unit is then read at
+full weight besides its copies, so the result never computes the source's function once the MLP grows. `maps: untied`
+makes R a parameter of its own, started as E (E^T E)^-1, which shares what is read among copies; a tied decoder's norm
 takes that part. Under rotary positions, and where groups of heads share keys and values, B mixes whole heads.
 
 `variant: shared` has one matrix for all layers (the paper's Algorithm 1), `per_layer` one for each target layer inside

@@ -1,9 +1,9 @@
 """Where LiGO's matrices and mixtures of layers start.
 
-`rand` and `sel` are the released code's: under the identity rows of Uniform(0, 1) numbers divided by their sum, which are
-nearly the mean of all units, or rows with a single 1, drawn. After `rand` every LayerNorm gives out numbers that are
-sqrt(D_T / D_S) times too large, for the new entries hardly vary; `rand-eta` scales the norms' gains by sqrt(D_S / D_T)
-and their epsilon by its square. `lossless` takes LEMON's matrices (lemon.py).
+`rand` and `sel` are the released code's: under the identity rows of Uniform(0, 1) numbers divided by their sum, which
+are nearly the mean of all units, or rows with a single 1, drawn. After `rand` every LayerNorm gives out numbers that
+are sqrt(D_T / D_S) times too large, for the new entries hardly vary; `rand-eta` scales the norms' gains by
+sqrt(D_S / D_T) and their epsilon by its square. `lossless` takes LEMON's matrices (lemon.py).
 """
 
 import math
@@ -111,8 +111,8 @@ def used_sides(target: Architecture, space: str) -> list[str]:
 
 
 def _whole_heads(target: Architecture, name: str) -> int:
-    """Entries of a head where heads are mixed as wholes: positions turn pairs of entries of queries and keys, and groups
-    share keys and values; else 1."""
+    """Entries of a head where heads are mixed as wholes: where positions turn pairs of entries of queries and keys, or
+    groups share keys and values; else 1."""
     whole = [each for each in target.attentions if each.rope or target.grouped]
     named = {space for each in whole for space in (each.query, each.key, each.value, each.context)}
     return target.spaces[name].unit if name in named else 1
