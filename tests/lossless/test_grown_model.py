@@ -7,10 +7,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from pipeline import models
-from pipeline.expansion.grown_model import GrownModel
 from pipeline.growth import methods
 from pipeline.growth.execute import PlanExecutor
+from pipeline.growth.grown_model import GrownModel
 from pipeline.growth.method import GrowthContext
+from pipeline.growth.methods.ligo import Ligo
 from tests.helpers.growing import randomised, rows_of, times
 from tests.helpers.samples import CLASSES, IMAGE, POSITIONS, VOCAB, sample
 
@@ -20,6 +21,11 @@ OPTIONS = [
     {"maps": "tied", "width_init": "rand"},
     {"width_init": "rand-eta", "variant": "per_layer", "depth_init": "interleave"},
 ]
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    monkeypatch.setitem(methods.METHODS, Ligo.name, Ligo())
 
 
 def task(variant: str) -> tuple[dict[str, Tensor], Tensor]:
@@ -39,7 +45,7 @@ def grown(variant: str, options: dict) -> tuple[GrownModel, dict[str, Tensor]]:
         methods.parse("ligo", options),
         (models.architecture_of(source), models.architecture_of(target)),
     )
-    module = methods.find("ligo").module(*architectures, GrowthContext(parsed.options))
+    module = Ligo().module(*architectures, GrowthContext(parsed.options))
     return GrownModel((source, target), parsed, module, weights), weights
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from pipeline import models
 from pipeline.growth import methods
 from pipeline.growth.execute import PlanExecutor
-from pipeline.growth.method import GrowthContext
-from pipeline.growth.methods.ligo import LigoModule
+from pipeline.growth.method import ExpansionOptions, GrowthContext
+from pipeline.growth.methods.ligo import Ligo, LigoModule
 from pipeline.growth.plan import GrowthPlan, plan_growth
 from tests.helpers.growing import dense, planned, randomised, rows_of, times
 from tests.helpers.samples import sample
@@ -70,6 +70,16 @@ TABLES = {"bert-pre-ln transform": BERT, "bert": BERT, "vit": VIT, "llama": LLAM
 """Of every tensor the matrices of its first and last axis. 1: named in the pattern."""
 
 
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    """Users get it when there is something that fits it."""
+    monkeypatch.setitem(methods.METHODS, Ligo.name, Ligo())
+
+
+def ligo(options: dict) -> ExpansionOptions:
+    return methods.parse(Ligo.name, options)
+
+
 class Reference:
     """Algorithm 1: widen every layer's tensor by B_out W B_in^T, then add up the layers."""
 
@@ -107,11 +117,8 @@ class Reference:
 def fitted(variant: str, layers: int = 4, **options) -> tuple[LigoModule, GrowthPlan, dict[str, Tensor]]:
     """The module as it starts, in float64, its plan, and a random source."""
     source, target = sample(variant), sample(variant, **times(2, layers=layers))
-    architectures, parsed = (
-        (models.architecture_of(source), models.architecture_of(target)),
-        methods.parse("ligo", options),
-    )
-    module = methods.find("ligo").module(*architectures, GrowthContext(parsed.options)).double()
+    architectures, parsed = ((models.architecture_of(source), models.architecture_of(target)), ligo(options))
+    module = Ligo().module(*architectures, GrowthContext(parsed.options)).double()
     return module, plan_growth(*architectures, parsed, 0.02, module=module), randomised(source)
 
 
@@ -166,7 +173,7 @@ def test_untied_matrices_express_copies(variant, method):
                     module.matrices[goes_by.matrix].copy_(units[matrix.fixed :])
         for mixture in module.mixtures.values():
             mixture.copy_(torch.eye(2))
-    options = methods.parse("ligo", {"maps": "untied", "width_init": "sel"})
+    options = ligo({"maps": "untied", "width_init": "sel"})
     plan = plan_growth(module.source, module.target, options, 0.02, module=module)
     expected = dict(PlanExecutor(known).tensors(rows_of(weights)))
     for name, tensor in PlanExecutor(plan).tensors(rows_of(weights)):
@@ -180,8 +187,8 @@ def test_mixtures_that_take_one_layer_each_stack_or_interpolate(variant, method,
     """Bit for bit: what does not widen has no matrix."""
     source, target = sample(variant), sample(variant, layers=4)
     architectures = models.architecture_of(source), models.architecture_of(target)
-    options = methods.parse("ligo", {"maps": maps, "width_init": "sel", "depth_init": depth_init})
-    module = methods.find("ligo").module(*architectures, GrowthContext(options.options)).double()
+    options = ligo({"maps": maps, "width_init": "sel", "depth_init": depth_init})
+    module = Ligo().module(*architectures, GrowthContext(options.options)).double()
     assert not module.matrices
     with torch.no_grad():
         for mixture in module.mixtures.values():
