@@ -32,7 +32,6 @@ from torch import Tensor
 
 from pipeline.growth.initialization import normal
 from pipeline.growth.maps import IndexMap, Map, Maps, SpaceMap
-from pipeline.growth.method import Term
 from pipeline.growth.plan import GrowthPlan, TensorPlan
 from pipeline.models.architecture import Axis, ParamSpec, Role
 
@@ -136,7 +135,7 @@ class PlanExecutor:
         if tensor_plan.fresh:
             return self._fresh(tensor_plan, param, rows)
         terms = [
-            (1.0, self.transform(source, param, self.plan.maps_of(Term(None, maps=maps)), on_weight, rows))
+            (1.0, self.transform(source, param, self.plan.maps_named(maps), on_weight, rows))
             for maps, source in self._sources(tensor_plan, param, read).items()
         ]
         terms += [(1.0, self.noise(tensor_plan, rows))] if tensor_plan.noise else []

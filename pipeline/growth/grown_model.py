@@ -27,7 +27,8 @@ Make = Callable[[], dict[str, Tensor]]
 
 
 class GrownModel(nn.Module):
-    """Called as the target is. config: of the target. coefficients: the method's module."""
+    """Called as the target is. config: of the target. coefficients: the method's module. computing: the target's modules, which have
+    no weights of their own, hidden from the optimizer."""
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class GrownModel(nn.Module):
         self._noise = _Fixed(self, "noise", dict(_noise(plan)))
         self._layers = {path: GrownLayer() for path in plan.target.blocks()}
         self._outside, self._inside = self._placed(models.published_names(self.config))
-        self._skeleton = (self._with_layers(ReadModel(self.config, source.__getitem__).skeleton()),)
+        self.computing = (self._with_layers(ReadModel(self.config, source.__getitem__).skeleton()),)
 
     def plan(self) -> GrowthPlan:
         """The growth by the coefficients as they are now, differentiable in them."""
@@ -63,7 +64,7 @@ class GrownModel(nn.Module):
 
     def train(self, mode: bool = True) -> "GrownModel":
         super().train(mode)
-        for module in (*self._skeleton, *(block for layer in self._layers.values() for block in layer.block)):
+        for module in (*self.computing, *(block for layer in self._layers.values() for block in layer.block)):
             module.train(mode)
         return self
 
@@ -72,7 +73,7 @@ class GrownModel(nn.Module):
         executor = _Executor(self.plan(), self._noise, next(self.coefficients.parameters()).dtype)
         for path, layer in self._layers.items():
             layer.make = executor.maker(self._inside[path], self._source.rows)
-        return functional_call(self._skeleton[0], executor.maker(self._outside, self._source.rows)(), kwargs=inputs)
+        return functional_call(self.computing[0], executor.maker(self._outside, self._source.rows)(), kwargs=inputs)
 
     def _placed(self, published: Mapping[str, str]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
         """Published names by those in the modules: of what lies outside of layers, and of each layer, in it."""

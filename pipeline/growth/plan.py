@@ -117,9 +117,9 @@ class GrowthPlan:
         """The maps in whose null spaces N lies."""
         return self.term_maps.get(NOISE, self.maps)
 
-    def maps_of(self, term: Term | None = None) -> Maps:
-        """The maps by which a term is grown; without a term, those of the plan."""
-        return self.maps if term is None or term.maps is None else self.term_maps[term.maps]
+    def maps_named(self, name: str | None) -> Maps:
+        """The maps by which terms are grown that name them so; None: the plan's."""
+        return self.maps if name is None else self.term_maps[name]
 
 
 def require_possible(

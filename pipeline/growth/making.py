@@ -1,0 +1,61 @@
+"""FLOPs of making a target's weights from a source's: the products with dense matrices, each of which is 2 FLOPs for
+every multiply-add. Sums, copies and mixtures of layers are not counted, as torch's counter does not.
+
+Where the matrices are learned, a product W M^T costs as much again for each of its factors that gets a gradient: the
+matrix, and W where it is a mixture of layers, or came out of another product. What is made inside of a layer's
+activation checkpoint is made twice.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from torch import Tensor
+
+from pipeline.growth.execute import PlanExecutor, on_weight
+from pipeline.growth.maps import DenseMap
+from pipeline.growth.plan import GrowthPlan, TensorPlan
+
+
+@dataclass(frozen=True)
+class MakingCost:
+    """FLOPs of one pass of a micro-batch, whatever it holds. recompute: what the layers' checkpoints add."""
+
+    forward: int
+    backward: int
+    recompute: int
+
+
+def making_cost(plan: GrowthPlan) -> MakingCost:
+    """Of a plan whose matrices are learned, as `GrownModel` carries it out."""
+    forward = backward = recompute = 0
+    executor = PlanExecutor(plan)
+    for each in plan.tensors:
+        products = list(_products(executor, each))
+        once = sum(flops for flops, _ in products)
+        forward += once
+        backward += sum(flops * gradients for flops, gradients in products)
+        recompute += once if executor.params[each.target].layer is not None else 0
+    return MakingCost(forward, backward, recompute)
+
+
+def _products(executor: PlanExecutor, tensor_plan: TensorPlan) -> Iterator[tuple[int, int]]:
+    """(FLOPs, factors that get a gradient) of every product that makes a tensor, axis by axis as it is carried out."""
+    plan, param = executor.plan, executor.params[tensor_plan.target]
+    if not tensor_plan.terms:
+        return
+    learned = any(_moves(term.coefficient) for term in tensor_plan.terms)
+    sizes = [[plan.source.spaces[name].size for name in axis.spaces] for axis in param.axes]
+    for axis, label in enumerate(param.axes):
+        others = prod(sum(size) for number, size in enumerate(sizes) if number != axis)
+        maps = list(executor.axis_maps(param, axis, plan.maps, on_weight, range(tensor_plan.shape[0])))
+        dense = [(number, each.matrix) for number, each in maps if isinstance(each, DenseMap)]
+        for number, matrix in dense:
+            yield 2 * others * sizes[axis][number] * len(matrix), _moves(matrix) + learned
+        learned = learned or any(_moves(matrix) for _, matrix in dense)
+        sizes[axis] = [plan.target.spaces[name].size for name in label.spaces]
+
+
+def _moves(factor: float | Tensor) -> bool:
+    """Whether it is learned."""
+    return isinstance(factor, Tensor) and factor.requires_grad
