@@ -27,8 +27,8 @@ Make = Callable[[], dict[str, Tensor]]
 
 
 class GrownModel(nn.Module):
-    """Called as the target is. config: of the target. coefficients: the method's module. computing: the target's modules, which have
-    no weights of their own, hidden from the optimizer."""
+    """Called as the target is. config: of the target. coefficients: the method's module. computing: the target's
+    modules, which have no weights of their own, hidden from the optimizer."""
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class GrownModel(nn.Module):
 
     def _with_layers(self, skeleton: PreTrainedModel) -> PreTrainedModel:
         """The target's modules without weights, its layers those that make their own."""
+        skeleton.config.use_cache = False  # a layer that runs twice would see its own keys
         for path, layer in self._layers.items():
             parent, _, name = path.rpartition(".")
             layer.block = (skeleton.get_submodule(path),)
