@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline import models
-from pipeline.growth import methods
+from pipeline.growth import methods, plan_file
 from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.method import ExpansionOptions, GrowthContext
 from pipeline.growth.methods.ligo import Ligo, LigoModule
@@ -114,7 +114,7 @@ class Reference:
         return sum(c * w for c, w in zip(mixture, wide, strict=True))
 
 
-def fitted(variant: str, layers: int = 4, **options) -> tuple[LigoModule, GrowthPlan, dict[str, Tensor]]:
+def fitted(variant: str, layers: int = 4, /, **options) -> tuple[LigoModule, GrowthPlan, dict[str, Tensor]]:
     """The module as it starts, in float64, its plan, and a random source."""
     source, target = sample(variant), sample(variant, **times(2, layers=layers))
     architectures, parsed = ((models.architecture_of(source), models.architecture_of(target)), ligo(options))
@@ -197,3 +197,20 @@ def test_mixtures_that_take_one_layer_each_stack_or_interpolate(variant, method,
     known, _ = planned(source, target, method=method)
     expected = dict(PlanExecutor(known).tensors(rows_of(weights)))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in PlanExecutor(plan).tensors(rows_of(weights)))
+
+
+@pytest.mark.parametrize("options", [{}, {"maps": "tied", "width_init": "rand", "variant": "per_layer"}])
+@pytest.mark.parametrize("variant", ["bert-pre-ln", "llama tied"])
+def test_the_plan_of_a_fitted_module_is_a_file_like_any_other(tmp_path, variant, options):
+    """Mixtures, matrices and the maps of the noise: read back it grows the same tensors, to the bit."""
+    module, _, weights = fitted(variant, 3, **options)
+    with torch.no_grad():
+        for number, parameter in enumerate(module.parameters()):
+            parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)).double()
+    plan = plan_growth(module.source, module.target, ligo(options), 0.02, module=module)
+    plan_file.save(plan, tmp_path)
+    again = plan_file.load(tmp_path, plan.source, plan.target, 0.02)
+    assert again.options == plan.options and again.config_change == plan.config_change
+    expected = dict(PlanExecutor(plan).tensors(rows_of(weights)))
+    for name, tensor in PlanExecutor(again).tensors(rows_of(weights)):
+        assert not tensor.requires_grad and torch.equal(tensor, expected[name]), name
