@@ -134,7 +134,7 @@ class PlanExecutor:
         rows = range(tensor_plan.shape[0]) if rows is None else rows
         if tensor_plan.fresh:
             return self._fresh(tensor_plan, param, rows)
-        terms = [
+        terms: list[tuple[float | Tensor, Tensor]] = [
             (1.0, self.transform(source, param, self.plan.maps_named(maps), on_weight, rows))
             for maps, source in self._sources(tensor_plan, param, read).items()
         ]

@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from pipeline import models
 from pipeline.growth.execute import PlanExecutor, Read
-from pipeline.growth.method import ExpansionOptions
+from pipeline.growth.method import ExpansionOptions, GrowthModule
 from pipeline.growth.plan import GrowthPlan, TensorPlan, build_plan
 from pipeline.models.streaming import ReadModel
 
@@ -34,12 +34,13 @@ class GrownModel(nn.Module):
         self,
         configs: tuple[PretrainedConfig, PretrainedConfig],
         options: ExpansionOptions,
-        coefficients: nn.Module,
+        coefficients: GrowthModule,
         source: Mapping[str, Tensor],
     ):
         """configs: of source and target. source: its weights by published name; they stay as they are."""
         super().__init__()
         small, self.config = configs
+        assert isinstance(coefficients, nn.Module), "a learned method supplies an nn.Module"
         self.coefficients, self._options = coefficients, options
         self._architectures = models.architecture_of(small), models.architecture_of(self.config)
         self._init_std = models.initializer_range(self.config)

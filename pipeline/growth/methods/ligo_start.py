@@ -8,12 +8,13 @@ sqrt(D_S / D_T) and their epsilon by its square. `lossless` takes LEMON's matric
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.growth.maps import DenseMap, IndexMap, Map, SpaceMap, same
-from pipeline.growth.method import GrowthContext, LayerOrigin, MethodOptions, Term
+from pipeline.growth.method import GrowthContext, LayerOrigin, Term
 from pipeline.growth.methods import lemon
 from pipeline.growth.methods.lemon import Lemon, LemonOptions
 from pipeline.models.architecture import Architecture, Attention, LayerStack, ParamSpec, Space
@@ -76,7 +77,7 @@ class Start:
 
     def space(self, name: str, matrices: dict[str, Tensor]) -> SpaceMap:
         """A space's map. matrices: by name, whole."""
-        maps = {
+        maps: dict[str, Any] = {
             side: each.map(matrices[each.matrix], self.matrices[each.matrix].unit)
             for side, each in self.sides.get(name, {}).items()
         }
@@ -200,8 +201,8 @@ class _Drawn:
         return torch.arange(heads) // per_group, torch.arange(heads) % per_group
 
 
-def origin(source: Architecture, stack: LayerStack, layer: int, options: MethodOptions) -> LayerOrigin:
-    """The layer that a target layer starts from."""
+def origin(source: Architecture, stack: LayerStack, layer: int, options: Any) -> LayerOrigin:
+    """The layer that a target layer starts from. options: LiGO's."""
     before = next(each.layers for each in source.stacks if each.name == stack.name)
     if options.width_init == "lossless":
         return Lemon().stack_layers(before, stack.layers, LEMON)[layer]
