@@ -14,7 +14,7 @@ from pipeline.growth.method import ExpansionOptions, GrowthContext
 from pipeline.growth.methods.ligo import Ligo, LigoModule
 from pipeline.growth.plan import GrowthPlan, plan_growth
 from tests.helpers.growing import dense, planned, randomised, rows_of, times
-from tests.helpers.samples import sample
+from tests.helpers.samples import VARIANTS, sample
 
 PUBLISHED = {"maps": "tied", "width_init": "rand"}
 BERT = {
@@ -146,7 +146,7 @@ FAMILIES = ["bert-pre-ln", "bert-pre-ln transform", "bert", "vit", "deit", "gpt2
 
 
 @pytest.mark.parametrize("layers", [2, 3])
-@pytest.mark.parametrize("variant", FAMILIES)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_the_lossless_start_is_lemons_growth_to_the_bit(variant, layers):
     _, plan, weights = fitted(variant, layers)
     known, _ = planned(sample(variant), sample(variant, **times(2, layers=layers)))
