@@ -8,7 +8,7 @@ from tests.helpers.waiting import patience
 from tests.soak import commands
 from tests.soak.chains import SAVE_EVERY, TRAINED, Chain
 from tests.soak.commands import Command
-from tests.soak.faults import DAMAGE, KINDS, TWO_HOSTS, Disk, Kind, Scene, in_state
+from tests.soak.faults import COSTLY, DAMAGE, KINDS, TWO_HOSTS, Disk, Kind, Scene, in_state
 from tests.soak.log import Log, Record
 from tests.soak.network import Network
 from tests.soak.phases import Start
@@ -190,9 +190,9 @@ class Disturbed:
 
     def _redone(self, record: Record) -> None:
         """Steps that the next start will do again, unless an earlier fault has counted them: one save interval at most,
-        and one more for each checkpoint that was damaged, or still being written."""
+        and one more for each checkpoint that was damaged, could not be written, or was being written still."""
         for stage in TRAINED:
-            most = SAVE_EVERY * (1 + (record.kind in DAMAGE) + self.chain.saving(stage))
+            most = SAVE_EVERY * (1 + (record.kind in COSTLY) + self.chain.saving(stage))
             state = self.chain.to_redo(stage)
             if record.detection is not None and state != self._redo[stage] and state[0]:
                 record.redone[stage] = state[0]

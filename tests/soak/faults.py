@@ -171,6 +171,8 @@ TWO_HOSTS = "cut link"
 """The kind that needs them."""
 DAMAGE = ("flipped bit", "truncated file")
 """Which cost the newest checkpoint."""
+COSTLY = (*DAMAGE, "full disk")
+"""Which may cost it."""
 
 
 def in_state(process: psutil.Process) -> str:
