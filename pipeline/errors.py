@@ -14,6 +14,8 @@ from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a file does not fit any more."""
+LOST = (errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA, errno.ENOENT)
+"""What it says of content that is not there any more."""
 FAILED_WRITE = ("PytorchStreamWriter failed", "unexpected pos")
 """What torch makes of it."""
 ELSEWHERE = "make room or choose another place"
@@ -85,10 +87,13 @@ def files_explained() -> Iterator[None]:
 
 @contextmanager
 def reading_checkpoint(folder: Path) -> Iterator[None]:
-    """What keeps a file of a checkpoint from being read, a bad sector say, raises UserError: it is damaged."""
+    """A file of a checkpoint that the disk does not give back (a bad sector, say), or that is gone, raises UserError:
+    it is damaged. Other errors stay what they are: a server that does not answer makes no checkpoint a bad one."""
     try:
         yield
     except OSError as error:
+        if error.errno not in LOST:
+            raise
         raise UserError(
             f"{error.filename or folder}: cannot be read ({error.strerror or error}); use an older checkpoint"
         ) from error

@@ -1,5 +1,6 @@
 """Which checkpoints of a stage stay when a newer one is published."""
 
+import errno
 import logging
 import math
 import shutil
@@ -53,4 +54,5 @@ def _remove(folder: Path) -> None:
     try:
         shutil.rmtree(folder)
     except OSError as error:
-        logger.debug(f"{folder}: cannot be removed yet ({error.strerror})")
+        level = logging.DEBUG if error.errno in (errno.ENOTEMPTY, errno.EBUSY) else logging.WARNING
+        logger.log(level, f"{folder}: cannot be removed ({error.strerror}); it is no checkpoint any more")

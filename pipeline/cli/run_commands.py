@@ -216,7 +216,9 @@ def _work(loaded: Config, name: str, start: Launched) -> None:
             if PARENT not in os.environ:
                 trainings.reshard_start(loaded, stage, start)
             try:
-                loop.run(loaded, stage, engine.join(loaded.hang), request)
+                with request.joining():
+                    world = engine.join(loaded.hang)
+                loop.run(loaded, stage, world, request)
             except Preempted:
                 engine.leave(preemption.REQUEUE)
             engine.leave(preemption.REQUEUE if request.asked else 0)  # behind the last step nobody has heard it

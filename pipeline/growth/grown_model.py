@@ -64,10 +64,24 @@ class GrownModel(nn.Module):
             skeleton.get_submodule(parent)._modules[name] = layer
         return skeleton
 
+    def _hidden(self) -> Iterator[nn.Module]:
+        """The target's modules, those of its layers behind the others."""
+        yield from self.computing
+        yield from (block for layer in self._layers.values() for block in layer.block)
+
     def train(self, mode: bool = True) -> "GrownModel":
         super().train(mode)
-        for module in (*self.computing, *(block for layer in self._layers.values() for block in layer.block)):
+        for module in self._hidden():
             module.train(mode)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GrownModel":
+        """What moves the coefficients takes along the buffers of the target, in their own dtype."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        device = next(self.parameters()).device
+        for module in (each for hidden in self._hidden() for each in hidden.modules()):
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else buffer.to(device)
         return self
 
     def forward(self, **inputs: Tensor) -> Any:

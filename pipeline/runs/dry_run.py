@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def dry_run(config: Config, start: Start, arguments: Sequence[str]) -> DryRun:
     there = inventory(config.data, config.seed, config.path / "data")
     configs = preflight.after_data(config, there.data, counted=there.prepared)
     stages = [_stage(config, stage, cluster, there, configs[stage.model]) for stage in config.stages]
-    there_already = {stage.name: _used(config.path / stage.name) for stage in config.stages}
+    there_already = {stage.name: _used(config.path / stage.name / "checkpoints") for stage in config.stages}
     needed = sum(max(0, stage["disk"] - there_already[stage["name"]]) for stage in stages)
     disk = {"needed": needed, "free": _free(config.path)}
     if disk["needed"] > disk["free"]:
@@ -266,8 +267,12 @@ def _expansion_on_disk(config: Config, stage: ExpandStage, cluster: Cluster, par
 
 
 def _used(folder: Path) -> int:
-    """Bytes of the files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of the checkpoints in a folder, as far as no run removes them meanwhile."""
+    size = 0
+    for path in folder.glob("[!.]*/**/*"):
+        with suppress(FileNotFoundError):
+            size += path.stat().st_size if path.is_file() else 0
+    return size
 
 
 def _free(folder: Path) -> int:

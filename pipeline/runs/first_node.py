@@ -53,17 +53,19 @@ class Status(Strict):
 
 @contextmanager
 def dividing_work(run: Path, start: Start) -> Iterator[OnFirst]:
-    """How a command that was started as `start` says has offline work done once. A process of another launcher that is
-    asked to stop stops in it at once, as a command of our own does."""
-    launched = isinstance(start, Launched)
-    stoppable = StopRequest.of_this_process().at_once if launched else nullcontext
-    watch = None if start.first else Watch(run, start.kind)
+    """How a command that was started as `start` says has offline work done once. Rank 0 of another launcher's processes
+    stops in it at once when it is asked to, as a command of our own does, and the others with it."""
+    if not start.first:
+        watch = Watch(run, start.kind)
+        yield lambda action, done: watch.wait(done)
+        return
+    stoppable = StopRequest.of_this_process().at_once if isinstance(start, Launched) else nullcontext
 
     def on_first(action: Callable[[], object], done: Callable[[], bool]) -> None:
         with stoppable():
-            watch.wait(done) if watch else action()
+            action()
 
-    with at_work(run) if start.first and not start.alone else nullcontext():
+    with nullcontext() if start.alone else at_work(run):
         yield on_first
 
 

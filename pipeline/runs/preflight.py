@@ -23,7 +23,7 @@ from pipeline.training.engine import precisions_of_workers, require_precision
 from pipeline.training.fingerprint import require_same
 from pipeline.training.micro_batches import as_begun, divide, size_of
 from pipeline.training.stage import pace, rates, require_best_known
-from pipeline.training.start import require_start
+from pipeline.training.start import require_start, require_whole_facts
 
 
 def before_data(config: Config, ranks: Sequence[int], allowed: Collection[str] = ()) -> None:
@@ -45,6 +45,18 @@ def checkpoints_fit(config: Config, stages: Sequence[Stage], ranks: int) -> None
     """Check the checkpoints that the training among the `stages` will load, as far as they are there. Raises UserError
     that lists all problems."""
     all_of(partial(require_start, config, stage, ranks) for stage in stages if isinstance(stage, TrainStage))
+
+
+def checkpoints_whole(config: Config, stages: Sequence[Stage]) -> bool:
+    """Whether `checkpoints_fit`, on another process, has set aside what is damaged."""
+    folders = [StageFolder(config.path / stage.name) for stage in stages if isinstance(stage, TrainStage)]
+    try:
+        for newest in (publish.newest(folder.checkpoints) for folder in folders if not folder.finished):
+            if newest:
+                require_whole_facts(newest)
+    except (UserError, OSError):  # damaged, or renamed at this moment
+        return False
+    return True
 
 
 def _stage_before_data(

@@ -24,6 +24,8 @@ def until_done(attempt: Callable[[], None], folder: StageFolder, limit: int, *, 
             newest = _newest(folder)
             left = (limit if newest > furthest else left) - 1
             furthest = max(furthest, newest)
+            if preemption.FORWARDING.asked is not None:
+                logger.warning(f"{folder.path.name}: {fault.what}")
             preemption.FORWARDING.stop_if_asked()
             if limit == 0 or (left < 0 and decides):
                 raise

@@ -80,8 +80,10 @@ def _prepare(config: Config, start: Start, stages: Sequence[Stage], on_first: On
         logger.info("processes: %s counts where no launcher has started them, not here", config.processes)
     if not start.alone:
         _check_before_data(config, start)
-    if start.first:  # it sets damaged ones aside
-        preflight.checkpoints_fit(config, stages, ranks_of(config, start))
+    on_first(
+        lambda: preflight.checkpoints_fit(config, stages, ranks_of(config, start)),
+        lambda: preflight.checkpoints_whole(config, stages),
+    )
     on_first(lambda: data.prepare(config.data, config.seed, folder), lambda: (folder / "data.json").exists())
     preflight.after_data(config)
     if start.first:

@@ -2,6 +2,8 @@
 again after a fault. Where another launcher has started the processes, that one starts them again."""
 
 import logging
+import time
+from typing import TYPE_CHECKING
 
 from pipeline.config.schema import Config, TrainStage
 from pipeline.durations import seconds
@@ -14,6 +16,9 @@ from pipeline.training import launcher, micro_batches
 from pipeline.training.environment import Launched
 from pipeline.training.launcher import Nodes, Seat, Start
 from pipeline.training.preemption import StopRequest
+
+if TYPE_CHECKING:
+    from pipeline.training.meeting import Meeting
 
 logger = logging.getLogger(__name__)
 
@@ -70,26 +75,44 @@ class _Places:
     """Where the nodes of a command find out which of them take part."""
 
     def __init__(self, config: Config, nodes: Nodes):
-        from pipeline.training.meeting import Meeting
-
-        self.workers = launcher.processes(config.processes)
-        self._meeting = None if nodes.alone else Meeting(nodes, seconds(config.node_timeout))
+        self.nodes, self.workers = nodes, launcher.processes(config.processes)
+        self._patience, self._begun = seconds(config.node_timeout), time.monotonic()
+        self._meeting: Meeting | None = None
 
     def next(self, stage: TrainStage, folder: StageFolder, on_first: OnFirst) -> Seat | None:
         """That of this node at the next start, None where the others have trained the stage without it."""
-        if (meeting := self._meeting) is None:
+        if self.nodes.alone:
             return Seat(stage.name)
         begun, seats = micro_batches.as_begun(stage, folder), list[Seat]()
 
         def come() -> bool:
-            seats.extend(seat for seat in [meeting.seat(stage.name)] if seat)
+            seat = meeting.seat(stage.name) if (meeting := self._reached()) else None
+            seats.extend([seat] if seat else [])
             return bool(seats) or folder.finished
 
         def fits(count: int) -> bool:
             return micro_batches.divide(begun, count * self.workers)
 
-        on_first(lambda: seats.append(meeting.seat_all(stage.name, fits)), come)
+        on_first(lambda: seats.append(self._served().seat_all(stage.name, fits)), come)
         return seats[0] if seats else None
+
+    def _served(self) -> "Meeting":
+        """On node 0, which serves the place from its first training on. Raises UserError where it cannot."""
+        from pipeline.training.meeting import Meeting
+
+        self._meeting = self._meeting or Meeting(self.nodes, self._patience)
+        return self._meeting
+
+    def _reached(self) -> "Meeting | None":
+        """On another node; None until node 0 serves it, which has data to look at before, or stops there and says why.
+        Raises UserError where that takes longer than anything should."""
+        from pipeline.training import meeting
+
+        if self._meeting is None and (
+            meeting.is_served(self.nodes) or time.monotonic() - self._begun > meeting.LONGEST_WAIT
+        ):
+            self._meeting = meeting.Meeting(self.nodes, self._patience)
+        return self._meeting
 
 
 def _make_ready(config: Config, stage: TrainStage, ranks: int, on_first: OnFirst) -> None:
@@ -125,10 +148,12 @@ def _train_here(config: Config, stage: TrainStage, start: Launched) -> None:
 
     from pipeline.training import engine, loop
 
-    world = engine.join(config.hang)
+    request = StopRequest.of_this_process()
+    with request.joining():
+        world = engine.join(config.hang)
     with run_folder.share(config.path, start.node_rank), full_disk_explained(config.path):
         try:
-            loop.run(config, stage, world, StopRequest.of_this_process())
+            loop.run(config, stage, world, request)
         except Preempted:
             dist.barrier()  # a launcher that sees one end may kill the others
             raise

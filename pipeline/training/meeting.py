@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 
 LONGEST_WAIT = 600.0
 """Seconds in which as many nodes as are needed must come."""
-CONNECTING = timedelta(seconds=LONGEST_WAIT)
-"""In which a node must reach node 0, which may be started later, or hash the prepared data first."""
-ANSWER = timedelta(seconds=60)
-"""In which node 0 must answer one that has reached it."""
+CONNECTING = timedelta(seconds=60)
+"""In which a node must reach node 0, and node 0 answer it, once that serves the place."""
+KNOCK = 3.0
+"""Seconds in which it takes a connection, if it does."""
 POLL = 0.1
 """Seconds between two looks of node 0 for the others."""
 GRACE = 5.0
@@ -49,7 +49,6 @@ class Meeting:
             self._store = TCPStore(
                 nodes.address, nodes.port, is_master=nodes.first, timeout=CONNECTING, wait_for_workers=False
             )
-            self._store.set_timeout(ANSWER)
         except DistError as error:
             raise UserError(
                 f"node {nodes.rank} cannot connect to the other nodes at {nodes.address}:{nodes.port} "
@@ -130,6 +129,15 @@ class Meeting:
                 f"node 0, where the nodes meet at {self.nodes.address}:{self.nodes.port}, is gone ({one_line(error)}): "
                 "it was killed, or cannot be reached; start all nodes again to resume"
             ) from error
+
+
+def is_served(nodes: Nodes) -> bool:
+    """Whether anybody takes connections where node 0 will."""
+    try:
+        with socket.create_connection((nodes.address, nodes.port), timeout=KNOCK):
+            return True
+    except OSError:
+        return False
 
 
 def _free_port() -> int:

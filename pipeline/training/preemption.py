@@ -24,6 +24,9 @@ REQUEUE = 85
 """The exit code of a command that was asked to stop, and of its workers."""
 ONE_REQUEST = 2.0
 """Seconds within which signals are one request: schedulers signal every process of a job, and launchers forward."""
+JOINING = 20.0
+"""Seconds that a worker which is asked to stop waits for others that do not come: they were asked too, and have
+ended."""
 DEADLINE = "LEMON_DEADLINE"
 """Environment variable: the time at which a run is to stop, in seconds since the epoch; workers inherit it."""
 TORCHRUN = "TORCHELASTIC_RUN_ID"
@@ -45,7 +48,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._asked: tuple[str, float] | None = None
-        self._signal, self._at_once = 0, False
+        self._signal, self._at_once, self._joining = 0, False, False
 
     @classmethod
     @cache
@@ -62,7 +65,7 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Around what this process does alone, or only waits for: a signal raises Preempted in it, also one that came
+        """Around what rank 0 does while the others wait for it: a signal raises Preempted in it, also one that came
         before. In the main thread."""
         self._at_once = True
         try:
@@ -71,6 +74,27 @@ class StopRequest:
             yield
         finally:
             self._at_once = False
+
+    @contextmanager
+    def joining(self) -> Iterator[None]:
+        """Around what all ranks come to: one that is asked goes on to the step where they agree, unless another, which
+        was asked too, has ended before it came."""
+        self._joining = True
+        try:
+            if self._asked:
+                self._wait_for_all()
+            yield
+        finally:
+            self._joining = False
+
+    def _wait_for_all(self) -> None:
+        timer = threading.Timer(JOINING, self._leave)
+        timer.daemon = True
+        timer.start()
+
+    def _leave(self) -> None:
+        if self._joining:
+            os._exit(REQUEUE)
 
     def _interrupt(self, number: int, frame: FrameType | None = None) -> None:
         self._signal = number
@@ -91,6 +115,8 @@ class StopRequest:
         if again or (number == signal.SIGTERM and _one_of_us_has_failed()):
             os._exit(128 + number)
         self._asked = self._asked or (signal.Signals(number).name, time.monotonic())
+        if self._joining:
+            self._wait_for_all()
 
     @property
     def asked(self) -> bool:

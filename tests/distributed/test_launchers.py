@@ -147,7 +147,7 @@ def test_tasks_that_are_asked_to_stop_between_trainings_end_at_once(finished, tm
     tasks = [task(tmp_path / f"said-{rank}", of_srun(rank, port), "run", path) for rank in (0, 1)]
     wait_for(begun.exists)
     os.kill(tasks[0].pid, signal.SIGUSR1)
-    ended = [each.end(60) for each in tasks]
+    ended = [each.end() for each in tasks]
     assert [each.code for each in ended] == [85, 85], ended
     assert "lemon: stopped on SIGUSR1; run the command again to go on" in ended[0].said
     assert "lemon: rank 0 stopped: stopped on SIGUSR1; run the command again to go on" in ended[1].said

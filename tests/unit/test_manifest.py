@@ -3,6 +3,7 @@
 import errno
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -75,6 +76,11 @@ def test_what_the_disk_does_not_read_any_more_is_damaged(tmp_path, monkeypatch, 
     for look in (manifest.verify, lambda folder: manifest.verify_share(folder, 0, 2)):
         with pytest.raises(UserError, match=r"step-0000002: cannot be read \(Input/output error\); use an older"):
             look(newer)
+    monkeypatch.setattr(manifest, "hashes", Mock(side_effect=OSError(errno.ESTALE, "Stale file handle")))
+    with pytest.raises(OSError, match="Stale file handle"):
+        publish.newest_complete(tmp_path, manifest.verify)
+    assert publish.newest(tmp_path) == newer, "a server that does not answer damages nothing"
+    monkeypatch.setattr(manifest, "hashes", hashes)
     assert publish.newest_complete(tmp_path, manifest.verify) == older
     assert "(kept as " in caplog.text and (tmp_path / ".damaged-step-0000002").is_dir()
 

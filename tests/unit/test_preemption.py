@@ -64,8 +64,23 @@ def stop_at_once(told) -> None:
                 time.sleep(60)
         except Preempted as stop:
             told.send(str(stop))
-    told.send(request.reason)
+    told.send(wait_for(lambda: request.reason))  # which a thread takes down
     time.sleep(60)
+
+
+def meet(told) -> None:
+    """What it tells: that the others have come in time, and, asked before, that they do not."""
+    os.setsid()
+    preemption.JOINING = 0.3
+    request = StopRequest.of_this_process()
+    told.send(os.getpid())
+    with request.joining():
+        while request.reason is None:
+            time.sleep(0.01)
+    time.sleep(0.5)
+    told.send("all have come")
+    with request.joining():
+        time.sleep(60)
 
 
 def wait_for_others(told) -> None:
@@ -118,6 +133,14 @@ def test_a_worker_hears_its_signals(started, number, environment):
     worker, _, said = started(work, **environment)
     os.kill(worker.pid, number)
     assert said.poll(10) and said.recv() == signal.Signals(number).name
+
+
+def test_who_is_asked_on_the_way_to_the_others_waits_for_them_a_while(started):
+    worker, _, said = started(meet, **AGENT)
+    os.kill(worker.pid, signal.SIGUSR1)
+    assert said.poll(10) and said.recv() == "all have come"
+    worker.join(10)
+    assert worker.exitcode == preemption.REQUEUE
 
 
 def test_offline_work_stops_at_once_and_none_begins_behind_a_request(started):
