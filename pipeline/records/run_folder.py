@@ -21,6 +21,7 @@ import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,9 @@ KINDS = {list: "list", str: "string", int: "number", float: "number", bool: "boo
 """What JSON calls that which is no object."""
 LFS = b"version https://git-lfs.github.com/spec/"
 """How the pointer begins that lies in the place of a file which Git LFS has not fetched."""
+RELEASE = 3.0
+"""Seconds for which a lock is waited for: a process that was killed gives it back with its last thread and its memory,
+a moment after it looks ended."""
 POINTER = "{}: is a pointer of Git LFS, the file itself was not fetched; run 'git lfs pull' in its folder"
 
 
@@ -133,10 +137,7 @@ def exclusive(folder: Path, node: int = 0) -> Iterator[None]:
         locks = [_lock_file(folder, name, node).open("w") for name in (".lock", ".workers")]
     with locks[0] as parent, locks[1] as workers:
         for file in (parent, workers):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"{folder}: another process is at work on this run; wait for it or stop it") from error
+            _lock(file, folder)
         fcntl.flock(workers, fcntl.LOCK_UN)
         yield
 
@@ -146,11 +147,21 @@ def claimed(folder: Path) -> Iterator[None]:
     """Lock `.lock` alone, for rank 0 of workers that another launcher has started: its siblings share `.workers`
     already. Raises UserError where anybody else holds it."""
     with _lock_file(folder, ".lock", 0).open("w") as file:
+        _lock(file, folder)
+        yield
+
+
+def _lock(file: TextIO, folder: Path) -> None:
+    """Raises UserError for a lock that is held for longer than a process that was killed takes to end."""
+    latest = time.monotonic() + RELEASE
+    while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
         except BlockingIOError as error:
-            raise UserError(f"{folder}: another process is at work on this run; wait for it or stop it") from error
-        yield
+            if time.monotonic() > latest:
+                raise UserError(f"{folder}: another process is at work on this run; wait for it or stop it") from error
+        time.sleep(0.05)
 
 
 def share(folder: Path, node: int = 0) -> TextIO:

@@ -1,8 +1,11 @@
 """What is read back from a run folder is a JSON object, or one line says what lies there instead."""
 
+import threading
+
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.records import run_folder
 from pipeline.records.run_folder import StageFolder, read_json, write_json
 
 OTHERS = {"[]": "list", '"text"': "string", "3": "number", "0.5": "number", "true": "boolean", "null": "null"}
@@ -42,3 +45,11 @@ def test_a_draft_that_cannot_take_its_files_place_is_removed(tmp_path):
     with pytest.raises(IsADirectoryError):
         write_json(tmp_path / "x.json", {})
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_lock_that_a_killed_process_holds_a_moment_longer_is_waited_for(tmp_path):
+    """Its last thread ends behind the first."""
+    held = run_folder.share(tmp_path)
+    threading.Timer(0.3, held.close).start()
+    with run_folder.exclusive(tmp_path):
+        assert held.closed
