@@ -146,9 +146,9 @@ FAMILIES = ["bert-pre-ln", "bert-pre-ln transform", "bert", "vit", "deit", "gpt2
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_lossless_start_is_lemons_growth_to_the_bit(variant, layers=3):
-    _, plan, weights = fitted(variant, layers)
-    known, _ = planned(sample(variant), sample(variant, **times(2, layers=layers)))
+def test_the_lossless_start_is_lemons_growth_to_the_bit(variant):
+    _, plan, weights = fitted(variant, 3)
+    known, _ = planned(sample(variant), sample(variant, **times(2, layers=3)))
     expected = dict(PlanExecutor(known).tensors(rows_of(weights)))
     for name, tensor in PlanExecutor(plan).tensors(rows_of(weights)):
         assert torch.equal(tensor, expected[name]), name
