@@ -53,7 +53,7 @@ def test_another_level_that_stays_is_no_spike_for_ever():
 
 def test_a_flat_curve_has_no_spikes_but_real_ones():
     assert watched([4.0] * 100 + [4.4] + [4.0] * 20 + [4.6]) == [121]
-    assert watched([4.0] * 100 + [11.9] + [4.0] * 20 + [12.1], least=NORM) == [121]
+    assert watched([4.0] * 100 + [19.9] + [4.0] * 20 + [20.1], least=NORM) == [121]
 
 
 def test_a_hard_batch_of_a_model_that_is_nearly_done_is_none():
@@ -75,3 +75,9 @@ def test_no_value_is_no_spike():
     detector = SpikeDetector(8, 6.0, NORM)
     detector.add(None)
     assert detector.judge(None) is None and not detector.values
+
+
+def test_the_norm_of_a_model_that_begins_to_learn_is_none():
+    """As it came around step 110 of a healthy run of the BERT quick start, from scratch."""
+    values = [*noisy(100, lambda step: 0.46, sigma=0.03), 1.52, 1.62, 1.45, 1.75, 1.64]
+    assert watched(values, least=LeastRise()) and watched(values, least=NORM) == []
