@@ -22,8 +22,8 @@ class LeastRise:
 
 
 LOSS, NORM = LeastRise(by=0.5, share=0.01), LeastRise(share=4.0)
-"""Half a nat (a cross-entropy, times 1.65 in perplexity); a gradient norm five times the median: where a model begins to
-learn, its norm rises to four times that of the steps before."""
+"""Half a nat (a cross-entropy, times 1.65 in perplexity); a gradient norm five times the median: where a model begins
+to learn, its norm rises to four times that of the steps before."""
 
 
 @dataclass(frozen=True)
