@@ -64,7 +64,7 @@ def test_a_host_whose_clock_is_behind_makes_no_goodput():
     """The second start is on another one, ten minutes behind."""
     behind = [start(5, 140.0 - 600), spent(5, 146.0 - 600, start=6.0), spent(10, 156.0 - 600, forward_backward=10.0)]
     told = wall_time("s", [*KILLED[:5], *behind])
-    assert sum(told.rows.values()) == told.seconds and told.rows["waiting"] == 0 and told.goodput < 1
+    assert told.seconds == 24.0 + 6.0 + 10.0 and told.rows["waiting"] == 0 and told.goodput < 1
 
 
 def test_what_is_lost_stays_lost_and_a_start_is_none():
