@@ -35,6 +35,7 @@ from pipeline import models
 from pipeline.config.schema import ModelSizes, TrainStage
 from pipeline.data import Batch
 from pipeline.training.engine import Engine, World, join
+from pipeline.training.subject import of_model
 
 WORLD, TOKENS, SAMPLES, VOCABULARY = 2, 64, 2, 8192
 SIDES = ("ours, background", "ours, blocking", "DeepSpeed", "torch, asynchronous")
@@ -169,7 +170,7 @@ def rank(number: int, port: int, chosen: argparse.Namespace, folder: str) -> Non
     sizes = ModelSizes(family="bert-pre-ln", layers=chosen.layers, hidden=chosen.hidden, heads=chosen.hidden // 64)
     facts = {"kind": "text", "vocab_size": VOCABULARY, "block": TOKENS, "scored": 8}
     model = models.build(family.configure(sizes, facts), seed=1)
-    bench = Bench(Engine(model, stage(chosen.zero_stage), world, seed=0), world, Path(folder))
+    bench = Bench(Engine(of_model(model), stage(chosen.zero_stage), world, seed=0), world, Path(folder))
     found = {side: [] for side in SIDES}
     for each in range(chosen.rounds + 1):
         for side in SIDES:

@@ -20,8 +20,9 @@ FLOORS = """
     accounting
     growth report
     checkpoints
-    training expansion export
-    runs doctor
+    training export
+    expansion doctor
+    runs
     cli
     __main__
 """

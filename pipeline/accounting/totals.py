@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pipeline.accounting.recorded_runs import Content, RecordedStage
 from pipeline.records.stage_records import LOST, TRAINING, LedgerEntry
 
-KINDS = (*TRAINING, LOST, "evaluate", "verify", "grow")
+KINDS = (*TRAINING, LOST, "evaluate", "evaluate-make", "verify", "grow")
 """The order in which kinds of cost are listed; any other follows."""
 
 
@@ -39,7 +39,7 @@ class Totals(Content):
 
 
 def training_flops(ledger: list[LedgerEntry], until: int) -> int:
-    """Training FLOPs (forward, backward, recomputation) of the first `until` steps."""
+    """Training FLOPs (forward, backward, recomputation, making of weights) of the first `until` steps."""
     return sum(entry.flops for entry in ledger if entry.kind in TRAINING and entry.step <= until)
 
 

@@ -207,6 +207,7 @@ def _work(loaded: Config, name: str, start: Launched) -> None:
     alone = PARENT not in os.environ and start.first  # else the command of our own that started it has locked the run
     try:
         with imports():
+            from pipeline.expansion.fit import subject
             from pipeline.runs import trainings
             from pipeline.training import engine, fingerprint, loop
 
@@ -218,7 +219,7 @@ def _work(loaded: Config, name: str, start: Launched) -> None:
             try:
                 with request.joining():
                     world = engine.join(loaded.hang)
-                loop.run(loaded, stage, world, request)
+                loop.run(subject(loaded, stage), world, request)
             except Preempted:
                 engine.leave(preemption.REQUEUE)
             engine.leave(preemption.REQUEUE if request.asked else 0)  # behind the last step nobody has heard it

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
+from pipeline.config.fit import FitChoice
 from pipeline.config.hang import HangChoice
 from pipeline.config.stability import Stability
 from pipeline.config.validation_errors import ConfigProblems
@@ -184,6 +185,8 @@ class MethodChoice(Strict):
         return dict(self.model_extra or {})
 
 
+FIT = "-fit"
+"""Behind an expansion's name: the stage in which its method is fitted."""
 FORMER_OPTIONS = {"depth": "zero", "placement": "even", "noise": 1.0}
 """Options of LEMON that were keys of the stage, with the defaults that every recorded stage holds."""
 
@@ -196,11 +199,17 @@ class ExpandStage(Strict):
     source: Place
     model: str
     method: MethodChoice = MethodChoice()
+    fit: FitChoice | None = Field(None, description="of a learned method: how it is fitted; default: its defaults")
     optimizer_state: Literal["reset", "grow"] = "reset"
 
     @property
     def origin(self) -> str:
         return self.source
+
+    @property
+    def fit_name(self) -> str:
+        """The stage as which a learned method is fitted."""
+        return f"{self.name}{FIT}"
 
     @model_validator(mode="before")
     @classmethod
@@ -215,6 +224,22 @@ class ExpandStage(Strict):
         options = {"name": method} if isinstance(method, str) else method
         kept = {key: value for key, value in stage.items() if key not in FORMER_OPTIONS}
         return {**kept, "method": {**former, **options}}
+
+
+class FitStage(TrainStage):
+    """The fit of an expansion by a learned method. No config has it: `Config.fit_of` derives it from the expansion. Its
+    coefficients are trained as a model is, in a folder of their own."""
+
+    kind: Literal["fit"] = "fit"  # type: ignore[assignment]
+    source: Place
+    method: MethodChoice
+    dropout: float | None
+    accept: bool
+    activation_checkpointing: Literal[True] = True
+
+    @property
+    def origin(self) -> str:
+        return self.source
 
 
 Stage = Annotated[TrainStage | ExpandStage, Field(discriminator="kind")]
@@ -256,7 +281,11 @@ class Config(Strict):
         raise UserError(f"no stage '{name}' in config '{self.name}'{nearest(name, [s.name for s in self.stages])}")
 
     def training_stage(self, name: str) -> TrainStage:
-        """The training stage called `name`. Raises UserError when there is none, or it is an expansion."""
+        """The training stage called `name`, which may be an expansion's fit. Raises UserError when there is none, or it
+        is an expansion."""
+        expansions = [stage for stage in self.stages if isinstance(stage, ExpandStage)]
+        if fitted := next((stage for stage in expansions if stage.fit_name == name), None):
+            return self.fit_of(fitted)
         stage = self.stage(name)
         if not isinstance(stage, TrainStage):
             training = [s.name for s in self.stages if isinstance(s, TrainStage)]
@@ -264,6 +293,19 @@ class Config(Strict):
                 f"stage '{name}' of config '{self.name}' is an expansion; its training stages: {', '.join(training)}"
             )
         return stage
+
+    def fit_of(self, stage: ExpandStage) -> FitStage:
+        """The stage in which the method of an expansion is fitted. Raises UserError where nothing says its batch."""
+        fit, behind = stage.fit or FitChoice(), next(iter(self.continued_by(stage.name)), None)
+        batch = fit.batch or (behind.batch if behind else None)
+        if batch is None:
+            raise UserError(f"stages.{stage.name}.fit.batch: no training stage behind it says how many; name the batch")
+        shared = fit.model_dump(include=set(TrainStage.model_fields) & set(FitChoice.model_fields))
+        own = {key: getattr(stage, key) for key in ("source", "model", "method")}
+        precision = fit.precision or (behind.precision if behind else "fp32")
+        derived = {"batch": batch, "precision": precision, "dropout": fit.dropout, "accept": fit.accept}
+        named = {"name": stage.fit_name, "schedule": fit.schedule}
+        return FitStage.model_validate({**shared, **own, **derived, **named, "kind": "fit"})
 
     def continued_by(self, name: str) -> list[TrainStage]:
         """The training stages that go on from the stage `name`, at once or by way of expansions."""

@@ -12,5 +12,6 @@ loader).
 
 from pipeline.data.batches import Batch, evaluation_batches, train_batches
 from pipeline.data.prepared import Prepared, open_prepared, prepare
+from pipeline.data.sampler import evaluation_passes
 
-__all__ = ["Batch", "Prepared", "evaluation_batches", "open_prepared", "prepare", "train_batches"]
+__all__ = ["Batch", "Prepared", "evaluation_batches", "evaluation_passes", "open_prepared", "prepare", "train_batches"]

@@ -91,3 +91,8 @@ def evaluation_numbers(size: int, micro_batch: int, rank: int, world: int) -> It
     """This rank's share of range(size): as many equal micro-batches on every rank; numbers >= size are padding."""
     for start in range(0, size, micro_batch * world):
         yield range(start + rank * micro_batch, start + (rank + 1) * micro_batch)
+
+
+def evaluation_passes(size: int, micro_batch: int, world: int) -> int:
+    """Micro-batches of all ranks in one evaluation, those that are filled up included."""
+    return -(-size // (micro_batch * world)) * world

@@ -11,6 +11,7 @@ from pipeline.config.schema import ModelSizes, TrainStage
 from pipeline.data import Batch
 from pipeline.doctor.finding import Finding, graded
 from pipeline.training.engine import Engine, World, free
+from pipeline.training.subject import of_model
 
 VOCABULARY, BLOCK, SCORED = 97, 16, 4
 FACTS = {"kind": "text", "vocab_size": VOCABULARY, "block": BLOCK, "scored": SCORED}
@@ -109,7 +110,7 @@ def train_plainly(
 def _engine(config: PretrainedConfig, world: World, precision: str, zero_stage: int) -> list[float]:
     """The same through DeepSpeed, every rank with its part of each batch."""
     size = _micro_batches(world)
-    engine = Engine(models.build(config, seed=1), stage(precision, zero_stage, size), world, seed=0)
+    engine = Engine(of_model(models.build(config, seed=1)), stage(precision, zero_stage, size), world, seed=0)
     inputs, labels = _batch(size)
     mine = [slice(place, place + 1) for place in range(world.rank, size, world.size)]
     parts = [Batch({name: value[at] for name, value in inputs.items()}, labels[at], valid=1) for at in mine]

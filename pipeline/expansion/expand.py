@@ -21,16 +21,18 @@ from pipeline.checkpoints.tensors import GrownTensor, LazyTensor
 from pipeline.errors import UserError
 from pipeline.expansion import groups
 from pipeline.expansion import target as targets
-from pipeline.expansion.fitting import fit_to_sizes
+from pipeline.expansion.fitted import Fitted
 from pipeline.expansion.groups import NO_GROUPS, Grouping
+from pipeline.expansion.sizes_beside import fit_to_sizes
 from pipeline.growth import optimizer_state, plan_file
 from pipeline.growth.activations import ProbedSource
 from pipeline.growth.execute import PlanExecutor
-from pipeline.growth.method import ExpansionOptions
+from pipeline.growth.method import ExpansionOptions, GrowthModule
 from pipeline.growth.optimizer_state import GrownSlot
-from pipeline.growth.plan import GrowthPlan, TensorPlan, plan_growth
+from pipeline.growth.plan import GrowthPlan, TensorPlan, begun_module, plan_growth
 from pipeline.growth.verification import probe
 from pipeline.growth.verification.equivalence import Verification, verify
+from pipeline.models.architecture import Architecture
 from pipeline.models.streaming import ReadModel, RunnableModel
 from pipeline.optim.optimizers import AdamW, OptimizerSpec, Slot
 from pipeline.records.file_hashes import hashes
@@ -47,7 +49,7 @@ logger = logging.getLogger(__name__)
 class ExpansionPlan:
     """An expansion that has been planned and not yet done. function: the source, as it runs. grow_optimizer_state:
     whether the optimizer state grows too. continued_by: the optimizer of the training that goes on from the result;
-    None: not known, the source's is written. grouping: the result's optimizer groups."""
+    None: not known, the source's is written. grouping: the result's optimizer groups. fitted: of a learned method."""
 
     source: Path
     state: State
@@ -59,6 +61,7 @@ class ExpansionPlan:
     grow_optimizer_state: bool = False
     continued_by: OptimizerSpec | None = None
     grouping: Grouping = NO_GROUPS
+    fitted: Fitted | None = None
 
     @property
     def optimizer(self) -> OptimizerSpec:
@@ -91,6 +94,51 @@ class ExpansionPlan:
         return [] if self.carried else self.state.of_the_script()
 
 
+@dataclass(frozen=True)
+class Ends:
+    """A source and the target's config before the growth between them is planned. model: the source, for a method that
+    decides by it. stated: the types of layers that the user's target names."""
+
+    folder: Path
+    state: State
+    function: RunnableModel
+    small: PretrainedConfig
+    large: PretrainedConfig
+    model: ProbedSource
+    stated: list[str] | None
+
+    @property
+    def architectures(self) -> tuple[Architecture, Architecture]:
+        return models.architecture_of(self.small), models.architecture_of(self.large)
+
+    @property
+    def init_std(self) -> float:
+        return models.initializer_range(self.large)
+
+    def begun_module(self, options: ExpansionOptions) -> GrowthModule:
+        """The module of a learned method, before it is fitted. Raises UserError."""
+        return begun_module(*self.architectures, options, self.model)
+
+    def plan(self, options: ExpansionOptions, module: GrowthModule | None = None) -> GrowthPlan:
+        """Raises UserError when the growth cannot be done as the method promises."""
+        return plan_growth(*self.architectures, options, self.init_std, self.model, module)
+
+    def settled(self, growth: GrowthPlan) -> PretrainedConfig:
+        """The target's config with what the plan decides."""
+        return targets.settled(self.small, self.large, growth, self.stated)
+
+
+def both_ends(source: Path, target: PretrainedConfig, seed: int, source_config: Path | None = None) -> Ends:
+    """Open a source, and adopt a target's sizes. No tensor is read. Raises UserError."""
+    folder = checkpoints.locate(source)
+    config = checkpoints.config_file(folder, source_config)
+    state, small = checkpoints.read(folder, config)
+    function = loader.runnable(folder, state, small, config)
+    large = targets.adopt(small, tying.untied(target) if state.untied else target)
+    model = ProbedSource(small, partial(weight, state), seed)
+    return Ends(folder, state, function, small, large, model, getattr(target, models.LAYER_TYPES_STATED, None))
+
+
 def plan_expansion(
     source: Path,
     target: PretrainedConfig,
@@ -99,22 +147,19 @@ def plan_expansion(
     source_config: Path | None = None,
     grow_optimizer_state: bool = False,
     continued_by: OptimizerSpec | None = None,
+    fitted: Fitted | None = None,
 ) -> ExpansionPlan:
     """Decide everything; no tensor is read, unless the method needs the source to decide. Raises UserError when the
     growth cannot be done as the method promises, or anything is missing.
 
-    continued_by: the optimizer of the training that goes on from the result, where that is known."""
-    folder = checkpoints.locate(source)
-    config = checkpoints.config_file(folder, source_config)
-    state, small = checkpoints.read(folder, config)
-    function = loader.runnable(folder, state, small, config)
-    large = targets.adopt(small, tying.untied(target) if state.untied else target)
-    model = ProbedSource(small, partial(weight, state), options.seed)
-    architectures = models.architecture_of(small), models.architecture_of(large)
+    continued_by: the optimizer of the training that goes on from the result, where that is known. fitted: of a learned
+    method."""
+    ends = both_ends(source, target, options.seed, source_config)
+    folder, state, small = ends.folder, ends.state, ends.small
     if layout.kind.published_names:
-        state = tying.agreeing(state, architectures[0])
-    growth = plan_growth(*architectures, options, models.initializer_range(large), model)
-    large = targets.settled(small, large, growth, getattr(target, models.LAYER_TYPES_STATED, None))
+        state = tying.agreeing(state, ends.architectures[0])
+    growth = ends.plan(options, fitted.module(ends.begun_module(options)) if fitted else None)
+    large = ends.settled(growth)
     if grow_optimizer_state:
         optimizer_state.require(growth, state.optimizer().slots, state.slots)
         optimizer_state.require_continued(str(folder), state.optimizer(), continued_by or state.optimizer())
@@ -124,8 +169,8 @@ def plan_expansion(
         grouping = groups.of_the_stage(large, continued_by)
     elif layout.kind.holds_optimizer:
         grouping = groups.of_the_source(folder, state, small, large, growth)
-    sides = folder, state, function, small, large
-    return ExpansionPlan(*sides, growth, layout, grow_optimizer_state, continued_by, grouping)
+    sides = folder, state, ends.function, small, large
+    return ExpansionPlan(*sides, growth, layout, grow_optimizer_state, continued_by, grouping, fitted)
 
 
 def _require_room(layout: CheckpointLayout) -> None:
@@ -287,7 +332,8 @@ def spent(expansion: ExpansionPlan, samples: int) -> dict[str, int]:
 
 
 def _facts(expansion: ExpansionPlan, measured: Verification, source: dict[str, Any]) -> dict[str, Any]:
-    flops = sum(spent(expansion, measured.samples).values())
+    fit = expansion.fitted.facts if expansion.fitted else None
+    flops = sum(spent(expansion, measured.samples).values()) + (fit["flops"] if fit else 0)
     before = expansion.state.provenance.get("flops", "unknown")
     return {
         "kind": "expand",
@@ -300,6 +346,7 @@ def _facts(expansion: ExpansionPlan, measured: Verification, source: dict[str, A
         "verification": measured.as_json(),
         "versions": installed(),
         "seed": expansion.growth.options.seed,
+        **({"fit": fit} if fit else {}),
         "source": source,
         "provenance": {
             "origin": str(expansion.source),

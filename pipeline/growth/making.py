@@ -26,6 +26,9 @@ class MakingCost:
     recompute: int
 
 
+NO_MAKING = MakingCost(0, 0, 0)
+
+
 def making_cost(plan: GrowthPlan) -> MakingCost:
     """Of a plan whose matrices are learned, as `GrownModel` carries it out."""
     forward = backward = recompute = 0

@@ -122,12 +122,10 @@ class GrowthPlan:
         return self.maps if name is None else self.term_maps[name]
 
 
-def require_possible(
-    source: Architecture, target: Architecture, options: ExpansionOptions, module: GrowthModule | None = None
-) -> None:
+def require_possible(source: Architecture, target: Architecture, options: ExpansionOptions) -> None:
     """Ask a method whether it can grow `source` into `target`, before a source exists. Raises UserError with every
-    reason when it cannot, and for a learned method without its module."""
-    if reasons := _ready(options, module).refusals(source, target, options.options):
+    reason when it cannot."""
+    if reasons := methods.find(options.method).refusals(source, target, options.options):
         raise UserError(f"method '{options.method}' cannot grow this model: {'; '.join(reasons)}")
 
 
@@ -136,10 +134,21 @@ def _ready(options: ExpansionOptions, module: GrowthModule | None) -> Method:
     method = methods.find(options.method)
     if isinstance(method, LearnedMethod) and module is None:
         raise UserError(
-            f"method '{options.method}' learns its maps and has not been fitted; give its fitted module to "
-            "plan_growth(…, module=…), or choose another method"
+            f"method '{options.method}' learns its maps, and has no data to be fitted on: name them (--data "
+            "CONFIG.yaml), make it a stage of a run, take the operator of an earlier fit (--operator), or choose "
+            "another method"
         )
     return method
+
+
+def begun_module(
+    source: Architecture, target: Architecture, options: ExpansionOptions, model: SourceModel | None = None
+) -> GrowthModule:
+    """The module of a learned method as it starts, before it is fitted. Raises UserError as `require_possible` does."""
+    require_possible(source, target, options)
+    method = methods.find(options.method)
+    assert isinstance(method, LearnedMethod), f"'{options.method}' has nothing to learn"
+    return method.module(source, target, GrowthContext(options.options, options.seed, model))
 
 
 def plan_growth(
@@ -151,7 +160,7 @@ def plan_growth(
     module: GrowthModule | None = None,
 ) -> GrowthPlan:
     """Decide how `source` grows into `target`. Raises UserError with every reason when the method cannot."""
-    require_possible(source, target, options, module)
+    require_possible(source, target, options)
     return build_plan(source, target, options, init_std, model, module)
 
 

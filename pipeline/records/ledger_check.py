@@ -6,25 +6,30 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.records.stage_facts import TrainFacts
-from pipeline.records.stage_records import LedgerEntry
+from pipeline.records.stage_records import BESIDE, LedgerEntry
+
+WORDS = {"train": "training", "recompute": "recomputation", "make": "making of weights"}
+"""Kinds of cost in messages."""
 
 
 def require_agreement(path: Path, ledger: Sequence[LedgerEntry], facts: TrainFacts, until: int | None = None) -> None:
     """Raises UserError where the entries of a training stage's ledger, read from `path`, are not what its steps cost.
     until: the step that they must reach; None: the stage's end where it is finished, else wherever they end."""
     entries = [entry for entry in ledger if entry.kind == "train"]
-    previous, recomputed = 0, _recomputed(path, ledger)
+    previous, besides = 0, {kind: _by_step(path, ledger, kind) for kind in BESIDE}
     for entry in entries:
         count = entry.step - previous
         if count <= 0:
             raise _wrong(path, f"step {entry.step} of training follows step {previous}")
         cost = facts.start_of(entry.step).flops_per_step
-        _require_cost(path, entry, "training", count * cost.train)
-        if entry.step in recomputed:
-            _require_cost(path, recomputed.pop(entry.step), "recomputation", count * cost.recompute)
+        _require_cost(path, entry, count * cost.train)
+        for kind, by_step in besides.items():
+            if entry.step in by_step:
+                _require_cost(path, by_step.pop(entry.step), count * getattr(cost, kind))
         previous = entry.step
-    if recomputed:
-        raise _wrong(path, f"step {min(recomputed)} was recomputed and not trained")
+    for kind, by_step in besides.items():
+        if by_step:
+            raise _wrong(path, f"step {min(by_step)} has {WORDS[kind]} and no training")
     if len({entry.flops for entry in ledger if entry.kind == "evaluate"}) > 1:
         raise _wrong(path, "evaluations of the same data have different FLOPs")
     end = facts.steps if until is None and facts.status == "finished" else until
@@ -32,16 +37,17 @@ def require_agreement(path: Path, ledger: Sequence[LedgerEntry], facts: TrainFac
         raise _wrong(path, f"its training ends at step {previous}, that of the stage at step {end}")
 
 
-def _recomputed(path: Path, ledger: Sequence[LedgerEntry]) -> dict[int, LedgerEntry]:
-    entries = [entry for entry in ledger if entry.kind == "recompute"]
+def _by_step(path: Path, ledger: Sequence[LedgerEntry], kind: str) -> dict[int, LedgerEntry]:
+    entries = [entry for entry in ledger if entry.kind == kind]
     by_step = {entry.step: entry for entry in entries}
     if len(by_step) != len(entries):
-        raise _wrong(path, "a step is recomputed twice")
+        raise _wrong(path, f"a step has {WORDS[kind]} twice")
     return by_step
 
 
-def _require_cost(path: Path, entry: LedgerEntry, what: str, cost: int) -> None:
+def _require_cost(path: Path, entry: LedgerEntry, cost: int) -> None:
     if entry.flops != cost:
+        what = WORDS[entry.kind]
         raise _wrong(path, f"{what} until step {entry.step} has {entry.flops:,} FLOPs, its steps cost {cost:,}")
 
 

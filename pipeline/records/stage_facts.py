@@ -26,12 +26,14 @@ class TrainSettings(BaseModel):
 
 
 class StepFlops(BaseModel):
-    """FLOPs of one optimizer step. recompute: what activation checkpointing adds."""
+    """FLOPs of one optimizer step. recompute: what activation checkpointing adds; make: of making the weights, where
+    they are not what is trained."""
 
     model_config = ConfigDict(frozen=True)
 
     train: int
     recompute: int
+    make: int = 0
 
 
 class StartFacts(BaseModel):
@@ -73,10 +75,11 @@ class CommonFacts(Recorded):
 
 
 class TrainFacts(CommonFacts):
-    """A training stage. start: the checkpoint that it began from; schedule: resolved to steps; device: in words.
-    settings, flops_per_step, device, versions: those of the last of its starts."""
+    """A training stage, or the fit of a growth method. start: the checkpoint that it began from; schedule: resolved to
+    steps; device: in words; coefficients: of a fit, how many. settings, flops_per_step, device, versions: those of the
+    last of its starts."""
 
-    kind: Literal["train"] = "train"
+    kind: Literal["train", "fit"] = "train"
     start: str | None
     steps: int
     schedule: dict[str, Any]
@@ -86,6 +89,7 @@ class TrainFacts(CommonFacts):
     tokens_per_step: int
     device: str
     starts: tuple[StartFacts, ...] = ()
+    coefficients: int | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -16,7 +16,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pipeline.errors import UserError
 from pipeline.records.formats import FORMAT, Recorded, explained, require_readable
 
-TRAINING = ("train", "recompute")
+BESIDE = ("recompute", "make")
+"""Kinds of cost of a training step besides `train`, by their names in `StepFlops`."""
+TRAINING = ("train", *BESIDE)
 """Kinds of cost that a published saving counts; the others (lost, evaluate, verify, grow) are named beside it."""
 RESTART, LOST = "restart", "lost"
 """The kind of the line that a start adds where work behind its step is to be done again, and what accounts call that
@@ -66,7 +68,8 @@ class SaveRecord(StageRecord):
 
 class LedgerEntry(StageRecord):
     """What was spent since the previous entry of its kind, as exact integers, so that stages add up exactly.
-    kind: train, recompute, evaluate, grow, verify; restart: the stage went on from `step`, what stands above behind it
+    kind: train, recompute, make (the weights of a model, while its growth is fitted), evaluate, evaluate-make, grow,
+    verify; restart: the stage went on from `step`, what stands above behind it
     is lost."""
 
     kind: str

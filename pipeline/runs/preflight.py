@@ -8,15 +8,16 @@ from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
 from pipeline.checkpoints import State, publish
-from pipeline.config.schema import Config, ExpandStage, ModelSizes, Stage, TrainStage
+from pipeline.config.schema import Config, ExpandStage, FitStage, ModelSizes, Stage, TrainStage
 from pipeline.config.validation_errors import all_of
 from pipeline.data import Prepared, open_prepared
 from pipeline.durations import Duration
 from pipeline.errors import UserError, placed
+from pipeline.expansion import fit as fits
 from pipeline.expansion import target as targets
 from pipeline.growth import methods, optimizer_state
 from pipeline.growth.method import ExpansionOptions
-from pipeline.growth.plan import plan_growth, require_possible
+from pipeline.growth.plan import begun_module, plan_growth, require_possible
 from pipeline.optim.optimizers import OptimizerSpec
 from pipeline.records.run_folder import StageFolder
 from pipeline.training.engine import precisions_of_workers, require_precision
@@ -60,7 +61,7 @@ def checkpoints_whole(config: Config, stages: Sequence[Stage]) -> bool:
 
 
 def _stage_before_data(
-    config: Config, stage: Stage, ranks: Sequence[int], precisions: set[str], allowed: Collection[str]
+    config: Config, stage: Stage | FitStage, ranks: Sequence[int], precisions: set[str], allowed: Collection[str]
 ) -> None:
     require_same(config, stage, allowed, each=True)
     if isinstance(stage, TrainStage):
@@ -70,6 +71,20 @@ def _stage_before_data(
     else:
         options(stage, config.seed)
         _require_readers(config, stage)
+        if fit := _fit_before_data(config, stage):
+            _stage_before_data(config, fit, ranks, precisions, allowed)
+
+
+def _fit_before_data(config: Config, stage: ExpandStage) -> FitStage | None:
+    """The fit of an expansion. Raises UserError for keys of one where nothing is learned, and for a name that is
+    taken."""
+    if not methods.is_learned(stage.method.name):
+        if stage.fit is not None:
+            raise UserError(f"stages.{stage.name}.fit: method '{stage.method.name}' learns nothing; leave the key out")
+        return None
+    if _named(config, stage.fit_name):
+        raise UserError(f"stages.{stage.fit_name}: the fit of '{stage.name}' has that name; choose another")
+    return fits.of_expansion(config, stage)
 
 
 def _require_division(stage: TrainStage, ranks: Sequence[int]) -> None:
@@ -124,6 +139,8 @@ def _stage_after_data(
         source = _named(config, stage.source)
         small = model_configs[source.model] if source else _config_in(Path(stage.source))
         _require_growth(config, stage, small, model_configs[stage.model])
+        if fit := fits.of_expansion(config, stage):
+            _stage_after_data(config, fit, data, model_configs)
 
 
 def _named(config: Config, name: str) -> TrainStage | ExpandStage | None:
@@ -144,7 +161,9 @@ def _require_growth(config: Config, stage: ExpandStage, source: PretrainedConfig
         architectures = models.architecture_of(source), models.architecture_of(large)
         require_possible(*architectures, method_options)
         if stage.optimizer_state == "grow" and not methods.find(method_options.method).needs_source:
-            growth = plan_growth(*architectures, method_options, models.initializer_range(large))
+            learned = methods.is_learned(method_options.method)
+            module = begun_module(*architectures, method_options) if learned else None
+            growth = plan_growth(*architectures, method_options, models.initializer_range(large), module=module)
             optimizer_state.require(growth, _optimizer_before(config, stage).slots, _slots_before(config, stage))
 
 

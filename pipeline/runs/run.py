@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import dump
-from pipeline.config.schema import Config, ExpandStage, Stage, TrainStage
+from pipeline.config.schema import Config, ExpandStage, FitStage, Stage, TrainStage
 from pipeline.durations import seconds
 from pipeline.errors import Preempted
 from pipeline.records import run_folder
@@ -96,18 +96,26 @@ def _check_before_data(config: Config, start: Start) -> None:
     preflight.before_data(config, possible_ranks(config, start), start.allowed)
 
 
-def _run_stage(config: Config, stage: Stage, start: Start, on_first: OnFirst, trainings: Trainings) -> None:
+def _run_stage(config: Config, stage: Stage | FitStage, start: Start, on_first: OnFirst, trainings: Trainings) -> None:
     """Run a stage unless it is finished."""
     folder = StageFolder(config.path / stage.name)
     if folder.finished:
         logger.info("%s: finished already, skipped", stage.name)
     elif isinstance(stage, ExpandStage):
+        if learning := _fit_before(config, stage):
+            _run_stage(config, learning, start, on_first, trainings)
         on_first(lambda: _expand(config, stage, folder, start), lambda: folder.finished)
     else:
         trainings.train(stage)
         on_first(
             lambda: None, lambda: folder.finished
         )  # rank 0 writes that, and the next stage may start from this one
+
+
+def _fit_before(config: Config, stage: ExpandStage) -> FitStage | None:
+    from pipeline.expansion import fit
+
+    return fit.of_expansion(config, stage)
 
 
 def _expand(config: Config, stage: ExpandStage, folder: StageFolder, start: Start) -> None:
@@ -124,7 +132,7 @@ def _expand(config: Config, stage: ExpandStage, folder: StageFolder, start: Star
 def _plan_expansion(config: Config, stage: ExpandStage, start: Start) -> "ExpansionPlan":
     from pipeline import models
     from pipeline.data import open_prepared
-    from pipeline.expansion import expand
+    from pipeline.expansion import expand, fit
     from pipeline.runs import preflight
     from pipeline.training.start import origin
 
@@ -136,6 +144,7 @@ def _plan_expansion(config: Config, stage: ExpandStage, start: Start) -> "Expans
         layout_for(stage, reader, ranks_of(config, start)),
         grow_optimizer_state=stage.optimizer_state == "grow",
         continued_by=reader.optimizer if reader else None,
+        fitted=fit.fitted(config, stage),
     )
 
 

@@ -117,10 +117,11 @@ class _Places:
 
 def _make_ready(config: Config, stage: TrainStage, ranks: int, on_first: OnFirst) -> None:
     """Have the engines find what they load, and say what is trained."""
+    from pipeline.expansion.fit import subject
     from pipeline.training.stage import facts_line, plan_training
 
     _reshard_start(config, stage, ranks, on_first)
-    line = facts_line(plan_training(config, stage))
+    line = facts_line(plan_training(config, stage, subject(config, stage)))
     logger.info("%s: %s, %d ranks, ZeRO-%d, %s", stage.name, line, ranks, stage.zero_stage, stage.precision)
 
 
@@ -146,6 +147,7 @@ def _train_here(config: Config, stage: TrainStage, start: Launched) -> None:
     behind the meeting with rank 0, which has looked for other runs' workers before it."""
     import torch.distributed as dist
 
+    from pipeline.expansion.fit import subject
     from pipeline.training import engine, loop
 
     request = StopRequest.of_this_process()
@@ -153,7 +155,7 @@ def _train_here(config: Config, stage: TrainStage, start: Launched) -> None:
         world = engine.join(config.hang)
     with run_folder.share(config.path, start.node_rank), full_disk_explained(config.path):
         try:
-            loop.run(config, stage, world, request)
+            loop.run(subject(config, stage), world, request)
         except Preempted:
             dist.barrier()  # a launcher that sees one end may kill the others
             raise

@@ -27,9 +27,8 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
-from pipeline import checkpoints, models
+from pipeline import checkpoints
 from pipeline.checkpoints.layouts import require_layout
 from pipeline.checkpoints.layouts.deepspeed_pickles import open_safely_from_here_on
 from pipeline.checkpoints.layouts.zero_format import unsafe
@@ -46,6 +45,7 @@ from pipeline.training.save_in_flight import Publication
 from pipeline.training.saving import Saving
 from pipeline.training.start import require_loadable
 from pipeline.training.stopwatch import Stopwatch
+from pipeline.training.subject import Trained
 from pipeline.training.update_gate import Refuses, UpdateGate
 
 logger = logging.getLogger(__name__)
@@ -224,22 +224,20 @@ def deepspeed_config(stage: TrainStage, world: int, universal: bool = False) -> 
 class Engine:
     """One model in training."""
 
-    def __init__(self, model: PreTrainedModel, stage: TrainStage, world: World, seed: int, start: Path | None = None):
+    def __init__(self, trained: Trained, stage: TrainStage, world: World, seed: int, start: Path | None = None):
         """`start`: a checkpoint that `load` will be given; its layout must be known before DeepSpeed is built."""
-        self.stage, self.world, self.seed, self.config = stage, world, seed, model.config
+        self.stage, self.world, self.seed, self.beside = stage, world, seed, trained.beside
         require_precision(stage, supported_precisions())
         universal = start is not None and require_layout(start).load_universal
         self.deepspeed_config = deepspeed_config(stage, world.size, universal=universal)
         logger.debug(f"{stage.name}: DeepSpeed's config: {self.deepspeed_config}")
-        if stage.activation_checkpointing:
-            model.config.use_cache = False
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.names, parameters = _groups(model)
-        self.hyper = [stage.optimizer.hyper(decayed) for decayed in (True, False)]
-        groups = [{"params": params, **hyper} for params, hyper in zip(parameters, self.hyper, strict=True)]
+        self.names = [list(parameters) for _, parameters in trained.groups]
+        self.hyper = [stage.optimizer.hyper(decayed) for decayed, _ in trained.groups]
+        grouped = zip(trained.groups, self.hyper, strict=True)
+        groups = [{"params": list(parameters.values()), **hyper} for (_, parameters), hyper in grouped]
         optimizer = stage.optimizer.build(groups)
         self.deepspeed, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=self.deepspeed_config, dist_init_required=False
+            model=trained.module, optimizer=optimizer, config=self.deepspeed_config, dist_init_required=False
         )
         timeouts.set_as_of_all_ranks()
         for state in optimizer.state.values():  # of stage 0 in bf16 alone, by a step on gradients of zero
@@ -337,8 +335,7 @@ class Engine:
         final = folder / f"step-{step:07d}"
         layout = checkpoints.CheckpointLayout.of(self.stage, self.world.size)
         publication = Publication(final, {**facts, **layout.as_json(), "step": step}, **around)
-        beside = {checkpoints.CONFIG: models.config_text(self.config)}
-        self.saving.save(publication, beside, client_state={"group_names": self.names})
+        self.saving.save(publication, dict(self.beside()), client_state={"group_names": self.names})
         return final
 
     def load(self, folder: Path) -> None:
@@ -375,11 +372,3 @@ class Engine:
         for optimizer in {id(o): o for o in (inner, self.deepspeed.optimizer)}.values():
             for group, hyper in zip(optimizer.param_groups, self.hyper, strict=False):
                 group.update(hyper)
-
-
-def _groups(model: PreTrainedModel) -> tuple[list[list[str]], list[list[torch.nn.Parameter]]]:
-    """Module names and parameters with weight decay, then those without, as the architecture says, in the order of
-    `named_parameters()`."""
-    decays = {spec.module: spec.decay for spec in models.architecture_of(model.config).rows()}
-    groups = [[(name, p) for name, p in model.named_parameters() if decays[name] is decay] for decay in (True, False)]
-    return [[name for name, _ in group] for group in groups], [[p for _, p in group] for group in groups]

@@ -11,9 +11,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
-from pipeline.config.schema import Config, Data, ExpandStage, ModelSizes, Stage, TrainStage
+from pipeline.config.fit import FitChoice
+from pipeline.config.schema import Config, Data, ExpandStage, FitStage, ModelSizes, TrainStage
 from pipeline.config.validation_errors import explain
 from pipeline.errors import UserError
 from pipeline.growth import methods
@@ -27,8 +28,11 @@ With dropout, though, masks are drawn for each micro-batch: another micro_batch 
 ALLOWABLE = {"precision"}
 """Settings of a training stage that change its results a little, and that may change where it is allowed (--allow)."""
 
-POLICIES = {"stability"}
-"""What was done by them is in the stage's events; a stage that has ended on a NaN goes on with another policy."""
+POLICIES = {"stability", "accept"}
+"""What was done by them is in the stage's events; a stage that has ended on a NaN goes on with another policy, and what
+a fit has left may be published at last."""
+NO_RESULTS = CADENCE | LAYOUT | POLICIES
+"""Keys of a stage that decide no number."""
 
 
 class Fingerprint(Strict):
@@ -37,7 +41,7 @@ class Fingerprint(Strict):
     seed: int = 0
     data: Data
     model: ModelSizes
-    stage: Stage
+    stage: Annotated[TrainStage | ExpandStage | FitStage, Field(discriminator="kind")]
     origin: Annotated["Fingerprint | None", BeforeValidator(lambda origin: origin or None)] = None
 
     @classmethod
@@ -57,11 +61,15 @@ class Fingerprint(Strict):
 
     def _stage(self) -> dict[str, Any]:
         """The stage; of an expansion, its method with every option."""
-        settings = self.stage.model_dump(mode="json", exclude=CADENCE | LAYOUT | POLICIES)
-        if isinstance(self.stage, ExpandStage):
+        settings = self.stage.model_dump(mode="json", exclude=NO_RESULTS)
+        if isinstance(self.stage, ExpandStage | FitStage):
             method = self.stage.method
             options = methods.parse(method.name, method.options).options.model_dump(mode="json")
             settings["method"] = {"name": method.name, **options}
+        if isinstance(self.stage, ExpandStage):
+            learned = methods.is_learned(self.stage.method.name)
+            fit = (self.stage.fit or FitChoice()) if learned else None
+            settings["fit"] = fit.model_dump(mode="json", exclude=NO_RESULTS) if fit else None
         return settings
 
 

@@ -9,17 +9,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import models
-from pipeline.checkpoints import loader, manifest, retention
+from pipeline.checkpoints import manifest, retention
 from pipeline.config import dump
-from pipeline.config.schema import Config, TrainStage
-from pipeline.data import evaluation_batches
+from pipeline.data import evaluation_batches, evaluation_passes
 from pipeline.errors import Preempted, UserError
 from pipeline.records.ledger_check import require_agreement
 from pipeline.records.run_folder import StageFolder, write_text
 from pipeline.records.stage_facts import TrainFacts
-from pipeline.records.stage_records import EvaluationRecord, LedgerEntry, SaveRecord, TrainingRecord
-from pipeline.rng import derive
+from pipeline.records.stage_records import BESIDE, EvaluationRecord, LedgerEntry, SaveRecord, TrainingRecord
 from pipeline.training import lost_steps, resharded_start, wall_clock
 from pipeline.training.engine import Engine, World, free, of_rank_0
 from pipeline.training.hangs.watch import Reached, watched
@@ -29,29 +26,30 @@ from pipeline.training.progress import Progress
 from pipeline.training.resume import newest_whole
 from pipeline.training.samples import StepSamples
 from pipeline.training.stability import ADVICE, Verdict, stabilizer_at, stopped_by
-from pipeline.training.stage import TrainingPlan, flops_before, plan_training, recorded_facts, started
-from pipeline.training.start import continues_optimizer
+from pipeline.training.stage import TrainingPlan, flops_before, plan_training, recorded_facts, started, step_flops
+from pipeline.training.subject import Subject
 from pipeline.training.window import Window
 
 logger = logging.getLogger(__name__)
 
 
-def run(config: Config, stage: TrainStage, world: World, request: StopRequest) -> None:
-    """Train `stage` to its end on this worker. Raises UserError, and Preempted where it was requested to stop."""
+def run(subject: Subject, world: World, request: StopRequest) -> None:
+    """Train a stage to its end on this worker. Raises UserError, and Preempted where it was requested to stop."""
+    config, stage = subject.config, subject.stage
     began: float | None = wall_clock.stage_began(StageFolder(config.path / stage.name))
     with watched(config.hang, world, config.path / stage.name) as reached:
         while began is not None:
-            began = _until_it_rewinds(config, stage, world, request, reached, began)
+            began = _until_it_rewinds(subject, world, request, reached, began)
             free()
 
 
 def _until_it_rewinds(
-    config: Config, stage: TrainStage, world: World, request: StopRequest, reached: Reached, began: float
+    subject: Subject, world: World, request: StopRequest, reached: Reached, began: float
 ) -> float | None:
     """Train from the newest checkpoint. Returns None at the end, else when it is to go on from the newest one again.
     began: when this start began, as `time.perf_counter` has it."""
-    resume = newest_whole(StageFolder(config.path / stage.name).checkpoints, world)
-    plan = plan_training(config, stage)
+    resume = newest_whole(StageFolder(subject.config.path / subject.stage.name).checkpoints, world)
+    plan = plan_training(subject.config, subject.stage, subject)
     engine = _engine(plan, world, resume)
     step = manifest.parse(resume / manifest.NAME).step if resume else 0
     begun = _begin(plan, world, step, resume is not None, began) if world.first else None
@@ -85,23 +83,21 @@ def _begin(plan: TrainingPlan, world: World, step: int, resumed: bool, began: fl
 
 
 def _engine(plan: TrainingPlan, world: World, resume: Path | None) -> Engine:
-    """The engine with the weights it continues from: the stage's own checkpoint, its start, or fresh ones."""
-    model = models.build(plan.model, derive(plan.config.seed, "init", plan.stage.name) % 2**32)
-    checkpoint = resume or plan.start
+    """The engine with what it continues from: the stage's own checkpoint, or its start."""
+    subject, start = plan.subject, plan.start
+    if world.first and resume is None and start and (start / manifest.NAME).exists():
+        manifest.verify(start)
+    checkpoint = resume
+    if start and not resume and of_rank_0(lambda: subject.continues(start, world.size)):
+        checkpoint = start
     if checkpoint is None:
-        logger.debug(f"{plan.stage.name}: fresh weights, a fresh optimizer")
-        return Engine(model, plan.stage, world, plan.config.seed)
-    if world.first and resume is None and (checkpoint / manifest.NAME).exists():
-        manifest.verify(checkpoint)
-    if resume is not None or of_rank_0(lambda: continues_optimizer(checkpoint, plan.stage, world.size)):
-        place = resharded_start.place(checkpoint, plan.stage, world.size, plan.folder)
-        engine = Engine(model, plan.stage, world, plan.config.seed, start=place)
-        engine.load(place)
-        logger.debug(f"{plan.stage.name}: weights and optimizer are those of {place}")
-        return engine
-    logger.debug(f"{plan.stage.name}: the weights are those of {checkpoint}, the optimizer is fresh")
-    models.fill(model, loader.weights(checkpoint))
-    return Engine(model, plan.stage, world, plan.config.seed)
+        logger.debug(f"{plan.stage.name}: begins from {start or 'fresh weights'}, with a fresh optimizer")
+        return Engine(subject.begun(plan.model, start), plan.stage, world, plan.config.seed)
+    place = resharded_start.place(checkpoint, plan.stage, world.size, plan.folder)
+    engine = Engine(subject.to_load(plan.model), plan.stage, world, plan.config.seed, start=place)
+    engine.load(place)
+    logger.debug(f"{plan.stage.name}: weights and optimizer are those of {place}")
+    return engine
 
 
 class Loop:
@@ -123,6 +119,7 @@ class Loop:
         )
         self.evaluated: dict[int, dict[str, float]] = {}
         self.own_flops = sum(entry.flops for entry in plan.folder.ledger) if world.first else 0
+        self.flops = step_flops(plan.stage, plan.cost, plan.making, world.size)
         self.peak = peak_of_all_ranks(world.device.type, plan.stage.precision)
 
     def run(self, step: int, resumed: bool) -> bool:
@@ -218,11 +215,16 @@ class Loop:
             window=means.steps,
         )
         plan.folder.metrics.append(record)
-        samples = means.steps * plan.stage.batch
-        self._spend(step, "train", plan.cost.train * samples, samples, means.steps * plan.pace.tokens)
-        if plan.stage.activation_checkpointing:
-            self._spend(step, "recompute", plan.cost.recompute * samples, 0, 0)
+        self._spend_on_steps(step, means.steps)
         self.progress.step(record)
+
+    def _spend_on_steps(self, step: int, count: int) -> None:
+        """Record what the last `count` steps have cost."""
+        samples, tokens = count * self.plan.stage.batch, count * self.plan.pace.tokens
+        self._spend(step, "train", count * self.flops.train, samples, tokens)
+        for kind in BESIDE:
+            if flops := getattr(self.flops, kind):
+                self._spend(step, kind, count * flops, 0, 0)
 
     def _spend(self, step: int, kind: str, flops: int, samples: int, tokens: int) -> None:
         entry = LedgerEntry(step=step, kind=kind, flops=flops, samples=samples, tokens=tokens)
@@ -246,6 +248,9 @@ class Loop:
             samples = data.facts["evaluation"]
             tokens = samples * data.facts["tokens_per_sample"]
             self._spend(step, "evaluate", samples * self.plan.cost.forward, samples, tokens)
+            if making := self.plan.making.forward:
+                passes = evaluation_passes(samples, self.engine.micro_batch, self.world.size)
+                self._spend(step, "evaluate-make", passes * making, 0, 0)
             self.progress.evaluation(step, result)
         self._spent(step, "evaluate")
 
@@ -253,7 +258,7 @@ class Loop:
         self.reached.enter("publication", step)
         self.engine.saving.make_room()
         self.reached.enter("save", step)
-        folder, facts = self.plan.folder, {"kind": "train", **self.evaluated.get(step, {})}
+        folder, facts = self.plan.folder, {"kind": self.plan.stage.kind, **self.evaluated.get(step, {})}
         if self.world.first:
             facts["provenance"] = self._provenance()
             folder.recent.append(self.stabilizer.recent(step))

@@ -3,7 +3,7 @@ ledger, as lost."""
 
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import TrainFacts
-from pipeline.records.stage_records import LedgerEntry
+from pipeline.records.stage_records import BESIDE, LedgerEntry
 
 
 def account_for(folder: StageFolder, earlier: TrainFacts | None, step: int) -> None:
@@ -25,5 +25,9 @@ def _unrecorded(folder: StageFolder, earlier: TrainFacts) -> list[LedgerEntry]:
         return []
     samples, tokens = count * earlier.samples_per_step, count * earlier.tokens_per_step
     trained = LedgerEntry(step=finished, kind="train", flops=count * cost.train, samples=samples, tokens=tokens)
-    recomputed = LedgerEntry(step=finished, kind="recompute", flops=count * cost.recompute, samples=0, tokens=0)
-    return [trained, recomputed] if cost.recompute else [trained]
+    besides = [
+        LedgerEntry(step=finished, kind=kind, flops=count * getattr(cost, kind), samples=0, tokens=0)
+        for kind in BESIDE
+        if getattr(cost, kind)
+    ]
+    return [trained, *besides]

@@ -5,13 +5,14 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from pipeline import checkpoints, models
+from pipeline import models
 from pipeline.accounting.flops import Cost, cost
 from pipeline.checkpoints import manifest, publish
 from pipeline.config.schema import Config, TrainStage
 from pipeline.data import Prepared, open_prepared
 from pipeline.durations import Pace
 from pipeline.errors import UserError, placed
+from pipeline.growth.making import MakingCost
 from pipeline.optim.schedules import Rates
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import OF_A_START, ExpandFacts, StepFlops, TrainFacts, TrainSettings
@@ -21,11 +22,12 @@ from pipeline.training.engine import World
 from pipeline.training.fingerprint import Fingerprint
 from pipeline.training.hardware import describe
 from pipeline.training.start import origin
+from pipeline.training.subject import Subject, WholeModel
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Everything about a stage that is known before the first step."""
+    """Everything about a stage that is known before the first step. cost: of a sample; making: of a micro-batch."""
 
     config: Config
     stage: TrainStage
@@ -33,9 +35,11 @@ class TrainingPlan:
     data: Prepared
     model: PretrainedConfig
     cost: Cost
+    making: MakingCost
     pace: Pace
     rates: Rates
     start: Path | None
+    subject: Subject
 
     @property
     def evaluate_every(self) -> int:
@@ -46,16 +50,19 @@ class TrainingPlan:
         return self.stage.save_every.steps(self.pace)
 
 
-def plan_training(config: Config, stage: TrainStage) -> TrainingPlan:
-    """Resolve a stage: model, FLOPs per step, schedule in steps. Raises UserError."""
+def plan_training(config: Config, stage: TrainStage, subject: Subject | None = None) -> TrainingPlan:
+    """Resolve a stage: model, FLOPs per step, schedule in steps. subject: what it trains; None: its model. Raises
+    UserError."""
     data = open_prepared(config.path / "data")
     folder = StageFolder(config.path / stage.name)
     stage = micro_batches.as_begun(stage, folder)
     start = _start(config, stage, folder)
-    model = _model_config(config, stage, data, start)
+    subject = subject or WholeModel(config, stage)
+    model = subject.model(data, start)
     worth = pace(stage, model, data)
+    prices = _cost(model, data), subject.making()
     schedule = rates(folder, stage, worth)
-    return TrainingPlan(config, stage, folder, data, model, _cost(model, data), worth, schedule, start)
+    return TrainingPlan(config, stage, folder, data, model, *prices, worth, schedule, start, subject)
 
 
 def _cost(model: PretrainedConfig, data: Prepared) -> Cost:
@@ -105,34 +112,7 @@ def _start(config: Config, stage: TrainStage, folder: StageFolder) -> Path | Non
     recorded = recorded_facts(folder)
     if recorded and recorded.start and publish.newest(folder.checkpoints):
         return Path(recorded.start)
-    return origin(config, stage.start) if stage.start else None
-
-
-def _model_config(config: Config, stage: TrainStage, data: Prepared, start: Path | None) -> PretrainedConfig:
-    """From scratch by the config's sizes; else the start's own config (an expansion may have changed its epsilon)."""
-    from_sizes = models.trained(config.models[stage.model], data.facts)
-    if start is None:
-        return from_sizes
-    newest = publish.newest(config.path / stage.name / "checkpoints")
-    _, stored = models.read_config((newest or start) / checkpoints.CONFIG)
-    _require_same_shapes(start, _shapes(stored), _shapes(from_sizes), stage)
-    return stored
-
-
-def _shapes(model: PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    architecture = models.architecture_of(model)
-    return {spec.name: architecture.shape(spec) for spec in architecture.rows()}
-
-
-def _require_same_shapes(
-    start: Path, stored: dict[str, tuple[int, ...]], configured: dict[str, tuple[int, ...]], stage: TrainStage
-) -> None:
-    if stored != configured:
-        name = next(n for n in {**stored, **configured} if stored.get(n) != configured.get(n))
-        raise UserError(
-            f"{start}: '{name}' has shape {stored.get(name)} there and {configured.get(name)} in model "
-            f"'{stage.model}'; name the model that was expanded in stages.{stage.name}.model"
-        )
+    return origin(config, stage.origin) if stage.origin else None
 
 
 def facts(plan: TrainingPlan, world: World) -> TrainFacts:
@@ -144,20 +124,31 @@ def facts(plan: TrainingPlan, world: World) -> TrainFacts:
         family=sizes.family,
         sizes={"layers": sizes.layers, "hidden": sizes.hidden, "heads": sizes.heads, "mlp": sizes.mlp_units},
         parameters=models.architecture_of(plan.model).parameters,
-        origin=stage.start,
+        kind=stage.kind,
+        coefficients=plan.subject.coefficients(),
+        origin=stage.origin,
         start=str(plan.start) if plan.start else None,
         steps=plan.rates.steps,
         schedule=dict(vars(plan.rates)),
         settings=_settings(plan, world),
-        flops_per_step=StepFlops(
-            train=stage.batch * plan.cost.train,
-            recompute=stage.batch * plan.cost.recompute if stage.activation_checkpointing else 0,
-        ),
+        flops_per_step=step_flops(stage, plan.cost, plan.making, world.size),
         samples_per_step=stage.batch,
         tokens_per_step=plan.pace.tokens,
         device=describe(world.device.type),
         versions=installed(),
         fingerprint=Fingerprint.of(plan.config, stage).settings(),
+    )
+
+
+def step_flops(stage: TrainStage, cost: Cost, making: MakingCost, ranks: int) -> StepFlops:
+    """FLOPs of one optimizer step on so many ranks: the model's for every sample, those of making its weights for every
+    micro-batch."""
+    passes = stage.batch // micro_batches.size_of(stage, ranks)
+    again = stage.batch * cost.recompute + passes * making.recompute
+    return StepFlops(
+        train=stage.batch * cost.train,
+        recompute=again if stage.activation_checkpointing else 0,
+        make=passes * (making.forward + making.backward),
     )
 
 
@@ -198,10 +189,11 @@ def begun_anew(recorded: TrainFacts, now: TrainFacts) -> TrainFacts:
 
 def facts_line(plan: TrainingPlan) -> str:
     """The stage in one line, for the log."""
-    count = models.architecture_of(plan.model).parameters
+    count, learned = models.architecture_of(plan.model).parameters, plan.subject.coefficients()
+    what = f"{learned:,} coefficients of {count:,} parameters" if learned else f"{count:,} parameters"
     begin = f"from {plan.start}" if plan.start else "from scratch"
     size = f"{plan.rates.steps} steps of {plan.stage.batch} samples"
-    return f"{count:,} parameters, {begin}, {size}, {plan.pace.flops * plan.rates.steps:.2e} FLOPs"
+    return f"{what}, {begin}, {size}, {plan.pace.flops * plan.rates.steps:.2e} FLOPs"
 
 
 def flops_before(start: Path | None) -> int | None:

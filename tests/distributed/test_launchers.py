@@ -18,6 +18,7 @@ from pipeline.records import run_folder
 from pipeline.training import engine, loop
 from pipeline.training.loop import Loop
 from pipeline.training.preemption import StopRequest
+from pipeline.training.subject import WholeModel
 from tests.helpers.cli import environment, environment_kept, lemon_here, run_python
 from tests.helpers.launched import of_mpirun, of_srun, task
 from tests.helpers.ports import free_port
@@ -97,7 +98,7 @@ def test_the_memory_of_a_stage_is_given_back(finished, tmp_path, stage):
         before = bytes_of_tensors()
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        loop.run(loaded, loaded.training_stage(stage), engine.join(), StopRequest())
+        loop.run(WholeModel(loaded, loaded.training_stage(stage)), engine.join(), StopRequest())
         engine.free()
         kilobytes = (bytes_of_tensors() - before) // 1000
         print(f"{kilobytes} kB are left", file=sys.stderr)

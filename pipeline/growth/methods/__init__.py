@@ -7,16 +7,17 @@ from pydantic import ValidationError
 
 from pipeline.config.validation_errors import allowed, explain
 from pipeline.errors import UserError, nearest
-from pipeline.growth.method import ExpansionOptions, Method
+from pipeline.growth.method import ExpansionOptions, LearnedMethod, Method
 from pipeline.growth.methods.aki import Aki
 from pipeline.growth.methods.depth import Interpolate, Stack
 from pipeline.growth.methods.fpi import Fpi
 from pipeline.growth.methods.from_scratch import FromScratch
 from pipeline.growth.methods.lemon import Lemon
+from pipeline.growth.methods.ligo import Ligo
 from pipeline.growth.methods.net2net import Net2Net
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (Lemon(), Net2Net(), Fpi(), Aki(), Stack(), Interpolate(), FromScratch())
+    method.name: method for method in (Lemon(), Net2Net(), Fpi(), Aki(), Stack(), Interpolate(), Ligo(), FromScratch())
 }
 DEFAULT = Lemon.name
 
@@ -26,6 +27,11 @@ def find(name: str) -> Method:
     if name not in METHODS:
         raise UserError(f"unknown method '{name}'{nearest(name, METHODS)}")
     return METHODS[name]
+
+
+def is_learned(name: str) -> bool:
+    """Whether a method has to be fitted before anything grows by it. Raises UserError for an unknown one."""
+    return isinstance(find(name), LearnedMethod)
 
 
 def parse(name: str = DEFAULT, options: Mapping[str, object] | None = None, seed: int = 0) -> ExpansionOptions:

@@ -83,7 +83,7 @@ class Ligo(LearnedMethod):
 
 class LigoModule(nn.Module, GrowthModule):
     """The coefficients, float32. matrices: the learned part of every E and R, by name, of a layer's own by name and
-    layer. mixtures: (layers of the target, of the source) for every tensor of a layer, by template with / for dots."""
+    layer. mixtures: (layers of the target, of the source) for every tensor of a layer, by template with : for dots."""
 
     def __init__(self, source: Architecture, target: Architecture, context: GrowthContext):
         super().__init__()
@@ -145,8 +145,8 @@ class LigoModule(nn.Module, GrowthModule):
 
 def _key(param: ParamSpec) -> str:
     """A template as a name that torch takes for a parameter."""
-    return (param.template or param.name).replace(".", "/")
+    return (param.template or param.name).replace(".", ":")
 
 
 def _of_layer(name: str, stack: str, layer: int) -> str:
-    return f"{name} of {stack.replace('.', '/')} {layer}"
+    return f"{name} of {stack.replace('.', ':')} {layer}"

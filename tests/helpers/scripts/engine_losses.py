@@ -9,6 +9,7 @@ from pipeline import models
 from pipeline.config.hang import HangChoice
 from pipeline.training import timeouts
 from pipeline.training.engine import Engine, join
+from pipeline.training.subject import of_model
 from tests.helpers.parity_task import BATCH, ROUNDS, batch, model_config, stage
 
 
@@ -17,7 +18,9 @@ def train(job: dict) -> list[float]:
     world = join()
     torch.set_num_threads(1)
     config = model_config(job["family"])
-    engine = Engine(models.build(config, seed=5), stage(**job["stage"]), world, seed=0)
+    fields = stage(**job["stage"])
+    trained = of_model(models.build(config, seed=5), fields.activation_checkpointing)
+    engine = Engine(trained, fields, world, seed=0)
     losses = []
     for step in range(job["steps"]):
         micro = BATCH // world.size // ROUNDS
@@ -31,7 +34,7 @@ def timeouts_of_groups(job: dict) -> list[float]:
     """Seconds, of every process group, when an engine has trained and saved. job: stage, folder, collective: the
     time-out to set."""
     world = join(HangChoice(collective=job["collective"]))
-    engine = Engine(models.build(model_config("vit"), seed=5), stage(**job["stage"]), world, seed=0)
+    engine = Engine(of_model(models.build(model_config("vit"), seed=5)), stage(**job["stage"]), world, seed=0)
     engine.step([batch("vit", 0, world.rank, 1)], 0, rate=1e-3)
     engine.save(Path(job["folder"]), 1, {"kind": "train", "provenance": {}})
     dist.barrier()

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from pipeline import models
 from pipeline.config.schema import TrainStage
 from pipeline.training.engine import Engine, join
+from pipeline.training.subject import of_model
 from tests.helpers.parity_task import BATCH, batch, model_config, stage
 
 LOOKS, BETWEEN = 4, 0.05
@@ -24,9 +25,10 @@ def held(job: dict) -> int:
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()  # what is there already is not looked at any more
-    fields = stage(**job["stage"]).model_dump(mode="json")
+    fields = stage(**job["stage"]).model_dump(mode="json") | {"optimizer": job["optimizer"]}
+    of_stage = TrainStage.model_validate(fields)
     net = models.build(model_config(job["family"], **job["sizes"]), seed=5)
-    engine = Engine(net, TrainStage.model_validate({**fields, "optimizer": job["optimizer"]}), world, seed=0)
+    engine = Engine(of_model(net, of_stage.activation_checkpointing), of_stage, world, seed=0)
     del net
     inner, at_steps = getattr(engine.deepspeed.optimizer, "optimizer", engine.deepspeed.optimizer), []
     hook = inner.register_step_pre_hook(lambda *_: at_steps.append(_new()))

@@ -10,6 +10,7 @@ from torch import Tensor
 from pipeline import models
 from pipeline.data import Batch
 from pipeline.training.engine import Engine, World, join
+from pipeline.training.subject import of_model
 from tests.helpers.parity_task import BATCH, ROUNDS, batch, model_config, stage
 
 FAMILY, RATE, REFUSED = "vit", 1e-3, 2
@@ -31,7 +32,10 @@ def skipping(job: dict) -> dict:
 
 def _trained(job: dict, world: World, steps: list[int]) -> tuple[list[Tensor], dict]:
     """What the engine holds behind these steps. What was refused must change nothing at once, and the others must."""
-    engine, told = Engine(models.build(model_config(FAMILY), seed=5), stage(**job["stage"]), world, seed=0), {}
+    engine, told = (
+        Engine(of_model(models.build(model_config(FAMILY), seed=5)), stage(**job["stage"]), world, seed=0),
+        {},
+    )
     for step in steps:
         before = [tensor.clone() for tensor in held(engine)]
         refused = step == REFUSED

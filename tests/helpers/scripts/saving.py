@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.training import saving
 from pipeline.training.engine import Engine, World, join
 from pipeline.training.save_in_flight import SaveInFlight
+from pipeline.training.subject import of_model
 from tests.helpers.parity_task import BATCH, batch, model_config, stage
 
 FAMILY = "vit"
@@ -26,7 +27,7 @@ def trained(job: dict) -> Iterator[tuple[Engine, World]]:
     world = join()
     torch.set_num_threads(1)
     fields = {"micro_batch": BATCH // world.size, **job["stage"]}
-    engine = Engine(models.build(model_config(FAMILY), seed=5), stage(**fields), world, seed=0)
+    engine = Engine(of_model(models.build(model_config(FAMILY), seed=5)), stage(**fields), world, seed=0)
     step(engine, world)
     yield engine, world
     engine.close()

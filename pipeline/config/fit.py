@@ -1,0 +1,60 @@
+"""How the coefficients of a learned growth method are fitted, inside an expansion stage: the keys of `fit:`."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.durations import Duration, PositiveDuration
+from pipeline.optim.optimizers import AdamW
+from pipeline.records.strict import Strict
+
+PUBLISHED_WARMUP = 10_000
+"""Steps over which the released code of LiGO warms up, of which it takes 100 (run_mlm.py's default for pretraining)."""
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "published": {
+        "peak": 2.0e-4,
+        "warmup": PUBLISHED_WARMUP,
+        "decay": "linear",
+        "optimizer": {"betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.1},
+        "dropout": None,
+    },
+}
+MOST_STEPS = 1_000_000
+
+
+class FitChoice(Strict):
+    """The recipe. `published` is LiGO's: its rate of 2e-4 comes at the end of 10,000 warm-up steps, so that 100 steps
+    never go beyond 2e-6. What is given beside a preset counts."""
+
+    preset: Literal["default", "published"] = "default"
+    steps: int = Field(100, ge=0, le=MOST_STEPS, description="0: the coefficients stay as the method starts them")
+    batch: int | None = Field(None, ge=1, description="samples per step; default: that of the training stage behind")
+    micro_batch: int | None = Field(None, ge=1, description="samples per rank and pass; default batch / ranks")
+    peak: float = Field(1.0e-3, gt=0, description="learning rate behind the warm-up")
+    warmup: int = Field(10, ge=0, le=MOST_STEPS, description="steps; as many as are taken where it is longer")
+    decay: Literal["constant", "linear", "cosine"] = "cosine"
+    optimizer: AdamW = AdamW(weight_decay=0.0)
+    dropout: float | None = Field(0.0, ge=0, lt=1, description="of the target while it is fitted; null: the model's")
+    precision: Literal["fp32", "bf16"] | None = Field(None, description="default: that of the training stage behind")
+    zero_stage: Literal[0, 1, 2] = 1
+    evaluate_every: PositiveDuration = Duration.parse("50 steps")
+    save_every: PositiveDuration = Duration.parse("50 steps")
+    log_every: int = Field(1, ge=1)
+    accept: bool = Field(False, description="publish a result whose loss ends above its start, too")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, keys: Any) -> Any:
+        """The preset's values under those that are given."""
+        preset = PRESETS.get(str(keys.get("preset", "default"))) if isinstance(keys, dict) else None
+        return {**preset, **keys} if preset else keys
+
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """The keys of a training stage's schedule. A warm-up that is longer than the fit is cut: the rates of its steps
+        are the same."""
+        steps = max(1, self.steps)
+        warmup = min(self.warmup, steps - 1)
+        peak = self.peak * warmup / self.warmup if self.warmup >= steps and warmup else self.peak
+        return {"kind": self.decay, "peak": peak, "warmup": f"{warmup} steps", "horizon": f"{steps} steps"}

@@ -1,0 +1,147 @@
+"""Fitting a learned growth method: its coefficients are trained as a model is, by the target's own loss, while the
+source stays as it is.
+
+What is trained is a `GrownModel`, by the loop and the engine of every training stage: on all ranks, with checkpoints,
+records and a resume like any other. The weights of a layer are made from the coefficients when the layer runs.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+from torch import nn
+from transformers import PretrainedConfig
+
+from pipeline import models
+from pipeline.accounting.totals import training_flops
+from pipeline.checkpoints import publish
+from pipeline.config.schema import Config, ExpandStage, FitStage, TrainStage
+from pipeline.data import Prepared, open_prepared
+from pipeline.errors import UserError
+from pipeline.expansion import expand
+from pipeline.expansion.expand import Ends
+from pipeline.expansion.fitted import UNFITTED, Fitted
+from pipeline.growth import methods
+from pipeline.growth.grown_model import GrownModel
+from pipeline.growth.making import MakingCost, making_cost
+from pipeline.growth.method import ExpansionOptions, GrowthModule
+from pipeline.growth.plan import GrowthPlan
+from pipeline.records.run_folder import StageFolder
+from pipeline.records.stage_facts import TrainFacts
+from pipeline.records.stage_records import EvaluationRecord
+from pipeline.training.start import origin
+from pipeline.training.subject import Subject, Trained, WholeModel
+
+logger = logging.getLogger(__name__)
+
+BESIDE = "fit.json"
+"""Beside the coefficients: what they are of."""
+
+
+def subject(config: Config, stage: TrainStage) -> Subject:
+    """What a training stage trains."""
+    return Fit(config, stage) if isinstance(stage, FitStage) else WholeModel(config, stage)
+
+
+def options(stage: FitStage, seed: int) -> ExpansionOptions:
+    """The method that a stage fits. Raises UserError."""
+    return methods.parse(stage.method.name, stage.method.options, seed)
+
+
+def target(config: Config, stage: FitStage, data: Prepared) -> PretrainedConfig:
+    """The target's config, with the dropout of the fit. Raises UserError."""
+    sizes = config.models[stage.model]
+    if stage.dropout is not None:
+        sizes = sizes.model_copy(update={"dropout": stage.dropout})
+    return models.trained(sizes, data.facts)
+
+
+class Fit(Subject):
+    """The coefficients of a growth."""
+
+    stage: FitStage
+
+    @cached_property
+    def ends(self) -> Ends:
+        """The source and the target. The one is read when the weights are needed."""
+        data = open_prepared(self.config.path / "data")
+        source = origin(self.config, self.stage.source)
+        return expand.both_ends(source, target(self.config, self.stage, data), self.config.seed)
+
+    @cached_property
+    def module(self) -> GrowthModule:
+        return self.ends.begun_module(options(self.stage, self.config.seed))
+
+    @cached_property
+    def growth(self) -> GrowthPlan:
+        """As the fit begins."""
+        return self.ends.plan(options(self.stage, self.config.seed), self.module)
+
+    def model(self, data: Prepared, start: Path | None) -> PretrainedConfig:
+        return self.ends.settled(self.growth)
+
+    def making(self) -> MakingCost:
+        return making_cost(self.growth)
+
+    def coefficients(self) -> int:
+        assert isinstance(self.module, nn.Module), "a learned method supplies an nn.Module"
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    def continues(self, start: Path, ranks: int) -> bool:
+        """The coefficients begin anew, whatever the source holds."""
+        return False
+
+    def to_load(self, model: PretrainedConfig) -> Trained:
+        """All coefficients are decayed alike."""
+        source = {name: expand.weight(self.ends.state, name) for name in self.ends.state.tensors}
+        grown = GrownModel((self.ends.small, model), self.growth.options, self.module, source)
+        return Trained(grown, ((True, dict(grown.named_parameters())),), self._beside)
+
+    def begun(self, model: PretrainedConfig, start: Path | None) -> Trained:
+        return self.to_load(model)
+
+    def _beside(self) -> Mapping[str, str]:
+        chosen = self.growth.options
+        content = {
+            "method": {"name": chosen.method, **chosen.options.model_dump()},
+            "seed": chosen.seed,
+            "source": str(self.ends.folder),
+            "sizes": {name: list(sizes) for name, sizes in self.growth.sizes.items()},
+        }
+        return {BESIDE: json.dumps(content, indent=2) + "\n"}
+
+
+def of_expansion(config: Config, stage: ExpandStage) -> FitStage | None:
+    """The stage in which an expansion's method is fitted; None where it learns nothing, or stays as it starts. Raises
+    UserError."""
+    fits = methods.is_learned(stage.method.name) and (stage.fit is None or stage.fit.steps)
+    return config.fit_of(stage) if fits else None
+
+
+def fitted(config: Config, stage: ExpandStage) -> Fitted | None:
+    """What the fit of an expansion has left; None where its method learns nothing. Raises UserError where its loss
+    ended above its start, and that is not accepted."""
+    if not methods.is_learned(stage.method.name):
+        return None
+    fit = of_expansion(config, stage)
+    return _ended(config, fit) if fit else UNFITTED
+
+
+def _ended(config: Config, stage: FitStage) -> Fitted:
+    folder = StageFolder(config.path / stage.name)
+    losses = [record.eval_loss for record in folder.metrics if isinstance(record, EvaluationRecord)]
+    first, last = losses[0], losses[-1]
+    logger.info(f"{stage.name}: evaluation loss {first:.4f} -> {last:.4f}")
+    if not last <= first and not stage.accept:
+        raise UserError(
+            f"{folder.path}: the fit ended at an evaluation loss of {last:.4f}, above its start {first:.4f}, and "
+            "nothing was published; lower fit.peak or take fewer steps, and remove the folder; or publish it all the "
+            "same (fit.accept=true)"
+        )
+    checkpoint, facts = publish.newest(folder.checkpoints), folder.facts
+    assert checkpoint is not None and isinstance(facts, TrainFacts), "a finished stage has saved its end"
+    ledger = folder.ledger.accounted()
+    spent = {"flops": sum(entry.flops for entry in ledger), "training_flops": training_flops(ledger, facts.steps)}
+    return Fitted(checkpoint, {"steps": facts.steps, "loss": [first, last], **spent})

@@ -1,0 +1,123 @@
+"""What a training stage trains: the whole model (`WholeModel`), or what a model is made by (expansion/fit.py).
+
+The loop and the engine train a `Trained`, whatever it computes; a `Subject` says what that is for a stage, from which
+checkpoint it begins, and what a pass costs besides the model's own FLOPs.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from pipeline import checkpoints, models
+from pipeline.checkpoints import loader, publish
+from pipeline.config.schema import Config, TrainStage
+from pipeline.data import Prepared
+from pipeline.errors import UserError
+from pipeline.growth.making import NO_MAKING, MakingCost
+from pipeline.rng import derive
+from pipeline.training.start import continues_optimizer
+
+Group = tuple[bool, dict[str, nn.Parameter]]
+"""Whether its parameters are decayed, and these by their names in the module."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A module that computes logits, in training. groups: all its parameters, none of them empty. beside: makes the
+    small files that lie beside a checkpoint's shards, by name."""
+
+    module: nn.Module
+    groups: tuple[Group, ...]
+    beside: Callable[[], Mapping[str, str]] = field(default=dict)
+
+
+def of_model(model: PreTrainedModel, activation_checkpointing: bool = False) -> Trained:
+    """A model: its parameters with weight decay, then those without, as the architecture says, in the order of
+    `named_parameters()`; its config lies beside its shards."""
+    if activation_checkpointing:
+        model.config.use_cache = False
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    decays = {spec.module: spec.decay for spec in models.architecture_of(model.config).rows()}
+    named = list(model.named_parameters())
+    groups = tuple((decay, {name: p for name, p in named if decays[name] is decay}) for decay in (True, False))
+    return Trained(model, groups, lambda: {checkpoints.CONFIG: models.config_text(model.config)})
+
+
+class Subject(ABC):
+    """What one stage trains."""
+
+    def __init__(self, config: Config, stage: TrainStage):
+        self.config, self.stage = config, stage
+
+    @abstractmethod
+    def model(self, data: Prepared, start: Path | None) -> PretrainedConfig:
+        """The config of the model that computes the loss. start: the checkpoint to begin from. Raises UserError."""
+
+    def making(self) -> MakingCost:
+        """FLOPs of each pass of a micro-batch besides the model's."""
+        return NO_MAKING
+
+    def coefficients(self) -> int | None:
+        """How many numbers are learned, where they are not the model's parameters."""
+        return None
+
+    @abstractmethod
+    def continues(self, start: Path, ranks: int) -> bool:
+        """Whether the engine loads the checkpoint `start`, its optimizer too, where the stage has none of its own.
+        Raises UserError."""
+
+    @abstractmethod
+    def to_load(self, model: PretrainedConfig) -> Trained:
+        """What a checkpoint will be loaded into."""
+
+    @abstractmethod
+    def begun(self, model: PretrainedConfig, start: Path | None) -> Trained:
+        """What the stage begins with, where no checkpoint is loaded."""
+
+
+class WholeModel(Subject):
+    """A model: fresh, or with the weights of the checkpoint that it starts from."""
+
+    def model(self, data: Prepared, start: Path | None) -> PretrainedConfig:
+        """From scratch by the config's sizes; else the start's own config (an expansion may have changed its
+        epsilon)."""
+        from_sizes = models.trained(self.config.models[self.stage.model], data.facts)
+        if start is None:
+            return from_sizes
+        newest = publish.newest(self.config.path / self.stage.name / "checkpoints")
+        _, stored = models.read_config((newest or start) / checkpoints.CONFIG)
+        _require_same_shapes(start, _shapes(stored), _shapes(from_sizes), self.stage)
+        return stored
+
+    def continues(self, start: Path, ranks: int) -> bool:
+        return continues_optimizer(start, self.stage, ranks)
+
+    def to_load(self, model: PretrainedConfig) -> Trained:
+        seed = derive(self.config.seed, "init", self.stage.name) % 2**32
+        return of_model(models.build(model, seed), self.stage.activation_checkpointing)
+
+    def begun(self, model: PretrainedConfig, start: Path | None) -> Trained:
+        trained = self.to_load(model)
+        if start is not None:
+            models.fill(trained.module, loader.weights(start))
+        return trained
+
+
+def _shapes(model: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    architecture = models.architecture_of(model)
+    return {spec.name: architecture.shape(spec) for spec in architecture.rows()}
+
+
+def _require_same_shapes(
+    start: Path, stored: dict[str, tuple[int, ...]], configured: dict[str, tuple[int, ...]], stage: TrainStage
+) -> None:
+    if stored != configured:
+        name = next(n for n in {**stored, **configured} if stored.get(n) != configured.get(n))
+        raise UserError(
+            f"{start}: '{name}' has shape {stored.get(name)} there and {configured.get(name)} in model "
+            f"'{stage.model}'; name the model that was expanded in stages.{stage.name}.model"
+        )
