@@ -73,19 +73,32 @@ class Ancestor:
     @property
     def training_flops(self) -> int | None:
         """Training FLOPs of this part alone; None: not recorded."""
+        if self.kind == "expand":
+            return self.fit.get("training_flops", 0)
         if self.stage:
             return training_flops(self.stage.ledger, self.last_step)
-        return 0 if self.kind in ("expand", "reshard", "export") else None
+        return 0 if self.kind in ("reshard", "export") else None
+
+    @property
+    def fit(self) -> dict[str, int]:
+        """What fitting a learned method has cost before an expansion: `flops` in all, and `training_flops`."""
+        return self.manifest.get("fit") or {}
+
+    @property
+    def trains(self) -> bool:
+        """Whether it cost training: of a model, or of a growth."""
+        return self.kind == "train" or bool(self.kind == "expand" and self.training_flops)
 
     @property
     def spent(self) -> dict[str, Amounts] | None:
         """All that was spent on this part alone, by kind; outside a run as one sum; None: not recorded."""
         if self.kind in ("reshard", "export"):
             return {}
+        fitted = {"fit": Amounts(flops=self.fit["flops"])} if self.fit.get("flops") else {}
         if self.stage is None:
             flops = (self.manifest.get("provenance") or {}).get("own_flops")
             return None if flops is None else {self.kind: Amounts(flops=flops)}
-        return by_kind([entry for entry in self.stage.ledger if entry.step <= self.last_step])
+        return fitted | by_kind([entry for entry in self.stage.ledger if entry.step <= self.last_step])
 
 
 def lineage(start: Path, reader: RecordReader) -> list[Ancestor]:

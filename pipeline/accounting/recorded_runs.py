@@ -1,6 +1,7 @@
 """Run folders in memory: what they recorded, every file read once."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from pipeline import models
+from pipeline.config.schema import FIT
 from pipeline.errors import UserError, one_line
 from pipeline.records.event_records import EventRecord
 from pipeline.records.folder_names import usable_as_folder
@@ -112,8 +114,13 @@ class RecordedRun:
 
     @property
     def trained(self) -> list[RecordedStage]:
-        """The training stages that have started."""
+        """The training stages that have started, fits among them."""
         return [stage for stage in self.stages.values() if stage.training]
+
+    @property
+    def models(self) -> list[RecordedStage]:
+        """The stages that have started and train a model."""
+        return [stage for stage in self.trained if stage.kind == "train"]
 
 
 class RecordReader:
@@ -151,9 +158,17 @@ class RecordReader:
         return [self._run(folder, config, names.count(config["name"]) == 1) for folder, config in configs]
 
     def _run(self, folder: Path, config: dict[str, Any], name_is_unique: bool) -> RecordedRun:
-        stages = {name: self.stage(folder / name, kind) for name, kind in config["stages"]}
+        listed = [stage for name, kind in config["stages"] for stage in _with_its_fit(folder, name, kind)]
+        stages = {name: self.stage(folder / name, kind) for name, kind in listed}
         data = self.json(folder / "data" / "data.json").get("facts", {})
         return RecordedRun(folder, config["name"] if name_is_unique else str(folder), config["data"], data, stages)
+
+
+def _with_its_fit(folder: Path, name: str, kind: str) -> Iterator[tuple[str, str]]:
+    """(name, kind) of a stage of the config, and before it those of the fit that an expansion has begun."""
+    if kind == "expand" and (folder / f"{name}{FIT}" / "stage.json").exists():
+        yield f"{name}{FIT}", "fit"
+    yield name, kind
 
 
 def _facts(path: Path, content: dict[str, Any]) -> StageFacts:

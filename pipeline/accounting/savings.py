@@ -1,7 +1,8 @@
 """What an expansion saved: training FLOPs to a target loss, from scratch and expanded.
 
-The published comparison counts training FLOPs (forward, backward, recomputation) of the expanded model alone: *given*
-the small model. *All-in* adds the whole training of every model it was grown from.
+The published comparison counts training FLOPs (forward, backward, recomputation) of the expanded model alone, and of
+fitting its growth where that was learned: *given* the small model. *All-in* adds the whole training of every model it
+was grown from.
 """
 
 from pipeline.accounting.lineage import Ancestor, origins
@@ -24,11 +25,12 @@ class Target(Content):
 
 
 class Expansion(Content):
-    """How the stage was grown: by the last expansion before it."""
+    """How the stage was grown: by the last expansion before it. fit_flops: what fitting a learned method has cost."""
 
     stage: str
     method: str | None
     lossless: bool | None
+    fit_flops: int = 0
 
 
 class SourceStage(Content):
@@ -99,7 +101,7 @@ def compare_run(
     then in `places`, other runs on the same data. target: a loss; None: the baseline's own final evaluation loss.
     """
     comparisons, remarks, used = [], [], set()
-    for stage in run.trained:
+    for stage in run.models:
         chain, unknown = origins(stage, reader)
         if unknown is None and not any(ancestor.kind == "expand" for ancestor in chain):
             continue
@@ -134,7 +136,7 @@ def _baseline(
 ) -> tuple[RecordedRun, RecordedStage] | None:
     """The evaluated training stage of the same model that began from scratch."""
     for place in [run, *(place for place in places if place is not run and place.data_config == run.data_config)]:
-        for other in place.trained:
+        for other in place.models:
             if _model(other) == _model(stage) and _facts(other).origin is None and other.evaluations:
                 return place, other
     return None
@@ -162,9 +164,9 @@ def _compare(
     target: float | None,
 ) -> Savings:
     grown = next((index for index, ancestor in enumerate(chain) if ancestor.kind == "expand"), len(chain))
-    sources = [ancestor for ancestor in reversed(chain[grown:]) if ancestor.kind == "train"]
+    sources = [ancestor for ancestor in reversed(chain[grown + 1 :]) if ancestor.trains]
     whole_stage = Ancestor(stage.path, stage, {}, {}, None)
-    expanded = joined([*reversed(chain[:grown]), whole_stage])
+    expanded = joined([*reversed(chain[: grown + 1]), whole_stage])
     loss = baseline.evaluations[-1].loss if target is None else target
     scratch, given = reach(baseline.evaluations, loss), reach(expanded, loss)
     listed = [SourceStage(stage=source.name, flops=source.training_flops or 0) for source in sources]
@@ -185,7 +187,9 @@ def _compare(
 
 
 def _expansion(ancestor: Ancestor) -> Expansion:
-    return Expansion(stage=ancestor.name, method=ancestor.method, lossless=ancestor.lossless)
+    return Expansion(
+        stage=ancestor.name, method=ancestor.method, lossless=ancestor.lossless, fit_flops=ancestor.training_flops or 0
+    )
 
 
 def _curves(sources: list[Ancestor]) -> list[SourceCurve]:

@@ -6,11 +6,12 @@ matrix, and W where it is a mixture of layers, or came out of another product. W
 activation checkpoint is made twice.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.growth.execute import PlanExecutor, on_weight
 from pipeline.growth.maps import DenseMap
@@ -27,6 +28,32 @@ class MakingCost:
 
 
 NO_MAKING = MakingCost(0, 0, 0)
+
+
+@dataclass(frozen=True)
+class FitNeeds:
+    """What fitting a growth takes besides activations. coefficients: how many are learned, by parameter. fixed: numbers
+    of the source and of N. made: numbers of the weights that are there at one time, about: those outside of layers and
+    those of the largest layer, each once more for its gradient."""
+
+    making: MakingCost
+    coefficients: tuple[int, ...]
+    fixed: int
+    made: int
+
+    @classmethod
+    def of(cls, plan: GrowthPlan, module: nn.Module) -> "FitNeeds":
+        """module: of the learned method, by which `plan` was made."""
+        noise = sum(prod(each.shape) for each in plan.tensors if each.noise)
+        layers, outside = Counter[tuple[str, int]](), 0
+        for row in plan.target.rows():
+            if row.layer is None:
+                outside += plan.target.numel(row)
+            else:
+                layers[row.stack, row.layer] += plan.target.numel(row)
+        made = 2 * (outside + max(layers.values(), default=0))
+        learned = tuple(parameter.numel() for parameter in module.parameters())
+        return cls(making_cost(plan), learned, plan.source.parameters + noise, made)
 
 
 def making_cost(plan: GrowthPlan) -> MakingCost:

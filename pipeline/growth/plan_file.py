@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as tensors_as_bytes
 from torch import Tensor
 
 from pipeline.errors import UserError
@@ -42,7 +42,7 @@ def save(plan: GrowthPlan, folder: Path) -> list[str]:
     write_json(folder / PLAN, content)
     if not tensors.stored:
         return [PLAN]
-    save_file(tensors.stored, folder / TENSORS)
+    (folder / TENSORS).write_bytes(tensors_as_bytes(tensors.stored))
     return [PLAN, TENSORS]
 
 

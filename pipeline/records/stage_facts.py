@@ -35,6 +35,10 @@ class StepFlops(BaseModel):
     recompute: int
     make: int = 0
 
+    @property
+    def total(self) -> int:
+        return self.train + self.recompute + self.make
+
 
 class StartFacts(BaseModel):
     """One start of a training stage, which went on from `step`: with what, on what, by which versions."""

@@ -84,7 +84,7 @@ class Chart:
 
 def colours(run: Run) -> dict[str, str]:
     """A colour for each training stage, the same in all figures of the run: blue from scratch, warm expanded."""
-    trained = [stage.stage for stage in run.stages if stage.kind == "train"]
+    trained = [stage.stage for stage in run.stages if stage.kind in ("train", "fit")]
     scratch = {one.baseline.stage for one in run.comparisons if one.baseline.run is None}
     expanded = {one.stage for one in run.comparisons}
     colour_of: dict[str, str] = {}

@@ -10,8 +10,8 @@ from pipeline.report.formatting import decimal, duration, flops, percent, saving
 
 @dataclass(frozen=True)
 class Bar:
-    """One way to the target. parts: what was trained (`scratch`, `expanded` or `source`) and what that cost in FLOPs,
-    None where the target was not reached. cost and verdict are the words for it."""
+    """One way to the target. parts: what was trained (`scratch`, `fit`, `expanded`, `source`) and what that cost in
+    FLOPs, None where the target was not reached. cost and verdict are the words for it."""
 
     name: str
     note: str
@@ -73,9 +73,11 @@ def bars(one: Savings) -> list[Bar]:
     baseline, compared = one.baseline, one.scratch.flops is not None and one.given.flops is not None
     place = f"stage {baseline.stage}" + (f" of {baseline.run}" if baseline.run else "")
     verdicts = [saving(way.saving_percent) if compared else None for way in (one.given, one.all_in)]
-    own, loss = ("expanded", one.given.flops), one.target.loss
+    own, loss = _own(one), one.target.loss
     scratch = Bar("From scratch", place, (("scratch", one.scratch.flops),), _cost(one.scratch, loss))
-    given = Bar("Given the small model", f"training of {one.stage} alone", (own,), _cost(one.given, loss), verdicts[0])
+    fit = one.expansion.fit_flops if one.expansion else 0
+    alone = f"fit of its growth ({flops(fit)}), training of {one.stage}" if fit else f"training of {one.stage} alone"
+    given = Bar("Given the small model", alone, own, _cost(one.given, loss), verdicts[0])
     source, total = one.source, one.all_in.flops
     if source.flops is None:
         reason = f"not known: '{source.unknown}' has no record"
@@ -83,7 +85,13 @@ def bars(one: Savings) -> list[Bar]:
     note = f"training of {' and '.join(stage.stage for stage in source.stages)} added, {flops(source.flops)}"
     if total is None:
         return [scratch, given, Bar("All-in", note, (), "not reached")]
-    return [scratch, given, Bar("All-in", note, (("source", source.flops), own), flops(total), verdicts[1])]
+    return [scratch, given, Bar("All-in", note, (("source", source.flops), *own), flops(total), verdicts[1])]
+
+
+def _own(one: Savings) -> tuple[tuple[str, int | None], ...]:
+    """What was spent behind the source: on fitting the growth, on training its result."""
+    fit, total = one.expansion.fit_flops if one.expansion else 0, one.given.flops
+    return (("fit", fit), ("expanded", total - fit)) if fit and total is not None else (("expanded", total),)
 
 
 def _cost(place: Reach, target: float) -> str:

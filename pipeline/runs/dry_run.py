@@ -17,14 +17,18 @@ from transformers import PretrainedConfig
 
 from pipeline import models
 from pipeline.accounting.flops import cost
-from pipeline.accounting.memory import activations, model_states
+from pipeline.accounting.memory import BF16, FP32, activations, model_states
 from pipeline.accounting.save_copy import save_copy
 from pipeline.checkpoints import CheckpointLayout, publish
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.config import dump
-from pipeline.config.schema import Config, ExpandStage, Stage, TrainStage
+from pipeline.config.schema import Config, ExpandStage, FitStage, Stage, TrainStage
+from pipeline.data import evaluation_passes
 from pipeline.data.inventory import Inventory, inventory
+from pipeline.durations import Pace
 from pipeline.errors import UserError
+from pipeline.expansion import fit as fits
+from pipeline.growth.making import NO_MAKING, FitNeeds, MakingCost
 from pipeline.optim.schedules import Rates
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import TrainFacts
@@ -35,7 +39,7 @@ from pipeline.training.engine import deepspeed_config
 from pipeline.training.environment import Launched
 from pipeline.training.launcher import Start
 from pipeline.training.micro_batches import as_begun
-from pipeline.training.stage import pace, rates
+from pipeline.training.stage import pace, rates, step_flops
 from pipeline.training.start import require_whole_facts
 
 PLOTTED = 48
@@ -78,8 +82,8 @@ def dry_run(config: Config, start: Start, arguments: Sequence[str]) -> DryRun:
     notes = [*_notes(config, cluster), *_checkpoints(config, cluster)]
     there = inventory(config.data, config.seed, config.path / "data")
     configs = preflight.after_data(config, there.data, counted=there.prepared)
-    stages = [_stage(config, stage, cluster, there, configs[stage.model]) for stage in config.stages]
-    there_already = {stage.name: _used(config.path / stage.name / "checkpoints") for stage in config.stages}
+    stages = [_stage(config, stage, cluster, there, configs) for stage in _with_fits(config)]
+    there_already = {stage["name"]: _used(config.path / stage["name"] / "checkpoints") for stage in stages}
     needed = sum(max(0, stage["disk"] - there_already[stage["name"]]) for stage in stages)
     disk = {"needed": needed, "free": _free(config.path)}
     if disk["needed"] > disk["free"]:
@@ -97,6 +101,14 @@ def dry_run(config: Config, start: Start, arguments: Sequence[str]) -> DryRun:
         "notes": notes,
     }
     return DryRun(config, content)
+
+
+def _with_fits(config: Config) -> Iterator[Stage | FitStage]:
+    """The stages in their order, before an expansion the fit of its method."""
+    for stage in config.stages:
+        if isinstance(stage, ExpandStage) and (fit := fits.of_expansion(config, stage)):
+            yield fit
+        yield stage
 
 
 def _notes(config: Config, cluster: Cluster) -> Iterator[str]:
@@ -138,7 +150,14 @@ def _launch(cluster: Cluster, start: Start, arguments: Sequence[str]) -> Iterato
         yield shlex.join([*command, *map(str, place), "--master-port", str(start.port)])
 
 
-def _stage(config: Config, stage: Stage, cluster: Cluster, there: Inventory, model: PretrainedConfig) -> dict[str, Any]:
+def _stage(
+    config: Config,
+    stage: Stage | FitStage,
+    cluster: Cluster,
+    there: Inventory,
+    model_configs: dict[str, PretrainedConfig],
+) -> dict[str, Any]:
+    model = model_configs[stage.model]
     parameters = models.architecture_of(model).parameters
     shared = {"name": stage.name, "kind": stage.kind, "model": stage.model, "parameters": parameters}
     shared |= {"origin": stage.origin, "status": _status(config, stage)}
@@ -147,13 +166,16 @@ def _stage(config: Config, stage: Stage, cluster: Cluster, there: Inventory, mod
     folder = StageFolder(config.path / stage.name)
     stage, cluster = as_begun(stage, folder), _as_trained(folder, cluster)
     known = there.counted or not preflight.in_epochs(stage)
-    training = _training(config, stage, cluster, there, model, known)
+    needs = preflight.fit_needs(config, stage, model_configs) if isinstance(stage, FitStage) else None
+    training = _training(config, stage, cluster, there, model, known, needs.making if needs else NO_MAKING)
     steps = training["schedule"]["steps"] if training["schedule"] else 0
+    learned = sum(needs.coefficients) if needs else parameters
     return {
         **shared,
         **training,
-        "memory": _memory(stage, cluster, there, model),
-        "disk": stage.keep.most(steps) * _on_disk(stage, cluster, parameters),
+        **({"coefficients": learned} if needs else {}),
+        "memory": _memory(stage, cluster, there, model, needs),
+        "disk": stage.keep.most(steps) * _on_disk(stage, cluster, learned),
     }
 
 
@@ -172,18 +194,29 @@ def _status(config: Config, stage: Stage) -> str:
 
 
 def _training(
-    config: Config, stage: TrainStage, cluster: Cluster, there: Inventory, model: PretrainedConfig, known: bool
+    config: Config,
+    stage: TrainStage,
+    cluster: Cluster,
+    there: Inventory,
+    model: PretrainedConfig,
+    known: bool,
+    making: MakingCost,
 ) -> dict[str, Any]:
     """Batch, schedule and FLOPs. known: whether the schedule's length is."""
     worth = pace(stage, model, there.data)
+    positions = models.of_config(model).positions(model, there.data.facts)
+    price = cost(models.architecture_of(model), positions)
+    step, samples = step_flops(stage, price, making, cluster.ranks), there.data.facts["evaluation"]
     derived = deepspeed_config(stage, cluster.ranks)
     batch = {
         "samples": stage.batch,
         "micro_batch": derived["train_micro_batch_size_per_gpu"],
         "accumulation": derived["gradient_accumulation_steps"],
         "tokens": worth.tokens,
-        "flops": worth.flops,
+        "flops": step.total,
     }
+    passes = evaluation_passes(samples, batch["micro_batch"], cluster.ranks)
+    evaluation = samples * price.forward + passes * making.forward
     plan: Rates | None = rates(StageFolder(config.path / stage.name), stage, worth) if known else None
     result = {
         "zero_stage": stage.zero_stage,
@@ -195,7 +228,8 @@ def _training(
     if plan is None:
         return {**result, "flops": None}
     epochs = plan.steps * stage.batch / there.data.size if there.counted else None
-    return {**result, "schedule": {**_schedule(plan), "epochs": epochs}, "flops": _flops(stage, plan, there, model)}
+    flops = _flops(stage, plan, there, worth, step.total, evaluation)
+    return {**result, "schedule": {**_schedule(plan), "epochs": epochs}, "flops": flops}
 
 
 def _schedule(plan: Rates) -> dict[str, Any]:
@@ -206,33 +240,38 @@ def _schedule(plan: Rates) -> dict[str, Any]:
     return {**vars(plan), "rates": {step: plan.at(step) for step in steps}, "plot": points}
 
 
-def _flops(stage: TrainStage, plan: Rates, there: Inventory, model: PretrainedConfig) -> dict[str, int] | None:
+def _flops(
+    stage: TrainStage, plan: Rates, there: Inventory, worth: Pace, step: int, evaluation: int
+) -> dict[str, int] | None:
     """Of training (with recomputation) and evaluation at its steps, the first and the last included. None where nothing
-    tells how often is evaluated."""
+    tells how often is evaluated. step, evaluation: of one."""
     if stage.evaluate_every.unit == "epochs" and not there.counted:
         return None
-    worth = pace(stage, model, there.data)
     every = stage.evaluate_every.steps(worth)
     evaluations = 1 + plan.steps // every + (plan.steps % every > 0)
-    positions = models.of_config(model).positions(model, there.data.facts)
-    price = cost(models.architecture_of(model), positions)
-    evaluation = evaluations * there.data.facts["evaluation"] * price.forward
-    return {"train": plan.steps * worth.flops, "evaluation": evaluation, "total": plan.steps * worth.flops + evaluation}
+    train, evaluating = plan.steps * step, evaluations * evaluation
+    return {"train": train, "evaluation": evaluating, "total": train + evaluating}
 
 
 def _total(stages: list[dict[str, Any]]) -> int | None:
     """FLOPs of all stages; None where those of one are not known."""
-    found = [stage["flops"] for stage in stages if stage["kind"] == "train"]
+    found = [stage["flops"] for stage in stages if stage["kind"] != "expand"]
     return None if None in found else sum(each["total"] for each in found)
 
 
-def _memory(stage: TrainStage, cluster: Cluster, there: Inventory, model: PretrainedConfig) -> dict[str, Any]:
-    """Bytes of a rank in every ZeRO stage, the activations, which are the same in all, and the copy that is saved."""
+def _memory(
+    stage: TrainStage, cluster: Cluster, there: Inventory, model: PretrainedConfig, needs: FitNeeds | None
+) -> dict[str, Any]:
+    """Bytes of a rank in every ZeRO stage, the activations, which are the same in all, and the copy that is saved.
+    needs: of a fit, which trains coefficients and holds a source and made weights besides."""
     architecture, bf16 = models.architecture_of(model), stage.precision == "bf16"
     groups = [[architecture.numel(row) for row in architecture.rows() if row.decay is decay] for decay in (True, False)]
+    if needs:
+        groups = [list(needs.coefficients)]
+    besides = (BF16 if bf16 else FP32) * (needs.fixed + needs.made) if needs else 0
     derived = deepspeed_config(stage, cluster.ranks)
     stages = {}
-    for zero_stage in range(4):
+    for zero_stage in range(3 if needs else 4):
         states = model_states(
             groups,
             zero_stage=zero_stage,
@@ -249,8 +288,8 @@ def _memory(stage: TrainStage, cluster: Cluster, there: Inventory, model: Pretra
         bf16=bf16,
         checkpointing=stage.activation_checkpointing,
     )
-    copy = save_copy(stage, architecture.parameters, cluster.ranks)
-    return {"zero_stages": stages, "activations": estimate, "save_copy": copy}
+    copy = save_copy(stage, sum(map(sum, groups)), cluster.ranks)
+    return {"zero_stages": stages, "activations": estimate, "save_copy": copy, "besides": besides}
 
 
 def _on_disk(stage: TrainStage, cluster: Cluster, parameters: int) -> int:

@@ -31,7 +31,7 @@ def _lines(console: Console, lines: Any) -> None:
 
 
 def _trainings(content: dict[str, Any]) -> list[dict[str, Any]]:
-    return [stage for stage in content["stages"] if stage["kind"] == "train"]
+    return [stage for stage in content["stages"] if stage["kind"] != "expand"]
 
 
 def _head(content: dict[str, Any]) -> Iterator[str]:
@@ -53,7 +53,7 @@ def _stages(content: dict[str, Any]) -> Table:
     table = Table(*names, "status", box=None, pad_edge=False)
     for stage in content["stages"]:
         shared = [stage["name"], stage["origin"] or "scratch", stage["model"], f"{stage['parameters']:,}"]
-        row = _training_row(stage) if stage["kind"] == "train" else [f"expand by {stage['method']}", *[""] * 5]
+        row = _training_row(stage) if stage["kind"] != "expand" else [f"expand by {stage['method']}", *[""] * 5]
         table.add_row(*shared, *row, stage["status"])
     return table
 
@@ -100,6 +100,10 @@ def _memory(console: Console, content: dict[str, Any], verbose: bool) -> None:
             table.add_row(f"{zero_stage}{mark}", *(amount(states[key]) for key in keys))
         console.print(table)
         _lines(console, [f"activations  {amount(memory['activations'])} besides ({ACTIVATIONS})"])
+        if memory["besides"]:
+            _lines(
+                console, [f"fit          {amount(memory['besides'])} besides (source, noise, the weights of a layer)"]
+            )
         _lines(
             console, [f"save         {amount(memory['save_copy'])} of host memory on rank 0 (save: {stage['save']})"]
         )

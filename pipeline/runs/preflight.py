@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
+from torch import nn
 from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
@@ -16,6 +17,7 @@ from pipeline.errors import UserError, placed
 from pipeline.expansion import fit as fits
 from pipeline.expansion import target as targets
 from pipeline.growth import methods, optimizer_state
+from pipeline.growth.making import FitNeeds
 from pipeline.growth.method import ExpansionOptions
 from pipeline.growth.plan import begun_module, plan_growth, require_possible
 from pipeline.optim.optimizers import OptimizerSpec
@@ -136,11 +138,30 @@ def _stage_after_data(
         rates(StageFolder(config.path / stage.name), stage, worth)
         require_best_known(stage, worth)
     else:
-        source = _named(config, stage.source)
-        small = model_configs[source.model] if source else _config_in(Path(stage.source))
+        small = _source_config(config, stage, model_configs)
         _require_growth(config, stage, small, model_configs[stage.model])
         if fit := fits.of_expansion(config, stage):
             _stage_after_data(config, fit, data, model_configs)
+
+
+def _source_config(
+    config: Config, stage: ExpandStage | FitStage, model_configs: dict[str, PretrainedConfig]
+) -> PretrainedConfig:
+    source = _named(config, stage.source)
+    return model_configs[source.model] if source else _config_in(Path(stage.source))
+
+
+def fit_needs(config: Config, stage: FitStage, model_configs: dict[str, PretrainedConfig]) -> FitNeeds | None:
+    """What fitting an expansion's method takes; None where that depends on its source."""
+    if methods.find(stage.method.name).needs_source:
+        return None
+    small = _source_config(config, stage, model_configs)
+    large = targets.adopt(small, model_configs[stage.model])
+    architectures = models.architecture_of(small), models.architecture_of(large)
+    module = begun_module(*architectures, options(stage, config.seed))
+    growth = plan_growth(*architectures, options(stage, config.seed), models.initializer_range(large), module=module)
+    assert isinstance(module, nn.Module), "a learned method supplies an nn.Module"
+    return FitNeeds.of(growth, module)
 
 
 def _named(config: Config, name: str) -> TrainStage | ExpandStage | None:
@@ -191,7 +212,7 @@ def _state_in(folder: Path) -> State:
     return checkpoints.raw(checkpoints.locate(folder))
 
 
-def options(stage: ExpandStage, seed: int) -> ExpansionOptions:
+def options(stage: ExpandStage | FitStage, seed: int) -> ExpansionOptions:
     """The stage's method with its options, checked by the method. Raises UserError."""
     with placed(f"stages.{stage.name}.method"):
         return methods.parse(stage.method.name, stage.method.options, seed)

@@ -10,7 +10,7 @@ from pipeline import models
 from pipeline.growth import methods
 from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.maps import IndexMap, Map
-from pipeline.growth.plan import GrowthPlan, plan_growth
+from pipeline.growth.plan import GrowthPlan, begun_module, plan_growth
 from pipeline.growth.verification.equivalence import EquivalenceCheck, relative_difference
 from pipeline.growth.verification.probe import Inputs, cast, fitted, probe, run
 from pipeline.models.architecture import Architecture
@@ -52,9 +52,12 @@ def times(factor: int, **sizes) -> dict:
 def planned(
     source: PretrainedConfig, target: PretrainedConfig, method: str = methods.DEFAULT, seed: int = 0, **options
 ) -> tuple[GrowthPlan, PretrainedConfig]:
-    """The plan, and the target's config with what the plan changes."""
+    """The plan, of a learned method by its coefficients as they start, and the target's config with what the plan
+    changes."""
     architectures = models.architecture_of(source), models.architecture_of(target)
-    plan = plan_growth(*architectures, methods.parse(method, options, seed), models.initializer_range(target))
+    chosen = methods.parse(method, options, seed)
+    module = begun_module(*architectures, chosen).requires_grad_(False) if methods.is_learned(method) else None
+    plan = plan_growth(*architectures, chosen, models.initializer_range(target), module=module)
     target = copy.deepcopy(target)
     target.update(plan.config_change)
     return plan, target

@@ -23,11 +23,6 @@ OPTIONS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    monkeypatch.setitem(methods.METHODS, Ligo.name, Ligo())
-
-
 def task(variant: str) -> tuple[dict[str, Tensor], Tensor]:
     generator = torch.Generator().manual_seed(3)
     if models.family(variant.split()[0]).data == "images":

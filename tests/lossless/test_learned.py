@@ -111,7 +111,7 @@ def test_a_method_that_has_not_been_fitted_is_refused(tmp_path, capsys, monkeypa
     monkeypatch.setattr(Learned, "module", lambda *_: pytest.fail("a module was built"))
     small = saved(tmp_path / "small", "vit")
     target = target_config_file(tmp_path / "target.json", "vit", **times(2, layers=4))
-    complaint = "method 'learned' learns its maps and has not been fitted; give its fitted module to plan_growth"
+    complaint = "method 'learned' learns its maps, and has no data to be fitted on: name them (--data CONFIG.yaml)"
     growth = ["--source", small, "--target", target, "--method", "learned"]
     for command in (["plan", *growth], ["expand", *growth, "--out", tmp_path / "large"]):
         code, _, err = lemon(capsys, *command)

@@ -70,12 +70,6 @@ TABLES = {"bert-pre-ln transform": BERT, "bert": BERT, "vit": VIT, "llama": LLAM
 """Of every tensor the matrices of its first and last axis. 1: named in the pattern."""
 
 
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    """Users get it when there is something that fits it."""
-    monkeypatch.setitem(methods.METHODS, Ligo.name, Ligo())
-
-
 def ligo(options: dict) -> ExpansionOptions:
     return methods.parse(Ligo.name, options)
 

@@ -85,7 +85,7 @@ def refuses(method: str, variant: str, name: str) -> bool:
 
 CASES = [
     (method, variant, name)
-    for method in METHODS
+    for method in LOSSLESS
     for variant in CHOSEN
     for name in SIZES
     if not refuses(method, variant, name)
@@ -209,7 +209,10 @@ def test_larger_patches_see_one_colour_as_before(variant, image, patch):
 
 
 def test_every_method_is_tried():
-    assert set(LOSSLESS) == set(METHODS) and all(method.name == name for name, method in METHODS.items())
+    """Those that are fitted have tests of their own: what they compute depends on data."""
+    assert set(LOSSLESS) == {name for name in METHODS if not methods.is_learned(name)} and all(
+        method.name == name for name, method in METHODS.items()
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,6 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    monkeypatch.setitem(methods.METHODS, Ligo.name, Ligo())
-
-
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("variant", ["bert-pre-ln", "vit", "gpt2", "llama"])
 def test_it_is_what_torch_counts(variant, options):

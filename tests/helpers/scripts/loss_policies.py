@@ -32,10 +32,8 @@ def skipping(job: dict) -> dict:
 
 def _trained(job: dict, world: World, steps: list[int]) -> tuple[list[Tensor], dict]:
     """What the engine holds behind these steps. What was refused must change nothing at once, and the others must."""
-    engine, told = (
-        Engine(of_model(models.build(model_config(FAMILY), seed=5)), stage(**job["stage"]), world, seed=0),
-        {},
-    )
+    trained, told = of_model(models.build(model_config(FAMILY), seed=5)), {}
+    engine = Engine(trained, stage(**job["stage"]), world, seed=0)
     for step in steps:
         before = [tensor.clone() for tensor in held(engine)]
         refused = step == REFUSED
