@@ -13,6 +13,7 @@ where, and the way out. Everything heavy is imported when a function is called.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from pipeline.checkpoints.reshard import ReshardResult
     from pipeline.expansion.compare import Comparison
     from pipeline.expansion.expand import ExpansionPlan, ExpansionResult
+    from pipeline.expansion.fitted import Fitted
     from pipeline.expansion.preview import Preview
+    from pipeline.growth.method import ExpansionOptions
 
 __version__ = "0.2.0"
 __all__ = ["UserError", "__version__", "describe", "expand", "grow", "plan", "reshard", "verify"]
@@ -53,29 +56,38 @@ def grow(
 @files_explained()
 def plan(
     source: Place,
-    target: Place | PretrainedConfig,
-    method: str = "lemon",
+    target: Place | PretrainedConfig | None = None,
+    method: str | None = None,
     *,
     method_options: Mapping[str, object] | None = None,
+    operator: Place | None = None,
     optimizer_state: OptimizerState = "reset",
     layout: CheckpointLayout | str | None = None,
     source_config: Place | None = None,
     seed: int = 0,
 ) -> Preview:
-    """What `expand` with the same arguments would do, on which conditions, and what it needs; no tensor is read."""
+    """What `expand` with the same arguments would do, on which conditions, and what it needs; no tensor is read. Of a
+    learned method: the growth with which its fit begins, and what the fit takes."""
+    from pipeline.expansion.fitted import UNFITTED
     from pipeline.expansion.preview import preview
 
-    return preview(_planned(source, target, method, method_options, optimizer_state, layout, source_config, seed))
+    asked = _Asked(
+        Path(source), target, method, dict(method_options or {}), _path(operator), _path(source_config), seed
+    )
+    return preview(asked.planned(optimizer_state, layout, UNFITTED if asked.learned else None))
 
 
 @files_explained()
 def expand(
     source: Place,
-    target: Place | PretrainedConfig,
+    target: Place | PretrainedConfig | None,
     out: Place,
-    method: str = "lemon",
+    method: str | None = None,
     *,
     method_options: Mapping[str, object] | None = None,
+    operator: Place | None = None,
+    data: Place | None = None,
+    fit: Mapping[str, object] | None = None,
     optimizer_state: OptimizerState = "reset",
     layout: CheckpointLayout | str | None = None,
     source_config: Place | None = None,
@@ -85,15 +97,20 @@ def expand(
     """Expand the checkpoint `source` to the sizes of `target`, verify the result, and publish it as the folder `out`.
 
     source: a run's stage, a checkpoint folder, one tag in it, or a Hugging Face folder. target: a config, a
-    `config.json`, a folder with one, or `CONFIG.yaml:MODEL`. layout: of the result; by default Hugging Face files for
-    such a source, else native ZeRO. workers: processes that write; the result is the same for any number. Raises
-    UserError, and publishes nothing, when a result that claims to be lossless is not.
+    `config.json`, a folder with one, or `CONFIG.yaml:MODEL`. method: lemon by default. operator: the result of an
+    earlier expansion, which says target and method. data: a YAML config whose data and processes a learned method is
+    fitted with, in the folder `OUT.fit`; fit: keys of its recipe, such as `{"steps": 30}`. layout: of the result; by
+    default Hugging Face files for such a source, else native ZeRO. workers: processes that write; the result is the
+    same for any number. Raises UserError, and publishes nothing, when a result that claims to be lossless is not.
     """
     from pipeline.expansion.expand import execute_expansion
     from pipeline.records.processes import WORKERS
 
-    planned = _planned(source, target, method, method_options, optimizer_state, layout, source_config, seed)
-    return execute_expansion(planned, Path(out), workers or WORKERS)
+    asked = _Asked(
+        Path(source), target, method, dict(method_options or {}), _path(operator), _path(source_config), seed
+    )
+    fitted = asked.fitted(Path(out), _path(data), dict(fit or {}))
+    return execute_expansion(asked.planned(optimizer_state, layout, fitted), Path(out), workers or WORKERS)
 
 
 @files_explained()
@@ -131,24 +148,68 @@ def describe(source: Place, *, tensors: bool = False) -> Description:
     return describe_checkpoint(Path(source), tensors)
 
 
-def _planned(
-    source: Place,
-    target: Place | PretrainedConfig,
-    method: str,
-    method_options: Mapping[str, object] | None,
-    optimizer_state: OptimizerState,
-    layout: CheckpointLayout | str | None,
-    source_config: Place | None,
-    seed: int,
-) -> ExpansionPlan:
-    from pipeline.expansion.expand import plan_expansion
-    from pipeline.expansion.target import find
-    from pipeline.growth import methods
+@dataclass(frozen=True)
+class _Asked:
+    """What `plan` and `expand` are asked for."""
 
-    place, config = Path(source), _path(source_config)
-    options = methods.parse(method, dict(method_options or {}), seed)
-    sizes = find(str(target), place, config) if isinstance(target, str | Path) else target
-    return plan_expansion(place, sizes, options, _layout(layout, place), config, optimizer_state == "grow")
+    source: Path
+    target: Place | PretrainedConfig | None
+    method: str | None
+    method_options: dict[str, object]
+    operator: Path | None
+    source_config: Path | None
+    seed: int
+
+    @property
+    def learned(self) -> bool:
+        """Whether the method has to be fitted first."""
+        from pipeline.growth import methods
+
+        return self.operator is None and methods.is_learned(self.method or methods.DEFAULT)
+
+    @property
+    def options(self) -> ExpansionOptions:
+        from pipeline.growth import methods
+
+        return methods.parse(self.method or methods.DEFAULT, self.method_options, self.seed)
+
+    @property
+    def wanted(self) -> PretrainedConfig:
+        """The target's config. Raises UserError."""
+        from pipeline.expansion.target import find
+
+        if self.target is None:
+            raise UserError("what to grow to is not said: name a target, or the operator of an earlier expansion")
+        if isinstance(self.target, str | Path):
+            return find(str(self.target), self.source, self.source_config)
+        return self.target
+
+    def planned(
+        self, optimizer_state: OptimizerState, layout: CheckpointLayout | str | None, fitted: Fitted | None
+    ) -> ExpansionPlan:
+        from pipeline.expansion import expand
+
+        how = _layout(layout, self.source), self.source_config, optimizer_state == "grow"
+        if self.operator is None:
+            return expand.plan_expansion(self.source, self.wanted, self.options, *how, fitted=fitted)
+        if self.target or self.method or self.method_options:
+            raise UserError(f"{self.operator}: an operator has its own target and method; leave those out")
+        return expand.plan_again(self.source, self.operator, *how)
+
+    def fitted(self, out: Path, data: Path | None, recipe: dict[str, object]) -> Fitted | None:
+        """The coefficients of a learned method, fitted on `data` as `recipe` says; None where nothing is learned, or
+        nothing says on what. Raises UserError."""
+        from pipeline.expansion.fitted import UNFITTED
+        from pipeline.runs import offline_fit
+
+        if not self.learned:
+            if data or recipe:
+                raise UserError("data to fit on, or keys of a fit, are for methods that learn; leave them out")
+            return None
+        if data is None:
+            return UNFITTED if offline_fit.recipe(recipe).steps == 0 else None
+        place = out.with_name(out.name + ".fit")
+        return offline_fit.fitted(self.source, self.wanted, self.options, place, data, recipe, self.source_config)
 
 
 def _layout(layout: CheckpointLayout | str | None, source: Path) -> CheckpointLayout:

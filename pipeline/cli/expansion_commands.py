@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -25,6 +26,9 @@ from pipeline.records.processes import huge_pages
 if TYPE_CHECKING:
     from pipeline.checkpoints import CheckpointLayout
 
+EXAMPLES = {"--method-option": "noise=0.5", "--fit": "steps=30"}
+"""Of `key=value`, by option."""
+
 
 def add_parsers(commands: Commands) -> None:
     text = "say what an expansion would do, and what it needs; no tensor is read"
@@ -36,6 +40,15 @@ def add_parsers(commands: Commands) -> None:
     text = "expand a checkpoint to a larger model that computes the same function"
     expand = _command(commands, "expand", text, _expand)
     expand.add_argument("--out", required=True, type=path, help="the checkpoint folder to create")
+    expand.add_argument(
+        "--data",
+        type=path,
+        metavar="CONFIG",
+        help="fit a learned method on the data of this YAML config, in OUT.fit, which goes on where it was interrupted",
+    )
+    expand.add_argument(
+        "--fit", action="append", default=[], metavar="KEY=VALUE", help="a key of the fit's recipe, such as steps=30"
+    )
     add_workers(expand)
     text = "measure whether a large model computes a small one's function; exit code 1 when it does not"
     verify = commands.add_parser("verify", help=text, description=text)
@@ -53,11 +66,14 @@ def _command(commands: Commands, name: str, text: str, handler: Handler) -> argp
     command.add_argument("--source", required=True, type=path, help=CHECKPOINT)
     add_source_config(command)
     command.add_argument(
-        "--target", required=True, help="CONFIG.yaml:MODEL, a Hugging Face config.json, or a folder with one"
+        "--target", help="CONFIG.yaml:MODEL, a Hugging Face config.json, or a folder with one; --operator has its own"
     )
-    command.add_argument("--method", default="lemon", help="how to grow (default lemon); the methods are listed below")
+    command.add_argument("--method", help="how to grow (default lemon); the methods are listed below")
     command.add_argument(
         "--method-option", action="append", default=[], metavar="KEY=VALUE", help="an option of the method, see below"
+    )
+    command.add_argument(
+        "--operator", type=path, metavar="DIR", help="grow as the expansion whose result is DIR has grown, exactly"
     )
     command.add_argument(
         "--optimizer-state",
@@ -84,8 +100,9 @@ class _Arguments(TypedDict):
     """The arguments that `pipeline.plan` and `pipeline.expand` share."""
 
     source: Path
-    target: str
-    method: str
+    target: str | None
+    method: str | None
+    operator: Path | None
     method_options: dict[str, str]
     optimizer_state: pipeline.OptimizerState
     layout: "CheckpointLayout"
@@ -98,7 +115,8 @@ def _arguments(options: argparse.Namespace) -> _Arguments:
         "source": options.source,
         "target": options.target,
         "method": options.method,
-        "method_options": dict(_pair(text) for text in options.method_option),
+        "operator": options.operator,
+        "method_options": dict(_pair("--method-option", text) for text in options.method_option),
         "optimizer_state": options.optimizer_state,
         "layout": selected_layout(options),
         "source_config": options.source_config,
@@ -106,10 +124,10 @@ def _arguments(options: argparse.Namespace) -> _Arguments:
     }
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(option: str, text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise UserError(f"--method-option '{text}': an option is written key=value, such as noise=0.5")
+        raise UserError(f"{option} '{text}': an option is written key=value, such as {EXAMPLES[option]}")
     return key, value
 
 
@@ -126,8 +144,12 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _expand(options: argparse.Namespace) -> None:
+    from pipeline.training import preemption
+
     huge_pages()
-    pipeline.expand(**_arguments(options), out=options.out, workers=options.workers)
+    recipe = dict(_pair("--fit", text) for text in options.fit)
+    with preemption.heard() if options.data else nullcontext():
+        pipeline.expand(**_arguments(options), out=options.out, data=options.data, fit=recipe, workers=options.workers)
 
 
 def _verify(options: argparse.Namespace) -> int:

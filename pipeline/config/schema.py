@@ -235,6 +235,8 @@ class FitStage(TrainStage):
     method: MethodChoice
     dropout: float | None
     accept: bool
+    target: str | None
+    source_config: str | None
     activation_checkpointing: Literal[True] = True
 
     @property
@@ -303,7 +305,8 @@ class Config(Strict):
         shared = fit.model_dump(include=set(TrainStage.model_fields) & set(FitChoice.model_fields))
         own = {key: getattr(stage, key) for key in ("source", "model", "method")}
         precision = fit.precision or (behind.precision if behind else "fp32")
-        derived = {"batch": batch, "precision": precision, "dropout": fit.dropout, "accept": fit.accept}
+        derived = {"batch": batch, "precision": precision}
+        derived |= fit.model_dump(include={"dropout", "accept", "target", "source_config"})
         named = {"name": stage.fit_name, "schedule": fit.schedule}
         return FitStage.model_validate({**shared, **own, **derived, **named, "kind": "fit"})
 

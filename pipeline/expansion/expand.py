@@ -23,6 +23,7 @@ from pipeline.expansion import groups
 from pipeline.expansion import target as targets
 from pipeline.expansion.fitted import Fitted
 from pipeline.expansion.groups import NO_GROUPS, Grouping
+from pipeline.expansion.operator import Operator
 from pipeline.expansion.sizes_beside import fit_to_sizes
 from pipeline.growth import optimizer_state, plan_file
 from pipeline.growth.activations import ProbedSource
@@ -49,7 +50,8 @@ logger = logging.getLogger(__name__)
 class ExpansionPlan:
     """An expansion that has been planned and not yet done. function: the source, as it runs. grow_optimizer_state:
     whether the optimizer state grows too. continued_by: the optimizer of the training that goes on from the result;
-    None: not known, the source's is written. grouping: the result's optimizer groups. fitted: of a learned method."""
+    None: not known, the source's is written. grouping: the result's optimizer groups. fitted: of a learned method.
+    operator: where the growth is that of an earlier expansion."""
 
     source: Path
     state: State
@@ -62,6 +64,7 @@ class ExpansionPlan:
     continued_by: OptimizerSpec | None = None
     grouping: Grouping = NO_GROUPS
     fitted: Fitted | None = None
+    operator: Operator | None = None
 
     @property
     def optimizer(self) -> OptimizerSpec:
@@ -155,10 +158,38 @@ def plan_expansion(
     continued_by: the optimizer of the training that goes on from the result, where that is known. fitted: of a learned
     method."""
     ends = both_ends(source, target, options.seed, source_config)
+    growth = ends.plan(options, fitted.module(ends.begun_module(options)) if fitted else None)
+    return _planned(ends, growth, layout, grow_optimizer_state, continued_by, fitted=fitted)
+
+
+def plan_again(
+    source: Path,
+    operator: Path,
+    layout: CheckpointLayout,
+    source_config: Path | None = None,
+    grow_optimizer_state: bool = False,
+) -> ExpansionPlan:
+    """Decide to grow a source as an earlier expansion, the folder `operator`, has grown another of its shape. No tensor
+    is read. Raises UserError as `plan_expansion` does."""
+    earlier = Operator.read(operator)
+    config = checkpoints.config_file(checkpoints.locate(source), source_config)
+    ends = both_ends(source, earlier.target(models.read_config(config)[1]), earlier.options.seed, source_config)
+    growth = earlier.plan(*ends.architectures, ends.init_std)
+    return _planned(ends, growth, layout, grow_optimizer_state, operator=earlier)
+
+
+def _planned(
+    ends: Ends,
+    growth: GrowthPlan,
+    layout: CheckpointLayout,
+    grow_optimizer_state: bool,
+    continued_by: OptimizerSpec | None = None,
+    **how: Any,
+) -> ExpansionPlan:
+    """how: `fitted` or `operator`."""
     folder, state, small = ends.folder, ends.state, ends.small
     if layout.kind.published_names:
         state = tying.agreeing(state, ends.architectures[0])
-    growth = ends.plan(options, fitted.module(ends.begun_module(options)) if fitted else None)
     large = ends.settled(growth)
     if grow_optimizer_state:
         optimizer_state.require(growth, state.optimizer().slots, state.slots)
@@ -170,7 +201,7 @@ def plan_expansion(
     elif layout.kind.holds_optimizer:
         grouping = groups.of_the_source(folder, state, small, large, growth)
     sides = folder, state, ends.function, small, large
-    return ExpansionPlan(*sides, growth, layout, grow_optimizer_state, continued_by, grouping, fitted)
+    return ExpansionPlan(*sides, growth, layout, grow_optimizer_state, continued_by, grouping, **how)
 
 
 def _require_room(layout: CheckpointLayout) -> None:
@@ -347,6 +378,7 @@ def _facts(expansion: ExpansionPlan, measured: Verification, source: dict[str, A
         "versions": installed(),
         "seed": expansion.growth.options.seed,
         **({"fit": fit} if fit else {}),
+        **({"operator": expansion.operator.origin} if expansion.operator else {}),
         "source": source,
         "provenance": {
             "origin": str(expansion.source),

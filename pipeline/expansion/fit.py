@@ -5,11 +5,13 @@ What is trained is a `GrownModel`, by the loop and the engine of every training 
 records and a resume like any other. The weights of a layer are made from the coefficients when the layer runs.
 """
 
+import inspect
 import json
 import logging
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig
@@ -36,6 +38,12 @@ from pipeline.training.subject import Subject, Trained, WholeModel
 
 logger = logging.getLogger(__name__)
 
+KINDS = {"text": "blocks of text for masked language modelling", "images": "images with classes"}
+AGREE = {
+    "text": {"vocab_size": "vocab_size"},
+    "images": {"image_size": "size", "num_channels": "channels", "num_labels": "classes"},
+}
+"""Keys of a model's config and the facts of the data that they must agree with."""
 BESIDE = "fit.json"
 """Beside the coefficients: what they are of."""
 
@@ -52,10 +60,13 @@ def options(stage: FitStage, seed: int) -> ExpansionOptions:
 
 def target(config: Config, stage: FitStage, data: Prepared) -> PretrainedConfig:
     """The target's config, with the dropout of the fit. Raises UserError."""
-    sizes = config.models[stage.model]
+    if stage.target:
+        _, wanted = models.read_config(Path(stage.target))
+    else:
+        wanted = models.trained(config.models[stage.model], data.facts)
     if stage.dropout is not None:
-        sizes = sizes.model_copy(update={"dropout": stage.dropout})
-    return models.trained(sizes, data.facts)
+        wanted.update(dict.fromkeys(models.of_config(wanted).keys.dropout, stage.dropout))
+    return wanted
 
 
 class Fit(Subject):
@@ -68,7 +79,8 @@ class Fit(Subject):
         """The source and the target. The one is read when the weights are needed."""
         data = open_prepared(self.config.path / "data")
         source = origin(self.config, self.stage.source)
-        return expand.both_ends(source, target(self.config, self.stage, data), self.config.seed)
+        config = Path(self.stage.source_config) if self.stage.source_config else None
+        return expand.both_ends(source, target(self.config, self.stage, data), self.config.seed, config)
 
     @cached_property
     def module(self) -> GrowthModule:
@@ -80,7 +92,11 @@ class Fit(Subject):
         return self.ends.plan(options(self.stage, self.config.seed), self.module)
 
     def model(self, data: Prepared, start: Path | None) -> PretrainedConfig:
-        return self.ends.settled(self.growth)
+        """Raises UserError for a target that has no loss on the run's data."""
+        large = self.ends.settled(self.growth)
+        if differing := _differing(large, data.facts):
+            raise UserError(f"stages.{self.stage.name}: cannot be fitted on these data: {differing}")
+        return large
 
     def making(self) -> MakingCost:
         return making_cost(self.growth)
@@ -111,6 +127,22 @@ class Fit(Subject):
             "sizes": {name: list(sizes) for name, sizes in self.growth.sizes.items()},
         }
         return {BESIDE: json.dumps(content, indent=2) + "\n"}
+
+
+def _differing(large: PretrainedConfig, facts: dict[str, Any]) -> str | None:
+    """What keeps a model from reading the data of `facts`, in words."""
+    family, outputs = models.of_config(large), models.architecture_of(large).outputs
+    if "logits" not in outputs:
+        return "the model has no head, and so no loss; fit it with one, and apply the operator to the bare one"
+    reads = inspect.signature(family.head(large).model_class.forward).parameters
+    if family.data != facts["kind"] or (family.data == "text" and "masked_positions" not in reads):
+        return f"they are {KINDS[facts['kind']]}, which family '{family.name}' is not trained on here"
+    for key, fact in AGREE[family.data].items():
+        if getattr(large, key) != facts[fact]:
+            return f"the model has {key} {getattr(large, key)}, the data {facts[fact]}"
+    if family.data == "text" and facts["block"] > large.max_position_embeddings - family.reserved:
+        return f"their blocks of {facts['block']} tokens are longer than the model's positions"
+    return None
 
 
 def of_expansion(config: Config, stage: ExpandStage) -> FitStage | None:

@@ -24,11 +24,12 @@ class Fitted:
     facts: dict[str, Any]
 
     def module(self, begun: GrowthModule) -> GrowthModule:
-        """`begun` with the coefficients. Raises UserError where they are those of another growth."""
+        """`begun` with the coefficients, in float64, as a plan stores its maps. Raises UserError where they are those of
+        another growth."""
         assert isinstance(begun, nn.Module), "a learned method supplies an nn.Module"
         if self.checkpoint is not None:
             restore(begun, self.checkpoint)
-        return begun.requires_grad_(False)
+        return begun.double().requires_grad_(False)
 
 
 UNFITTED = Fitted(None, {"steps": 0, "flops": 0, "training_flops": 0})

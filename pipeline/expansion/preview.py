@@ -16,6 +16,7 @@ from pipeline.accounting.flops import cost
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.errors import UserError, writing_to
 from pipeline.expansion.expand import ExpansionPlan, size_changes
+from pipeline.expansion.fit_preview import fit_content, fit_lines
 from pipeline.growth import conditions, optimizer_state, plan_file
 from pipeline.growth.maps import MEAN, ZERO, IndexMap, Map
 from pipeline.growth.plan import TensorPlan
@@ -73,6 +74,7 @@ def preview(expansion: ExpansionPlan) -> Preview:
 
 def _content(expansion: ExpansionPlan) -> dict[str, Any]:
     architectures = models.architecture_of(expansion.small), models.architecture_of(expansion.large)
+    price = cost(architectures[1], _positions(expansion.large))
     return {
         **plan_file.as_json(expansion.growth),
         "source": str(expansion.source),
@@ -89,6 +91,7 @@ def _content(expansion: ExpansionPlan) -> dict[str, Any]:
         "left_behind": list(expansion.state.left_behind),
         "optimizer_state": _optimizer_state(expansion),
         "needs": needs(expansion),
+        "fit": fit_content(expansion, price),
     }
 
 
@@ -175,6 +178,7 @@ def _verdicts(expansion: ExpansionPlan, content: dict[str, Any]) -> list[str]:
     return [
         *(f"source       {line}" for line in expansion.state.remarks()),
         *(f"condition    {line}" for line in content["conditions"]),
+        *(fit_lines(content["fit"]) if content["fit"] else []),
         f"optimizer    {'; '.join(content['optimizer_state'])}",
         f"result       {lossless}",
         f"needs        {amount(disk)} of disk, {amount(memory)} of memory",

@@ -193,7 +193,7 @@ def build_plan(
         tensors,
         planner.noise,
         init_std,
-        _config_change(source.epsilon, planner.maps[target.residual.name].eta),
+        config_change(source.epsilon, planner.maps[target.residual.name].eta),
         tuple(method.lossy(source, target, options.options)),
         target.post_norm and any(origin.new for stack in planner.layers.values() for origin in stack),
         method.term_maps(planner.maps)
@@ -210,7 +210,7 @@ def _require_cancelling(layers: Layers, tensors: tuple[TensorPlan, ...]) -> None
         )
 
 
-def _config_change(epsilon: NormEpsilon, eta: float) -> dict[str, float]:
+def config_change(epsilon: NormEpsilon, eta: float) -> dict[str, float]:
     """The variance that a grown norm sees is eta^2 times the source's, so its epsilon has to be, too (equation 4)."""
     return {epsilon.key: epsilon.value * eta**2} if epsilon.key else {}
 

@@ -46,9 +46,12 @@ def save(plan: GrowthPlan, folder: Path) -> list[str]:
     return [PLAN, TENSORS]
 
 
-def load(folder: Path, source: Architecture, target: Architecture, init_std: float) -> GrowthPlan:
+def load(
+    folder: Path, source: Architecture, target: Architecture, init_std: float, way_out: str = NO_PLAN
+) -> GrowthPlan:
     """The plan in a folder, of these two architectures. init_std: for a plan that was written before plans held it.
-    Raises UserError for a file that is no plan, is newer than this version, or belongs to other models."""
+    way_out: what to do without it. Raises UserError for a file that is no plan, is newer than this version, or belongs
+    to other models."""
     content = read_json(folder / PLAN)
     if "format" in content:
         require_readable(folder / PLAN, content["format"], FORMAT)
@@ -57,9 +60,28 @@ def load(folder: Path, source: Architecture, target: Architecture, init_std: flo
             return _recomputed(content, source, target, init_std)
         return _restored(content, source, target, folder / TENSORS)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / PLAN}: not a plan of an expansion ({error!r}); {NO_PLAN}") from error
+        raise UserError(f"{folder / PLAN}: not a plan of an expansion ({error!r}); {way_out}") from error
     except UserError as error:
-        raise UserError(f"{folder / PLAN}: {error}; {NO_PLAN}") from error
+        raise UserError(f"{folder / PLAN}: {error}; {way_out}") from error
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a plan says without the models that it is of. config_change: the keys of the target's config."""
+
+    options: ExpansionOptions
+    config_change: tuple[str, ...]
+
+
+def head(folder: Path) -> Head:
+    """Of the plan in a folder. Raises UserError for a file that is no plan, or is newer than this version."""
+    content = read_json(folder / PLAN)
+    try:
+        require_readable(folder / PLAN, content["format"], FORMAT)
+        method = dict(content["method"])
+        return Head(_options(method.pop("name"), method, content["seed"]), tuple(content["config_change"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / PLAN}: not a plan of an expansion ({error!r})") from error
 
 
 def _recomputed(content: Json, source: Architecture, target: Architecture, init_std: float) -> GrowthPlan:

@@ -57,6 +57,11 @@ class ConfigKeys:
     width: tuple[str, ...] = ()
     undeclared: tuple[str, ...] = ()
 
+    @property
+    def dropout(self) -> tuple[str, ...]:
+        """Those of `training` that are a probability of dropout in the model's layers."""
+        return tuple(key for key in self.training if "drop" in key and not key.startswith(("classifier", "summary")))
+
     def extended(self, **more: tuple[str, ...]) -> "ConfigKeys":
         """The same lists with more keys in those that are named."""
         return replace(self, **{name: getattr(self, name) + keys for name, keys in more.items()})

@@ -46,6 +46,18 @@ def stage_alone(config: Config, name: str, start: Start = Nodes()) -> None:
         _run_stage(config, stage, start, on_first, Trainings(config, start, on_first))
 
 
+def fit_alone(config: Config, stage: ExpandStage, start: Start = Nodes()) -> None:
+    """The fit of an expansion, whose target may be another than a model of the config's sizes. Raises UserError."""
+    from pipeline import data
+
+    _check_before_data(config, start)
+    fit, folder = config.fit_of(stage), config.path / "data"
+    with _locked(config, start), dividing_work(config.path, start) as on_first:
+        on_first(lambda: data.prepare(config.data, config.seed, folder), lambda: (folder / "data.json").exists())
+        run_folder.write_text(config.path / "config.yaml", dump(config))
+        _run_stage(config, fit, start, on_first, Trainings(config, start, on_first))
+
+
 def prepare_alone(config: Config, start: Start = Nodes()) -> None:
     """The data of a run, and no stage. Raises UserError."""
     with _prepared_run(config, start, []):

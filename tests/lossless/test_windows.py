@@ -14,7 +14,7 @@ from pipeline.growth import initialization, methods
 from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.methods import METHODS
 from pipeline.growth.optimizer_state import GrownSlot, refusals
-from pipeline.growth.plan import TensorPlan, plan_growth
+from pipeline.growth.plan import TensorPlan, begun_module, plan_growth
 from pipeline.optim.optimizers import Slot
 from tests.helpers.growing import randomised, rows_of
 from tests.helpers.rotation import rotated
@@ -36,7 +36,9 @@ def grower(variant: str, large: dict, method: str = methods.DEFAULT, **options) 
     """In float32, as checkpoints are grown."""
     source, target = sample(variant), sample(variant, **large)
     architectures = models.architecture_of(source), models.architecture_of(target)
-    plan = plan_growth(*architectures, methods.parse(method, options), models.initializer_range(target))
+    chosen = methods.parse(method, options)
+    module = begun_module(*architectures, chosen).requires_grad_(False) if methods.is_learned(method) else None
+    plan = plan_growth(*architectures, chosen, models.initializer_range(target), module=module)
     return PlanExecutor(plan, torch.float32), {name: tensor.float() for name, tensor in randomised(source).items()}
 
 
