@@ -234,9 +234,9 @@ class FitStage(TrainStage):
     source: Place
     method: MethodChoice
     dropout: float | None
-    accept: bool
-    target: str | None
-    source_config: str | None
+    accept: bool = False
+    target: str | None = None
+    source_config: str | None = None
     activation_checkpointing: Literal[True] = True
 
     @property

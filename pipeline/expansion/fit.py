@@ -169,8 +169,8 @@ def _ended(config: Config, stage: FitStage) -> Fitted:
     if not last <= first and not stage.accept:
         raise UserError(
             f"{folder.path}: the fit ended at an evaluation loss of {last:.4f}, above its start {first:.4f}, and "
-            "nothing was published; lower fit.peak or take fewer steps, and remove the folder; or publish it all the "
-            "same (fit.accept=true)"
+            "nothing was published; lower the fit's peak or take other steps, and remove the folder; or publish it all "
+            "the same (accept: true among the keys of the fit)"
         )
     checkpoint, facts = publish.newest(folder.checkpoints), folder.facts
     assert checkpoint is not None and isinstance(facts, TrainFacts), "a finished stage has saved its end"

@@ -55,5 +55,5 @@ def fit_lines(fit: dict[str, Any]) -> list[str]:
         f"fit          {fit['coefficients']:,} coefficients; {size}: {flops['target']:.3g} FLOPs in the target",
         f"             and {flops['making']:.3g} to make its weights, once for every pass ({pass_} behind",
         "             activation checkpoints); a counter that charges each sample for them, as LiGO's does, says",
-        f"             {flops['making_charged_per_sample']:.3g}. It takes {amount(fit['memory'])} besides the activations",
+        f"             {flops['making_charged_per_sample']:.3g}. Memory: {amount(fit['memory'])} and activations",
     ]

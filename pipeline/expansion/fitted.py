@@ -24,7 +24,7 @@ class Fitted:
     facts: dict[str, Any]
 
     def module(self, begun: GrowthModule) -> GrowthModule:
-        """`begun` with the coefficients, in float64, as a plan stores its maps. Raises UserError where they are those of
+        """`begun` with the coefficients, in float64, as a plan stores its maps. Raises UserError where they are of
         another growth."""
         assert isinstance(begun, nn.Module), "a learned method supplies an nn.Module"
         if self.checkpoint is not None:
