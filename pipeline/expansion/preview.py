@@ -13,13 +13,16 @@ from transformers import PretrainedConfig
 
 from pipeline import models
 from pipeline.accounting.flops import cost
+from pipeline.accounting.memory import FP32
 from pipeline.checkpoints.serialization.amounts import amount
+from pipeline.checkpoints.serialization.byte_stream import WINDOW
 from pipeline.errors import UserError, writing_to
 from pipeline.expansion.expand import ExpansionPlan, size_changes
 from pipeline.expansion.fit_preview import fit_content, fit_lines
 from pipeline.growth import conditions, optimizer_state, plan_file
+from pipeline.growth.making import making_cost
 from pipeline.growth.maps import MEAN, ZERO, IndexMap, Map
-from pipeline.growth.plan import TensorPlan
+from pipeline.growth.plan import GrowthPlan, TensorPlan
 from pipeline.models.architecture import Architecture
 from pipeline.records.processes import WORKERS
 from pipeline.records.run_folder import write_json
@@ -90,7 +93,7 @@ def _content(expansion: ExpansionPlan) -> dict[str, Any]:
         ),
         "left_behind": list(expansion.state.left_behind),
         "optimizer_state": _optimizer_state(expansion),
-        "needs": needs(expansion),
+        "needs": needs(expansion) | _of_dense_maps(expansion.growth),
         "fit": fit_content(expansion, price),
     }
 
@@ -129,6 +132,27 @@ def needs(expansion: ExpansionPlan) -> dict[str, int]:
     writers = layout.writers(count, expansion.layout, WORKERS)
     disk = layout.bytes_on_disk(count, len(expansion.optimizer.slots), expansion.layout)
     return {"disk": disk, "memory": LIBRARIES + max(writers * (WRITER + 4 * source), 16 * largest)}
+
+
+def _of_dense_maps(growth: GrowthPlan) -> dict[str, int]:
+    """What a growth by dense maps takes in time: FLOPs of its products, and bytes of the source that are read for them,
+    for every window of a target's rows takes all rows. Nothing where all maps are copies."""
+    flops = making_cost(growth).forward
+    if not flops:
+        return {}
+    source = {row.name: growth.source.numel(row) for row in growth.source.rows()}
+    read = sum(
+        -(-_size(each.shape) // WINDOW) * sum(FP32 * source[each.source_name(term)] for term in each.terms)
+        for each in growth.tensors
+    )
+    return {"flops": flops, "read": read}
+
+
+def _dense(needs: dict[str, int]) -> list[str]:
+    if "flops" not in needs:
+        return []
+    read = amount(needs["read"])
+    return [f"             its maps are dense: {read} of the source are read, {needs['flops']:.3g} FLOPs"]
 
 
 def _size(shape: tuple[int, ...]) -> int:
@@ -182,6 +206,7 @@ def _verdicts(expansion: ExpansionPlan, content: dict[str, Any]) -> list[str]:
         f"optimizer    {'; '.join(content['optimizer_state'])}",
         f"result       {lossless}",
         f"needs        {amount(disk)} of disk, {amount(memory)} of memory",
+        *_dense(content["needs"]),
     ]
 
 
