@@ -78,8 +78,7 @@ def test_every_flop_of_the_fit_is_charged(fitted):
 
 
 def test_one_rank_fits_what_two_fit(fitted, finished, tmp_path):
-    """Up to the order in which float32 numbers are added, which AdamW's first steps of +-rate magnify where a gradient is
-    nearly zero: 2e-4 of a rate of 1e-3 was seen."""
+    """Up to the order in which float32 numbers are added: AdamW divides a gradient by its own size."""
     lemon_here("train", copied(finished, tmp_path, "small"), "--stage", "grown", LIGO, FIT, "processes=1")
     ours, theirs = coefficients(tmp_path / "run"), coefficients(fitted)
     assert ours.keys() == theirs.keys()
@@ -107,6 +106,32 @@ def test_a_fit_that_is_killed_ends_as_one_that_was_not(fitted, finished, tmp_pat
     different = [name for name in theirs if not torch.equal(ours[name], theirs[name])]
     assert not different, f"killed behind step {moment}: {different}"
     assert ledger(run, "grown-fit") == ledger(fitted, "grown-fit")
+
+
+def test_the_dry_run_says_what_it_costs(fitted, capsys):
+    code, out, _ = lemon(capsys, "run", fitted / "config.yaml", "--dry-run", "--json")
+    assert code == 0
+    stage = next(stage for stage in json.loads(out)["stages"] if stage["name"] == "grown-fit")
+    assert stage["status"] == "finished" and set(stage["memory"]["zero_stages"]) == {"0", "1", "2"}
+    assert stage["coefficients"] == sum(tensor.numel() for tensor in coefficients(fitted).values())
+    assert stage["flops"]["train"] == spent(fitted, "grown-fit", "train", *BESIDE)
+    assert stage["flops"]["evaluation"] == spent(fitted, "grown-fit", "evaluate", "evaluate-make")
+
+
+def test_offline_it_is_fitted_in_a_folder_of_its_own(finished, tmp_path, capsys):
+    """From a stage's checkpoint, to another model of the config, on the config's data; it can be applied again."""
+    growth = ("--source", finished / "run" / "small", "--target", f"{finished / 'tiny.yaml'}:large", "--method", "ligo")
+    fit = ("--data", finished / "tiny.yaml", "--fit", "steps=3", "--fit", "batch=16", "--fit", "peak=1e-4")
+    lemon_here("expand", *growth, *fit, "--fit", "accept=true", "--out", tmp_path / "out")
+    lemon_here("expand", *growth[:2], "--operator", tmp_path / "out", "--out", tmp_path / "again")
+    code, out, _ = lemon(capsys, "diff", tmp_path / "out", tmp_path / "again")
+    assert code == 0, out
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["fit"]["steps"] == 3
+    before = json.loads((checkpoints.locate(finished / "run" / "small") / "manifest.json").read_text())
+    learning = spent(tmp_path / "out.fit", "grown-fit")
+    assert manifest["fit"]["flops"] == learning
+    assert manifest["provenance"]["flops"] - before["provenance"]["flops"] > learning > 0
 
 
 def test_a_fit_that_gets_worse_is_published_on_request_only(finished, tmp_path, capsys):

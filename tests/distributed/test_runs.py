@@ -108,11 +108,22 @@ BAD = [
     ),
     (["models.small.family=vitt"], "models.small: unknown model family 'vitt'; did you mean 'vit'?"),
     (["models.large.kv_heads=1"], "models.large: models of family 'vit' have no kv_heads, got 1; remove it"),
+    (["stages.grown.fit={steps: 3}"], "stages.grown.fit: method 'lemon' learns nothing; leave the key out"),
+    (
+        ["stages.grown.method=ligo", "stages.scratch.name=grown-fit"],
+        "stages.grown-fit: the fit of 'grown' has that name; choose another",
+    ),
+    (
+        ["stages.grown.method=ligo", "stages.large.start=null"],
+        "stages.grown.fit.batch: no training stage behind it says how many; name the batch",
+    ),
+    (["stages.grown.method=ligo", "stages.grown.fit={batch: 15}"], "stages.grown-fit: batch 15 is not a multiple of "),
+    (["stages.grown.method={name: ligo, maps: tied}"], "width_init 'lossless' needs maps 'untied'"),
     (["stages.large.schedule.warmup=90 epochs"], "stages.large.schedule: the warm-up of "),
 ]
 
 
-@pytest.mark.parametrize("overrides, complaint", BAD, ids=[b[1][:20] for b in BAD])
+@pytest.mark.parametrize("overrides, complaint", BAD, ids=[b[1][:40] for b in BAD])
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys, overrides, complaint):
     code, _, error = cli.lemon(capsys, "run", tiny_run(tmp_path), *overrides)
     assert code == 2 and complaint in error and error.count("\n") == 1
