@@ -15,7 +15,6 @@ import shutil
 import socket
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as distributed_checkpoint
 import torch.multiprocessing as multiprocessing
 
+from benchmarks.memory import Peak
 from pipeline import models
 from pipeline.config.schema import ModelSizes, TrainStage
 from pipeline.data import Batch
@@ -50,30 +50,6 @@ class Measured:
     stall: float
     published: float
     memory: int
-
-
-def anonymous() -> int:
-    """RssAnon of this process, in bytes."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    return int(fields["RssAnon"].split()[0]) * 1024
-
-
-class Peak:
-    """The largest RssAnon while it is open."""
-
-    def __enter__(self) -> "Peak":
-        self.most, self.done = anonymous(), threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self.done.wait(0.02):
-            self.most = max(self.most, anonymous())
-
-    def __exit__(self, *_: object) -> None:
-        self.done.set()
-        self.thread.join()
 
 
 def stage(zero_stage: int) -> TrainStage:
