@@ -31,7 +31,7 @@ class FitChoice(Strict):
     steps: int = Field(100, ge=0, le=MOST_STEPS, description="0: the coefficients stay as the method starts them")
     batch: int | None = Field(None, ge=1, description="samples per step; default: that of the training stage behind")
     micro_batch: int | None = Field(None, ge=1, description="samples per rank and pass; default batch / ranks")
-    peak: float = Field(1.0e-3, gt=0, description="learning rate behind the warm-up")
+    peak: float = Field(3.0e-4, gt=0, description="learning rate behind the warm-up")
     warmup: int = Field(10, ge=0, le=MOST_STEPS, description="steps; as many as are taken where it is longer")
     decay: Literal["constant", "linear", "cosine"] = "cosine"
     optimizer: AdamW = AdamW(weight_decay=0.0)

@@ -44,13 +44,13 @@ def _require_family(model: str, sizes: ModelSizes) -> None:
         models.family_of(sizes)
 
 
-def checkpoints_fit(config: Config, stages: Sequence[Stage], ranks: int) -> None:
+def checkpoints_fit(config: Config, stages: Sequence[Stage | FitStage], ranks: int) -> None:
     """Check the checkpoints that the training among the `stages` will load, as far as they are there. Raises UserError
     that lists all problems."""
     all_of(partial(require_start, config, stage, ranks) for stage in stages if isinstance(stage, TrainStage))
 
 
-def checkpoints_whole(config: Config, stages: Sequence[Stage]) -> bool:
+def checkpoints_whole(config: Config, stages: Sequence[Stage | FitStage]) -> bool:
     """Whether `checkpoints_fit`, on another process, has set aside what is damaged."""
     folders = [StageFolder(config.path / stage.name) for stage in stages if isinstance(stage, TrainStage)]
     try:

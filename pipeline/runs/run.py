@@ -40,8 +40,9 @@ def run(config: Config, start: Start = Nodes()) -> None:
 
 
 def stage_alone(config: Config, name: str, start: Start = Nodes()) -> None:
-    """One stage of a run, preparing the data first where that has not been done. Raises UserError."""
-    stage = config.stage(name)
+    """One stage of a run, or the fit of one, preparing the data first where that has not been done. Raises
+    UserError."""
+    stage = next((fit for fit in _fits(config) if fit.name == name), None) or config.stage(name)
     with _prepared_run(config, start, [stage]) as on_first:
         _run_stage(config, stage, start, on_first, Trainings(config, start, on_first))
 
@@ -65,7 +66,7 @@ def prepare_alone(config: Config, start: Start = Nodes()) -> None:
 
 
 @contextmanager
-def _prepared_run(config: Config, start: Start, stages: Sequence[Stage]) -> Iterator[OnFirst]:
+def _prepared_run(config: Config, start: Start, stages: Sequence[Stage | FitStage]) -> Iterator[OnFirst]:
     """The run folder, locked, its data prepared, the whole config checked against it: mistakes in the last stage are
     seen before the first one trains. stages: those that will run."""
     preemption.set_deadline(None if config.max_time is None else seconds(config.max_time))
@@ -83,7 +84,7 @@ def _locked(config: Config, start: Start) -> AbstractContextManager[None]:
     return run_folder.exclusive(config.path) if start.first else nullcontext()
 
 
-def _prepare(config: Config, start: Start, stages: Sequence[Stage], on_first: OnFirst) -> None:
+def _prepare(config: Config, start: Start, stages: Sequence[Stage | FitStage], on_first: OnFirst) -> None:
     from pipeline import data
     from pipeline.runs import preflight
 
@@ -122,6 +123,12 @@ def _run_stage(config: Config, stage: Stage | FitStage, start: Start, on_first: 
         on_first(
             lambda: None, lambda: folder.finished
         )  # rank 0 writes that, and the next stage may start from this one
+
+
+def _fits(config: Config) -> Iterator[FitStage]:
+    for stage in config.stages:
+        if isinstance(stage, ExpandStage) and (fit := _fit_before(config, stage)):
+            yield fit
 
 
 def _fit_before(config: Config, stage: ExpandStage) -> FitStage | None:
