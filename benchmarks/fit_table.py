@@ -1,6 +1,6 @@
 """The losses of fits after 10, 30, 100 and 300 steps, as a table: python benchmarks/fit_table.py runs/growth-fits
 
-Of a run by configs/growth/fits.yaml: the first evaluation of a fit, and its last one; of one that is called `published`,
+Of a run by configs/growth/fits.yaml: the first evaluation of a fit and its last one; of one that is called `published`,
 those that it has passed.
 """
 

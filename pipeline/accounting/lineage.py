@@ -74,15 +74,16 @@ class Ancestor:
     def training_flops(self) -> int | None:
         """Training FLOPs of this part alone; None: not recorded."""
         if self.kind == "expand":
-            return self.fit.get("training_flops", 0)
+            return int(self.fit.get("training_flops", 0))
         if self.stage:
             return training_flops(self.stage.ledger, self.last_step)
         return 0 if self.kind in ("reshard", "export") else None
 
     @property
-    def fit(self) -> dict[str, int]:
+    def fit(self) -> dict[str, Any]:
         """What fitting a learned method has cost before an expansion: `flops` in all, and `training_flops`."""
-        return self.manifest.get("fit") or {}
+        facts = self.stage.facts if self.stage else None
+        return (facts.fit if isinstance(facts, ExpandFacts) else self.manifest.get("fit")) or {}
 
     @property
     def trains(self) -> bool:

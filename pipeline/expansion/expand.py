@@ -420,6 +420,7 @@ def describe(
         optimizer_state="grow" if expansion.grow_optimizer_state else "reset",
         lossless=expansion.growth.lossless,
         config_change=expansion.growth.config_change,
+        fit=expansion.fitted.facts if expansion.fitted else None,
         layout=expansion.layout.as_json(),
         versions=installed(),
         fingerprint=fingerprint,

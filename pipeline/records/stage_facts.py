@@ -111,7 +111,7 @@ class TrainFacts(CommonFacts):
 
 class ExpandFacts(CommonFacts):
     """An expansion. layout: that of the checkpoint it writes; config_change: what it changes in the model's config;
-    verification: what was measured, None before that."""
+    verification: what was measured, None before that; fit: what fitting a learned method was and has cost."""
 
     kind: Literal["expand"] = "expand"
     method: str
@@ -121,6 +121,7 @@ class ExpandFacts(CommonFacts):
     config_change: dict[str, Any]
     layout: dict[str, Any]
     verification: dict[str, Any] | None = None
+    fit: dict[str, Any] | None = None
 
 
 OF_A_START = ("settings", "flops_per_step", "device", "versions")

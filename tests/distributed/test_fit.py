@@ -13,12 +13,15 @@ import yaml
 from torch import Tensor
 
 from pipeline import checkpoints
+from pipeline.growth import methods
 from pipeline.records.stage_records import BESIDE
 from tests.helpers.cli import lemon, lemon_here, start_lemon
+from tests.helpers.docs_code import python_of
 from tests.helpers.invented_text import some_documents, text_file
 from tests.helpers.runs import copied, ledger, records
 from tests.helpers.waiting import wait_for
 
+GROWTH = Path(__file__).parents[2] / "docs" / "growth.md"
 STEPS = 12
 LIGO = "stages.grown.method={name: ligo, width_init: sel, maps: tied}"
 FIT = "stages.grown.fit={steps: 12, micro_batch: 8, evaluate_every: 4 steps, save_every: 3 steps, dropout: 0.1}"
@@ -153,6 +156,23 @@ def test_without_steps_the_coefficients_stay_as_they_start(finished, tmp_path):
     measured = json.loads((run / "grown" / "stage.json").read_text())["verification"]
     assert measured["float64"] < measured["gates"]["float64"]
     assert json.loads((checkpoints.locate(run / "grown") / "manifest.json").read_text())["fit"]["flops"] == 0
+
+
+def test_the_learned_method_of_the_docs(finished, tmp_path, monkeypatch):
+    """Its code in 40 lines is fitted as it stands, and starts as `fpi`."""
+    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
+    code = python_of(GROWTH, "A learned method of your own")
+    exec(compile(code, str(GROWTH), "exec"), {"__name__": "example"})
+    assert len(code[code.index("class ") :].strip().splitlines()) <= 40
+    mixed = ("stages.grown.method=mixed", "stages.grown.fit={steps: 6, save_every: 3 steps}")
+    lemon_here("train", copied(finished, tmp_path, "small"), "--stage", "grown", *mixed)
+    run = tmp_path / "run"
+    during = evaluations(run, "grown-fit")
+    assert during[-1] < during[0]
+    fpi = copied(finished, tmp_path / "fpi", "small")
+    lemon_here("train", fpi, "--stage", "grown", "stages.grown.method=fpi")
+    lemon_here("train", fpi, "--stage", "large", "stages.grown.method=fpi", "stages.large.schedule.fraction=0.3")
+    assert evaluations(tmp_path / "fpi" / "run", "large")[0] == pytest.approx(during[0], abs=1e-5)
 
 
 def text_run(folder: Path) -> Path:

@@ -1,7 +1,6 @@
 """The method of docs/growth.md, "A method of your own": its code runs as it stands, and what it grows is lossless."""
 
 import io
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +13,11 @@ import pipeline
 from pipeline.expansion.preview import show
 from pipeline.growth import methods
 from pipeline.growth.activations import ProbedSource
+from tests.helpers.docs_code import python_of
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "growth.md"
-SECTION = PAGE.read_text(encoding="utf-8").split("## A method of your own")[1].split("\n## ")[0]
-CODE = "".join(re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL))
+CODE = python_of(PAGE, "A method of your own")
 UNITS, MORE = 256, 128
 
 
@@ -79,14 +78,15 @@ follow_imports = "skip"
 
 
 @pytest.mark.slow
-def test_the_example_passes_the_type_checker_of_this_repository(tmp_path):
+@pytest.mark.parametrize("section", ["A method of your own", "A learned method of your own"])
+def test_the_example_passes_the_type_checker_of_this_repository(tmp_path, section):
     """As strictly as the files of growth/methods, of which it may become one; part of .ci/lint."""
     pytest.importorskip("mypy")
-    (tmp_path / "strongest.py").write_text(CODE)
+    (tmp_path / "example.py").write_text(python_of(PAGE, section))
     settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8") + WITHOUT_TORCH
     (tmp_path / "pyproject.toml").write_text(settings, encoding="utf-8")
     options = ["--config-file", tmp_path / "pyproject.toml", "--cache-dir", tmp_path, "--follow-imports", "silent"]
-    command = [sys.executable, "-m", "mypy", *options, tmp_path / "strongest.py"]
+    command = [sys.executable, "-m", "mypy", *options, tmp_path / "example.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
