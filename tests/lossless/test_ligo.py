@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from pipeline import models
-from pipeline.growth import methods, plan_file
+from pipeline.growth import methods, optimizer_state, plan_file
 from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.method import ExpansionOptions, GrowthContext
 from pipeline.growth.methods.ligo import Ligo, LigoModule
 from pipeline.growth.plan import GrowthPlan, plan_growth
+from pipeline.optim.optimizers import Slot
 from tests.helpers.growing import dense, planned, randomised, rows_of, times
 from tests.helpers.samples import VARIANTS, sample
 
@@ -207,3 +208,23 @@ def test_the_plan_of_a_fitted_module_is_a_file_like_any_other(tmp_path, variant,
     expected = dict(PlanExecutor(plan).tensors(rows_of(weights)))
     for name, tensor in PlanExecutor(again).tensors(rows_of(weights)):
         assert not tensor.requires_grad and torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("slot", [Slot("exp_avg", 1), Slot("exp_avg_sq", 2)], ids=["first", "second"])
+def test_moments_go_by_the_swapped_matrices(slot):
+    """m* = sum_j c_j R_out m_j E_in^T, and v* by the squares of all three; here of the MLP's first matrix."""
+    module, _, weights = fitted("bert-pre-ln", 3)
+    with torch.no_grad():
+        for number, parameter in enumerate(module.parameters()):
+            parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)).double()
+    module.requires_grad_(False)
+    plan = plan_growth(module.source, module.target, ligo({}), 0.02, module=module)
+    assert not optimizer_state.refusals(plan, [slot], [slot.name])
+    moments = {name: tensor**slot.power for name, tensor in weights.items()}
+    executor, template = PlanExecutor(plan), "bert.encoder.layer.{i}.intermediate.dense.weight"
+    (tensor_plan,) = (each for each in plan.tensors if each.target == template.replace("{i}", "2"))
+    found = optimizer_state.GrownSlot(executor, tensor_plan, slot, rows_of(moments)).rows()
+    row, written, read = module.mixtures[template.replace(".", ":")][2], plan.maps["mlp"], plan.maps["normed"]
+    matrices = dense(written.reads) ** slot.power, dense(read.writes) ** slot.power
+    mixed = sum(c**slot.power * moments[template.replace("{i}", str(j))] for j, c in enumerate(row))
+    torch.testing.assert_close(found, matrices[0] @ mixed @ matrices[1].T, rtol=1e-12, atol=1e-12)
