@@ -83,7 +83,7 @@ class Ancestor:
     def fit(self) -> dict[str, Any]:
         """What fitting a learned method has cost before an expansion: `flops` in all, and `training_flops`."""
         facts = self.stage.facts if self.stage else None
-        return (facts.fit if isinstance(facts, ExpandFacts) else self.manifest.get("fit")) or {}
+        return (facts.fit if isinstance(facts, ExpandFacts) else None) or self.manifest.get("fit") or {}
 
     @property
     def trains(self) -> bool:
