@@ -81,7 +81,7 @@ class Reference:
         self.table, self.target = TABLES[variant], module.target
         self.lower = {name.split()[0]: p.detach().clone().requires_grad_() for name, p in module.matrices.items()}
         self.mixtures = {
-            name.replace("/", "."): p.detach().clone().requires_grad_() for name, p in module.mixtures.items()
+            name.replace(":", "."): p.detach().clone().requires_grad_() for name, p in module.mixtures.items()
         }
 
     def matrix(self, name: str | tuple[str, ...]) -> Tensor:
@@ -133,7 +133,7 @@ def test_the_published_growth_and_its_gradients(variant, depth_init):
     for name, parameter in module.matrices.items():
         assert torch.allclose(parameter.grad, reference.lower[name.split()[0]].grad, rtol=1e-10, atol=1e-10), name
     for name, parameter in module.mixtures.items():
-        assert torch.allclose(parameter.grad, reference.mixtures[name.replace("/", ".")].grad, rtol=1e-10, atol=1e-10)
+        assert torch.allclose(parameter.grad, reference.mixtures[name.replace(":", ".")].grad, rtol=1e-10, atol=1e-10)
 
 
 FAMILIES = ["bert-pre-ln", "bert-pre-ln transform", "bert", "vit", "deit", "gpt2", "gpt2 untied", "llama", "llama tied"]
