@@ -230,7 +230,7 @@ def _tensors(expansion: ExpansionPlan) -> Table:
     """The tensors, layers of one kind in one line."""
     groups: dict[tuple[str, str], list[TensorPlan]] = {}
     for tensor_plan in expansion.growth.tensors:
-        kind = "fresh" if tensor_plan.fresh else "grown" if tensor_plan.terms else tensor_plan.note or ""
+        kind = "fresh" if tensor_plan.fresh else "grown" if tensor_plan.grown else tensor_plan.note or ""
         groups.setdefault((tensor_plan.template, kind), []).append(tensor_plan)
     table = Table("tensor", "shape", "count", "noise", "note", box=None, pad_edge=False)
     for (template, kind), plans in groups.items():
