@@ -1,21 +1,28 @@
 """Mango against an implementation of its own, one dense einsum written from the formula of arXiv:2310.10699; and where
 it starts."""
 
+import io
 import json
 import re
 from functools import cached_property
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from pipeline import models
+from pipeline.checkpoints import CheckpointLayout
 from pipeline.errors import UserError
+from pipeline.expansion.expand import execute_expansion, plan_expansion
+from pipeline.expansion.fitted import UNFITTED
+from pipeline.expansion.preview import preview, show
 from pipeline.growth import methods, optimizer_state, plan_file
 from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.methods.mango import MangoModule
 from pipeline.growth.plan import GrowthPlan, begun_module, plan_growth, require_possible
 from pipeline.optim.optimizers import Slot
+from tests.helpers.checkpoints import trained
 from tests.helpers.growing import EXACT, Weights, difference, planned, randomised, rows_of
 from tests.helpers.samples import sample
 
@@ -244,6 +251,23 @@ def test_an_optimizer_state_is_refused_by_name():
     slots = [Slot("exp_avg", 1), Slot("exp_avg_sq", 2)]
     reasons = optimizer_state.refusals(plan, slots, ["exp_avg", "exp_avg_sq"])
     assert any("'mango' makes each matrix of matrices of several kinds" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("variant", ["bert", "gpt2"])
+def test_it_is_shown_grown_verified_and_published(tmp_path, variant):
+    """As it starts, through the same commands as any method."""
+    source = trained(tmp_path / "small", sample(variant, **SMALL), CheckpointLayout("huggingface"))
+    target, options = sample(variant, **LARGE), methods.parse("mango", {"rank": 2})
+    expansion = plan_expansion(source, target, options, CheckpointLayout("huggingface"), fitted=UNFITTED)
+    console = Console(width=200, file=io.StringIO())
+    show(preview(expansion), console)
+    shown = console.file.getvalue()
+    assert "LOSSY: its maps were learned" in shown and "a dense matrix" in shown
+    assert re.search(r"(intermediate.dense|c_fc).weight +(24x12|12x24) +3 *\n", shown), shown
+    preview(expansion).save(tmp_path / "plan.json")
+    result = execute_expansion(expansion, tmp_path / "large")
+    again = plan_file.load(tmp_path / "large", expansion.growth.source, expansion.growth.target, 0.02)
+    assert not result.lossless and again.options == options
 
 
 REFUSED = {

@@ -85,7 +85,8 @@ class Mango(LearnedMethod):
 
 class MangoModule(nn.Module, GrowthModule):
     """cores: SB, SO, SL, SI as `slots`, `outputs`, `layers`, `inputs`, each (R, size in the source, in the target, R),
-    float32."""
+    float32. rings: (r1, r2, r3, r4). taken: what the terms of every block take: all slots of all layers, for each place
+    in the ring."""
 
     def __init__(self, source: Architecture, target: Architecture, context: GrowthContext):
         super().__init__()
@@ -104,6 +105,10 @@ class MangoModule(nn.Module, GrowthModule):
             {name: nn.Parameter(self._core(name, start, context.seed)) for name, start in starts.items()}
         )
         self.rings = list(product(range(self.rank), repeat=4))
+        self.taken = [
+            (layer, _name(ring), slot.template, slot.block(source.residual.size))
+            for ring, slot, layer in product(self.rings, self.slots, range(before.layers))
+        ]
 
     def _core(self, name: str, start: Tensor, seed: int) -> Tensor:
         """(R, *start.shape, R): `start` at index 0 of the ring."""
@@ -133,12 +138,13 @@ class MangoModule(nn.Module, GrowthModule):
 
     def ring_maps(self) -> dict[str, Maps]:
         """SO and SI at every place in the ring, by which slots are widened."""
-        outputs, inputs = self.cores["outputs"], self.cores["inputs"]
+        pairs, width = list(product(range(self.rank), repeat=2)), self.target.residual.name
+        written, read = (
+            {(r, s): _map(self.cores[name][r, :, :, s]) for r, s in pairs} for name in ("outputs", "inputs")
+        )
         return {
-            _name(ring): Maps({self.target.residual.name: SpaceMap(written, read, written)})
-            for ring in self.rings
-            for written in [_map(outputs[ring[1], :, :, ring[2]])]
-            for read in [_map(inputs[ring[3], :, :, ring[0]])]
+            _name((r1, r2, r3, r4)): Maps({width: SpaceMap(written[r2, r3], read[r4, r1], written[r2, r3])})
+            for r1, r2, r3, r4 in self.rings
         }
 
     def layers(self) -> Layers:
@@ -160,14 +166,13 @@ class MangoModule(nn.Module, GrowthModule):
         )
 
     def _terms(self, slot: int, layer: int) -> tuple[Term, ...]:
-        """SB[r1, b1, slot, r2] SL[r3, l1, layer, r4] W1[b1, l1] for all r, b1, l1."""
+        """SB[r1, b1, slot, r2] SL[r3, l1, layer, r4] W1[b1, l1] for all r1, r2, r3, r4, b1, l1."""
         slots = self.cores["slots"][:, :, slot].permute(0, 2, 1)[:, :, None, None, :, None]
         layers = self.cores["layers"][:, :, layer].permute(0, 2, 1)[None, None, :, :, None, :]
-        sources = product(self.rings, self.slots, range(layers.shape[-1]))
-        width = self.source.residual.size
+        coefficients = (slots * layers).flatten().unbind()
         return tuple(
-            Term(number, coefficient, _name(ring), source.template, source.block(width))
-            for (ring, source, number), coefficient in zip(sources, (slots * layers).flatten().unbind(), strict=True)
+            Term(number, coefficient, maps, template, block)
+            for (number, maps, template, block), coefficient in zip(self.taken, coefficients, strict=True)
         )
 
 
