@@ -22,6 +22,7 @@ from pipeline.expansion.fit_preview import fit_content, fit_lines
 from pipeline.growth import conditions, optimizer_state, plan_file
 from pipeline.growth.making import making_cost
 from pipeline.growth.maps import MEAN, ZERO, IndexMap, Map
+from pipeline.growth.method import Term
 from pipeline.growth.plan import GrowthPlan, TensorPlan
 from pipeline.models.architecture import Architecture
 from pipeline.records.processes import WORKERS
@@ -140,12 +141,18 @@ def _of_dense_maps(growth: GrowthPlan) -> dict[str, int]:
     flops = making_cost(growth).forward
     if not flops:
         return {}
-    source = {row.name: growth.source.numel(row) for row in growth.source.rows()}
+    shapes = {row.name: growth.source.shape(row) for row in growth.source.rows()}
     read = sum(
-        -(-_size(each.shape) // WINDOW) * sum(FP32 * source[each.source_name(term)] for term in each.terms)
+        -(-_size(each.shape) // WINDOW) * sum(_rows_read(shapes[each.source_name(term)], term) for term in each.sums)
         for each in growth.tensors
     )
-    return {"flops": flops, "read": read}
+    return {"flops": flops, "read": FP32 * read}
+
+
+def _rows_read(shape: tuple[int, ...], term: Term) -> int:
+    """Numbers that a term reads of a source tensor: all, or the rows of its block."""
+    rows = term.block.length if term.block and term.block.axis == 0 else shape[0]
+    return rows * _size(shape[1:])
 
 
 def _dense(needs: dict[str, int]) -> list[str]:
@@ -259,7 +266,7 @@ def _tensors(expansion: ExpansionPlan) -> Table:
     """The tensors, layers of one kind in one line."""
     groups: dict[tuple[str, str], list[TensorPlan]] = {}
     for tensor_plan in expansion.growth.tensors:
-        kind = "fresh" if tensor_plan.fresh else "grown" if tensor_plan.terms else tensor_plan.note or ""
+        kind = "fresh" if tensor_plan.fresh else "grown" if tensor_plan.grown else tensor_plan.note or ""
         groups.setdefault((tensor_plan.template, kind), []).append(tensor_plan)
     table = Table("tensor", "shape", "count", "noise", "note", box=None, pad_edge=False)
     for (template, kind), plans in groups.items():

@@ -23,8 +23,10 @@ the coupled rows are drawn with them. So a tensor grown in windows is the whole 
 differentiable in E, R, c and W.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Protocol
 
 import torch
@@ -32,6 +34,7 @@ from torch import Tensor
 
 from pipeline.growth.initialization import normal
 from pipeline.growth.maps import IndexMap, Map, Maps, SpaceMap
+from pipeline.growth.method import Block, Term
 from pipeline.growth.plan import GrowthPlan, TensorPlan
 from pipeline.models.architecture import Axis, ParamSpec, Role
 
@@ -102,7 +105,21 @@ class MixedRows:
     terms: tuple[tuple[float | Tensor, SourceRows], ...]
 
     def __call__(self, rows: range) -> Tensor:
-        return combined([(coefficient, source(rows)) for coefficient, source in self.terms])
+        return combined((coefficient, source(rows)) for coefficient, source in self.terms)
+
+
+@dataclass(frozen=True)
+class BlockRows:
+    """Rows of a block of W_j, counted from the block's first one."""
+
+    whole: SourceRows
+    block: Block
+
+    def __call__(self, rows: range) -> Tensor:
+        axis, start, length = self.block.axis, self.block.start, self.block.length
+        if axis == 0:
+            return self.whole(range(start + rows.start, start + rows.stop))
+        return self.whole(rows).narrow(axis, start, length)
 
 
 @dataclass(frozen=True)
@@ -134,22 +151,35 @@ class PlanExecutor:
         rows = range(tensor_plan.shape[0]) if rows is None else rows
         if tensor_plan.fresh:
             return self._fresh(tensor_plan, param, rows)
-        terms: list[tuple[float | Tensor, Tensor]] = [
-            (1.0, self.transform(source, param, self.plan.maps_named(maps), on_weight, rows))
-            for maps, source in self._sources(tensor_plan, param, read).items()
-        ]
-        terms += [(1.0, self.noise(tensor_plan, rows))] if tensor_plan.noise else []
-        grown = combined(terms) if terms else self._full(tensor_plan, rows, tensor_plan.fill)
+        addends = [self._blocks(tensor_plan, param, read, rows)] if tensor_plan.blocks else []
+        addends += self._terms(tensor_plan, param, tensor_plan.terms, read, rows)
+        addends += [self.noise(tensor_plan, rows)] if tensor_plan.noise else []
+        grown = added(addends) if addends else self._full(tensor_plan, rows, tensor_plan.fill)
         return self._append_fresh(tensor_plan, param, grown, rows)
 
-    def _sources(self, tensor_plan: TensorPlan, param: ParamSpec, read: Read) -> dict[str | None, SourceRows]:
-        """sum_j c_j W_j over the terms that grow by the same maps, by their name: layers are mixed at their small size,
-        for the maps are linear."""
+    def _blocks(self, tensor_plan: TensorPlan, param: ParamSpec, read: Read, rows: range) -> Tensor:
+        """`rows` of the blocks of a tensor, each grown by itself."""
+        windows = [(block, block.place.window(rows)) for block in tensor_plan.blocks]
+        grown = [
+            added(self._terms(tensor_plan, block.alone(param), block.terms, read, window))
+            for block, window in windows
+            if window
+        ]
+        return _joined(grown, tensor_plan.blocks[0].place.axis)
+
+    def _terms(
+        self, tensor_plan: TensorPlan, param: ParamSpec, terms: tuple[Term, ...], read: Read, rows: range
+    ) -> list[Tensor]:
+        """`rows` of E (sum_j c_j W_j) R^T for the terms that grow by the same maps: layers are mixed at their small
+        size, for the maps are linear."""
         mixed: dict[str | None, list[tuple[float | Tensor, SourceRows]]] = {}
-        for term in tensor_plan.terms:
-            source = self._source_rows(tensor_plan, param, tensor_plan.source_name(term), read)
+        for term in terms:
+            source = self._source_rows(tensor_plan, param, term, read)
             mixed.setdefault(term.maps, []).append((term.coefficient, source))
-        return {maps: MixedRows(tuple(terms)) for maps, terms in mixed.items()}
+        return [
+            self.transform(MixedRows(tuple(sources)), param, self.plan.maps_named(maps), on_weight, rows)
+            for maps, sources in mixed.items()
+        ]
 
     def transform(self, source: SourceRows, param: ParamSpec, maps: Maps, rule: AxisRule, rows: range) -> Tensor:
         """`rows` of E_out W R_in^T, or of what another rule makes of W: axis by axis and, along an axis, space by
@@ -195,7 +225,12 @@ class PlanExecutor:
                 yield number, name, window
             begin += size
 
-    def _source_rows(self, tensor_plan: TensorPlan, param: ParamSpec, name: str, read: Read) -> SourceRows:
+    def _source_rows(self, tensor_plan: TensorPlan, param: ParamSpec, term: Term, read: Read) -> SourceRows:
+        """W_j, or its block."""
+        whole = self._whole_rows(tensor_plan, param, tensor_plan.source_name(term), read)
+        return BlockRows(whole, term.block) if term.block else whole
+
+    def _whole_rows(self, tensor_plan: TensorPlan, param: ParamSpec, name: str, read: Read) -> SourceRows:
         """W_j; with the layer scale multiplied in where it folds, and the scale itself as one number (equation 6)."""
         weight = PlainRows(name, read, self.dtype)
         if tensor_plan.fold is None:
@@ -222,7 +257,7 @@ class PlanExecutor:
     def noise(self, tensor_plan: TensorPlan, rows: range) -> Tensor:
         """N of a tensor that has any, along all its axes."""
         param = self.params[tensor_plan.target]
-        return combined([(1.0, self._noise(tensor_plan, param, axis, rows)) for axis in tensor_plan.noise])
+        return added(self._noise(tensor_plan, param, axis, rows) for axis in tensor_plan.noise)
 
     def _noise(self, tensor_plan: TensorPlan, param: ParamSpec, axis: int, rows: range) -> Tensor:
         """N = s * (Z - Z E (E^T E)^-1 E^T): the target's own fresh initialisation Z, projected along `axis` (equation
@@ -271,10 +306,14 @@ class PlanExecutor:
         return grown
 
 
-def combined(terms: list[tuple[float | Tensor, Tensor]]) -> Tensor:
-    """sum_j c_j T_j."""
-    weighted = [tensor if isinstance(c, float) and c == 1 else c * tensor for c, tensor in terms]
-    return sum(weighted[1:], start=weighted[0])
+def combined(terms: Iterable[tuple[float | Tensor, Tensor]]) -> Tensor:
+    """sum_j c_j T_j, one after the other."""
+    return added(tensor if isinstance(c, float) and c == 1 else c * tensor for c, tensor in terms)
+
+
+def added(tensors: Iterable[Tensor]) -> Tensor:
+    """sum_j T_j of one or more."""
+    return reduce(add, tensors)
 
 
 def _joined(parts: list[Tensor], axis: int) -> Tensor:

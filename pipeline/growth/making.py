@@ -14,8 +14,9 @@ from math import prod
 from torch import Tensor, nn
 
 from pipeline.growth.execute import PlanExecutor, on_weight
-from pipeline.growth.maps import DenseMap
+from pipeline.growth.maps import DenseMap, Maps
 from pipeline.growth.plan import GrowthPlan, TensorPlan
+from pipeline.models.architecture import ParamSpec
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,23 @@ def making_cost(plan: GrowthPlan) -> MakingCost:
 
 
 def _products(executor: PlanExecutor, tensor_plan: TensorPlan) -> Iterator[tuple[int, int]]:
-    """(FLOPs, factors that get a gradient) of every product that makes a tensor, axis by axis as it is carried out."""
-    plan, param = executor.plan, executor.params[tensor_plan.target]
-    if not tensor_plan.terms:
-        return
-    learned = any(_moves(term.coefficient) for term in tensor_plan.terms)
+    """(FLOPs, factors that get a gradient) of every product that makes a tensor."""
+    param = executor.params[tensor_plan.target]
+    sums = [(param, tensor_plan.terms), *((block.alone(param), block.terms) for block in tensor_plan.blocks)]
+    for each, terms in sums:
+        for maps in dict.fromkeys(term.maps for term in terms):
+            mixed = any(_moves(term.coefficient) for term in terms if term.maps == maps)
+            yield from _transformed(executor, each, executor.plan.maps_named(maps), mixed)
+
+
+def _transformed(executor: PlanExecutor, param: ParamSpec, maps: Maps, learned: bool) -> Iterator[tuple[int, int]]:
+    """The products of E W R^T, axis by axis as it is carried out. learned: whether W gets a gradient."""
+    plan, rows = executor.plan, range(executor.plan.target.shape(param)[0])
     sizes = [[plan.source.spaces[name].size for name in axis.spaces] for axis in param.axes]
     for axis, label in enumerate(param.axes):
         others = prod(sum(size) for number, size in enumerate(sizes) if number != axis)
-        maps = list(executor.axis_maps(param, axis, plan.maps, on_weight, range(tensor_plan.shape[0])))
-        dense = [(number, each.matrix) for number, each in maps if isinstance(each, DenseMap)]
+        matrices = executor.axis_maps(param, axis, maps, on_weight, rows)
+        dense = [(number, each.matrix) for number, each in matrices if isinstance(each, DenseMap)]
         for number, matrix in dense:
             yield 2 * others * sizes[axis][number] * len(matrix), _moves(matrix) + learned
         learned = learned or any(_moves(matrix) for _, matrix in dense)

@@ -11,7 +11,7 @@ What it answers becomes a `GrowthPlan`, and nobody asks the method again.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import NoneType
 from typing import Any, ClassVar, Protocol, get_args
 
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from torch import Tensor
 
 from pipeline.growth.maps import Maps
-from pipeline.models.architecture import Architecture
+from pipeline.models.architecture import Architecture, ParamSpec
 
 
 class MethodOptions(BaseModel):
@@ -46,20 +46,54 @@ class ExpansionOptions:
 
 
 @dataclass(frozen=True)
+class Block:
+    """Where a part of a tensor lies: `length` entries along `axis`, from `start` on."""
+
+    axis: int
+    start: int
+    length: int
+
+    def window(self, rows: range) -> range:
+        """What it has of the tensor's `rows` (entries along the first axis), counted from its own first row."""
+        if self.axis:
+            return rows
+        return range(max(0, rows.start - self.start), min(self.length, rows.stop - self.start))
+
+
+@dataclass(frozen=True)
 class Term:
     """c_j W_j: a source layer (None: the tensor is in no layer), its coefficient, and the name of the maps by which it
-    is grown, one of `Method.term_maps`; None: the plan's maps."""
+    is grown, one of `Method.term_maps`; None: the plan's maps. template: which source tensor W_j is; None: the target's
+    own. block: the part of it that is taken; None: all."""
 
     layer: int | None
     coefficient: float | Tensor = 1.0
     maps: str | None = None
+    template: str | None = None
+    block: Block | None = None
+
+
+@dataclass(frozen=True)
+class GrownBlock:
+    """A part of a target tensor that is a sum of its own: W*[place] = sum_j c_j E W_j R^T. spaces: for each axis of the
+    tensor the space as which this part of it grows, by E where the axis writes, by R where it reads."""
+
+    place: Block
+    spaces: tuple[str, ...]
+    terms: tuple[Term, ...]
+
+    def alone(self, param: ParamSpec) -> ParamSpec:
+        """The parameter that the block of `param` would be by itself."""
+        axes = zip(param.axes, self.spaces, strict=True)
+        return replace(param, axes=tuple(replace(axis, spaces=(space,)) for axis, space in axes))
 
 
 @dataclass(frozen=True)
 class LayerOrigin:
     """Where a target layer comes from.
 
-    terms: of all its tensors but those in `mixtures`, by template. new: it adds nothing to the residual stream at step
+    terms: of all its tensors but those in `mixtures` and `blocks`, by template; what `blocks` has lies side by side
+    along one axis, in order, and fills the tensor. new: it adds nothing to the residual stream at step
     0. cancels: of a new layer, the matrices that write the residual stream start as noise that cancels over the copies
     they read, instead of zero (growth-math, section 6).
     """
@@ -68,6 +102,7 @@ class LayerOrigin:
     new: bool = False
     cancels: bool = False
     mixtures: Mapping[str, tuple[Term, ...]] = field(default_factory=dict)
+    blocks: Mapping[str, tuple[GrownBlock, ...]] = field(default_factory=dict)
 
     @property
     def origin(self) -> int:
@@ -140,8 +175,8 @@ class Method(ABC):
     def maps(self, source: Architecture, target: Architecture, context: GrowthContext) -> Maps:
         """E and R of every space."""
 
-    def term_maps(self, maps: Maps) -> dict[str, Maps]:
-        """Further maps by the names that terms use, derived from those of `maps`."""
+    def term_maps(self, maps: Maps, context: GrowthContext) -> dict[str, Maps]:
+        """Further maps by the names that terms use. maps: those of `maps`."""
         return {}
 
     def layers(self, source: Architecture, target: Architecture, context: GrowthContext) -> Layers:

@@ -46,6 +46,11 @@ def refusals(plan: GrowthPlan, slots: Sequence[Slot], stored: Collection[str]) -
             f"method '{plan.options.method}' starts units afresh or builds them from several layers, so that they "
             "have no optimizer state to continue"
         )
+    if any(tensor_plan.blocks for tensor_plan in plan.tensors):
+        reasons.append(
+            f"method '{plan.options.method}' makes each matrix of matrices of several kinds, whose optimizer states "
+            "do not add up to one"
+        )
     return reasons
 
 

@@ -14,7 +14,8 @@ that carrying it out needs: every tensor follows by the one formula
     W* = sum_j c_j E_out W_j R_in^T + N        (growth-math, equation 1)
 
 where a `Term` is one c_j W_j, E and R come from the `Maps` of the spaces that the tensor's axes touch, and N is the
-noise along `TensorPlan.noise`. The reasons at each turn:
+noise along `TensorPlan.noise`. Where parts of a tensor (a fused projection, pieces of an MLP) are sums of their own,
+each is a `GrownBlock`. The reasons at each turn:
 
 * a layer that continues another is one term with c = 1; a learned method mixes all layers of a stack in many terms;
 * a *new* layer must add nothing to the residual stream at step 0, so what writes the stream there has no term at all:
@@ -38,6 +39,7 @@ from pipeline.growth import methods
 from pipeline.growth.maps import MEAN, IndexMap, Maps, SpaceMap
 from pipeline.growth.method import (
     ExpansionOptions,
+    GrownBlock,
     GrowthContext,
     GrowthModule,
     LayerOrigin,
@@ -58,8 +60,9 @@ class TensorPlan:
     """One target tensor: W* = sum_j c_j E W_j R^T + N (growth-math, equation 1).
 
     template: its name with `{i}` for a layer, by which terms name source tensors. origin: the source tensor in whose
-    place it stands. terms: without one every entry starts as `fill`, or fresh. noise: the axes along which N is
-    projected. fold: the source's layer scale that is multiplied into it. note: why it has no terms.
+    place it stands. terms: of the whole; blocks: parts side by side along one axis, each with terms of its own; without
+    either every entry starts as `fill`, or fresh. noise: the axes along which N is projected. fold: the source's layer
+    scale that is multiplied into it. note: why it has no terms.
     """
 
     target: str
@@ -72,10 +75,23 @@ class TensorPlan:
     fresh: bool = False
     fold: str | None = None
     note: str | None = None
+    blocks: tuple[GrownBlock, ...] = ()
+
+    @property
+    def grown(self) -> bool:
+        """Whether it is made of tensors of the source."""
+        return bool(self.terms or self.blocks)
+
+    @property
+    def sums(self) -> Iterator[Term]:
+        """All terms, of the whole and of its blocks."""
+        yield from self.terms
+        for block in self.blocks:
+            yield from block.terms
 
     def source_name(self, term: Term) -> str:
         """The source tensor of a term."""
-        return in_layer(self.template, term.layer)
+        return in_layer(term.template or self.template, term.layer)
 
 
 @dataclass(frozen=True)
@@ -196,7 +212,7 @@ def build_plan(
         config_change(source.epsilon, planner.maps[target.residual.name].eta),
         tuple(method.lossy(source, target, options.options)),
         target.post_norm and any(origin.new for stack in planner.layers.values() for origin in stack),
-        method.term_maps(planner.maps)
+        method.term_maps(planner.maps, planner.context)
         | ({NOISE: planner.noise_maps} if planner.noise_maps is not planner.maps else {}),
     )
 
@@ -219,7 +235,7 @@ class Planner:
     """Decides tensor by tensor."""
 
     def __init__(self, source: Architecture, target: Architecture, method: Method, context: GrowthContext):
-        self.target, self.fresh = target, method.fresh
+        self.target, self.fresh, self.context = target, method.fresh, context
         self.maps = method.maps(source, target, context)
         self.layers = method.layers(source, target, context)
         self.noise = method.noise(context.options)
@@ -242,6 +258,8 @@ class Planner:
         if self._identity(param, origin):
             fill = 1.0 if param.axes[0].role == "gain" else 0.0
             return replace(tensor, fill=fill, note="new layer: its affine moves on")
+        if origin and (blocks := origin.blocks.get(template)):
+            return replace(tensor, blocks=blocks)
         terms, fold = (
             origin.mixtures.get(template, origin.terms) if origin else (Term(None),),
             self._fold(param, origin),

@@ -1,8 +1,9 @@
 """A plan on disk: `plan.json` to read, and `plan.safetensors` beside it for what only a program reads.
 
 An index map of few blocks is a line of words in the JSON (`["12 from 0", "8 means"]`), exact and readable; a map of
-many blocks (chosen by data, or drawn) or a dense one is a float64 tensor in the safetensors file. Coefficients are
-numbers. What a plan says of the two architectures is their sizes: who loads it has their configs.
+many blocks (chosen by data, or drawn) or a dense one is a float64 tensor in the safetensors file; so are the
+coefficients of a sum of many terms (plan_terms.py). What a plan says of the two architectures is their sizes: who loads
+it has their configs.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,8 +19,9 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.growth import methods
 from pipeline.growth.maps import MEAN, ZERO, DenseMap, IndexMap, Map, Maps, SpaceMap, copies
-from pipeline.growth.method import ExpansionOptions, LayerOrigin, Term
+from pipeline.growth.method import ExpansionOptions, LayerOrigin
 from pipeline.growth.plan import GrowthPlan, TensorPlan, build_plan
+from pipeline.growth.plan_terms import TermReader, TermWriter
 from pipeline.models.architecture import Architecture
 from pipeline.records.formats import require_readable
 from pipeline.records.run_folder import read_json, write_json
@@ -98,7 +100,8 @@ def _recomputed(content: Json, source: Architecture, target: Architecture, init_
 def as_json(plan: GrowthPlan, tensors: "TensorStore | None" = None) -> Json:
     """The plan as data. tensors: takes the maps that are too large for JSON."""
     store = TensorStore() if tensors is None else tensors
-    return {
+    writer = TermWriter(store.tensor)
+    content = {
         "format": FORMAT,
         "method": {"name": plan.options.method, **plan.options.options.model_dump()},
         "seed": plan.options.seed,
@@ -110,34 +113,40 @@ def as_json(plan: GrowthPlan, tensors: "TensorStore | None" = None) -> Json:
         "noise": plan.noise,
         "init_std": plan.init_std,
         "layers": {
-            stack: [{"terms": _terms(origin.terms), "new": origin.new, "cancels": origin.cancels} for origin in origins]
+            stack: [
+                {"terms": writer.terms(origin.terms), "new": origin.new, "cancels": origin.cancels}
+                for origin in origins
+            ]
             for stack, origins in plan.layers.items()
         },
         "maps": store.maps(plan.maps),
         "term_maps": {name: store.maps(maps) for name, maps in plan.term_maps.items()},
-        "tensors": [{**vars(each), "terms": _terms(each.terms)} for each in plan.tensors],
+        "tensors": [_tensor_as_json(each, writer) for each in plan.tensors],
     }
+    return {**content, "sums": writer.sums} if writer.sums else content
 
 
-def _terms(terms: tuple[Term, ...]) -> list[Json]:
-    return [{"layer": term.layer, "coefficient": _number(term.coefficient), "maps": term.maps} for term in terms]
-
-
-def _number(coefficient: float | Tensor) -> float:
-    return coefficient.item() if isinstance(coefficient, Tensor) else coefficient
+def _tensor_as_json(tensor: TensorPlan, writer: TermWriter) -> Json:
+    content = {**vars(tensor), "terms": writer.terms(tensor.terms)}
+    blocks = writer.blocks(content.pop("blocks"))
+    return {**content, "blocks": blocks} if blocks else content
 
 
 def _restored(content: Json, source: Architecture, target: Architecture, tensors: Path) -> GrowthPlan:
     _require_sizes(content["sizes"], source, target)
     store = TensorFile(tensors)
+    reader = TermReader(store.tensor, content.get("sums", {}))
     method = dict(content["method"])
     return GrowthPlan(
         _options(method.pop("name"), method, content["seed"]),
         source,
         target,
         store.maps(content["maps"]),
-        {stack: tuple(map(_origin, origins)) for stack, origins in content["layers"].items()},
-        tuple(_tensor(each) for each in content["tensors"]),
+        {
+            stack: tuple(LayerOrigin(reader.terms(each["terms"]), each["new"], each["cancels"]) for each in origins)
+            for stack, origins in content["layers"].items()
+        },
+        tuple(_tensor(each, reader) for each in content["tensors"]),
         content["noise"],
         content["init_std"],
         content["config_change"],
@@ -162,17 +171,14 @@ def _require_sizes(sizes: Json, source: Architecture, target: Architecture) -> N
             )
 
 
-def _term(content: Json) -> Term:
-    return Term(content["layer"], float(content["coefficient"]), content["maps"])
-
-
-def _origin(content: Json) -> LayerOrigin:
-    return LayerOrigin(tuple(map(_term, content["terms"])), content["new"], content["cancels"])
-
-
-def _tensor(content: Json) -> TensorPlan:
-    terms = tuple(map(_term, content["terms"]))
-    return TensorPlan(**{**content, "terms": terms, "shape": tuple(content["shape"]), "noise": tuple(content["noise"])})
+def _tensor(content: Json, reader: TermReader) -> TensorPlan:
+    restored = {
+        "terms": reader.terms(content["terms"]),
+        "blocks": reader.blocks(content.get("blocks", [])),
+        "shape": tuple(content["shape"]),
+        "noise": tuple(content["noise"]),
+    }
+    return TensorPlan(**{**content, **restored})
 
 
 @dataclass
@@ -198,14 +204,14 @@ class TensorStore:
 
     def _map(self, each: Map) -> Json:
         if isinstance(each, DenseMap):
-            return {"matrix": self._tensor(each.matrix.detach().double())}
+            return {"matrix": self.tensor(each.matrix.detach().double())}
         if each.identity:
             return {"identity": each.source}
         if len(each.runs) <= MOST_WORDS:
             return {"source": each.source, "blocks": list(_words(each))}
-        return {"source": each.source, "index": self._tensor(each.index), "weight": self._tensor(each.weight)}
+        return {"source": each.source, "index": self.tensor(each.index), "weight": self.tensor(each.weight)}
 
-    def _tensor(self, tensor: Tensor) -> str:
+    def tensor(self, tensor: Tensor) -> str:
         for name, other in self.stored.items():
             if other.dtype == tensor.dtype and torch.equal(other, tensor):
                 return name
@@ -260,14 +266,14 @@ class TensorFile:
 
     def _map(self, content: Json) -> Map:
         if "matrix" in content:
-            return DenseMap(self._tensor(content["matrix"]))
+            return DenseMap(self.tensor(content["matrix"]))
         if "identity" in content:
             return copies(torch.arange(content["identity"]), content["identity"])
         if "blocks" in content:
             return _from_words(content["blocks"], content["source"])
-        return IndexMap(self._tensor(content["index"]), self._tensor(content["weight"]), content["source"])
+        return IndexMap(self.tensor(content["index"]), self.tensor(content["weight"]), content["source"])
 
-    def _tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> Tensor:
         try:
             with safe_open(self.path, "pt") as file:
                 tensor: Tensor = file.get_tensor(name)

@@ -10,17 +10,24 @@ from pipeline import models
 from pipeline.growth import methods
 from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.grown_model import GrownModel
-from pipeline.growth.method import GrowthContext
-from pipeline.growth.methods.ligo import Ligo
+from pipeline.growth.plan import begun_module
 from tests.helpers.growing import randomised, rows_of, times
 from tests.helpers.samples import CLASSES, IMAGE, POSITIONS, VOCAB, sample
 
 FAMILIES = ["bert-pre-ln", "bert-pre-ln transform", "bert", "vit", "deit", "gpt2", "gpt2 untied", "llama", "llama tied"]
-OPTIONS = [
+LIGO = [
     {},
     {"maps": "tied", "width_init": "rand"},
     {"width_init": "rand-eta", "variant": "per_layer", "depth_init": "interleave"},
 ]
+CASES = {
+    **{
+        f"{variant} ligo {name}": (variant, "ligo", options)
+        for variant in FAMILIES
+        for name, options in zip(("lossless", "published", "per layer"), LIGO, strict=True)
+    },
+    **{f"{variant} mango": (variant, "mango", {"rank": 2}) for variant in FAMILIES if "llama" not in variant},
+}
 
 
 def task(variant: str) -> tuple[dict[str, Tensor], Tensor]:
@@ -32,15 +39,12 @@ def task(variant: str) -> tuple[dict[str, Tensor], Tensor]:
     return {"input_ids": tokens}, torch.randint(VOCAB, (4 * POSITIONS,), generator=generator)
 
 
-def grown(variant: str, options: dict) -> tuple[GrownModel, dict[str, Tensor]]:
+def grown(variant: str, method: str, options: dict) -> tuple[GrownModel, dict[str, Tensor]]:
     """Of a source of random weights, with three layers for two."""
-    source, target = sample(variant), sample(variant, **times(2, layers=3))
+    source, target = sample(variant, mlp=24), sample(variant, **times(2, layers=3, mlp=48))
     weights = {name: tensor.float() for name, tensor in randomised(source, scale=0.15).items()}
-    parsed, architectures = (
-        methods.parse("ligo", options),
-        (models.architecture_of(source), models.architecture_of(target)),
-    )
-    module = Ligo().module(*architectures, GrowthContext(parsed.options))
+    parsed = methods.parse(method, options)
+    module = begun_module(models.architecture_of(source), models.architecture_of(target), parsed)
     return GrownModel((source, target), parsed, module, weights), weights
 
 
@@ -51,11 +55,10 @@ def loss_and_gradients(module: torch.nn.Module, run, labels: Tensor) -> tuple[Te
     return loss.detach(), {name: parameter.grad for name, parameter in module.named_parameters()}
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=["lossless", "published", "per layer"])
-@pytest.mark.parametrize("variant", FAMILIES)
-def test_loss_and_gradients_are_those_of_weights_made_before(variant, options):
+@pytest.mark.parametrize("variant, method, options", CASES.values(), ids=CASES)
+def test_loss_and_gradients_are_those_of_weights_made_before(variant, method, options):
     """Tied tensors sum their gradients in another order."""
-    model, weights = grown(variant, options)
+    model, weights = grown(variant, method, options)
     inputs, labels = task(variant)
     loss, gradients = loss_and_gradients(model.coefficients, lambda: model.train()(**inputs), labels)
     assert not [name for name, gradient in gradients.items() if gradient is None]
@@ -75,7 +78,7 @@ def test_loss_and_gradients_are_those_of_weights_made_before(variant, options):
 
 
 def test_only_the_coefficients_are_parameters_and_nothing_else_is_saved():
-    model, _ = grown("bert-pre-ln", {})
+    model, _ = grown("bert-pre-ln", "ligo", {})
     assert set(model.state_dict()) == {f"coefficients.{name}" for name, _ in model.coefficients.named_parameters()}
     halved = model.bfloat16()
     assert halved(**task("bert-pre-ln")[0]).logits.dtype == torch.bfloat16

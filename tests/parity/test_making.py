@@ -10,25 +10,28 @@ from pipeline.accounting.flops import cost
 from pipeline.growth import methods
 from pipeline.growth.grown_model import GrownModel
 from pipeline.growth.making import making_cost
-from pipeline.growth.method import GrowthContext
-from pipeline.growth.methods.ligo import Ligo
+from pipeline.growth.plan import begun_module
 from tests.helpers.growing import randomised, times
 from tests.helpers.samples import CLASSES, IMAGE, POSITIONS, VOCAB, sample
 
-OPTIONS = {
+FAMILIES = ["bert-pre-ln", "vit", "gpt2", "llama"]
+LIGO = {
     "lossless": {},
     "published": {"maps": "tied", "width_init": "rand"},
     "per layer": {"width_init": "sel", "variant": "per_layer"},
 }
+CASES = {
+    **{f"{variant} ligo {name}": (variant, "ligo", options) for variant in FAMILIES for name, options in LIGO.items()},
+    **{f"{variant} mango {rank}": (variant, "mango", {"rank": rank}) for variant in FAMILIES[:3] for rank in (1, 2)},
+}
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("variant", ["bert-pre-ln", "vit", "gpt2", "llama"])
-def test_it_is_what_torch_counts(variant, options):
-    source, target = sample(variant), sample(variant, **times(2, layers=3))
+@pytest.mark.parametrize("variant, method, options", CASES.values(), ids=CASES)
+def test_it_is_what_torch_counts(variant, method, options):
+    source, target = sample(variant, mlp=24), sample(variant, **times(2, layers=3, mlp=48))
     small, large = models.architecture_of(source), models.architecture_of(target)
-    parsed = methods.parse(Ligo.name, options)
-    module = Ligo().module(small, large, GrowthContext(parsed.options))
+    parsed = methods.parse(method, options)
+    module = begun_module(small, large, parsed)
     weights = {name: tensor.float() for name, tensor in randomised(source, scale=0.15).items()}
     model, images = GrownModel((source, target), parsed, module, weights).train(), variant == "vit"
     model.computing[0].config._attn_implementation = "eager"  # torch counts no other on a CPU

@@ -14,10 +14,12 @@ from pipeline.growth.methods.fpi import Fpi
 from pipeline.growth.methods.from_scratch import FromScratch
 from pipeline.growth.methods.lemon import Lemon
 from pipeline.growth.methods.ligo import Ligo
+from pipeline.growth.methods.mango import Mango
 from pipeline.growth.methods.net2net import Net2Net
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (Lemon(), Net2Net(), Fpi(), Aki(), Stack(), Interpolate(), Ligo(), FromScratch())
+    method.name: method
+    for method in (Lemon(), Net2Net(), Fpi(), Aki(), Stack(), Interpolate(), Ligo(), Mango(), FromScratch())
 }
 DEFAULT = Lemon.name
 

@@ -33,7 +33,7 @@ class Aki(Method):
     def maps(self, source: Architecture, target: Architecture, context: GrowthContext) -> Maps:
         return fpi.copied(source, target, fpi.circular)
 
-    def term_maps(self, maps: Maps) -> dict[str, Maps]:
+    def term_maps(self, maps: Maps, context: GrowthContext) -> dict[str, Maps]:
         return {
             OWN: Maps({name: _rows_of(space, old=True) for name, space in maps.items()}),
             NEXT: Maps({name: _rows_of(space, old=False) for name, space in maps.items()}),
