@@ -89,14 +89,19 @@ def _content(expansion: ExpansionPlan) -> dict[str, Any]:
             _flops(architecture, config)
             for architecture, config in zip(architectures, (expansion.small, expansion.large), strict=True)
         ],
-        "conditions": conditions.holding(
-            *architectures, expansion.growth.config_change, expansion.growth.moves_norm_affines
-        ),
+        "conditions": _conditions(expansion.growth, *architectures),
         "left_behind": list(expansion.state.left_behind),
         "optimizer_state": _optimizer_state(expansion),
         "needs": needs(expansion) | _of_dense_maps(expansion.growth),
         "fit": fit_content(expansion, price),
     }
+
+
+def _conditions(growth: GrowthPlan, small: Architecture, large: Architecture) -> list[str]:
+    """What a growth that is exact rests on."""
+    if not growth.lossless:
+        return []
+    return conditions.holding(small, large, growth.config_change, growth.moves_norm_affines)
 
 
 def _optimizer_state(expansion: ExpansionPlan) -> list[str]:
