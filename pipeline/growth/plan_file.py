@@ -28,9 +28,9 @@ from pipeline.records.run_folder import read_json, write_json
 
 Json = dict[str, Any]
 PLAN, TENSORS = "plan.json", "plan.safetensors"
-FORMAT = 1
-"""Of plan.json. Files without a format hold no maps: they are made again by their method, which needed no source
-then."""
+FORMAT, PLAIN = 2, 1
+"""Of plan.json; the latter where it has neither sums nor blocks. Files without a format hold no maps: they are made
+again by their method, which needed no source then."""
 MOST_WORDS = 64
 """Blocks of an index map that are written out in the JSON."""
 SIDES = ("writes", "reads", "gains", "query_null_space")
@@ -102,7 +102,7 @@ def as_json(plan: GrowthPlan, tensors: "TensorStore | None" = None) -> Json:
     store = TensorStore() if tensors is None else tensors
     writer = TermWriter(store.tensor)
     content = {
-        "format": FORMAT,
+        "format": PLAIN,
         "method": {"name": plan.options.method, **plan.options.options.model_dump()},
         "seed": plan.options.seed,
         "lossless": plan.lossless,
@@ -123,7 +123,9 @@ def as_json(plan: GrowthPlan, tensors: "TensorStore | None" = None) -> Json:
         "term_maps": {name: store.maps(maps) for name, maps in plan.term_maps.items()},
         "tensors": [_tensor_as_json(each, writer) for each in plan.tensors],
     }
-    return {**content, "sums": writer.sums} if writer.sums else content
+    if writer.sums or any(each.blocks for each in plan.tensors):
+        content |= {"format": FORMAT, "sums": writer.sums}
+    return content
 
 
 def _tensor_as_json(tensor: TensorPlan, writer: TermWriter) -> Json:

@@ -1,5 +1,5 @@
 """Mango: one multi-linear operator from all weights of the small model to all of the large one, as a ring of four cores
-(Pan et al., 2023, arXiv:2310.10699).
+(Pan et al., NeurIPS 2023, arXiv:2310.10699).
 
 The matrices of a layer are cut into B square slots (mango_slots.py): M1 (B, I1, O1, L1) are those of the source,
 M2 (B, I2, O2, L2) those of the target, for inputs, outputs and layers, and
