@@ -13,16 +13,13 @@ from transformers import PretrainedConfig
 
 from pipeline import models
 from pipeline.accounting.flops import cost
-from pipeline.accounting.memory import FP32
 from pipeline.checkpoints.serialization.amounts import amount
-from pipeline.checkpoints.serialization.byte_stream import WINDOW
 from pipeline.errors import UserError, writing_to
+from pipeline.expansion import dense
 from pipeline.expansion.expand import ExpansionPlan, size_changes
 from pipeline.expansion.fit_preview import fit_content, fit_lines
 from pipeline.growth import conditions, optimizer_state, plan_file
-from pipeline.growth.making import making_cost
 from pipeline.growth.maps import MEAN, ZERO, IndexMap, Map
-from pipeline.growth.method import Term
 from pipeline.growth.plan import GrowthPlan, TensorPlan
 from pipeline.models.architecture import Architecture
 from pipeline.records.processes import WORKERS
@@ -92,7 +89,7 @@ def _content(expansion: ExpansionPlan) -> dict[str, Any]:
         "conditions": _conditions(expansion.growth, *architectures),
         "left_behind": list(expansion.state.left_behind),
         "optimizer_state": _optimizer_state(expansion),
-        "needs": needs(expansion) | _of_dense_maps(expansion.growth),
+        "needs": needs(expansion) | dense.needs(expansion.growth),
         "fit": fit_content(expansion, price),
     }
 
@@ -127,7 +124,7 @@ def _positions(config: PretrainedConfig) -> dict[str, int]:
 
 def needs(expansion: ExpansionPlan) -> dict[str, int]:
     """Bytes that the expansion takes. disk: the result; nothing is put aside. memory: what Python and its libraries
-    hold, and what is larger: for every writing process windows and a source tensor (whose mean a window may need), or
+    hold, dense maps, and what is larger: for every writing process windows and a source tensor (whose mean a window may need), or
     four times the largest tensor in float32 for the verification, which reads it in float64."""
     small, large = models.architecture_of(expansion.small), models.architecture_of(expansion.large)
     count, largest, source = (
@@ -137,34 +134,8 @@ def needs(expansion: ExpansionPlan) -> dict[str, int]:
     layout = expansion.layout.kind
     writers = layout.writers(count, expansion.layout, WORKERS)
     disk = layout.bytes_on_disk(count, len(expansion.optimizer.slots), expansion.layout)
-    return {"disk": disk, "memory": LIBRARIES + max(writers * (WRITER + 4 * source), 16 * largest)}
-
-
-def _of_dense_maps(growth: GrowthPlan) -> dict[str, int]:
-    """What a growth by dense maps takes in time: FLOPs of its products, and bytes of the source that are read for them,
-    for every window of a target's rows takes all rows. Nothing where all maps are copies."""
-    flops = making_cost(growth).forward
-    if not flops:
-        return {}
-    shapes = {row.name: growth.source.shape(row) for row in growth.source.rows()}
-    read = sum(
-        -(-_size(each.shape) // WINDOW) * sum(_rows_read(shapes[each.source_name(term)], term) for term in each.sums)
-        for each in growth.tensors
-    )
-    return {"flops": flops, "read": FP32 * read}
-
-
-def _rows_read(shape: tuple[int, ...], term: Term) -> int:
-    """Numbers that a term reads of a source tensor: all, or the rows of its block."""
-    rows = term.block.length if term.block and term.block.axis == 0 else shape[0]
-    return rows * _size(shape[1:])
-
-
-def _dense(needs: dict[str, int]) -> list[str]:
-    if "flops" not in needs:
-        return []
-    read = amount(needs["read"])
-    return [f"             its maps are dense: {read} of the source are read, {needs['flops']:.3g} FLOPs"]
+    maps = dense.bytes_held(expansion.growth)
+    return {"disk": disk, "memory": LIBRARIES + maps + max(writers * (WRITER + 4 * source), 16 * largest)}
 
 
 def _size(shape: tuple[int, ...]) -> int:
@@ -218,7 +189,7 @@ def _verdicts(expansion: ExpansionPlan, content: dict[str, Any]) -> list[str]:
         f"optimizer    {'; '.join(content['optimizer_state'])}",
         f"result       {lossless}",
         f"needs        {amount(disk)} of disk, {amount(memory)} of memory",
-        *_dense(content["needs"]),
+        *dense.lines(content["needs"]),
     ]
 
 
