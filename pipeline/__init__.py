@@ -64,7 +64,7 @@ def plan(
     optimizer_state: OptimizerState = "reset",
     layout: CheckpointLayout | str | None = None,
     source_config: Place | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Preview:
     """What `expand` with the same arguments would do, on which conditions, and what it needs; no tensor is read. Of a
     learned method: the growth with which its fit begins, and what the fit takes."""
@@ -91,7 +91,7 @@ def expand(
     optimizer_state: OptimizerState = "reset",
     layout: CheckpointLayout | str | None = None,
     source_config: Place | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     workers: int | None = None,
 ) -> ExpansionResult:
     """Expand the checkpoint `source` to the sizes of `target`, verify the result, and publish it as the folder `out`.
@@ -104,12 +104,18 @@ def expand(
     same for any number. Raises UserError, and publishes nothing, when a result that claims to be lossless is not.
     """
     from pipeline.expansion.expand import execute_expansion
+    from pipeline.expansion.fitted import UNFITTED
     from pipeline.records.processes import WORKERS
 
     asked = _Asked(
         Path(source), target, method, dict(method_options or {}), _path(operator), _path(source_config), seed
     )
-    fitted = asked.fitted(Path(out), _path(data), dict(fit or {}))
+    fitted = None
+    if asked.learned:
+        begun = asked.planned(optimizer_state, layout, UNFITTED)  # refuses before the fit what it refuses behind it
+        fitted = asked.fitted(Path(out), _path(data), dict(fit or {}), begun)
+    elif data or fit:
+        raise UserError("data to fit on, or keys of a fit, are for methods that learn; leave them out")
     return execute_expansion(asked.planned(optimizer_state, layout, fitted), Path(out), workers or WORKERS)
 
 
@@ -158,7 +164,7 @@ class _Asked:
     method_options: dict[str, object]
     operator: Path | None
     source_config: Path | None
-    seed: int
+    seed: int | None
 
     @property
     def learned(self) -> bool:
@@ -171,7 +177,7 @@ class _Asked:
     def options(self) -> ExpansionOptions:
         from pipeline.growth import methods
 
-        return methods.parse(self.method or methods.DEFAULT, self.method_options, self.seed)
+        return methods.parse(self.method or methods.DEFAULT, self.method_options, self.seed or 0)
 
     @property
     def wanted(self) -> PretrainedConfig:
@@ -192,24 +198,22 @@ class _Asked:
         how = _layout(layout, self.source), self.source_config, optimizer_state == "grow"
         if self.operator is None:
             return expand.plan_expansion(self.source, self.wanted, self.options, *how, fitted=fitted)
-        if self.target or self.method or self.method_options:
-            raise UserError(f"{self.operator}: an operator has its own target and method; leave those out")
+        if self.target or self.method or self.method_options or self.seed is not None:
+            raise UserError(f"{self.operator}: an operator has its own target, method and seed; leave those out")
         return expand.plan_again(self.source, self.operator, *how)
 
-    def fitted(self, out: Path, data: Path | None, recipe: dict[str, object]) -> Fitted | None:
-        """The coefficients of a learned method, fitted on `data` as `recipe` says; None where nothing is learned, or
-        nothing says on what. Raises UserError."""
+    def fitted(self, out: Path, data: Path | None, recipe: dict[str, object], begun: ExpansionPlan) -> Fitted | None:
+        """The coefficients of a learned method, fitted on `data` as `recipe` says; None where nothing says on what.
+        begun: the expansion by coefficients as they start. Raises UserError."""
+        from pipeline.checkpoints import publish
         from pipeline.expansion.fitted import UNFITTED
         from pipeline.runs import offline_fit
 
-        if not self.learned:
-            if data or recipe:
-                raise UserError("data to fit on, or keys of a fit, are for methods that learn; leave them out")
-            return None
         if data is None:
             return UNFITTED if offline_fit.recipe(recipe).steps == 0 else None
-        place = out.with_name(out.name + ".fit")
-        return offline_fit.fitted(self.source, self.wanted, self.options, place, data, recipe, self.source_config)
+        publish.require_free(out)
+        folder = out.absolute().with_name(out.absolute().name + ".fit")
+        return offline_fit.fitted(begun.source, self.wanted, self.options, folder, data, recipe, self.source_config)
 
 
 def _layout(layout: CheckpointLayout | str | None, source: Path) -> CheckpointLayout:

@@ -25,7 +25,8 @@ class Target(Content):
 
 
 class Expansion(Content):
-    """How the stage was grown: by the last expansion before it. fit_flops: what fitting a learned method has cost."""
+    """How the stage was grown: by the last expansion before it. fit_flops: what fitting learned methods has cost, in it
+    and in those before it that no training follows."""
 
     stage: str
     method: str | None
@@ -164,9 +165,10 @@ def _compare(
     target: float | None,
 ) -> Savings:
     grown = next((index for index, ancestor in enumerate(chain) if ancestor.kind == "expand"), len(chain))
-    sources = [ancestor for ancestor in reversed(chain[grown + 1 :]) if ancestor.trains]
+    behind = next((place for place in range(grown, len(chain)) if chain[place].kind == "train"), len(chain))
+    sources = [ancestor for ancestor in reversed(chain[behind:]) if ancestor.trains]
     whole_stage = Ancestor(stage.path, stage, {}, {}, None)
-    expanded = joined([*reversed(chain[: grown + 1]), whole_stage])
+    expanded = joined([*reversed(chain[:behind]), whole_stage])
     loss = baseline.evaluations[-1].loss if target is None else target
     scratch, given = reach(baseline.evaluations, loss), reach(expanded, loss)
     listed = [SourceStage(stage=source.name, flops=source.training_flops or 0) for source in sources]
@@ -177,7 +179,7 @@ def _compare(
         model=_facts(stage).model,
         baseline=Baseline(run=None if place is run else place.title, stage=baseline.name),
         target=Target(loss=loss, meaning=_meaning(baseline, target)),
-        expansion=_expansion(chain[grown]) if grown < len(chain) else None,
+        expansion=_expansion(chain[grown:behind]) if grown < len(chain) else None,
         source=Source(stages=listed, flops=cost, unknown=unknown),
         scratch=scratch,
         given=Given(**dict(given), saving_percent=saving(given.flops, scratch.flops)),
@@ -186,10 +188,10 @@ def _compare(
     )
 
 
-def _expansion(ancestor: Ancestor) -> Expansion:
-    return Expansion(
-        stage=ancestor.name, method=ancestor.method, lossless=ancestor.lossless, fit_flops=ancestor.training_flops or 0
-    )
+def _expansion(growths: list[Ancestor]) -> Expansion:
+    """growths: expansions that follow each other without training between them, the last one first."""
+    last, fits = growths[0], sum(growth.training_flops or 0 for growth in growths)
+    return Expansion(stage=last.name, method=last.method, lossless=last.lossless, fit_flops=fits)
 
 
 def _curves(sources: list[Ancestor]) -> list[SourceCurve]:

@@ -31,14 +31,19 @@ def staging(final: Path) -> Path:
     return folder
 
 
+def require_free(final: Path) -> None:
+    """Raises UserError where something is in the place of a result."""
+    if os.path.lexists(final):
+        raise UserError(f"{final}: exists already; choose another --out or remove it")
+
+
 @contextmanager
 def writing(final: Path) -> Iterator[Path]:
     """A staged folder for `final`, locked by this process: a second writer is refused, what a dead one left is removed,
     and what is not published by the end is removed as well. Raises UserError, also where something is there already or
     nothing can be made."""
     with writing_to(final, "choose another --out"):
-        if os.path.lexists(final):
-            raise UserError(f"{final}: exists already; choose another --out or remove it")
+        require_free(final)
         staged = final.with_name(STAGING + final.name)
         staged.mkdir(parents=True, exist_ok=True)
         handle = os.open(staged, os.O_RDONLY)

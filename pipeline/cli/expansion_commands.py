@@ -21,7 +21,7 @@ from pipeline.cli.arguments import (
 )
 from pipeline.cli.output import console
 from pipeline.errors import UserError
-from pipeline.records.processes import huge_pages
+from pipeline.records.processes import choose_accelerator, huge_pages
 
 if TYPE_CHECKING:
     from pipeline.checkpoints import CheckpointLayout
@@ -82,7 +82,7 @@ def _command(commands: Commands, name: str, text: str, handler: Handler) -> argp
         help="a fresh optimizer (default), or grow its state with the weights",
     )
     add_layout(command)
-    command.add_argument("--seed", type=int, default=0, help="of the noise and of what starts fresh (default 0)")
+    command.add_argument("--seed", type=int, help="of the noise and of what starts fresh (default 0)")
     return command
 
 
@@ -107,7 +107,7 @@ class _Arguments(TypedDict):
     optimizer_state: pipeline.OptimizerState
     layout: "CheckpointLayout"
     source_config: Path | None
-    seed: int
+    seed: int | None
 
 
 def _arguments(options: argparse.Namespace) -> _Arguments:
@@ -147,6 +147,8 @@ def _expand(options: argparse.Namespace) -> None:
     from pipeline.training import preemption
 
     huge_pages()
+    if options.data:
+        choose_accelerator()
     recipe = dict(_pair("--fit", text) for text in options.fit)
     with preemption.heard() if options.data else nullcontext():
         pipeline.expand(**_arguments(options), out=options.out, data=options.data, fit=recipe, workers=options.workers)

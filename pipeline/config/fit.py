@@ -1,6 +1,6 @@
 """How the coefficients of a learned growth method are fitted, inside an expansion stage: the keys of `fit:`."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,7 @@ from pipeline.records.strict import Strict
 PUBLISHED_WARMUP = 10_000
 """Steps over which the released code of LiGO warms up, of which it takes 100 (run_mlm.py's default for pretraining)."""
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
+    "default": {"optimizer": {"weight_decay": 0.0}},
     "published": {
         "peak": 2.0e-4,
         "warmup": PUBLISHED_WARMUP,
@@ -34,7 +34,7 @@ class FitChoice(Strict):
     peak: float = Field(3.0e-4, gt=0, description="learning rate behind the warm-up")
     warmup: int = Field(10, ge=0, le=MOST_STEPS, description="steps; as many as are taken where it is longer")
     decay: Literal["constant", "linear", "cosine"] = "cosine"
-    optimizer: AdamW = AdamW(weight_decay=0.0)
+    optimizer: AdamW = AdamW()
     dropout: float | None = Field(0.0, ge=0, lt=1, description="of the target while it is fitted; null: the model's")
     precision: Literal["fp32", "bf16"] | None = Field(None, description="default: that of the training stage behind")
     zero_stage: Literal[0, 1, 2] = 1
@@ -48,9 +48,17 @@ class FitChoice(Strict):
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, keys: Any) -> Any:
-        """The preset's values under those that are given."""
-        preset = PRESETS.get(str(keys.get("preset", "default"))) if isinstance(keys, dict) else None
-        return {**preset, **keys} if preset else keys
+        """The preset's values under those that are given, the optimizer's key by key."""
+        if not isinstance(keys, dict) or not isinstance(keys.get("optimizer", {}), dict):
+            return keys
+        preset = PRESETS.get(str(keys.get("preset", "default")), {})
+        return {**preset, **keys, "optimizer": {**preset.get("optimizer", {}), **keys.get("optimizer", {})}}
+
+    @model_validator(mode="after")
+    def _something_moves(self) -> Self:
+        if self.steps == 1 and self.warmup:
+            raise ValueError(f"steps 1 has rate 0, the first of a warm-up of {self.warmup} steps; choose warmup 0")
+        return self
 
     @property
     def schedule(self) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from pipeline.config.hang import HangChoice
 from pipeline.config.stability import Stability
 from pipeline.config.validation_errors import ConfigProblems
 from pipeline.durations import Duration, PositiveDuration, Time
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, nearest, placed
 from pipeline.optim.optimizers import AdamW, Optimizer
 from pipeline.optim.schedules import Schedule
-from pipeline.records.folder_names import FolderName
+from pipeline.records.folder_names import FolderName, usable_as_folder
+from pipeline.records.run_folder import StageFolder
+from pipeline.records.stage_facts import TrainFacts
 from pipeline.records.strict import Strict
 
 OTHERS_IN_A_RUN = {"data", "config.yaml", "report.html", "report.json"}
@@ -286,7 +288,8 @@ class Config(Strict):
         """The training stage called `name`, which may be an expansion's fit. Raises UserError when there is none, or it
         is an expansion."""
         expansions = [stage for stage in self.stages if isinstance(stage, ExpandStage)]
-        if fitted := next((stage for stage in expansions if stage.fit_name == name), None):
+        fitted = next((stage for stage in expansions if stage.fit_name == name), None)
+        if fitted and name not in {stage.name for stage in self.stages}:
             return self.fit_of(fitted)
         stage = self.stage(name)
         if not isinstance(stage, TrainStage):
@@ -297,18 +300,23 @@ class Config(Strict):
         return stage
 
     def fit_of(self, stage: ExpandStage) -> FitStage:
-        """The stage in which the method of an expansion is fitted. Raises UserError where nothing says its batch."""
+        """The stage in which the method of an expansion is fitted. What its keys leave open is as in the training stage
+        behind it, and stays what it began with. Raises UserError where nothing says its batch."""
         fit, behind = stage.fit or FitChoice(), next(iter(self.continued_by(stage.name)), None)
-        batch = fit.batch or (behind.batch if behind else None)
-        if batch is None:
+        with placed(f"stages.{stage.name}"):
+            usable_as_folder(stage.fit_name)
+        begun = StageFolder(self.path / stage.fit_name).facts
+        like = begun.settings if isinstance(begun, TrainFacts) else behind
+        if fit.batch is None and like is None:
             raise UserError(f"stages.{stage.name}.fit.batch: no training stage behind it says how many; name the batch")
-        shared = fit.model_dump(include=set(TrainStage.model_fields) & set(FitChoice.model_fields))
+        shared = fit.model_dump(include=set(FitStage.model_fields) & set(FitChoice.model_fields))
         own = {key: getattr(stage, key) for key in ("source", "model", "method")}
-        precision = fit.precision or (behind.precision if behind else "fp32")
-        derived = {"batch": batch, "precision": precision}
-        derived |= fit.model_dump(include={"dropout", "accept", "target", "source_config"})
-        named = {"name": stage.fit_name, "schedule": fit.schedule}
-        return FitStage.model_validate({**shared, **own, **derived, **named, "kind": "fit"})
+        inherited = {"batch": fit.batch or getattr(like, "batch", None)}
+        inherited["precision"] = fit.precision or getattr(like, "precision", "fp32")
+        if fit.batch is None:
+            inherited["micro_batch"] = fit.micro_batch or getattr(behind, "micro_batch", None)
+        named = {"name": stage.fit_name, "schedule": fit.schedule, "kind": "fit"}
+        return FitStage.model_validate({**shared, **own, **inherited, **named})
 
     def continued_by(self, name: str) -> list[TrainStage]:
         """The training stages that go on from the stage `name`, at once or by way of expansions."""

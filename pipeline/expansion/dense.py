@@ -1,5 +1,5 @@
-"""What a growth by dense maps takes besides: every window of a target's rows needs all rows of its sources, and the maps
-are in memory."""
+"""What a growth by dense maps takes besides: every window of a target's rows needs all rows of its sources, and the
+maps are in memory."""
 
 import math
 from collections.abc import Iterator
@@ -33,11 +33,10 @@ def needs(growth: GrowthPlan) -> dict[str, int]:
     if not (flops := making_cost(growth).forward):
         return {}
     shapes = {row.name: growth.source.shape(row) for row in growth.source.rows()}
-    read = sum(
-        math.ceil(math.prod(each.shape) / WINDOW)
-        * sum(_read(shapes[each.source_name(term)], term) for term in each.sums)
-        for each in growth.tensors
-    )
+    read = 0
+    for each in growth.tensors:
+        windows = math.ceil(math.prod(each.shape) / WINDOW)
+        read += windows * sum(_read(shapes[each.source_name(term)], term) for term in each.sums)
     return {"flops": flops, "read": FP32 * read}
 
 

@@ -363,7 +363,7 @@ def spent(expansion: ExpansionPlan, samples: int) -> dict[str, int]:
 
 
 def _facts(expansion: ExpansionPlan, measured: Verification, source: dict[str, Any]) -> dict[str, Any]:
-    fit = expansion.fitted.facts if expansion.fitted else None
+    fit = _fit(expansion, source)
     flops = sum(spent(expansion, measured.samples).values()) + (fit["flops"] if fit else 0)
     before = expansion.state.provenance.get("flops", "unknown")
     return {
@@ -386,6 +386,14 @@ def _facts(expansion: ExpansionPlan, measured: Verification, source: dict[str, A
             "flops": flops + before if isinstance(before, int) else "unknown",
         },
     }
+
+
+def _fit(expansion: ExpansionPlan, source: dict[str, Any]) -> dict[str, Any] | None:
+    """What fitting the growth was and has cost; by an operator once more what its own fit has cost. Raises UserError
+    where it was fitted to another source than `source` says."""
+    if expansion.operator:
+        return expansion.operator.fit
+    return expansion.fitted.of(source) if expansion.fitted else None
 
 
 def size_changes(plan: GrowthPlan) -> str:

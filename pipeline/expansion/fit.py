@@ -8,12 +8,10 @@ records and a resume like any other. The weights of a layer are made from the co
 import inspect
 import json
 import logging
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers import PretrainedConfig
 
 from pipeline import models
@@ -23,17 +21,19 @@ from pipeline.config.schema import Config, ExpandStage, FitStage, TrainStage
 from pipeline.data import Prepared, open_prepared
 from pipeline.errors import UserError
 from pipeline.expansion import expand
+from pipeline.expansion import fitted as fitted_by
 from pipeline.expansion.expand import Ends
-from pipeline.expansion.fitted import UNFITTED, Fitted
+from pipeline.expansion.fitted import UNFITTED, Fitted, coefficients_of
 from pipeline.growth import methods
 from pipeline.growth.grown_model import GrownModel
 from pipeline.growth.making import MakingCost, making_cost
-from pipeline.growth.method import ExpansionOptions, GrowthModule
+from pipeline.growth.method import ExpansionOptions
 from pipeline.growth.plan import GrowthPlan
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import TrainFacts
 from pipeline.records.stage_records import EvaluationRecord
-from pipeline.training.start import origin
+from pipeline.training.engine import of_rank_0
+from pipeline.training.stage import start_of
 from pipeline.training.subject import Subject, Trained, WholeModel
 
 logger = logging.getLogger(__name__)
@@ -44,18 +44,11 @@ AGREE = {
     "images": {"image_size": "size", "num_channels": "channels", "num_labels": "classes"},
 }
 """Keys of a model's config and the facts of the data that they must agree with."""
-BESIDE = "fit.json"
-"""Beside the coefficients: what they are of."""
 
 
 def subject(config: Config, stage: TrainStage) -> Subject:
     """What a training stage trains."""
     return Fit(config, stage) if isinstance(stage, FitStage) else WholeModel(config, stage)
-
-
-def options(stage: FitStage, seed: int) -> ExpansionOptions:
-    """The method that a stage fits. Raises UserError."""
-    return methods.parse(stage.method.name, stage.method.options, seed)
 
 
 def target(config: Config, stage: FitStage, data: Prepared) -> PretrainedConfig:
@@ -76,57 +69,68 @@ class Fit(Subject):
 
     @cached_property
     def ends(self) -> Ends:
-        """The source and the target. The one is read when the weights are needed."""
-        data = open_prepared(self.config.path / "data")
-        source = origin(self.config, self.stage.source)
+        """The source that the fit began with, and the target. No weight is read."""
+        data, source = open_prepared(self.config.path / "data"), start_of(self.config, self.stage)
+        assert source is not None, "a fit has a source"
         config = Path(self.stage.source_config) if self.stage.source_config else None
         return expand.both_ends(source, target(self.config, self.stage, data), self.config.seed, config)
 
     @cached_property
-    def module(self) -> GrowthModule:
-        return self.ends.begun_module(options(self.stage, self.config.seed))
+    def options(self) -> ExpansionOptions:
+        return methods.parse(self.stage.method.name, self.stage.method.options, self.config.seed)
 
     @cached_property
     def growth(self) -> GrowthPlan:
-        """As the fit begins."""
-        return self.ends.plan(options(self.stage, self.config.seed), self.module)
+        """As the fit begins, differentiable."""
+        return self.ends.plan(self.options, self.ends.begun_module(self.options))
 
     def model(self, data: Prepared, start: Path | None) -> PretrainedConfig:
         """Raises UserError for a target that has no loss on the run's data."""
         large = self.ends.settled(self.growth)
-        if differing := _differing(large, data.facts):
-            raise UserError(f"stages.{self.stage.name}: cannot be fitted on these data: {differing}")
+        require_loss(self.stage, large, data)
         return large
 
     def making(self) -> MakingCost:
         return making_cost(self.growth)
 
     def coefficients(self) -> int:
-        assert isinstance(self.module, nn.Module), "a learned method supplies an nn.Module"
-        return sum(parameter.numel() for parameter in self.module.parameters())
+        return coefficients_of(self.ends.begun_module(self.options))
 
     def continues(self, start: Path, ranks: int) -> bool:
         """The coefficients begin anew, whatever the source holds."""
         return False
 
     def to_load(self, model: PretrainedConfig) -> Trained:
-        """All coefficients are decayed alike."""
+        """All coefficients are decayed alike. Raises UserError where the source has changed since the fit began."""
+        known = of_rank_0(self._same_source)
         source = {name: expand.weight(self.ends.state, name) for name in self.ends.state.tensors}
-        grown = GrownModel((self.ends.small, model), self.growth.options, self.module, source)
-        return Trained(grown, ((True, dict(grown.named_parameters())),), self._beside)
+        module = self.ends.begun_module(self.options)
+        grown = GrownModel((self.ends.small, model), self.options, module, source)
+        beside = {fitted_by.FACTS: json.dumps({"source": known, **self._facts()}, indent=2) + "\n"}
+        return Trained(grown, ((True, dict(grown.named_parameters())),), lambda: beside)
 
     def begun(self, model: PretrainedConfig, start: Path | None) -> Trained:
         return self.to_load(model)
 
-    def _beside(self) -> Mapping[str, str]:
-        chosen = self.growth.options
-        content = {
-            "method": {"name": chosen.method, **chosen.options.model_dump()},
-            "seed": chosen.seed,
-            "source": str(self.ends.folder),
-            "sizes": {name: list(sizes) for name, sizes in self.growth.sizes.items()},
-        }
-        return {BESIDE: json.dumps(content, indent=2) + "\n"}
+    def _same_source(self) -> dict[str, Any]:
+        """What the manifest of a result will say of the source, every byte hashed. Raises UserError where a checkpoint
+        of the fit says otherwise."""
+        now = fitted_by.source_facts(self.ends.folder)
+        if newest := publish.newest(self.config.path / self.stage.name / "checkpoints"):
+            fitted_by.require_same_source(newest, now)
+        return now
+
+    def _facts(self) -> dict[str, Any]:
+        """For who looks into the folder."""
+        method = {"name": self.options.method, **self.options.options.model_dump()}
+        sizes = {name: list(sizes) for name, sizes in self.growth.sizes.items()}
+        return {"method": method, "seed": self.options.seed, "sizes": sizes}
+
+
+def require_loss(stage: FitStage, large: PretrainedConfig, data: Prepared) -> None:
+    """Raises UserError for a target that has no loss on the run's data."""
+    if differing := _differing(large, data.facts):
+        raise UserError(f"stages.{stage.name}: cannot be fitted on these data: {differing}")
 
 
 def _differing(large: PretrainedConfig, facts: dict[str, Any]) -> str | None:
@@ -161,19 +165,26 @@ def fitted(config: Config, stage: ExpandStage) -> Fitted | None:
     return _ended(config, fit) if fit else UNFITTED
 
 
+def unfinished(config: Config, stage: ExpandStage) -> FitStage | None:
+    """The same stage as `of_expansion`, where the expansion is still to be done, or the fit has begun."""
+    names = stage.name, stage.fit_name
+    done, begun = StageFolder(config.path / names[0]).finished, StageFolder(config.path / names[1]).facts
+    return None if done and begun is None else of_expansion(config, stage)
+
+
 def _ended(config: Config, stage: FitStage) -> Fitted:
     folder = StageFolder(config.path / stage.name)
     losses = [record.eval_loss for record in folder.metrics if isinstance(record, EvaluationRecord)]
-    first, last = losses[0], losses[-1]
-    logger.info(f"{stage.name}: evaluation loss {first:.4f} -> {last:.4f}")
-    if not last <= first and not stage.accept:
-        raise UserError(
-            f"{folder.path}: the fit ended at an evaluation loss of {last:.4f}, above its start {first:.4f}, and "
-            "nothing was published; lower the fit's peak or take other steps, and remove the folder; or publish it all "
-            "the same (accept: true among the keys of the fit)"
-        )
     checkpoint, facts = publish.newest(folder.checkpoints), folder.facts
-    assert checkpoint is not None and isinstance(facts, TrainFacts), "a finished stage has saved its end"
+    if checkpoint is None or not losses or not isinstance(facts, TrainFacts) or facts.start is None:
+        raise UserError(f"{folder.path}: what the fit has left is gone; remove the folder to fit it anew")
+    logger.info(f"{stage.name}: evaluation loss {losses[0]:.4f} -> {losses[-1]:.4f}")
+    if not losses[-1] <= losses[0] and not stage.accept:
+        raise UserError(
+            f"{folder.path}: the fit ended at an evaluation loss of {losses[-1]:.4f}, above its start {losses[0]:.4f}, "
+            "and nothing was published; lower the fit's peak or take other steps, and remove the folder; or publish it "
+            "all the same (accept: true among the keys of the fit)"
+        )
     ledger = folder.ledger.accounted()
     spent = {"flops": sum(entry.flops for entry in ledger), "training_flops": training_flops(ledger, facts.steps)}
-    return Fitted(checkpoint, {"steps": facts.steps, "loss": [first, last], **spent})
+    return Fitted(checkpoint, {"steps": facts.steps, "loss": [losses[0], losses[-1]], **spent}, Path(facts.start))

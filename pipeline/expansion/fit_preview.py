@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from torch import nn
-
 from pipeline import models
 from pipeline.accounting.flops import Cost
 from pipeline.accounting.memory import FP32
@@ -12,7 +10,6 @@ from pipeline.config.fit import FitChoice
 from pipeline.expansion.expand import ExpansionPlan
 from pipeline.growth import methods
 from pipeline.growth.making import FitNeeds
-from pipeline.growth.plan import begun_module, plan_growth
 
 BATCH, MICRO_BATCH = 256, 32
 """Of the step whose FLOPs are shown: samples, and those of a pass."""
@@ -25,10 +22,7 @@ def fit_content(expansion: ExpansionPlan, cost: Cost) -> dict[str, Any] | None:
     if expansion.fitted is None or methods.find(options.method).needs_source:
         return None
     architectures = models.architecture_of(expansion.small), models.architecture_of(expansion.large)
-    module = begun_module(*architectures, options)
-    assert isinstance(module, nn.Module), "a learned method supplies an nn.Module"
-    growth = plan_growth(*architectures, options, expansion.growth.init_std, module=module)
-    needs, steps = FitNeeds.of(growth, module), FitChoice().steps
+    needs, steps = FitNeeds.of(*architectures, options, expansion.growth.init_std), FitChoice().steps
     making = needs.making
     once = making.forward + making.backward + making.recompute
     return {

@@ -1,4 +1,4 @@
-"""What a fit has left: the coefficients of a learned method, and what they cost."""
+"""What a fit has left: the coefficients of a learned method, of which source they are, and what they cost."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,35 +8,80 @@ import torch
 from torch import nn
 
 from pipeline import checkpoints
+from pipeline.checkpoints import manifest
 from pipeline.errors import UserError
 from pipeline.growth.method import GrowthModule
+from pipeline.records.file_hashes import hashes, sha256
+from pipeline.records.processes import WORKERS
+from pipeline.records.run_folder import read_json
 
 PREFIX = "coefficients."
 """In the names of a fit's checkpoints: the module's place in the one that is trained."""
+FACTS = "fit.json"
+"""Beside the coefficients: of which source and growth they are."""
 
 
 @dataclass(frozen=True)
 class Fitted:
     """checkpoint: of the coefficients; None: they stay as the method starts them. facts: what the fit was, with its
-    steps, losses, `flops` in all and `training_flops`."""
+    steps, losses, `flops` in all and `training_flops`. source: what it was fitted on; None: any."""
 
     checkpoint: Path | None
     facts: dict[str, Any]
+    source: Path | None = None
 
     def module(self, begun: GrowthModule) -> GrowthModule:
         """`begun` with the coefficients, in float64, as a plan stores its maps. Raises UserError where they are of
-        another growth."""
+        another growth, or damaged."""
         assert isinstance(begun, nn.Module), "a learned method supplies an nn.Module"
         if self.checkpoint is not None:
-            restore(begun, self.checkpoint)
+            _restore(begun, self.checkpoint)
         return begun.double().requires_grad_(False)
+
+    def of(self, source: dict[str, Any]) -> dict[str, Any]:
+        """The facts for the manifest of what is grown from a source. source: what the manifest says of it. Raises
+        UserError where it is not the one that the fit was for."""
+        if self.checkpoint is None:
+            return self.facts
+        require_same_source(self.checkpoint, source)
+        return {
+            **self.facts,
+            "checkpoint": str(self.checkpoint),
+            "manifest_sha256": sha256(self.checkpoint / manifest.NAME),
+        }
 
 
 UNFITTED = Fitted(None, {"steps": 0, "flops": 0, "training_flops": 0})
 
 
-def restore(module: nn.Module, checkpoint: Path) -> None:
-    """Give a module the coefficients of a fit's checkpoint. Raises UserError where names or shapes differ."""
+def coefficients_of(module: GrowthModule) -> int:
+    """How many a learned method has."""
+    assert isinstance(module, nn.Module), "a learned method supplies an nn.Module"
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def source_facts(folder: Path) -> dict[str, Any]:
+    """What the manifest of a result says of its source. Every byte is hashed. Raises UserError for damage."""
+    origin = manifest.Origin.of(folder)
+    records = hashes(folder, [str(path.relative_to(folder)) for path in origin.paths], WORKERS)
+    return origin.facts({folder / name: record for name, record in records.items()})
+
+
+def require_same_source(checkpoint: Path, source: dict[str, Any]) -> None:
+    """Raises UserError where the coefficients in `checkpoint` are of another source than these facts say, wherever that
+    lies."""
+    known = read_json(checkpoint / FACTS)["source"]
+    if {**known, "path": None} != {**source, "path": None}:
+        raise UserError(
+            f"{checkpoint}: fitted to {known['path']} as it was then, and now {source['path']} holds other numbers; "
+            f"remove {checkpoint.parent.parent} to fit the growth anew"
+        )
+
+
+def _restore(module: nn.Module, checkpoint: Path) -> None:
+    """Give a module the coefficients of a fit's checkpoint, every byte of which is hashed. Raises UserError where names
+    or sizes differ, or it is damaged."""
+    manifest.verify(checkpoint, WORKERS)
     state = checkpoints.raw(checkpoint)
     held = {name.removeprefix(PREFIX): tensor for name, tensor in state.tensors.items()}
     sought = dict(module.named_parameters())

@@ -23,12 +23,13 @@ FILES = (plan_file.PLAN, plan_file.TENSORS, checkpoints.CONFIG)
 @dataclass(frozen=True)
 class Operator:
     """Of the expansion in `folder`. options: its method's. changed: the keys of its target's config that it has
-    changed."""
+    changed. fit: what fitting it was and has cost, as its manifest says."""
 
     folder: Path
     config: PretrainedConfig
     options: ExpansionOptions
     changed: tuple[str, ...]
+    fit: dict[str, Any] | None
 
     @classmethod
     def read(cls, place: Path) -> "Operator":
@@ -40,7 +41,7 @@ class Operator:
         manifest.verify_files(folder, FILES)
         content = plan_file.head(folder)
         _, config = models.read_config(folder / checkpoints.CONFIG)
-        return cls(folder, config, content.options, content.config_change)
+        return cls(folder, config, content.options, content.config_change, manifest.read(folder).facts().get("fit"))
 
     @property
     def origin(self) -> dict[str, Any]:

@@ -124,8 +124,8 @@ def _positions(config: PretrainedConfig) -> dict[str, int]:
 
 def needs(expansion: ExpansionPlan) -> dict[str, int]:
     """Bytes that the expansion takes. disk: the result; nothing is put aside. memory: what Python and its libraries
-    hold, dense maps, and what is larger: for every writing process windows and a source tensor (whose mean a window may need), or
-    four times the largest tensor in float32 for the verification, which reads it in float64."""
+    hold, dense maps, and what is larger: for every writing process windows and a source tensor (whose mean a window may
+    need), or four times the largest tensor in float32 for the verification, which reads it in float64."""
     small, large = models.architecture_of(expansion.small), models.architecture_of(expansion.large)
     count, largest, source = (
         large.parameters,

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from pipeline.growth.execute import PlanExecutor, on_weight
 from pipeline.growth.maps import DenseMap, Maps
-from pipeline.growth.plan import GrowthPlan, TensorPlan
-from pipeline.models.architecture import ParamSpec
+from pipeline.growth.method import ExpansionOptions
+from pipeline.growth.plan import GrowthPlan, TensorPlan, begun_module, plan_growth
+from pipeline.models.architecture import Architecture, ParamSpec
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,11 @@ class FitNeeds:
     made: int
 
     @classmethod
-    def of(cls, plan: GrowthPlan, module: nn.Module) -> "FitNeeds":
-        """module: of the learned method, by which `plan` was made."""
+    def of(cls, source: Architecture, target: Architecture, options: ExpansionOptions, init_std: float) -> "FitNeeds":
+        """Of a learned method, as its fit begins. Raises UserError."""
+        module = begun_module(source, target, options)
+        assert isinstance(module, nn.Module), "a learned method supplies an nn.Module"
+        plan = plan_growth(source, target, options, init_std, module=module)
         noise = sum(prod(each.shape) for each in plan.tensors if each.noise)
         layers, outside = Counter[tuple[str, int]](), 0
         for row in plan.target.rows():

@@ -163,7 +163,8 @@ def begun_module(
     """The module of a learned method as it starts, before it is fitted. Raises UserError as `require_possible` does."""
     require_possible(source, target, options)
     method = methods.find(options.method)
-    assert isinstance(method, LearnedMethod), f"'{options.method}' has nothing to learn"
+    if not isinstance(method, LearnedMethod):
+        raise UserError(f"method '{options.method}' has nothing to fit; train its stage without")
     return method.module(source, target, GrowthContext(options.options, options.seed, model))
 
 

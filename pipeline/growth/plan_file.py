@@ -78,12 +78,14 @@ class Head:
 def head(folder: Path) -> Head:
     """Of the plan in a folder. Raises UserError for a file that is no plan, or is newer than this version."""
     content = read_json(folder / PLAN)
+    if "format" not in content:
+        raise UserError(f"{folder / PLAN}: written before plans held their maps; expand its source again")
+    require_readable(folder / PLAN, content["format"], FORMAT)
     try:
-        require_readable(folder / PLAN, content["format"], FORMAT)
         method = dict(content["method"])
         return Head(_options(method.pop("name"), method, content["seed"]), tuple(content["config_change"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / PLAN}: not a plan of an expansion ({error!r})") from error
+        raise UserError(f"{folder / PLAN}: not a plan of an expansion ({error!r}); expand its source again") from error
 
 
 def _recomputed(content: Json, source: Architecture, target: Architecture, init_std: float) -> GrowthPlan:

@@ -26,6 +26,8 @@ def require_agreement(path: Path, ledger: Sequence[LedgerEntry], facts: TrainFac
         for kind, by_step in besides.items():
             if entry.step in by_step:
                 _require_cost(path, by_step.pop(entry.step), count * getattr(cost, kind))
+            elif kind == "make" and cost.make:
+                raise _wrong(path, f"training until step {entry.step} has no {WORDS[kind]}")
         previous = entry.step
     for kind, by_step in besides.items():
         if by_step:

@@ -106,7 +106,7 @@ def dry_run(config: Config, start: Start, arguments: Sequence[str]) -> DryRun:
 def _with_fits(config: Config) -> Iterator[Stage | FitStage]:
     """The stages in their order, before an expansion the fit of its method."""
     for stage in config.stages:
-        if isinstance(stage, ExpandStage) and (fit := fits.of_expansion(config, stage)):
+        if isinstance(stage, ExpandStage) and (fit := fits.unfinished(config, stage)):
             yield fit
         yield stage
 

@@ -1,10 +1,11 @@
 """Fitting a learned method for a single expansion: a run of its own with that one stage, which resumes like any other.
 
-Its folder lies beside the result, `OUT.fit`: data, records, the checkpoints of the coefficients. The data, the seed and
-the number of processes are those of a run's config.
+Its folder lies beside the result, `OUT.fit`: data, records, the checkpoints of the coefficients. The data, the number
+of processes and the limits are those of a run's config; the seed is the expansion's.
 """
 
 import logging
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,18 @@ from pipeline.runs import run
 
 logger = logging.getLogger(__name__)
 
-STAGE, MODEL, TARGET = "grown", "target", "target.json"
+STAGE, MODEL = "grown", "target"
 BATCH = 256
 """Samples of a step where the recipe says nothing: LiGO's."""
+OWN = ("target", "source_config")
+"""Keys of a fit that are set here."""
 
 
 def recipe(keys: dict[str, Any]) -> FitChoice:
     """The keys of a fit, as a command line says them: all as text, None as `none`. Raises UserError."""
     given = {key: None if value == "none" else value for key, value in keys.items()}
+    if own := [key for key in given if key in OWN]:
+        raise UserError(f"keys of the fit: {own[0]} follows from what the command grows; leave it out")
     try:
         return FitChoice.model_validate({"batch": BATCH, **given})
     except ValidationError as error:
@@ -52,14 +57,17 @@ def fitted(
     chosen = recipe(keys)
     if not chosen.steps:
         return UNFITTED
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / TARGET, models.config_text(target))
-    places = {"target": str((folder / TARGET).resolve())}
+    text = models.config_text(target)
+    places = {
+        "target": str(folder / f"target-{sha256(text.encode()).hexdigest()[:12]}.json")
+    }  # another target is another setting
     if source_config:
         places["source_config"] = str(source_config.resolve())
     alone = _run(configs.load(data, []), folder, target, options, source, chosen.model_copy(update=places))
     stage = alone.stages[0]
     assert isinstance(stage, ExpandStage)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(Path(places["target"]), text)
     run.fit_alone(alone, stage)
     logger.info(f"fit: its records are in {folder}")
     result = fit.fitted(alone, stage)
@@ -72,17 +80,19 @@ def _run(
 ) -> Config:
     """A run with one expansion, on the data of the run `like`."""
     method = {"name": options.method, **options.options.model_dump()}
-    stage = {"kind": "expand", "name": STAGE, "source": str(source.resolve()), "model": MODEL, "method": method}
-    return Config.model_validate(
-        {
-            **like.model_dump(include={"processes", "hang", "data"}),
-            "name": "fit",
-            "seed": options.seed,
-            "folder": str(folder.resolve()),
-            "models": {MODEL: _sizes(target)},
-            "stages": [{**stage, "fit": chosen.model_dump()}],
-        }
-    )
+    stage = {"kind": "expand", "name": STAGE, "source": str(source), "model": MODEL, "method": method}
+    content = {
+        **like.model_dump(include={"processes", "hang", "data", "max_time", "restarts"}),
+        "name": "fit",
+        "seed": options.seed,
+        "folder": str(folder),
+        "models": {MODEL: _sizes(target)},
+        "stages": [{**stage, "fit": chosen.model_dump()}],
+    }
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"the fit cannot be: {explain(error, content, Config)}") from error
 
 
 def _sizes(target: PretrainedConfig) -> dict[str, Any]:

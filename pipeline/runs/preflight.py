@@ -4,7 +4,6 @@ from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
-from torch import nn
 from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
@@ -86,7 +85,7 @@ def _fit_before_data(config: Config, stage: ExpandStage) -> FitStage | None:
         return None
     if _named(config, stage.fit_name):
         raise UserError(f"stages.{stage.fit_name}: the fit of '{stage.name}' has that name; choose another")
-    return fits.of_expansion(config, stage)
+    return fits.unfinished(config, stage)
 
 
 def _require_division(stage: TrainStage, ranks: Sequence[int]) -> None:
@@ -140,8 +139,17 @@ def _stage_after_data(
     else:
         small = _source_config(config, stage, model_configs)
         _require_growth(config, stage, small, model_configs[stage.model])
-        if fit := fits.of_expansion(config, stage):
+        if fit := fits.unfinished(config, stage):
             _stage_after_data(config, fit, data, model_configs)
+            _require_fit(fit, targets.adopt(small, model_configs[stage.model]), data)
+
+
+def _require_fit(fit: FitStage, large: PretrainedConfig, data: Prepared) -> None:
+    if fit.target or fit.source_config:
+        raise UserError(
+            f"stages.{fit.name}: target and source_config are keys that lemon expand --data sets; leave them out"
+        )
+    fits.require_loss(fit, large, data)
 
 
 def _source_config(
@@ -158,10 +166,7 @@ def fit_needs(config: Config, stage: FitStage, model_configs: dict[str, Pretrain
     small = _source_config(config, stage, model_configs)
     large = targets.adopt(small, model_configs[stage.model])
     architectures = models.architecture_of(small), models.architecture_of(large)
-    module = begun_module(*architectures, options(stage, config.seed))
-    growth = plan_growth(*architectures, options(stage, config.seed), models.initializer_range(large), module=module)
-    assert isinstance(module, nn.Module), "a learned method supplies an nn.Module"
-    return FitNeeds.of(growth, module)
+    return FitNeeds.of(*architectures, options(stage, config.seed), models.initializer_range(large))
 
 
 def _named(config: Config, name: str) -> TrainStage | ExpandStage | None:

@@ -155,15 +155,15 @@ def _plan_expansion(config: Config, stage: ExpandStage, start: Start) -> "Expans
     from pipeline.runs import preflight
     from pipeline.training.start import origin
 
-    reader = next(iter(config.continued_by(stage.name)), None)
+    reader, fitted = next(iter(config.continued_by(stage.name)), None), fit.fitted(config, stage)
     return expand.plan_expansion(
-        origin(config, stage.source),
+        fitted.source if fitted and fitted.source else origin(config, stage.source),
         models.trained(config.models[stage.model], open_prepared(config.path / "data").facts),
         preflight.options(stage, config.seed),
         layout_for(stage, reader, ranks_of(config, start)),
         grow_optimizer_state=stage.optimizer_state == "grow",
         continued_by=reader.optimizer if reader else None,
-        fitted=fit.fitted(config, stage),
+        fitted=fitted,
     )
 
 

@@ -121,7 +121,7 @@ def _make_ready(config: Config, stage: TrainStage, ranks: int, on_first: OnFirst
     from pipeline.training.stage import facts_line, plan_training
 
     _reshard_start(config, stage, ranks, on_first)
-    line = facts_line(plan_training(config, stage, subject(config, stage)))
+    line = facts_line(plan_training(config, stage, subject(config, stage)), ranks)
     logger.info("%s: %s, %d ranks, ZeRO-%d, %s", stage.name, line, ranks, stage.zero_stage, stage.precision)
 
 

@@ -31,6 +31,8 @@ ALLOWABLE = {"precision"}
 POLICIES = {"stability", "accept"}
 """What was done by them is in the stage's events; a stage that has ended on a NaN goes on with another policy, and what
 a fit has left may be published at last."""
+INHERITED = {"batch", "precision"}
+"""Keys of a fit that the stage behind its expansion may decide; the fit has recorded them."""
 NO_RESULTS = CADENCE | LAYOUT | POLICIES
 """Keys of a stage that decide no number."""
 
@@ -69,7 +71,7 @@ class Fingerprint(Strict):
         if isinstance(self.stage, ExpandStage):
             learned = methods.is_learned(self.stage.method.name)
             fit = (self.stage.fit or FitChoice()) if learned else None
-            settings["fit"] = fit.model_dump(mode="json", exclude=NO_RESULTS) if fit else None
+            settings["fit"] = fit.model_dump(mode="json", exclude=NO_RESULTS | INHERITED) if fit else None
         return settings
 
 
@@ -116,9 +118,12 @@ def _allowing(path: Path, changes: list[str]) -> str:
 
 
 def _begun_from(config: Config, origin: str) -> list[str]:
-    """The begun stages that start from `origin` or from one of these."""
+    """The begun stages, fits among them, that start from `origin` or from one of these."""
+    expansions = [stage for stage in config.stages if isinstance(stage, ExpandStage)]
     direct = [stage.name for stage in config.stages if stage.origin == origin]
-    names = [name for each in direct for name in (each, *_begun_from(config, each))]
+    direct += [stage.fit_name for stage in expansions if stage.source == origin]
+    direct += [stage.name for stage in expansions if stage.fit_name == origin]
+    names = dict.fromkeys(name for each in direct for name in (each, *_begun_from(config, each)))
     return [name for name in names if StageFolder(config.path / name).facts]
 
 

@@ -221,15 +221,20 @@ class Loop:
     def _spend_on_steps(self, step: int, count: int) -> None:
         """Record what the last `count` steps have cost."""
         samples, tokens = count * self.plan.stage.batch, count * self.plan.pace.tokens
-        self._spend(step, "train", count * self.flops.train, samples, tokens)
-        for kind in BESIDE:
-            if flops := getattr(self.flops, kind):
-                self._spend(step, kind, count * flops, 0, 0)
+        besides = {kind: count * getattr(self.flops, kind) for kind in BESIDE}
+        self._spend(
+            LedgerEntry(step=step, kind="train", flops=count * self.flops.train, samples=samples, tokens=tokens),
+            *(
+                LedgerEntry(step=step, kind=kind, flops=flops, samples=0, tokens=0)
+                for kind, flops in besides.items()
+                if flops
+            ),
+        )
 
-    def _spend(self, step: int, kind: str, flops: int, samples: int, tokens: int) -> None:
-        entry = LedgerEntry(step=step, kind=kind, flops=flops, samples=samples, tokens=tokens)
-        self.plan.folder.ledger.append(entry)
-        self.own_flops += flops
+    def _spend(self, *entries: LedgerEntry) -> None:
+        """Record what was spent, all of it or nothing."""
+        self.plan.folder.ledger.append(*entries)
+        self.own_flops += sum(entry.flops for entry in entries)
 
     def _evaluate(self, step: int) -> None:
         self.reached.enter("evaluation", step)
@@ -247,10 +252,12 @@ class Loop:
             self.plan.folder.metrics.append(_evaluation_record(step, result, seconds))
             samples = data.facts["evaluation"]
             tokens = samples * data.facts["tokens_per_sample"]
-            self._spend(step, "evaluate", samples * self.plan.cost.forward, samples, tokens)
+            flops = samples * self.plan.cost.forward
+            entries = [LedgerEntry(step=step, kind="evaluate", flops=flops, samples=samples, tokens=tokens)]
             if making := self.plan.making.forward:
-                passes = evaluation_passes(samples, self.engine.micro_batch, self.world.size)
-                self._spend(step, "evaluate-make", passes * making, 0, 0)
+                made = making * evaluation_passes(samples, self.engine.micro_batch, self.world.size)
+                entries += [LedgerEntry(step=step, kind="evaluate-make", flops=made, samples=0, tokens=0)]
+            self._spend(*entries)
             self.progress.evaluation(step, result)
         self._spent(step, "evaluate")
 

@@ -56,7 +56,7 @@ def plan_training(config: Config, stage: TrainStage, subject: Subject | None = N
     data = open_prepared(config.path / "data")
     folder = StageFolder(config.path / stage.name)
     stage = micro_batches.as_begun(stage, folder)
-    start = _start(config, stage, folder)
+    start = start_of(config, stage)
     subject = subject or WholeModel(config, stage)
     model = subject.model(data, start)
     worth = pace(stage, model, data)
@@ -106,9 +106,10 @@ def recorded_facts(folder: StageFolder) -> TrainFacts | None:
     return facts
 
 
-def _start(config: Config, stage: TrainStage, folder: StageFolder) -> Path | None:
+def start_of(config: Config, stage: TrainStage) -> Path | None:
     """The checkpoint that the stage began from, as stage.json recorded it; until the stage has one of its own, the one
-    to begin from; None: fresh weights."""
+    to begin from; None: fresh weights. Raises UserError."""
+    folder = StageFolder(config.path / stage.name)
     recorded = recorded_facts(folder)
     if recorded and recorded.start and publish.newest(folder.checkpoints):
         return Path(recorded.start)
@@ -187,13 +188,14 @@ def begun_anew(recorded: TrainFacts, now: TrainFacts) -> TrainFacts:
     return now.model_copy(update={"starts": (*recorded.starts, *now.starts)})
 
 
-def facts_line(plan: TrainingPlan) -> str:
-    """The stage in one line, for the log."""
+def facts_line(plan: TrainingPlan, ranks: int) -> str:
+    """The stage on so many ranks in one line, for the log."""
     count, learned = models.architecture_of(plan.model).parameters, plan.subject.coefficients()
     what = f"{learned:,} coefficients of {count:,} parameters" if learned else f"{count:,} parameters"
     begin = f"from {plan.start}" if plan.start else "from scratch"
+    flops = step_flops(plan.stage, plan.cost, plan.making, ranks).total
     size = f"{plan.rates.steps} steps of {plan.stage.batch} samples"
-    return f"{what}, {begin}, {size}, {plan.pace.flops * plan.rates.steps:.2e} FLOPs"
+    return f"{what}, {begin}, {size}, {flops * plan.rates.steps:.2e} FLOPs"
 
 
 def flops_before(start: Path | None) -> int | None:

@@ -111,7 +111,7 @@ def test_what_is_no_operator_is_refused(operator, tmp_path, capsys):
         capsys, "expand", "--source", small, "--operator", small, "--out", out
     )
     said = refused(capsys, "expand", "--source", small, "--operator", operator, "--method", "fpi", "--out", out)
-    assert "an operator has its own target and method" in said
+    assert "an operator has its own target, method and seed" in said
     assert "what to grow to is not said" in refused(capsys, "expand", "--source", small, "--out", out)
 
 
