@@ -34,6 +34,7 @@ from pipeline.records.stage_facts import TrainFacts
 from pipeline.records.stage_records import EvaluationRecord
 from pipeline.training.engine import of_rank_0
 from pipeline.training.stage import start_of
+from pipeline.training.start import origin
 from pipeline.training.subject import Subject, Trained, WholeModel
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,13 @@ def target(config: Config, stage: FitStage, data: Prepared) -> PretrainedConfig:
     return wanted
 
 
+def _source(config: Config, stage: FitStage) -> Path:
+    """The checkpoint that a fit began with: of a stage of the run its last one, for a run may be moved; of a folder the
+    one that was recorded, for it may have got newer ones. Raises UserError."""
+    recorded = None if stage.source in {each.name for each in config.stages} else start_of(config, stage)
+    return recorded or origin(config, stage.source)
+
+
 class Fit(Subject):
     """The coefficients of a growth."""
 
@@ -70,8 +78,7 @@ class Fit(Subject):
     @cached_property
     def ends(self) -> Ends:
         """The source that the fit began with, and the target. No weight is read."""
-        data, source = open_prepared(self.config.path / "data"), start_of(self.config, self.stage)
-        assert source is not None, "a fit has a source"
+        data, source = open_prepared(self.config.path / "data"), _source(self.config, self.stage)
         config = Path(self.stage.source_config) if self.stage.source_config else None
         return expand.both_ends(source, target(self.config, self.stage, data), self.config.seed, config)
 
@@ -176,7 +183,7 @@ def _ended(config: Config, stage: FitStage) -> Fitted:
     folder = StageFolder(config.path / stage.name)
     losses = [record.eval_loss for record in folder.metrics if isinstance(record, EvaluationRecord)]
     checkpoint, facts = publish.newest(folder.checkpoints), folder.facts
-    if checkpoint is None or not losses or not isinstance(facts, TrainFacts) or facts.start is None:
+    if checkpoint is None or not losses or not isinstance(facts, TrainFacts):
         raise UserError(f"{folder.path}: what the fit has left is gone; remove the folder to fit it anew")
     logger.info(f"{stage.name}: evaluation loss {losses[0]:.4f} -> {losses[-1]:.4f}")
     if not losses[-1] <= losses[0] and not stage.accept:
@@ -187,4 +194,4 @@ def _ended(config: Config, stage: FitStage) -> Fitted:
         )
     ledger = folder.ledger.accounted()
     spent = {"flops": sum(entry.flops for entry in ledger), "training_flops": training_flops(ledger, facts.steps)}
-    return Fitted(checkpoint, {"steps": facts.steps, "loss": [losses[0], losses[-1]], **spent}, Path(facts.start))
+    return Fitted(checkpoint, {"steps": facts.steps, "loss": [losses[0], losses[-1]], **spent}, _source(config, stage))

@@ -4,6 +4,7 @@ it was run."""
 import json
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -135,6 +136,41 @@ def test_offline_it_is_fitted_in_a_folder_of_its_own(finished, tmp_path, capsys)
     learning = spent(tmp_path / "out.fit", "grown-fit")
     assert manifest["fit"]["flops"] == learning
     assert manifest["provenance"]["flops"] - before["provenance"]["flops"] > learning > 0
+
+
+def begun_from(fitted: Path, finished: Path, folder: Path) -> Path:
+    """The config of a run that has fitted and not yet grown."""
+    path = copied(finished, folder, "small")
+    shutil.copytree(fitted / "grown-fit", folder / "run" / "grown-fit")
+    return path
+
+
+def test_damaged_coefficients_grow_nothing(fitted, finished, tmp_path, capsys):
+    path = begun_from(fitted, finished, tmp_path)
+    damaged = next(checkpoints.locate(tmp_path / "run" / "grown-fit").glob("*optim_states.pt"))
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    code, _, error = lemon(capsys, "train", path, "--stage", "grown", LIGO, FIT)
+    assert code == 2 and error.count("\n") == 1 and f"{damaged}: its SHA-256 is not the manifest's" in error
+
+
+def test_coefficients_grow_the_source_that_they_were_fitted_to(fitted, finished, tmp_path, capsys):
+    """And no other one in its place."""
+    path = begun_from(fitted, finished, tmp_path)
+    older, newest = sorted((tmp_path / "run" / "small" / "checkpoints").iterdir())[-2:]
+    shutil.rmtree(newest)
+    older.rename(newest)
+    code, _, error = lemon(capsys, "train", path, "--stage", "grown", LIGO, FIT)
+    assert code == 2 and error.count("\n") == 1 and "as it was then" in error and "holds other numbers" in error
+    assert not list((tmp_path / "run" / "grown" / "checkpoints").iterdir())
+
+
+def test_what_a_fit_inherited_it_keeps(fitted, finished, tmp_path):
+    """The stage behind it may get another batch when the fit has ended."""
+    path = begun_from(fitted, finished, tmp_path)
+    lemon_here("train", path, "--stage", "grown", LIGO, FIT, "stages.large.batch=8")
+    lemon_here("train", path, "--stage", "large", LIGO, FIT, "stages.large.batch=8")
 
 
 def test_a_fit_that_gets_worse_is_published_on_request_only(finished, tmp_path, capsys):

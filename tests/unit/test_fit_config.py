@@ -1,6 +1,7 @@
 """The keys of a fit, the stage that follows from them, and what its cost does to the savings."""
 
 import json
+from itertools import pairwise
 
 import pytest
 
@@ -45,13 +46,32 @@ def test_what_is_given_beside_a_preset_counts():
     assert (chosen.peak, chosen.warmup, chosen.dropout, chosen.decay) == (1e-2, 0, 0.2, "linear")
 
 
-@pytest.mark.parametrize("steps", [1, 2, 10, 11, 50])
+def test_an_optimizers_keys_are_given_one_by_one():
+    """The others stay the preset's."""
+    ours, theirs = (
+        FitChoice.model_validate({"preset": p, "optimizer": {"clip": 0.5}}) for p in ("default", "published")
+    )
+    assert (ours.optimizer.weight_decay, ours.optimizer.clip) == (0.0, 0.5)
+    assert (theirs.optimizer.weight_decay, theirs.optimizer.eps, theirs.optimizer.clip) == (0.1, 1e-6, 0.5)
+
+
+def test_a_stage_of_that_name_is_the_users_own_where_nothing_is_learned(tmp_path):
+    named = config.load(tiny_run(tmp_path), ["stages.scratch.name=grown-fit"])
+    assert named.training_stage("grown-fit").zero_stage == 3
+
+
+@pytest.mark.parametrize("steps", [2, 10, 11, 50])
 def test_a_warmup_is_cut_to_the_steps(tmp_path, steps):
     """The rates of the steps that are taken are those of the whole warm-up."""
     found = rates(tmp_path, f"stages.grown.fit={{steps: {steps}, warmup: 10, peak: 1.0e-3}}")
     assert len(found) == steps
-    if steps > 1:
-        assert found[: min(10, steps)] == pytest.approx([1e-4 * step for step in range(min(10, steps))], abs=1e-18)
+    assert found[: min(10, steps)] == pytest.approx([1e-4 * step for step in range(min(10, steps))], abs=1e-18)
+
+
+def test_a_single_step_of_a_warmup_moves_nothing_and_is_refused(tmp_path):
+    with pytest.raises(UserError, match="steps 1 has rate 0, the first of a warm-up of 10 steps; choose warmup 0"):
+        loaded(tmp_path, "stages.grown.fit={steps: 1}")
+    assert rates(tmp_path, "stages.grown.fit={steps: 1, warmup: 0, peak: 0.5}") == [0.5]
 
 
 def test_without_a_batch_nothing_is_guessed(tmp_path):
@@ -61,9 +81,11 @@ def test_without_a_batch_nothing_is_guessed(tmp_path):
         alone.training_stage("grown-fit")
 
 
-def fitted_run(folder):
-    """small (60 FLOPs) -> fit (20 steps of 9, of them 2 recomputed and 3 to make weights) -> large; scratch."""
-    run = make_run(folder, {"small": "train", "grown": "expand", "large": "train", "scratch": "train"})
+def fitted_run(folder, growths=("grown",)):
+    """small (60 FLOPs) -> fit (20 steps of 9, of them 2 recomputed and 3 to make weights) -> large; scratch. growths:
+    expansions in a row, of which the first is fitted."""
+    expansions = dict.fromkeys(growths, "expand")
+    run = make_run(folder, {"small": "train", **expansions, "large": "train", "scratch": "train"})
     train(run, "small", SMALL, {0: 8.0, 20: 5.0}, flops=3)
     per_step = {"train": 4, "recompute": 2, "make": 3}
     losses = {0: 6.0, 20: 5.0}
@@ -73,9 +95,17 @@ def fitted_run(folder):
     for step in range(1, 21):
         spend(fit, step, "make", 3)
     expand(run, "grown", "small", LARGE, method="ligo", fit={"steps": 20, "flops": 194, "training_flops": 180})
-    train(run, "large", LARGE, LARGE_LOSS, origin="grown", flops=8, recompute=2)
+    for before, after in pairwise(growths):
+        expand(run, after, before, LARGE)
+    train(run, "large", LARGE, LARGE_LOSS, origin=growths[-1], flops=8, recompute=2)
     train(run, "scratch", LARGE, SCRATCH_LOSS)
     return run
+
+
+def test_another_expansion_behind_it_does_not_hide_a_fit(tmp_path):
+    (one,) = build([fitted_run(tmp_path / "run", ("grown", "wider"))]).runs[0].comparisons
+    assert one.expansion.stage == "wider" and one.expansion.fit_flops == 180
+    assert one.curves.expanded[0].flops == 180 and one.source.flops == 60
 
 
 def test_a_fit_is_charged_in_both_savings(tmp_path):
