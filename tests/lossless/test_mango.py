@@ -294,3 +294,13 @@ def test_what_does_not_fall_into_slots_is_refused_by_name(reason):
 def test_the_rank_is_one_or_more():
     with pytest.raises(UserError, match="options of method 'mango': rank"):
         methods.parse("mango", {"rank": 0})
+
+
+def test_a_rank_with_more_coefficients_than_the_target_has_parameters_is_refused():
+    source, target = models.architecture_of(sample("vit", **SMALL)), models.architecture_of(sample("vit", **LARGE))
+    with pytest.raises(UserError, match=r"rank 9 has [\d,]+ coefficients, and the target [\d,]+ parameters") as caught:
+        require_possible(source, target, methods.parse("mango", {"rank": 9}))
+    most = int(str(caught.value).rsplit(" ", 1)[1])
+    require_possible(source, target, methods.parse("mango", {"rank": most}))
+    module = begun_module(source, target, methods.parse("mango", {"rank": most}))
+    assert sum(core.numel() for core in module.parameters()) <= target.parameters

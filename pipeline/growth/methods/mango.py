@@ -34,6 +34,7 @@ entry's are nonzero.
 """
 
 from itertools import product
+from math import isqrt
 
 import torch
 from pydantic import Field
@@ -70,7 +71,8 @@ class Mango(LearnedMethod):
     Options = MangoOptions
 
     def refusals(self, source: Architecture, target: Architecture, options: MangoOptions) -> list[str]:
-        return conditions.impossible(source, target) or mango_slots.refusals(source, target)
+        reasons = conditions.impossible(source, target) or mango_slots.refusals(source, target)
+        return reasons or _too_large(source, target, options.rank)
 
     def lossy(self, source: Architecture, target: Architecture, options: MangoOptions) -> list[str]:
         return ["its maps were learned"]
@@ -174,6 +176,16 @@ class MangoModule(nn.Module, GrowthModule):
             Term(number, coefficient, maps, template, block)
             for (number, maps, template, block), coefficient in zip(self.taken, coefficients, strict=True)
         )
+
+
+def _too_large(source: Architecture, target: Architecture, rank: int) -> list[str]:
+    """Why a rank is too large: the operator would have more coefficients than what it makes has parameters."""
+    slots, width = len(mango_slots.slots(target)), source.residual.size * target.residual.size
+    once = slots**2 + 2 * width + source.stacks[0].layers * target.stacks[0].layers
+    if rank**2 * once <= target.parameters:
+        return []
+    most, found = max(1, isqrt(target.parameters // once)), f"{rank**2 * once:,} coefficients"
+    return [f"rank {rank} has {found}, and the target {target.parameters:,} parameters; choose at most {most}"]
 
 
 def _map(matrix: Tensor) -> DenseMap:
