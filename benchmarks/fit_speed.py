@@ -57,6 +57,7 @@ class Growth:
 
 def stage(samples: int) -> TrainStage:
     fields = {"kind": "train", "name": "t", "model": "m", "batch": samples, "activation_checkpointing": True}
+    fields["save"] = "blocking"  # else each side holds a copy for its saves besides
     return TrainStage.model_validate({**fields, "schedule": {"peak": 1e-4, "horizon": "1000 steps"}})
 
 
