@@ -86,6 +86,7 @@ def test_the_example_passes_the_type_checker_of_this_repository(tmp_path, sectio
     settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8") + WITHOUT_TORCH
     (tmp_path / "pyproject.toml").write_text(settings, encoding="utf-8")
     options = ["--config-file", tmp_path / "pyproject.toml", "--cache-dir", tmp_path, "--follow-imports", "silent"]
+    options += ["--allow-subclassing-any"]  # of nn.Module, whose types are not read
     command = [sys.executable, "-m", "mypy", *options, tmp_path / "example.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
