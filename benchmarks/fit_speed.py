@@ -5,7 +5,7 @@
 
 Two processes, an engine of one rank each, which take turns: in each round both make one step at every size of a
 micro-batch. Printed are medians and the range of the rounds' ratios. Memory: the largest RssAnon of each process at
-that size, the libraries' own (measured before the engine) taken off.
+that size, with the memory for copies of its saves, the libraries' own (measured before the engine) taken off.
 """
 
 import argparse
@@ -57,7 +57,6 @@ class Growth:
 
 def stage(samples: int) -> TrainStage:
     fields = {"kind": "train", "name": "t", "model": "m", "batch": samples, "activation_checkpointing": True}
-    fields["save"] = "blocking"  # else each side holds a copy for its saves besides
     return TrainStage.model_validate({**fields, "schedule": {"peak": 1e-4, "horizon": "1000 steps"}})
 
 

@@ -60,7 +60,7 @@ class Sidecars:
 
     @classmethod
     def _in(cls, folder: Path) -> "Sidecars":
-        kept, left, own = [], [], {*OWN, *_read(folder)}
+        kept, left, own = [], [], {*OWN, *weight_files(folder)}
         for path in sorted(folder.iterdir()):
             if path.name in own or path.name.startswith(STAGING):
                 continue
@@ -108,7 +108,7 @@ def _is_published(folder: Path) -> bool:
     return layout is not None and layout.published_names
 
 
-def _read(folder: Path) -> Iterator[str]:
+def weight_files(folder: Path) -> Iterator[str]:
     """The files of a Hugging Face folder that hold the weights which are read."""
     file = weights_file(folder) if _is_published(folder) else None
     if file is not None:

@@ -41,7 +41,7 @@ class FitChoice(Strict):
     evaluate_every: PositiveDuration = Duration.parse("50 steps")
     save_every: PositiveDuration = Duration.parse("50 steps")
     log_every: int = Field(1, ge=1)
-    target: str | None = Field(None, description="a config.json instead of the model's sizes (lemon expand --data)")
+    target: str | None = Field(None, description="a config in the run's folder, set by lemon expand --data")
     source_config: str | None = Field(None, description="the source's config.json, where its folder holds none")
     accept: bool = Field(False, description="publish a result whose loss ends above its start, too")
 

@@ -303,6 +303,8 @@ class Config(Strict):
         """The stage in which the method of an expansion is fitted. What its keys leave open is as in the training stage
         behind it, and stays what it began with. Raises UserError where nothing says its batch."""
         fit, behind = stage.fit or FitChoice(), next(iter(self.continued_by(stage.name)), None)
+        if not fit.steps:
+            raise UserError(f"stages.{stage.name}.fit.steps: 0 fits nothing; its coefficients stay as they start")
         with placed(f"stages.{stage.name}"):
             usable_as_folder(stage.fit_name)
         begun = StageFolder(self.path / stage.fit_name).facts
@@ -313,7 +315,7 @@ class Config(Strict):
         own = {key: getattr(stage, key) for key in ("source", "model", "method")}
         inherited = {"batch": fit.batch or getattr(like, "batch", None)}
         inherited["precision"] = fit.precision or getattr(like, "precision", "fp32")
-        if fit.batch is None:
+        if fit.batch is None and like is behind:
             inherited["micro_batch"] = fit.micro_batch or getattr(behind, "micro_batch", None)
         named = {"name": stage.fit_name, "schedule": fit.schedule, "kind": "fit"}
         return FitStage.model_validate({**shared, **own, **inherited, **named})

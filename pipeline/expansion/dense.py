@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pipeline.accounting.memory import FP32
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.checkpoints.serialization.byte_stream import WINDOW
-from pipeline.growth.making import making_cost
+from pipeline.growth.execute import PlanExecutor
+from pipeline.growth.making import making_cost, products
 from pipeline.growth.maps import DenseMap
 from pipeline.growth.method import Term
 from pipeline.growth.plan import GrowthPlan
@@ -29,14 +30,16 @@ def _maps(growth: GrowthPlan) -> Iterator[DenseMap]:
 
 
 def needs(growth: GrowthPlan) -> dict[str, int]:
-    """FLOPs of the products, and bytes of the source that are read for them. Nothing where all maps are copies."""
+    """FLOPs of the products, and bytes of the source that are read for them at most. Nothing where all maps are
+    copies."""
     if not (flops := making_cost(growth).forward):
         return {}
-    shapes = {row.name: growth.source.shape(row) for row in growth.source.rows()}
-    read = 0
+    shapes, read = {row.name: growth.source.shape(row) for row in growth.source.rows()}, 0
+    executor = PlanExecutor(growth)
     for each in growth.tensors:
-        windows = math.ceil(math.prod(each.shape) / WINDOW)
-        read += windows * sum(_read(shapes[each.source_name(term)], term) for term in each.sums)
+        if any(products(executor, each)):
+            windows = math.ceil(math.prod(each.shape) / WINDOW)
+            read += windows * sum(_read(shapes[each.source_name(term)], term) for term in each.sums)
     return {"flops": flops, "read": FP32 * read}
 
 
@@ -51,4 +54,4 @@ def lines(needs: dict[str, int]) -> list[str]:
     if "flops" not in needs:
         return []
     read = amount(needs["read"])
-    return [f"             its maps are dense: {read} of the source are read, {needs['flops']:.3g} FLOPs"]
+    return [f"             dense maps: {read} of the source are read, {needs['flops']:.3g} FLOPs"]

@@ -28,6 +28,7 @@ from pipeline.expansion.sizes_beside import fit_to_sizes
 from pipeline.growth import optimizer_state, plan_file
 from pipeline.growth.activations import ProbedSource
 from pipeline.growth.execute import PlanExecutor
+from pipeline.growth.making import making_cost
 from pipeline.growth.method import ExpansionOptions, GrowthModule
 from pipeline.growth.optimizer_state import GrownSlot
 from pipeline.growth.plan import GrowthPlan, TensorPlan, begun_module, plan_growth
@@ -158,6 +159,8 @@ def plan_expansion(
     continued_by: the optimizer of the training that goes on from the result, where that is known. fitted: of a learned
     method."""
     ends = both_ends(source, target, options.seed, source_config)
+    if fitted:
+        fitted.require(ends.folder)
     growth = ends.plan(options, fitted.module(ends.begun_module(options)) if fitted else None)
     return _planned(ends, growth, layout, grow_optimizer_state, continued_by, fitted=fitted)
 
@@ -355,9 +358,10 @@ def weight(state: State, name: str) -> Tensor:
 
 
 def spent(expansion: ExpansionPlan, samples: int) -> dict[str, int]:
-    """FLOPs of the expansion itself. grow: a scale and an add for every number of the target."""
+    """FLOPs of the expansion itself. grow: a scale and an add for every number of the target, and the products of dense
+    maps."""
     return {
-        "grow": 2 * models.architecture_of(expansion.large).parameters,
+        "grow": 2 * models.architecture_of(expansion.large).parameters + making_cost(expansion.growth).forward,
         "verify": probe.spent(expansion.small, expansion.large, samples, expansion.growth.moves_norm_affines),
     }
 

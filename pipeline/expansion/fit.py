@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 
 from pipeline import models
 from pipeline.accounting.totals import training_flops
-from pipeline.checkpoints import publish
+from pipeline.checkpoints import manifest, publish
 from pipeline.config.schema import Config, ExpandStage, FitStage, TrainStage
 from pipeline.data import Prepared, open_prepared
 from pipeline.errors import UserError
@@ -55,7 +55,7 @@ def subject(config: Config, stage: TrainStage) -> Subject:
 def target(config: Config, stage: FitStage, data: Prepared) -> PretrainedConfig:
     """The target's config, with the dropout of the fit. Raises UserError."""
     if stage.target:
-        _, wanted = models.read_config(Path(stage.target))
+        _, wanted = models.read_config(config.path / stage.target)
     else:
         wanted = models.trained(config.models[stage.model], data.facts)
     if stage.dropout is not None:
@@ -144,7 +144,7 @@ def _differing(large: PretrainedConfig, facts: dict[str, Any]) -> str | None:
     """What keeps a model from reading the data of `facts`, in words."""
     family, outputs = models.of_config(large), models.architecture_of(large).outputs
     if "logits" not in outputs:
-        return "the model has no head, and so no loss; fit it with one, and apply the operator to the bare one"
+        return "the model has no head, and so no loss; grow one that has"
     reads = inspect.signature(family.head(large).model_class.forward).parameters
     if family.data != facts["kind"] or (family.data == "text" and "masked_positions" not in reads):
         return f"they are {KINDS[facts['kind']]}, which family '{family.name}' is not trained on here"
@@ -183,7 +183,7 @@ def _ended(config: Config, stage: FitStage) -> Fitted:
     folder = StageFolder(config.path / stage.name)
     losses = [record.eval_loss for record in folder.metrics if isinstance(record, EvaluationRecord)]
     checkpoint, facts = publish.newest(folder.checkpoints), folder.facts
-    if checkpoint is None or not losses or not isinstance(facts, TrainFacts):
+    if checkpoint is None or not losses or not isinstance(facts, TrainFacts) or not _is_the_end(checkpoint, facts):
         raise UserError(f"{folder.path}: what the fit has left is gone; remove the folder to fit it anew")
     logger.info(f"{stage.name}: evaluation loss {losses[0]:.4f} -> {losses[-1]:.4f}")
     if not losses[-1] <= losses[0] and not stage.accept:
@@ -195,3 +195,7 @@ def _ended(config: Config, stage: FitStage) -> Fitted:
     ledger = folder.ledger.accounted()
     spent = {"flops": sum(entry.flops for entry in ledger), "training_flops": training_flops(ledger, facts.steps)}
     return Fitted(checkpoint, {"steps": facts.steps, "loss": [losses[0], losses[-1]], **spent}, _source(config, stage))
+
+
+def _is_the_end(checkpoint: Path, facts: TrainFacts) -> bool:
+    return bool(manifest.read(checkpoint).step == facts.steps)

@@ -9,6 +9,7 @@ from torch import nn
 
 from pipeline import checkpoints
 from pipeline.checkpoints import manifest
+from pipeline.checkpoints.sidecars import weight_files
 from pipeline.errors import UserError
 from pipeline.growth.method import GrowthModule
 from pipeline.records.file_hashes import hashes, sha256
@@ -38,6 +39,13 @@ class Fitted:
             _restore(begun, self.checkpoint)
         return begun.double().requires_grad_(False)
 
+    def require(self, source: Path) -> None:
+        """Raises UserError for another source than that of the fit, as far as its manifest tells."""
+        if self.checkpoint is not None and (source / manifest.NAME).exists():
+            require_same_source(
+                self.checkpoint, {"path": str(source), "manifest_sha256": sha256(source / manifest.NAME)}
+            )
+
     def of(self, source: dict[str, Any]) -> dict[str, Any]:
         """The facts for the manifest of what is grown from a source. source: what the manifest says of it. Raises
         UserError where it is not the one that the fit was for."""
@@ -61,21 +69,39 @@ def coefficients_of(module: GrowthModule) -> int:
 
 
 def source_facts(folder: Path) -> dict[str, Any]:
-    """What the manifest of a result says of its source. Every byte is hashed. Raises UserError for damage."""
+    """What the manifest of a result says of its source, every byte hashed; of one without a manifest, of the files that
+    are read. Raises UserError for damage."""
     origin = manifest.Origin.of(folder)
-    records = hashes(folder, [str(path.relative_to(folder)) for path in origin.paths], WORKERS)
+    names = [str(path.relative_to(folder)) for path in origin.paths]
+    if origin.expected is None and (read := set(weight_files(folder))):
+        names = [name for name in names if name in {*read, checkpoints.CONFIG}]
+    records = hashes(folder, names, WORKERS)
     return origin.facts({folder / name: record for name, record in records.items()})
 
 
 def require_same_source(checkpoint: Path, source: dict[str, Any]) -> None:
     """Raises UserError where the coefficients in `checkpoint` are of another source than these facts say, wherever that
     lies."""
-    known = read_json(checkpoint / FACTS)["source"]
-    if {**known, "path": None} != {**source, "path": None}:
+    known = read_json(checkpoint / FACTS).get("source") if (checkpoint / FACTS).exists() else None
+    if not isinstance(known, dict):
+        raise UserError(f"{checkpoint}: does not say what it was fitted to; remove {_fit_of(checkpoint)} to fit anew")
+    if _numbers(known, known) != _numbers(source, known):
         raise UserError(
             f"{checkpoint}: fitted to {known['path']} as it was then, and now {source['path']} holds other numbers; "
-            f"remove {checkpoint.parent.parent} to fit the growth anew"
+            f"remove {_fit_of(checkpoint)} to fit the growth anew"
         )
+
+
+def _fit_of(checkpoint: Path) -> Path:
+    """The folder of the stage."""
+    return checkpoint.parent.parent
+
+
+def _numbers(facts: dict[str, Any], known: dict[str, Any]) -> Any:
+    """What facts say of a source's content: its manifest, or the files that `known` names."""
+    if "files" in known:
+        return {name: (facts.get("files") or {}).get(name) for name in known["files"]}
+    return facts.get("manifest_sha256")
 
 
 def _restore(module: nn.Module, checkpoint: Path) -> None:

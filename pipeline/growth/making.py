@@ -66,15 +66,15 @@ def making_cost(plan: GrowthPlan) -> MakingCost:
     forward = backward = recompute = 0
     executor = PlanExecutor(plan)
     for each in plan.tensors:
-        products = list(_products(executor, each))
-        once = sum(flops for flops, _ in products)
+        made = list(products(executor, each))
+        once = sum(flops for flops, _ in made)
         forward += once
-        backward += sum(flops * gradients for flops, gradients in products)
+        backward += sum(flops * gradients for flops, gradients in made)
         recompute += once if executor.params[each.target].layer is not None else 0
     return MakingCost(forward, backward, recompute)
 
 
-def _products(executor: PlanExecutor, tensor_plan: TensorPlan) -> Iterator[tuple[int, int]]:
+def products(executor: PlanExecutor, tensor_plan: TensorPlan) -> Iterator[tuple[int, int]]:
     """(FLOPs, factors that get a gradient) of every product that makes a tensor."""
     param = executor.params[tensor_plan.target]
     sums = [(param, tensor_plan.terms), *((block.alone(param), block.terms) for block in tensor_plan.blocks)]

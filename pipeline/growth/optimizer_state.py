@@ -55,7 +55,7 @@ def refusals(plan: GrowthPlan, slots: Sequence[Slot], stored: Collection[str]) -
 
 
 def _mixes_units(tensor_plan: TensorPlan) -> bool:
-    return any(term.maps is not None for term in tensor_plan.terms)
+    return any(term.maps is not None or term.template or term.block for term in tensor_plan.terms)
 
 
 def require(plan: GrowthPlan, slots: Sequence[Slot], stored: Collection[str]) -> None:

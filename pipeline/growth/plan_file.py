@@ -246,9 +246,10 @@ def _from_words(words: list[str], source: int) -> IndexMap:
 
 @dataclass(frozen=True)
 class TensorFile:
-    """Reads maps as `TensorStore` wrote them."""
+    """Reads maps as `TensorStore` wrote them, each tensor once."""
 
     path: Path
+    _read: dict[str, Tensor] = field(default_factory=dict)
 
     def maps(self, content: Json) -> Maps:
         overrides = {(each["stack"], each["layer"]): self._spaces(each["spaces"]) for each in content["overrides"]}
@@ -278,6 +279,11 @@ class TensorFile:
         return IndexMap(self.tensor(content["index"]), self.tensor(content["weight"]), content["source"])
 
     def tensor(self, name: str) -> Tensor:
+        if name not in self._read:
+            self._read[name] = self._load(name)
+        return self._read[name]
+
+    def _load(self, name: str) -> Tensor:
         try:
             with safe_open(self.path, "pt") as file:
                 tensor: Tensor = file.get_tensor(name)

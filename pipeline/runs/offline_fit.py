@@ -58,16 +58,15 @@ def fitted(
     if not chosen.steps:
         return UNFITTED
     text = models.config_text(target)
-    places = {
-        "target": str(folder / f"target-{sha256(text.encode()).hexdigest()[:12]}.json")
-    }  # another target is another setting
+    content = sha256(text.encode()).hexdigest()[:12]  # another target is another setting
+    places = {"target": f"target-{content}.json"}
     if source_config:
         places["source_config"] = str(source_config.resolve())
     alone = _run(configs.load(data, []), folder, target, options, source, chosen.model_copy(update=places))
     stage = alone.stages[0]
     assert isinstance(stage, ExpandStage)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(Path(places["target"]), text)
+    write_text(folder / places["target"], text)
     run.fit_alone(alone, stage)
     logger.info(f"fit: its records are in {folder}")
     result = fit.fitted(alone, stage)
@@ -80,7 +79,7 @@ def _run(
 ) -> Config:
     """A run with one expansion, on the data of the run `like`."""
     method = {"name": options.method, **options.options.model_dump()}
-    stage = {"kind": "expand", "name": STAGE, "source": str(source), "model": MODEL, "method": method}
+    stage = {"kind": "expand", "name": STAGE, "source": str(source.absolute()), "model": MODEL, "method": method}
     content = {
         **like.model_dump(include={"processes", "hang", "data", "max_time", "restarts"}),
         "name": "fit",

@@ -51,6 +51,7 @@ def fit_alone(config: Config, stage: ExpandStage, start: Start = Nodes()) -> Non
     """The fit of an expansion, whose target may be another than a model of the config's sizes. Raises UserError."""
     from pipeline import data
 
+    preemption.set_deadline(None if config.max_time is None else seconds(config.max_time))
     _check_before_data(config, start)
     fit, folder = config.fit_of(stage), config.path / "data"
     with _locked(config, start), dividing_work(config.path, start) as on_first:
