@@ -111,7 +111,7 @@ def expand(
         Path(source), target, method, dict(method_options or {}), _path(operator), _path(source_config), seed
     )
     fitted = None
-    if asked.learned:
+    if asked.learned and (data or fit):
         begun = asked.planned(optimizer_state, layout, UNFITTED)  # refuses before the fit what it refuses behind it
         fitted = asked.fitted(Path(out), _path(data), dict(fit or {}), begun)
     elif data or fit:

@@ -104,7 +104,7 @@ class Journey:
         net = pretrained.loaded(self.reshard(here, "hf", "--format", "huggingface", equal=False)).float()
         weights = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
         kept = {key.partition(" ")[2]: str(said) for key, said in before.items() if key.startswith(WEIGHTS)}
-        held = {name: bits(value if "float32" in kept[name] else value.bfloat16()) for name, value in weights.items()}
+        held = {name: bits(value.to(dtype_in(kept[name]))) for name, value in weights.items()}
         differ = [] if self.drawn.round_robin else [name for name in held if kept[name] != held[name]]
         self.require(set(kept) == set(held), set(kept) ^ set(held))
         self.require_named({(name,): f"{kept[name]} -> {held[name]}" for name in differ})
@@ -180,6 +180,12 @@ class Journey:
         if not right:
             again = f"LEMON_RANDOM_CHECKPOINTS={self.drawn.seed + 1} python -m pytest '{TEST}[{self.drawn.seed}]'"
             pytest.fail("\n".join([str(self.drawn), *map(str, found), f"again: {again}"]), pytrace=False)
+
+
+def dtype_in(said: str) -> torch.dtype:
+    """Of a tensor that is described as `torch.bfloat16 (2, 3) 5329e872ca534f72`."""
+    dtype: torch.dtype = getattr(torch, said.split(" ")[0].removeprefix("torch."))
+    return dtype
 
 
 def place(path: Path) -> dict[str, str]:

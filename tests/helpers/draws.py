@@ -94,8 +94,10 @@ class Draw:
         return "round_robin_gradients" in self.zero
 
     def left_out(self, keys: tuple[str, ...]) -> bool:
-        """Whether the file that DeepSpeed wrote leaves out what can be made from the rest."""
-        return self.stage == 1 and keys[1] in ("frozen_param_shapes", "frozen_param_fragments")
+        """Whether the file that DeepSpeed wrote leaves out what can be made from the rest. The module's weights are
+        written in float32 or bf16: an engine in fp16 rounds what it loads."""
+        rounded = self.precision == "fp16" and keys[1] == "module"
+        return rounded or (self.stage == 1 and keys[1] in ("frozen_param_shapes", "frozen_param_fragments"))
 
     def loads(self, target: str) -> bool:
         """Whether DeepSpeed's engine can (0.19.8): its stage 3 runs no parameter without numbers and lists Adagrad's
