@@ -46,14 +46,16 @@ class Publication:
 
 @dataclass(eq=False)
 class SaveInFlight:
-    """This rank's part of it. begun: when, of `time.perf_counter`; pause: seconds for which the training stood still;
-    seconds: until it was published (of rank 0); moved: bytes written and read back so far."""
+    """This rank's part of it. begun: when, of `time.perf_counter`; files, beside: what it writes by name, small things
+    beside the others; pause: seconds for which the training stood still; seconds: until it was published (of rank 0);
+    moved: bytes written and read back so far."""
 
     publication: Publication
     rank: int
     world: int
     begun: float
     files: dict[str, FrozenTree] = field(default_factory=dict)
+    beside: dict[str, str] = field(default_factory=dict)
     spans: Sequence[Spans] = ()
     pause: float = 0.0
     seconds: float = 0.0
@@ -95,6 +97,9 @@ class SaveInFlight:
 
     def _write(self) -> None:
         """Raises UserError for numbers that are not finite, what cannot be written, and what reads differently."""
+        for name, text in self.beside.items():
+            with writing_to(self.staged / name, AGAIN):
+                (self.staged / name).write_text(text, encoding="utf-8")
         records = {}
         for name, tree in self.files.items():
             if place := not_finite(tree.thawed(), self.spans):

@@ -86,12 +86,10 @@ class Saving:
         self.engine.save_checkpoint(
             str(flight.staging), tag=publication.final.name, client_state=client_state, save_latest=False
         )
-        if self.rank == 0:
-            for name, text in beside.items():
-                (flight.staged / name).write_text(text, encoding="utf-8")
         if self.cuda:
             torch.cuda.synchronize()
         flight.files, self._taken = self._taken, {}
+        flight.beside = beside if self.rank == 0 else {}
         self.flight = flight
         self.begun.append(flight)
         flight.start()
