@@ -114,7 +114,7 @@ def test_a_full_disk(workers, tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == ["step-0000001"]
         manifest.verify(tmp_path / "step-0000001")
     finally:
-        subprocess.run(["umount", tmp_path], check=True)
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)  # a worker may still be closing its files
 
 
 def test_a_save_waits_for_the_last(workers, tmp_path):
