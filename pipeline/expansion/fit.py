@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from pipeline import models
+from pipeline import checkpoints, models
 from pipeline.accounting.totals import training_flops
 from pipeline.checkpoints import manifest, publish
 from pipeline.config.schema import Config, ExpandStage, FitStage, TrainStage
@@ -40,11 +40,8 @@ from pipeline.training.subject import Subject, Trained, WholeModel
 logger = logging.getLogger(__name__)
 
 KINDS = {"text": "blocks of text for masked language modelling", "images": "images with classes"}
-AGREE = {
-    "text": {"vocab_size": "vocab_size"},
-    "images": {"image_size": "size", "num_channels": "channels", "num_labels": "classes"},
-}
-"""Keys of a model's config and the facts of the data that they must agree with."""
+AGREE = {"image_size": "size", "num_channels": "channels", "num_labels": "classes"}
+"""Keys of the config of a model of images, and the facts of the data that they must agree with."""
 
 
 def subject(config: Config, stage: TrainStage) -> Subject:
@@ -57,7 +54,8 @@ def target(config: Config, stage: FitStage, data: Prepared) -> PretrainedConfig:
     if stage.target:
         _, wanted = models.read_config(config.path / stage.target)
     else:
-        wanted = models.trained(config.models[stage.model], data.facts)
+        _, small = models.read_config(checkpoints.config_file(checkpoints.locate(_source(config, stage))))
+        wanted = models.trained(config.models[stage.model], data.facts, small)
     if stage.dropout is not None:
         wanted.update(dict.fromkeys(models.of_config(wanted).keys.dropout, stage.dropout))
     return wanted
@@ -148,9 +146,12 @@ def _differing(large: PretrainedConfig, facts: dict[str, Any]) -> str | None:
     reads = inspect.signature(family.head(large).model_class.forward).parameters
     if family.data != facts["kind"] or (family.data == "text" and "masked_positions" not in reads):
         return f"they are {KINDS[facts['kind']]}, which family '{family.name}' is not trained on here"
-    for key, fact in AGREE[family.data].items():
-        if getattr(large, key) != facts[fact]:
+    for key, fact in AGREE.items():
+        if family.data == "images" and getattr(large, key) != facts[fact]:
             return f"the model has {key} {getattr(large, key)}, the data {facts[fact]}"
+    if family.data == "text" and not models.reads_pieces(large, facts):
+        pieces = facts.get("pieces", facts["vocab_size"])
+        return f"the model has vocab_size {large.vocab_size}, their tokenizer {pieces} pieces"
     if family.data == "text" and facts["block"] > large.max_position_embeddings - family.reserved:
         return f"their blocks of {facts['block']} tokens are longer than the model's positions"
     return None

@@ -70,16 +70,33 @@ def family_of(sizes: ModelSizes) -> Family:
     return selected
 
 
-def trained(sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
-    """The config of a model to train on the data of `facts`. Raises UserError for a family that is only grown, and for
-    what `family_of` refuses."""
+SPARE_ROWS = 0.05
+"""Rows of a published model's table beyond its tokenizer's pieces, at most, as a share of these (DeepSeek: 0.024)."""
+
+
+def trained(sizes: ModelSizes, facts: Facts, origin: PretrainedConfig | None = None) -> PretrainedConfig:
+    """The config of a model to train on the data of `facts`. origin: the config of the model that it goes on from,
+    whose vocabulary it keeps, if that can be the one of the data. Raises UserError for a family that is only grown, and
+    for what `family_of` refuses."""
     selected = family_of(sizes)
     if selected.configure is None:
         able = ", ".join(name for name, other in FAMILIES.items() if other.configure)
         raise UserError(
             f"model family '{sizes.family}' can be expanded but not trained by this pipeline; trained are {able}"
         )
+    if selected.data == "text" and origin is not None and reads_pieces(origin, facts):
+        facts = {**facts, "vocab_size": origin.vocab_size}
     return selected.configure(sizes, facts)
+
+
+def reads_pieces(config: PretrainedConfig, facts: Facts) -> bool:
+    """Whether a model's table of pieces can be one for the text of `facts`: it has a row for each, and no more besides
+    than `prepare` adds to a fresh one, or than published ones have."""
+    if facts["kind"] != "text":
+        return False
+    pieces = facts.get("pieces", facts["vocab_size"])
+    most = max(facts["vocab_size"], int((1 + SPARE_ROWS) * pieces))
+    return bool(pieces <= getattr(config, "vocab_size", 0) <= most)
 
 
 def of_config(config: PretrainedConfig) -> Family:
@@ -94,6 +111,11 @@ def of_config(config: PretrainedConfig) -> Family:
 def architecture_of(config: PretrainedConfig) -> Architecture:
     """The architecture of a config."""
     return of_config(config).head(config).architecture(config)
+
+
+def is_causal(config: PretrainedConfig) -> bool:
+    """Whether a config's model predicts the next token, and attends to none behind it."""
+    return of_config(config).head(config).name == "causal-lm"
 
 
 def published_names(config: PretrainedConfig) -> dict[str, str]:
@@ -237,9 +259,11 @@ __all__ = [
     "fill",
     "function_keys",
     "initializer_range",
+    "is_causal",
     "of_config",
     "published_names",
     "read_config",
+    "reads_pieces",
     "recognise",
     "rotation",
     "rotation_counts_positions",

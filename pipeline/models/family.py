@@ -14,8 +14,9 @@ from pipeline.errors import UserError
 from pipeline.models.architecture import Architecture, LayerStack, NormEpsilon, ParamSpec, Space, heads, spaces
 
 Facts = Mapping[str, Any]
-"""What `prepare` states about the data. `kind`; of text vocab_size, block (tokens of a sample) and scored (predicted
-positions of a sample); of images size, channels and class_names."""
+"""What `prepare` states about the data. `kind`; of text vocab_size (rows of a fresh model's table), pieces (of the
+tokenizer; none stated: as many), block (tokens of a sample) and scored (predicted positions of a sample); of images
+size, channels and class_names."""
 
 Inputs = dict[str, Tensor]
 """The keyword arguments of a model's forward."""

@@ -106,16 +106,14 @@ def _require_readers(config: Config, stage: ExpandStage) -> None:
         optimizer_state.require_continued(where, _optimizer_before(config, stage), reader.optimizer)
 
 
-def after_data(config: Config, data: Prepared | None = None, counted: bool = True) -> dict[str, PretrainedConfig]:
-    """Check what the data decide: model sizes, steps, and whether every growth can be lossless. Returns the models'
-    configs. data: instead of those of the run folder. counted: whether their number of samples is known; else schedules
-    in epochs are not looked at. Raises UserError that lists all problems."""
+def after_data(config: Config, data: Prepared | None = None, counted: bool = True) -> None:
+    """Check what the data decide: model sizes, steps, and whether every growth can be lossless. data: instead of those
+    of the run folder. counted: whether their number of samples is known; else schedules in epochs are not looked at.
+    Raises UserError that lists all problems."""
     data = data or open_prepared(config.path / "data")
     all_of(partial(_model_config, config, name, data) for name in config.models)
-    model_configs = {name: _model_config(config, name, data) for name in config.models}
     stages = [stage for stage in config.stages if counted or not in_epochs(stage)]
-    all_of(partial(_stage_after_data, config, stage, data, model_configs) for stage in stages)
-    return model_configs
+    all_of(partial(_stage_after_data, config, stage, data) for stage in stages)
 
 
 def in_epochs(stage: Stage) -> bool:
@@ -124,24 +122,40 @@ def in_epochs(stage: Stage) -> bool:
     return any(isinstance(key, Duration) and key.unit == "epochs" for key in keys)
 
 
-def _model_config(config: Config, name: str, data: Prepared) -> PretrainedConfig:
+def _model_config(
+    config: Config, name: str, data: Prepared, origin: PretrainedConfig | None = None
+) -> PretrainedConfig:
     with placed(f"models.{name}"):
-        return models.trained(config.models[name], data.facts)
+        return models.trained(config.models[name], data.facts, origin)
 
 
-def _stage_after_data(
-    config: Config, stage: TrainStage | ExpandStage, data: Prepared, model_configs: dict[str, PretrainedConfig]
-) -> None:
+def model_of(config: Config, stage: Stage | FitStage, data: Prepared) -> PretrainedConfig:
+    """The config of a stage's model, which goes on with the vocabulary of what it starts from. Raises UserError."""
+    return _model_config(config, stage.model, data, _origin_model(config, stage, data))
+
+
+def _origin_model(config: Config, stage: Stage | FitStage, data: Prepared) -> PretrainedConfig | None:
+    """Of a training stage that was begun from a folder the model that it has: the folder may have changed."""
+    if stage.origin is None:
+        return None
+    if before := _named(config, stage.origin):
+        return model_of(config, before, data)
+    begun = publish.newest(StageFolder(config.path / stage.name).checkpoints) if stage.kind == "train" else None
+    return _config_in(begun or Path(stage.origin))
+
+
+def _stage_after_data(config: Config, stage: TrainStage | ExpandStage, data: Prepared) -> None:
+    model = model_of(config, stage, data)
     if isinstance(stage, TrainStage):
-        worth = pace(stage, model_configs[stage.model], data)
+        worth = pace(stage, model, data)
         rates(StageFolder(config.path / stage.name), stage, worth)
         require_best_known(stage, worth)
     else:
-        small = _source_config(config, stage, model_configs)
-        _require_growth(config, stage, small, model_configs[stage.model])
+        small = _source_config(config, stage, data)
+        _require_growth(config, stage, small, model)
         if fit := fits.unfinished(config, stage):
-            _stage_after_data(config, fit, data, model_configs)
-            _require_fit(fit, targets.adopt(small, model_configs[stage.model]), data)
+            _stage_after_data(config, fit, data)
+            _require_fit(fit, targets.adopt(small, model), data)
 
 
 def _require_fit(fit: FitStage, large: PretrainedConfig, data: Prepared) -> None:
@@ -152,19 +166,18 @@ def _require_fit(fit: FitStage, large: PretrainedConfig, data: Prepared) -> None
     fits.require_loss(fit, large, data)
 
 
-def _source_config(
-    config: Config, stage: ExpandStage | FitStage, model_configs: dict[str, PretrainedConfig]
-) -> PretrainedConfig:
-    source = _named(config, stage.source)
-    return model_configs[source.model] if source else _config_in(Path(stage.source))
+def _source_config(config: Config, stage: ExpandStage | FitStage, data: Prepared) -> PretrainedConfig:
+    small = _origin_model(config, stage, data)
+    assert small is not None, "the schema demands a source"
+    return small
 
 
-def fit_needs(config: Config, stage: FitStage, model_configs: dict[str, PretrainedConfig]) -> FitNeeds | None:
+def fit_needs(config: Config, stage: FitStage, data: Prepared) -> FitNeeds | None:
     """What fitting an expansion's method takes; None where that depends on its source."""
     if methods.find(stage.method.name).needs_source:
         return None
-    small = _source_config(config, stage, model_configs)
-    large = targets.adopt(small, model_configs[stage.model])
+    small = _source_config(config, stage, data)
+    large = targets.adopt(small, model_of(config, stage, data))
     architectures = models.architecture_of(small), models.architecture_of(large)
     return FitNeeds.of(*architectures, options(stage, config.seed), models.initializer_range(large))
 

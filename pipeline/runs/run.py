@@ -150,16 +150,18 @@ def _expand(config: Config, stage: ExpandStage, folder: StageFolder, start: Star
 
 
 def _plan_expansion(config: Config, stage: ExpandStage, start: Start) -> "ExpansionPlan":
-    from pipeline import models
+    from pipeline import checkpoints, models
     from pipeline.data import open_prepared
     from pipeline.expansion import expand, fit
     from pipeline.runs import preflight
     from pipeline.training.start import origin
 
     reader, fitted = next(iter(config.continued_by(stage.name)), None), fit.fitted(config, stage)
+    source = fitted.source if fitted and fitted.source else origin(config, stage.source)
+    _, small = models.read_config(checkpoints.config_file(checkpoints.locate(source)))
     return expand.plan_expansion(
-        fitted.source if fitted and fitted.source else origin(config, stage.source),
-        models.trained(config.models[stage.model], open_prepared(config.path / "data").facts),
+        source,
+        models.trained(config.models[stage.model], open_prepared(config.path / "data").facts, small),
         preflight.options(stage, config.seed),
         layout_for(stage, reader, ranks_of(config, start)),
         grow_optimizer_state=stage.optimizer_state == "grow",

@@ -85,11 +85,12 @@ class WholeModel(Subject):
     def model(self, data: Prepared, start: Path | None) -> PretrainedConfig:
         """From scratch by the config's sizes; else the start's own config (an expansion may have changed its
         epsilon)."""
-        from_sizes = models.trained(self.config.models[self.stage.model], data.facts)
+        sizes = self.config.models[self.stage.model]
         if start is None:
-            return from_sizes
+            return models.trained(sizes, data.facts)
         newest = publish.newest(self.config.path / self.stage.name / "checkpoints")
         _, stored = models.read_config((newest or start) / checkpoints.CONFIG)
+        from_sizes = models.trained(sizes, data.facts, stored)
         _require_same_shapes(start, _shapes(stored), _shapes(from_sizes), self.stage)
         return stored
 
