@@ -63,6 +63,7 @@ class TextData(Strict):
     block: int = Field(128, ge=8, le=MOST_UNITS, description="tokens per block, [CLS] and [SEP] included")
     mask: float = Field(0.15, gt=0, lt=1, description="fraction of a block that is predicted")
     evaluation_blocks: int = Field(256, ge=1)
+    cross_document: bool = Field(True, description="whether tokens attend to the other documents of their block")
     workers: int = Field(0, ge=0, le=256, description="loader processes per rank")
 
     @property
@@ -107,7 +108,7 @@ class ModelSizes(Strict):
     )
     mlp: int | None = Field(None, ge=1, le=MOST_UNITS, description="hidden units of the MLP; default 4 * hidden")
     patch: int | None = Field(None, ge=1, description="images only: side of a patch, pixels")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1, description="of every kind that the family has")
     eps: float = Field(1e-12, gt=0, description="epsilon of the norms")
     init: float = Field(
         0.02, gt=0, description="standard deviation of initial weights; narrow models learn faster with a larger one"

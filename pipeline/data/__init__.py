@@ -6,12 +6,22 @@
     )
 
 Files, in the order of the data's way: sources (what a config names) -> documents, census, tokenizers, packing,
-text_building, text | images, augment -> prepared (the folder) -> sampler (the order of the samples) -> batches (the
-loader).
+text_building, text, masking | images, augment -> prepared (the folder) -> sampler (the order of the samples) -> batches
+(the loader).
 """
 
 from pipeline.data.batches import Batch, evaluation_batches, train_batches
+from pipeline.data.masking import IGNORED
 from pipeline.data.prepared import Prepared, open_prepared, prepare
 from pipeline.data.sampler import evaluation_passes
 
-__all__ = ["Batch", "Prepared", "evaluation_batches", "evaluation_passes", "open_prepared", "prepare", "train_batches"]
+__all__ = [
+    "IGNORED",
+    "Batch",
+    "Prepared",
+    "evaluation_batches",
+    "evaluation_passes",
+    "open_prepared",
+    "prepare",
+    "train_batches",
+]

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.config.schema import ImageData, TextData
+from pipeline.config.schema import Augmentation, ImageData, TextData
+from pipeline.data.images import ImageSamples
 from pipeline.data.prepared import Prepared
 from pipeline.data.sampler import evaluation_numbers, locate, training_numbers
+from pipeline.data.text import TextSamples
 from pipeline.errors import UserError
 from pipeline.records.processes import be_a_helper
 
@@ -60,7 +62,7 @@ def train_batches(
             f"batch {batch} does not split into micro-batches of {micro_batch} on {world} ranks; "
             f"choose a multiple of {micro_batch * world}"
         )
-    samples, size = prepared.samples(data.augment if isinstance(data, ImageData) else "none"), prepared.size
+    samples, size = _samples(prepared, data, data.augment if isinstance(data, ImageData) else "none"), prepared.size
 
     def read(numbers: np.ndarray) -> Batch:
         epochs, rows = locate(seed, numbers, size)
@@ -77,12 +79,18 @@ def evaluation_batches(
     Every rank yields the same number of batches of the same shape: the last ones are padded with samples that do not
     count (see `Batch.valid`, which may be 0).
     """
-    samples, size = prepared.samples(), prepared.facts["evaluation"]
+    samples, size = _samples(prepared, data), prepared.facts["evaluation"]
 
     def read(numbers: np.ndarray) -> Batch:
         return Batch(*samples.evaluate(seed, numbers % size), valid=int((numbers < size).sum()))
 
     return _load(read, evaluation_numbers(size, micro_batch, rank, world), data.workers)
+
+
+def _samples(
+    prepared: Prepared, data: TextData | ImageData, augmentation: Augmentation = "none"
+) -> TextSamples | ImageSamples:
+    return prepared.samples(augmentation, isinstance(data, ImageData) or data.cross_document)
 
 
 def _load(read: Callable[[np.ndarray], Batch], numbers: Iterable[range], workers: int) -> Iterator[Batch]:

@@ -31,7 +31,7 @@ ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 """Pillow's modes with an alpha channel."""
 
 
-def build(data: ImageData, seed: int, folder: Path) -> dict[str, Any]:
+def build(data: ImageData, folder: Path) -> dict[str, Any]:
     """Write both splits into `folder`; returns the facts. Raises UserError."""
     augment.require(data.augment)
     datasets.disable_progress_bars()
@@ -51,8 +51,8 @@ def build(data: ImageData, seed: int, folder: Path) -> dict[str, Any]:
         "tokens_per_sample": 1,
     }
     samples = ImageSamples(folder, facts | {"mean": [0.0], "std": [1.0]})
-    _say_what_is_transparent(samples, seed)
-    return facts | _mean_and_std(samples, seed)
+    _say_what_is_transparent(samples)
+    return facts | _mean_and_std(samples)
 
 
 @dataclass(frozen=True)
@@ -212,15 +212,16 @@ def _sample(size: int, count: int) -> np.ndarray:
     return np.sort(position(derive(0, "evaluation images"), 0, np.arange(count), size))
 
 
-def _drawn(samples: ImageSamples, seed: int) -> np.ndarray:
-    """The rows of the training images that are looked at."""
+def _drawn(samples: ImageSamples) -> np.ndarray:
+    """The rows of the training images that are looked at: the same for every seed of a run, so that the same images
+    are normalised alike."""
     size = samples.facts["training"]
-    return position(derive(seed, "mean"), 0, np.arange(min(size, MEASURED)), size)
+    return position(derive(0, "mean"), 0, np.arange(min(size, MEASURED)), size)
 
 
-def _say_what_is_transparent(samples: ImageSamples, seed: int) -> None:
+def _say_what_is_transparent(samples: ImageSamples) -> None:
     """Pixels are read as they are stored, without their alpha: what was hidden shows."""
-    rows = _drawn(samples, seed)
+    rows = _drawn(samples)
     stored = (samples.splits["training"][int(row)]["image"] for row in rows)
     if names := [
         encoded["path"] or f"image {row}" for row, encoded in zip(rows, stored, strict=True) if _clear(encoded)
@@ -240,11 +241,11 @@ def _clear(encoded: dict[str, Any]) -> bool:
     return image.mode in ALPHA or "transparency" in image.info
 
 
-def _mean_and_std(samples: ImageSamples, seed: int) -> dict[str, list[float]]:
+def _mean_and_std(samples: ImageSamples) -> dict[str, list[float]]:
     """Mean and standard deviation of each channel of the training images, pixels in 0 to 1."""
     pixels = 0
     total, squares = np.zeros(samples.facts["channels"]), np.zeros(samples.facts["channels"])
-    for row in _drawn(samples, seed):
+    for row in _drawn(samples):
         (image,), _ = samples.read("training", row[None])
         values = augment.fit(image, samples.facts["size"]) / 255.0
         total, squares = total + values.sum(axis=(0, 1)), squares + (values**2).sum(axis=(0, 1))

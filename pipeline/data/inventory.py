@@ -17,7 +17,7 @@ from pipeline.data import augment
 from pipeline.data.images import LARGEST_HELD_OUT
 from pipeline.data.prepared import Prepared, prepared_before
 from pipeline.data.sources import COMPRESSED, TABLE, Embedded, HubSplit, LocalFiles, Source, resolve
-from pipeline.data.tokenizers import Pretrained
+from pipeline.data.tokenizers import Pretrained, table_size
 from pipeline.errors import UserError
 
 EMBEDDED = {"text": 2_100_000, "images": 1_797}
@@ -66,7 +66,8 @@ def _text(data: TextData, source: Source) -> tuple[dict[str, Any], list[tuple[st
     held_out = 0 if data.evaluation else data.evaluation_blocks
     facts = {
         "kind": "text",
-        "vocab_size": size,
+        "vocab_size": table_size(size),
+        "pieces": size,
         "block": data.block,
         "scored": data.scored,
         "tokens_per_sample": data.block,

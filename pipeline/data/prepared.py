@@ -25,9 +25,10 @@ from pipeline.records.run_folder import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
-NAME, FORMAT = "data.json", 2
-"""Format 1 had no hashes, and no number."""
-READ_LATER = {"workers", "augment"}
+NAME, FORMAT = "data.json", 3
+"""Format 1 had no hashes, and no number. Format 2 had no version of masking, and a vocabulary of as many rows as
+pieces."""
+READ_LATER = {"workers", "augment", "cross_document"}
 """Keys of the data config that change how samples are read, not what is stored."""
 ANEW = "restore it, or remove the folder to prepare the data again"
 
@@ -36,9 +37,11 @@ ANEW = "restore it, or remove the folder to prepare the data again"
 class Prepared:
     """Prepared data.
 
-    `facts`, JSON-able. Both kinds: kind, training, evaluation (samples), tokens_per_sample. Text: vocab_size, block,
-    scored, documents, special (ids of pad, unk, cls, sep, mask), unigram_entropy and unigram_cross_entropy
-    (nats per token, see text.py). Images: size, channels, classes, class_names, mean, std.
+    `facts`, JSON-able. Both kinds: kind, training, evaluation (samples), tokens_per_sample. Text: pieces (of the
+    tokenizer), vocab_size (rows of a fresh model's table, at least as many), block, scored, documents, special (ids of
+    pad, unk, cls, sep, mask), special_ids (of all special pieces), masking (version of its rules, see masking.py),
+    unigram_entropy and unigram_cross_entropy (nats per predicted token, see text_building.py). Images: size, channels,
+    classes, class_names, mean, std.
     """
 
     folder: Path
@@ -54,10 +57,13 @@ class Prepared:
         """Text only: the folder of the tokenizer (see tokenizers.py)."""
         return self.folder / "tokenizer"
 
-    def samples(self, augmentation: Augmentation = "none") -> text.TextSamples | images.ImageSamples:
-        """The reader of the samples. Raises UserError when the folder is damaged."""
+    def samples(
+        self, augmentation: Augmentation = "none", cross_document: bool = True
+    ) -> text.TextSamples | images.ImageSamples:
+        """The reader of the samples: of images as they are augmented, of text with documents that attend to each other
+        or not. Raises UserError when the folder is damaged."""
         if self.facts["kind"] == "text":
-            return text.TextSamples(self.folder, self.facts)
+            return text.TextSamples(self.folder, self.facts, cross_document)
         return images.ImageSamples(self.folder, self.facts, augmentation)
 
 
@@ -73,6 +79,7 @@ def prepare(data: TextData | ImageData, seed: int, folder: Path, processes: int 
     if there := prepared_before(folder, data, seed):
         _require_whole(folder)
         logger.debug(f"{folder}: prepared already")
+        _tell_of_former_masks(there)
         text_building.forget(folder)
         return there
     draft = folder.with_name(folder.name + ".draft")
@@ -98,6 +105,14 @@ def prepared_before(folder: Path, data: TextData | ImageData, seed: int) -> Prep
     return None
 
 
+def _tell_of_former_masks(prepared: Prepared) -> None:
+    if prepared.facts["kind"] == "text" and "masking" not in prepared.facts:
+        logger.info(
+            f"{prepared.folder}: prepared by an older release, whose masks this run keeps: separators are predicted "
+            "too, and the evaluation's masks follow the seed; a run in another folder gets those of this release"
+        )
+
+
 def _built(data: TextData | ImageData, seed: int, draft: Path, processes: int) -> dict[str, Any]:
     if data.kind == "text":
         return text_building.build(data, seed, draft, processes)
@@ -105,7 +120,7 @@ def _built(data: TextData | ImageData, seed: int, draft: Path, processes: int) -
 
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    return image_building.build(data, seed, draft)
+    return image_building.build(data, draft)
 
 
 def open_prepared(folder: Path) -> Prepared:

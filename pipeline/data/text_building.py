@@ -20,6 +20,7 @@ from pipeline.config.schema import TextData
 from pipeline.data import tokenizers
 from pipeline.data.census import Census, Facts
 from pipeline.data.documents import Corpus, corpora, fingerprint
+from pipeline.data.masking import IGNORED, VERSION
 from pipeline.data.packing import IdFile, Reading, TextChangedError, id_type, pack, pack_first
 from pipeline.data.text import TextSamples
 from pipeline.errors import UserError
@@ -193,7 +194,8 @@ def _packed(
     logger.info(f"packed: {blocks:,} training blocks of {data.block} tokens, {survey.blocks:,} evaluation blocks")
     facts = {
         "kind": "text",
-        "vocab_size": tokenizer.size,
+        "vocab_size": tokenizers.table_size(tokenizer.size),
+        "pieces": tokenizer.size,
         "block": data.block,
         "scored": data.scored,
         "tokens_per_sample": data.block,
@@ -201,31 +203,43 @@ def _packed(
         "evaluation": survey.blocks,
         "documents": survey.text["documents"],
         "special": tokenizer.special,
+        "special_ids": tokenizer.special_ids,
+        "masking": VERSION,
     }
     return facts | _context_free(TextSamples(folder, facts), seed)
 
 
 def _context_free(samples: TextSamples, seed: int) -> dict[str, float]:
-    """What a predictor without context reaches on the evaluation set, nats per token.
+    """What a predictor without context reaches on the evaluation set, nats per predicted token.
 
-    `unigram_entropy`: the entropy of the evaluation rows' own distribution, the bound of all such predictors on
-    these rows. `unigram_cross_entropy`: the training rows' distribution (add-one smoothed) on the evaluation labels.
+    `unigram_entropy`: the entropy of the distribution of the evaluation rows' ordinary pieces, the bound of all such
+    predictors on these rows. `unigram_cross_entropy`: the training rows' distribution of them (add-one smoothed) on the
+    evaluation labels. Raises UserError where no piece is an ordinary one.
     """
-    vocab_size = samples.facts["vocab_size"]
-    counts = _counts(samples.rows["evaluation"], vocab_size)
-    share = counts[counts > 0] / counts.sum()
-    smoothed = _counts(samples.rows["training"], vocab_size) + 1.0
-    log_share = np.log(smoothed / smoothed.sum())
-    _, labels = samples.evaluate(seed, np.arange(samples.facts["evaluation"]))
+    pieces, ordinary = samples.facts["pieces"], samples.masking.ordinary
+    counts = {split: _counts(rows, pieces)[ordinary] for split, rows in samples.rows.items()}
+    for split, found in counts.items():
+        _require_known(int(found.sum()), split)
+    share = counts["evaluation"][counts["evaluation"] > 0] / counts["evaluation"].sum()
+    smoothed, log_share = counts["training"] + 1.0, np.full(pieces, -np.inf)
+    log_share[ordinary] = np.log(smoothed / smoothed.sum())
+    labels = samples.evaluate(seed, np.arange(samples.facts["evaluation"]))[1].numpy()
     return {
         "unigram_entropy": float(-(share * np.log(share)).sum()),
-        "unigram_cross_entropy": float(-log_share[labels.numpy()].mean()),
+        "unigram_cross_entropy": float(-log_share[labels[labels != IGNORED]].mean()),
     }
 
 
-def _counts(rows: np.ndarray, vocab_size: int) -> np.ndarray:
-    """(vocab_size,): how often each id occurs, TOKENS_AT_ONCE at a time."""
-    counts, step = np.zeros(vocab_size, dtype=np.int64), max(1, TOKENS_AT_ONCE // rows.shape[1])
+def _require_known(tokens: int, split: str) -> None:
+    if not tokens:
+        raise UserError(
+            f"data.tokenizer: it knows no word of the {split} text, every token is [UNK]; choose one that fits the text"
+        )
+
+
+def _counts(rows: np.ndarray, pieces: int) -> np.ndarray:
+    """(pieces,): how often each id occurs, TOKENS_AT_ONCE at a time."""
+    counts, step = np.zeros(pieces, dtype=np.int64), max(1, TOKENS_AT_ONCE // rows.shape[1])
     for start in range(0, len(rows), step):
-        counts += np.bincount(rows[start : start + step].ravel(), minlength=vocab_size)
+        counts += np.bincount(rows[start : start + step].ravel(), minlength=pieces)
     return counts

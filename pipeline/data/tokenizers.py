@@ -27,12 +27,18 @@ LEARN_FROM = 50_000_000
 LONGEST_LINE = 1000
 """Characters of text in one line for sentencepiece, which skips lines above 4,192 bytes."""
 
+TABLE_ROWS = 64
+"""A fresh model's table of pieces has a multiple of so many rows: matrix products of odd sizes run slower, on GPUs by
+far."""
+
 
 class Tokenizer(Protocol):
-    """What packing needs. size: of the vocabulary; special: the ids of pad, unk, cls, sep and mask."""
+    """What packing and masking need. size: of the vocabulary; special: the ids of pad, unk, cls, sep and mask;
+    special_ids: these and those of all other pieces that are no part of a text, ascending."""
 
     size: int
     special: dict[str, int]
+    special_ids: list[int]
 
     def encode(self, documents: list[str]) -> list[list[int]]:
         """Ids of each document, without special pieces around them; text such as `[MASK]` is plain text."""
@@ -49,6 +55,7 @@ class SentencePiece:
         self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.size = self.processor.get_piece_size()
         self.special = {name: self.processor.piece_to_id(piece) for name, piece in zip(SPECIAL, PIECES, strict=True)}
+        self.special_ids = sorted(self.special.values())
 
     @classmethod
     def learn(cls, lines: Iterator[str], vocab_size: int) -> "SentencePiece":
@@ -109,6 +116,8 @@ class Pretrained:
             raise UserError(
                 f"{origin}: no {', '.join(missing)} token in this tokenizer; masked training needs them all"
             )
+        added = (number for number, piece in tokenizer.added_tokens_decoder.items() if piece.special)
+        self.special_ids = sorted({*tokenizer.all_special_ids, *added})
 
     @classmethod
     def wordpiece(cls, path: Path) -> "Pretrained":
@@ -171,6 +180,11 @@ class Pretrained:
 
     def save(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(folder)
+
+
+def table_size(pieces: int) -> int:
+    """Rows of a fresh model's table for so many pieces."""
+    return -(-pieces // TABLE_ROWS) * TABLE_ROWS
 
 
 def create(config: schema.TokenizerChoice, texts: Iterable[str], folder: Path) -> Tokenizer:

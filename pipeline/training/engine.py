@@ -26,7 +26,6 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline import checkpoints
 from pipeline.checkpoints.layouts import require_layout
@@ -41,6 +40,7 @@ from pipeline.errors import RESUME, FaultError, UserError, one_line
 from pipeline.records.processes import be_a_helper
 from pipeline.rng import derive
 from pipeline.training import interfaces, micro_batches, timeouts
+from pipeline.training.losses import model_inputs, per_sample
 from pipeline.training.save_in_flight import Publication
 from pipeline.training.saving import Saving
 from pipeline.training.start import require_loadable
@@ -309,8 +309,7 @@ class Engine:
         sums = torch.zeros(3, device=self.world.device, dtype=torch.float64)
         with torch.no_grad():
             for batch in batches:
-                both = torch.stack(self._losses(batch))[:, : batch.valid].double().sum(1)
-                sums += torch.cat([both, both.new_tensor([batch.valid])])
+                sums += torch.stack(self._losses(batch))[:, : batch.valid].double().sum(1)
         dist.all_reduce(sums)
         loss, hits = (sums[:2] / sums[2]).tolist()
         return {"eval_loss": loss, **({"perplexity": math.exp(min(loss, 700.0))} if kind == "text" else {"top1": hits})}
@@ -319,15 +318,11 @@ class Engine:
         """Another number as long as this rank computes, or its save is being written."""
         return self._passes + self.saving.moved()
 
-    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss and share of right answers per sample, (B,); always in float32, whatever the weights are."""
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Of every sample the loss, the share of right answers and whether it counts, as `per_sample` has them."""
         self._passes += 1
-        inputs = {name: value.to(self.world.device) for name, value in batch.inputs.items()}
-        labels = batch.labels.to(self.world.device)
-        logits = self.deepspeed(**inputs).logits.float()
-        losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(len(labels), -1)
-        hits = (logits.argmax(-1) == labels).float().view(len(labels), -1)
-        return losses.mean(1), hits.mean(1)
+        inputs = model_inputs(batch, self.deepspeed, self.world.device)
+        return per_sample(self.deepspeed(**inputs).logits, batch.labels.to(self.world.device))
 
     def save(self, folder: Path, step: int, facts: dict[str, Any], **around: Callable[[], None]) -> Path:
         """Begin to save `folder/step-0000500`, which `saving.finish` waits for; all ranks together. around: `before`

@@ -16,8 +16,8 @@ def plain() -> dict[str, list[float]]:
     return {name: _plain(name) for name in ("bert-pre-ln", "vit")}
 
 
-def _plain(name: str) -> list[float]:
-    """torch's own AdamW and clipping, one process, whole batches."""
+def _plain(name: str, apart: bool = False) -> list[float]:
+    """torch's own AdamW and clipping, one process, whole batches. apart: as of `batch`."""
     config = model_config(name)
     net = models.build(config, seed=5).train()
     settings = stage(micro_batch=1).optimizer
@@ -30,8 +30,17 @@ def _plain(name: str) -> list[float]:
             {"params": split[1], "weight_decay": 0.0, **shared},
         ]
     )
-    batches = [batch(name, step, 0, BATCH) for step in range(STEPS)]
-    return train_plainly(net, optimizer, [(whole.inputs, whole.labels) for whole in batches], settings.clip)
+    batches = [batch(name, step, 0, BATCH, apart) for step in range(STEPS)]
+    return train_plainly(net, optimizer, [(_masked(whole.inputs), whole.labels) for whole in batches], settings.clip)
+
+
+def _masked(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The numbers of documents as a mask of transformers' own kind, entry by entry."""
+    others = {name: value for name, value in inputs.items() if name != "documents"}
+    if "documents" not in inputs:
+        return others
+    mask = [[[[a == b for b in row] for a in row]] for row in inputs["documents"].tolist()]
+    return {**others, "attention_mask": torch.tensor(mask)}
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
@@ -42,6 +51,16 @@ def test_losses_follow_plain_pytorch(workers, plain, name, zero_stage, checkpoin
     losses = workers.run(ENGINE, {"family": name, "stage": fields, "steps": STEPS}, world=2)
     assert losses == pytest.approx(plain[name], abs=1e-5)
     assert len(set(losses)) == STEPS
+
+
+@pytest.mark.parametrize("zero_stage, precision, near", [(1, "fp32", 1e-5), (3, "fp32", 1e-5), (2, "bf16", 3e-2)])
+def test_documents_that_are_kept_apart(workers, plain, zero_stage, precision, near):
+    """The tolerances are those of the other tests."""
+    fields = {"zero_stage": zero_stage, "micro_batch": BATCH // 4, "precision": precision}
+    job = {"family": "bert-pre-ln", "stage": fields, "steps": STEPS, "apart": True}
+    expected = _plain("bert-pre-ln", apart=True)
+    assert workers.run(ENGINE, job, world=2) == pytest.approx(expected, abs=near)
+    assert expected != pytest.approx(plain["bert-pre-ln"], abs=1e-3), "a mask changes the loss"
 
 
 def test_bf16_stays_near(workers, plain):

@@ -234,10 +234,13 @@ def text_run(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("fit", ["{steps: 6, precision: bf16}", "{steps: 6, preset: published}"])
-def test_bert(tmp_path, fit):
+@pytest.mark.parametrize(
+    "fit, across", [("{steps: 6, precision: bf16}", "true"), ("{steps: 6, preset: published}", "false")]
+)
+def test_bert(tmp_path, fit, across):
     """In bf16 the fit's evaluations round more than what is grown from its float32 coefficients."""
-    lemon_here("run", text_run(tmp_path), f"stages.grown.fit={fit}", "stages.grown.fit.accept=true")
+    changes = f"stages.grown.fit={fit}", "stages.grown.fit.accept=true", f"data.cross_document={across}"
+    lemon_here("run", text_run(tmp_path), *changes)
     run = tmp_path / "run"
     close = 2e-2 if "bf16" in fit else 1e-5
     assert evaluations(run, "large")[0] == pytest.approx(evaluations(run, "grown-fit")[-1], abs=close)

@@ -31,8 +31,9 @@ def stage(**fields) -> TrainStage:
     )
 
 
-def batch(name: str, step: int, first: int, count: int) -> Batch:
-    """Samples `first` to `first + count` of a step's global batch."""
+def batch(name: str, step: int, first: int, count: int, apart: bool = False) -> Batch:
+    """Samples `first` to `first + count` of a step's global batch. apart: of text, of several documents each, that are
+    kept apart."""
     generator = torch.Generator().manual_seed(step)
     mine = slice(first, first + count)
     if models.family(name).data == "images":
@@ -40,4 +41,7 @@ def batch(name: str, step: int, first: int, count: int) -> Batch:
         return Batch({"pixel_values": pixels[mine]}, torch.randint(3, (BATCH,), generator=generator)[mine], count)
     ids = torch.randint(61, (BATCH, 14), generator=generator)
     positions = torch.rand(BATCH, 14, generator=generator).argsort(1)[:, :3]
-    return Batch({"input_ids": ids[mine], "masked_positions": positions[mine]}, ids.gather(1, positions)[mine], count)
+    inputs = {"input_ids": ids[mine], "masked_positions": positions[mine]}
+    if apart:
+        inputs["documents"] = (torch.rand(BATCH, 14, generator=generator) < 0.2).cumsum(1).int()[mine]
+    return Batch(inputs, ids.gather(1, positions)[mine], count)

@@ -15,7 +15,15 @@ import pytest
 import torch
 
 from pipeline.config.schema import ImageData
-from pipeline.data import augment, evaluation_batches, image_tables, open_prepared, prepare, train_batches
+from pipeline.data import (
+    augment,
+    evaluation_batches,
+    image_building,
+    image_tables,
+    open_prepared,
+    prepare,
+    train_batches,
+)
 from pipeline.data.image_tables import ImageTables
 from pipeline.data.images import ImageSamples
 from pipeline.data.sources import HubSplit
@@ -105,6 +113,13 @@ def test_pixels_are_normalised_by_the_training_set(digits):
     pixels = stored(prepared) / 255
     assert prepared.facts["mean"] == pytest.approx(pixels.mean(axis=(0, 1, 2)))
     assert prepared.facts["std"] == pytest.approx(pixels.std(axis=(0, 1, 2)))
+
+
+def test_images_are_normalised_alike_whatever_the_seed(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(image_building, "MEASURED", 20)
+    one, two = (prepare(config(), seed, tmp_path / f"{seed}").facts for seed in (0, 5))
+    assert one == two
 
 
 def test_labels_belong_to_their_pictures(digits):

@@ -189,7 +189,7 @@ def test_a_vocabulary_that_was_changed_starts_over(source, tmp_path, monkeypatch
     interrupted(monkeypatch, config(source, tokenizer=tokenizer), tmp_path / "data", parts=7, processes=1)
     vocabulary.write_text("\n".join([*pieces, "##sol"]) + "\n")
     assert "kept" not in goes_on(source, tmp_path / "data", caplog, tokenizer=tokenizer)
-    assert json.loads((tmp_path / "data" / "data.json").read_text())["facts"]["vocab_size"] == len(pieces) + 1
+    assert json.loads((tmp_path / "data" / "data.json").read_text())["facts"]["pieces"] == len(pieces) + 1
 
 
 def test_a_text_that_changes_while_it_is_read_is_refused(source, tmp_path, monkeypatch):

@@ -234,7 +234,7 @@ def test_wordpiece_is_lower_cased_without_accents_and_saved_whole(tmp_path):
     pieces = load(prepared.tokenizer)
     assert pieces.encode(["CAFÉ ab [MASK]"])[0][:3] == [57, 5, 32]
     assert prepared.facts["special"]["mask"] == 4 and 4 not in pieces.encode(["x [MASK] y"])[0]
-    assert prepared.facts["vocab_size"] == 58
+    assert prepared.facts["pieces"] == 58
 
 
 def test_a_tokenizer_of_transformers_gives_the_same_rows(tmp_path):
@@ -295,7 +295,7 @@ def test_wikipedia_with_the_wordpiece_vocabulary(tmp_path):
     data = TextData(kind="text", dataset=str(VALID), evaluation=str(WIKITEXT), tokenizer=tokenizer)
     prepared = prepare(data, 0, tmp_path / "data")
     facts = prepared.facts
-    assert facts["documents"] == 644 and facts["vocab_size"] == 30522
+    assert facts["documents"] == 644 and (facts["pieces"], facts["vocab_size"]) == (30522, 30528)
     assert facts["training"] == (367_931 + 643) // 126  # a [SEP] between every two documents
     assert facts["special"] == {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
     rows = TextSamples(prepared.folder, facts).rows["training"]

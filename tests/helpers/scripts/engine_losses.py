@@ -14,7 +14,7 @@ from tests.helpers.parity_task import BATCH, ROUNDS, batch, model_config, stage
 
 
 def train(job: dict) -> list[float]:
-    """The losses. job: family, stage (fields of a stage: zero_stage, precision, …), steps."""
+    """The losses. job: family, stage (fields of a stage: zero_stage, precision, …), steps, apart (as of `batch`)."""
     world = join()
     torch.set_num_threads(1)
     config = model_config(job["family"])
@@ -24,7 +24,8 @@ def train(job: dict) -> list[float]:
     losses = []
     for step in range(job["steps"]):
         micro = BATCH // world.size // ROUNDS
-        parts = [batch(job["family"], step, (part * world.size + world.rank) * micro, micro) for part in range(ROUNDS)]
+        firsts = [(part * world.size + world.rank) * micro for part in range(ROUNDS)]
+        parts = [batch(job["family"], step, first, micro, job.get("apart", False)) for first in firsts]
         losses.append(engine.step(parts, step, rate=1e-3)[0])
     dist.barrier()
     return losses

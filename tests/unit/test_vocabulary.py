@@ -1,0 +1,65 @@
+"""Rows of a model's table of pieces: a multiple of 64 from scratch, those of the checkpoint where there is one."""
+
+import pytest
+from torch import nn
+
+from pipeline import models
+from pipeline.config.schema import ModelSizes
+from pipeline.data.tokenizers import table_size
+
+TRAINED = [name for name, family in models.FAMILIES.items() if family.configure]
+
+
+def sizes(family: str = "bert", **more) -> ModelSizes:
+    patch = 4 if models.family(family).data == "images" else None
+    return ModelSizes(family=family, layers=1, hidden=8, heads=2, patch=patch, **more)
+
+
+def facts(family: str, pieces: int = 30522) -> dict:
+    if models.family(family).data == "images":
+        return {"kind": "images", "size": 8, "channels": 3, "class_names": ["a", "b"]}
+    return {"kind": "text", "vocab_size": table_size(pieces), "pieces": pieces, "block": 16, "scored": 2}
+
+
+@pytest.mark.parametrize("pieces, rows", [(1, 64), (64, 64), (65, 128), (2048, 2048), (30522, 30528), (50257, 50304)])
+def test_a_fresh_table_has_a_multiple_of_64_rows(pieces, rows):
+    assert table_size(pieces) == rows
+    assert models.trained(sizes(), facts("bert", pieces)).vocab_size == rows
+
+
+# pieces of the tokenizer, rows of the checkpoint's table, rows of the model
+@pytest.mark.parametrize(
+    "pieces, stored, rows",
+    [
+        (30522, 30522, 30522),  # BERT as it was published
+        (30522, 30528, 30528),  # a run of this pipeline
+        (151669, 151936, 151936),  # Qwen3
+        (50295, 51200, 51200),  # Phi-2
+        (200, 256, 256),
+        (30522, 28996, 30528),  # fewer rows than pieces
+        (4096, 30522, 4096),  # another tokenizer's
+    ],
+)
+def test_a_model_that_goes_on_keeps_its_table_if_it_can_be_the_datas(pieces, stored, rows):
+    origin = models.trained(sizes(), facts("bert", stored) | {"vocab_size": stored})
+    assert models.trained(sizes(), facts("bert", pieces), origin).vocab_size == rows
+
+
+def test_data_of_an_older_release_have_a_row_for_each_piece():
+    older = {key: value for key, value in facts("bert", 100).items() if key != "pieces"} | {"vocab_size": 100}
+    assert models.trained(sizes(), older).vocab_size == 100
+    assert models.reads_pieces(models.trained(sizes(), older), older)
+
+
+@pytest.mark.parametrize("family", TRAINED)
+def test_dropout_is_off_unless_it_is_asked_for(family):
+    """Every kind of it: in the keys of the config, and in the modules."""
+    config = models.trained(sizes(family), facts(family))
+    stated = {key: value for key, value in config.to_dict().items() if "drop" in key and "path" not in key}
+    assert stated and not any(stated.values()), stated
+    assert not getattr(config, "drop_path_rate", 0.0) and not getattr(config, "layerdrop", 0.0)
+    modules = [each for each in models.build(config).modules() if isinstance(each, nn.Dropout)]
+    assert all(each.p == 0 for each in modules)
+    assert set(models.family(family).keys.dropout) <= {*stated, "drop_path_rate", "layerdrop"}
+    wet = models.trained(sizes(family, dropout=0.1), facts(family))
+    assert any(value == 0.1 for key, value in wet.to_dict().items() if "drop" in key)
