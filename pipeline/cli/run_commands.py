@@ -72,9 +72,10 @@ def _add_allow(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--allow",
         action="append",
-        choices=["precision"],
+        choices=["precision", "attention"],
         default=[],
-        help="go on with a begun training stage in another precision than before, which is recorded",
+        help="go on with a begun training stage in another precision, or with another attention, than before, which is "
+        "recorded",
     )
 
 

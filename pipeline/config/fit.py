@@ -1,6 +1,6 @@
 """How the coefficients of a learned growth method are fitted, inside an expansion stage: the keys of `fit:`."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 MOST_STEPS = 1_000_000
+Attention = Annotated[
+    Literal["auto", "sdpa", "eager"],
+    Field(
+        description="sdpa: torch's fused kernels; eager: plain matrix products; auto: on CPUs the faster one where the "
+        "stage begins, measured there, else sdpa; a resume keeps it"
+    ),
+]
 
 
 class FitChoice(Strict):
@@ -38,6 +45,7 @@ class FitChoice(Strict):
     dropout: float | None = Field(0.0, ge=0, lt=1, description="of the target while it is fitted; null: the model's")
     precision: Literal["fp32", "bf16"] | None = Field(None, description="default: that of the training stage behind")
     zero_stage: Literal[0, 1, 2] = 1
+    attention: Attention = "auto"
     evaluate_every: PositiveDuration = Duration.parse("50 steps")
     save_every: PositiveDuration = Duration.parse("50 steps")
     log_every: int = Field(1, ge=1)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
-from pipeline.config.fit import FitChoice
+from pipeline.config.fit import Attention, FitChoice
 from pipeline.config.hang import HangChoice
 from pipeline.config.stability import Stability
 from pipeline.config.validation_errors import ConfigProblems
@@ -158,6 +158,7 @@ class TrainStage(Strict):
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
     activation_checkpointing: bool = False
+    attention: Attention = "auto"
     evaluate_every: PositiveDuration = Duration.parse("100 steps")
     save_every: PositiveDuration = Duration.parse("200 steps")
     log_every: int = Field(1, ge=1, description="steps between two records in metrics.jsonl")
@@ -316,6 +317,8 @@ class Config(Strict):
         own = {key: getattr(stage, key) for key in ("source", "model", "method")}
         inherited = {"batch": fit.batch or getattr(like, "batch", None)}
         inherited["precision"] = fit.precision or getattr(like, "precision", "fp32")
+        if fit.attention == "auto" and behind and like is behind:
+            inherited["attention"] = behind.attention
         if fit.batch is None and like is behind:
             inherited["micro_batch"] = fit.micro_batch or getattr(behind, "micro_batch", None)
         named = {"name": stage.fit_name, "schedule": fit.schedule, "kind": "fit"}

@@ -105,17 +105,17 @@ class Fit(Subject):
         """The coefficients begin anew, whatever the source holds."""
         return False
 
-    def to_load(self, model: PretrainedConfig) -> Trained:
+    def to_load(self, model: PretrainedConfig, attention: str = "sdpa") -> Trained:
         """All coefficients are decayed alike. Raises UserError where the source has changed since the fit began."""
         known = of_rank_0(self._same_source)
         source = {name: expand.weight(self.ends.state, name) for name in self.ends.state.tensors}
         module = self.ends.begun_module(self.options)
-        grown = GrownModel((self.ends.small, model), self.options, module, source)
+        grown = GrownModel((self.ends.small, model), self.options, module, source, attention)
         beside = {fitted_by.FACTS: json.dumps({"source": known, **self._facts()}, indent=2) + "\n"}
         return Trained(grown, ((True, dict(grown.named_parameters())),), lambda: beside)
 
-    def begun(self, model: PretrainedConfig, start: Path | None) -> Trained:
-        return self.to_load(model)
+    def begun(self, model: PretrainedConfig, start: Path | None, attention: str = "sdpa") -> Trained:
+        return self.to_load(model, attention)
 
     def _same_source(self) -> dict[str, Any]:
         """What the manifest of a result will say of the source, every byte hashed. Raises UserError where a checkpoint

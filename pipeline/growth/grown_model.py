@@ -36,8 +36,10 @@ class GrownModel(nn.Module):
         options: ExpansionOptions,
         coefficients: GrowthModule,
         source: Mapping[str, Tensor],
+        attention: str = "sdpa",
     ):
-        """configs: of source and target. source: its weights by published name; they stay as they are."""
+        """configs: of source and target. source: its weights by published name; they stay as they are. attention: what
+        the target computes with, `sdpa` or `eager`."""
         super().__init__()
         small, self.config = configs
         assert isinstance(coefficients, nn.Module), "a learned method supplies an nn.Module"
@@ -49,7 +51,7 @@ class GrownModel(nn.Module):
         self._noise = _Fixed(self, "noise", dict(_noise(plan)))
         self._layers = {path: GrownLayer() for path in plan.target.blocks()}
         self._outside, self._inside = self._placed(models.published_names(self.config))
-        self.computing = (self._with_layers(ReadModel(self.config, source.__getitem__).skeleton()),)
+        self.computing = (self._with_layers(ReadModel(self.config, source.__getitem__, attention).skeleton()),)
 
     def plan(self) -> GrowthPlan:
         """The growth by the coefficients as they are now, differentiable in them."""

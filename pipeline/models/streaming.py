@@ -46,10 +46,11 @@ class ReadModel:
 
     config: PretrainedConfig
     read: Read
+    attention: str = "sdpa"
 
     def skeleton(self) -> PreTrainedModel:
         with init.no_init_weights(), init_empty_weights(include_buffers=False):
-            return models.build(self.config)
+            return models.build(self.config, attention=self.attention)
 
     def parameter(self, name: str) -> Tensor:
         return self.read(self._published[name])

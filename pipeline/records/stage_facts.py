@@ -11,7 +11,8 @@ from pipeline.records.formats import FORMAT, Recorded, explained, require_readab
 
 
 class TrainSettings(BaseModel):
-    """How a stage is trained; batch: samples per step over all ranks, micro_batch: per rank and pass."""
+    """How a stage is trained; batch: samples per step over all ranks, micro_batch: per rank and pass. attention: what
+    was chosen where the stage began."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -23,6 +24,7 @@ class TrainSettings(BaseModel):
     optimizer: dict[str, Any]
     activation_checkpointing: bool
     seed: int
+    attention: str = "sdpa"
 
 
 class StepFlops(BaseModel):

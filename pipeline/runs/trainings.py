@@ -121,8 +121,9 @@ def _make_ready(config: Config, stage: TrainStage, ranks: int, on_first: OnFirst
     from pipeline.training.stage import facts_line, plan_training
 
     _reshard_start(config, stage, ranks, on_first)
-    line = facts_line(plan_training(config, stage, subject(config, stage)), ranks)
-    logger.info("%s: %s, %d ranks, ZeRO-%d, %s", stage.name, line, ranks, stage.zero_stage, stage.precision)
+    plan = plan_training(config, stage, subject(config, stage))
+    how = f"{ranks} ranks, ZeRO-{stage.zero_stage}, {stage.precision}, attention {plan.stage.attention}"
+    logger.info("%s: %s, %s", stage.name, facts_line(plan, ranks), how)
 
 
 def _reshard_start(config: Config, stage: TrainStage, ranks: int, on_first: OnFirst) -> None:

@@ -20,18 +20,19 @@ from pipeline.errors import UserError
 from pipeline.growth import methods
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.strict import Strict
+from pipeline.training import settled
 
 CADENCE = {"evaluate_every", "save_every", "log_every", "save", "keep", "tensorboard"}
 LAYOUT = {"micro_batch", "activation_checkpointing", "zero_stage"}
 """The loss is the mean over all samples of a batch, however they are split; the sum's order changes its last digits.
 With dropout, though, masks are drawn for each micro-batch: another micro_batch draws others, other ranks do not."""
-ALLOWABLE = {"precision"}
+ALLOWABLE = {"precision", "attention"}
 """Settings of a training stage that change its results a little, and that may change where it is allowed (--allow)."""
 
 POLICIES = {"stability", "accept"}
 """What was done by them is in the stage's events; a stage that has ended on a NaN goes on with another policy, and what
 a fit has left may be published at last."""
-INHERITED = {"batch", "precision"}
+INHERITED = {"batch", "precision", *settled.BEFORE}
 """Keys of a fit that the stage behind its expansion may decide; the fit has recorded them."""
 NO_RESULTS = CADENCE | LAYOUT | POLICIES
 """Keys of a stage that decide no number."""
@@ -49,6 +50,8 @@ class Fingerprint(Strict):
     @classmethod
     def of(cls, config: Config, stage: TrainStage | ExpandStage) -> "Fingerprint":
         origin = next((cls.of(config, s) for s in config.stages if s.name == stage.origin), None)
+        if isinstance(stage, TrainStage):
+            stage = settled.as_begun(stage, StageFolder(config.path / stage.name))
         return cls(seed=config.seed, data=config.data, model=config.models[stage.model], stage=stage, origin=origin)
 
     def settings(self) -> dict[str, Any]:
@@ -96,8 +99,10 @@ def _changes(config: Config, stage: TrainStage | ExpandStage, allowed: Collectio
         return []
     before, now = _read(folder.path, folder.facts.fingerprint).settings(), Fingerprint.of(config, stage).settings()
     may_change = set() if folder.finished else {f"stage.{key}" for key in ALLOWABLE.intersection(allowed)}
-    changed = (each for each in differences(before, now) if each[0] not in may_change)
-    return [f"{place} was {_shown(old)}, is now {_shown(new)}" for place, old, new in changed]
+    changed = (each for each in differences(before, now) if each[0] not in may_change and not settled.agree(*each))
+    return [
+        f"{place} was {_shown(settled.as_recorded(place, old))}, is now {_shown(new)}" for place, old, new in changed
+    ]
 
 
 def _refusal(config: Config, stage: TrainStage | ExpandStage, changes: list[str]) -> str:

@@ -17,7 +17,7 @@ from pipeline.records.ledger_check import require_agreement
 from pipeline.records.run_folder import StageFolder, write_text
 from pipeline.records.stage_facts import TrainFacts
 from pipeline.records.stage_records import BESIDE, EvaluationRecord, LedgerEntry, SaveRecord, TrainingRecord
-from pipeline.training import lost_steps, resharded_start, wall_clock
+from pipeline.training import lost_steps, machine_choices, resharded_start, wall_clock
 from pipeline.training.engine import Engine, World, free, of_rank_0
 from pipeline.training.hangs.watch import Reached, watched
 from pipeline.training.hardware import peak_of_all_ranks
@@ -49,7 +49,7 @@ def _until_it_rewinds(
     """Train from the newest checkpoint. Returns None at the end, else when it is to go on from the newest one again.
     began: when this start began, as `time.perf_counter` has it."""
     resume = newest_whole(StageFolder(subject.config.path / subject.stage.name).checkpoints, world)
-    plan = plan_training(subject.config, subject.stage, subject)
+    plan = machine_choices.settle(plan_training(subject.config, subject.stage, subject), world)
     engine = _engine(plan, world, resume)
     step = manifest.parse(resume / manifest.NAME).step if resume else 0
     begun = _begin(plan, world, step, resume is not None, began) if world.first else None
@@ -92,9 +92,9 @@ def _engine(plan: TrainingPlan, world: World, resume: Path | None) -> Engine:
         checkpoint = start
     if checkpoint is None:
         logger.debug(f"{plan.stage.name}: begins from {start or 'fresh weights'}, with a fresh optimizer")
-        return Engine(subject.begun(plan.model, start), plan.stage, world, plan.config.seed)
+        return Engine(subject.begun(plan.model, start, plan.stage.attention), plan.stage, world, plan.config.seed)
     place = resharded_start.place(checkpoint, plan.stage, world.size, plan.folder)
-    engine = Engine(subject.to_load(plan.model), plan.stage, world, plan.config.seed, start=place)
+    engine = Engine(subject.to_load(plan.model, plan.stage.attention), plan.stage, world, plan.config.seed, start=place)
     engine.load(place)
     logger.debug(f"{plan.stage.name}: weights and optimizer are those of {place}")
     return engine

@@ -17,7 +17,7 @@ from pipeline.optim.schedules import Rates
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import OF_A_START, ExpandFacts, StepFlops, TrainFacts, TrainSettings
 from pipeline.records.versions import installed
-from pipeline.training import micro_batches
+from pipeline.training import micro_batches, settled
 from pipeline.training.engine import World
 from pipeline.training.fingerprint import Fingerprint
 from pipeline.training.hardware import describe
@@ -55,7 +55,7 @@ def plan_training(config: Config, stage: TrainStage, subject: Subject | None = N
     UserError."""
     data = open_prepared(config.path / "data")
     folder = StageFolder(config.path / stage.name)
-    stage = micro_batches.as_begun(stage, folder)
+    stage = settled.as_begun(micro_batches.as_begun(stage, folder), folder)
     start = start_of(config, stage)
     subject = subject or WholeModel(config, stage)
     model = subject.model(data, start)
@@ -164,6 +164,7 @@ def _settings(plan: TrainingPlan, world: World) -> TrainSettings:
         optimizer=stage.optimizer.model_dump(mode="json"),
         activation_checkpointing=stage.activation_checkpointing,
         seed=plan.config.seed,
+        attention=stage.attention,
     )
 
 

@@ -71,11 +71,11 @@ class Subject(ABC):
         Raises UserError."""
 
     @abstractmethod
-    def to_load(self, model: PretrainedConfig) -> Trained:
-        """What a checkpoint will be loaded into."""
+    def to_load(self, model: PretrainedConfig, attention: str = "sdpa") -> Trained:
+        """What a checkpoint will be loaded into. attention: what it computes with, `sdpa` or `eager`."""
 
     @abstractmethod
-    def begun(self, model: PretrainedConfig, start: Path | None) -> Trained:
+    def begun(self, model: PretrainedConfig, start: Path | None, attention: str = "sdpa") -> Trained:
         """What the stage begins with, where no checkpoint is loaded."""
 
 
@@ -97,12 +97,12 @@ class WholeModel(Subject):
     def continues(self, start: Path, ranks: int) -> bool:
         return continues_optimizer(start, self.stage, ranks)
 
-    def to_load(self, model: PretrainedConfig) -> Trained:
+    def to_load(self, model: PretrainedConfig, attention: str = "sdpa") -> Trained:
         seed = derive(self.config.seed, "init", self.stage.name) % 2**32
-        return of_model(models.build(model, seed), self.stage.activation_checkpointing)
+        return of_model(models.build(model, seed, attention), self.stage.activation_checkpointing)
 
-    def begun(self, model: PretrainedConfig, start: Path | None) -> Trained:
-        trained = self.to_load(model)
+    def begun(self, model: PretrainedConfig, start: Path | None, attention: str = "sdpa") -> Trained:
+        trained = self.to_load(model, attention)
         if start is not None:
             models.fill(trained.module, loader.weights(start))
         return trained

@@ -214,7 +214,7 @@ def test_the_learned_method_of_the_docs(finished, tmp_path, monkeypatch):
 def text_run(folder: Path) -> Path:
     """The config of a chain of BERTs on invented words."""
     rate = {"peak": 2e-3, "warmup": "2 steps", "horizon": "8 steps"}
-    train = {"kind": "train", "batch": 8, "evaluate_every": "4 steps", "schedule": rate}
+    train = {"kind": "train", "batch": 8, "evaluate_every": "4 steps", "schedule": rate, "attention": "sdpa"}
     model = {"family": "bert-pre-ln", "layers": 2, "hidden": 24, "heads": 3}
     text = {"kind": "text", "dataset": str(text_file(folder / "words.txt", some_documents()))}
     content = {

@@ -63,7 +63,7 @@ class Chain:
         self.folder.mkdir(parents=True)
         rate = {"peak": 1e-3, "minimum": 1e-4, "warmup": "4 steps", "horizon": f"{STEPS} steps"}
         train = {"kind": "train", "batch": BATCH, "evaluate_every": "10 steps", "save_every": f"{SAVE_EVERY} steps"}
-        train |= {"schedule": rate, "log_every": self.variant.log_every}
+        train |= {"schedule": rate, "log_every": self.variant.log_every, "attention": "sdpa"}
         first, second = self.variant.zero
         method = {"method": {"name": "lemon", "depth": "cancel"}, "optimizer_state": self.variant.moments}
         stages = [

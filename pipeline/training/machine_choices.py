@@ -1,0 +1,23 @@
+"""What `auto` leaves open in a stage is settled where the stage begins, by all its ranks together."""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from pipeline.training import attention
+from pipeline.training.engine import World, of_rank_0
+from pipeline.training.settled import BEFORE
+from pipeline.training.stage import TrainingPlan
+
+logger = logging.getLogger(__name__)
+
+
+def settle(plan: TrainingPlan, world: World) -> TrainingPlan:
+    """The plan with nothing left open: as recorded when the stage began, else by what these devices do best. To be
+    called by all ranks at once."""
+    chosen: dict[str, Any] = of_rank_0(lambda: {key: getattr(plan.stage, key) for key in BEFORE})
+    if chosen["attention"] == "auto":
+        choice = attention.choose(plan, world)
+        chosen["attention"] = choice.attention
+        logger.info("%s: attention %s: %s", plan.stage.name, choice.attention, choice.reason)
+    return replace(plan, stage=plan.stage.model_copy(update=chosen))
