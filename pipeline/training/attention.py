@@ -22,6 +22,7 @@ from pipeline.data import Batch, train_batches
 from pipeline.models.family import LAYER_TYPES
 from pipeline.training import micro_batches
 from pipeline.training.engine import World
+from pipeline.training.losses import model_inputs
 from pipeline.training.stage import TrainingPlan
 
 Attention = Literal["sdpa", "eager"]
@@ -113,7 +114,7 @@ def _called_with(model: PreTrainedModel, layer: nn.Module, batch: Batch) -> tupl
     """The arguments with which the model calls one of its layers, masks among them."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     with torch.no_grad(), layer.register_forward_pre_hook(lambda _, *call: calls.append(call), with_kwargs=True):
-        model(**batch.inputs)
+        model(**model_inputs(batch, model, torch.device("cpu")))
     return calls[0]
 
 

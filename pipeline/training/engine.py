@@ -321,7 +321,7 @@ class Engine:
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Of every sample the loss, the share of right answers and whether it counts, as `per_sample` has them."""
         self._passes += 1
-        inputs = model_inputs(batch, self.deepspeed, self.world.device)
+        inputs = model_inputs(batch, self.deepspeed.module, self.world.device)
         return per_sample(self.deepspeed(**inputs).logits, batch.labels.to(self.world.device))
 
     def save(self, folder: Path, step: int, facts: dict[str, Any], **around: Callable[[], None]) -> Path:

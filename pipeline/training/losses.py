@@ -1,8 +1,7 @@
 """From a micro-batch to what a model is called with, and from its logits to the loss of every sample."""
 
 import torch
-from deepspeed import DeepSpeedEngine
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline import models
@@ -10,13 +9,13 @@ from pipeline.data import IGNORED, Batch
 from pipeline.models.document_mask import document_mask
 
 
-def model_inputs(batch: Batch, engine: DeepSpeedEngine, device: torch.device) -> dict[str, Tensor]:
+def model_inputs(batch: Batch, model: nn.Module, device: torch.device) -> dict[str, Tensor]:
     """A micro-batch's inputs on the device, the numbers of its documents, where it has them, as a mask of attention for
-    the model in `engine`."""
+    `model`, in the dtype of its weights."""
     inputs = {name: value.to(device) for name, value in batch.inputs.items()}
     if (documents := inputs.pop("documents", None)) is not None:
-        causal = models.is_causal(engine.module.config)
-        inputs["attention_mask"] = document_mask(documents, next(engine.module.parameters()).dtype, causal)
+        causal = models.is_causal(model.config)
+        inputs["attention_mask"] = document_mask(documents, next(model.parameters()).dtype, causal)
     return inputs
 
 

@@ -40,7 +40,7 @@ def test_a_beginning_stage_takes_what_was_measured_to_be_faster(finished, tmp_pa
 
 
 def test_a_stage_goes_on_with_what_it_began_with(finished, tmp_path, capfd):
-    """Plain attention here, which the run that it is compared with has not: the same numbers but for the last digits."""
+    """Plain attention here, not in the run that it is compared with: the same numbers but for the last digits."""
     path = interrupted(finished, tmp_path, "small", 20)
     recorded_as(tmp_path, "eager")
     code, said, _ = lemon(capfd, "train", path, "--stage", "small", AUTO)

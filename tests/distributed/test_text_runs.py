@@ -36,7 +36,7 @@ def text_run(folder: Path, name: str, **top: object) -> Path:
     (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n")
     documents = [" ".join(text.split()[: 1 + number % 2]) for number, text in enumerate(some_documents(400))]
     rate = {"peak": 1e-3, "warmup": "1 steps", "horizon": "2 steps"}
-    train = {"kind": "train", "batch": 8, "evaluate_every": "2 steps", "schedule": rate}
+    train = {"kind": "train", "batch": 8, "evaluate_every": "2 steps", "schedule": rate, "attention": "sdpa"}
     model, source = {"family": "bert", "layers": 1, "hidden": 16, "heads": 2}, str(folder / "published")
     content = {
         "name": name,

@@ -18,9 +18,7 @@ def tiny_run(folder: Path, **top: object) -> Path:
     `top` replaces keys of the top level."""
     rate = {"peak": 1e-3, "minimum": 1e-4, "warmup": "4 steps", "horizon": f"{STEPS} steps"}
     train = {"kind": "train", "batch": BATCH, "evaluate_every": "8 steps", "save_every": "5 steps"}
-    train |= {
-        "attention": "sdpa"
-    }  # what is measured may come out another way in the run that this one is compared with
+    train |= {"attention": "sdpa"}  # a measurement may come out another way in the run that this one is compared with
     content = {
         "name": "tiny",
         "folder": str(folder / "run"),
