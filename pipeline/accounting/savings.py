@@ -99,7 +99,8 @@ def compare_run(
     """The comparisons of a run, and sentences that say why something could not be compared.
 
     Compared is what was grown, or began from a checkpoint outside any run. A baseline is looked for in the run itself,
-    then in `places`, other runs on the same data. target: a loss; None: the baseline's own final evaluation loss.
+    then in `places`, other runs on the same data. target: a loss; None: that at which a stage was to stop, where that
+    has ended it, else the baseline's own final evaluation loss.
     """
     comparisons, remarks, used = [], [], set()
     for stage in run.models:
@@ -169,7 +170,7 @@ def _compare(
     sources = [ancestor for ancestor in reversed(chain[behind:]) if ancestor.trains]
     whole_stage = Ancestor(stage.path, stage, {}, {}, None)
     expanded = joined([*reversed(chain[:behind]), whole_stage])
-    loss = baseline.evaluations[-1].loss if target is None else target
+    loss, meaning = _target(stage, baseline, target)
     scratch, given = reach(baseline.evaluations, loss), reach(expanded, loss)
     listed = [SourceStage(stage=source.name, flops=source.training_flops or 0) for source in sources]
     cost = None if unknown else sum(source.flops for source in listed)
@@ -178,7 +179,7 @@ def _compare(
         stage=stage.name,
         model=_facts(stage).model,
         baseline=Baseline(run=None if place is run else place.title, stage=baseline.name),
-        target=Target(loss=loss, meaning=_meaning(baseline, target)),
+        target=Target(loss=loss, meaning=meaning),
         expansion=_expansion(chain[grown:behind]) if grown < len(chain) else None,
         source=Source(stages=listed, flops=cost, unknown=unknown),
         scratch=scratch,
@@ -202,13 +203,18 @@ def _curves(sources: list[Ancestor]) -> list[SourceCurve]:
     ]
 
 
-def _meaning(baseline: RecordedStage, target: float | None) -> str:
-    if target is not None:
-        return "as given"
+def _target(stage: RecordedStage, baseline: RecordedStage, given: float | None) -> tuple[float, str]:
+    """The loss to compare at, and what it is: where nobody gives one, that at which the stage was to stop, else the
+    last one of the baseline."""
+    reached, last = _facts(stage).reached, baseline.evaluations[-1]
+    if given is not None:
+        return given, "as given"
+    if reached and reached.measure == "eval_loss":
+        return reached.target, f"at which '{stage.name}' was to stop"
     if baseline.finished:
-        return f"the final evaluation loss of '{baseline.name}'"
-    where = f"step {baseline.evaluations[-1].step} of {_facts(baseline).steps}"
-    return f"the latest evaluation loss of '{baseline.name}', which is unfinished ({where})"
+        return last.loss, f"the final evaluation loss of '{baseline.name}'"
+    where = f"step {last.step} of {_facts(baseline).steps}"
+    return last.loss, f"the latest evaluation loss of '{baseline.name}', which is unfinished ({where})"
 
 
 def joined(parts: list[Ancestor]) -> list[Evaluation]:

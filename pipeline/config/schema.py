@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 from pipeline.config.fit import Attention, FitChoice
 from pipeline.config.hang import HangChoice
 from pipeline.config.stability import Stability
+from pipeline.config.stop import Stop
 from pipeline.config.validation_errors import ConfigProblems
 from pipeline.durations import Duration, PositiveDuration, Time
 from pipeline.errors import UserError, nearest, placed
@@ -170,6 +171,7 @@ class TrainStage(Strict):
     keep: Annotated[Retention, BeforeValidator(_retention)] = Retention()
     tensorboard: bool = False
     stability: Stability = Stability()
+    stop: Stop | None = Field(None, description="ends the stage at the first evaluation that reaches a target")
 
     @property
     def origin(self) -> str | None:
@@ -358,6 +360,19 @@ class Config(Strict):
         if isinstance(stage, ExpandStage) and origin in earlier:
             source, target = (self.models.get(name) for name in (earlier[origin].model, stage.model))
             problems += _shrinkage(stage, source, target) if source and target else []
+        return problems + (self._problems_of_stop(stage, earlier) if isinstance(stage, TrainStage) else [])
+
+    def _problems_of_stop(self, stage: TrainStage, earlier: dict[str, TrainStage | ExpandStage]) -> list[str]:
+        """What does not fit between a stage's target, the data and the stages before it."""
+        if stage.stop is None:
+            return []
+        where, value = f"stages.{stage.name}.stop.{stage.stop.measure}", stage.stop.value
+        problems = []
+        if stage.stop.measure == "top1" and self.data.kind == "text":
+            problems.append(f"{where}: text is evaluated by its loss alone; name eval_loss")
+        trained = [name for name, each in earlier.items() if isinstance(each, TrainStage)]
+        if isinstance(value, str) and value not in trained:
+            problems.append(f"{where}: '{value}' is no number and no earlier training stage{nearest(value, trained)}")
         return problems
 
 

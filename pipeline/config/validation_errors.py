@@ -158,8 +158,8 @@ def _unknown_key(schema: Any, location: Sequence[int | str]) -> str:
 
 def _section(schema: Any, location: Iterable[int | str]) -> Any:
     """The part of the schema at a location of pydantic's, which names the branch of a union by its kind."""
-    while get_origin(schema) is Annotated:
-        schema = get_args(schema)[0]
+    while get_origin(schema) is Annotated or (optional := _optional(schema)):
+        schema = get_args(schema)[0] if get_origin(schema) is Annotated else optional
     keys = [*location]
     if not keys:
         return schema
@@ -167,11 +167,15 @@ def _section(schema: Any, location: Iterable[int | str]) -> Any:
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return _section(schema.model_fields[str(first)].annotation, rest)
     if get_origin(schema) in (Union, UnionType):
-        branches = [branch for branch in get_args(schema) if branch is not NoneType]
-        if len(branches) == 1:  # X or None: the location does not name X
-            return _section(branches[0], keys)
-        return _section(next(branch for branch in branches if _kind(branch) == first), rest)
+        return _section(next(branch for branch in get_args(schema) if _kind(branch) == first), rest)
     return _section(get_args(schema)[-1], rest)  # an entry of a list or of a mapping
+
+
+def _optional(schema: Any) -> Any:
+    """X, where the schema is X or None: a location does not name X."""
+    union = get_origin(schema) in (Union, UnionType)
+    branches = [branch for branch in get_args(schema) if branch is not NoneType] if union else []
+    return branches[0] if len(branches) == 1 else None
 
 
 def _kind(branch: Any) -> str | None:

@@ -34,7 +34,7 @@ def require_agreement(path: Path, ledger: Sequence[LedgerEntry], facts: TrainFac
             raise _wrong(path, f"step {min(by_step)} has {WORDS[kind]} and no training")
     if len({entry.flops for entry in ledger if entry.kind == "evaluate"}) > 1:
         raise _wrong(path, "evaluations of the same data have different FLOPs")
-    end = facts.steps if until is None and facts.status == "finished" else until
+    end = facts.end if until is None and facts.status == "finished" else until
     if end is not None and previous != end:
         raise _wrong(path, f"its training ends at step {previous}, that of the stage at step {end}")
 

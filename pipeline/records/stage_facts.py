@@ -80,10 +80,30 @@ class CommonFacts(Recorded):
     status: Literal["running", "finished"] = "running"
 
 
+class ReachedTarget(BaseModel):
+    """The evaluation that ended a stage. value: what it measured, a loss in nats or a share from 0 to 1; flops: of the
+    stage's training until then."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: int
+    measure: Literal["eval_loss", "top1"]
+    target: float
+    value: float
+    flops: int
+
+    @property
+    def words(self) -> str:
+        """Such as `evaluation loss 2.3071 reached its target 2.31`."""
+        if self.measure == "top1":
+            return f"top-1 accuracy {100 * self.value:.2f} % reached its target {100 * self.target:.4g} %"
+        return f"evaluation loss {self.value:.4f} reached its target {self.target:.6g}"
+
+
 class TrainFacts(CommonFacts):
     """A training stage, or the fit of a growth method. start: the checkpoint that it began from; schedule: resolved to
-    steps; device: in words; coefficients: of a fit, how many. settings, flops_per_step, device, versions: those of the
-    last of its starts."""
+    steps; device: in words; coefficients: of a fit, how many; reached: the target that ended it, if one did. settings,
+    flops_per_step, device, versions: those of the last of its starts."""
 
     kind: Literal["train", "fit"] = "train"
     start: str | None
@@ -96,6 +116,12 @@ class TrainFacts(CommonFacts):
     device: str
     starts: tuple[StartFacts, ...] = ()
     coefficients: int | None = None
+    reached: ReachedTarget | None = None
+
+    @property
+    def end(self) -> int:
+        """The step behind which it ends, or has ended."""
+        return self.reached.step if self.reached else self.steps
 
     @model_validator(mode="before")
     @classmethod

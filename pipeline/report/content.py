@@ -23,7 +23,8 @@ class TrainingSeries(Content):
 
 
 class Stage(Content):
-    """A stage of the config. state: `finished`, or how far it has come; facts: its stage.json."""
+    """A stage of the config. state: `finished`, with what ended it before its schedule, or how far it has come; facts:
+    its stage.json."""
 
     stage: str
     kind: str

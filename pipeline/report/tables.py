@@ -34,6 +34,8 @@ def _state(stage: RecordedStage) -> str:
     """`finished`, or how far it has come."""
     if not stage.facts:
         return "not started"
+    if stage.finished and stage.training and stage.training.reached:
+        return f"finished at step {stage.training.end} of {stage.training.steps}: {stage.training.reached.words}"
     if stage.finished:
         return "finished"
     return f"at step {stage.last_step} of {stage.training.steps}" if stage.training else "running"

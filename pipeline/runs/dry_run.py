@@ -38,8 +38,9 @@ from pipeline.training import launcher
 from pipeline.training.engine import deepspeed_config
 from pipeline.training.environment import Launched
 from pipeline.training.launcher import Start
+from pipeline.training.length import has_ended, pace, rates
 from pipeline.training.micro_batches import as_begun
-from pipeline.training.stage import pace, rates, step_flops
+from pipeline.training.stage import step_flops
 from pipeline.training.start import require_whole_facts
 
 PLOTTED = 48
@@ -158,7 +159,7 @@ def _stage(config: Config, stage: Stage | FitStage, cluster: Cluster, there: Inv
     if isinstance(stage, ExpandStage):
         return {**shared, "method": stage.method.name, "disk": _expansion_on_disk(config, stage, cluster, parameters)}
     folder = StageFolder(config.path / stage.name)
-    stage, cluster = as_begun(stage, folder), _as_trained(folder, cluster)
+    stage, cluster = as_begun(stage, folder), _as_trained(config, stage, cluster)
     known = there.counted or not preflight.in_epochs(stage)
     needs = preflight.fit_needs(config, stage, there.data) if isinstance(stage, FitStage) else None
     training = _training(config, stage, cluster, there, model, known, needs.making if needs else NO_MAKING)
@@ -173,15 +174,17 @@ def _stage(config: Config, stage: Stage | FitStage, cluster: Cluster, there: Inv
     }
 
 
-def _as_trained(folder: StageFolder, cluster: Cluster) -> Cluster:
+def _as_trained(config: Config, stage: TrainStage, cluster: Cluster) -> Cluster:
     """Of a finished stage the ranks of its last start, whatever those of this command are."""
-    facts = folder.facts
-    return Cluster(1, facts.settings.world_size) if folder.finished and isinstance(facts, TrainFacts) else cluster
+    facts = StageFolder(config.path / stage.name).facts
+    if isinstance(facts, TrainFacts) and has_ended(config, stage):
+        return Cluster(1, facts.settings.world_size)
+    return cluster
 
 
 def _status(config: Config, stage: Stage) -> str:
     folder = StageFolder(config.path / stage.name)
-    if folder.finished:
+    if has_ended(config, stage):
         return "finished"
     newest = publish.newest(folder.checkpoints)
     return f"goes on from {newest.name}" if newest else "to do"
@@ -216,6 +219,7 @@ def _training(
         "zero_stage": stage.zero_stage,
         "precision": stage.precision,
         "save": stage.save,
+        "stop": stage.stop.model_dump(mode="json", exclude_none=True) if stage.stop else None,
         "batch": batch,
         "schedule": None,
     }

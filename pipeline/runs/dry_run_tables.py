@@ -64,7 +64,7 @@ def _training_row(stage: dict[str, Any]) -> list[str]:
     epochs = schedule["epochs"] if schedule else None
     return [
         f"{batch['samples']} = {batch['micro_batch']} x {batch['accumulation']} x {ranks}",
-        f"{schedule['steps']:,}" if schedule else "?",
+        f"{'up to ' if stage['stop'] else ''}{schedule['steps']:,}" if schedule else "?",
         f"{batch['tokens']:,}",
         f"{epochs:.3g}" if epochs else "?",
         f"{flops['train']:.3g}" if flops else "?",
@@ -83,6 +83,10 @@ def _schedule(stage: dict[str, Any]) -> Iterator[str]:
         f"{name}: {schedule['kind']}, peak {schedule['peak']:g}, warm-up {schedule['warmup']:,} of "
         f"{schedule['steps']:,} steps"
     )
+    for measure, value in (stage["stop"] or {}).items():
+        until = f"that of '{value}'" if isinstance(value, str) else value
+        bound = "at least" if measure == "top1" else "at most"
+        yield f"  ends before that at the first evaluation with {measure} {bound} {until}"
     yield f"  {bars}  " + ", ".join(f"{rate:.3g} at {step:,}" for step, rate in schedule["rates"].items())
 
 
@@ -118,7 +122,8 @@ def _largest(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _end(content: dict[str, Any]) -> Iterator[str]:
     flops, disk = content["flops"], content["disk"]
-    yield f"FLOPs        {'not known yet' if flops is None else f'{flops:.4g} in all, evaluation included'}"
+    most = "at most " * any(stage["stop"] for stage in _trainings(content))
+    yield f"FLOPs        {'not known yet' if flops is None else f'{most}{flops:.4g} in all, evaluation included'}"
     yield f"disk         {amount(disk['needed'])} of checkpoints at most, {amount(disk['free'])} free"
     for note in content["notes"]:
         yield f"note         {note}"

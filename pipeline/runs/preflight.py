@@ -23,8 +23,9 @@ from pipeline.optim.optimizers import OptimizerSpec
 from pipeline.records.run_folder import StageFolder
 from pipeline.training.engine import precisions_of_workers, require_precision
 from pipeline.training.fingerprint import require_same
+from pipeline.training.length import pace, rates, require_open_end
 from pipeline.training.micro_batches import as_begun, divide, size_of
-from pipeline.training.stage import pace, rates, require_best_known
+from pipeline.training.stage import require_best_known
 from pipeline.training.start import require_start, require_whole_facts
 
 
@@ -147,6 +148,7 @@ def _origin_model(config: Config, stage: Stage | FitStage, data: Prepared) -> Pr
 def _stage_after_data(config: Config, stage: TrainStage | ExpandStage, data: Prepared) -> None:
     model = model_of(config, stage, data)
     if isinstance(stage, TrainStage):
+        require_open_end(config, stage)
         worth = pace(stage, model, data)
         rates(StageFolder(config.path / stage.name), stage, worth)
         require_best_known(stage, worth)

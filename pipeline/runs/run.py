@@ -88,6 +88,7 @@ def _locked(config: Config, start: Start) -> AbstractContextManager[None]:
 def _prepare(config: Config, start: Start, stages: Sequence[Stage | FitStage], on_first: OnFirst) -> None:
     from pipeline import data
     from pipeline.runs import preflight
+    from pipeline.training import length
 
     folder = config.path / "data"
     if isinstance(start, Launched) and config.processes not in ("auto", start.local_world_size):
@@ -100,8 +101,17 @@ def _prepare(config: Config, start: Start, stages: Sequence[Stage | FitStage], o
     )
     on_first(lambda: data.prepare(config.data, config.seed, folder), lambda: (folder / "data.json").exists())
     preflight.after_data(config)
+    on_first(lambda: _reopen(config, stages), lambda: not any(length.goes_on(config, stage) for stage in stages))
     if start.first:
         run_folder.write_text(config.path / "config.yaml", dump(config))
+
+
+def _reopen(config: Config, stages: Sequence[Stage | FitStage]) -> None:
+    """Have the stages that have ended, and of which the config asks more by now, go on."""
+    from pipeline.training import length
+
+    for stage in stages:
+        length.reopen(config, stage)
 
 
 def _check_before_data(config: Config, start: Start) -> None:

@@ -29,9 +29,9 @@ With dropout, though, masks are drawn for each micro-batch: another micro_batch 
 ALLOWABLE = {"precision", "attention"}
 """Settings of a training stage that change its results a little, and that may change where it is allowed (--allow)."""
 
-POLICIES = {"stability", "accept"}
-"""What was done by them is in the stage's events; a stage that has ended on a NaN goes on with another policy, and what
-a fit has left may be published at last."""
+POLICIES = {"stability", "accept", "stop"}
+"""What was done by them is in the stage's events; a stage that has ended on a NaN goes on with another policy, what a
+fit has left may be published at last, and a target decides no number before the end of the stage."""
 INHERITED = {"batch", "precision", *settled.BEFORE}
 """Keys of a fit that the stage behind its expansion may decide; the fit has recorded them."""
 NO_RESULTS = CADENCE | LAYOUT | POLICIES
@@ -106,7 +106,7 @@ def _changes(config: Config, stage: TrainStage | ExpandStage, allowed: Collectio
 
 
 def _refusal(config: Config, stage: TrainStage | ExpandStage, changes: list[str]) -> str:
-    path, behind = config.path / stage.name, _begun_from(config, stage.name)
+    path, behind = config.path / stage.name, begun_from(config, stage.name)
     return (
         f"{path}: begun with other settings: {'; '.join(changes)}; {_allowing(path, changes)}"
         f"take another folder (folder=…) or remove {path}"
@@ -122,13 +122,13 @@ def _allowing(path: Path, changes: list[str]) -> str:
     return f"go on with it all the same ({' '.join(f'--allow {key}' for key in sorted(changed))}), "
 
 
-def _begun_from(config: Config, origin: str) -> list[str]:
+def begun_from(config: Config, origin: str) -> list[str]:
     """The begun stages, fits among them, that start from `origin` or from one of these."""
     expansions = [stage for stage in config.stages if isinstance(stage, ExpandStage)]
     direct = [stage.name for stage in config.stages if stage.origin == origin]
     direct += [stage.fit_name for stage in expansions if stage.source == origin]
     direct += [stage.name for stage in expansions if stage.fit_name == origin]
-    names = dict.fromkeys(name for each in direct for name in (each, *_begun_from(config, each)))
+    names = dict.fromkeys(name for each in direct for name in (each, *begun_from(config, each)))
     return [name for name in names if StageFolder(config.path / name).facts]
 
 

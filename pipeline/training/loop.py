@@ -15,19 +15,21 @@ from pipeline.data import evaluation_batches, evaluation_passes
 from pipeline.errors import Preempted, UserError
 from pipeline.records.ledger_check import require_agreement
 from pipeline.records.run_folder import StageFolder, write_text
-from pipeline.records.stage_facts import TrainFacts
+from pipeline.records.stage_facts import ReachedTarget, TrainFacts
 from pipeline.records.stage_records import BESIDE, EvaluationRecord, LedgerEntry, SaveRecord, TrainingRecord
 from pipeline.training import lost_steps, machine_choices, resharded_start, wall_clock
 from pipeline.training.engine import Engine, World, free, of_rank_0
 from pipeline.training.hangs.watch import Reached, watched
 from pipeline.training.hardware import peak_of_all_ranks
+from pipeline.training.length import recorded_facts
 from pipeline.training.preemption import StopRequest
 from pipeline.training.progress import Progress
 from pipeline.training.resume import newest_whole
 from pipeline.training.samples import StepSamples
 from pipeline.training.stability import ADVICE, Verdict, stabilizer_at, stopped_by
-from pipeline.training.stage import TrainingPlan, flops_before, plan_training, recorded_facts, started, step_flops
+from pipeline.training.stage import TrainingPlan, flops_before, plan_training, started, step_flops
 from pipeline.training.subject import Subject
+from pipeline.training.target import reached_at
 from pipeline.training.window import Window
 
 logger = logging.getLogger(__name__)
@@ -54,12 +56,13 @@ def _until_it_rewinds(
     step = manifest.parse(resume / manifest.NAME).step if resume else 0
     begun = _begin(plan, world, step, resume is not None, began) if world.first else None
     engine.watch.begin(began)
-    ended = Loop(plan, engine, world, request, reached).run(step, resumed=resume is not None)
+    loop = Loop(plan, engine, world, request, reached)
+    ended = loop.run(step, resumed=resume is not None)
     reached.enter(*(("end", plan.rates.steps) if ended else ("start", step)))
     stopped = engine.watch.last
     engine.close()
     if ended and begun is not None:
-        plan.folder.finish(begun)
+        plan.folder.finish(begun.model_copy(update={"reached": loop.target}))
         plan.folder.counter.remove()
     return None if ended else stopped
 
@@ -118,6 +121,8 @@ class Loop:
             plan.stage.tensorboard,
         )
         self.evaluated: dict[int, dict[str, float]] = {}
+        self.at_target = False
+        self.target: ReachedTarget | None = None
         self.own_flops = sum(entry.flops for entry in plan.folder.ledger) if world.first else 0
         self.flops = step_flops(plan.stage, plan.cost, plan.making, world.size)
         self.peak = peak_of_all_ranks(world.device.type, plan.stage.precision)
@@ -130,9 +135,8 @@ class Loop:
         with self.progress, self.engine.saving.settled():
             self.progress.begin(step, self.peak.flops, self.world.size, f"{self.world.device.type} {stage.precision}")
             self._spent(step, "start")
-            if not resumed:
-                self._evaluate(0)
-            while step < total:
+            self._begin(step, resumed)
+            while step < total and not self.at_target:
                 rate = self.plan.rates.at(step)
                 stop, verdict = self._step(step, rate)
                 step += 1
@@ -145,16 +149,34 @@ class Loop:
                     self._record(step, rate)
                 if evaluate:
                     self._evaluate(step)
-                if save:
+                if save or self.at_target:
                     self._save(step)
-                if stop or step == total:
+                if stop or step == total or self.at_target:
                     self._publish(step)
                 else:
                     self._record_saves()
-                if stop and step < total:
+                if stop and step < total and not self.at_target:
                     logger.info(f"{stage.name}: asked to stop, saved at step {step} of {total}")
                     raise Preempted(f"stage '{stage.name}' stopped at step {step} of {total}, which is saved")
+            self._tell_target(step)
         return True
+
+    def _begin(self, step: int, resumed: bool) -> None:
+        """Evaluate what a stage begins with, which may end it; one that goes on may have been evaluated at its end."""
+        target, folder = self.plan.target, self.plan.folder
+        if resumed:
+            self.at_target = target is not None and of_rank_0(lambda: reached_at(folder, target, step) is not None)
+            return
+        self._evaluate(0)
+        if self.at_target:
+            self._save(0)
+            self._publish(0)
+
+    def _tell_target(self, step: int) -> None:
+        """Say which target has ended the stage, and what training to it has cost."""
+        if self.world.first and (target := reached_at(self.plan.folder, self.plan.target, step)):
+            self.target = target
+            self.progress.ended(step, f"{target.words}, after {target.flops:.4g} FLOPs of training")
 
     def _step(self, step: int, rate: float) -> tuple[bool, Verdict | None]:
         """Whether to stop behind it, as any of the ranks was asked to, and what is wrong with it."""
@@ -248,6 +270,7 @@ class Loop:
                 f"stage '{self.plan.stage.name}': evaluation loss {result['eval_loss']} at step {step}; {ADVICE}"
             )
         self.evaluated = {step: {retention.EVALUATION: result["eval_loss"]}}
+        self.at_target = self.plan.target is not None and self.plan.target.met_by(result)
         if self.world.first:
             self.plan.folder.metrics.append(_evaluation_record(step, result, seconds))
             samples = data.facts["evaluation"]

@@ -87,6 +87,10 @@ class Progress:
         self._log_scalars(step, result, "evaluation")
         self._write(f"{self.stage}: step {step} of {self.total}  evaluation {values}")
 
+    def ended(self, step: int, why: str) -> None:
+        """Say why the stage ends behind `step`."""
+        self._write(f"{self.stage}: ended at step {step} of {self.total}: {why}")
+
     def warn(self, line: str) -> None:
         """What a person must know, in the log too."""
         logger.warning(line)

@@ -1,28 +1,30 @@
 """A training stage before its first step: what is known of it (`TrainingPlan`), and what its stage.json says."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PretrainedConfig
 
 from pipeline import models
-from pipeline.accounting.flops import Cost, cost
+from pipeline.accounting.flops import Cost
 from pipeline.checkpoints import manifest, publish
 from pipeline.config.schema import Config, TrainStage
 from pipeline.data import Prepared, open_prepared
 from pipeline.durations import Pace
-from pipeline.errors import UserError, placed
+from pipeline.errors import UserError
 from pipeline.growth.making import MakingCost
 from pipeline.optim.schedules import Rates
 from pipeline.records.run_folder import StageFolder
-from pipeline.records.stage_facts import OF_A_START, ExpandFacts, StepFlops, TrainFacts, TrainSettings
+from pipeline.records.stage_facts import OF_A_START, StepFlops, TrainFacts, TrainSettings
 from pipeline.records.versions import installed
 from pipeline.training import micro_batches, settled
 from pipeline.training.engine import World
 from pipeline.training.fingerprint import Fingerprint
 from pipeline.training.hardware import describe
+from pipeline.training.length import pace, rates, recorded_facts, require_open_end, sample_cost
 from pipeline.training.start import origin
 from pipeline.training.subject import Subject, WholeModel
+from pipeline.training.target import Target, target_of
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class TrainingPlan:
     rates: Rates
     start: Path | None
     subject: Subject
+    target: Target | None
 
     @property
     def evaluate_every(self) -> int:
@@ -53,36 +56,17 @@ class TrainingPlan:
 def plan_training(config: Config, stage: TrainStage, subject: Subject | None = None) -> TrainingPlan:
     """Resolve a stage: model, FLOPs per step, schedule in steps. subject: what it trains; None: its model. Raises
     UserError."""
+    require_open_end(config, stage)
     data = open_prepared(config.path / "data")
-    folder = StageFolder(config.path / stage.name)
+    folder, target = StageFolder(config.path / stage.name), target_of(config, stage)
     stage = settled.as_begun(micro_batches.as_begun(stage, folder), folder)
     start = start_of(config, stage)
     subject = subject or WholeModel(config, stage)
     model = subject.model(data, start)
     worth = pace(stage, model, data)
-    prices = _cost(model, data), subject.making()
+    prices = sample_cost(model, data), subject.making()
     schedule = rates(folder, stage, worth)
-    return TrainingPlan(config, stage, folder, data, model, *prices, worth, schedule, start, subject)
-
-
-def _cost(model: PretrainedConfig, data: Prepared) -> Cost:
-    return cost(models.architecture_of(model), models.of_config(model).positions(model, data.facts))
-
-
-def pace(stage: TrainStage, model: PretrainedConfig, data: Prepared) -> Pace:
-    """What one optimizer step of the stage is worth; its FLOPs are those of training, recomputation included."""
-    price = _cost(model, data)
-    per_sample = price.train + (price.recompute if stage.activation_checkpointing else 0)
-    return Pace(stage.batch, stage.batch * data.facts["tokens_per_sample"], stage.batch * per_sample, data.size)
-
-
-def rates(folder: StageFolder, stage: TrainStage, worth: Pace) -> Rates:
-    """The stage's schedule in steps. A stage that was begun keeps those it began with: a duration in FLOPs would become
-    another number of steps under other activation checkpointing. Raises UserError when the schedule does not fit."""
-    recorded = recorded_facts(folder)
-    with placed(f"stages.{stage.name}.schedule"):
-        resolved = stage.schedule.resolve(worth)
-    return replace(resolved, **recorded.schedule) if recorded else resolved
+    return TrainingPlan(config, stage, folder, data, model, *prices, worth, schedule, start, subject, target)
 
 
 def require_best_known(stage: TrainStage, worth: Pace) -> None:
@@ -93,17 +77,6 @@ def require_best_known(stage: TrainStage, worth: Pace) -> None:
             f"stages.{stage.name}.keep.best: it saves every {save} steps and evaluates every {evaluate}, so most "
             "checkpoints have no evaluation loss; make save_every a multiple of evaluate_every"
         )
-
-
-def recorded_facts(folder: StageFolder) -> TrainFacts | None:
-    """The content of stage.json, None before the stage has started. Raises UserError when the stage was an
-    expansion."""
-    facts = folder.facts
-    if isinstance(facts, ExpandFacts):
-        raise UserError(
-            f"{folder.facts_file}: the stage was an expansion, the config says train; take another folder (folder=…)"
-        )
-    return facts
 
 
 def start_of(config: Config, stage: TrainStage) -> Path | None:
@@ -181,7 +154,7 @@ def continued(recorded: TrainFacts, now: TrainFacts, step: int) -> TrainFacts:
     the others. The fingerprint says which settings may have changed."""
     current = {key: getattr(now, key) for key in (*OF_A_START, "fingerprint")}
     start = now.starts[0].model_copy(update={"step": step})
-    return recorded.model_copy(update={**current, "starts": (*recorded.starts, start)})
+    return recorded.model_copy(update={**current, "starts": (*recorded.starts, start), "reached": None})
 
 
 def begun_anew(recorded: TrainFacts, now: TrainFacts) -> TrainFacts:

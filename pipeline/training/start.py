@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.growth import optimizer_state
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import ExpandFacts
+from pipeline.training.length import has_ended
 
 
 def origin(config: Config, name: str) -> Path:
@@ -22,7 +23,7 @@ def origin(config: Config, name: str) -> Path:
     if name not in {stage.name for stage in config.stages}:
         return checkpoints.locate(Path(name))
     folder = StageFolder(config.path / name)
-    if not folder.finished:
+    if not has_ended(config, config.stage(name)):
         raise UserError(
             f"{folder.path}: the stage {_progress(folder)}, and what starts from it needs its end; finish it first: "
             f"lemon train {config.path / 'config.yaml'} --stage {name}"
@@ -36,6 +37,8 @@ def _progress(folder: StageFolder) -> str:
         return "has not begun"
     if isinstance(facts, ExpandFacts):
         return "was interrupted"
+    if facts.status == "finished":
+        return f"ended at step {facts.end}, and is to go on"
     return f"is at step {manifest.read(newest).step if newest else 0} of {facts.steps}"
 
 

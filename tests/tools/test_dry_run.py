@@ -76,6 +76,16 @@ def test_schedules_in_epochs_of_data_that_are_elsewhere(tmp_path, capsys):
     assert code == 0 and "small: its steps follow from the number of samples, which is not known yet" in out
 
 
+def test_a_stage_with_a_target_costs_at_most_what_its_schedule_does(tmp_path, capsys):
+    path, stop = tiny_run(tmp_path), "stages.large.stop={eval_loss: small}"
+    content = planned(capsys, path, stop)
+    assert content["stages"][2]["stop"] == {"eval_loss": "small"} and content["stages"][3]["stop"] is None
+    assert content["flops"] == planned(capsys, path)["flops"]
+    code, out, _ = lemon(capsys, "run", path, "--dry-run", stop)
+    assert code == 0 and "ends before that at the first evaluation with eval_loss at most that of 'small'" in out
+    assert " up to 12 " in out and "FLOPs        at most " in out
+
+
 @pytest.mark.parametrize(
     "override, complaint",
     [

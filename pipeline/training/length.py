@@ -1,0 +1,97 @@
+"""How long a training stage is: what a step of it is worth, its schedule in steps, and whether it has ended."""
+
+from dataclasses import replace
+
+from transformers import PretrainedConfig
+
+from pipeline import models
+from pipeline.accounting.flops import Cost, cost
+from pipeline.checkpoints import publish
+from pipeline.config.schema import Config, ExpandStage, TrainStage
+from pipeline.data import Prepared
+from pipeline.durations import Pace
+from pipeline.errors import UserError, placed
+from pipeline.optim.schedules import Rates
+from pipeline.records.run_folder import StageFolder
+from pipeline.records.stage_facts import ExpandFacts, TrainFacts
+from pipeline.training.fingerprint import begun_from
+from pipeline.training.target import last_evaluation, target_of
+
+
+def recorded_facts(folder: StageFolder) -> TrainFacts | None:
+    """The content of stage.json, None before the stage has started. Raises UserError when the stage was an
+    expansion."""
+    facts = folder.facts
+    if isinstance(facts, ExpandFacts):
+        raise UserError(
+            f"{folder.facts_file}: the stage was an expansion, the config says train; take another folder (folder=…)"
+        )
+    return facts
+
+
+def sample_cost(model: PretrainedConfig, data: Prepared) -> Cost:
+    """FLOPs of a sample."""
+    return cost(models.architecture_of(model), models.of_config(model).positions(model, data.facts))
+
+
+def pace(stage: TrainStage, model: PretrainedConfig, data: Prepared) -> Pace:
+    """What one optimizer step of the stage is worth; its FLOPs are those of training, recomputation included."""
+    price = sample_cost(model, data)
+    per_sample = price.train + (price.recompute if stage.activation_checkpointing else 0)
+    return Pace(stage.batch, stage.batch * data.facts["tokens_per_sample"], stage.batch * per_sample, data.size)
+
+
+def rates(folder: StageFolder, stage: TrainStage, worth: Pace) -> Rates:
+    """The stage's schedule in steps. A stage that was begun keeps those it began with: a duration in FLOPs would become
+    another number of steps under other activation checkpointing. Raises UserError when the schedule does not fit."""
+    recorded = recorded_facts(folder)
+    with placed(f"stages.{stage.name}.schedule"):
+        resolved = stage.schedule.resolve(worth)
+    return replace(resolved, **recorded.schedule) if recorded else resolved
+
+
+def has_ended(config: Config, stage: TrainStage | ExpandStage) -> bool:
+    """Whether nothing is left to do of a stage by what the config says now. Raises UserError."""
+    return StageFolder(config.path / stage.name).finished and not goes_on(config, stage)
+
+
+def goes_on(config: Config, stage: TrainStage | ExpandStage) -> bool:
+    """Whether the config asks more of a stage that has ended: to go beyond the target that ended it. Raises
+    UserError."""
+    folder = StageFolder(config.path / stage.name)
+    facts = folder.facts
+    if isinstance(stage, ExpandStage) or not isinstance(facts, TrainFacts) or facts.status != "finished":
+        return False
+    if facts.end >= facts.steps:
+        return False
+    target, last = target_of(config, stage), last_evaluation(folder)
+    return target is None or last is None or not target.met_by(vars(last))
+
+
+def require_open_end(config: Config, stage: TrainStage | ExpandStage) -> None:
+    """Raises UserError where a stage that has ended is to go on, and others have begun from its end, or its end is
+    gone."""
+    if not goes_on(config, stage):
+        return
+    path, behind = config.path / stage.name, begun_from(config, stage.name)
+    facts = recorded_facts(StageFolder(path))
+    assert facts is not None
+    where = f"{path}: ended at step {facts.end}, and the config asks for more"
+    if behind:
+        folders = ", ".join(str(config.path / name) for name in behind)
+        raise UserError(
+            f"{where}, but {', '.join(behind)} began from that end; take back stages.{stage.name}.stop, take another "
+            f"folder (folder=…), or remove {folders}"
+        )
+    if not publish.newest(StageFolder(path).checkpoints):
+        raise UserError(f"{where}, but it has no checkpoint to go on from; take another folder (folder=…)")
+
+
+def reopen(config: Config, stage: TrainStage | ExpandStage) -> None:
+    """Have a stage that is to go on count as interrupted at its end. Raises UserError as `require_open_end` does."""
+    require_open_end(config, stage)
+    if goes_on(config, stage):
+        folder = StageFolder(config.path / stage.name)
+        facts = recorded_facts(folder)
+        assert facts is not None
+        folder.begin(facts)

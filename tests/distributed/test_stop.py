@@ -1,0 +1,39 @@
+"""Stages that end at a target, and go on beyond it."""
+
+import json
+
+from pipeline import config
+from pipeline.training.start import origin
+from tests.helpers.cli import lemon_here
+from tests.helpers.runs import copied, ledger, losses, records, steps_in_all
+
+
+def facts(run) -> dict:
+    return json.loads((run / "small" / "stage.json").read_text())
+
+
+def test_a_stage_ends_at_its_target_and_goes_on_beyond_it(finished, tmp_path):
+    """The target is the loss that the undisturbed stage has at step 8; it goes on as that one did."""
+    path, run = copied(finished, tmp_path), tmp_path / "run"
+    whole = finished / "run"
+    loss = next(r["eval_loss"] for r in records(whole, "small") if r["step"] == 8 and "eval_loss" in r)
+    stop = f"stages.small.stop={{eval_loss: {loss!r}}}"
+    lemon_here("train", path, "--stage", "small", stop)
+    reached = facts(run)["reached"]
+    assert (facts(run)["status"], facts(run)["steps"], reached["step"], reached["value"]) == ("finished", 24, 8, loss)
+    assert reached["flops"] == 8 * facts(run)["flops_per_step"]["train"]
+    assert losses(run, "small") == [each for each in losses(whole, "small") if each[0] <= 8]
+    assert origin(config.load(path, [stop]), "small").name == "step-0000008"
+    assert (
+        f"ended at step 8 of 24: evaluation loss {loss:.4f} reached its target" in (run / "small/log.txt").read_text()
+    )
+
+    killed_before_it_said_so = {**facts(run), "status": "running", "reached": None}
+    (run / "small" / "stage.json").write_text(json.dumps(killed_before_it_said_so))
+    lemon_here("train", path, "--stage", "small", stop)
+    assert facts(run)["reached"] == reached and steps_in_all(run, "small") == 8
+
+    lemon_here("train", path, "--stage", "small", "stages.small.stop=null")
+    assert facts(run)["reached"] is None and facts(run)["status"] == "finished"
+    assert losses(run, "small") == losses(whole, "small")
+    assert ledger(run, "small") == ledger(whole, "small")
