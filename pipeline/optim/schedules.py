@@ -19,13 +19,15 @@ from pipeline.records.strict import Strict
 
 @dataclass(frozen=True)
 class Rates(ABC):
-    """A schedule with its durations resolved to steps. Training stops after `steps` updates."""
+    """A schedule with its durations resolved to steps. The decay ends at `horizon`; training stops after `steps`
+    updates, before that or behind it."""
 
     kind: str
     peak: float
     minimum: float
     initial: float
     warmup: int
+    horizon: int
     steps: int
 
     def at(self, step: int) -> float:
@@ -36,7 +38,7 @@ class Rates(ABC):
 
     @abstractmethod
     def after_warmup(self, step: int) -> float:
-        """The rate of an update after the warm-up; from `steps` on it stays what it is at `steps`."""
+        """The rate of an update after the warm-up; from `horizon` on it stays what it is there."""
 
     def _decayed(self, share: float) -> float:
         """`share` of the way from the minimum (0) to the peak (1)."""
@@ -45,18 +47,18 @@ class Rates(ABC):
 
 @dataclass(frozen=True)
 class CosineRates(Rates):
-    """Half a cosine from the end of the warm-up to `steps`."""
+    """Half a cosine from the end of the warm-up to the horizon."""
 
     def after_warmup(self, step: int) -> float:
-        return self._decayed(0.5 * (1.0 + math.cos(math.pi * _progress(step, self.warmup, self.steps))))
+        return self._decayed(0.5 * (1.0 + math.cos(math.pi * _progress(step, self.warmup, self.horizon))))
 
 
 @dataclass(frozen=True)
 class LinearRates(Rates):
-    """A straight line from the end of the warm-up to `steps`."""
+    """A straight line from the end of the warm-up to the horizon."""
 
     def after_warmup(self, step: int) -> float:
-        return self._decayed(1.0 - _progress(step, self.warmup, self.steps))
+        return self._decayed(1.0 - _progress(step, self.warmup, self.horizon))
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,12 @@ class ConstantRates(Rates):
 
 @dataclass(frozen=True)
 class WarmupStableDecayRates(Rates):
-    """The peak, then a straight line over the last `decay` steps."""
+    """The peak, then a straight line over the last `decay` steps before the horizon."""
 
     decay: int
 
     def after_warmup(self, step: int) -> float:
-        return self._decayed(1.0 - _progress(step, self.steps - self.decay, self.steps))
+        return self._decayed(1.0 - _progress(step, self.horizon - self.decay, self.horizon))
 
 
 def _progress(step: int, begin: int, end: int) -> float:
@@ -83,13 +85,15 @@ def _progress(step: int, begin: int, end: int) -> float:
 
 
 class _Schedule(Strict, ABC):
-    """What all kinds share. `minimum` is the rate at the end of the decay."""
+    """What all kinds share. `minimum` is the rate at the end of the decay, and behind it. `steps` may become another
+    duration when a stage goes on, one that has ended too: it decides none of the rates."""
 
     peak: float = Field(gt=0)
     minimum: float = Field(0.0, ge=0)
     initial: float = Field(0.0, ge=0, description="rate at step 0 of the warm-up")
     warmup: Duration = Duration.parse("0 steps")
     horizon: PositiveDuration
+    steps: PositiveDuration | None = Field(None, description="length of the stage; default: to the end of the decay")
     kind: str
 
     @model_validator(mode="after")
@@ -102,12 +106,12 @@ class _Schedule(Strict, ABC):
     def resolve(self, pace: Pace) -> Rates:
         """Turn the durations into steps at this `pace`. Raises UserError when they do not fit into the horizon."""
 
-    def _shared(self, pace: Pace, steps: int) -> dict[str, Any]:
-        """The fields that all `Rates` have. Raises UserError when the warm-up would not end before `steps`."""
+    def _shared(self, pace: Pace, horizon: int) -> dict[str, Any]:
+        """The fields that all `Rates` have. Raises UserError when the warm-up would not end before the horizon."""
         warmup = self.warmup.steps(pace)
-        if warmup >= steps:
+        if warmup >= horizon:
             raise UserError(
-                f"the warm-up of {warmup} steps does not end before the horizon of {steps} steps; shorten warmup"
+                f"the warm-up of {warmup} steps does not end before the horizon of {horizon} steps; shorten warmup"
             )
         return {
             "kind": self.kind,
@@ -115,7 +119,8 @@ class _Schedule(Strict, ABC):
             "minimum": self.minimum,
             "initial": self.initial,
             "warmup": warmup,
-            "steps": steps,
+            "horizon": horizon,
+            "steps": self.steps.steps(pace) if self.steps else horizon,
         }
 
 
@@ -155,8 +160,8 @@ class LemonSchedule(_Schedule):
 
     def resolve(self, pace: Pace) -> Rates:
         # 0.55 * 100 is 55.00000000000001 in binary floats, and must not become 56 steps
-        steps = math.ceil(round(self.fraction * self.horizon.steps(pace), 6))
-        return CosineRates(**self._shared(pace, steps))
+        horizon = math.ceil(round(self.fraction * self.horizon.steps(pace), 6))
+        return CosineRates(**self._shared(pace, horizon))
 
 
 class WarmupStableDecaySchedule(_Schedule):
@@ -168,10 +173,10 @@ class WarmupStableDecaySchedule(_Schedule):
 
     def resolve(self, pace: Pace) -> Rates:
         shared, decay = self._shared(pace, self.horizon.steps(pace)), self.decay.steps(pace)
-        if shared["warmup"] + decay > shared["steps"]:
+        if shared["warmup"] + decay > shared["horizon"]:
             raise UserError(
                 f"a warm-up of {shared['warmup']} steps and a decay of {decay} steps do not fit into the "
-                f"horizon of {shared['steps']} steps; shorten warmup or decay"
+                f"horizon of {shared['horizon']} steps; shorten warmup or decay"
             )
         return WarmupStableDecayRates(**shared, decay=decay)
 

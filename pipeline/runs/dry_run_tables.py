@@ -82,6 +82,7 @@ def _schedule(stage: dict[str, Any]) -> Iterator[str]:
     yield (
         f"{name}: {schedule['kind']}, peak {schedule['peak']:g}, warm-up {schedule['warmup']:,} of "
         f"{schedule['steps']:,} steps"
+        + (f", horizon {schedule['horizon']:,}" if schedule["horizon"] != schedule["steps"] else "")
     )
     for measure, value in (stage["stop"] or {}).items():
         until = f"that of '{value}'" if isinstance(value, str) else value

@@ -32,6 +32,8 @@ ALLOWABLE = {"precision", "attention"}
 POLICIES = {"stability", "accept", "stop"}
 """What was done by them is in the stage's events; a stage that has ended on a NaN goes on with another policy, what a
 fit has left may be published at last, and a target decides no number before the end of the stage."""
+LENGTH = "stage.schedule.steps"
+"""The rates of the steps before are the same, whatever it is: `training/length.py` says what may follow."""
 INHERITED = {"batch", "precision", *settled.BEFORE}
 """Keys of a fit that the stage behind its expansion may decide; the fit has recorded them."""
 NO_RESULTS = CADENCE | LAYOUT | POLICIES
@@ -99,7 +101,8 @@ def _changes(config: Config, stage: TrainStage | ExpandStage, allowed: Collectio
         return []
     before, now = _read(folder.path, folder.facts.fingerprint).settings(), Fingerprint.of(config, stage).settings()
     may_change = set() if folder.finished else {f"stage.{key}" for key in ALLOWABLE.intersection(allowed)}
-    changed = (each for each in differences(before, now) if each[0] not in may_change and not settled.agree(*each))
+    decides = (each for each in differences(before, now) if not each[0].endswith(LENGTH))
+    changed = (each for each in decides if each[0] not in may_change and not settled.agree(*each))
     return [
         f"{place} was {_shown(settled.as_recorded(place, old))}, is now {_shown(new)}" for place, old, new in changed
     ]

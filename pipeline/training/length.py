@@ -8,11 +8,11 @@ from pipeline import models
 from pipeline.accounting.flops import Cost, cost
 from pipeline.checkpoints import publish
 from pipeline.config.schema import Config, ExpandStage, TrainStage
-from pipeline.data import Prepared
+from pipeline.data import Prepared, open_prepared
 from pipeline.durations import Pace
 from pipeline.errors import UserError, placed
 from pipeline.optim.schedules import Rates
-from pipeline.records.run_folder import StageFolder
+from pipeline.records.run_folder import StageFolder, step_of
 from pipeline.records.stage_facts import ExpandFacts, TrainFacts
 from pipeline.training.fingerprint import begun_from
 from pipeline.training.target import last_evaluation, target_of
@@ -43,11 +43,35 @@ def pace(stage: TrainStage, model: PretrainedConfig, data: Prepared) -> Pace:
 
 def rates(folder: StageFolder, stage: TrainStage, worth: Pace) -> Rates:
     """The stage's schedule in steps. A stage that was begun keeps those it began with: a duration in FLOPs would become
-    another number of steps under other activation checkpointing. Raises UserError when the schedule does not fit."""
+    another number of steps under other activation checkpointing. Raises UserError when the schedule does not fit, or
+    ends before what is trained already."""
     recorded = recorded_facts(folder)
     with placed(f"stages.{stage.name}.schedule"):
         resolved = stage.schedule.resolve(worth)
-    return replace(resolved, **recorded.schedule) if recorded else resolved
+        return _as_begun(resolved, recorded, folder, stage) if recorded else resolved
+
+
+def _as_begun(resolved: Rates, recorded: TrainFacts, folder: StageFolder, stage: TrainStage) -> Rates:
+    """The schedule that was recorded; only where its `steps` are another duration now, that counts."""
+    begun = replace(resolved, **{"horizon": recorded.steps, **recorded.schedule})
+    if not _other_steps(recorded, stage):
+        return begun
+    steps, done = resolved.steps if stage.schedule.steps else begun.horizon, _trained(folder, recorded)
+    if steps < done:
+        raise UserError(f"steps: they are {steps}, and the stage has trained {done}; ask for at least as many")
+    return replace(begun, steps=steps)
+
+
+def _other_steps(recorded: TrainFacts, stage: TrainStage) -> bool:
+    """Whether the config asks for another length of the stage than when it was last started."""
+    schedule = recorded.fingerprint.get("stage", {}).get("schedule", {})
+    return bool(schedule) and schedule.get("steps") != (str(stage.schedule.steps) if stage.schedule.steps else None)
+
+
+def _trained(folder: StageFolder, recorded: TrainFacts) -> int:
+    """Steps that nothing takes back."""
+    newest = publish.newest(folder.checkpoints)
+    return max(recorded.end if recorded.status == "finished" else 0, (step_of(newest) or 0) if newest else 0)
 
 
 def has_ended(config: Config, stage: TrainStage | ExpandStage) -> bool:
@@ -56,16 +80,25 @@ def has_ended(config: Config, stage: TrainStage | ExpandStage) -> bool:
 
 
 def goes_on(config: Config, stage: TrainStage | ExpandStage) -> bool:
-    """Whether the config asks more of a stage that has ended: to go beyond the target that ended it. Raises
-    UserError."""
+    """Whether the config asks more of a stage that has ended: more steps, or to go beyond the target that ended it.
+    Raises UserError."""
     folder = StageFolder(config.path / stage.name)
     facts = folder.facts
     if isinstance(stage, ExpandStage) or not isinstance(facts, TrainFacts) or facts.status != "finished":
         return False
-    if facts.end >= facts.steps:
+    if facts.end >= _steps(config, stage, facts):
         return False
     target, last = target_of(config, stage), last_evaluation(folder)
     return target is None or last is None or not target.met_by(vars(last))
+
+
+def _steps(config: Config, stage: TrainStage, facts: TrainFacts) -> int:
+    """Of a begun stage, as the config says now."""
+    if not _other_steps(facts, stage):
+        return facts.steps
+    data = open_prepared(config.path / "data")
+    worth = pace(stage, models.trained(config.models[stage.model], data.facts), data)
+    return rates(StageFolder(config.path / stage.name), stage, worth).steps
 
 
 def require_open_end(config: Config, stage: TrainStage | ExpandStage) -> None:
@@ -80,8 +113,8 @@ def require_open_end(config: Config, stage: TrainStage | ExpandStage) -> None:
     if behind:
         folders = ", ".join(str(config.path / name) for name in behind)
         raise UserError(
-            f"{where}, but {', '.join(behind)} began from that end; take back stages.{stage.name}.stop, take another "
-            f"folder (folder=…), or remove {folders}"
+            f"{where}, but {', '.join(behind)} began from that end; take back what has changed of its stop or "
+            f"schedule.steps, take another folder (folder=…), or remove {folders}"
         )
     if not publish.newest(StageFolder(path).checkpoints):
         raise UserError(f"{where}, but it has no checkpoint to go on from; take another folder (folder=…)")

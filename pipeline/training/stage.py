@@ -152,7 +152,7 @@ def started(plan: TrainingPlan, world: World, step: int | None) -> TrainFacts:
 def continued(recorded: TrainFacts, now: TrainFacts, step: int) -> TrainFacts:
     """The facts of a stage that goes on from `step`: what each start has of its own is that of `now`, which is added to
     the others. The fingerprint says which settings may have changed."""
-    current = {key: getattr(now, key) for key in (*OF_A_START, "fingerprint")}
+    current = {key: getattr(now, key) for key in (*OF_A_START, "fingerprint", "steps", "schedule")}
     start = now.starts[0].model_copy(update={"step": step})
     return recorded.model_copy(update={**current, "starts": (*recorded.starts, start), "reached": None})
 

@@ -37,3 +37,29 @@ def test_a_stage_ends_at_its_target_and_goes_on_beyond_it(finished, tmp_path):
     assert facts(run)["reached"] is None and facts(run)["status"] == "finished"
     assert losses(run, "small") == losses(whole, "small")
     assert ledger(run, "small") == ledger(whole, "small")
+
+
+def test_a_finished_stage_that_is_prolonged_equals_one_of_that_length(finished, tmp_path):
+    """Behind the horizon the rate stays at its minimum."""
+    longer = "stages.small.schedule.steps=32 steps"
+    prolonged, whole = (folder / "run" for folder in (tmp_path / "prolonged", tmp_path / "whole"))
+    for run, stages in ((prolonged, ["small"]), (whole, [])):
+        run.parent.mkdir()
+        lemon_here("train", copied(finished, run.parent, *stages), "--stage", "small", longer)
+    assert losses(whole, "small")[: 24 + 4] == losses(finished / "run", "small")[: 24 + 4], (
+        "but for the end of that one"
+    )
+    assert trained(prolonged) == trained(whole) and len(trained(whole)) == 32
+    assert [rate for _, _, rate in trained(whole)[24:]] == [1e-4] * 8
+    assert shards(prolonged) == shards(whole)
+    assert (facts(prolonged)["steps"], facts(prolonged)["schedule"]["horizon"]) == (32, 24)
+    assert [start["step"] for start in facts(prolonged)["starts"]] == [0, 24]
+
+
+def trained(run) -> list[tuple]:
+    return [(record["step"], record["loss"], record["lr"]) for record in records(run, "small") if "loss" in record]
+
+
+def shards(run) -> dict:
+    """What the files of the last checkpoint are, by their hashes."""
+    return json.loads((run / "small/checkpoints/step-0000032/manifest.json").read_text())["files"]

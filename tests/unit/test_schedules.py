@@ -132,6 +132,21 @@ def test_every_kind_warms_up_and_stays_where_it_ended(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", ["5 steps", "60 steps", "7 epochs"])
+def test_the_length_of_a_stage_decides_none_of_its_rates(kind, length):
+    """Shorter than the warm-up, in the decay, behind it."""
+    whole, other = (rates(kind=kind, **OWN_KEYS.get(kind, {}), **more) for more in ({}, {"steps": length}))
+    assert other.steps == Duration.parse(length).steps(PACE) and other.horizon == whole.horizon == whole.steps == 110
+    assert [other.at(step) for step in range(150)] == [whole.at(step) for step in range(150)]
+
+
+def test_a_length_need_not_end_behind_the_warmup_but_is_more_than_nothing():
+    assert rates(steps="1 step").steps == 1
+    with pytest.raises(ValueError, match="'0 steps' is not positive"):
+        rates(steps="0 steps")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_facts_of_every_kind_say_what_a_report_shows(kind):
     facts = vars(rates(kind=kind, **OWN_KEYS.get(kind, {})))
     assert {
@@ -140,6 +155,7 @@ def test_the_facts_of_every_kind_say_what_a_report_shows(kind):
         "minimum": 0.1,
         "initial": 0.0,
         "warmup": 10,
+        "horizon": 110,
         "steps": 110,
     }.items() <= facts.items()
 
