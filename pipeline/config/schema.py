@@ -7,7 +7,9 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 
 from pipeline.config.fit import Attention, FitChoice
 from pipeline.config.hang import HangChoice
+from pipeline.config.limits import MOST_LAYERS, MOST_UNITS
 from pipeline.config.stability import Stability
+from pipeline.config.stage_data import StageData
 from pipeline.config.stop import Stop
 from pipeline.config.validation_errors import ConfigProblems
 from pipeline.durations import Duration, PositiveDuration, Time
@@ -29,8 +31,6 @@ def _not_empty(place: str) -> str:
     return place
 
 
-MOST_LAYERS, MOST_UNITS = 10_000, 10_000_000
-"""More than any model has: of layers, and of entries of one activation, rows of a table, tokens of a block."""
 Place = Annotated[str, AfterValidator(_not_empty)]
 """The path of a file or folder."""
 
@@ -154,6 +154,7 @@ class TrainStage(Strict):
     start: Place | None = None
     batch: int = Field(ge=1, description="samples per optimizer step, over all ranks")
     micro_batch: int | None = Field(None, ge=1, description="samples per rank and pass; default batch / ranks")
+    data: StageData = StageData()
     schedule: Schedule
     optimizer: Optimizer = AdamW()
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -360,7 +361,14 @@ class Config(Strict):
         if isinstance(stage, ExpandStage) and origin in earlier:
             source, target = (self.models.get(name) for name in (earlier[origin].model, stage.model))
             problems += _shrinkage(stage, source, target) if source and target else []
-        return problems + (self._problems_of_stop(stage, earlier) if isinstance(stage, TrainStage) else [])
+        return problems + (self._problems_of_training(stage, earlier) if isinstance(stage, TrainStage) else [])
+
+    def _problems_of_training(self, stage: TrainStage, earlier: dict[str, TrainStage | ExpandStage]) -> list[str]:
+        """What does not fit between a training stage, the data and the stages before it."""
+        problems = self._problems_of_stop(stage, earlier)
+        if stage.data.continues and stage.origin is None:
+            problems.append(f"stages.{stage.name}.data.continue: it starts from fresh weights; name a start")
+        return problems
 
     def _problems_of_stop(self, stage: TrainStage, earlier: dict[str, TrainStage | ExpandStage]) -> list[str]:
         """What does not fit between a stage's target, the data and the stages before it."""

@@ -151,9 +151,14 @@ def _unknown_key(schema: Any, location: Sequence[int | str]) -> str:
     *path, key = location
     owner = _section(schema, path)
     siblings = get_args(_section(schema, path[:-1])) if path and path[-1] == _kind(owner) else ()
-    if kinds := [str(_kind(sibling)) for sibling in siblings if key in sibling.model_fields]:
+    if kinds := [str(_kind(sibling)) for sibling in siblings if key in _fields(sibling)]:
         return f"belongs to kind {' or '.join(kinds)}, not to kind {_kind(owner)}; remove it"
-    return f"unknown key{nearest(str(key), owner.model_fields)}"
+    return f"unknown key{nearest(str(key), _fields(owner))}"
+
+
+def _fields(schema: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a section by the keys that a config has for them."""
+    return {field.alias or name: field for name, field in schema.model_fields.items()}
 
 
 def _section(schema: Any, location: Iterable[int | str]) -> Any:
@@ -165,7 +170,7 @@ def _section(schema: Any, location: Iterable[int | str]) -> Any:
         return schema
     first, *rest = keys
     if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return _section(schema.model_fields[str(first)].annotation, rest)
+        return _section(_fields(schema)[str(first)].annotation, rest)
     if get_origin(schema) in (Union, UnionType):
         return _section(next(branch for branch in get_args(schema) if _kind(branch) == first), rest)
     return _section(get_args(schema)[-1], rest)  # an entry of a list or of a mapping

@@ -52,8 +52,10 @@ def train_batches(
     rank: int,
     world: int,
     first_step: int,
+    first_sample: int = 0,
 ) -> Iterator[Batch]:
     """This rank's micro-batches from optimizer step `first_step` on, batch / (micro_batch * world) a step, endless.
+    first_sample: the number of the first one that step 0 takes.
 
     Raises UserError when the batch does not split evenly.
     """
@@ -68,7 +70,7 @@ def train_batches(
         epochs, rows = locate(seed, numbers, size)
         return Batch(*samples.train(seed, epochs, rows), valid=len(numbers))
 
-    return _load(read, training_numbers(batch, micro_batch, rank, world, first_step), data.workers)
+    return _load(read, training_numbers(batch, micro_batch, rank, world, first_step, first_sample), data.workers)
 
 
 def evaluation_batches(

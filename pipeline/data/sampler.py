@@ -73,16 +73,18 @@ def places(count: int, rank: int, world: int) -> range:
     return range(rank, count, world)
 
 
-def training_numbers(batch: int, micro_batch: int, rank: int, world: int, first_step: int) -> Iterator[range]:
+def training_numbers(
+    batch: int, micro_batch: int, rank: int, world: int, first_step: int, first_sample: int = 0
+) -> Iterator[range]:
     """This rank's micro-batches of global sample numbers from step `first_step` on, without end.
 
-    Step k takes the numbers [k * batch, (k + 1) * batch), its micro-batch at place p `micro_batch` of them from
-    k * batch + p * micro_batch on.
+    Step k takes the `batch` numbers from first_sample + k * batch on, its micro-batch at place p `micro_batch` of them,
+    p * micro_batch behind that.
     """
     step = first_step
     while True:
         for place in places(batch // micro_batch, rank, world):
-            start = step * batch + place * micro_batch
+            start = first_sample + step * batch + place * micro_batch
             yield range(start, start + micro_batch)
         step += 1
 

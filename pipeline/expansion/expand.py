@@ -37,6 +37,7 @@ from pipeline.growth.verification.equivalence import Verification, verify
 from pipeline.models.architecture import Architecture
 from pipeline.models.streaming import ReadModel, RunnableModel
 from pipeline.optim.optimizers import AdamW, OptimizerSpec, Slot
+from pipeline.records import data_position
 from pipeline.records.file_hashes import hashes
 from pipeline.records.processes import WORKERS
 from pipeline.records.run_folder import StageFolder
@@ -388,8 +389,18 @@ def _facts(expansion: ExpansionPlan, measured: Verification, source: dict[str, A
             "origin": str(expansion.source),
             "own_flops": flops,
             "flops": flops + before if isinstance(before, int) else "unknown",
+            **_samples_before(expansion),
         },
     }
+
+
+def _samples_before(expansion: ExpansionPlan) -> dict[str, Any]:
+    """How far the data were read for the source and the fit of its growth, as far as that is known: a fit knows of its
+    source."""
+    fit = expansion.fitted.checkpoint if expansion.fitted else None
+    known = manifest.read(fit).provenance if fit else {}
+    samples = known.get(data_position.KEY) or expansion.state.provenance.get(data_position.KEY)
+    return {data_position.KEY: samples} if samples else {}
 
 
 def _fit(expansion: ExpansionPlan, source: dict[str, Any]) -> dict[str, Any] | None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from pipeline.config.schema import MOST_LAYERS, MOST_UNITS, ModelSizes
+from pipeline.config.limits import MOST_LAYERS, MOST_UNITS
+from pipeline.config.schema import ModelSizes
 from pipeline.errors import UserError, nearest, one_line, placed
 from pipeline.models.architecture import Architecture
 from pipeline.models.families import bert, bert_pre_ln, dinov2, gpt2, llama, opt, vit

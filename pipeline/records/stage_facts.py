@@ -102,8 +102,9 @@ class ReachedTarget(BaseModel):
 
 class TrainFacts(CommonFacts):
     """A training stage, or the fit of a growth method. start: the checkpoint that it began from; schedule: resolved to
-    steps; device: in words; coefficients: of a fit, how many; reached: the target that ended it, if one did. settings,
-    flops_per_step, device, versions: those of the last of its starts."""
+    steps; device: in words; coefficients: of a fit, how many; reached: the target that ended it, if one did;
+    first_sample: the number of the first one that it reads. settings, flops_per_step, device, versions: those of the
+    last of its starts."""
 
     kind: Literal["train", "fit"] = "train"
     start: str | None
@@ -116,6 +117,7 @@ class TrainFacts(CommonFacts):
     device: str
     starts: tuple[StartFacts, ...] = ()
     coefficients: int | None = None
+    first_sample: int = 0
     reached: ReachedTarget | None = None
 
     @property

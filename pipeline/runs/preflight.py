@@ -25,7 +25,7 @@ from pipeline.training.engine import precisions_of_workers, require_precision
 from pipeline.training.fingerprint import require_same
 from pipeline.training.length import pace, rates, require_open_end
 from pipeline.training.micro_batches import as_begun, divide, size_of
-from pipeline.training.stage import require_best_known
+from pipeline.training.stage import first_sample, require_best_known, start_of
 from pipeline.training.start import require_start, require_whole_facts
 
 
@@ -152,6 +152,8 @@ def _stage_after_data(config: Config, stage: TrainStage | ExpandStage, data: Pre
         worth = pace(stage, model, data)
         rates(StageFolder(config.path / stage.name), stage, worth)
         require_best_known(stage, worth)
+        if stage.start and _named(config, stage.start) is None:
+            first_sample(config, stage, data, start_of(config, stage))
     else:
         small = _source_config(config, stage, data)
         _require_growth(config, stage, small, model)

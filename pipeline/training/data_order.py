@@ -23,5 +23,10 @@ class DataOrder:
         shifts = [data_step - back_to for back_to, data_step in self._valid if back_to <= step]
         return step + (shifts[-1] if shifts else 0)
 
+    def read_before(self, step: int) -> int:
+        """The step of an undisturbed run that takes the samples behind all that the first `step` steps have taken, or
+        left out."""
+        return self.data_step(step - 1) + 1 if step else 0
+
     def rewinds_to(self, step: int) -> int:
         return sum(back_to == step for back_to, _ in self._all)

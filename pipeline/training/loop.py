@@ -13,11 +13,13 @@ from pipeline.checkpoints import manifest, retention
 from pipeline.config import dump
 from pipeline.data import evaluation_batches, evaluation_passes
 from pipeline.errors import Preempted, UserError
+from pipeline.records.data_position import KEY, DataPosition
 from pipeline.records.ledger_check import require_agreement
 from pipeline.records.run_folder import StageFolder, write_text
 from pipeline.records.stage_facts import ReachedTarget, TrainFacts
 from pipeline.records.stage_records import BESIDE, EvaluationRecord, LedgerEntry, SaveRecord, TrainingRecord
 from pipeline.training import lost_steps, machine_choices, resharded_start, wall_clock
+from pipeline.training.data_position import recorded
 from pipeline.training.engine import Engine, World, free, of_rank_0
 from pipeline.training.hangs.watch import Reached, watched
 from pipeline.training.hardware import peak_of_all_ranks
@@ -290,7 +292,7 @@ class Loop:
         self.reached.enter("save", step)
         folder, facts = self.plan.folder, {"kind": self.plan.stage.kind, **self.evaluated.get(step, {})}
         if self.world.first:
-            facts["provenance"] = self._provenance()
+            facts["provenance"] = self._provenance(step)
             folder.recent.append(self.stabilizer.recent(step))
         self.engine.save(folder.checkpoints, step, facts, before=self._sync, behind=self._tidy)
         self.saved = step
@@ -317,16 +319,20 @@ class Loop:
             record = SaveRecord(step=step, save_seconds=save.pause, published_seconds=save.seconds)
             self.plan.folder.metrics.append(record)
 
-    def _provenance(self) -> dict[str, Any]:
-        """Where the weights come from and every FLOP spent on them, the origin's and lost ones included."""
-        own = self.own_flops
-        before = flops_before(self.plan.start)
+    def _provenance(self, step: int) -> dict[str, Any]:
+        """Where the weights come from, how far the data are read, and every FLOP spent on them, the origin's and lost
+        ones included."""
+        own, plan = self.own_flops, self.plan
+        before = flops_before(plan.start)
+        read = plan.first_sample + self.stabilizer.order.read_before(step) * plan.stage.batch
+        position = DataPosition.of(read, plan.data.facts, plan.config.seed)
         return {
-            "run": self.plan.config.name,
-            "stage": self.plan.stage.name,
-            "origin": str(self.plan.start) if self.plan.start else None,
+            "run": plan.config.name,
+            "stage": plan.stage.name,
+            "origin": str(plan.start) if plan.start else None,
             "own_flops": own,
             "flops": "unknown" if before is None else own + before,
+            KEY: position.behind(recorded(plan.start)).as_json(),
         }
 
 

@@ -27,6 +27,7 @@ class StepSamples:
                 config.seed,
                 batch=self._plan.stage.batch,
                 first_step=data_step,
+                first_sample=self._plan.first_sample,
                 **self._ranks,
             )
         self._next = data_step + 1

@@ -17,7 +17,7 @@ from pipeline.optim.schedules import Rates
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import OF_A_START, StepFlops, TrainFacts, TrainSettings
 from pipeline.records.versions import installed
-from pipeline.training import micro_batches, settled
+from pipeline.training import data_position, micro_batches, settled
 from pipeline.training.engine import World
 from pipeline.training.fingerprint import Fingerprint
 from pipeline.training.hardware import describe
@@ -43,6 +43,7 @@ class TrainingPlan:
     start: Path | None
     subject: Subject
     target: Target | None
+    first_sample: int
 
     @property
     def evaluate_every(self) -> int:
@@ -65,8 +66,8 @@ def plan_training(config: Config, stage: TrainStage, subject: Subject | None = N
     model = subject.model(data, start)
     worth = pace(stage, model, data)
     prices = sample_cost(model, data), subject.making()
-    schedule = rates(folder, stage, worth)
-    return TrainingPlan(config, stage, folder, data, model, *prices, worth, schedule, start, subject, target)
+    schedule, first = rates(folder, stage, worth), first_sample(config, stage, data, start)
+    return TrainingPlan(config, stage, folder, data, model, *prices, worth, schedule, start, subject, target, first)
 
 
 def require_best_known(stage: TrainStage, worth: Pace) -> None:
@@ -87,6 +88,18 @@ def start_of(config: Config, stage: TrainStage) -> Path | None:
     if recorded and recorded.start and publish.newest(folder.checkpoints):
         return Path(recorded.start)
     return origin(config, stage.origin) if stage.origin else None
+
+
+def first_sample(config: Config, stage: TrainStage, data: Prepared, start: Path | None) -> int:
+    """The number of the first sample that a stage reads; one that has a checkpoint keeps that. Raises UserError where
+    it is to go on behind others that are not known."""
+    folder = StageFolder(config.path / stage.name)
+    recorded = recorded_facts(folder)
+    if recorded and publish.newest(folder.checkpoints):
+        return recorded.first_sample
+    if not stage.data.continues or start is None:
+        return 0
+    return data_position.first_behind(start, data, config.seed, f"stages.{stage.name}.data.continue")
 
 
 def facts(plan: TrainingPlan, world: World) -> TrainFacts:
@@ -111,6 +124,7 @@ def facts(plan: TrainingPlan, world: World) -> TrainFacts:
         device=describe(world.device.type),
         versions=installed(),
         fingerprint=Fingerprint.of(plan.config, stage).settings(),
+        first_sample=plan.first_sample,
     )
 
 

@@ -55,6 +55,7 @@ def test_what_was_fitted_is_what_goes_on(fitted):
     assert len(during) == 1 + STEPS // 4 and during[-1] < during[0]
     assert evaluations(fitted, "large")[0] == pytest.approx(during[-1], abs=1e-5)
     manifest = json.loads((checkpoints.locate(fitted / "grown") / "manifest.json").read_text())
+    assert manifest["provenance"]["samples"]["next"] == 24 * 16, "as far as the source: the fit has read less"
     assert manifest["fit"]["steps"] == STEPS and manifest["fit"]["loss"] == [during[0], during[-1]]
     assert {"plan.json", "plan.safetensors"} <= set(manifest["files"])
     facts = json.loads((fitted / "grown-fit" / "stage.json").read_text())

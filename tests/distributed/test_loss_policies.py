@@ -15,7 +15,7 @@ import pytest
 from pipeline.report import build
 from pipeline.training.samples import StepSamples
 from pipeline.training.save_in_flight import SaveInFlight
-from tests.helpers import cli
+from tests.helpers import cli, runs
 from tests.helpers.cli import lemon_here
 from tests.helpers.parity_task import BATCH
 from tests.helpers.runs import STEPS, ledger, losses, steps_in_all, tiny_run
@@ -90,6 +90,8 @@ def test_a_rewound_run_and_one_that_was_killed_behind_its_rewinds_end_alike(tmp_
     assert events(other) == rewinds
     assert losses(other, "small") == losses(run, "small") and ledger(other, "small") == ledger(run, "small")
     assert cli.lemon(capfd, "diff", newest(other), newest(run))[0] == 0
+    provenance = json.loads((newest(other) / "manifest.json").read_text())["provenance"]
+    assert provenance["samples"]["next"] == (STEPS + 3 + 2 + 3) * runs.BATCH, "what was left out counts as read"
     assert steps_in_all(other, "small") == steps_in_all(run, "small") + 2
     (told,) = build([other]).runs[0].wall_time
     assert told.starts == 5 and told.rows["lost"] > 0 and told.rows["waiting"] > 0 and 0 < told.goodput < 1

@@ -34,6 +34,11 @@ def test_a_rewind_to_an_earlier_place_replaces_the_later_ones():
     assert steps(order, 12) == [0, 1, 2, 3, 4, 16, 17, 18, 19, 20, 21, 22]
 
 
+def test_what_was_left_out_counts_as_read():
+    order = DataOrder([rewind(8, 5, 8)])
+    assert [order.read_before(step) for step in (0, 1, 5, 6, 7)] == [0, 1, 5, 9, 10]
+
+
 def test_no_sample_is_taken_twice_and_the_order_is_kept():
     order = DataOrder([rewind(4, 0, 4), rewind(9, 6, 13), rewind(8, 6, 15), rewind(30, 20, 39)])
     taken = steps(order, 60)

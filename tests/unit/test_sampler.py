@@ -117,6 +117,20 @@ def test_resuming_equals_skipping(micro, passes, world, skip):
 
 
 @settings(max_examples=50, deadline=None)
+@given(batches=st.lists(st.integers(1, 9), max_size=3), size=st.integers(1, 400), world=st.integers(1, 3))
+def test_a_stage_behind_another_reads_on_where_that_ended(batches, size, world):
+    """Within an epoch no row comes twice, and each epoch is whole."""
+    taken, first = [], 0
+    for batch in batches:
+        parts = [training_numbers(batch * world, batch, rank, world, 0, first) for rank in range(world)]
+        taken += [number for _ in range(4) for part in parts for number in next(part)]
+        first += 4 * batch * world
+    assert taken == list(range(first))
+    epochs, rows = locate(3, np.array(taken), size)
+    assert len(set(zip(epochs.tolist(), rows.tolist(), strict=True))) == first
+
+
+@settings(max_examples=50, deadline=None)
 @given(size=st.integers(1, 200), micro=st.integers(1, 20), world=st.integers(1, 5))
 def test_evaluation_covers_each_number_once_in_equal_shares(size, micro, world):
     shares = [list(evaluation_numbers(size, micro, rank, world)) for rank in range(world)]

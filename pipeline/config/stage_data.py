@@ -1,0 +1,17 @@
+"""The section `data` of a training stage: which samples it reads, and how long they are."""
+
+from pydantic import ConfigDict, Field
+
+from pipeline.records.strict import Strict
+
+
+class StageData(Strict):
+    """Its samples among those of the run's data."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    continues: bool = Field(
+        False,
+        alias="continue",
+        description="begin behind the samples that the weights were trained on before; default: with the first",
+    )

@@ -1,0 +1,40 @@
+"""How far the samples of a run have been read, as the provenance of a checkpoint says it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+KEY = "samples"
+"""Of the provenance in a manifest."""
+
+
+@dataclass(frozen=True)
+class DataPosition:
+    """next: the number of the first sample that was not read, of epochs of `size` samples under `seed` (see
+    data/sampler.py); block: tokens of one, None of images."""
+
+    next: int
+    size: int
+    seed: int
+    block: int | None
+
+    @classmethod
+    def of(cls, number: int, facts: dict[str, Any], seed: int) -> "DataPosition":
+        """facts: of the prepared data."""
+        return cls(number, facts["training"], seed, facts.get("block"))
+
+    def behind(self, other: "DataPosition | None") -> "DataPosition":
+        """The later of two positions in the same order; itself where the other is one in another."""
+        return other if other is not None and other.order == self.order and other.next > self.next else self
+
+    @property
+    def order(self) -> tuple[int, int, int | None]:
+        """What decides which sample a number is."""
+        return self.size, self.seed, self.block
+
+    @property
+    def words(self) -> str:
+        kind = "images" if self.block is None else f"blocks of {self.block} tokens"
+        return f"{self.size:,} {kind} an epoch under seed {self.seed}"
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
