@@ -62,6 +62,11 @@ class Ancestor:
         return facts.lossless if isinstance(facts, ExpandFacts) else self.manifest.get("lossless")
 
     @property
+    def block(self) -> int | None:
+        """Tokens of a sample, where a training stage had another block than its run's data."""
+        return self.stage.block if self.stage else None
+
+    @property
     def last_step(self) -> int:
         return self.stage.last_step if self.step is None and self.stage else self.step or 0
 

@@ -85,6 +85,12 @@ class RecordedStage:
         """The facts of a training stage that has started."""
         return self.facts if isinstance(self.facts, TrainFacts) else None
 
+    @property
+    def block(self) -> int | None:
+        """Tokens of a sample of a training stage, where that is another block than the run's data have: evaluations in
+        blocks of different lengths measure different things."""
+        return self.training.settings.block if self.training else None
+
     @cached_property
     def steps(self) -> list[TrainingRecord]:
         """The records of training steps."""

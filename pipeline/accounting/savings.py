@@ -127,19 +127,21 @@ def compare_run(
 
 
 def _no_baseline(stage: RecordedStage) -> str:
+    blocks = f" in blocks of {stage.block} tokens" if stage.block else ""
     return (
         f"Stage '{stage.name}' is not compared: no stage that trains model '{_facts(stage).model}' from scratch has "
-        f"been evaluated; train one without 'start', or add its run to the report."
+        f"been evaluated{blocks}; train one without 'start', or add its run to the report."
     )
 
 
 def _baseline(
     run: RecordedRun, stage: RecordedStage, places: list[RecordedRun]
 ) -> tuple[RecordedRun, RecordedStage] | None:
-    """The evaluated training stage of the same model that began from scratch."""
+    """The evaluated training stage of the same model that began from scratch, in blocks of the same length."""
     for place in [run, *(place for place in places if place is not run and place.data_config == run.data_config)]:
         for other in place.models:
-            if _model(other) == _model(stage) and _facts(other).origin is None and other.evaluations:
+            same = _model(other) == _model(stage) and other.block == stage.block
+            if same and _facts(other).origin is None and other.evaluations:
                 return place, other
     return None
 
@@ -169,8 +171,9 @@ def _compare(
     behind = next((place for place in range(grown, len(chain)) if chain[place].kind == "train"), len(chain))
     sources = [ancestor for ancestor in reversed(chain[behind:]) if ancestor.trains]
     whole_stage = Ancestor(stage.path, stage, {}, {}, None)
-    expanded = joined([*reversed(chain[:behind]), whole_stage])
+    expanded = joined([*reversed(chain[:behind]), whole_stage], stage.block)
     loss, meaning = _target(stage, baseline, target)
+    curves = [] if unknown else _curves(sources, stage.block)
     scratch, given = reach(baseline.evaluations, loss), reach(expanded, loss)
     listed = [SourceStage(stage=source.name, flops=source.training_flops or 0) for source in sources]
     cost = None if unknown else sum(source.flops for source in listed)
@@ -185,7 +188,7 @@ def _compare(
         scratch=scratch,
         given=Given(**dict(given), saving_percent=saving(given.flops, scratch.flops)),
         all_in=AllIn(flops=total, saving_percent=saving(total, scratch.flops)),
-        curves=Curves(scratch=baseline.evaluations, expanded=expanded, sources=[] if unknown else _curves(sources)),
+        curves=Curves(scratch=baseline.evaluations, expanded=expanded, sources=curves),
     )
 
 
@@ -195,11 +198,11 @@ def _expansion(growths: list[Ancestor]) -> Expansion:
     return Expansion(stage=last.name, method=last.method, lossless=last.lossless, fit_flops=fits)
 
 
-def _curves(sources: list[Ancestor]) -> list[SourceCurve]:
+def _curves(sources: list[Ancestor], block: int | None) -> list[SourceCurve]:
     return [
-        SourceCurve(stage=source.name, points=joined(sources[: index + 1])[-len(source.evaluations) :])
+        SourceCurve(stage=source.name, points=joined(sources[: index + 1], block)[-len(source.evaluations) :])
         for index, source in enumerate(sources)
-        if source.evaluations
+        if source.evaluations and source.block == block
     ]
 
 
@@ -217,11 +220,13 @@ def _target(stage: RecordedStage, baseline: RecordedStage, given: float | None) 
     return last.loss, f"the latest evaluation loss of '{baseline.name}', which is unfinished ({where})"
 
 
-def joined(parts: list[Ancestor]) -> list[Evaluation]:
-    """The evaluations of stages that follow each other, the cost of each added to the next."""
+def joined(parts: list[Ancestor], block: int | None) -> list[Evaluation]:
+    """The evaluations of stages that follow each other, the cost of each added to the next. block: of the evaluations
+    that are comparable; those in others are left out."""
     points, offset = [], 0
     for part in parts:
-        points += [point.model_copy(update={"flops": point.flops + offset}) for point in part.evaluations]
+        own = part.evaluations if part.block == block else []
+        points += [point.model_copy(update={"flops": point.flops + offset}) for point in own]
         offset += part.training_flops or 0
     return points
 

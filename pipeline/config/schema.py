@@ -278,6 +278,19 @@ class Config(Strict):
     models: dict[str, ModelSizes] = Field(min_length=1)
     stages: list[Stage] = Field(min_length=1)
 
+    def block_of(self, stage: "TrainStage | ExpandStage") -> int | None:
+        """Tokens of a block that a stage reads; None of images."""
+        if not isinstance(self.data, TextData):
+            return None
+        return (stage.data.block if isinstance(stage, TrainStage) else None) or self.data.block
+
+    @property
+    def longest_block(self) -> int | None:
+        """Of the run's data and all stages, for which every model has positions; None of images."""
+        if not isinstance(self.data, TextData):
+            return None
+        return max([self.data.block, *(self.block_of(stage) or 0 for stage in self.stages)])
+
     @property
     def path(self) -> Path:
         return Path(self.folder.replace("{name}", self.name))
@@ -368,6 +381,8 @@ class Config(Strict):
         problems = self._problems_of_stop(stage, earlier)
         if stage.data.continues and stage.origin is None:
             problems.append(f"stages.{stage.name}.data.continue: it starts from fresh weights; name a start")
+        if stage.data.block and self.data.kind != "text":
+            problems.append(f"stages.{stage.name}.data.block: the data are images; leave it out")
         return problems
 
     def _problems_of_stop(self, stage: TrainStage, earlier: dict[str, TrainStage | ExpandStage]) -> list[str]:
@@ -381,6 +396,9 @@ class Config(Strict):
         trained = [name for name, each in earlier.items() if isinstance(each, TrainStage)]
         if isinstance(value, str) and value not in trained:
             problems.append(f"{where}: '{value}' is no number and no earlier training stage{nearest(value, trained)}")
+        elif isinstance(value, str) and self.block_of(earlier[value]) != self.block_of(stage):
+            lengths = f"{self.block_of(earlier[value])} tokens, this one in blocks of {self.block_of(stage)}"
+            problems.append(f"{where}: '{value}' is evaluated in blocks of {lengths}; name a number")
         return problems
 
 

@@ -2,11 +2,12 @@
 
 from pydantic import ConfigDict, Field
 
+from pipeline.config.limits import MOST_UNITS
 from pipeline.records.strict import Strict
 
 
 class StageData(Strict):
-    """Its samples among those of the run's data."""
+    """Its samples among those of the run's data. Another block is another cut of the same text."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
@@ -14,4 +15,7 @@ class StageData(Strict):
         False,
         alias="continue",
         description="begin behind the samples that the weights were trained on before; default: with the first",
+    )
+    block: int | None = Field(
+        None, ge=8, le=MOST_UNITS, description="text only: tokens per block, [CLS] and [SEP] included"
     )

@@ -6,11 +6,12 @@
     )
 
 Files, in the order of the data's way: sources (what a config names) -> documents, census, tokenizers, packing,
-text_building, text, masking | images, augment -> prepared (the folder) -> sampler (the order of the samples) -> batches
-(the loader).
+text_building, text, masking | images, augment -> prepared (the folder) -> blocks (as a stage reads it) -> sampler (the
+order of the samples) -> batches (the loader).
 """
 
 from pipeline.data.batches import Batch, evaluation_batches, train_batches
+from pipeline.data.blocks import as_read, data_of
 from pipeline.data.masking import IGNORED
 from pipeline.data.prepared import Prepared, open_prepared, prepare
 from pipeline.data.sampler import evaluation_passes
@@ -19,6 +20,8 @@ __all__ = [
     "IGNORED",
     "Batch",
     "Prepared",
+    "as_read",
+    "data_of",
     "evaluation_batches",
     "evaluation_passes",
     "open_prepared",

@@ -10,7 +10,6 @@ Masking happens when a sample is read, as a pure function of (seed, epoch, row):
 one mask per row, whatever the epoch.
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +66,11 @@ def document_numbers(ids: np.ndarray, separator: int) -> np.ndarray:
 
 
 def mapped_rows(folder: Path, split: str, facts: dict[str, Any]) -> np.ndarray:
-    """(rows, block - 2) ids of a split, mapped. Raises UserError when the file has another size."""
+    """(rows, block - 2) ids of a split, mapped; the file may have been cut into others (see blocks.py). Raises
+    UserError when it has another size."""
     path, dtype = folder / f"{split}.bin", id_type(facts.get("pieces", facts["vocab_size"]))
-    shape = (facts[split], facts["block"] - 2)
-    expected = math.prod(shape) * dtype.itemsize
+    shape, stored = (facts[split], facts["block"] - 2), facts.get("stored", facts)
+    expected = stored[split] * (stored["block"] - 2) * dtype.itemsize
     size = path.stat().st_size if path.exists() else 0
     if size != expected:
         raise UserError(

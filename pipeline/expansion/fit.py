@@ -18,7 +18,7 @@ from pipeline import checkpoints, models
 from pipeline.accounting.totals import training_flops
 from pipeline.checkpoints import manifest, publish
 from pipeline.config.schema import Config, ExpandStage, FitStage, TrainStage
-from pipeline.data import Prepared, open_prepared
+from pipeline.data import Prepared, data_of
 from pipeline.errors import UserError
 from pipeline.expansion import expand
 from pipeline.expansion import fitted as fitted_by
@@ -76,7 +76,7 @@ class Fit(Subject):
     @cached_property
     def ends(self) -> Ends:
         """The source that the fit began with, and the target. No weight is read."""
-        data, source = open_prepared(self.config.path / "data"), _source(self.config, self.stage)
+        data, source = data_of(self.config, self.stage), _source(self.config, self.stage)
         config = Path(self.stage.source_config) if self.stage.source_config else None
         return expand.both_ends(source, target(self.config, self.stage, data), self.config.seed, config)
 

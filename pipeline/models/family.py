@@ -273,7 +273,7 @@ def text_config(config_class: Callable[..., PretrainedConfig], sizes: ModelSizes
         )
     return config_class(
         vocab_size=facts["vocab_size"],
-        max_position_embeddings=facts["block"],
+        max_position_embeddings=facts.get("positions", facts["block"]),
         layer_norm_eps=sizes.eps,
         pad_token_id=None,
         **resized(sizes),

@@ -31,6 +31,17 @@ class DataPosition:
         """What decides which sample a number is."""
         return self.size, self.seed, self.block
 
+    def in_order_of(self, other: "DataPosition") -> int | None:
+        """The number from which a stage in the order of `other` reads on: in other blocks of the same text the first
+        of the next epoch. None where it reads other data, or under another seed."""
+        if self.order == other.order:
+            return self.next
+        if self.block is None or other.block is None or self.seed != other.seed:
+            return None
+        if abs(self.size * (self.block - 2) - other.size * (other.block - 2)) >= max(self.block, other.block):
+            return None
+        return -(-self.next // self.size) * other.size
+
     @property
     def words(self) -> str:
         kind = "images" if self.block is None else f"blocks of {self.block} tokens"

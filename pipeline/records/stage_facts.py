@@ -12,7 +12,7 @@ from pipeline.records.formats import FORMAT, Recorded, explained, require_readab
 
 class TrainSettings(BaseModel):
     """How a stage is trained; batch: samples per step over all ranks, micro_batch: per rank and pass. attention: what
-    was chosen where the stage began."""
+    was chosen where the stage began. block: tokens of a sample, where that is not the block of the run's data."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -25,6 +25,7 @@ class TrainSettings(BaseModel):
     activation_checkpointing: bool
     seed: int
     attention: str = "sdpa"
+    block: int | None = None
 
 
 class StepFlops(BaseModel):

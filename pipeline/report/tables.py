@@ -95,7 +95,11 @@ def _continuity(run: RecordedRun, expansion: RecordedStage, facts: ExpandFacts, 
         stage=expansion.name,
         source=chain[0].name if chain else unknown,
         source_loss=before,
-        started=[_start(stage, before) for stage in run.models if stage.facts and stage.facts.origin == expansion.name],
+        started=[
+            _start(stage, before if chain and stage.block == chain[0].block else None)
+            for stage in run.models
+            if stage.facts and stage.facts.origin == expansion.name
+        ],
         lossy=expansion.plan.get("lossy", []),
         verification=_verdicts(measured),
         method=facts.method,

@@ -8,7 +8,7 @@ import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from pipeline.checkpoints import CheckpointLayout, publish
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.config import dump
 from pipeline.config.schema import Config, ExpandStage, FitStage, Stage, TrainStage
-from pipeline.data import evaluation_passes
+from pipeline.data import as_read, evaluation_passes
 from pipeline.data.inventory import Inventory, inventory
 from pipeline.durations import Pace
 from pipeline.errors import UserError
@@ -152,6 +152,7 @@ def _launch(cluster: Cluster, start: Start, arguments: Sequence[str]) -> Iterato
 
 
 def _stage(config: Config, stage: Stage | FitStage, cluster: Cluster, there: Inventory) -> dict[str, Any]:
+    there = replace(there, data=as_read(there.data, config, stage))
     model = preflight.model_of(config, stage, there.data)
     parameters = models.architecture_of(model).parameters
     shared = {"name": stage.name, "kind": stage.kind, "model": stage.model, "parameters": parameters}

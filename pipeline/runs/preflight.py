@@ -10,7 +10,7 @@ from pipeline import checkpoints, models
 from pipeline.checkpoints import State, publish
 from pipeline.config.schema import Config, ExpandStage, FitStage, ModelSizes, Stage, TrainStage
 from pipeline.config.validation_errors import all_of
-from pipeline.data import Prepared, open_prepared
+from pipeline.data import Prepared, as_read, data_of
 from pipeline.durations import Duration
 from pipeline.errors import UserError, placed
 from pipeline.expansion import fit as fits
@@ -111,7 +111,7 @@ def after_data(config: Config, data: Prepared | None = None, counted: bool = Tru
     """Check what the data decide: model sizes, steps, and whether every growth can be lossless. data: instead of those
     of the run folder. counted: whether their number of samples is known; else schedules in epochs are not looked at.
     Raises UserError that lists all problems."""
-    data = data or open_prepared(config.path / "data")
+    data = as_read(data, config) if data else data_of(config)
     all_of(partial(_model_config, config, name, data) for name in config.models)
     stages = [stage for stage in config.stages if counted or not in_epochs(stage)]
     all_of(partial(_stage_after_data, config, stage, data) for stage in stages)
@@ -149,6 +149,7 @@ def _stage_after_data(config: Config, stage: TrainStage | ExpandStage, data: Pre
     model = model_of(config, stage, data)
     if isinstance(stage, TrainStage):
         require_open_end(config, stage)
+        data = as_read(data, config, stage)
         worth = pace(stage, model, data)
         rates(StageFolder(config.path / stage.name), stage, worth)
         require_best_known(stage, worth)

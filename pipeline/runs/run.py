@@ -161,7 +161,7 @@ def _expand(config: Config, stage: ExpandStage, folder: StageFolder, start: Star
 
 def _plan_expansion(config: Config, stage: ExpandStage, start: Start) -> "ExpansionPlan":
     from pipeline import checkpoints, models
-    from pipeline.data import open_prepared
+    from pipeline.data import data_of
     from pipeline.expansion import expand, fit
     from pipeline.runs import preflight
     from pipeline.training.start import origin
@@ -171,7 +171,7 @@ def _plan_expansion(config: Config, stage: ExpandStage, start: Start) -> "Expans
     _, small = models.read_config(checkpoints.config_file(checkpoints.locate(source)))
     return expand.plan_expansion(
         source,
-        models.trained(config.models[stage.model], open_prepared(config.path / "data").facts, small),
+        models.trained(config.models[stage.model], data_of(config).facts, small),
         preflight.options(stage, config.seed),
         layout_for(stage, reader, ranks_of(config, start)),
         grow_optimizer_state=stage.optimizer_state == "grow",

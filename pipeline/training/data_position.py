@@ -29,9 +29,10 @@ def first_behind(start: Path, data: Prepared, seed: int, where: str) -> int:
             f"{where}: {start}: nothing says on which samples it was trained; leave the key out, or start from a "
             "checkpoint that a stage of this version has saved"
         )
-    if last.order != here.order:
+    first = last.in_order_of(here)
+    if first is None:
         raise UserError(
             f"{where}: {start}: was trained on {last.words}, and this stage reads {here.words}, in another order; "
             "leave the key out"
         )
-    return last.next
+    return first

@@ -41,20 +41,30 @@ NO_RESULTS = CADENCE | LAYOUT | POLICIES
 
 
 class Fingerprint(Strict):
-    """The settings of a stage as they are recorded. `origin`: of the stage that it starts from or expands."""
+    """The settings of a stage as they are recorded. positions: those of models of text, where that is more than the
+    data's block; `origin`: of the stage that it starts from or expands."""
 
     seed: int = 0
     data: Data
     model: ModelSizes
+    positions: int | None = None
     stage: Annotated[TrainStage | ExpandStage | FitStage, Field(discriminator="kind")]
     origin: Annotated["Fingerprint | None", BeforeValidator(lambda origin: origin or None)] = None
 
     @classmethod
     def of(cls, config: Config, stage: TrainStage | ExpandStage) -> "Fingerprint":
         origin = next((cls.of(config, s) for s in config.stages if s.name == stage.origin), None)
+        longest, usual = config.longest_block, getattr(config.data, "block", None)
         if isinstance(stage, TrainStage):
             stage = settled.as_begun(stage, StageFolder(config.path / stage.name))
-        return cls(seed=config.seed, data=config.data, model=config.models[stage.model], stage=stage, origin=origin)
+        return cls(
+            seed=config.seed,
+            data=config.data,
+            model=config.models[stage.model],
+            positions=None if longest == usual else longest,
+            stage=stage,
+            origin=origin,
+        )
 
     def settings(self) -> dict[str, Any]:
         """What must not change, every default written out, as JSON."""
@@ -62,6 +72,7 @@ class Fingerprint(Strict):
             "seed": self.seed,
             "data": self.data.model_dump(mode="json", exclude={"workers"}),
             "model": self.model.model_dump(mode="json"),
+            "positions": self.positions,
             "stage": self._stage(),
             "origin": self.origin.settings() if self.origin else {},
         }

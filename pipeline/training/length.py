@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from transformers import PretrainedConfig
 
-from pipeline import models
+from pipeline import checkpoints, models
 from pipeline.accounting.flops import Cost, cost
 from pipeline.checkpoints import publish
 from pipeline.config.schema import Config, ExpandStage, TrainStage
-from pipeline.data import Prepared, open_prepared
+from pipeline.data import Prepared, data_of
 from pipeline.durations import Pace
 from pipeline.errors import UserError, placed
 from pipeline.optim.schedules import Rates
@@ -96,9 +96,12 @@ def _steps(config: Config, stage: TrainStage, facts: TrainFacts) -> int:
     """Of a begun stage, as the config says now."""
     if not _other_steps(facts, stage):
         return facts.steps
-    data = open_prepared(config.path / "data")
-    worth = pace(stage, models.trained(config.models[stage.model], data.facts), data)
-    return rates(StageFolder(config.path / stage.name), stage, worth).steps
+    data, folder = data_of(config, stage), StageFolder(config.path / stage.name)
+    if newest := publish.newest(folder.checkpoints):
+        _, model = models.read_config(newest / checkpoints.CONFIG)
+    else:
+        model = models.trained(config.models[stage.model], data.facts)
+    return rates(folder, stage, pace(stage, model, data)).steps
 
 
 def require_open_end(config: Config, stage: TrainStage | ExpandStage) -> None:

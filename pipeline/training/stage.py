@@ -9,7 +9,7 @@ from pipeline import models
 from pipeline.accounting.flops import Cost
 from pipeline.checkpoints import manifest, publish
 from pipeline.config.schema import Config, TrainStage
-from pipeline.data import Prepared, open_prepared
+from pipeline.data import Prepared, data_of
 from pipeline.durations import Pace
 from pipeline.errors import UserError
 from pipeline.growth.making import MakingCost
@@ -58,7 +58,7 @@ def plan_training(config: Config, stage: TrainStage, subject: Subject | None = N
     """Resolve a stage: model, FLOPs per step, schedule in steps. subject: what it trains; None: its model. Raises
     UserError."""
     require_open_end(config, stage)
-    data = open_prepared(config.path / "data")
+    data = data_of(config, stage)
     folder, target = StageFolder(config.path / stage.name), target_of(config, stage)
     stage = settled.as_begun(micro_batches.as_begun(stage, folder), folder)
     start = start_of(config, stage)
@@ -152,6 +152,7 @@ def _settings(plan: TrainingPlan, world: World) -> TrainSettings:
         activation_checkpointing=stage.activation_checkpointing,
         seed=plan.config.seed,
         attention=stage.attention,
+        block=plan.data.facts["block"] if "stored" in plan.data.facts else None,
     )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config, data
+from pipeline import config, data, models
 from pipeline.checkpoints import publish
 from pipeline.durations import Pace
 from pipeline.errors import UserError
@@ -26,8 +26,10 @@ def begun(folder: Path, *asked: str, finished: bool = True, losses: dict[int, fl
     recorded = {"fingerprint": Fingerprint.of(before, before.stage("small")).settings(), "schedule": schedule}
     stage = train(before.path, "small", SMALL, losses, steps=STEPS, finished=finished, **recorded)
     checkpoint = stage.checkpoints / f"step-{max(losses):07d}"
-    publish.publish(publish.staging(checkpoint), checkpoint, {"kind": "train", "step": max(losses)})
-    data.prepare(before.data, before.seed, before.path / "data")
+    facts = data.prepare(before.data, before.seed, before.path / "data").facts
+    staged = publish.staging(checkpoint)
+    (staged / "config.json").write_text(models.config_text(models.trained(before.models["small"], facts)))
+    publish.publish(staged, checkpoint, {"kind": "train", "step": max(losses)})
     return config.load(path, [f"stages.small.schedule.{each}" for each in asked])
 
 
