@@ -7,7 +7,7 @@ Checked against `torch.utils.flop_counter` in tests/parity.
 
 from dataclasses import dataclass
 
-from pipeline.models.architecture import Architecture, ParamSpec
+from pipeline.models.architecture import Architecture, Attention, ParamSpec
 
 
 @dataclass(frozen=True)
@@ -17,32 +17,41 @@ class Cost:
     forward: int
     backward: int
     recompute: int
-    """What activation checkpointing adds: each layer forward once more, less the matrix product that ends it
-    (nothing behind it is saved, so torch stops recomputing in front of it)."""
+    """What activation checkpointing adds: each layer that is checkpointed forward once more, less the matrix product
+    that ends it (nothing behind it is saved, so torch stops recomputing in front of it)."""
 
     @property
     def train(self) -> int:
         return self.forward + self.backward
 
 
-def cost(architecture: Architecture, positions: dict[str, int]) -> Cost:
-    """FLOPs of one sample. `positions` says how many tokens, patches, … a sample has."""
+def cost(architecture: Architecture, positions: dict[str, int], every: int = 1) -> Cost:
+    """FLOPs of one sample. `positions` says how many tokens, patches, … a sample has; every: of so many layers the
+    first is checkpointed, where any are."""
     forward = backward = recompute = 0
     for row in architecture.rows():
         once = _forward(architecture, row, positions)
         forward += once
         backward += once * (2 if row.input_grad else 1)
-        recompute += once if row.layer is not None and not _closes(architecture, row) else 0
-    attention = sum(
-        stack.layers
-        * 4
-        * positions[each.query_positions]
-        * positions[each.key_positions]
-        * architecture.spaces[each.query].size
-        for stack in architecture.stacks
-        for each in stack.attentions
-    )
-    return Cost(forward + attention, backward + 2 * attention, recompute + attention)
+        again = row.layer is not None and row.layer % every == 0 and not _closes(architecture, row)
+        recompute += once if again else 0
+    attention = again_attention = 0
+    for stack in architecture.stacks:
+        layer = sum(_attention(architecture, each, positions) for each in stack.attentions)
+        attention += stack.layers * layer
+        again_attention += checkpointed(stack.layers, every) * layer
+    return Cost(forward + attention, backward + 2 * attention, recompute + again_attention)
+
+
+def checkpointed(layers: int, every: int) -> int:
+    """How many of the layers are the first of `every`."""
+    return -(-layers // every)
+
+
+def _attention(architecture: Architecture, each: Attention, positions: dict[str, int]) -> int:
+    """FLOPs of an attention's two products in one layer."""
+    width = architecture.spaces[each.query].size
+    return 4 * positions[each.query_positions] * positions[each.key_positions] * width
 
 
 def _forward(architecture: Architecture, row: ParamSpec, positions: dict[str, int]) -> int:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.accounting.flops import checkpointed
 from pipeline.models.architecture import Architecture
 
 FP32, BF16 = 4, 2
@@ -77,16 +78,17 @@ ACTIVATIONS = (
 
 
 def activations(
-    architecture: Architecture, positions: dict[str, int], *, micro_batch: int, bf16: bool, checkpointing: bool
+    architecture: Architecture, positions: dict[str, int], *, micro_batch: int, bf16: bool, every: int = 0
 ) -> int:
     """Bytes that a forward pass leaves for the backward pass, about: attention is taken to keep no scores, dropout's
-    masks do not count. positions: tokens, patches, … of a sample. Under activation checkpointing every layer's input,
-    and all of one layer."""
+    masks do not count. positions: tokens, patches, … of a sample. every: under activation checkpointing of the first of
+    so many layers, of which the input is kept, and all of one; 0: without."""
     numbers = _saved(architecture, positions, None)
     for stack in architecture.stacks:
         layer = _saved(architecture, positions, stack.name)
         kept = architecture.residual.size * positions["token"]
-        numbers += stack.layers * kept + layer if checkpointing else stack.layers * layer
+        again = checkpointed(stack.layers, every) if every else 0
+        numbers += again * kept + (stack.layers - again + (1 if again else 0)) * layer
     logits = architecture.spaces[architecture.outputs["logits"]].size if "logits" in architecture.outputs else 0
     scores = 3 * FP32 * logits * positions.get("scored", 1)
     return micro_batch * ((BF16 if bf16 else FP32) * numbers + scores)

@@ -159,7 +159,9 @@ class TrainStage(Strict):
     optimizer: Optimizer = AdamW()
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool | Annotated[int, Field(ge=1)] = Field(
+        False, description="compute layers again in the backward pass: all of them, or the first of every so many"
+    )
     attention: Attention = "auto"
     evaluate_every: PositiveDuration = Duration.parse("100 steps")
     save_every: PositiveDuration = Duration.parse("200 steps")

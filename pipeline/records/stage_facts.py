@@ -11,8 +11,9 @@ from pipeline.records.formats import FORMAT, Recorded, explained, require_readab
 
 
 class TrainSettings(BaseModel):
-    """How a stage is trained; batch: samples per step over all ranks, micro_batch: per rank and pass. attention: what
-    was chosen where the stage began. block: tokens of a sample, where that is not the block of the run's data."""
+    """How a stage is trained; batch: samples per step over all ranks, micro_batch: per rank and pass.
+    activation_checkpointing: of all layers, or of the first of every so many. attention: what was chosen where the
+    stage began. block: tokens of a sample, where that is not the block of the run's data."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -22,7 +23,7 @@ class TrainSettings(BaseModel):
     zero_stage: int
     world_size: int
     optimizer: dict[str, Any]
-    activation_checkpointing: bool
+    activation_checkpointing: bool | int
     seed: int
     attention: str = "sdpa"
     block: int | None = None

@@ -16,7 +16,6 @@ import torch
 from transformers import PretrainedConfig
 
 from pipeline import models
-from pipeline.accounting.flops import cost
 from pipeline.accounting.memory import BF16, FP32, activations, model_states
 from pipeline.accounting.save_copy import save_copy
 from pipeline.checkpoints import CheckpointLayout, publish
@@ -38,7 +37,7 @@ from pipeline.training import launcher
 from pipeline.training.engine import deepspeed_config
 from pipeline.training.environment import Launched
 from pipeline.training.launcher import Start
-from pipeline.training.length import has_ended, pace, rates
+from pipeline.training.length import has_ended, pace, rates, sample_cost
 from pipeline.training.micro_batches import as_begun
 from pipeline.training.stage import step_flops
 from pipeline.training.start import require_whole_facts
@@ -202,8 +201,7 @@ def _training(
 ) -> dict[str, Any]:
     """Batch, schedule and FLOPs. known: whether the schedule's length is."""
     worth = pace(stage, model, there.data)
-    positions = models.of_config(model).positions(model, there.data.facts)
-    price = cost(models.architecture_of(model), positions)
+    price = sample_cost(stage, model, there.data)
     step, samples = step_flops(stage, price, making, cluster.ranks), there.data.facts["evaluation"]
     derived = deepspeed_config(stage, cluster.ranks)
     batch = {
@@ -285,7 +283,7 @@ def _memory(
         models.of_config(model).positions(model, there.data.facts),
         micro_batch=derived["train_micro_batch_size_per_gpu"],
         bf16=bf16,
-        checkpointing=stage.activation_checkpointing,
+        every=int(stage.activation_checkpointing),
     )
     copy = save_copy(stage, sum(map(sum, groups)), cluster.ranks)
     return {"zero_stages": stages, "activations": estimate, "save_copy": copy, "besides": besides}

@@ -29,14 +29,15 @@ def recorded_facts(folder: StageFolder) -> TrainFacts | None:
     return facts
 
 
-def sample_cost(model: PretrainedConfig, data: Prepared) -> Cost:
+def sample_cost(stage: TrainStage, model: PretrainedConfig, data: Prepared) -> Cost:
     """FLOPs of a sample."""
-    return cost(models.architecture_of(model), models.of_config(model).positions(model, data.facts))
+    positions = models.of_config(model).positions(model, data.facts)
+    return cost(models.architecture_of(model), positions, every=int(stage.activation_checkpointing) or 1)
 
 
 def pace(stage: TrainStage, model: PretrainedConfig, data: Prepared) -> Pace:
     """What one optimizer step of the stage is worth; its FLOPs are those of training, recomputation included."""
-    price = sample_cost(model, data)
+    price = sample_cost(stage, model, data)
     per_sample = price.train + (price.recompute if stage.activation_checkpointing else 0)
     return Pace(stage.batch, stage.batch * data.facts["tokens_per_sample"], stage.batch * per_sample, data.size)
 

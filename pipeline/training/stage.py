@@ -65,7 +65,7 @@ def plan_training(config: Config, stage: TrainStage, subject: Subject | None = N
     subject = subject or WholeModel(config, stage)
     model = subject.model(data, start)
     worth = pace(stage, model, data)
-    prices = sample_cost(model, data), subject.making()
+    prices = sample_cost(stage, model, data), subject.making()
     schedule, first = rates(folder, stage, worth), first_sample(config, stage, data, start)
     return TrainingPlan(config, stage, folder, data, model, *prices, worth, schedule, start, subject, target, first)
 

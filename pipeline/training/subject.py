@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline import checkpoints, models
 from pipeline.checkpoints import loader, publish
@@ -35,16 +36,25 @@ class Trained:
     beside: Callable[[], Mapping[str, str]] = field(default=dict)
 
 
-def of_model(model: PreTrainedModel, activation_checkpointing: bool = False) -> Trained:
+def of_model(model: PreTrainedModel, activation_checkpointing: int = False) -> Trained:
     """A model: its parameters with weight decay, then those without, as the architecture says, in the order of
-    `named_parameters()`; its config lies beside its shards."""
+    `named_parameters()`; its config lies beside its shards. activation_checkpointing: of the first of every so many
+    layers."""
     if activation_checkpointing:
-        model.config.use_cache = False
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(model, activation_checkpointing)
     decays = {spec.module: spec.decay for spec in models.architecture_of(model.config).rows()}
     named = list(model.named_parameters())
     groups = tuple((decay, {name: p for name, p in named if decays[name] is decay}) for decay in (True, False))
     return Trained(model, groups, lambda: {checkpoints.CONFIG: models.config_text(model.config)})
+
+
+def checkpoint_layers(model: PreTrainedModel, every: int) -> None:
+    """Have the first of every so many layers computed again in the backward pass."""
+    model.config.use_cache = False
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for number, layer in enumerate(layers):
+        layer.gradient_checkpointing = number % every == 0
 
 
 class Subject(ABC):

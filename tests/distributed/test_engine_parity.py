@@ -44,7 +44,7 @@ def _masked(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("name, checkpointing", [("bert-pre-ln", False), ("vit", True)])
+@pytest.mark.parametrize("name, checkpointing", [("bert-pre-ln", False), ("vit", True), ("vit", 2)])
 def test_losses_follow_plain_pytorch(workers, plain, name, zero_stage, checkpointing):
     """1e-5: float32 sums in another order; measured at most 1e-6 over these steps."""
     fields = {"zero_stage": zero_stage, "micro_batch": BATCH // 4, "activation_checkpointing": checkpointing}

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import models
 from pipeline.accounting.flops import cost
+from pipeline.training.subject import checkpoint_layers
 from tests.helpers.samples import IMAGE, POSITIONS, VARIANTS, VOCAB, facts, sample
 
 BATCH = 2
@@ -74,21 +75,22 @@ def test_fresh_values_are_those_of_the_model(variant):
             assert (values == (row.std if row.fresh == "ones" else 0.0)).all(), row.name
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("every", [0, 1, 2], ids=["plain", "checkpointing", "checkpointing-2nd"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_flops_equal_torchs_counter_exactly(variant, checkpointing):
-    config = sample(variant, heads=4, kv_heads=2, hidden=16, head_dim=6)
+def test_flops_equal_torchs_counter_exactly(variant, every):
+    """every: of so many layers the first is checkpointed; 0: none."""
+    config = sample(variant, layers=3, heads=4, kv_heads=2, hidden=16, head_dim=6)
     model = models.build(config, attention="eager").train()
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if every:
+        checkpoint_layers(model, every)
     architecture = models.architecture_of(config)
-    expected = cost(architecture, positions(variant, config))
+    expected = cost(architecture, positions(variant, config), every=every or 1)
     with FlopCounterMode(display=False) as counter:
         outputs = model(**inputs(variant))
     assert counter.get_total_flops() == BATCH * expected.forward
     with FlopCounterMode(display=False) as counter:
         sum(outputs[name].float().square().sum() for name in architecture.outputs).backward()
-    assert counter.get_total_flops() == BATCH * (expected.backward + (expected.recompute if checkpointing else 0))
+    assert counter.get_total_flops() == BATCH * (expected.backward + (expected.recompute if every else 0))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -63,6 +63,10 @@ MISTAKES = [
     ("data=5", "data: must be a mapping of keys (got 5)"),
     ("models=[]", "models: must be a mapping of keys"),
     ("models={}", "models: needs 1 or more entries, has 0"),
+    (
+        "stages.small.activation_checkpointing=-1",
+        "stages.small.activation_checkpointing: must be true or false or at least 1 (got -1)",
+    ),
     ("stages.small.precision=fp16", "stages.small.precision: must be 'fp32' or 'bf16' (got 'fp16')"),
     ("stages.small.optimizer={betas: [0.9]}", "stages.small.optimizer.betas.1: is missing and has no default"),
     ("stages.small.tensorboard=maybe", "stages.small.tensorboard: must be true or false (got 'maybe')"),

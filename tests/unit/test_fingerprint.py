@@ -194,6 +194,7 @@ FREE = [
     "keep=5",
     "micro_batch=8",
     "activation_checkpointing=true",
+    "activation_checkpointing=3",
     "tensorboard=true",
     "zero_stage=1",
 ]
