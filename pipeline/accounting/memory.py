@@ -55,6 +55,12 @@ def model_states(
     return ModelStates(width * share * ranks, gradients, optimizer, 0, width * BUCKET)
 
 
+def parameter_groups(architecture: Architecture) -> list[list[int]]:
+    """Elements of every parameter, of those with weight decay and of those without."""
+    rows = list(architecture.rows())
+    return [[architecture.numel(row) for row in rows if row.decay is decay] for decay in (True, False)]
+
+
 def _replicated(whole: int, width: int, slots: int) -> ModelStates:
     """Stage 0: torch's own optimizer; in bf16 weights in float32 besides, and the gradients once more at the step."""
     half = width == BF16
@@ -87,11 +93,17 @@ def activations(
     for stack in architecture.stacks:
         layer = _saved(architecture, positions, stack.name)
         kept = architecture.residual.size * positions["token"]
-        again = checkpointed(stack.layers, every) if every else 0
-        numbers += again * kept + (stack.layers - again + (1 if again else 0)) * layer
+        inputs = checkpointed(stack.layers, every) if every else 0
+        numbers += inputs * kept + kept_layers(stack.layers, every) * layer
     logits = architecture.spaces[architecture.outputs["logits"]].size if "logits" in architecture.outputs else 0
     scores = 3 * FP32 * logits * positions.get("scored", 1)
     return micro_batch * ((BF16 if bf16 else FP32) * numbers + scores)
+
+
+def kept_layers(layers: int, every: int) -> int:
+    """How many layers keep all that they leave at the same time: those that are not checkpointed, and the one of the
+    others that is computed again. every: as in `activations`."""
+    return layers - checkpointed(layers, every) + 1 if every else layers
 
 
 def _saved(architecture: Architecture, positions: dict[str, int], stack: str | None) -> int:

@@ -153,7 +153,9 @@ class TrainStage(Strict):
     model: str
     start: Place | None = None
     batch: int = Field(ge=1, description="samples per optimizer step, over all ranks")
-    micro_batch: int | None = Field(None, ge=1, description="samples per rank and pass; default batch / ranks")
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        None, description="samples per rank and pass; default batch / ranks; auto: of that as much as fits into memory"
+    )
     data: StageData = StageData()
     schedule: Schedule
     optimizer: Optimizer = AdamW()
@@ -338,7 +340,8 @@ class Config(Strict):
         if fit.attention == "auto" and behind and like is behind:
             inherited["attention"] = behind.attention
         if fit.batch is None and like is behind:
-            inherited["micro_batch"] = fit.micro_batch or getattr(behind, "micro_batch", None)
+            of_behind = getattr(behind, "micro_batch", None)
+            inherited["micro_batch"] = fit.micro_batch or (None if of_behind == "auto" else of_behind)
         named = {"name": stage.fit_name, "schedule": fit.schedule, "kind": "fit"}
         return FitStage.model_validate({**shared, **own, **inherited, **named})
 

@@ -16,7 +16,7 @@ import torch
 from transformers import PretrainedConfig
 
 from pipeline import models
-from pipeline.accounting.memory import BF16, FP32, activations, model_states
+from pipeline.accounting.memory import BF16, FP32, activations, model_states, parameter_groups
 from pipeline.accounting.save_copy import save_copy
 from pipeline.checkpoints import CheckpointLayout, publish
 from pipeline.checkpoints.serialization.amounts import amount
@@ -38,7 +38,7 @@ from pipeline.training.engine import deepspeed_config
 from pipeline.training.environment import Launched
 from pipeline.training.launcher import Start
 from pipeline.training.length import has_ended, pace, rates, sample_cost
-from pipeline.training.micro_batches import as_begun
+from pipeline.training.micro_batches import as_begun, size_of
 from pipeline.training.stage import step_flops
 from pipeline.training.start import require_whole_facts
 
@@ -79,7 +79,7 @@ def dry_run(config: Config, start: Start, arguments: Sequence[str]) -> DryRun:
     UserError with what a run would say."""
     cluster = Cluster.of(config, start)
     preflight.before_data(config, [cluster.ranks], start.allowed)
-    notes = [*_notes(config, cluster), *_checkpoints(config, cluster)]
+    notes = [*_notes(config, cluster), *_settled_later(config, cluster), *_checkpoints(config, cluster)]
     there = inventory(config.data, config.seed, config.path / "data")
     preflight.after_data(config, there.data, counted=there.prepared)
     stages = [_stage(config, stage, cluster, there) for stage in _with_fits(config)]
@@ -118,6 +118,15 @@ def _notes(config: Config, cluster: Cluster) -> Iterator[str]:
         yield f"processes: auto is {cluster.processes} on this machine; name the number for another one"
     elif gpus and cluster.processes > gpus:
         yield f"processes {cluster.processes}: this machine has {gpus} GPU(s), and would refuse to train so many"
+
+
+def _settled_later(config: Config, cluster: Cluster) -> Iterator[str]:
+    """What is found out only when a stage begins."""
+    trained = [stage for stage in config.stages if isinstance(stage, TrainStage)]
+    for stage in (as_begun(stage, StageFolder(config.path / stage.name)) for stage in trained):
+        if stage.micro_batch == "auto":
+            most = size_of(stage, cluster.ranks)
+            yield f"stages.{stage.name}.micro_batch: auto: shown is {most}, the most; as it begins, what fits is found"
 
 
 def _checkpoints(config: Config, cluster: Cluster) -> Iterator[str]:
@@ -262,9 +271,7 @@ def _memory(
     """Bytes of a rank in every ZeRO stage, the activations, which are the same in all, and the copy that is saved.
     needs: of a fit, which trains coefficients and holds a source and made weights besides."""
     architecture, bf16 = models.architecture_of(model), stage.precision == "bf16"
-    groups = [[architecture.numel(row) for row in architecture.rows() if row.decay is decay] for decay in (True, False)]
-    if needs:
-        groups = [list(needs.coefficients)]
+    groups = [list(needs.coefficients)] if needs else parameter_groups(architecture)
     besides = (BF16 if bf16 else FP32) * (needs.fixed + needs.made) if needs else 0
     derived = deepspeed_config(stage, cluster.ranks)
     stages = {}

@@ -5,22 +5,21 @@ the backward pass of the fused kernel is nearly half of a step), so it is measur
 """
 
 import copy
-import os
 import time
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pipeline import models
+from pipeline.accounting.memory import kept_layers
 from pipeline.data import Batch, train_batches
 from pipeline.models.family import LAYER_TYPES
-from pipeline.training import micro_batches
+from pipeline.training import free_memory, micro_batches
 from pipeline.training.engine import World
 from pipeline.training.losses import model_inputs
 from pipeline.training.stage import TrainingPlan
@@ -53,7 +52,8 @@ def choose(plan: TrainingPlan, world: World) -> Choice:
     the same time, since they share caches and memory."""
     if world.device.type != "cpu":
         return Choice("sdpa", f"the fused kernels of {world.device.type}")
-    scarce = torch.tensor(float(_kept_scores(plan, world) > _share_of_memory()))
+    size = micro_batches.size_of(plan.stage, world.size)
+    scarce = torch.tensor(float(kept_scores(plan, size) > _share_of_memory()))
     dist.all_reduce(scarce)
     if scarce:
         return Choice("sdpa", "plain attention would keep more scores than the free memory holds")
@@ -136,21 +136,20 @@ def _batch(plan: TrainingPlan, world: World) -> Batch:
     return next(train_batches(plan.data, data, plan.config.seed, batch=plan.stage.batch, first_step=0, **ranks))
 
 
-def _kept_scores(plan: TrainingPlan, world: World) -> int:
-    """Bytes that plain attention keeps on a rank for the backward pass of a micro-batch."""
+def kept_scores(plan: TrainingPlan, size: int) -> int:
+    """Bytes that plain attention keeps on a rank for the backward pass of a micro-batch of so many samples."""
     architecture = models.architecture_of(plan.model)
     positions = models.of_config(plan.model).positions(plan.model, plan.data.facts)
     pairs = sum(
-        (1 if plan.stage.activation_checkpointing else stack.layers)
+        kept_layers(stack.layers, int(plan.stage.activation_checkpointing))
         * architecture.spaces[each.query].count
         * positions[each.query_positions]
         * positions[each.key_positions]
         for stack in architecture.stacks
         for each in stack.attentions
     )
-    return micro_batches.size_of(plan.stage, world.size) * pairs * BYTES_OF_A_SCORE
+    return size * pairs * BYTES_OF_A_SCORE
 
 
 def _share_of_memory() -> float:
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return SHARE_OF_MEMORY * float(psutil.virtual_memory().available) / ranks_here
+    return SHARE_OF_MEMORY * free_memory.of_rank()

@@ -4,7 +4,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from pipeline.training import attention
+from pipeline.training import attention, largest_micro_batch
 from pipeline.training.engine import World, of_rank_0
 from pipeline.training.settled import BEFORE
 from pipeline.training.stage import TrainingPlan
@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 def settle(plan: TrainingPlan, world: World) -> TrainingPlan:
     """The plan with nothing left open: as recorded when the stage began, else by what these devices do best. To be
     called by all ranks at once."""
+    plan = largest_micro_batch.settled(plan, world)
     chosen: dict[str, Any] = of_rank_0(lambda: {key: getattr(plan.stage, key) for key in BEFORE})
     if chosen["attention"] == "auto":
         choice = attention.choose(plan, world)

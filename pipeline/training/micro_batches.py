@@ -9,9 +9,11 @@ from pipeline.records.stage_facts import TrainFacts
 
 
 def size_of(stage: TrainStage, ranks: int) -> int:
-    """Samples of a micro-batch. Raises UserError where the batch is not a whole number of them for every rank."""
-    size = stage.micro_batch or stage.batch // ranks
-    if size == 0 or stage.batch % size or (stage.micro_batch is None and stage.batch % (size * ranks)):
+    """Samples of a micro-batch, where they are still to be found the most that there may be. Raises UserError where the
+    batch is not a whole number of them for every rank."""
+    stated = stage.micro_batch if isinstance(stage.micro_batch, int) else None
+    size = stated or stage.batch // ranks
+    if size == 0 or stage.batch % size or (stated is None and stage.batch % (size * ranks)):
         raise UserError(
             f"stages.{stage.name}: batch {stage.batch} is not a multiple of micro_batch {size} x {ranks} ranks; "
             "choose a batch that is"
@@ -24,6 +26,15 @@ def size_of(stage: TrainStage, ranks: int) -> int:
             "dropout"
         )
     return size
+
+
+def candidates(stage: TrainStage, ranks: int) -> list[int]:
+    """The sizes that are tried where they are to be found: a rank's share of the batch, halved as long as it is even.
+    Raises UserError as `size_of` does."""
+    sizes = [size_of(stage, ranks)]
+    while sizes[-1] % 2 == 0:
+        sizes.append(sizes[-1] // 2)
+    return sizes
 
 
 def divide(stage: TrainStage, ranks: int) -> bool:
@@ -39,7 +50,7 @@ def as_begun(stage: TrainStage, folder: StageFolder) -> TrainStage:
     """The stage with the micro-batches of the start before, if there is anything to go on from. What the config says
     counts."""
     begun = _begun(folder)
-    if begun is None or stage.micro_batch is not None:
+    if begun is None or isinstance(stage.micro_batch, int):
         return stage
     return stage.model_copy(update={"micro_batch": begun.settings.micro_batch})
 
@@ -47,7 +58,7 @@ def as_begun(stage: TrainStage, folder: StageFolder) -> TrainStage:
 def change(stage: TrainStage, folder: StageFolder) -> str | None:
     """What the config changes of the micro-batches that a stage goes on with, in words."""
     begun = _begun(folder)
-    if begun is None or stage.micro_batch in (None, begun.settings.micro_batch):
+    if begun is None or stage.micro_batch in (None, "auto", begun.settings.micro_batch):
         return None
     return f"micro_batch was {begun.settings.micro_batch}, is now {stage.micro_batch}: dropout draws other masks"
 

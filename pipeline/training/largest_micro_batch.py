@@ -1,0 +1,132 @@
+"""`micro_batch: auto`: the largest micro-batch that fits into the memory of every rank, found before the first step.
+
+On a GPU it is tried: forward and backward passes of the stage's model on its own data, beside as much memory as
+DeepSpeed will hold for weights, gradients, optimizer and buckets (accounting/memory.py). Each rank tries alone, so that
+one that runs out of memory leaves no other waiting in a collective. On a CPU, where running out of memory is the end of
+a process, the same formulas say what a step takes. The smallest that any rank has found is taken by all; a stage that
+goes on keeps it.
+"""
+
+import logging
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline import models
+from pipeline.accounting.memory import BF16, FP32, ModelStates, activations, model_states, parameter_groups
+from pipeline.accounting.save_copy import save_copy
+from pipeline.checkpoints.serialization.amounts import amount
+from pipeline.data import Batch, train_batches
+from pipeline.errors import UserError
+from pipeline.training import free_memory
+from pipeline.training.attention import kept_scores
+from pipeline.training.engine import World, free
+from pipeline.training.losses import model_inputs
+from pipeline.training.micro_batches import candidates
+from pipeline.training.stage import TrainingPlan
+
+logger = logging.getLogger(__name__)
+
+SHARE = 0.7
+"""Of a host's free memory, for a step whose activations are estimated; plain attention, if it is chosen later, may keep
+a quarter besides."""
+
+
+def settled(plan: TrainingPlan, world: World) -> TrainingPlan:
+    """The plan with a micro-batch, found where it is to be. To be called by all ranks at once. Raises UserError where
+    not even the smallest fits."""
+    stage = plan.stage
+    if stage.micro_batch != "auto":
+        return plan
+    sizes = candidates(stage, world.size)
+    own = _tried(plan, world, sizes) if world.device.type == "cuda" else _estimated(plan, world, sizes)
+    least = torch.tensor(own, device=world.device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    size = int(least)
+    if not size:
+        raise UserError(
+            f"stages.{stage.name}.micro_batch: auto: not even {sizes[-1]} samples fit beside model and optimizer; take "
+            "another zero_stage, activation_checkpointing, or more ranks"
+        )
+    if world.first:
+        logger.info(f"{stage.name}: micro_batch auto: {size} of {sizes[0]} samples a rank fit at a time")
+    return replace(plan, stage=stage.model_copy(update={"micro_batch": size}))
+
+
+def _estimated(plan: TrainingPlan, world: World, sizes: list[int]) -> int:
+    """The largest of the sizes of which a step takes no more than this rank may have; 0: none."""
+    most = int(SHARE * free_memory.of_rank())
+    needs = {size: needed(plan, world.size, size) for size in sizes}
+    logger.debug(f"{plan.stage.name}: a rank may take {amount(most)}, and needs {needs} bytes by micro-batch")
+    return next((size for size, need in needs.items() if need <= most), 0)
+
+
+def needed(plan: TrainingPlan, ranks: int, size: int) -> int:
+    """Bytes of a rank in training, about: states, activations of `size` samples, the copy that is saved."""
+    stage, architecture = plan.stage, models.architecture_of(plan.model)
+    positions = models.of_config(plan.model).positions(plan.model, plan.data.facts)
+    passing = activations(
+        architecture,
+        positions,
+        micro_batch=size,
+        bf16=stage.precision == "bf16",
+        every=int(stage.activation_checkpointing),
+    )
+    passing += kept_scores(plan, size) if stage.attention == "eager" else 0
+    return _states(plan, ranks, size).held + passing + save_copy(stage, architecture.parameters, ranks)
+
+
+def _states(plan: TrainingPlan, ranks: int, size: int) -> ModelStates:
+    return model_states(
+        parameter_groups(models.architecture_of(plan.model)),
+        zero_stage=plan.stage.zero_stage,
+        ranks=ranks,
+        bf16=plan.stage.precision == "bf16",
+        slots=len(plan.stage.optimizer.slots),
+        accumulates=plan.stage.batch > size * ranks,
+    )
+
+
+def _tried(plan: TrainingPlan, world: World, sizes: list[int]) -> int:
+    """The largest of the sizes with which this rank's GPU gets through; 0: none."""
+    half, attention = plan.stage.precision == "bf16", "eager" if plan.stage.attention == "eager" else "sdpa"
+    dtype = torch.bfloat16 if half else torch.float32
+    with torch.random.fork_rng([world.device]):
+        try:
+            module = plan.subject.to_load(plan.model, attention).module.to(world.device, dtype)
+        except torch.OutOfMemoryError:
+            return 0
+        held = 2 * (BF16 if half else FP32) * sum(parameter.numel() for parameter in module.parameters())
+        for size in sizes:
+            states = _states(plan, world.size, size)
+            inputs = model_inputs(_batch(plan, size), module, world.device)
+            fits = _passes(module.train(), inputs, states.held + states.bucket - held)
+            module.zero_grad(set_to_none=True)
+            free()
+            if fits:
+                return size
+    return 0
+
+
+def _batch(plan: TrainingPlan, size: int) -> Batch:
+    config = plan.config
+    data = config.data.model_copy(update={"workers": 0})
+    ranks = {"batch": size, "micro_batch": size, "rank": 0, "world": 1, "first_step": 0}
+    return next(train_batches(plan.data, data, config.seed, **ranks))
+
+
+def _passes(module: nn.Module, inputs: dict[str, Tensor], beside: int) -> bool:
+    """Whether two passes, the second on top of gradients, get through while `beside` bytes are taken."""
+    device = next(iter(inputs.values())).device
+    try:
+        taken = torch.empty(max(0, beside), dtype=torch.uint8, device=device)
+        for _ in range(2):
+            logits = module(**inputs).logits.float().flatten(0, -2)
+            F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long)).backward()
+        del taken
+    except torch.OutOfMemoryError:
+        return False
+    return True
