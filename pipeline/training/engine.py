@@ -40,10 +40,11 @@ from pipeline.errors import RESUME, FaultError, UserError, one_line
 from pipeline.records.processes import be_a_helper
 from pipeline.rng import derive
 from pipeline.training import interfaces, micro_batches, timeouts
-from pipeline.training.losses import model_inputs, per_sample
+from pipeline.training.losses import loss_per_sample, model_inputs, per_sample
 from pipeline.training.save_in_flight import Publication
 from pipeline.training.saving import Saving
 from pipeline.training.start import require_loadable
+from pipeline.training.step_in_flight import StepInFlight, StepResult
 from pipeline.training.stopwatch import Stopwatch
 from pipeline.training.subject import Trained
 from pipeline.training.update_gate import Refuses, UpdateGate
@@ -261,47 +262,51 @@ class Engine:
         return places(self.accumulation * self.world.size, self.world.rank, self.world.size)
 
     def step(
-        self, batches: list[Batch], number: int, rate: float, stop: bool = False, refuses: Refuses | None = None
-    ) -> tuple[float, float | None, bool]:
-        """One update from this rank's micro-batches, left out where it is refused. Returns the loss over all ranks, the
-        gradient norm, and whether any rank wants to stop behind this step.
+        self, batches: Iterable[Batch], number: int, rate: float, stop: bool = False, refuses: Refuses | None = None
+    ) -> StepResult:
+        """`begin_step`, and wait for its values."""
+        return self.begin_step(batches, number, rate, stop, refuses).finish()
+
+    def begin_step(
+        self, batches: Iterable[Batch], number: int, rate: float, stop: bool = False, refuses: Refuses | None = None
+    ) -> StepInFlight:
+        """Give the device one update from this rank's micro-batches, which is left out where it is refused.
 
         refuses: asked before the update, for which the loss of all ranks must be waited for; None: without waiting."""
         self.deepspeed.train()
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = rate
-        total, known = torch.zeros((), device=self.world.device, dtype=torch.float64), None
+        total, sums = torch.zeros((), device=self.world.device, dtype=torch.float64), None
         self.gate.ask(None)
         self.watch.begin_step()
         for place, batch in zip(self.places, batches, strict=True):
             # Masks belong to the micro-batch, whichever rank it comes to; another micro_batch draws others.
             torch.manual_seed(derive(self.seed, "dropout", self.stage.name, number, place))
-            losses = self._losses(batch)[0]
+            losses = loss_per_sample(*self._logits(batch))
             self.deepspeed.backward(losses.mean())
             total += losses.detach().double().mean()
             self.watch.queued("forward_backward")
             if refuses and place == self.places[-1]:
-                known = self._over_ranks(total, stop, len(batches))
-                self.gate.ask(partial(self._refused, refuses, known[0]))
+                sums = self._over_ranks(total, stop)
+                self.gate.ask(partial(self._refused, refuses, sums))
             self.deepspeed.step()
             self.watch.queued("optimizer")
-        loss, stops = known or self._over_ranks(total, stop, len(batches))
+        sums = self._over_ranks(total, stop) if sums is None else sums
+        self.saving.reserve()
         self.watch.lap("optimizer")
-        return loss, self.gate.norm, stops
+        return StepInFlight(sums, self.gate.norm, len(self.places) * self.world.size, self.watch)
 
-    def _over_ranks(self, total: Tensor, stop: bool, parts: int) -> tuple[float, bool]:
-        """The mean loss of `parts` micro-batches of every rank, and whether any rank wants to stop. total: the sum of
-        this rank's."""
-        sums = torch.stack([total, total.new_tensor(float(stop))])
+    def _over_ranks(self, total: Tensor, stop: bool) -> Tensor:
+        """Sums over all ranks, (2,): of their losses' totals, and of those that want to stop."""
+        sums = torch.stack([total, torch.full_like(total, float(stop))])
         dist.all_reduce(sums)
         self.watch.queued("communication")
-        loss, stops = sums.tolist()
-        self.watch.settle()
-        self.saving.reserve()
-        return loss / (parts * self.world.size), stops > 0
+        return sums
 
-    def _refused(self, refuses: Refuses, loss: float) -> bool:
-        return refuses(loss, self.gate.norm)
+    def _refused(self, refuses: Refuses, sums: Tensor) -> bool:
+        norm = self.gate.norm
+        loss = sums[0].item() / (len(self.places) * self.world.size)
+        return refuses(loss, None if norm is None else float(norm))
 
     def evaluate(self, batches: Iterable[Batch], kind: str) -> dict[str, float]:
         """Mean loss over the evaluation set of all ranks, with perplexity for text and top-1 accuracy for images."""
@@ -309,7 +314,7 @@ class Engine:
         sums = torch.zeros(3, device=self.world.device, dtype=torch.float64)
         with torch.no_grad():
             for batch in batches:
-                sums += torch.stack(self._losses(batch))[:, : batch.valid].double().sum(1)
+                sums += torch.stack(per_sample(*self._logits(batch)))[:, : batch.valid].double().sum(1)
         dist.all_reduce(sums)
         loss, hits = (sums[:2] / sums[2]).tolist()
         return {"eval_loss": loss, **({"perplexity": math.exp(min(loss, 700.0))} if kind == "text" else {"top1": hits})}
@@ -318,11 +323,11 @@ class Engine:
         """Another number as long as this rank computes, or its save is being written."""
         return self._passes + self.saving.moved()
 
-    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Of every sample the loss, the share of right answers and whether it counts, as `per_sample` has them."""
+    def _logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits, and labels on the device."""
         self._passes += 1
         inputs = model_inputs(batch, self.deepspeed.module, self.world.device)
-        return per_sample(self.deepspeed(**inputs).logits, batch.labels.to(self.world.device))
+        return self.deepspeed(**inputs).logits, batch.labels.to(self.world.device)
 
     def save(self, folder: Path, step: int, facts: dict[str, Any], **around: Callable[[], None]) -> Path:
         """Begin to save `folder/step-0000500`, which `saving.finish` waits for; all ranks together. around: `before`

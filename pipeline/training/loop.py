@@ -6,6 +6,8 @@ All randomness is a function of (seed, step); a resumed run ends with the number
 import logging
 import math
 import time
+from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from pipeline.training.resume import newest_whole
 from pipeline.training.samples import StepSamples
 from pipeline.training.stability import ADVICE, Verdict, stabilizer_at, stopped_by
 from pipeline.training.stage import TrainingPlan, flops_before, plan_training, started, step_flops
+from pipeline.training.step_in_flight import AHEAD, StepInFlight, StepResult
 from pipeline.training.subject import Subject
 from pipeline.training.target import reached_at
 from pipeline.training.window import Window
@@ -105,6 +108,16 @@ def _engine(plan: TrainingPlan, world: World, resume: Path | None) -> Engine:
     return engine
 
 
+@dataclass(frozen=True)
+class BegunStep:
+    """A step that the device has to do. step: how many there are with it; began: when, of `time.perf_counter`."""
+
+    step: int
+    began: float
+    rate: float
+    values: StepInFlight
+
+
 class Loop:
     """The steps of one stage; rank 0 writes the records."""
 
@@ -122,6 +135,9 @@ class Loop:
             world.first,
             plan.stage.tensorboard,
         )
+        self.begun: deque[BegunStep] = deque()
+        self.ahead = 0 if plan.stage.stability.may_skip else AHEAD[world.device.type]
+        self.finished, self.stop = 0.0, False
         self.evaluated: dict[int, dict[str, float]] = {}
         self.at_target = False
         self.target: ReachedTarget | None = None
@@ -139,25 +155,21 @@ class Loop:
             self._spent(step, "start")
             self._begin(step, resumed)
             while step < total and not self.at_target:
-                rate = self.plan.rates.at(step)
-                stop, verdict = self._step(step, rate)
+                self._begin_step(step)
                 step += 1
-                if verdict and self._acted_on(verdict):
+                save, evaluate = step % self.plan.save_every == 0, step % self.plan.evaluate_every == 0
+                if self._catch_up(all_of_them=save or evaluate or step == total):
                     self._publish(step)
                     return False
-                save = step % self.plan.save_every == 0 or step == total or stop
-                evaluate = step % self.plan.evaluate_every == 0 or step == total
-                if step % stage.log_every == 0 or save or evaluate:
-                    self._record(step, rate)
-                if evaluate:
+                if evaluate or step == total:
                     self._evaluate(step)
-                if save or self.at_target:
+                if save or step == total or self.stop or self.at_target:
                     self._save(step)
-                if stop or step == total or self.at_target:
+                if self.stop or step == total or self.at_target:
                     self._publish(step)
                 else:
                     self._record_saves()
-                if stop and step < total and not self.at_target:
+                if self.stop and step < total and not self.at_target:
                     logger.info(f"{stage.name}: asked to stop, saved at step {step} of {total}")
                     raise Preempted(f"stage '{stage.name}' stopped at step {step} of {total}, which is saved")
             self._tell_target(step)
@@ -180,23 +192,55 @@ class Loop:
             self.target = target
             self.progress.ended(step, f"{target.words}, after {target.flops:.4g} FLOPs of training")
 
-    def _step(self, step: int, rate: float) -> tuple[bool, Verdict | None]:
-        """Whether to stop behind it, as any of the ranks was asked to, and what is wrong with it."""
+    def _begin_step(self, step: int) -> None:
         self.reached.enter("step", step + 1)
-        begun, reason = time.perf_counter(), self.request.reason
-        parts = self.samples.of(self.stabilizer.order.data_step(step))
+        began, reason = time.perf_counter(), self.request.reason
+        batches = self.samples.of(self.stabilizer.order.data_step(step))
         self.engine.watch.lap("data")
         refuses = self.stabilizer.refuses if self.plan.stage.stability.may_skip else None
         stop = reason is not None or self.engine.saving.failed
-        loss, norm, stop = self.engine.step(parts, step, rate, stop=stop, refuses=refuses)
+        rate = self.plan.rates.at(step)
+        values = self.engine.begin_step(batches, step, rate, stop=stop, refuses=refuses)
+        self.begun.append(BegunStep(step + 1, began, rate, values))
+
+    def _catch_up(self, all_of_them: bool) -> bool:
+        """Read the steps that were begun, but for those that the device may be behind; all of them where any rank was
+        asked to stop. Returns whether the stage is to go back to its newest checkpoint."""
+        while len(self.begun) > (0 if all_of_them or self.stop else self.ahead):
+            done = self.begun.popleft()
+            result = self._finish(done)
+            if self._judge(done.step, result):
+                return True
+            last = not self.begun and (all_of_them or self.stop)
+            if last or done.step % self.plan.stage.log_every == 0:
+                self._record(done.step, done.rate)
+        return False
+
+    def _finish(self, done: BegunStep) -> StepResult:
+        result = done.values.finish()
         if self.world.first:
-            self.plan.folder.counter.write(step + 1)
-        self.window.add(loss, norm, time.perf_counter() - begun)
-        verdict = self.stabilizer.judge(step + 1, loss, norm, self.saved)
-        if verdict and verdict.refusal:
+            self.plan.folder.counter.write(done.step)
+        now = time.perf_counter()
+        self.window.add(result.loss, result.norm, now - max(done.began, self.finished))
+        self.finished, self.stop = now, self.stop or result.stops
+        return result
+
+    def _judge(self, step: int, result: StepResult) -> bool:
+        """Whether the stage is to go back. Raises UserError where it is to end."""
+        verdict = self.stabilizer.judge(step, result.loss, result.norm, self.saved)
+        if verdict is None:
+            return False
+        if verdict.refusal or verdict.action == "rewind":
+            self._finish_in_vain()
+        if verdict.refusal:
             self._note(verdict)
-            raise stopped_by(self.plan.stage.name, verdict, loss, norm)
-        return stop, verdict
+            raise stopped_by(self.plan.stage.name, verdict, result.loss, result.norm)
+        return self._acted_on(verdict)
+
+    def _finish_in_vain(self) -> None:
+        """What was begun behind a step that is out of bounds was computed, too."""
+        while self.begun:
+            self._finish(self.begun.popleft())
 
     def _acted_on(self, verdict: Verdict) -> bool:
         """Record an event; whether the stage is to go back: to a checkpoint that is there, whatever was in flight."""

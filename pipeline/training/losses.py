@@ -19,14 +19,22 @@ def model_inputs(batch: Batch, model: nn.Module, device: torch.device) -> dict[s
     return inputs
 
 
-def per_sample(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (B, V) or (B, M, V) and labels (B) or (B, M) to the loss of each sample, its share of right answers, both
-    means over its labels that count, and whether it has any; (B,), in float32, whatever the logits are. Where none
-    counts loss and share are 0."""
+def loss_per_sample(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits (B, V) or (B, M, V) and labels (B) or (B, M) to the loss of each sample, the mean over its labels that
+    count, 0 where none does; (B,), in float32, whatever the logits are."""
     losses = F.cross_entropy(
         logits.float().flatten(0, -2), labels.flatten(), reduction="none", ignore_index=IGNORED
     ).view(len(labels), -1)
-    counted = (labels != IGNORED).view(len(labels), -1)
-    hits = (logits.argmax(-1) == labels).view(len(labels), -1)
+    return losses.sum(1) / _counted(labels).sum(1).clamp(min=1)
+
+
+def per_sample(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`loss_per_sample`, the share of right answers among the labels that count, and whether there are any; (B,)."""
+    counted = _counted(labels)
     count = counted.sum(1)
-    return losses.sum(1) / count.clamp(min=1), hits.sum(1) / count.clamp(min=1), (count > 0).float()
+    hits = (logits.argmax(-1) == labels).view(len(labels), -1)
+    return loss_per_sample(logits, labels), hits.sum(1) / count.clamp(min=1), (count > 0).float()
+
+
+def _counted(labels: Tensor) -> Tensor:
+    return (labels != IGNORED).view(len(labels), -1)

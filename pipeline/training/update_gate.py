@@ -34,12 +34,12 @@ class UpdateGate:
         self._question, self._answer, self._clipped = question, None, None
 
     @property
-    def norm(self) -> float | None:
-        """The global norm of the gradients before clipping, of the last update; None where nothing measures it (ZeRO-0
-        in fp32 without clipping)."""
+    def norm(self) -> Tensor | float | None:
+        """The global norm of the gradients before clipping, of the last update, where DeepSpeed has it: on the device,
+        without waiting. None where nothing measures it (ZeRO-0 in fp32 without clipping)."""
         optimizer = self._engine.optimizer
-        norm = optimizer._global_grad_norm if hasattr(optimizer, "_global_grad_norm") else self._clipped
-        return None if norm is None else float(norm)
+        norm: Tensor | float | None = getattr(optimizer, "_global_grad_norm", self._clipped)
+        return norm
 
     def _unless_refused(self, *arguments: Any, **named: Any) -> Any:
         if self._question is None:

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -13,7 +14,7 @@ from pipeline.records.event_records import EventRecord
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.time_records import SpentRecord, StartRecord
 from pipeline.report import build, summary, write
-from pipeline.training import wall_clock
+from pipeline.training import stopwatch, wall_clock
 from pipeline.training.stopwatch import Stopwatch
 from tests.helpers.invented_runs import simple_run
 from tests.helpers.pages import Page
@@ -174,3 +175,33 @@ def test_on_a_gpu_the_time_of_a_step_is_divided_as_the_device_had_it(monkeypatch
     assert sum(told.values()) == pytest.approx(whole)
     assert told["forward_backward"] == pytest.approx(3 / 8 * step, rel=0.05)
     assert told["communication"] == pytest.approx(4 / 8 * step, rel=0.05)
+
+
+def test_on_a_gpu_that_is_a_step_behind_samples_cost_what_it_had_nothing_to_do_for(monkeypatch):
+    """The device has 30 ms to do for each step. Of the 20 ms for which it then waits for the third, the host has waited
+    for samples in 15; the 20 ms for which the host waited before the second step cost nothing."""
+    monkeypatch.setattr("torch.cuda.Event", StreamEvent)
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(perf_counter=lambda: clock.now / 1000))
+    watch = Stopwatch.of(torch.device("cuda"))
+
+    def begin(sampled: float, idle: float) -> None:
+        clock.now = sampled
+        watch.lap("data")
+        StreamEvent.now += idle
+        watch.begin_step()
+        StreamEvent.now += 30
+        watch.queued("forward_backward")
+
+    begin(sampled=10, idle=0)
+    begin(sampled=30, idle=0)
+    clock.now = 40
+    watch.settle()
+    watch.lap("other")
+    begin(sampled=55, idle=20)
+    for clock.now in (70, 120):
+        watch.settle()
+    clock.now = 123
+    watch.lap("evaluate")
+    told = {kind: 1000 * seconds for kind, seconds in watch.take().items()}
+    assert told == pytest.approx({"data": 10 + 15, "forward_backward": 90, "other": 5, "evaluate": 3})
