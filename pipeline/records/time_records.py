@@ -6,10 +6,10 @@ from pydantic import Field, TypeAdapter
 
 from pipeline.records.stage_records import Records, StageRecord
 
-KINDS = ("start", "data", "forward_backward", "communication", "optimizer", "evaluate", "save", "other")
+STEPPING = ("data", "forward", "backward", "forward_backward", "communication", "optimizer")
+"""What a step is made of; forward_backward: of releases that did not tell the two apart."""
+KINDS = ("start", *STEPPING, "evaluate", "save", "other")
 """What a worker does, as rank 0 measures it."""
-STEPPING = ("data", "forward_backward", "communication", "optimizer")
-"""Of them what a step is made of."""
 
 
 class StartRecord(StageRecord):

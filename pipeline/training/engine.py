@@ -39,7 +39,7 @@ from pipeline.durations import seconds
 from pipeline.errors import RESUME, FaultError, UserError, one_line
 from pipeline.records.processes import be_a_helper
 from pipeline.rng import derive
-from pipeline.training import interfaces, micro_batches, timeouts
+from pipeline.training import collectives, interfaces, micro_batches, timeouts
 from pipeline.training.losses import loss_per_sample, model_inputs, per_sample
 from pipeline.training.save_in_flight import Publication
 from pipeline.training.saving import Saving
@@ -203,6 +203,10 @@ def checkpoint_of_rank_0(newest: Path | None) -> Path | None:
     return checkpoint[0]
 
 
+def _nothing() -> None:
+    """A GPU's collectives are no time of the host's."""
+
+
 def deepspeed_config(stage: TrainStage, world: int, universal: bool = False) -> dict[str, Any]:
     """DeepSpeed's config for a stage. Raises UserError when the batch does not divide."""
     micro = micro_batches.size_of(stage, world)
@@ -245,6 +249,7 @@ class Engine:
             if isinstance(state.get("step"), Tensor):
                 state["step"].zero_()
         self.gate, self.watch = UpdateGate(self.deepspeed), Stopwatch.of(world.device)
+        self._end_timing = collectives.timed(self.watch.communicated) if world.device.type == "cpu" else _nothing
         self._passes = 0
         self.saving = Saving(self.deepspeed, world.rank, world.size, background=stage.save == "background")
 
@@ -283,9 +288,10 @@ class Engine:
             # Masks belong to the micro-batch, whichever rank it comes to; another micro_batch draws others.
             torch.manual_seed(derive(self.seed, "dropout", self.stage.name, number, place))
             losses = loss_per_sample(*self._logits(batch))
+            self.watch.queued("forward")
             self.deepspeed.backward(losses.mean())
             total += losses.detach().double().mean()
-            self.watch.queued("forward_backward")
+            self.watch.queued("backward")
             if refuses and place == self.places[-1]:
                 sums = self._over_ranks(total, stop)
                 self.gate.ask(partial(self._refused, refuses, sums))
@@ -353,6 +359,7 @@ class Engine:
         """Let go of model and optimizer, whose hooks would keep all of it until the process ends; under ZeRO-3 some
         stay when DeepSpeed has removed its own, so nothing is left that they could keep."""
         self.saving.close()
+        self._end_timing()
         parameters = list(self.deepspeed.module.parameters())
         optimizer = self.deepspeed.optimizer
         self.deepspeed.destroy()

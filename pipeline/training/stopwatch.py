@@ -18,6 +18,7 @@ class Stopwatch:
     def __init__(self) -> None:
         self.last = time.perf_counter()
         self._seconds: dict[str, float] = defaultdict(float)
+        self._in_step = False
 
     @staticmethod
     def of(device: torch.device) -> "Stopwatch":
@@ -33,8 +34,15 @@ class Stopwatch:
         self._seconds[kind] += now - self.last
         self.last = now
 
+    def communicated(self, seconds: float) -> None:
+        """So much of what was done since the last lap was a collective: of a step it belongs to no other kind."""
+        if self._in_step:
+            self._seconds["communication"] += seconds
+            self.last += seconds
+
     def begin_step(self) -> None:
         """The device begins with a step."""
+        self._in_step = True
 
     def queued(self, kind: str) -> None:
         """The work since the last call was of this kind."""
@@ -42,6 +50,7 @@ class Stopwatch:
 
     def settle(self) -> None:
         """The device has done the oldest of the steps that were begun: its values have arrived."""
+        self._in_step = False
 
     def take(self) -> dict[str, float]:
         """The seconds of each kind since the last call."""
