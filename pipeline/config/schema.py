@@ -91,10 +91,21 @@ class ImageData(Strict):
     size: int = Field(8, ge=1, le=4096, description="side of the square image the model sees, pixels")
     channels: Literal[1, 3] = 3
     augment: Augmentation = "none"
+    mixup: float = Field(0.0, ge=0, le=100, description="alpha of mixup, 0: off; DeiT has 0.8")
+    cutmix: float = Field(0.0, ge=0, le=100, description="alpha of cutmix, 0: off; DeiT has 1.0")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label that all classes have; DeiT has 0.1")
     evaluation_images: int = Field(
         2048, ge=1, description="at most; at most a fifth of the data where they are cut from it"
     )
     workers: int = Field(0, ge=0, le=256)
+
+    @model_validator(mode="after")
+    def _sharpness_has_neighbours(self) -> Self:
+        if self.augment == "deit" and self.size < 3:
+            raise ValueError(
+                f"size {self.size}: an operation of augment 'deit' looks at 3 x 3 pixels; choose 3 or more"
+            )
+        return self
 
 
 class ModelSizes(Strict):

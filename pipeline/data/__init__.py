@@ -7,12 +7,13 @@
 
 Files, in the order of the data's way: sources (what a config names) -> documents, census, tokenizers, packing,
 text_building, text, masking | images, augment -> prepared (the folder) -> blocks (as a stage reads it) -> sampler (the
-order of the samples) -> batches (the loader).
+order of the samples) -> batches (the loader) -> on_device, views, rand_augment, mixing (what is done to a batch there).
 """
 
-from pipeline.data.batches import Batch, evaluation_batches, train_batches
+from pipeline.data.batches import evaluation_batches, train_batches
 from pipeline.data.blocks import as_read, data_of
 from pipeline.data.masking import IGNORED
+from pipeline.data.on_device import Batch
 from pipeline.data.prepared import Prepared, open_prepared, prepare
 from pipeline.data.sampler import evaluation_passes
 

@@ -1,11 +1,13 @@
-"""What an image becomes before the model sees it: a square of `size`, normalised, augmented in training.
+"""What the loader does to an image, and what it draws for it: a square of `size` pixels of 8 bits, and the parameters
+with which the device augments it (views.py).
 
-Every augmentation draws from one seed per sample, so that it depends neither on the loader's workers nor on resuming.
+Every parameter is drawn from one seed per sample, by numpy, so that it depends neither on the loader's workers, nor on
+the other images of a micro-batch, nor on resuming.
 
 * shift: moved by up to 12 % of the side (1 pixel at least), the uncovered border black;
 * crop-flip: a random part of 8 to 100 % of the area, mirrored half of the time (Szegedy et al., 2015);
-* deit: crop-flip, then RandAugment and random erasing as DeiT has them (Touvron et al., 2021, table 9), by kornia.
-  DeiT's mixup and cutmix need soft labels and are not part of it.
+* deit: crop-flip, then RandAugment (rand_augment.py) and random erasing as DeiT has them (Touvron et al., 2021, table
+  9). DeiT's mixup, cutmix and label smoothing are keys of their own (mixing.py).
 """
 
 import math
@@ -13,19 +15,20 @@ import math
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-import torch
 
 from pipeline.config.schema import Augmentation
+from pipeline.data import rand_augment
 from pipeline.errors import UserError
 
 BICUBIC = PIL.Image.Resampling.BICUBIC
 LARGEST_SHIFT = 0.12
 CROP_AREA = (0.08, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
-OPERATIONS, MAGNITUDE = 2, 27
-"""RandAugment n = 2 at nine tenths of kornia's scale, which ends at 30: DeiT's `rand-m9`, of 10."""
-
 ERASING_PROBABILITY = 0.25
+ERASED_AREA = (0.02, 0.33)
+ERASED_RATIO = (0.3, 3.3)
+DRAWS = 2
+"""Version of what is drawn from a seed. 1: RandAugment and erasing were drawn by kornia, from torch's generator."""
 
 
 def require(kind: Augmentation) -> None:
@@ -33,7 +36,7 @@ def require(kind: Augmentation) -> None:
     if kind != "deit":
         return
     try:
-        import kornia.augmentation  # noqa: F401  (only whether it can be imported)
+        import kornia.enhance  # noqa: F401  (only whether it can be imported)
     except ImportError as error:
         raise UserError("data.augment 'deit' needs kornia; pip install -e '.[vision]'") from error
 
@@ -48,74 +51,57 @@ def _pixels(image: PIL.Image.Image) -> np.ndarray:
     return values if values.ndim == 3 else values[:, :, None]
 
 
-class Views:
-    """Turns images into normalised float32 tensors (channels, size, size)."""
+def drawn(image: PIL.Image.Image, kind: Augmentation, size: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Pixels (size, size, channels) uint8, and by name what `Views` needs to augment them: a pure function of `seed`.
 
-    def __init__(self, kind: Augmentation, size: int, mean: list[float], std: list[float]):
-        """`mean` and `std` per channel, for pixels in 0 to 1. Raises UserError when a package is missing."""
-        require(kind)
-        self.kind, self.size = kind, size
-        self.mean, self.std = (torch.tensor(value).view(-1, 1, 1) for value in (mean, std))
-        if kind == "deit":
-            from kornia.augmentation import RandomErasing
-            from kornia.augmentation.auto import RandAugment
-
-            self.policy = RandAugment(n=OPERATIONS, m=MAGNITUDE)
-            self.erasing = RandomErasing(p=ERASING_PROBABILITY)
-
-    def plain(self, image: PIL.Image.Image) -> torch.Tensor:
-        """The image as an evaluation sees it."""
-        return self._normalised(_scaled(fit(image, self.size)))
-
-    def augmented(self, image: PIL.Image.Image, seed: int) -> torch.Tensor:
-        """The image as training sees it: a pure function of `seed`."""
-        if self.kind == "none":
-            return self.plain(image)
-        draws = np.random.Generator(np.random.Philox(key=seed))
-        if self.kind == "shift":
-            return self._normalised(_scaled(shift(fit(image, self.size), draws)))
-        cropped = _scaled(crop_flip(image, self.size, draws))
-        return self._normalised(cropped) if self.kind == "crop-flip" else self._deit(cropped, seed)
-
-    def _deit(self, pixels: torch.Tensor, seed: int) -> torch.Tensor:
-        channels = pixels.shape[0]
-        with torch.random.fork_rng(devices=[]):  # kornia draws from torch's global generator: seed it here only
-            torch.default_generator.manual_seed(seed)
-            # Its colour operations need three channels; three equal ones in give three equal ones out.
-            pixels = self.policy(pixels.expand(3, -1, -1)[None])[0, :channels]
-            erased: torch.Tensor = self.erasing(
-                self._normalised(pixels)[None]
-            )  # after normalising 0 is the mean colour
-            return erased[0]
-
-    def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
-        return (pixels - self.mean) / self.std
+    shift: (2,) rows and columns that are left out above and to the left, of the image with a margin of `margin(size)`;
+    mirrored: (), bool; operations, warps: of `rand_augment.drawn`; erased: (4,) left, top, right, bottom."""
+    draws = np.random.Generator(np.random.Philox(key=seed))
+    if kind == "none":
+        return fit(image, size), {}
+    if kind == "shift":
+        return fit(image, size), {"shift": (draws.random(2) * (2 * margin(size) + 1)).astype(np.int64)}
+    pixels, mirrored = crop(image, size, draws)
+    parameters = {"mirrored": np.asarray(mirrored)}
+    if kind == "deit":
+        parameters |= rand_augment.drawn(draws, size) | {"erased": erased(draws, size)}
+    return pixels, parameters
 
 
-def _scaled(pixels: np.ndarray) -> torch.Tensor:
-    """(H, W, C) uint8 -> (C, H, W) float32 in 0 to 1."""
-    return torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32, order="C")) / 255
+def margin(size: int) -> int:
+    """Pixels by which an image is shifted at most."""
+    return max(1, round(LARGEST_SHIFT * size))
 
 
-def shift(pixels: np.ndarray, draws: np.random.Generator) -> np.ndarray:
-    """(H, W, C) moved by a whole number of pixels in each direction."""
-    height, width, _ = pixels.shape
-    margin = max(1, round(LARGEST_SHIFT * height))
-    top, left = (int(draw * (2 * margin + 1)) for draw in draws.random(2))
-    return np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)))[top : top + height, left : left + width]
+def crop(image: PIL.Image.Image, size: int, draws: np.random.Generator) -> tuple[np.ndarray, bool]:
+    """A random part of the image, resized, (size, size, channels) uint8, and whether it is to be mirrored.
 
-
-def crop_flip(image: PIL.Image.Image, size: int, draws: np.random.Generator) -> np.ndarray:
-    """A random part of the image, resized and perhaps mirrored: (size, size, channels) uint8.
-
-    Cropped and resized in one pass of Pillow, whose filter widens with the reduction; kornia's crop has a filter of
-    fixed width, which would alias where the evaluation images are smooth.
+    Cropped and resized in one pass of Pillow, whose filter widens with the reduction; a crop on the device has a filter
+    of fixed width, which would alias where the evaluation images are smooth.
     """
     width, height = image.size
     area_draw, ratio_draw, left_draw, top_draw, mirror_draw = draws.random(5)
     area = width * height * (CROP_AREA[0] + area_draw * (CROP_AREA[1] - CROP_AREA[0]))
-    ratio = math.exp(math.log(CROP_RATIO[0]) + ratio_draw * math.log(CROP_RATIO[1] / CROP_RATIO[0]))
+    ratio = _ratio(ratio_draw, CROP_RATIO)
     crop_width, crop_height = min(width, math.sqrt(area * ratio)), min(height, math.sqrt(area / ratio))
     left, top = left_draw * (width - crop_width), top_draw * (height - crop_height)
-    pixels = _pixels(image.resize((size, size), BICUBIC, box=(left, top, left + crop_width, top + crop_height)))
-    return pixels[:, ::-1] if mirror_draw < 0.5 else pixels
+    box = (left, top, left + crop_width, top + crop_height)
+    return _pixels(image.resize((size, size), BICUBIC, box=box)), bool(mirror_draw < 0.5)
+
+
+def _ratio(draw: float, bounds: tuple[float, float]) -> float:
+    """Uniform in its logarithm."""
+    return math.exp(math.log(bounds[0]) + draw * math.log(bounds[1] / bounds[0]))
+
+
+def erased(draws: np.random.Generator, size: int) -> np.ndarray:
+    """(left, top, right, bottom) int64 of what is erased: a quarter of the time 2 to 33 % of the area, else nothing
+    (Zhong et al., 2020)."""
+    erases, area_draw, ratio_draw, left_draw, top_draw = draws.random(5)
+    if erases >= ERASING_PROBABILITY:
+        return np.zeros(4, dtype=np.int64)
+    area = size * size * (ERASED_AREA[0] + area_draw * (ERASED_AREA[1] - ERASED_AREA[0]))
+    ratio = _ratio(ratio_draw, ERASED_RATIO)
+    width, height = (min(size, max(1, round(math.sqrt(side)))) for side in (area / ratio, area * ratio))
+    left, top = int(left_draw * (size - width + 1)), int(top_draw * (size - height + 1))
+    return np.array([left, top, left + width, top + height], dtype=np.int64)

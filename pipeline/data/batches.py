@@ -8,28 +8,22 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.config.schema import Augmentation, ImageData, TextData
 from pipeline.data.images import ImageSamples
+from pipeline.data.mixing import Mixing
+from pipeline.data.on_device import Batch, on_device
 from pipeline.data.prepared import Prepared
 from pipeline.data.sampler import evaluation_numbers, locate, training_numbers
 from pipeline.data.text import TextSamples
 from pipeline.errors import UserError
 from pipeline.records.processes import be_a_helper
 
-
-@dataclass
-class Batch:
-    """One micro-batch of B samples, the tensors' first dimension; the first `valid` count, the rest is padding."""
-
-    inputs: dict[str, Tensor]
-    labels: Tensor
-    valid: int
+CPU = torch.device("cpu")
 
 
-class MicroBatches(Dataset[Batch]):
+class MicroBatches(Dataset[Batch | UserError]):
     """A data set whose loader asks for a whole micro-batch of sample numbers at once."""
 
     def __init__(self, read: Callable[[np.ndarray], Batch]):
@@ -53,9 +47,10 @@ def train_batches(
     world: int,
     first_step: int,
     first_sample: int = 0,
+    device: torch.device = CPU,
 ) -> Iterator[Batch]:
-    """This rank's micro-batches from optimizer step `first_step` on, batch / (micro_batch * world) a step, endless.
-    first_sample: the number of the first one that step 0 takes.
+    """This rank's micro-batches from optimizer step `first_step` on, batch / (micro_batch * world) a step, endless, on
+    the device that trains. first_sample: the number of the first one that step 0 takes.
 
     Raises UserError when the batch does not split evenly.
     """
@@ -65,18 +60,29 @@ def train_batches(
             f"choose a multiple of {micro_batch * world}"
         )
     samples, size = _samples(prepared, data, data.augment if isinstance(data, ImageData) else "none"), prepared.size
+    mixing = Mixing.of(data, prepared.facts)
 
     def read(numbers: np.ndarray) -> Batch:
-        epochs, rows = locate(seed, numbers, size)
-        return Batch(*samples.train(seed, epochs, rows), valid=len(numbers))
+        epochs, rows = locate(seed, mixing.with_partners(numbers) if mixing else numbers, size)
+        inputs, labels = samples.train(seed, epochs, rows)
+        return Batch(inputs | (mixing.drawn(seed, numbers) if mixing else {}), labels, valid=len(numbers))
 
-    return _load(read, training_numbers(batch, micro_batch, rank, world, first_step, first_sample), data.workers)
+    numbers = training_numbers(batch, micro_batch, rank, world, first_step, first_sample)
+    return iter(Batches(_loader(read, numbers, data.workers, device), samples, device, mixing))
 
 
 def evaluation_batches(
-    prepared: Prepared, data: TextData | ImageData, seed: int, *, micro_batch: int, rank: int, world: int
-) -> Iterator[Batch]:
-    """This rank's share of the evaluation set: the same samples under the same masks at every call.
+    prepared: Prepared,
+    data: TextData | ImageData,
+    seed: int,
+    *,
+    micro_batch: int,
+    rank: int,
+    world: int,
+    device: torch.device = CPU,
+) -> "Batches":
+    """This rank's share of the evaluation set: the same samples under the same masks each time that it is gone through,
+    by the same workers.
 
     Every rank yields the same number of batches of the same shape: the last ones are padded with samples that do not
     count (see `Batch.valid`, which may be 0).
@@ -86,7 +92,8 @@ def evaluation_batches(
     def read(numbers: np.ndarray) -> Batch:
         return Batch(*samples.evaluate(seed, numbers % size), valid=int((numbers < size).sum()))
 
-    return _load(read, evaluation_numbers(size, micro_batch, rank, world), data.workers)
+    numbers = list(evaluation_numbers(size, micro_batch, rank, world))
+    return Batches(_loader(read, numbers, data.workers, device, again=True), samples, device)
 
 
 def _samples(
@@ -95,8 +102,38 @@ def _samples(
     return prepared.samples(augmentation, isinstance(data, ImageData) or data.cross_document)
 
 
-def _load(read: Callable[[np.ndarray], Batch], numbers: Iterable[range], workers: int) -> Iterator[Batch]:
-    loader = DataLoader(
+@dataclass(frozen=True)
+class Batches:
+    """What a loader reads, on the device that trains."""
+
+    loader: Iterable[Batch | UserError]
+    samples: TextSamples | ImageSamples
+    device: torch.device
+    mixing: Mixing | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self._finished, on_device(_without_errors(self.loader), self.device))
+
+    def _finished(self, both: tuple[Batch, Batch]) -> Batch:
+        """The batch of a model from the one that was read, which lies in host memory and on the device."""
+        (host, copy), samples = both, self.samples
+        if not isinstance(samples, ImageSamples):
+            return copy
+        inputs, labels = samples.finished(copy.inputs, host.inputs), copy.labels
+        if self.mixing:
+            inputs["pixel_values"], labels = self.mixing.finished(inputs["pixel_values"], labels, copy.inputs)
+        return Batch(inputs, labels, copy.valid)
+
+
+def _loader(
+    read: Callable[[np.ndarray], Batch],
+    numbers: Iterable[range],
+    workers: int,
+    device: torch.device,
+    again: bool = False,
+) -> DataLoader[Batch | UserError]:
+    """again: whether it is gone through more than once, by the same workers."""
+    return DataLoader(
         MicroBatches(read),
         batch_sampler=cast(Iterable[list[int]], numbers),  # torch passes each to __getitems__ unchanged
         num_workers=workers,
@@ -104,11 +141,12 @@ def _load(read: Callable[[np.ndarray], Batch], numbers: Iterable[range], workers
         worker_init_fn=partial(_end_with_parent, os.getpid()),
         multiprocessing_context="fork" if workers else None,
         generator=torch.Generator(),  # a loader draws a seed when it starts; not from the generator that dropout uses
+        persistent_workers=again and workers > 0,
+        pin_memory=device.type == "cuda",
     )
-    return _without_errors(iter(loader))
 
 
-def _without_errors(results: Iterator[Batch | UserError]) -> Iterator[Batch]:
+def _without_errors(results: Iterable[Batch | UserError]) -> Iterator[Batch]:
     """Raises the first UserError among `results`."""
     for result in results:
         if isinstance(result, UserError):

@@ -1,10 +1,11 @@
-"""Images for classification: stored examples -> pixels.
+"""Images for classification: stored examples -> pixels of 8 bits, as they travel to the device.
 
 A prepared folder holds `training/` and `evaluation/`, saved by `datasets`: encoded images (PNG, JPEG) and labels
 0..classes-1 in mapped Arrow files, so that any row costs the same and an image is decoded only when it is read.
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import torch
 
 from pipeline.config.schema import Augmentation
 from pipeline.data import augment
+from pipeline.data.views import Views
 from pipeline.errors import UserError, one_line
 from pipeline.rng import derive
 
@@ -33,20 +35,31 @@ class ImageSamples:
         """Raises UserError when the folder is damaged or the augmentation needs a package that is not installed."""
         self.facts = facts
         self.splits = {split: _open_split(folder / split, facts[split]) for split in ("training", "evaluation")}
-        self.views = augment.Views(augmentation, facts["size"], facts["mean"], facts["std"])
+        augment.require(augmentation)
+        self.augmentation, self.views = augmentation, Views(facts["mean"], facts["std"])
 
     def train(self, seed: int, epochs: np.ndarray, rows: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Inputs and labels of training `rows`, augmented as of `epochs`. For B rows:
-        {pixel_values (B, channels, size, size) float32, normalised}, labels (B,) int64."""
+        """Inputs and labels of training `rows`, augmented as of `epochs`, before they are `finished`. For B rows:
+        {pixels (B, channels, size, size) uint8, what else `augment.drawn` drew}, labels (B,) int64."""
         keys = [derive(seed, "augment", int(epoch), int(row)) for epoch, row in zip(epochs, rows, strict=True)]
         images, labels = self.read("training", rows)
-        views = [self.views.augmented(image, key) for image, key in zip(images, keys, strict=True)]
-        return {"pixel_values": torch.stack(views)}, labels
+        drawn = [
+            augment.drawn(each, self.augmentation, self.facts["size"], key)
+            for each, key in zip(images, keys, strict=True)
+        ]
+        pixels, parameters = zip(*drawn, strict=True)
+        stacked = {name: torch.from_numpy(np.stack([each[name] for each in parameters])) for name in parameters[0]}
+        return {"pixels": _stacked(pixels), **stacked}, labels
 
     def evaluate(self, seed: int, rows: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Inputs and labels of evaluation `rows`, never augmented, whatever the seed; shapes as in `train`."""
         images, labels = self.read("evaluation", rows)
-        return {"pixel_values": torch.stack([self.views.plain(image) for image in images])}, labels
+        return {"pixels": _stacked([augment.fit(image, self.facts["size"]) for image in images])}, labels
+
+    def finished(self, inputs: dict[str, torch.Tensor], host: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the model takes, from inputs of `train` or `evaluate` on its device: {pixel_values (B, channels, size,
+        size) float32, normalised}. host: the same in host memory."""
+        return {"pixel_values": self.views.finished(inputs, host)}
 
     def read(self, split: str, rows: np.ndarray) -> tuple[list[PIL.Image.Image], torch.Tensor]:
         """Decoded images, upright, grey or RGB as the channels ask, and labels. Raises UserError on a damaged one."""
@@ -63,6 +76,11 @@ class ImageSamples:
                     "prepare again"
                 ) from error
         return images, torch.tensor(stored["label"], dtype=torch.int64)
+
+
+def _stacked(pixels: Sequence[np.ndarray]) -> torch.Tensor:
+    """Of (H, W, channels): (B, channels, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(np.stack(pixels).transpose(0, 3, 1, 2)))
 
 
 def _decoded(encoded: bytes, mode: str) -> PIL.Image.Image:

@@ -13,7 +13,8 @@ from pipeline.records.formats import FORMAT, Recorded, explained, require_readab
 class TrainSettings(BaseModel):
     """How a stage is trained; batch: samples per step over all ranks, micro_batch: per rank and pass.
     activation_checkpointing: of all layers, or of the first of every so many. attention: what was chosen where the
-    stage began. block: tokens of a sample, where that is not the block of the run's data."""
+    stage began. block: tokens of a sample, where that is not the block of the run's data. image_draws: version of what
+    is drawn for an augmented image (data/augment.py)."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -27,6 +28,7 @@ class TrainSettings(BaseModel):
     seed: int
     attention: str = "sdpa"
     block: int | None = None
+    image_draws: int = 1
 
 
 class StepFlops(BaseModel):

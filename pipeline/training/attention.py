@@ -132,7 +132,7 @@ def _batch(plan: TrainingPlan, world: World) -> Batch:
     """This rank's first micro-batch."""
     data = plan.config.data.model_copy(update={"workers": 0})
     size = micro_batches.size_of(plan.stage, world.size)
-    ranks = {"micro_batch": size, "rank": world.rank, "world": world.size}
+    ranks: dict[str, Any] = {"micro_batch": size, "rank": world.rank, "world": world.size}
     return next(train_batches(plan.data, data, plan.config.seed, batch=plan.stage.batch, first_step=0, **ranks))
 
 

@@ -285,6 +285,7 @@ class Engine:
         self.gate.ask(None)
         self.watch.begin_step()
         for place, batch in zip(self.places, batches, strict=True):
+            self.watch.queued("data")
             # Masks belong to the micro-batch, whichever rank it comes to; another micro_batch draws others.
             torch.manual_seed(derive(self.seed, "dropout", self.stage.name, number, place))
             losses = loss_per_sample(*self._logits(batch))

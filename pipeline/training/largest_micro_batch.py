@@ -9,6 +9,7 @@ goes on keeps it.
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -114,7 +115,7 @@ def _tried(plan: TrainingPlan, world: World, sizes: list[int]) -> int:
 def _batch(plan: TrainingPlan, size: int) -> Batch:
     config = plan.config
     data = config.data.model_copy(update={"workers": 0})
-    ranks = {"batch": size, "micro_batch": size, "rank": 0, "world": 1, "first_step": 0}
+    ranks: dict[str, Any] = {"batch": size, "micro_batch": size, "rank": 0, "world": 1, "first_step": 0}
     return next(train_batches(plan.data, data, config.seed, **ranks))
 
 

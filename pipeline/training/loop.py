@@ -20,7 +20,7 @@ from pipeline.records.ledger_check import require_agreement
 from pipeline.records.run_folder import StageFolder, write_text
 from pipeline.records.stage_facts import ReachedTarget, TrainFacts
 from pipeline.records.stage_records import BESIDE, EvaluationRecord, LedgerEntry, SaveRecord, TrainingRecord
-from pipeline.training import lost_steps, machine_choices, resharded_start, wall_clock
+from pipeline.training import former_draws, lost_steps, machine_choices, resharded_start, wall_clock
 from pipeline.training.data_position import recorded
 from pipeline.training.engine import Engine, World, free, of_rank_0
 from pipeline.training.hangs.watch import Reached, watched
@@ -79,6 +79,8 @@ def _begin(plan: TrainingPlan, world: World, step: int, resumed: bool, began: fl
     if not config_file.exists():
         write_text(config_file, dump(plan.config))
     earlier, begun = recorded_facts(plan.folder), started(plan, world, step if resumed else None)
+    if earlier is not None and resumed:
+        former_draws.tell(plan.stage.name, plan.config.data, earlier, step)
     plan.folder.path.mkdir(parents=True, exist_ok=True)
     wall_clock.note_start(plan.folder, began, step if resumed else -1)
     lost_steps.account_for(plan.folder, earlier, step if resumed else -1)
@@ -125,8 +127,10 @@ class Loop:
         self.plan, self.engine, self.world, self.request, self.window = plan, engine, world, request, Window()
         self.reached = reached
         reached.work = engine.work
-        self.ranks = {"micro_batch": engine.micro_batch, "rank": world.rank, "world": world.size}
-        self.samples = StepSamples(plan, self.ranks, engine.accumulation)
+        ranks: dict[str, Any] = {"micro_batch": engine.micro_batch, "rank": world.rank, "world": world.size}
+        ranks["device"] = world.device
+        self.samples = StepSamples(plan, ranks, engine.accumulation)
+        self.evaluation = evaluation_batches(plan.data, plan.config.data, plan.config.seed, **ranks)
         self.progress = Progress(
             plan.stage.name,
             plan.rates.steps,
@@ -196,7 +200,6 @@ class Loop:
         self.reached.enter("step", step + 1)
         began, reason = time.perf_counter(), self.request.reason
         batches = self.samples.of(self.stabilizer.order.data_step(step))
-        self.engine.watch.lap("data")
         refuses = self.stabilizer.refuses if self.plan.stage.stability.may_skip else None
         stop = reason is not None or self.engine.saving.failed
         rate = self.plan.rates.at(step)
@@ -307,9 +310,8 @@ class Loop:
     def _evaluate(self, step: int) -> None:
         self.reached.enter("evaluation", step)
         data = self.plan.data
-        batches = evaluation_batches(data, self.plan.config.data, self.plan.config.seed, **self.ranks)
         begun = time.perf_counter()
-        result = self.engine.evaluate(batches, data.facts["kind"])
+        result = self.engine.evaluate(self.evaluation, data.facts["kind"])
         seconds = time.perf_counter() - begun
         if not math.isfinite(result["eval_loss"]):
             raise UserError(

@@ -21,7 +21,10 @@ def model_inputs(batch: Batch, model: nn.Module, device: torch.device) -> dict[s
 
 def loss_per_sample(logits: Tensor, labels: Tensor) -> Tensor:
     """Logits (B, V) or (B, M, V) and labels (B) or (B, M) to the loss of each sample, the mean over its labels that
-    count, 0 where none does; (B,), in float32, whatever the logits are."""
+    count, 0 where none does; (B,), in float32, whatever the logits are. Labels of floats are shares of classes,
+    (B, V)."""
+    if labels.is_floating_point():
+        return F.cross_entropy(logits.float(), labels, reduction="none")
     losses = F.cross_entropy(
         logits.float().flatten(0, -2), labels.flatten(), reduction="none", ignore_index=IGNORED
     ).view(len(labels), -1)

@@ -9,16 +9,17 @@ from pipeline.training.stage import TrainingPlan
 
 
 class StepSamples:
-    """This rank's micro-batches, `parts` a step. ranks: micro_batch, rank and world, as `train_batches` takes them."""
+    """This rank's micro-batches, `parts` a step. ranks: micro_batch, rank, world and device, as `train_batches`
+    takes them."""
 
     def __init__(self, plan: TrainingPlan, ranks: dict[str, Any], parts: int):
         self._plan, self._ranks, self._parts = plan, ranks, parts
         self._batches: Iterator[Batch] = iter(())
         self._next: int | None = None
 
-    def of(self, data_step: int) -> list[Batch]:
-        """Those of a step; a loader runs on from step to step, and begins anew where the order leaps. Raises UserError
-        as `train_batches` does."""
+    def of(self, data_step: int) -> Iterator[Batch]:
+        """Those of a step, each on the device until the next one is asked for; a loader runs on from step to step, and
+        begins anew where the order leaps. Raises UserError as `train_batches` does."""
         if data_step != self._next:
             config = self._plan.config
             self._batches = train_batches(
@@ -31,4 +32,4 @@ class StepSamples:
                 **self._ranks,
             )
         self._next = data_step + 1
-        return list(islice(self._batches, self._parts))
+        return islice(self._batches, self._parts)

@@ -9,7 +9,7 @@ from pipeline import models
 from pipeline.accounting.flops import Cost
 from pipeline.checkpoints import manifest, publish
 from pipeline.config.schema import Config, TrainStage
-from pipeline.data import Prepared, data_of
+from pipeline.data import Prepared, augment, data_of
 from pipeline.durations import Pace
 from pipeline.errors import UserError
 from pipeline.growth.making import MakingCost
@@ -153,6 +153,7 @@ def _settings(plan: TrainingPlan, world: World) -> TrainSettings:
         seed=plan.config.seed,
         attention=stage.attention,
         block=plan.data.facts["block"] if "stored" in plan.data.facts else None,
+        image_draws=augment.DRAWS,
     )
 
 

@@ -6,7 +6,6 @@ of the step have arrived, tell how the time of a step is divided.
 
 import time
 from collections import defaultdict, deque
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -58,59 +57,37 @@ class Stopwatch:
         return dict(taken)
 
 
-@dataclass
-class _QueuedStep:
-    """data: seconds for which the host has waited for its samples; events: where in the stream a kind of work ends, the
-    first one where the step begins."""
-
-    data: float
-    events: list[tuple[str, torch.cuda.Event]] = field(default_factory=list)
-
-
 class DeviceStopwatch(Stopwatch):
-    """Of a GPU. While it has steps to do, what the host does meanwhile takes no time: the device's events tell."""
+    """Of a GPU. While it has steps to do, what the host does meanwhile takes no time: the device's events tell. The
+    first one of a kind is reached when the device has done all before, or, where it had nothing to do, when the host
+    came to give it: what it stood still for is that kind's."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._steps: deque[_QueuedStep] = deque()
+        self._steps: deque[list[tuple[str, torch.cuda.Event]]] = deque()
         self._end: torch.cuda.Event | None = None
-        self._host, self._data = self.last, 0.0
 
     def lap(self, kind: str) -> None:
-        now = time.perf_counter()
-        if kind == "data":
-            self._data = now - self._host
         if not self._steps:
             super().lap(kind)
-        self._host = now
 
     def begin_step(self) -> None:
-        self._steps.append(_QueuedStep(self._data))
-        self._data = 0.0
-        self.queued("begin")
+        self._steps.append([])
+        self.queued("other")
 
     def queued(self, kind: str) -> None:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
-        self._steps[-1].events.append((kind, event))
-        self._host = time.perf_counter()
+        self._steps[-1].append((kind, event))
 
     def settle(self) -> None:
         """Divide the time since the last step ended, or the last lap, as the device divided its own."""
-        step, now = self._steps.popleft(), time.perf_counter()
-        spans = self._idle(step)
-        spans += [(kind, before.elapsed_time(after)) for (_, before), (kind, after) in pairwise(step.events)]
+        now, events = time.perf_counter(), self._steps.popleft()
+        if self._end is not None:
+            events.insert(0, ("", self._end))
+        spans = [(kind, before.elapsed_time(after)) for (_, before), (kind, after) in pairwise(events)]
         total = sum(span for _, span in spans) or 1.0
         for kind, span in spans:
             self._seconds[kind] += (now - self.last) * span / total
-        self.last = self._host = now
-        self._end = step.events[-1][1] if self._steps else None
-
-    def _idle(self, step: _QueuedStep) -> list[tuple[str, float]]:
-        """Milliseconds for which the device had nothing to do before a step: for want of samples, as long as the host
-        waited for them."""
-        if self._end is None:
-            return []
-        idle = self._end.elapsed_time(step.events[0][1])
-        waited = min(idle, 1000 * step.data)
-        return [("data", waited), ("other", idle - waited)]
+        self.last = now
+        self._end = events[-1][1] if self._steps else None

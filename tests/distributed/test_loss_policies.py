@@ -2,23 +2,19 @@
 
 import json
 import math
-import os
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
 from pipeline.report import build
-from pipeline.training.samples import StepSamples
 from pipeline.training.save_in_flight import SaveInFlight
 from tests.helpers import cli, runs
 from tests.helpers.cli import lemon_here
 from tests.helpers.parity_task import BATCH
-from tests.helpers.runs import STEPS, ledger, losses, steps_in_all, tiny_run
+from tests.helpers.poisoned_runs import command, events, poisoned
+from tests.helpers.runs import STEPS, ledger, losses, steps_in_all
 
 SCRIPT = "tests.helpers.scripts.loss_policies"
 FIELDS = [*({"zero_stage": stage} for stage in range(4)), *({"zero_stage": s, "precision": "bf16"} for s in (0, 2))]
@@ -35,34 +31,6 @@ def test_a_skipped_update_leaves_no_trace(workers, fields, poison):
     assert result["equal"] == result["tensors"] > 20
     assert math.isfinite(result["loss"]) is not poison
     assert math.isfinite(result["norm"]) is not poison
-
-
-@contextmanager
-def poisoned(*data_steps: int, killed_at: int | None = None) -> Iterator[None]:
-    """One of the last rank's samples of these steps is NaN. killed_at: the step at whose samples that rank is killed.
-    Workers are forks, which take this over."""
-    real = StepSamples.of
-
-    def of(samples: StepSamples, data_step: int):
-        batches = real(samples, data_step)
-        if os.environ["RANK"] == "1" and data_step == killed_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if os.environ["RANK"] == "1" and data_step in data_steps:
-            batches[-1].inputs["pixel_values"][0, 0, 0, 0] = math.nan
-        return batches
-
-    with mock.patch.object(StepSamples, "of", of):
-        yield
-
-
-def command(folder: Path, *overrides: str) -> tuple[list[str], Path]:
-    folder.mkdir()
-    return ["train", str(tiny_run(folder)), "--stage", "small", *overrides], folder / "run"
-
-
-def events(run: Path) -> list[tuple]:
-    lines = map(json.loads, (run / "small" / "events.jsonl").read_text().splitlines())
-    return [(one["step"], one["problem"], one["action"], one["back_to"], one["data_step"]) for one in lines]
 
 
 def newest(run: Path) -> Path:

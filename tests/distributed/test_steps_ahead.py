@@ -6,9 +6,9 @@ from unittest import mock
 import pytest
 
 from pipeline.training.step_in_flight import AHEAD
-from tests.distributed.test_loss_policies import command, events, poisoned
 from tests.helpers import cli
 from tests.helpers.cli import lemon_here
+from tests.helpers.poisoned_runs import command, events, poisoned
 from tests.helpers.runs import STEPS, copied, ledger, losses, steps_in_all
 
 

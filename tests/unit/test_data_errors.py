@@ -338,7 +338,7 @@ def test_a_picture_that_breaks_later_is_named(files, workers):
     pa.parquet.write_table(pa.table({"image": [b"no picture"] * 2, "label": ["cat", "dog"]}), "torn.parquet")
     prepared = prepare(data, 0, files / "data")
     with pytest.raises(UserError) as caught:
-        next(evaluation_batches(prepared, data, 0, micro_batch=2, rank=0, world=1))
+        next(iter(evaluation_batches(prepared, data, 0, micro_batch=2, rank=0, world=1)))
     assert str(caught.value).startswith("evaluation image 0: cannot be decoded (cannot identify image file")
     assert str(caught.value).endswith("; repair or remove it and prepare again") and "\n" not in str(caught.value)
 

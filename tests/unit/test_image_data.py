@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+import multiprocessing
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -27,6 +29,7 @@ from pipeline.data import (
 from pipeline.data.image_tables import ImageTables
 from pipeline.data.images import ImageSamples
 from pipeline.data.sources import HubSplit
+from pipeline.data.views import Views
 from pipeline.errors import UserError
 
 CIFAR = Path(__file__).resolve().parents[3] / "shared" / "data" / "images" / "cifar10"
@@ -126,7 +129,7 @@ def test_labels_belong_to_their_pictures(digits):
     """Nearest class mean reaches about 90 % on these digits; mixed-up labels would give 10 %."""
     data, prepared = digits
     train = next(training(prepared, data, batch=1438, micro_batch=1438))
-    held_out = next(evaluation_batches(prepared, data, 3, micro_batch=359, rank=0, world=1))
+    held_out = next(iter(evaluation_batches(prepared, data, 3, micro_batch=359, rank=0, world=1)))
     flat = train.inputs["pixel_values"].flatten(1)
     means = torch.stack([flat[train.labels == digit].mean(0) for digit in range(10)])
     guesses = torch.cdist(held_out.inputs["pixel_values"].flatten(1), means).argmin(1)
@@ -216,7 +219,7 @@ def test_parquet_with_images_as_bytes_or_struct_and_labels_as_numbers_or_names(t
     prepared = prepare(data, 0, tmp_path / "data")
     assert prepared.facts["class_names"] == (names or ["0", "7"])
     assert np.array_equal(stored(prepared), images[:6]) and np.array_equal(stored(prepared, "evaluation"), images[6:])
-    held_out = next(evaluation_batches(prepared, data, 0, micro_batch=4, rank=0, world=1))
+    held_out = next(iter(evaluation_batches(prepared, data, 0, micro_batch=4, rank=0, world=1)))
     assert held_out.labels.tolist() == [0, 1, 0, 1]
 
 
@@ -337,7 +340,9 @@ def test_an_augmentation_is_a_function_of_seed_epoch_and_row(noise, kind):
     reader = ImageSamples(noise[1].folder, noise[1].facts, kind)
 
     def values(seed, epoch, rows):
-        return reader.train(seed, np.full(len(rows), epoch), np.array(rows))[0]["pixel_values"]
+        inputs, _ = reader.train(seed, np.full(len(rows), epoch), np.array(rows))
+        assert inputs["pixels"].dtype == torch.uint8, "as it travels"
+        return reader.finished(inputs, inputs)["pixel_values"]
 
     whole = values(3, 1, range(12))
     assert whole.shape == (12, 3, 32, 32) and whole.dtype == torch.float32 and whole.isfinite().all()
@@ -352,13 +357,14 @@ def test_reading_leaves_the_generator_of_the_model_alone(noise, kind):
     torch.manual_seed(1)
     before = torch.get_rng_state()
     next(training(noise[1], data))
-    next(evaluation_batches(noise[1], data, 3, micro_batch=4, rank=0, world=1))
+    list(evaluation_batches(noise[1], data, 3, micro_batch=4, rank=0, world=1))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_evaluation_is_never_augmented_and_covers_the_set_once(noise):
     data, prepared = varied(noise[0], "crop-flip"), noise[1]
-    plain, _ = ImageSamples(prepared.folder, prepared.facts).evaluate(0, np.arange(12))
+    reader = ImageSamples(prepared.folder, prepared.facts)
+    plain = reader.finished(reader.evaluate(0, np.arange(12))[0], {})
     shares = [list(evaluation_batches(prepared, data, 3, micro_batch=5, rank=rank, world=2)) for rank in (0, 1)]
     assert [[batch.valid for batch in share] for share in shares] == [[5, 2], [5, 0]]
     assert {batch.inputs["pixel_values"].shape[0] for share in shares for batch in share} == {5}
@@ -369,16 +375,31 @@ def test_evaluation_is_never_augmented_and_covers_the_set_once(noise):
 # --- augmentations -------------------------------------------------------------------------------------------------
 
 
-def generators(count: int):
-    return (np.random.Generator(np.random.Philox(key=key)) for key in range(count))
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_loader_goes_through_the_evaluation_set_again(noise, workers):
+    data = noise[0].model_copy(update={"workers": workers})
+    evaluation = evaluation_batches(noise[1], data, 3, micro_batch=5, rank=0, world=1)
+    first = list(evaluation)
+    processes = {child.pid for child in multiprocessing.active_children()}
+    assert all(same(a, b) for a, b in zip(first, evaluation, strict=True))
+    assert {child.pid for child in multiprocessing.active_children()} == processes and len(processes) >= workers
+
+
+def viewed(image: np.ndarray, kind: str, keys: int) -> np.ndarray:
+    """What each key makes of an image: levels, (keys, rows, columns, channels)."""
+    size = len(image)
+    drawn = [augment.drawn(PIL.Image.fromarray(image), kind, size, key) for key in range(keys)]
+    inputs = {"pixels": torch.from_numpy(np.stack([pixels for pixels, _ in drawn])).permute(0, 3, 1, 2)}
+    inputs |= {name: torch.from_numpy(np.stack([each[name] for _, each in drawn])) for name in drawn[0][1]}
+    levels = Views([0.0] * 3, [1.0] * 3).finished(inputs, inputs) * 255
+    return levels.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 @pytest.mark.parametrize(("side", "most"), [(4, 1), (8, 1), (32, 4)])
 def test_a_shift_moves_whole_pixels_by_12_percent_of_the_side_at_most(side, most):
     image = pictures(1, side)[0] | 1  # no pixel is black
     moved = set()
-    for draws in generators(600):
-        result = augment.shift(image, draws)
+    for result in viewed(image, "shift", 600):
         rows, columns = np.nonzero(result.any(axis=2))
         top, left = rows.min() or rows.max() + 1 - side, columns.min() or columns.max() + 1 - side
         expected = np.zeros_like(image)
@@ -392,8 +413,7 @@ def test_a_shift_moves_whole_pixels_by_12_percent_of_the_side_at_most(side, most
 
 def test_crop_flip_mirrors_half_of_the_time_and_cuts_different_parts():
     ramp = np.broadcast_to(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], (64, 64, 3))  # brighter to the right
-    results = [augment.crop_flip(PIL.Image.fromarray(ramp.copy()), 16, draws).astype(int) for draws in generators(400)]
-    assert all(result.shape == (16, 16, 3) for result in results)
+    results = viewed(ramp.copy(), "crop-flip", 400).astype(int)
     mirrored = [result[:, 0].mean() > result[:, -1].mean() for result in results]
     assert 160 < sum(mirrored) < 240  # four deviations of a fair coin
     spans = [abs(result[:, 0].mean() - result[:, -1].mean()) / 255 for result in results]
@@ -401,16 +421,46 @@ def test_crop_flip_mirrors_half_of_the_time_and_cuts_different_parts():
     assert min(spans) < 0.35 and max(spans) > 0.9
 
 
+def former_view(image: PIL.Image.Image, kind: str, size: int, seed: int) -> np.ndarray:
+    """As release 0.3.0 made it in the loader, image by image: levels, (size, size, channels)."""
+    draws = np.random.Generator(np.random.Philox(key=seed))
+    if kind == "shift":
+        most = max(1, round(0.12 * size))
+        top, left = (int(draw * (2 * most + 1)) for draw in draws.random(2))
+        return np.pad(augment.fit(image, size), ((most,) * 2, (most,) * 2, (0, 0)))[
+            top : top + size, left : left + size
+        ]
+    width, height = image.size
+    area_draw, ratio_draw, left_draw, top_draw, mirror_draw = draws.random(5)
+    area, ratio = width * height * (0.08 + area_draw * 0.92), math.exp(math.log(3 / 4) + ratio_draw * math.log(16 / 9))
+    wide, high = min(width, math.sqrt(area * ratio)), min(height, math.sqrt(area / ratio))
+    left, top = left_draw * (width - wide), top_draw * (height - high)
+    box = (left, top, left + wide, top + high)
+    values = np.asarray(image.resize((size, size), PIL.Image.Resampling.BICUBIC, box=box))
+    return values[:, ::-1] if mirror_draw < 0.5 else values
+
+
+@pytest.mark.parametrize("kind", ["shift", "crop-flip"])
+def test_a_run_that_was_begun_before_goes_on_with_the_same_pixels(kind):
+    image = pictures(1, 32)[0]
+    expected = [former_view(PIL.Image.fromarray(image), kind, 32, key) for key in range(60)]
+    assert np.array_equal(viewed(image, kind, 60), np.stack(expected))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
-def test_deit_keeps_the_shape_for_grey_and_colour(channels):
+def test_deit_keeps_the_shape_for_grey_and_colour(tmp_path, channels):
     pytest.importorskip("kornia")
-    views = augment.Views("deit", 16, [0.5] * channels, [0.25] * channels)
-    image = PIL.Image.fromarray(pictures(1, 20)[0]).convert("RGB" if channels == 3 else "L")
-    results = [views.augmented(image, seed) for seed in range(60)]
-    assert all(result.shape == (channels, 16, 16) and result.isfinite().all() for result in results)
-    assert all(result.min() >= -2.001 and result.max() <= 2.001 for result in results)  # 0 to 1, normalised
+    pictures_of_both = coloured(tmp_path / "pictures", "RGB" if channels == 3 else "L", 40)
+    data = config(pictures_of_both, size=16, channels=channels, augment="deit")
+    prepared = prepare(data, 3, tmp_path / "data")
+    batch = next(training(prepared, data, batch=160, micro_batch=160))
+    results, facts = batch.inputs["pixel_values"], prepared.facts
+    assert results.shape == (160, channels, 16, 16) and results.isfinite().all()
+    mean, std = (torch.tensor(facts[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    levels = results * std + mean
+    assert levels.min() >= -1e-5 and levels.max() <= 1 + 1e-5
     erased = sum(bool((result == 0).all(dim=0).sum() >= 4) for result in results)
-    assert 3 <= erased <= 30  # a quarter of 60, five deviations either side
+    assert 13 <= erased <= 67  # a quarter of 160, five deviations either side
 
 
 def coloured(folder: Path, mode: str = "RGB", count: int = 12) -> Path:

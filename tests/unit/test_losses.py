@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from pipeline.training.losses import per_sample
+from pipeline.training.losses import loss_per_sample, per_sample
 
 LOGITS = torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([[1, 2, 3, 4], [5, -100, 6, -100], [-100, -100, -100, -100]])
@@ -31,3 +31,11 @@ def test_images_have_one_label():
     losses, _, counted = per_sample(logits.bfloat16(), labels)
     assert counted.sum() == 3 and losses.dtype == torch.float32
     torch.testing.assert_close(losses, F.cross_entropy(logits.bfloat16().float(), labels, reduction="none"))
+
+
+def test_labels_may_be_shares_of_classes():
+    """Half of one class and half of another, each smoothed by a tenth, against the formula."""
+    logits = LOGITS[:2, 0]
+    shares = (0.5 * F.one_hot(torch.tensor([0, 3]), 7) + 0.5 * F.one_hot(torch.tensor([5, 3]), 7)) * 0.9 + 0.1 / 7
+    expected = -(shares * logits.log_softmax(-1)).sum(-1)
+    torch.testing.assert_close(loss_per_sample(logits, shares), expected)

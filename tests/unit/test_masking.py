@@ -134,7 +134,7 @@ def test_the_evaluation_set_has_the_same_masks_in_every_run(prepared, tmp_path):
     data, one = prepared
     two = prepare(data, 4, tmp_path / "data")
     first, second = (
-        next(evaluation_batches(there, data, seed, micro_batch=8, rank=0, world=1))
+        next(iter(evaluation_batches(there, data, seed, micro_batch=8, rank=0, world=1)))
         for there, seed in ((one, 3), (two, 4))
     )
     assert torch.equal(first.labels, second.labels)
@@ -198,7 +198,7 @@ def test_documents_go_along_where_they_are_kept_apart(prepared):
 
     def batches(chosen: TextData):
         yield next(train_batches(there, chosen, 3, batch=8, micro_batch=8, rank=0, world=1, first_step=2))
-        yield next(evaluation_batches(there, chosen, 3, micro_batch=8, rank=0, world=1))
+        yield next(iter(evaluation_batches(there, chosen, 3, micro_batch=8, rank=0, world=1)))
 
     for plain, with_numbers in zip(batches(data), batches(apart), strict=True):
         numbers = with_numbers.inputs.pop("documents")

@@ -178,30 +178,31 @@ def test_on_a_gpu_the_time_of_a_step_is_divided_as_the_device_had_it(monkeypatch
 
 
 def test_on_a_gpu_that_is_a_step_behind_samples_cost_what_it_had_nothing_to_do_for(monkeypatch):
-    """The device has 30 ms to do for each step. Of the 20 ms for which it then waits for the third, the host has waited
-    for samples in 15; the 20 ms for which the host waited before the second step cost nothing."""
+    """The device has 30 ms to do for each step. Before the third it stands still for 20: for 5 until the host comes to
+    it, for 15 until its samples are there."""
     monkeypatch.setattr("torch.cuda.Event", StreamEvent)
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(stopwatch, "time", SimpleNamespace(perf_counter=lambda: clock.now / 1000))
     watch = Stopwatch.of(torch.device("cuda"))
 
-    def begin(sampled: float, idle: float) -> None:
-        clock.now = sampled
-        watch.lap("data")
-        StreamEvent.now += idle
+    def begin(late: float = 0.0, waited: float = 0.0) -> None:
+        StreamEvent.now += late
         watch.begin_step()
-        StreamEvent.now += 30
-        watch.queued("forward_backward")
+        for kind, milliseconds in (("data", waited), ("forward_backward", 30)):
+            StreamEvent.now += milliseconds
+            watch.queued(kind)
 
-    begin(sampled=10, idle=0)
-    begin(sampled=30, idle=0)
+    clock.now = 10
+    watch.lap("start")
+    begin()
+    begin()
     clock.now = 40
     watch.settle()
     watch.lap("other")
-    begin(sampled=55, idle=20)
+    begin(late=5, waited=15)
     for clock.now in (70, 120):
         watch.settle()
     clock.now = 123
     watch.lap("evaluate")
     told = {kind: 1000 * seconds for kind, seconds in watch.take().items()}
-    assert told == pytest.approx({"data": 10 + 15, "forward_backward": 90, "other": 5, "evaluate": 3})
+    assert told == pytest.approx({"start": 10, "data": 15, "forward_backward": 90, "other": 5, "evaluate": 3})
