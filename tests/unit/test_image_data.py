@@ -422,7 +422,7 @@ def test_crop_flip_mirrors_half_of_the_time_and_cuts_different_parts():
 
 
 def former_view(image: PIL.Image.Image, kind: str, size: int, seed: int) -> np.ndarray:
-    """As release 0.3.0 made it in the loader, image by image: levels, (size, size, channels)."""
+    """As release 0.2.0 made it in the loader, image by image: levels, (size, size, channels)."""
     draws = np.random.Generator(np.random.Philox(key=seed))
     if kind == "shift":
         most = max(1, round(0.12 * size))
