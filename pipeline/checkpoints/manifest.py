@@ -47,6 +47,7 @@ class Manifest(BaseModel):
     zero_stage: int | None = None
     world_size: int | None = None
     bf16: bool | None = None
+    fp32_sums: bool | None = None
     dtype: str | None = None
     step: int = 0
     method: str | None = None

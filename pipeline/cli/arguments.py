@@ -89,6 +89,12 @@ def add_layout(command: argparse.ArgumentParser) -> None:
         help=f"of --format zero: the engine will train in bf16, its file names differ (default: {KEPT}no)",
     )
     command.add_argument(
+        "--fp32-sums",
+        action=argparse.BooleanOptionalAction,
+        help="of --format zero --zero-stage 1 --bf16: the engine will sum gradients in fp32 (grad_accum_dtype), its "
+        f"files differ (default: {KEPT}no)",
+    )
+    command.add_argument(
         "--dtype", choices=DTYPES, help="of --format huggingface: of the stored weights (default float32)"
     )
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline import checkpoints
-from pipeline.checkpoints.layouts import zero_read, zero_write
+from pipeline.checkpoints.layouts import bf16_optimizer_write, zero_read, zero_write
 from pipeline.checkpoints.serialization.writer_pool import write_files
 from pipeline.checkpoints.state import State
 
@@ -18,10 +18,13 @@ def write(state: State, folder: Path, **how) -> None:
     write_files(zero_write.files(state, folder, **how), folder, workers=2)
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3, "1 with fp32 sums"])
 def test_what_we_write_reads_back_to_the_bit(tmp_path, stage):
     state = State(**_random_state())
-    write(state, tmp_path, stage=stage, world=3)
+    if isinstance(stage, int):
+        write(state, tmp_path, stage=stage, world=3)
+    else:
+        write_files(bf16_optimizer_write.files(state, tmp_path, world=3), tmp_path, workers=2)
     again = zero_read.read(tmp_path)
     assert again.groups == state.groups and (again.step, again.steps) == (state.step, state.steps)
     for name, entry in state.tensors.items():

@@ -67,15 +67,18 @@ class Journey:
         source, before = here, self.saved(here)
         if drawn.converted:
             here = self.converted(source)
-        for number, (target, ranks) in enumerate(drawn.targets):
-            universal = target == "universal"
-            how = UNIVERSAL if universal else native(target, ranks, drawn.bf16)
+        for number, ((target, ranks), sums) in enumerate(zip(drawn.targets, drawn.sums, strict=True)):
+            universal, sums = target == "universal", sums and target == "1" and drawn.bf16
+            how = UNIVERSAL if universal else native(target, ranks, drawn.bf16, sums)
             here = self.reshard(here, f"out{number}", *how)
             if drawn.judged and drawn.loads(target):
                 world = 1 if universal and not drawn.shared_by(ranks) else ranks
-                self.judge(here, before, stage=2 if universal else int(target), world=world, universal=universal)
-        if drawn.stage and drawn.precision != "wide":  # stage 0, and the format of the other, are not written
-            back = self.reshard(here, "back", *native(drawn.stage, drawn.world, drawn.bf16))
+                precision = "wide" if sums else drawn.precision.replace("wide", "bf16")
+                how = {"stage": 2 if universal else int(target), "precision": precision}
+                self.judge(here, before, world=world, universal=universal, **how)
+        if drawn.stage:  # stage 0 names no parameters, ours does
+            sums = drawn.precision == "wide" and drawn.stage == 1
+            back = self.reshard(here, "back", *native(drawn.stage, drawn.world, drawn.bf16, sums))
             gaps = plain_files.differences(source, back, ordered=not drawn.round_robin)
             self.require_named({in_a_file(keys): words for keys, words in gaps if not drawn.left_out(keys)})
         if drawn.family:
@@ -131,12 +134,11 @@ class Journey:
         held: dict[str, object] = self.workers.run(ACCOUNT, job, world)
         return held
 
-    def judge(self, result: Path, before: dict[str, object], *, stage: int, world: int, universal: bool) -> None:
-        """What a real engine restores is what the one that saved held."""
-        again = {"precision": self.drawn.precision.replace("wide", "bf16")}
+    def judge(self, result: Path, before: dict[str, object], *, world: int, universal: bool, **again: object) -> None:
+        """What a real engine restores is what the one that saved held. again: its stage and precision."""
         if self.drawn.round_robin:
             again["zero"] = {}
-        after = self.run(world, load=place(result), stage=stage, universal=universal, **again)
+        after = self.run(world, load=place(result), universal=universal, **again)
         differ = [key for key in {**before, **after} if before.get(key) != after.get(key)]
         if universal:
             differ = [key for key in differ if not key.startswith(LOST_BY_UNIVERSAL)]
@@ -192,8 +194,9 @@ def place(path: Path) -> dict[str, str]:
     return {"dir": str(path.parent), "tag": path.name}
 
 
-def native(stage: int | str, world: int, bf16: bool) -> list[object]:
-    return ["--format", "zero", "--zero-stage", stage, "--world-size", world, "--bf16" if bf16 else "--no-bf16"]
+def native(stage: int | str, world: int, bf16: bool, sums: bool = False) -> list[object]:
+    how = ["--zero-stage", stage, "--world-size", world, "--bf16" if bf16 else "--no-bf16"]
+    return ["--format", "zero", *how, "--fp32-sums" if sums else "--no-fp32-sums"]
 
 
 def in_a_file(keys: tuple[str, ...]) -> tuple[str, ...]:

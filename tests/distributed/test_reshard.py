@@ -8,11 +8,13 @@ import torch
 
 from pipeline import checkpoints
 from pipeline.checkpoints import CheckpointLayout, manifest, reshard
+from pipeline.checkpoints.describe import layout_facts
 from pipeline.checkpoints.layouts import zero_stage_0
 from pipeline.checkpoints.layouts.deepspeed_pickles import DynamicLossScaler
 from pipeline.checkpoints.state import State
 from pipeline.cli import main
 from pipeline.errors import UserError
+from tests.helpers import plain_files
 from tests.helpers.cli import run_python
 from tests.helpers.rotation import rotated
 from tests.helpers.workers import WorkerPools
@@ -24,6 +26,7 @@ CASES = {
     "stage 0 fp16": {"stage": 0, "fp16": True},
     "stage 1": {"stage": 1},
     "stage 1 bf16": {"stage": 1, "bf16": True},
+    "stage 1 fp32 sums": {"stage": 1, "bf16": True, "fp32_sums": True},
     "stage 1 fp16": {"stage": 1, "fp16": True},
     "stage 2 bf16": {"stage": 2, "bf16": True},
     "stage 3 bf16": {"stage": 3, "bf16": True},
@@ -175,11 +178,62 @@ def test_stage_0_is_written_where_it_is_asked_for(tmp_path, workers, theirs, who
     assert bf16 or extras or losses == pytest.approx(whole[2:], abs=1e-5)
 
 
-def test_a_loss_scale_has_no_place_in_stage_0(tmp_path, theirs):
-    plan, scaler = reshard.plan_reshard(theirs["stage 1"], CheckpointLayout("zero", 0, 2)), DynamicLossScaler()
+FP32_SUMS = {"stage": 1, "bf16": True, "fp32_sums": True}
+"""An engine of stage 1 for which DeepSpeed has another optimizer, with files of its own."""
+
+
+def fp32_sums(world: int) -> CheckpointLayout:
+    """The layout of its files."""
+    return CheckpointLayout("zero", 1, world, bf16=True, fp32_sums=True)
+
+
+@pytest.mark.parametrize(
+    "case, world",
+    [("stage 1 fp32 sums", 1), ("stage 1 fp32 sums", 2), ("stage 1 bf16", 2), ("stage 3", 1), ("stage 0 bf16", 2)],
+)
+def test_files_of_fp32_sums_are_written(tmp_path, workers, theirs, case, world):
+    """The engine holds to the bit what the source held, and its own files are of the same layout; where the source was
+    of the same ranks, it goes on as if nothing had been."""
+    ours = rewritten(theirs[case], tmp_path / "ours" / "two", fp32_sums(world))
+    again = tmp_path / "again" / "two"
+    losses = workers.train(**FP32_SUMS, world=world, first=2, steps=2, load=ours, again=again)
+    source = checkpoints.raw(theirs[case])
+    same(source, checkpoints.raw(ours))
+    same(source, checkpoints.raw(again))
+    for folder in (ours, again):
+        assert layout_facts(folder) == {"layout": "zero", **fp32_sums(world).as_json()}
+    if case == "stage 1 fp32 sums" and world == 2:
+        assert losses == workers.train(**FP32_SUMS, world=2, first=0, steps=4)[2:]
+
+
+def test_files_of_fp32_sums_become_any_other(tmp_path, workers, theirs):
+    """Of stage 2 on other ranks, universal, and back: DeepSpeed's own files, number by number."""
+    source = theirs["stage 1 fp32 sums"]
+    two = rewritten(source, tmp_path / "two" / "two", CheckpointLayout("zero", 2, 3, bf16=True))
+    universal = rewritten(two, tmp_path / "universal" / "two", CheckpointLayout("universal"))
+    back = rewritten(universal, tmp_path / "back" / "two", fp32_sums(2))
+    assert not list(plain_files.differences(source, back))
+    again = tmp_path / "again" / "two"
+    workers.train(**FP32_SUMS, world=1, first=2, steps=0, load=universal, save=again, universal=True)
+    same(checkpoints.raw(source), checkpoints.raw(again))
+
+
+@pytest.mark.parametrize("case, sums", [("stage 1 fp32 sums", False), ("stage 1 bf16", True)])
+def test_either_engine_of_stage_1_restores_the_files_of_the_other(tmp_path, workers, theirs, case, sums):
+    """DeepSpeed's do by themselves, to the bit."""
+    job = {"stage": 1, "bf16": True, "fp32_sums": sums}
+    workers.train(**job, world=2, first=2, steps=0, load=theirs[case], save=tmp_path / "again" / "two")
+    same(checkpoints.raw(theirs[case]), checkpoints.raw(tmp_path / "again" / "two"))
+    assert layout_facts(tmp_path / "again" / "two")["fp32_sums"] is sums
+
+
+@pytest.mark.parametrize("layout", [CheckpointLayout("zero", 0, 2), fp32_sums(2)], ids=lambda layout: layout.words)
+def test_a_loss_scale_has_no_place_where_there_is_none(tmp_path, theirs, layout):
+    plan, scaler = reshard.plan_reshard(theirs["stage 1"], layout), DynamicLossScaler()
     vars(scaler).update(cur_scale=256.0, dynamic=True)
     scaled = replace(plan, state=replace(plan.state, scaling={"loss_scaler": scaler, "dynamic_loss_scale": True}))
-    with pytest.raises(UserError, match=r"its loss scale \(256\) has no place in a checkpoint of ZeRO stage 0"):
+    said = rf"its loss scale \(256\) has no place in a checkpoint of ZeRO stage {layout.zero_stage}"
+    with pytest.raises(UserError, match=said):
         reshard.execute_reshard(scaled, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 

@@ -25,6 +25,7 @@ FACTS = {
 }
 FORMATS = {
     "1 on 3": CheckpointLayout("zero", 1, 3),
+    "1 on 2, fp32 sums": CheckpointLayout("zero", 1, 2, bf16=True, fp32_sums=True),
     "2 on 2, bf16": CheckpointLayout("zero", 2, 2, bf16=True),
     "3 on 2": CheckpointLayout("zero", 3, 2),
     "3 on 4": CheckpointLayout("zero", 3, 4),

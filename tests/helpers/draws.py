@@ -46,13 +46,14 @@ TARGETS = ("1", "2", "3", "universal")
 class Draw:
     """One training script at its save.
 
-    precision: `wide` is bf16 with gradients in float32, for which stage 1 has a format of its own. shapes: of the
+    precision: `wide` is bf16 with gradients in float32, for which stage 1 has files of its own. shapes: of the
     trained parameters; members: the optimizer group of each; turned: whether groups list them backwards; unused:
     whether the last gets no gradient; hollow: whether there is one more without a number; tied: whether the first has a
     second name. frozen: dtypes and shapes; partial: whether they are left out of the save. micro:
     micro-batches of a step; pending: whether one more was seen than whole steps. zero: further keys of
     zero_optimization. converted: by DeepSpeed's ds_to_universal first. targets: the layouts that follow one another, a
-    stage and a number of ranks; judged: whether an engine loads each. family: of transformers, whose model takes the
+    stage and a number of ranks; sums: of each, whether an engine of stage 1 and bf16 is to sum gradients in float32;
+    judged: whether an engine loads each. family: of transformers, whose model takes the
     place of the shapes; it goes on to a Hugging Face folder, and from `form` back."""
 
     seed: int
@@ -75,6 +76,7 @@ class Draw:
     zero: dict[str, Any]
     converted: bool
     targets: tuple[tuple[str, int], ...]
+    sums: tuple[bool, ...]
     judged: bool
     family: str | None
     form: str
@@ -117,7 +119,7 @@ class Draw:
 
 def draw(seed: int) -> Draw:
     """The same for the same seed, in every process."""
-    chance = random.Random(f"checkpoint {seed}")
+    chance, of_sums = random.Random(f"checkpoint {seed}"), random.Random(f"sums {seed}")
     stage, world = chance.choice(STAGES), chance.choice(WORLDS)
     shapes = _shapes(chance, world)
     groups = min(len(shapes), chance.choice((1, 1, 2, 2, 3)))
@@ -128,7 +130,7 @@ def draw(seed: int) -> Draw:
     unsaved = (stage == 3 and not steps) or (stage == 0 and precision != "fp32")
     if optimizer == "adagrad" and (groups > 1 or family or unsaved):
         optimizer = "adamw"  # DeepSpeed 0.19.8 cannot train several groups of it, nor save or load it everywhere
-    if stage == 1 and precision == "bf16" and chance.random() < 0.4:
+    if stage and precision == "bf16" and of_sums.random() < 0.5:
         precision = "wide"
     zero = _zero(chance, stage)
     convertible = stage and steps and optimizer in ("adamw", "adam", "radam") and precision != "wide" and not zero
@@ -153,6 +155,7 @@ def draw(seed: int) -> Draw:
         zero=zero,
         converted=bool(convertible) and chance.random() < 0.5,
         targets=tuple((chance.choice(TARGETS), chance.choice((1, 2, 3, 4))) for _ in range(2)),
+        sums=(of_sums.random() < 0.5, of_sums.random() < 0.5),
         judged=chance.random() < 0.6,
         family=family,
         form=chance.choice(FORMS),

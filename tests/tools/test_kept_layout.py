@@ -42,6 +42,20 @@ def test_the_sources_own_are_the_defaults(tmp_path, capsys, layout):
     assert facts(pipeline.reshard(folder, tmp_path / "python").path) == own
 
 
+def test_fp32_sums_are_kept_where_there_is_a_place_for_them(tmp_path, capsys):
+    folder = foreign(tmp_path / "small", state(), CheckpointLayout("zero", 1, 3, bf16=True, fp32_sums=True))
+    kept = {(): True, ("--world-size", 4): True, ("--no-fp32-sums",): False}
+    gone = {("--zero-stage", 2): False, ("--no-bf16",): False, ("--zero-stage", 0): False}
+    for number, (options, expected) in enumerate((kept | gone).items()):
+        out = tmp_path / str(number)
+        code, _, err = lemon(capsys, "reshard", folder, "--out", out, *options)
+        assert code == 0 and describe.layout_facts(out)["fp32_sums"] is manifest.read(out).fp32_sums is expected, err
+    code, _, err = lemon(capsys, "reshard", folder, "--out", tmp_path / "no", "--zero-stage", 3, "--fp32-sums")
+    assert code == 2 and "differ in ZeRO stage 1 and bf16 alone" in err and err.count("\n") == 1
+    code, said, _ = lemon(capsys, "inspect", folder)
+    assert "native ZeRO stage 1, 3 ranks, trained in bf16 with gradients summed in fp32" in " ".join(said.split())
+
+
 def test_options_of_another_layout_are_refused(tmp_path, capsys):
     folder = foreign(tmp_path / "small")
     code, _, err = lemon(capsys, "reshard", folder, "--out", tmp_path / "out", "--format", "universal", "--no-bf16")

@@ -42,14 +42,16 @@ def require_layout(folder: Path) -> Layout:
 
 @dataclass(frozen=True)
 class CheckpointLayout:
-    """How a checkpoint is written. `zero_stage` and `world_size` count for native ZeRO, `bf16` for its file names;
-    `dtype` and `max_shard_size` (bytes of a file) for Hugging Face files; the others hold float32. Raises UserError
-    for values that no layout has."""
+    """How a checkpoint is written. `zero_stage` and `world_size` count for native ZeRO, `bf16` for its file names,
+    `fp32_sums` for stage 1 in bf16, where DeepSpeed has another optimizer if gradients are summed in float32; `dtype`
+    and `max_shard_size` (bytes of a file) for Hugging Face files; the others hold float32. Raises UserError for values
+    that no layout has."""
 
     name: str = NATIVE.name
     zero_stage: int = 1
     world_size: int = 2
     bf16: bool = False
+    fp32_sums: bool = False
     dtype: str = "float32"
     max_shard_size: int = MAX_SHARD_SIZE
 
@@ -57,6 +59,11 @@ class CheckpointLayout:
         layout_named(self.name)
         if self.zero_stage not in range(4):
             raise UserError(f"ZeRO stage {self.zero_stage} does not exist; choose 0, 1, 2 or 3")
+        if self.fp32_sums and not (self.bf16 and self.zero_stage == 1):
+            raise UserError(
+                "files of an engine that sums gradients in fp32 (--fp32-sums) differ in ZeRO stage 1 and bf16 alone; "
+                "leave it out, or choose --zero-stage 1 --bf16"
+            )
         if self.world_size < 1 or self.max_shard_size < 1:
             raise UserError(f"{self.world_size} ranks, files of {self.max_shard_size} bytes: both must be at least 1")
         if self.dtype not in DTYPES:
@@ -89,7 +96,10 @@ class CheckpointLayout:
                 raise UserError(
                     f"{flag} belongs to --format {owners[key].name}, not to --format {layout.name}; leave it out"
                 )
-        return cls(layout.name, **{**(_like(like) if like and layout is NATIVE else {}), **options})
+        kept = _like(like) if like and layout is NATIVE else {}
+        if {**kept, **options}.get("zero_stage") != 1 or not {**kept, **options}.get("bf16"):
+            kept.pop("fp32_sums", None)
+        return cls(layout.name, **{**kept, **options})
 
     @property
     def kind(self) -> Layout:

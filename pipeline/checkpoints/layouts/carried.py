@@ -17,6 +17,7 @@ from pipeline.checkpoints.layouts.deepspeed_pickles import FragmentAddress, Loss
 from pipeline.checkpoints.layouts.zero_files import TagFiles
 from pipeline.checkpoints.layouts.zero_format import model_file, open_file
 from pipeline.checkpoints.serialization.torch_archive import TorchArchive
+from pipeline.errors import UserError
 
 Tree = dict[str, Any]
 OF_THE_MODEL = frozenset(
@@ -35,6 +36,8 @@ OF_THE_OPTIMIZER = frozenset(
     }
 )
 """The same of an optimizer file's `optimizer_state_dict`."""
+LOSS_SCALE = ("loss_scaler", "dynamic_loss_scale", "overflow")
+"""Keys of an optimizer file that tell of the loss scale, which only training in fp16 moves."""
 
 
 def of_model_states(folder: Path, files: TagFiles, own: Collection[str] = ()) -> tuple[Tree, list[str]]:
@@ -90,6 +93,15 @@ def _foreign(value: object) -> str | None:
     if isinstance(parts, list | tuple | set | frozenset):
         return next((what for part in parts if (what := _foreign(part))), None)
     return None
+
+
+def require_no_loss_scale(scaling: Tree, where: str, way_out: str) -> None:
+    """Raises UserError for a loss scale that is followed, or is not 1. where: the checkpoint that has no place for it,
+    in words."""
+    scaler = scaling.get("loss_scaler")
+    scale = getattr(scaler, "cur_scale", 1)
+    if scale != 1 or getattr(scaler, "dynamic", False):
+        raise UserError(f"its loss scale ({scale:g}) has no place in a checkpoint {where}; {way_out}")
 
 
 def stored(value: Any, archive: TorchArchive | None = None) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.checkpoints.layouts import zero_format, zero_read, zero_stage_0_write, zero_write
+from pipeline.checkpoints.layouts import bf16_optimizer_write, zero_format, zero_read, zero_stage_0_write, zero_write
 from pipeline.checkpoints.layouts.layout import Layout
 from pipeline.checkpoints.layouts.zero_files import tag_files
 from pipeline.checkpoints.layouts.zero_format import files_of_deepspeed
@@ -27,7 +27,7 @@ class NativeZero(Layout):
 
     name = "zero"
     title = "native ZeRO"
-    keys = ("zero_stage", "world_size", "bf16")
+    keys = ("zero_stage", "world_size", "bf16", "fp32_sums")
 
     def detect(self, folder: Path) -> bool:
         return any(folder.glob("*model_states.pt"))
@@ -39,6 +39,8 @@ class NativeZero(Layout):
     def files(self, state: State, folder: Path, target: CheckpointLayout) -> list[OutputFile]:
         if target.zero_stage == 0:
             return [zero_stage_0_write.file(state, folder, world=target.world_size, bf16=target.bf16)]
+        if target.fp32_sums:
+            return bf16_optimizer_write.files(state, folder, world=target.world_size)
         return zero_write.files(state, folder, stage=target.zero_stage, world=target.world_size, bf16=target.bf16)
 
     def bytes_on_disk(self, parameters: int, slots: int, target: CheckpointLayout) -> int:
@@ -55,15 +57,16 @@ class NativeZero(Layout):
             files = tag_files(folder)
             world, model = int(files.model["dp_world_size"]), files.model
             if files.optimizers:
-                stage = zero_read.stage_of(files, zero_format.open_file(files.optimizers[0]))
-                bf16 = files.optimizers[0].name.startswith("bf16_")
-                return {"zero_stage": stage, "world_size": world, "bf16": bf16}
+                shard, bf16 = zero_format.open_file(files.optimizers[0]), files.optimizers[0].name.startswith("bf16_")
+                kind = {"bf16": bf16, "fp32_sums": zero_read.of_bf16_optimizer(shard)}
+                return {"zero_stage": zero_read.stage_of(files, shard), "world_size": world, **kind}
             half = any(tensor.dtype == torch.bfloat16 for tensor in model["module"].values())
-            return {"zero_stage": 0, "world_size": world, "bf16": half}
+            return {"zero_stage": 0, "world_size": world, "bf16": half, "fp32_sums": False}
 
     def words(self, facts: Mapping[str, Any]) -> str:
         ranks = f"{facts['world_size']} rank{'s' * (facts['world_size'] != 1)}"
-        return f"native ZeRO stage {facts['zero_stage']}, {ranks}{', trained in bf16' if facts['bf16'] else ''}"
+        sums = " with gradients summed in fp32" if facts.get("fp32_sums") else ""
+        return f"native ZeRO stage {facts['zero_stage']}, {ranks}{f', trained in bf16{sums}' if facts['bf16'] else ''}"
 
     def require_structure(self, folder: Path, state: State) -> None:
         """Stage 3 keeps a file of shapes and counters for every rank; readers look into the first."""

@@ -48,13 +48,19 @@ def stage_of(files: TagFiles, shard: dict[str, Any]) -> int:
             f"{files.optimizers[0]}: saved with elastic_checkpoint, which is not read here; save it without, or "
             "convert it with ds_to_universal"
         )
-    stage = int(inner["zero_stage"] if "zero_stage" in inner or "param_slice_mappings" not in inner else 1)
+    stage = 1 if of_bf16_optimizer(shard) else int(inner["zero_stage"])
     if (stage == 3) is not files.stage_3:
         raise UserError(
             f"{files.optimizers[0]}: of ZeRO stage {stage}, which keeps its model_states file under another name; "
             "files of two checkpoints are mixed"
         )
     return stage
+
+
+def of_bf16_optimizer(shard: dict[str, Any]) -> bool:
+    """Whether an optimizer file is one of DeepSpeed's BF16_Optimizer. Others name a stage."""
+    inner = shard["optimizer_state_dict"]
+    return "zero_stage" not in inner and "param_slice_mappings" in inner
 
 
 def _partitioned(folder: Path, files: TagFiles) -> State:
@@ -71,7 +77,7 @@ def _partitioned(folder: Path, files: TagFiles) -> State:
     for hyper in base[0]["param_groups"]:
         for number in hyper["params"]:  # stage 3 cuts a large group into several flats (sub_group_size)
             flats, states = [w[number] for w in weights], [b["state"].get(number, {}) for b in base]
-            held, kept = _flat(folder, stage, number, shapes[number], flats, states, "zero_stage" not in shards[0])
+            held, kept = _flat(folder, stage, number, shapes[number], flats, states, of_bf16_optimizer(contents[0]))
             tensors |= held
             for slot, entries in kept.items():
                 slots.setdefault(slot, {}).update(entries)

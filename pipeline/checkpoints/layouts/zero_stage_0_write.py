@@ -14,7 +14,6 @@ from pipeline.checkpoints.layouts.zero_write import ZeroWriter
 from pipeline.checkpoints.serialization.byte_stream import OutputFile, TensorSlice, whole
 from pipeline.checkpoints.serialization.torch_archive import TorchArchive
 from pipeline.checkpoints.state import Group, State
-from pipeline.errors import UserError
 
 STATIC = {"dynamic_loss_scale": False, "cur_scale": 1.0, "cur_iter": 0}
 """The loss scale of bf16."""
@@ -23,18 +22,8 @@ STATIC = {"dynamic_loss_scale": False, "cur_scale": 1.0, "cur_iter": 0}
 def file(state: State, folder: Path, *, world: int, bf16: bool = False) -> OutputFile:
     """The one file of `state` (module names) for `world` ranks. Raises UserError for a loss scale, which only training
     in fp16 has."""
-    _require_no_scale(state)
+    carried.require_no_loss_scale(state.scaling, "of ZeRO stage 0 in fp32 or bf16", "choose stage 1, 2 or 3")
     return _Writer(state, [], folder, 0, world, bf16).whole()
-
-
-def _require_no_scale(state: State) -> None:
-    scaler = state.scaling.get("loss_scaler")
-    scale = getattr(scaler, "cur_scale", 1)
-    if scale != 1 or getattr(scaler, "dynamic", False):
-        raise UserError(
-            f"its loss scale ({scale:g}) has no place in a checkpoint of ZeRO stage 0 in fp32 or bf16; choose stage 1, "
-            "2 or 3"
-        )
 
 
 class _Writer(ZeroWriter):

@@ -65,15 +65,23 @@ class Flat:
 
 
 def files(
-    state: State, folder: Path, *, stage: int, world: int, bf16: bool = False, sub_group: int | None = None
+    state: State,
+    folder: Path,
+    *,
+    stage: int,
+    world: int,
+    bf16: bool = False,
+    sub_group: int | None = None,
+    kind: "type[ZeroWriter] | None" = None,
 ) -> list[OutputFile]:
     """The files of `state` (module names, groups in the engine's order) for `world` ranks of ZeRO `stage`. sub_group:
     DeepSpeed's sub_group_size; None: the state's, else that of the config which goes along, else DeepSpeed's default.
-    Raises UserError for optimizer state that is not known, and for ranks that would have next to nothing."""
+    kind: of the writer, where the optimizer files are others than the stage's usual ones. Raises UserError for
+    optimizer state that is not known, and for ranks that would have next to nothing."""
     _require_shares(state, world)
     said = (sub_group, state.sub_group, said_sub_group_size(state.engine), SUB_GROUP)
     flats = _flats(state, stage, world, next(limit for limit in said if limit is not None))
-    writer = ZeroWriter(state, list(flats), folder, stage, world, bf16)
+    writer = (kind or ZeroWriter)(state, list(flats), folder, stage, world, bf16)
     optimizers = [writer.optimizer(rank) for rank in range(world)]
     return optimizers + [writer.model(rank) for rank in range(world if stage == 3 else 1)]
 
@@ -112,9 +120,12 @@ class ZeroWriter:
         """A rank's share of the weights in float32 and of the optimizer's state."""
         archive = TorchArchive()
         base = self._base(archive, rank)
-        inner = self._stage_3(archive, rank, base) if self.stage == 3 else self._stage_2(archive, rank, base)
-        tree = {"optimizer_state_dict": inner, "ds_version": self.version}
+        tree = {"optimizer_state_dict": self.inner(archive, rank, base), "ds_version": self.version}
         return archive.file(optimizer_file(rank, self.bf16), tree, self.folder)
+
+    def inner(self, archive: TorchArchive, rank: int, base: dict[str, Any]) -> dict[str, Any]:
+        """What DeepSpeed's optimizer of the stage keeps. base: torch's part of it."""
+        return self._stage_3(archive, rank, base) if self.stage == 3 else self._stage_2(archive, rank, base)
 
     def _base(self, archive: TorchArchive, rank: int) -> dict[str, Any]:
         """torch's own optimizer state, one flat tensor per slot and flat."""
@@ -168,20 +179,22 @@ class ZeroWriter:
             "partition_count": [flat.partition.world for flat in self.flats],
             "zero_stage": deepspeed_pickles.zero_stage(self.stage),
             "ds_version": self.version,
-            **carried.stored(self.state.scaling, archive),
+            **self._scaling(archive),
         }
 
     def _stage_3(self, archive: TorchArchive, rank: int, base: dict[str, Any]) -> dict[str, Any]:
         return {
             "zero_stage": deepspeed_pickles.zero_stage(3),
-            "loss_scaler": deepspeed_pickles.loss_scaler(),
-            "dynamic_loss_scale": False,
-            "overflow": False,
-            **carried.stored(self.state.scaling, archive),
+            **self._scaling(archive),
             "partition_count": self.flats[0].partition.world if self.flats else 1,
             "optimizer_state_dict": base,
             "fp32_flat_groups": [archive.placeholder(flat.slices(self.state.tensors, rank)) for flat in self.flats],
         }
+
+    def _scaling(self, archive: TorchArchive) -> dict[str, Any]:
+        """The source's loss scale; a constant 1 where it has none."""
+        constant = {"loss_scaler": deepspeed_pickles.loss_scaler(), "dynamic_loss_scale": False, "overflow": False}
+        return {**constant, **carried.stored(self.state.scaling, archive)}
 
     def model(self, rank: int) -> OutputFile:
         """The module's tensors, or in stage 3 their shapes, with DeepSpeed's counters."""

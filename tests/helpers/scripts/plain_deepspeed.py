@@ -1,9 +1,9 @@
 """An ordinary DeepSpeed script that knows nothing of this project: train a tiny BERT, load and save native checkpoints.
 
-Started under torchrun with one JSON argument: stage, steps, first (number of the first step), seed, bf16, fp16, zero
-(more keys of zero_optimization), optimizer (adamw, the default, or sgd), extras (a frozen embedding and a module with a
-buffer), load / again / save ({"dir", "tag"} or null; `again`: save what was loaded, before any step), universal. Rank 0
-prints the losses as JSON.
+Started under torchrun with one JSON argument: stage, steps, first (number of the first step), seed, bf16, fp16,
+fp32_sums (gradients are summed and reduced in float32), zero (more keys of zero_optimization), optimizer (adamw, the
+default, or sgd), extras (a frozen embedding and a module with a buffer), load / again / save ({"dir", "tag"} or null;
+`again`: save what was loaded, before any step), universal. Rank 0 prints the losses as JSON.
 """
 
 import json
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from transformers import BertConfig, BertForMaskedLM
 
 HYPER = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6}
+FP32 = {"grad_accum_dtype": "fp32"}
 OPTIMIZERS = {"adamw": (torch.optim.AdamW, HYPER), "sgd": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})}
 
 
@@ -76,6 +77,7 @@ def settings(job: dict, world: int) -> dict:
         "zero_optimization": {"stage": job["stage"], **job.get("zero", {})},
         "bf16": {"enabled": job.get("bf16", False)},
         "fp16": {"enabled": job.get("fp16", False), "initial_scale_power": 8},
+        **({"data_types": FP32, "communication_data_type": "fp32"} if job.get("fp32_sums") else {}),
         "checkpoint": {"load_universal": job.get("universal", False)},
         "steps_per_print": 10**9,
         "zero_allow_untested_optimizer": True,
