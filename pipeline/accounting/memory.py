@@ -38,16 +38,26 @@ class ModelStates:
 
 
 def model_states(
-    groups: Sequence[Sequence[int]], *, zero_stage: int, ranks: int, bf16: bool, slots: int, accumulates: bool
+    groups: Sequence[Sequence[int]],
+    *,
+    zero_stage: int,
+    ranks: int,
+    bf16: bool,
+    slots: int,
+    accumulates: bool,
+    fp32_sums: bool = False,
 ) -> ModelStates:
     """What a rank holds. groups: of every optimizer group, the numbers of elements of its parameters. slots: tensors
-    that the optimizer keeps for each parameter. accumulates: several micro-batches make a step."""
+    that the optimizer keeps for each parameter. accumulates: several micro-batches make a step. fp32_sums: gradients of
+    bf16 are summed in float32."""
     width = BF16 if bf16 else FP32
     whole = sum(map(sum, groups))
     if zero_stage == 0:
-        return _replicated(whole, width, slots)
+        return _replicated(whole, width, slots, width + FP32 if fp32_sums else width)
     share = sum(_share(group, zero_stage, ranks) for group in groups)
     optimizer = FP32 * (1 + slots) * share  # a copy of the weights in float32, whatever the training's precision
+    if fp32_sums:
+        return _summed_in_fp32(zero_stage, share, share * ranks, optimizer, min(whole, MOST_GATHERED))
     if zero_stage == 3:
         return ModelStates(width * share, width * share, optimizer, width * min(whole, MOST_GATHERED), width * BUCKET)
     # Both cast their share for the step. Stage 1 keeps the sums of several micro-batches whole until then.
@@ -61,12 +71,22 @@ def parameter_groups(architecture: Architecture) -> list[list[int]]:
     return [[architecture.numel(row) for row in rows if row.decay is decay] for decay in (True, False)]
 
 
-def _replicated(whole: int, width: int, slots: int) -> ModelStates:
-    """Stage 0: torch's own optimizer; in bf16 weights in float32 besides, and the gradients once more at the step."""
+def _summed_in_fp32(zero_stage: int, share: int, padded: int, optimizer: int, gathered: int) -> ModelStates:
+    """Stages 1 to 3 in bf16 whose gradients are summed in float32: whole in stage 1, from where the optimizer takes its
+    share; else each rank's share. A bucket is reduced in a copy in float32. padded: numbers of all shares."""
+    if zero_stage == 1:
+        return ModelStates(BF16 * padded, FP32 * padded, optimizer, 0, FP32 * min(padded, BUCKET))
+    weights, whole = (share, gathered) if zero_stage == 3 else (padded, 0)
+    return ModelStates(BF16 * weights, FP32 * share, optimizer, BF16 * whole, (BF16 + FP32) * BUCKET)
+
+
+def _replicated(whole: int, width: int, slots: int, reduced: int) -> ModelStates:
+    """Stage 0: torch's own optimizer; in bf16 weights in float32 besides, and the gradients once more at the step.
+    reduced: bytes of a number that is being reduced."""
     half = width == BF16
     optimizer = FP32 * (slots + (1 if half else 0)) * whole
     gradients = (width + (FP32 if half else 0)) * whole
-    return ModelStates(width * whole, gradients, optimizer, 0, width * min(whole, BUCKET))
+    return ModelStates(width * whole, gradients, optimizer, 0, reduced * min(whole, BUCKET))
 
 
 def _share(group: Sequence[int], zero_stage: int, ranks: int) -> int:

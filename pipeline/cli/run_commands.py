@@ -27,6 +27,7 @@ from pipeline.training.preemption import StopRequest
 
 logger = logging.getLogger(__name__)
 
+ALLOWABLE = ("precision", "gradient_sums", "matmul_precision", "attention")
 HELP = {
     "run": "run every stage of a config; finished stages are skipped, an interrupted one resumes",
     "prepare": "tokenize and pack the text, or store the images, of a config",
@@ -72,10 +73,9 @@ def _add_allow(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--allow",
         action="append",
-        choices=["precision", "attention"],
+        choices=ALLOWABLE,
         default=[],
-        help="go on with a begun training stage in another precision, or with another attention, than before, which is "
-        "recorded",
+        help="go on with a begun training stage in another number format, or with another attention, which is recorded",
     )
 
 

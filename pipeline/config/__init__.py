@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from pipeline.config import number_formats
 from pipeline.config.schema import Config
 from pipeline.config.validation_errors import explain
 from pipeline.errors import UserError, one_line
@@ -35,7 +36,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a YAML config and apply `dotted.key=value` overrides. Raises UserError."""
+    """Read a YAML config and apply `dotted.key=value` overrides. Stages that have begun keep the number formats that
+    it leaves open. Raises UserError."""
     path = Path(path)
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -48,9 +50,10 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     for override in overrides:
         _override(tree, override)
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(f"{path}: {explain(error, tree, Config)}") from error
+    return number_formats.as_begun(config)
 
 
 def dump(config: Strict) -> str:

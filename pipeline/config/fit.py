@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.config.number_formats import MatmulPrecision
 from pipeline.durations import Duration, PositiveDuration
 from pipeline.optim.optimizers import AdamW
 from pipeline.records.strict import Strict
@@ -44,6 +45,7 @@ class FitChoice(Strict):
     optimizer: AdamW = AdamW()
     dropout: float | None = Field(0.0, ge=0, lt=1, description="of the target while it is fitted; null: the model's")
     precision: Literal["fp32", "bf16"] | None = Field(None, description="default: that of the training stage behind")
+    matmul_precision: MatmulPrecision | None = Field(None, description="default: that of the training stage behind")
     zero_stage: Literal[0, 1, 2] = 1
     attention: Attention = "auto"
     evaluate_every: PositiveDuration = Duration.parse("50 steps")

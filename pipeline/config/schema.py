@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 from pipeline.config.fit import Attention, FitChoice
 from pipeline.config.hang import HangChoice
 from pipeline.config.limits import MOST_LAYERS, MOST_UNITS
+from pipeline.config.number_formats import BY_DEFAULT, GradientSums, MatmulPrecision
 from pipeline.config.stability import Stability
 from pipeline.config.stage_data import StageData
 from pipeline.config.stop import Stop
@@ -171,6 +172,16 @@ class TrainStage(Strict):
     schedule: Schedule
     optimizer: Optimizer = AdamW()
     precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_sums: GradientSums | None = Field(
+        None,
+        description="of precision bf16: in which gradients are summed over micro-batches and ranks; default: fp32, and "
+        "what a begun stage has",
+    )
+    matmul_precision: MatmulPrecision | None = Field(
+        None,
+        description="of float32 matrix products, as torch.set_float32_matmul_precision takes it: high and medium are "
+        "TF32 on GPUs, medium bf16 on CPUs that have it; default: highest, and what a begun stage has",
+    )
     zero_stage: Literal[0, 1, 2, 3] = 1
     activation_checkpointing: bool | Annotated[int, Field(ge=1)] = Field(
         False, description="compute layers again in the backward pass: all of them, or the first of every so many"
@@ -192,6 +203,24 @@ class TrainStage(Strict):
     @property
     def origin(self) -> str | None:
         return self.start
+
+    @property
+    def sums(self) -> GradientSums | None:
+        """In which gradients are summed; None in fp32, where nothing else is possible."""
+        return (self.gradient_sums or "fp32") if self.precision == "bf16" else None
+
+    @property
+    def products(self) -> MatmulPrecision:
+        """What float32 matrix products are made of."""
+        return self.matmul_precision or BY_DEFAULT
+
+    @model_validator(mode="after")
+    def _sums_of_bf16(self) -> Self:
+        if self.gradient_sums and self.precision != "bf16":
+            raise ValueError(
+                f"gradient_sums {self.gradient_sums} belongs to precision bf16, this is {self.precision}; leave it out"
+            )
+        return self
 
 
 class MethodChoice(Strict):
@@ -350,6 +379,9 @@ class Config(Strict):
         inherited["precision"] = fit.precision or getattr(like, "precision", "fp32")
         if fit.attention == "auto" and behind and like is behind:
             inherited["attention"] = behind.attention
+        inherited["matmul_precision"] = fit.matmul_precision or getattr(like, "matmul_precision", None)
+        if inherited["precision"] == "bf16":
+            inherited["gradient_sums"] = getattr(like, "gradient_sums", None)
         if fit.batch is None and like is behind:
             of_behind = getattr(behind, "micro_batch", None)
             inherited["micro_batch"] = fit.micro_batch or (None if of_behind == "auto" else of_behind)

@@ -25,5 +25,6 @@ class Stability(Strict):
 
     @property
     def may_skip(self) -> bool:
-        """Whether the loss of all ranks must be known before the update."""
-        return "skip" in (self.not_finite, self.spike)
+        """Whether the loss of all ranks must be known before the update. `warn` goes on without an update that is not
+        finite: behind it there would be no weights that are numbers."""
+        return "skip" in (self.not_finite, self.spike) or self.not_finite == "warn"

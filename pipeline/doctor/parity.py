@@ -34,6 +34,7 @@ def stage(precision: str, zero_stage: int, batch: int) -> TrainStage:
             "batch": batch,
             "micro_batch": 1,
             "precision": precision,
+            "gradient_sums": "bf16" if (precision, zero_stage) == ("bf16", 0) else None,  # ZeRO-0 has no others
             "zero_stage": zero_stage,
             "optimizer": {"clip": 0.5, "weight_decay": 0.1},
             "schedule": {"peak": RATE, "horizon": f"{STEPS} steps"},

@@ -9,18 +9,24 @@ from pipeline.errors import UserError
 from pipeline.records.folder_names import FolderName
 from pipeline.records.formats import FORMAT, Recorded, explained, require_readable
 
+NUMBER_FORMATS = ("gradient_sums", "matmul_precision")
+"""Settings that records before version 0.3.0 lack, where they followed from others."""
+
 
 class TrainSettings(BaseModel):
     """How a stage is trained; batch: samples per step over all ranks, micro_batch: per rank and pass.
     activation_checkpointing: of all layers, or of the first of every so many. attention: what was chosen where the
     stage began. block: tokens of a sample, where that is not the block of the run's data. image_draws: version of what
-    is drawn for an augmented image (data/augment.py)."""
+    is drawn for an augmented image (data/augment.py). gradient_sums: of precision bf16, in which gradients are summed.
+    matmul_precision: of float32 products, as torch calls it."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     batch: int
     micro_batch: int
     precision: str
+    gradient_sums: str | None = None
+    matmul_precision: str | None = None
     zero_stage: int
     world_size: int
     optimizer: dict[str, Any]
@@ -56,6 +62,11 @@ class StartFacts(BaseModel):
     flops_per_step: StepFlops
     device: str
     versions: dict[str, str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_number_formats(cls, content: Any) -> Any:
+        return _with_number_formats(content)
 
 
 class EarlierFacts(BaseModel):
@@ -133,6 +144,7 @@ class TrainFacts(CommonFacts):
     @classmethod
     def _with_starts(cls, content: Any) -> Any:
         """Facts of version 0.2.0 and before have none."""
+        content = _with_number_formats(content)
         if not isinstance(content, dict) or "starts" in content:
             return content
         others = {key: value for key, value in content.items() if key != "earlier"}
@@ -171,6 +183,18 @@ def _starts(content: dict[str, Any]) -> list[dict[str, Any]]:
         known = before.model_dump(include=set(OF_A_START), exclude_none=True)
         starts.insert(0, {**starts[0], **known, "step": begin})
     return starts
+
+
+def _with_number_formats(content: Any) -> Any:
+    """Facts of a start, with what those before version 0.3.0 do not say: gradients were summed in the training's own
+    precision, and GPUs made float32 products of TF32 ("high")."""
+    settings = content.get("settings") if isinstance(content, dict) else None
+    if not isinstance(settings, dict) or settings.get("matmul_precision") is not None:
+        return content
+    on_cpu = str(content.get("device", "")).startswith("CPU")
+    sums = {"gradient_sums": "bf16"} if settings.get("precision") == "bf16" else {}
+    formats = {**sums, "matmul_precision": "highest" if on_cpu else "high"}
+    return {**content, "settings": {**settings, **formats}}
 
 
 StageFacts = TrainFacts | ExpandFacts

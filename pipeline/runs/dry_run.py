@@ -34,7 +34,7 @@ from pipeline.records.stage_facts import TrainFacts
 from pipeline.runs import preflight
 from pipeline.runs.run import layout_for
 from pipeline.training import launcher
-from pipeline.training.engine import deepspeed_config
+from pipeline.training.deepspeed_config import deepspeed_config
 from pipeline.training.environment import Launched
 from pipeline.training.launcher import Start
 from pipeline.training.length import has_ended, pace, rates, sample_cost
@@ -226,6 +226,8 @@ def _training(
     result = {
         "zero_stage": stage.zero_stage,
         "precision": stage.precision,
+        "gradient_sums": stage.sums,
+        "matmul_precision": stage.products,
         "save": stage.save,
         "stop": stage.stop.model_dump(mode="json", exclude_none=True) if stage.stop else None,
         "batch": batch,
@@ -283,6 +285,7 @@ def _memory(
             bf16=bf16,
             slots=len(stage.optimizer.slots),
             accumulates=derived["gradient_accumulation_steps"] > 1,
+            fp32_sums=stage.sums == "fp32",
         )
         stages[zero_stage] = {**asdict(states), "held": states.held}
     estimate = activations(

@@ -5,6 +5,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from pipeline.config import number_formats
 from pipeline.config.schema import Config, TrainStage
 from pipeline.durations import seconds
 from pipeline.errors import Preempted, full_disk_explained
@@ -122,7 +123,7 @@ def _make_ready(config: Config, stage: TrainStage, ranks: int, on_first: OnFirst
 
     _reshard_start(config, stage, ranks, on_first)
     plan = plan_training(config, stage, subject(config, stage))
-    how = f"{ranks} ranks, ZeRO-{stage.zero_stage}, {stage.precision}, attention {plan.stage.attention}"
+    how = f"{ranks} ranks, ZeRO-{stage.zero_stage}, {number_formats.words(stage)}, attention {plan.stage.attention}"
     logger.info("%s: %s, %s", stage.name, facts_line(plan, ranks), how)
 
 

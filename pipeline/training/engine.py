@@ -1,11 +1,8 @@
-"""The training-time door to DeepSpeed: build, step, evaluate, save, load.
-
-Everything DeepSpeed decides by default and that matters here is written out in `deepspeed_config`, since its defaults
-changed between versions (clipping and overflow checks in 0.19.3, time-outs in 0.19.6).
-"""
+"""The training-time door to DeepSpeed: build, step, evaluate, save, load."""
 
 import datetime
 import gc
+import io
 import logging
 import math
 import multiprocessing
@@ -15,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +37,8 @@ from pipeline.durations import seconds
 from pipeline.errors import RESUME, FaultError, UserError, one_line
 from pipeline.records.processes import be_a_helper
 from pipeline.rng import derive
-from pipeline.training import collectives, interfaces, micro_batches, timeouts
+from pipeline.training import collectives, hardware, interfaces, timeouts
+from pipeline.training.deepspeed_config import deepspeed_config
 from pipeline.training.losses import loss_per_sample, model_inputs, per_sample
 from pipeline.training.save_in_flight import Publication
 from pipeline.training.saving import Saving
@@ -82,7 +81,6 @@ def join(hang: HangChoice = HangChoice()) -> World:
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     if cuda:
         torch.cuda.set_device(_gpu())
-        torch.set_float32_matmul_precision("high")  # fp32 products run in TF32, as hardware.DATA_SHEETS counts them
     else:
         # On the CPU accelerator DeepSpeed compiles this op at start; training never uses it, and a stale lock hangs it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -207,25 +205,6 @@ def _nothing() -> None:
     """A GPU's collectives are no time of the host's."""
 
 
-def deepspeed_config(stage: TrainStage, world: int, universal: bool = False) -> dict[str, Any]:
-    """DeepSpeed's config for a stage. Raises UserError when the batch does not divide."""
-    micro = micro_batches.size_of(stage, world)
-    return {
-        "train_batch_size": stage.batch,
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": stage.batch // (micro * world),
-        "gradient_clipping": stage.optimizer.clip,
-        "zero_optimization": {"stage": stage.zero_stage, "round_robin_gradients": False},
-        "bf16": {"enabled": stage.precision == "bf16", "check_grad_overflow": False},
-        "fp16": {"enabled": False},
-        "checkpoint": {"load_universal": universal},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 1_000_000_000,
-        "wall_clock_breakdown": False,
-    }
-
-
 class Engine:
     """One model in training."""
 
@@ -233,6 +212,7 @@ class Engine:
         """`start`: a checkpoint that `load` will be given; its layout must be known before DeepSpeed is built."""
         self.stage, self.world, self.seed, self.beside = stage, world, seed, trained.beside
         require_precision(stage, supported_precisions())
+        hardware.multiply_in(stage.products)
         universal = start is not None and require_layout(start).load_universal
         self.deepspeed_config = deepspeed_config(stage, world.size, universal=universal)
         logger.debug(f"{stage.name}: DeepSpeed's config: {self.deepspeed_config}")
@@ -311,9 +291,7 @@ class Engine:
         return sums
 
     def _refused(self, refuses: Refuses, sums: Tensor) -> bool:
-        norm = self.gate.norm
-        loss = sums[0].item() / (len(self.places) * self.world.size)
-        return refuses(loss, None if norm is None else float(norm))
+        return refuses(sums[0].item() / (len(self.places) * self.world.size), float(self.gate.norm))
 
     def evaluate(self, batches: Iterable[Batch], kind: str) -> dict[str, float]:
         """Mean loss over the evaluation set of all ranks, with perplexity for text and top-1 accuracy for images."""
@@ -349,7 +327,8 @@ class Engine:
         """Load weights and optimizer of a checkpoint in the engine's own layout. Raises UserError when it is not."""
         require_loadable(folder, self.stage, self.world.size)
         try:
-            loaded, _ = self.deepspeed.load_checkpoint(str(folder.parent), tag=folder.name)
+            with redirect_stdout(io.StringIO()):  # BF16_Optimizer prints what it loads
+                loaded, _ = self.deepspeed.load_checkpoint(str(folder.parent), tag=folder.name)
         except pickle.UnpicklingError as error:
             raise unsafe(folder, error) from error
         if loaded is None:
@@ -370,9 +349,11 @@ class Engine:
             vars(part).clear()
 
     def _repair(self) -> None:
-        """Restore what loading may have overwritten: each group's own hyper-parameters (stage 3 gives all groups the
-        first's when it loads a universal checkpoint, and lets them share one step tensor, which then advances once per
-        group)."""
+        """Restore what loading may have overwritten: the bound of the gradient norm, and each group's own
+        hyper-parameters (stage 3 gives all groups the first's when it loads a universal checkpoint, and lets them share
+        one step tensor, which then advances once per group)."""
+        if hasattr(self.deepspeed.optimizer, "clip_grad"):
+            self.deepspeed.optimizer.clip_grad = self.stage.optimizer.clip
         inner = getattr(self.deepspeed.optimizer, "optimizer", self.deepspeed.optimizer)
         for state in inner.state.values():
             if isinstance(state.get("step"), Tensor):

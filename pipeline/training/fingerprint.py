@@ -19,6 +19,7 @@ from pipeline.config.validation_errors import explain
 from pipeline.errors import UserError
 from pipeline.growth import methods
 from pipeline.records.run_folder import StageFolder
+from pipeline.records.stage_facts import NUMBER_FORMATS, StageFacts, TrainFacts
 from pipeline.records.strict import Strict
 from pipeline.training import settled
 
@@ -26,7 +27,7 @@ CADENCE = {"evaluate_every", "save_every", "log_every", "save", "keep", "tensorb
 LAYOUT = {"micro_batch", "activation_checkpointing", "zero_stage"}
 """The loss is the mean over all samples of a batch, however they are split; the sum's order changes its last digits.
 With dropout, though, masks are drawn for each micro-batch: another micro_batch draws others, other ranks do not."""
-ALLOWABLE = {"precision", "attention"}
+ALLOWABLE = {"precision", "attention", *NUMBER_FORMATS}
 """Settings of a training stage that change its results a little, and that may change where it is allowed (--allow)."""
 
 POLICIES = {"stability", "accept", "stop"}
@@ -34,7 +35,7 @@ POLICIES = {"stability", "accept", "stop"}
 fit has left may be published at last, and a target decides no number before the end of the stage."""
 LENGTH = "stage.schedule.steps"
 """The rates of the steps before are the same, whatever it is: `training/length.py` says what may follow."""
-INHERITED = {"batch", "precision", *settled.BEFORE}
+INHERITED = {"batch", "precision", "matmul_precision", *settled.BEFORE}
 """Keys of a fit that the stage behind its expansion may decide; the fit has recorded them."""
 NO_RESULTS = CADENCE | LAYOUT | POLICIES
 """Keys of a stage that decide no number."""
@@ -80,6 +81,8 @@ class Fingerprint(Strict):
     def _stage(self) -> dict[str, Any]:
         """The stage; of an expansion, its method with every option."""
         settings = self.stage.model_dump(mode="json", exclude=NO_RESULTS)
+        if isinstance(self.stage, TrainStage):
+            settings |= {"gradient_sums": self.stage.sums, "matmul_precision": self.stage.products}
         if isinstance(self.stage, ExpandStage | FitStage):
             method = self.stage.method
             options = methods.parse(method.name, method.options).options.model_dump(mode="json")
@@ -110,9 +113,9 @@ def _changes(config: Config, stage: TrainStage | ExpandStage, allowed: Collectio
     folder = StageFolder(config.path / stage.name)
     if folder.facts is None:
         return []
-    before, now = _read(folder.path, folder.facts.fingerprint).settings(), Fingerprint.of(config, stage).settings()
+    before, now = _recorded(folder.path, folder.facts), Fingerprint.of(config, stage).settings()
     may_change = set() if folder.finished else {f"stage.{key}" for key in ALLOWABLE.intersection(allowed)}
-    decides = (each for each in differences(before, now) if not each[0].endswith(LENGTH))
+    decides = (each for each in differences(before, now) if not each[0].endswith(LENGTH) and not _unsaid(*each))
     changed = (each for each in decides if each[0] not in may_change and not settled.agree(*each))
     return [
         f"{place} was {_shown(settled.as_recorded(place, old))}, is now {_shown(new)}" for place, old, new in changed
@@ -144,6 +147,24 @@ def begun_from(config: Config, origin: str) -> list[str]:
     direct += [stage.name for stage in expansions if stage.fit_name == origin]
     names = dict.fromkeys(name for each in direct for name in (each, *begun_from(config, each)))
     return [name for name in names if StageFolder(config.path / name).facts]
+
+
+def _recorded(folder: Path, facts: StageFacts) -> dict[str, Any]:
+    """The settings that a stage has recorded. Where the fingerprint says nothing of a number format, the stage's facts
+    do, and nothing does of those of its origins."""
+    settings = _read(folder, facts.fingerprint).settings()
+    each, said = settings, facts.fingerprint
+    while each:
+        known = facts.settings if each is settings and isinstance(facts, TrainFacts) else None
+        for key in (key for key in NUMBER_FORMATS if key not in said["stage"] and key in each["stage"]):
+            each["stage"][key] = getattr(known, key, None)
+        each, said = each["origin"], said.get("origin") or {}
+    return settings
+
+
+def _unsaid(place: str, before: Any, now: Any) -> bool:
+    """Whether it is a number format of which one side says nothing."""
+    return place.rpartition(".")[2] in NUMBER_FORMATS and None in (before, now)
 
 
 def _read(folder: Path, recorded: dict[str, Any]) -> Fingerprint:

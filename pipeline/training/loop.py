@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoints import manifest, retention
-from pipeline.config import dump
+from pipeline.config import dump, number_formats
 from pipeline.data import evaluation_batches, evaluation_passes
 from pipeline.errors import Preempted, UserError
 from pipeline.records.data_position import KEY, DataPosition
@@ -147,7 +147,7 @@ class Loop:
         self.target: ReachedTarget | None = None
         self.own_flops = sum(entry.flops for entry in plan.folder.ledger) if world.first else 0
         self.flops = step_flops(plan.stage, plan.cost, plan.making, world.size)
-        self.peak = peak_of_all_ranks(world.device.type, plan.stage.precision)
+        self.peak = peak_of_all_ranks(world.device.type, plan.stage.precision, plan.stage.products)
 
     def run(self, step: int, resumed: bool) -> bool:
         """Train from `step` on. Returns whether the stage has ended; it has not where it is to go back to its newest
@@ -155,7 +155,8 @@ class Loop:
         stage, total = self.plan.stage, self.plan.rates.steps
         self.stabilizer, self.saved = stabilizer_at(self.plan, step), step
         with self.progress, self.engine.saving.settled():
-            self.progress.begin(step, self.peak.flops, self.world.size, f"{self.world.device.type} {stage.precision}")
+            device = f"{self.world.device.type} {number_formats.words(stage)}"
+            self.progress.begin(step, self.peak.flops, self.world.size, device)
             self._spent(step, "start")
             self._begin(step, resumed)
             while step < total and not self.at_target:

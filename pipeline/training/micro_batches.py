@@ -10,7 +10,8 @@ from pipeline.records.stage_facts import TrainFacts
 
 def size_of(stage: TrainStage, ranks: int) -> int:
     """Samples of a micro-batch, where they are still to be found the most that there may be. Raises UserError where the
-    batch is not a whole number of them for every rank."""
+    batch is not a whole number of them for every rank, or where DeepSpeed would sum them otherwise than the stage
+    says."""
     stated = stage.micro_batch if isinstance(stage.micro_batch, int) else None
     size = stated or stage.batch // ranks
     if size == 0 or stage.batch % size or (stated is None and stage.batch % (size * ranks)):
@@ -25,6 +26,7 @@ def size_of(stage: TrainStage, ranks: int) -> int:
             f"ranks; start it on {' or '.join(would_do)}, or set stages.{stage.name}.micro_batch, which draws other "
             "dropout"
         )
+    _require_sums(stage, count // ranks)
     return size
 
 
@@ -35,6 +37,15 @@ def candidates(stage: TrainStage, ranks: int) -> list[int]:
     while sizes[-1] % 2 == 0:
         sizes.append(sizes[-1] // 2)
     return sizes
+
+
+def _require_sums(stage: TrainStage, count: int) -> None:
+    """Stage 0 of DeepSpeed sums the micro-batches of a step in the training's precision alone."""
+    if stage.zero_stage == 0 and stage.sums == "fp32" and count > 1:
+        raise UserError(
+            f"stages.{stage.name}.zero_stage: 0 in bf16 sums the {count} micro-batches of a rank and step in bf16; "
+            "choose zero_stage 1, which sums them in fp32, or gradient_sums bf16"
+        )
 
 
 def divide(stage: TrainStage, ranks: int) -> bool:

@@ -94,8 +94,8 @@ def _fits(checkpoint: Path, stage: TrainStage, ranks: int) -> bool:
 
 
 def _copy(source: Path, stage: TrainStage, ranks: int, folder: StageFolder) -> Path:
-    name = f"{source.name}-zero{stage.zero_stage}x{ranks}"
-    return folder.path / FOLDER / (f"{name}-{stage.precision}" if stage.precision != "fp32" else name)
+    formats = [f"-{stage.precision}"] * (stage.precision != "fp32") + ["-fp32-sums"] * (stage.sums == "fp32")
+    return folder.path / FOLDER / "".join([f"{source.name}-zero{stage.zero_stage}x{ranks}", *formats])
 
 
 def _is_of(copy: Path, source: Path) -> bool:

@@ -55,7 +55,10 @@ class Stabilizer:
     def refuses(self, loss: float, norm: float | None) -> bool:
         """Whether the update of a step is to be left out. Asked before it is made."""
         found = self._finding(loss, norm)
-        return found is not None and self._configured(found[1]) == "skip"
+        if found is None:
+            return False
+        action = self._configured(found[1])
+        return action == "skip" or (action == "warn" and found[1].problem != "spike")
 
     def judge(self, step: int, loss: float, norm: float | None, newest: int) -> Verdict | None:
         """Take note of the step that ends at `step`; what is to be done about it. newest: the step of the newest

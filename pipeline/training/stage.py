@@ -146,6 +146,8 @@ def _settings(plan: TrainingPlan, world: World) -> TrainSettings:
         batch=stage.batch,
         micro_batch=micro_batches.size_of(stage, world.size),
         precision=stage.precision,
+        gradient_sums=stage.sums,
+        matmul_precision=stage.products,
         zero_stage=stage.zero_stage,
         world_size=world.size,
         optimizer=stage.optimizer.model_dump(mode="json"),

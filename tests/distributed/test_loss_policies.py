@@ -17,7 +17,12 @@ from tests.helpers.poisoned_runs import command, events, poisoned
 from tests.helpers.runs import STEPS, ledger, losses, steps_in_all
 
 SCRIPT = "tests.helpers.scripts.loss_policies"
-FIELDS = [*({"zero_stage": stage} for stage in range(4)), *({"zero_stage": s, "precision": "bf16"} for s in (0, 2))]
+BF16 = {"precision": "bf16"}
+FIELDS = [
+    *({"zero_stage": stage} for stage in range(4)),
+    {"zero_stage": 0, **BF16, "gradient_sums": "bf16"},
+    *({"zero_stage": stage, **BF16} for stage in (1, 2)),
+]
 
 REWIND = ("stages.small.stability.not_finite=rewind", "stages.small.zero_stage=3")
 """Under ZeRO-3, whose engine leaves most behind when another is built in its process."""

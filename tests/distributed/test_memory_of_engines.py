@@ -13,26 +13,27 @@ OPTIMIZERS = {"adamw": 2, "sgd": 1}
 """Slots of each."""
 
 
-def stated(zero_stage: int, precision: str, slots: int, rounds: int) -> int:
+def stated(zero_stage: int, precision: str, slots: int, rounds: int, sums: str | None) -> int:
     architecture = models.architecture_of(model_config("bert-pre-ln", **SIZES))
     groups = [[architecture.numel(row) for row in architecture.rows() if row.decay is decay] for decay in (True, False)]
-    return model_states(
-        groups, zero_stage=zero_stage, ranks=2, bf16=precision == "bf16", slots=slots, accumulates=rounds > 1
-    ).held
+    how = {"bf16": precision == "bf16", "slots": slots, "accumulates": rounds > 1, "fp32_sums": sums == "fp32"}
+    return model_states(groups, zero_stage=zero_stage, ranks=2, **how).held
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @pytest.mark.parametrize(
-    "precision, optimizer, rounds",
+    "precision, sums, optimizer, rounds",
     [
-        ("fp32", "adamw", 2),
-        ("bf16", "adamw", 1),
-        pytest.param("bf16", "adamw", 2, marks=pytest.mark.slow),
-        pytest.param("fp32", "sgd", 1, marks=pytest.mark.slow),
+        ("fp32", None, "adamw", 2),
+        ("bf16", "fp32", "adamw", 1),
+        pytest.param("bf16", "bf16", "adamw", 1, marks=pytest.mark.slow),
+        pytest.param("bf16", "bf16", "adamw", 2, marks=pytest.mark.slow),
+        pytest.param("fp32", None, "sgd", 1, marks=pytest.mark.slow),
     ],
 )
-def test_an_engine_holds_what_is_stated(workers, zero_stage, precision, optimizer, rounds):
+def test_an_engine_holds_what_is_stated(workers, zero_stage, precision, sums, optimizer, rounds):
     fields = {"zero_stage": zero_stage, "precision": precision, "micro_batch": BATCH // 2 // rounds}
+    fields["gradient_sums"] = sums
     job = {"family": "bert-pre-ln", "sizes": SIZES, "stage": fields, "optimizer": {"kind": optimizer}}
-    expected = stated(zero_stage, precision, OPTIMIZERS[optimizer], rounds)
+    expected = stated(zero_stage, precision, OPTIMIZERS[optimizer], rounds, sums)
     assert workers.run(HELD, job, world=2) == pytest.approx(expected, rel=0.1)

@@ -18,6 +18,7 @@ SETTINGS = {
     "batch": 4,
     "micro_batch": 2,
     "precision": "fp32",
+    "matmul_precision": "highest",
     "zero_stage": 1,
     "world_size": 2,
     "optimizer": {"eps": 1e-8},

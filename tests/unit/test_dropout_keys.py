@@ -40,7 +40,7 @@ def seeds(rank: int, ranks: int, step: int = 3, seed: int = 1) -> dict[int, int]
     engine = Engine.__new__(Engine)
     engine.stage, engine.seed, engine.deepspeed = stage(micro_batch=1), seed, Engines()
     engine.world, engine.watch = World(rank, ranks, torch.device("cpu")), Stopwatch()
-    engine.gate = SimpleNamespace(ask=lambda refuses: None, norm=None)
+    engine.gate = SimpleNamespace(ask=lambda refuses: None, norm=0.0)
     engine.saving, engine._passes = SimpleNamespace(reserve=lambda: None), 0
     engine.deepspeed_config = {"gradient_accumulation_steps": COUNT // ranks}
     batches = [Batch({}, torch.zeros(1, dtype=torch.long), 1) for _ in range(COUNT // ranks)]

@@ -234,6 +234,74 @@ def test_an_origin_counts_by_what_decides_its_numbers(tmp_path):
     )
 
 
+OLD_GPU, OLD_CPU = "NVIDIA A100-SXM4-80GB", "CPU, 1 thread(s) per rank"
+
+
+def older(precision: str, **more: str) -> dict:
+    """A record of 0.2.0, which says nothing of number formats but the precision; or what it would have said."""
+    return {**OLDER, "stage": {**OLDER["stage"], "precision": precision, **more}}
+
+
+def goes_on(folder: Path, *overrides: str, allowed: tuple[str, ...] = ()) -> tuple[str, str | None, str]:
+    """The number formats of the stage `small` as it goes on. Raises UserError where it may not."""
+    loaded = config.load(BERT, [f"folder={folder}", *overrides])
+    require_same(loaded, stage := loaded.training_stage("small"), allowed)
+    return stage.precision, stage.sums, stage.products
+
+
+def recorded(folder: Path, device: str, precision: str, **more: str) -> None:
+    settings = {key: value for key, value in SETTINGS.items() if key != "matmul_precision"}
+    facts = {"settings": {**settings, "precision": precision, **more}, "device": device}
+    StageFolder(folder / "small").begin(began(fingerprint=older(precision, **more), **facts))
+
+
+@pytest.mark.parametrize("device, products", [(OLD_GPU, "high"), (OLD_CPU, "highest")])
+@pytest.mark.parametrize("precision, sums", [("fp32", None), ("bf16", "bf16")])
+def test_a_record_without_number_formats_keeps_those_it_had(tmp_path, device, products, precision, sums):
+    """Gradients of bf16 were summed in bf16, and products of fp32 were TF32 on GPUs."""
+    recorded(tmp_path, device, precision)
+    here = f"stages.small.precision={precision}"
+    assert goes_on(tmp_path, here) == (precision, sums, products)
+    others = ["matmul_precision=medium", *(["gradient_sums=fp32"] if sums else [])]
+    for other in others:
+        key, _, value = other.partition("=")
+        before = {"matmul_precision": products, "gradient_sums": sums}[key]
+        with pytest.raises(UserError, match=rf"stage\.{key} was {before}, is now {value}; go on .*--allow {key}"):
+            goes_on(tmp_path, here, f"stages.small.{other}")
+        assert value in goes_on(tmp_path, here, f"stages.small.{other}", allowed=(key,))
+
+
+def test_number_formats_are_those_that_were_recorded(tmp_path):
+    recorded(tmp_path, OLD_GPU, "bf16", gradient_sums="fp32", matmul_precision="medium")
+    here = "stages.small.precision=bf16"
+    assert goes_on(tmp_path, here) == ("bf16", "fp32", "medium")
+    assert goes_on(tmp_path, "stages.small.precision=fp32", allowed=("precision",)) == ("fp32", None, "medium")
+    dumped = tmp_path / "config.yaml"
+    dumped.write_text(config.dump(config.load(BERT, [f"folder={tmp_path}", here])))
+    assert config.load(dumped).training_stage("small").matmul_precision == "medium"
+
+
+def test_a_new_stage_has_the_defaults(tmp_path):
+    assert goes_on(tmp_path) == ("fp32", None, "highest")
+    assert goes_on(tmp_path, "stages.small.precision=bf16") == ("bf16", "fp32", "highest")
+    with pytest.raises(UserError, match="gradient_sums bf16 belongs to precision bf16, this is fp32; leave it out"):
+        goes_on(tmp_path, "stages.small.gradient_sums=bf16")
+
+
+def test_an_origin_of_an_old_record_is_not_asked_for_what_it_does_not_say(tmp_path):
+    """The origin's own record does."""
+    loaded = config.load(BERT, [f"folder={tmp_path}"])
+    settings = Fingerprint.of(loaded, loaded.stage("large")).settings()
+    for key in ("gradient_sums", "matmul_precision"):
+        del settings["origin"]["origin"]["stage"][key]
+    changed, _ = begun(tmp_path, settings, "stages.small.matmul_precision=high")
+    require_same(changed, changed.stage("large"))
+    said = Fingerprint.of(loaded, loaded.stage("large")).settings()
+    assert "origin.origin.stage.matmul_precision was highest, is now high" in refusal(
+        tmp_path, said, "stages.small.matmul_precision=high"
+    )
+
+
 def test_what_an_origin_has_changed_is_told_once_and_what_was_begun_from_it_is_named(tmp_path):
     loaded = config.load(BERT, [f"folder={tmp_path}"])
     for name in ("small", "grown"):

@@ -5,31 +5,45 @@ import torch
 import torch.distributed as dist
 
 from pipeline.training import hardware
-from pipeline.training.hardware import Peak, data_sheet, peak_of_all_ranks
+from pipeline.training.hardware import Peak, data_sheet, multiply_in, peak_of_all_ranks
 
 
 @pytest.mark.parametrize(
-    "name, bf16, fp32",
+    "name, bf16, tf32, fp32",
     [
-        ("NVIDIA H100 80GB HBM3", 989e12, 494e12),
-        ("NVIDIA H100 PCIe", 756e12, 378e12),
-        ("NVIDIA H200", 989e12, 494e12),
-        ("NVIDIA A100-SXM4-80GB", 312e12, 156e12),
-        ("NVIDIA A10", 125e12, 62.5e12),
-        ("NVIDIA A10G", 70e12, 35e12),
-        ("NVIDIA L4", 121e12, 60e12),
-        ("NVIDIA L40", 181e12, 90.5e12),
-        ("NVIDIA L40S", 362e12, 183e12),
-        ("Tesla V100-SXM2-16GB", None, 15.7e12),
-        ("Tesla V100-PCIE-16GB", None, 14e12),
-        ("Tesla T4", None, 8.1e12),
-        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None, None),
-        ("NVIDIA GeForce GTX 1080", None, None),
-        ("NVIDIA T400", None, None),
+        ("NVIDIA H100 80GB HBM3", 989e12, 494e12, 67e12),
+        ("NVIDIA H100 PCIe", 756e12, 378e12, 51e12),
+        ("NVIDIA H200", 989e12, 494e12, 67e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12, 156e12, 19.5e12),
+        ("NVIDIA A10", 125e12, 62.5e12, 31.2e12),
+        ("NVIDIA A10G", 70e12, 35e12, 35e12),
+        ("NVIDIA L4", 121e12, 60e12, 30.3e12),
+        ("NVIDIA L40", 181e12, 90.5e12, 90.5e12),
+        ("NVIDIA L40S", 362e12, 183e12, 91.6e12),
+        ("Tesla V100-SXM2-16GB", None, None, 15.7e12),
+        ("Tesla V100-PCIE-16GB", None, None, 14e12),
+        ("Tesla T4", None, None, 8.1e12),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None, None, None),
+        ("NVIDIA GeForce GTX 1080", None, None, None),
+        ("NVIDIA T400", None, None, None),
     ],
 )
-def test_data_sheets_are_found_by_whole_words(name, bf16, fp32):
+def test_data_sheets_are_found_by_whole_words(name, bf16, tf32, fp32):
+    """Without TF32 fp32 products are the CUDA cores' under every setting."""
     assert (data_sheet(name, "bf16"), data_sheet(name, "fp32")) == (bf16, fp32)
+    assert data_sheet(name, "fp32", "high") == data_sheet(name, "fp32", "medium") == (tf32 or fp32)
+    assert data_sheet(name, "bf16", "high") == bf16
+
+
+def test_products_are_made_of_what_is_said():
+    before = torch.get_float32_matmul_precision()
+    try:
+        for products in ("medium", "high", "highest"):
+            multiply_in(products)
+            assert torch.get_float32_matmul_precision() == products
+            assert torch.backends.cudnn.allow_tf32 is (products != "highest")
+    finally:
+        multiply_in(before)
 
 
 def test_no_utilization_above_one():

@@ -54,6 +54,13 @@ def test_a_question_before_the_update_answers_what_is_judged_behind_it():
     assert not calm(stabilizer(spike="rewind")).refuses(9.0, 1.0)
 
 
+def test_a_warning_goes_on_without_what_is_no_number():
+    judging = calm(stabilizer(not_finite="warn"))
+    assert judging.settings.may_skip and judging.refuses(NAN, 1.0) and judging.refuses(4.0, math.inf)
+    assert not judging.refuses(9.0, 1.0) and not judging.refuses(4.0, 1.0)
+    assert not stabilizer().settings.may_skip
+
+
 def test_skips_in_a_row_have_an_end():
     judging = stabilizer(not_finite="skip", skips=2)
     actions = [judging.judge(step, loss, None, 0) for step, loss in enumerate([NAN, NAN, 4.0, NAN, NAN, NAN], 1)]

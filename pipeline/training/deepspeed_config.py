@@ -1,0 +1,37 @@
+"""DeepSpeed's config of a training stage. Everything that it decides by default and that matters here is written out,
+since its defaults changed between versions (clipping and overflow checks in 0.19.3, time-outs in 0.19.6)."""
+
+from typing import Any
+
+from pipeline.config.schema import TrainStage
+from pipeline.training import micro_batches
+
+
+def deepspeed_config(stage: TrainStage, world: int, universal: bool = False) -> dict[str, Any]:
+    """DeepSpeed's config for a stage. Raises UserError when the batch does not divide."""
+    micro = micro_batches.size_of(stage, world)
+    return {
+        "train_batch_size": stage.batch,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": stage.batch // (micro * world),
+        "gradient_clipping": stage.optimizer.clip,
+        "zero_optimization": {"stage": stage.zero_stage, "round_robin_gradients": False},
+        "bf16": {"enabled": stage.precision == "bf16", "check_grad_overflow": False, "immediate_grad_update": True},
+        **_gradient_sums(stage),
+        "fp16": {"enabled": False},
+        "checkpoint": {"load_universal": universal},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": False,
+    }
+
+
+def _gradient_sums(stage: TrainStage) -> dict[str, Any]:
+    """In bf16, DeepSpeed sums micro-batches and ranks in bf16 where it is told nothing. Stage 0 refuses another format
+    for the sum over micro-batches, of which `micro_batches` lets it have one alone; that over ranks is rounded to bf16
+    once."""
+    if stage.sums != "fp32":
+        return {}
+    over_ranks = {"communication_data_type": "fp32"}
+    return over_ranks if stage.zero_stage == 0 else {"data_types": {"grad_accum_dtype": "fp32"}, **over_ranks}
