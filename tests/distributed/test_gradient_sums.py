@@ -49,6 +49,14 @@ def test_the_norm_is_that_before_clipping(workers, zero_stage, clip):
     assert told["norm"] == pytest.approx(told["wanted"], rel=1e-5) if not clip else told["norm"] > clip
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_bound_of_the_norm_is_the_stages_own(workers, tmp_path, precision):
+    """DeepSpeed's loader takes the one of the checkpoint, which may be of a smaller model."""
+    job = settings(1, precision, 2, optimizer={"clip": 0.5})
+    more = {"folder": str(tmp_path), "other": {"optimizer": {"clip": 2.0}}}
+    assert workers.run(f"{SCRIPT}:bound", {**job, **more}, 2) == 2.0
+
+
 @pytest.mark.parametrize("value, clip", [(math.inf, 0.0), (math.nan, 0.5)])
 @pytest.mark.parametrize("zero_stage, precision", [(s, p) for s in range(4) for p in ("fp32", "bf16")])
 def test_an_infinite_gradient_is_seen_in_its_own_step(workers, zero_stage, precision, value, clip):

@@ -14,7 +14,7 @@ from tests.helpers import cli, runs
 from tests.helpers.cli import lemon_here
 from tests.helpers.parity_task import BATCH
 from tests.helpers.poisoned_runs import command, events, poisoned
-from tests.helpers.runs import STEPS, ledger, losses, steps_in_all
+from tests.helpers.runs import STEPS, ledger, losses, records, steps_in_all
 
 SCRIPT = "tests.helpers.scripts.loss_policies"
 BF16 = {"precision": "bf16"}
@@ -82,6 +82,16 @@ def test_a_stage_that_ended_on_a_nan_goes_on_with_another_policy(tmp_path, capfd
     assert events(run) == [(12, "nan", "abort", None, None), (12, "nan", "skip", None, None)]
     assert steps_in_all(run, "small") == STEPS + 2
     assert [step for step, loss, _ in losses(run, "small") if loss is not None and math.isnan(loss)] == [12]
+
+
+def test_a_warning_goes_on_without_the_update(tmp_path, capfd):
+    """Its step has the norm that it had, and the weights behind it are numbers: the stage saves, and ends."""
+    train, run = command(tmp_path / "run-of-nan", "stages.small.zero_stage=0", "stages.small.stability.not_finite=warn")
+    with poisoned(11):
+        lemon_here(*train)
+    assert events(run) == [(12, "nan", "warn", None, None)]
+    norms = {record["step"]: record["grad_norm"] for record in records(run, "small") if "grad_norm" in record}
+    assert len(norms) == STEPS and [step for step, norm in norms.items() if not math.isfinite(norm)] == [12]
 
 
 @pytest.mark.slow

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from pipeline import config
+from pipeline.cli import run_commands
 from pipeline.errors import UserError
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import TrainFacts, TrainSettings, parse
+from pipeline.training import fingerprint
 from pipeline.training.fingerprint import Fingerprint, differences, require_same
 from pipeline.training.stage import begun_anew, continued
 from tests.helpers.invented_runs import SETTINGS, SMALL, common
@@ -335,6 +337,10 @@ def test_what_is_recorded_is_read_as_the_same():
     for stage in loaded.stages:
         settings = Fingerprint.of(loaded, stage).settings()
         assert Fingerprint.model_validate(json.loads(json.dumps(settings))).settings() == settings
+
+
+def test_the_command_line_allows_what_may_be_allowed():
+    assert set(run_commands.ALLOWABLE) == fingerprint.ALLOWABLE
 
 
 def test_differences_are_leaves():

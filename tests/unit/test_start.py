@@ -177,6 +177,20 @@ def test_micro_batches_are_those_of_the_start_before(begun):
     assert as_begun(large(loaded), folder).micro_batch is None, "nothing was saved"
 
 
+def test_zero_0_in_bf16_has_one_micro_batch(begun):
+    """On each rank: DeepSpeed would sum more of them in bf16."""
+    bf16 = ["folder=run", "stages.large.precision=bf16", "stages.large.zero_stage=0", "stages.large.gradient_sums=fp32"]
+    stage = large(config.load("tiny.yaml", [*bf16, "stages.large.micro_batch=4"]))
+    assert size_of(stage, 2) == 4
+    said = r"stages\.large\.zero_stage: 0 in bf16 sums the 2 micro-batches .*; choose zero_stage 1, .* or gradient_sums"
+    with pytest.raises(UserError, match=said):
+        size_of(stage, 1)
+    with pytest.raises(UserError, match=said):
+        preflight.before_data(config.load("tiny.yaml", [*bf16, "stages.large.micro_batch=4", "folder=other"]), [1])
+    assert size_of(stage.model_copy(update={"zero_stage": 1}), 1) == 4
+    assert size_of(stage.model_copy(update={"gradient_sums": "bf16"}), 1) == 4
+
+
 def test_what_was_resharded_by_hand_beside_a_checkpoint_is_the_newer_one(begun, capsys):
     """What was written last is the newest, however often; a copy that somebody has put aside is none of them."""
     folder, newest = begun.parent, begun

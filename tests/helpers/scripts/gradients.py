@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -45,6 +46,23 @@ def distance(job: dict) -> dict:
     engine.close()
     dist.barrier()
     return {"distance": math.sqrt(sums[0] / sums[1]), "norm": norm, "wanted": math.sqrt(sums[1])}
+
+
+def bound(job: dict) -> float:
+    """The bound of the norm in an engine that has loaded what one with another bound has saved. job: stage (its
+    fields), samples, folder, and other (fields of the second)."""
+    world = join()
+    first = engine_of(job, world)
+    first.step(parts(first, job["samples"]), 0, rate=1e-3)
+    saved = first.save(Path(job["folder"]), 1, {"kind": "train", "provenance": {}})
+    first.saving.finish()
+    first.close()
+    second = engine_of({**job, "stage": job["stage"] | job["other"]}, world)
+    second.load(saved)
+    found = float(second.deepspeed.optimizer.clip_grad)
+    second.close()
+    dist.barrier()
+    return found
 
 
 def parts(engine: Engine, count: int) -> list:
