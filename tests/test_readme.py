@@ -98,7 +98,7 @@ def test_commands_and_their_options_exist(page):
     foreign |= {"--text", "--vocabulary", "--rounds", "--memory"}  # of benchmarks/prepare_speed.py
     foreign |= {"--faults", "--seed", "--report", "--imports", "--minutes", "--before"}  # of the soak, of benchmarks
     foreign |= {"--max-restarts", "--requeue"}  # of torchrun, of Slurm
-    for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text):
+    for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text):
         assert option in known | foreign, option
 
 
