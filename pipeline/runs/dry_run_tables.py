@@ -96,7 +96,8 @@ def _memory(console: Console, content: dict[str, Any], verbose: bool) -> None:
     shown = _trainings(content) if verbose else _largest(_trainings(content))
     for stage in shown:
         memory = stage["memory"]
-        title = f"memory of a rank in {stage['name']} ({stage['precision']}), model states by ZeRO stage"
+        sums = f", gradients summed in {stage['gradient_sums']}" if stage["gradient_sums"] else ""
+        title = f"memory of a rank in {stage['name']} ({stage['precision']}{sums}), model states by ZeRO stage"
         columns = ("ZeRO", "weights", "gradients", "optimizer", "gathered", "together", "bucket (on a GPU)")
         table = Table(*columns, box=None, pad_edge=False, title=title, title_justify="left", title_style="")
         for zero_stage, states in memory["zero_stages"].items():

@@ -30,6 +30,7 @@ from pipeline.checkpoints.layouts import require_layout
 from pipeline.checkpoints.layouts.deepspeed_pickles import open_safely_from_here_on
 from pipeline.checkpoints.layouts.zero_format import unsafe
 from pipeline.config.hang import HangChoice
+from pipeline.config.number_formats import BY_DEFAULT
 from pipeline.config.schema import TrainStage
 from pipeline.data import Batch
 from pipeline.data.sampler import places
@@ -337,7 +338,9 @@ class Engine:
 
     def close(self) -> None:
         """Let go of model and optimizer, whose hooks would keep all of it until the process ends; under ZeRO-3 some
-        stay when DeepSpeed has removed its own, so nothing is left that they could keep."""
+        stay when DeepSpeed has removed its own, so nothing is left that they could keep. What this process computes
+        behind the stage, such as an expansion, does not multiply as the stage did."""
+        hardware.multiply_in(BY_DEFAULT)
         self.saving.close()
         self._end_timing()
         parameters = list(self.deepspeed.module.parameters())

@@ -49,6 +49,12 @@ def test_the_norm_is_that_before_clipping(workers, zero_stage, clip):
     assert told["norm"] == pytest.approx(told["wanted"], rel=1e-5) if not clip else told["norm"] > clip
 
 
+def test_products_are_the_stages_own_while_it_trains(workers):
+    """An expansion behind it in the same process is computed in float32."""
+    job = settings(1, "fp32", 2, matmul_precision="medium")
+    assert workers.run(f"{SCRIPT}:products", job, 2) == ["medium", "highest"]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_bound_of_the_norm_is_the_stages_own(workers, tmp_path, precision):
     """DeepSpeed's loader takes the one of the checkpoint, which may be of a smaller model."""
@@ -67,6 +73,14 @@ def test_an_infinite_gradient_is_seen_in_its_own_step(workers, zero_stage, preci
     losses, norms = zip(*[map(float, pair) for pair in told["told"]], strict=True)
     assert all(map(math.isfinite, losses)) and told["finite"]
     assert [math.isfinite(norm) for norm in norms] == [True, False, True]
+
+
+@pytest.mark.parametrize("zero_stage, precision", [(0, "fp32"), (0, "bf16"), (1, "bf16"), (2, "bf16"), (3, "bf16")])
+def test_a_step_without_a_gradient_is_a_step(workers, zero_stage, precision):
+    job = settings(zero_stage, precision, 2, optimizer={"clip": 0.5})
+    told = workers.run(f"{SCRIPT}:poisoned", {**job, "value": "0", "warns": False}, 2)
+    norms = [float(norm) for _, norm in told["told"]]
+    assert norms[1] == 0 < min(norms[0], norms[2]) and told["finite"]
 
 
 @pytest.mark.parametrize("zero_stage, precision", [(0, "fp32"), (1, "bf16"), (2, "bf16")])

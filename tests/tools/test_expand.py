@@ -29,6 +29,7 @@ FORMATS = [
     CheckpointLayout("huggingface"),
     CheckpointLayout("universal"),
     CheckpointLayout("zero", 1, 3),
+    CheckpointLayout("zero", 1, 2, bf16=True, fp32_sums=True),
     CheckpointLayout("zero", 2, 2, bf16=True),
     CheckpointLayout("zero", 3, 2),
 ]

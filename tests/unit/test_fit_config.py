@@ -34,6 +34,18 @@ def test_the_stage_of_a_fit_takes_what_is_open_from_the_one_behind(tmp_path):
     assert fit.optimizer.weight_decay == 0 and fit.dropout == 0
 
 
+def test_the_number_formats_of_a_fit_are_those_of_the_stage_behind(tmp_path):
+    values = {"precision": "bf16", "gradient_sums": "bf16", "matmul_precision": "medium"}
+    behind = [f"stages.large.{key}={value}" for key, value in values.items()]
+    fit = loaded(tmp_path, *behind).training_stage("grown-fit")
+    assert (fit.precision, fit.sums, fit.products) == ("bf16", "bf16", "medium")
+    own = "stages.grown.fit={precision: fp32, matmul_precision: high}"
+    fit = loaded(tmp_path, *behind, own).training_stage("grown-fit")
+    assert (fit.precision, fit.sums, fit.products) == ("fp32", None, "high")
+    fit = loaded(tmp_path).training_stage("grown-fit")
+    assert (fit.precision, fit.sums, fit.products) == ("fp32", None, "highest")
+
+
 def test_the_published_recipe_sees_the_first_hundredth_of_its_warmup(tmp_path):
     found = rates(tmp_path, "stages.grown.fit={preset: published}")
     assert found == pytest.approx([2e-4 * step / PUBLISHED_WARMUP for step in range(100)], abs=1e-18)

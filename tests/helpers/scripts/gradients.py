@@ -65,6 +65,15 @@ def bound(job: dict) -> float:
     return found
 
 
+def products(job: dict) -> list[str]:
+    """What torch makes float32 products of while the engine is there, and behind it. job: stage (its fields)."""
+    engine = engine_of(job, join())
+    while_there = torch.get_float32_matmul_precision()
+    engine.close()
+    dist.barrier()
+    return [while_there, torch.get_float32_matmul_precision()]
+
+
 def parts(engine: Engine, count: int) -> list:
     """This rank's micro-batches, of one sample each."""
     return [batch(FAMILY, place, 0, 1) for place in engine.places][: count // engine.world.size]
@@ -107,19 +116,25 @@ def share(flat: Tensor, world: World, length: int) -> Tensor:
 
 def poisoned(job: dict) -> dict:
     """Losses and norms of three steps, in the second of which one entry of a gradient of the last rank is infinite, and
-    whether the weights are finite behind them. job: stage (its fields), samples, value (of the gradient), warns
-    (whether the update is left out as where the stage warns)."""
+    whether the weights are finite behind them. job: stage (its fields), samples, value (of the entry; 0: all gradients
+    of all ranks are), warns (whether the update is left out as where the stage warns)."""
     world = join()
     engine, value = engine_of(job, world), float(job["value"])
-    where = dict(engine.deepspeed.module.named_parameters())["bert.encoder.layer.0.attention.self.query.weight"]
+    parameters = dict(engine.deepspeed.module.named_parameters())
     step, told = 0, []
 
     def spoil(gradient: Tensor) -> Tensor:
         spoilt = gradient.clone()
-        spoilt[0, 0] = value
+        spoilt.view(-1)[0] = value
         return spoilt if step == POISONED and world.rank == world.size - 1 else gradient
 
-    where.register_hook(spoil)
+    def silence(gradient: Tensor) -> Tensor:
+        return gradient * 0 if step == POISONED else gradient
+
+    for parameter in parameters.values() if value == 0 else ():
+        parameter.register_hook(silence)
+    if value != 0:
+        parameters["bert.encoder.layer.0.attention.self.query.weight"].register_hook(spoil)
     refuses = (lambda loss, norm: not math.isfinite(norm)) if job["warns"] else None
     for step in range(STEPS):
         loss, norm, _ = engine.step(parts(engine, job["samples"]), step, rate=1e-3, refuses=refuses)
