@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from pipeline import models
 from pipeline.data import IGNORED, Batch
 from pipeline.models.document_mask import document_mask
+from pipeline.training.cross_entropy import cross_entropy
 
 
 def model_inputs(batch: Batch, model: nn.Module, device: torch.device) -> dict[str, Tensor]:
@@ -20,24 +21,23 @@ def model_inputs(batch: Batch, model: nn.Module, device: torch.device) -> dict[s
 
 
 def loss_per_sample(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits (B, V) or (B, M, V) and labels (B) or (B, M) to the loss of each sample, the mean over its labels that
-    count, 0 where none does; (B,), in float32, whatever the logits are. Labels of floats are shares of classes,
-    (B, V)."""
+    """Logits (B, V) or (B, M, V) and labels (B), or (B, L) of the first L positions, to the loss of each sample, the
+    mean over its labels that count, 0 where none does; (B,), in float32, whatever the logits are. Labels of floats are
+    shares of classes, (B, V). The backward pass overwrites the logits."""
     if labels.is_floating_point():
         return F.cross_entropy(logits.float(), labels, reduction="none")
-    losses = F.cross_entropy(
-        logits.float().flatten(0, -2), labels.flatten(), reduction="none", ignore_index=IGNORED
-    ).view(len(labels), -1)
-    return losses.sum(1) / _counted(labels).sum(1).clamp(min=1)
+    logits, labels = _by_position(logits, labels)
+    return cross_entropy(logits, labels).sum(1) / (labels != IGNORED).sum(1).clamp(min=1)
 
 
 def per_sample(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`loss_per_sample`, the share of right answers among the labels that count, and whether there are any; (B,)."""
-    counted = _counted(labels)
-    count = counted.sum(1)
-    hits = (logits.argmax(-1) == labels).view(len(labels), -1)
-    return loss_per_sample(logits, labels), hits.sum(1) / count.clamp(min=1), (count > 0).float()
+    logits, labels = _by_position(logits, labels)
+    count = (labels != IGNORED).sum(1)
+    hits = (logits[:, : labels.shape[1]].argmax(-1) == labels).sum(1)
+    return loss_per_sample(logits, labels), hits / count.clamp(min=1), (count > 0).float()
 
 
-def _counted(labels: Tensor) -> Tensor:
-    return (labels != IGNORED).view(len(labels), -1)
+def _by_position(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, M, V) and (B, L), of classes too."""
+    return (logits, labels) if labels.dim() == 2 else (logits.unsqueeze(1), labels.unsqueeze(1))
