@@ -1,7 +1,8 @@
 """FLOPs from an architecture: one multiply-add is 2 FLOPs, every number an exact integer.
 
 A weight of shape (out, in) costs 2 * out * in per use; attention 4 * s * d per token of a sequence of s tokens
-(QK^T and AV); the backward pass twice the forward, less the input gradient where there is none.
+(QK^T and AV), all pairs of tokens counted, those that a causal mask or a window hides too; the head at every position
+that it runs on; the backward pass twice the forward, less the input gradient where there is none.
 Checked against `torch.utils.flop_counter` in tests/parity.
 """
 

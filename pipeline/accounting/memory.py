@@ -97,8 +97,8 @@ def _share(group: Sequence[int], zero_stage: int, ranks: int) -> int:
 
 
 ACTIVATIONS = (
-    "estimate: micro-batch x (2 x inputs of norms + queries, keys, values + contexts + MLP units before and after "
-    "activation) + 3 x logits in float32"
+    "estimate: micro-batch x (2 x inputs of norms, 3 x of RMSNorms, + queries, keys, values + contexts + MLP units "
+    "before and after activation, of gated ones 4 x MLP units, + logits)"
 )
 """The formula of `activations`, in words."""
 
@@ -116,8 +116,8 @@ def activations(
         inputs = checkpointed(stack.layers, every) if every else 0
         numbers += inputs * kept + kept_layers(stack.layers, every) * layer
     logits = architecture.spaces[architecture.outputs["logits"]].size if "logits" in architecture.outputs else 0
-    scores = 3 * FP32 * logits * positions.get("scored", 1)
-    return micro_batch * ((BF16 if bf16 else FP32) * numbers + scores)
+    numbers += logits * positions.get("scored", 1)
+    return micro_batch * (BF16 if bf16 else FP32) * numbers
 
 
 def kept_layers(layers: int, every: int) -> int:
@@ -127,20 +127,26 @@ def kept_layers(layers: int, every: int) -> int:
 
 
 def _saved(architecture: Architecture, positions: dict[str, int], stack: str | None) -> int:
-    """Numbers that one sample leaves in a layer of a stack; None: outside of all."""
-    return sum(
-        _kept(axis.role, architecture.spaces[name].kind, spec.use) * positions[spec.counted_per] * space_size
-        for spec in architecture.params
-        if (spec.stack if spec.layered else None) == stack
+    """Numbers that one sample leaves in a layer of a stack; None: outside of all. Where a gate multiplies MLP units, it
+    is kept besides, activated."""
+    specs = [spec for spec in architecture.params if (spec.stack if spec.layered else None) == stack]
+    gates = sum(spec.use == "matmul" and spec.touches("mlp", "writes") for spec in specs) - 1
+    gated = max(0, gates) * positions["token"] * architecture.spaces["mlp"].size
+    return gated + sum(
+        _kept(axis.role, architecture.spaces[name].kind, spec.use, architecture.rms)
+        * positions[spec.counted_per]
+        * architecture.spaces[name].size
+        for spec in specs
         for axis in spec.axes
-        for name, space_size in ((name, architecture.spaces[name].size) for name in axis.spaces)
+        for name in axis.spaces
     )
 
 
-def _kept(role: str, kind: str, use: str) -> int:
-    """How often the backward pass needs an activation: a norm's input and output, what a product reads that no norm has
-    given out, what an attention or an MLP's activation reads."""
+def _kept(role: str, kind: str, use: str, rms: bool) -> int:
+    """How often the backward pass needs an activation: a norm's input and output (an RMSNorm, which is several
+    operations, keeps the normed input as well), what a product reads that no norm has given out, what an attention or
+    an MLP's activation reads."""
     if role == "gain":
-        return 2
+        return 3 if rms else 2
     products = {"reads": ("context", "mlp"), "writes": ("query", "key", "value", "mlp")}
     return 1 if use == "matmul" and kind in products.get(role, ()) else 0

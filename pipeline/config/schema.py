@@ -52,7 +52,7 @@ class TokenizerChoice(Strict):
 
 
 class TextData(Strict):
-    """Masked language modelling on packed blocks."""
+    """Text in packed blocks, of which a masked model predicts hidden tokens, a causal one every next token."""
 
     kind: Literal["text"]
     dataset: str | list[str] = Field("embedded", description="embedded, a hub name, or local files/folders/globs")
@@ -63,7 +63,7 @@ class TextData(Strict):
     column: str = "text"
     tokenizer: TokenizerChoice = TokenizerChoice()
     block: int = Field(128, ge=8, le=MOST_UNITS, description="tokens per block, [CLS] and [SEP] included")
-    mask: float = Field(0.15, gt=0, lt=1, description="fraction of a block that is predicted")
+    mask: float = Field(0.15, gt=0, lt=1, description="fraction of a block that a masked model predicts")
     evaluation_blocks: int = Field(256, ge=1)
     cross_document: bool = Field(True, description="whether tokens attend to the other documents of their block")
     workers: int = Field(0, ge=0, le=256, description="loader processes per rank")
@@ -119,7 +119,17 @@ class ModelSizes(Strict):
     kv_heads: int | None = Field(
         None, ge=1, description="heads of keys and values, where groups share them; default: heads"
     )
+    head_dim: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_UNITS,
+        description="size of a head, where heads need not share hidden; default hidden / heads",
+    )
     mlp: int | None = Field(None, ge=1, le=MOST_UNITS, description="hidden units of the MLP; default 4 * hidden")
+    tied: bool | None = Field(
+        None, description="causal models only: the head is the token embedding; default: as the family has it"
+    )
+    rope_theta: float | None = Field(None, gt=0, description="base of rotary positions; default 10,000")
     patch: int | None = Field(None, ge=1, description="images only: side of a patch, pixels")
     dropout: float = Field(0.0, ge=0, lt=1, description="of every kind that the family has")
     eps: float = Field(1e-12, gt=0, description="epsilon of the norms")
@@ -129,7 +139,7 @@ class ModelSizes(Strict):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
-        if self.hidden % self.heads:
+        if self.head_dim is None and self.hidden % self.heads:
             raise ValueError(
                 f"hidden {self.hidden} is not a multiple of heads {self.heads}; choose heads that divide it"
             )

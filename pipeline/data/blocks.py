@@ -5,6 +5,7 @@ last, which fill no block, all ids are read. Every model of a run has positions 
 weights may go on to another stage.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from pipeline.config.schema import Config, ExpandStage, ImageData, TextData, TrainStage
@@ -25,7 +26,7 @@ def as_read(prepared: Prepared, config: Config, stage: TrainStage | ExpandStage 
     facts, block = prepared.facts, config.block_of(stage) if stage else None
     if stage and block and block != facts["block"]:
         facts = _in_blocks(facts, config.data, block, f"stages.{stage.name}.data.block")
-    return Prepared(prepared.folder, {**facts, "positions": config.longest_block})
+    return replace(prepared, facts={**facts, "positions": config.longest_block})
 
 
 def _in_blocks(facts: dict[str, Any], data: TextData, block: int, where: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pipeline.data import augment
 from pipeline.data.images import LARGEST_HELD_OUT
 from pipeline.data.prepared import Prepared, prepared_before
 from pipeline.data.sources import COMPRESSED, TABLE, Embedded, HubSplit, LocalFiles, Source, resolve
-from pipeline.data.tokenizers import Pretrained, table_size
+from pipeline.data.tokenizers import Pretrained, SentencePiece, table_size
 from pipeline.errors import UserError
 
 EMBEDDED = {"text": 2_100_000, "images": 1_797}
@@ -59,20 +59,30 @@ def inventory(data: TextData | ImageData, seed: int, folder: Path) -> Inventory:
     return Inventory(Prepared(folder, facts), False, counted, [("data", "not prepared yet"), *lines])
 
 
+def certain(data: TextData | ImageData) -> dict[str, Any] | None:
+    """The facts of data that the config and its tokenizer decide, which models must fit; None where these are not known
+    before the data are read. Raises UserError for a tokenizer that is none."""
+    if not isinstance(data, TextData):
+        return None
+    size, special, _ = _vocabulary(data.tokenizer)
+    return {**_of_blocks(data, size), "special": special} if special else None
+
+
+def _of_blocks(data: TextData, pieces: int) -> dict[str, Any]:
+    sizes = {"vocab_size": table_size(pieces), "pieces": pieces, "block": data.block, "scored": data.scored}
+    return {"kind": "text", **sizes, "tokens_per_sample": data.block}
+
+
 def _text(data: TextData, source: Source) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    size, tokenizer = _vocabulary(data.tokenizer)
+    size, special, tokenizer = _vocabulary(data.tokenizer)
     characters = _characters(source)
     blocks = None if characters is None else math.ceil(characters / CHARACTERS_PER_TOKEN / (data.block - 2))
     held_out = 0 if data.evaluation else data.evaluation_blocks
     facts = {
-        "kind": "text",
-        "vocab_size": table_size(size),
-        "pieces": size,
-        "block": data.block,
-        "scored": data.scored,
-        "tokens_per_sample": data.block,
+        **_of_blocks(data, size),
         "training": None if blocks is None else max(1, blocks - held_out),
         "evaluation": data.evaluation_blocks,
+        **({"special": special} if special else {}),
     }
     about = "unknown until it is fetched" if blocks is None else f"about {facts['training']:,} blocks of {data.block}"
     return facts, [("source", f"{_named(source)}: {about}"), ("tokenizer", tokenizer)]
@@ -93,16 +103,16 @@ def _expansion(name: str) -> float:
     return COMPRESSION if name.endswith((*COMPRESSED, TABLE)) else 1.0
 
 
-def _vocabulary(choice: TokenizerChoice) -> tuple[int, str]:
-    """(pieces, what it is). Raises UserError for files that are none."""
+def _vocabulary(choice: TokenizerChoice) -> tuple[int, dict[str, int], str]:
+    """(pieces, special ids as far as they are known, what it is). Raises UserError for files that are none."""
     if choice.kind == "sentencepiece" or choice.path is None:
-        return choice.vocab_size, f"sentencepiece, {choice.vocab_size:,} pieces learned from the text"
-    if choice.kind == "wordpiece":
-        size = Pretrained.wordpiece(Path(choice.path).expanduser()).size
-        return size, f"{choice.path}, {size:,} pieces"
-    if (found := Pretrained.here(choice.path)) is None:
-        return VOCABULARY, f"{choice.path}, not on this machine: {VOCABULARY:,} pieces assumed"
-    return found.size, f"{choice.path}, {found.size:,} pieces"
+        pieces = f"sentencepiece, {choice.vocab_size:,} pieces learned from the text"
+        return choice.vocab_size, SentencePiece.SPECIAL_IDS, pieces
+    wordpiece = choice.kind == "wordpiece"
+    found = Pretrained.wordpiece(Path(choice.path).expanduser()) if wordpiece else Pretrained.here(choice.path)
+    if found is None:
+        return VOCABULARY, {}, f"{choice.path}, not on this machine: {VOCABULARY:,} pieces assumed"
+    return found.size, found.special, f"{choice.path}, {found.size:,} pieces"
 
 
 def _images(data: ImageData, source: Source) -> tuple[dict[str, Any], list[tuple[str, str]]]:

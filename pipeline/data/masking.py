@@ -28,13 +28,14 @@ EVALUATION_SEED = 0
 
 
 class Masking:
-    """The masks of a prepared folder's blocks. ordinary: the ids of the pieces that are predicted and drawn."""
+    """The masks of a prepared folder's blocks, if its tokenizer has a mask token. ordinary: the ids of the pieces that
+    are predicted and drawn."""
 
     def __init__(self, facts: Mapping[str, Any]):
         self._constant_evaluation = facts.get("masking", 1) > 1
         self._special = np.zeros(facts.get("pieces", facts["vocab_size"]), dtype=bool)
         self._special[facts.get("special_ids", [])] = True
-        self._mask, self._scored = facts["special"]["mask"], facts["scored"]
+        self._mask, self._scored = facts["special"].get("mask"), facts["scored"]
         self.ordinary = np.flatnonzero(~self._special)
 
     def train_keys(self, seed: int, epochs: np.ndarray, rows: np.ndarray) -> list[int]:

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.config.schema import Augmentation, Data, ImageData, TextData
 from pipeline.config.validation_errors import explain
 from pipeline.data import images, text, text_building
+from pipeline.data.causal import CausalSamples
 from pipeline.errors import UserError
 from pipeline.records.file_hashes import files_below, hashes
 from pipeline.records.processes import CPUS, WORKERS
@@ -39,13 +40,15 @@ class Prepared:
 
     `facts`, JSON-able. Both kinds: kind, training, evaluation (samples), tokens_per_sample. Text: pieces (of the
     tokenizer), vocab_size (rows of a fresh model's table, at least as many), block, scored, documents, special (ids of
-    pad, unk, cls, sep, mask), special_ids (of all special pieces), masking (version of its rules, see masking.py),
-    unigram_entropy and unigram_cross_entropy (nats per predicted token, see text_building.py). Images: size, channels,
-    classes, class_names, mean, std.
+    cls and sep, and of pad, unk, mask where the tokenizer has them), special_ids (of all special pieces), masking
+    (version of its rules, see masking.py), unigram_entropy and unigram_cross_entropy (nats per ordinary token, see
+    text_building.py). Images: size, channels, classes, class_names, mean, std. `causal`: whether text is read for a
+    model that predicts the next token.
     """
 
     folder: Path
     facts: dict[str, Any]
+    causal: bool = False
 
     @property
     def size(self) -> int:
@@ -63,7 +66,7 @@ class Prepared:
         """The reader of the samples: of images as they are augmented, of text with documents that attend to each other
         or not. Raises UserError when the folder is damaged."""
         if self.facts["kind"] == "text":
-            return text.TextSamples(self.folder, self.facts, cross_document)
+            return (CausalSamples if self.causal else text.TextSamples)(self.folder, self.facts, cross_document)
         return images.ImageSamples(self.folder, self.facts, augmentation)
 
 

@@ -45,9 +45,13 @@ class TextSamples:
         ids = self.blocks(split, rows)
         read, positions, labels = self.masking.masked(ids, keys)
         inputs = {"input_ids": torch.from_numpy(read), "masked_positions": torch.from_numpy(positions)}
-        if not self.cross_document:
-            inputs["documents"] = torch.from_numpy(document_numbers(ids, self.facts["special"]["sep"]))
-        return inputs, torch.from_numpy(labels)
+        return {**inputs, **self._documents(ids)}, torch.from_numpy(labels)
+
+    def _documents(self, ids: np.ndarray) -> dict[str, torch.Tensor]:
+        """What tells the documents of blocks apart, where they are to be."""
+        if self.cross_document:
+            return {}
+        return {"documents": torch.from_numpy(document_numbers(ids, self.facts["special"]["sep"]))}
 
     def blocks(self, split: str, rows: np.ndarray) -> np.ndarray:
         """(B, S) ids of rows of a split, int64, [CLS] first and [SEP] last."""

@@ -214,7 +214,8 @@ def _context_free(samples: TextSamples, seed: int) -> dict[str, float]:
 
     `unigram_entropy`: the entropy of the distribution of the evaluation rows' ordinary pieces, the bound of all such
     predictors on these rows. `unigram_cross_entropy`: the training rows' distribution of them (add-one smoothed) on the
-    evaluation labels. Raises UserError where no piece is an ordinary one.
+    evaluation labels, or where nothing can be masked on all of them. Raises UserError where no piece is an ordinary
+    one.
     """
     pieces, ordinary = samples.facts["pieces"], samples.masking.ordinary
     counts = {split: _counts(rows, pieces)[ordinary] for split, rows in samples.rows.items()}
@@ -223,11 +224,20 @@ def _context_free(samples: TextSamples, seed: int) -> dict[str, float]:
     share = counts["evaluation"][counts["evaluation"] > 0] / counts["evaluation"].sum()
     smoothed, log_share = counts["training"] + 1.0, np.full(pieces, -np.inf)
     log_share[ordinary] = np.log(smoothed / smoothed.sum())
-    labels = samples.evaluate(seed, np.arange(samples.facts["evaluation"]))[1].numpy()
+    scores = log_share[_predicted(samples, seed)]
     return {
         "unigram_entropy": float(-(share * np.log(share)).sum()),
-        "unigram_cross_entropy": float(-log_share[labels[labels != IGNORED]].mean()),
+        "unigram_cross_entropy": float(-scores[np.isfinite(scores)].mean()),
     }
+
+
+def _predicted(samples: TextSamples, seed: int) -> np.ndarray:
+    """The evaluation labels of a masked model; where the tokenizer cannot mask, the rows."""
+    if "mask" not in samples.facts["special"]:
+        return samples.rows["evaluation"]
+    labels = samples.evaluate(seed, np.arange(samples.facts["evaluation"]))[1].numpy()
+    counted: np.ndarray = labels[labels != IGNORED]
+    return counted
 
 
 def _require_known(tokens: int, split: str) -> None:

@@ -8,7 +8,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
 import sentencepiece
 
@@ -33,8 +33,9 @@ far."""
 
 
 class Tokenizer(Protocol):
-    """What packing and masking need. size: of the vocabulary; special: the ids of pad, unk, cls, sep and mask;
-    special_ids: these and those of all other pieces that are no part of a text, ascending."""
+    """What packing and masking need. size: of the vocabulary; special: the ids of cls and sep, which begin a block and
+    separate documents, and of pad, unk and mask where there are such; special_ids: these and those of all other pieces
+    that are no part of a text, ascending."""
 
     size: int
     special: dict[str, int]
@@ -49,6 +50,8 @@ class Tokenizer(Protocol):
 
 class SentencePiece:
     """Byte-pair pieces learned by sentencepiece; the special pieces have the ids 0 to 4."""
+
+    SPECIAL_IDS: ClassVar = {name: number for number, name in enumerate(SPECIAL)}
 
     def __init__(self, model: bytes):
         self.model = model
@@ -110,11 +113,11 @@ class Pretrained:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.tokenizer = tokenizer
         self.size = len(tokenizer)
-        self.special = {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
-        missing = [name for name, number in self.special.items() if number is None]
-        if missing:
+        self.special = _special(tokenizer)
+        if "sep" not in self.special:
             raise UserError(
-                f"{origin}: no {', '.join(missing)} token in this tokenizer; masked training needs them all"
+                f"{origin}: no sep and no eos token in this tokenizer, and documents are separated by one; add it to "
+                "the tokenizer"
             )
         added = (number for number, piece in tokenizer.added_tokens_decoder.items() if piece.special)
         self.special_ids = sorted({*tokenizer.all_special_ids, *added})
@@ -185,6 +188,16 @@ class Pretrained:
 def table_size(pieces: int) -> int:
     """Rows of a fresh model's table for so many pieces."""
     return -(-pieces // TABLE_ROWS) * TABLE_ROWS
+
+
+def _special(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
+    """The ids of the special tokens that there are. A causal model's tokenizer has for sep a token that ends a text,
+    and for cls one that begins it, or else the same."""
+    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in (*SPECIAL, "bos", "eos")}
+    begin, end = ids.pop("bos"), ids.pop("eos")
+    ids["sep"] = end if ids["sep"] is None else ids["sep"]
+    ids["cls"] = next((number for number in (ids["cls"], begin, ids["sep"]) if number is not None), None)
+    return {name: number for name, number in ids.items() if number is not None}
 
 
 def create(config: schema.TokenizerChoice, texts: Iterable[str], folder: Path) -> Tokenizer:

@@ -96,10 +96,12 @@ def train_plainly(
     batches: Iterable[tuple[dict[str, Tensor], Tensor]],
     clip: float,
 ) -> list[float]:
-    """The loss of each step, without DeepSpeed. batches: inputs by name and labels, whole ones."""
+    """The loss of each step, without DeepSpeed. batches: inputs by name and labels (of the first positions, where each
+    sample has several), whole ones."""
     losses = []
     for inputs, labels in batches:
-        loss = torch.nn.functional.cross_entropy(net(**inputs).logits.flatten(0, -2), labels.flatten())
+        logits = net(**inputs).logits if labels.dim() == 1 else net(**inputs).logits[:, : labels.shape[1]]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), clip)

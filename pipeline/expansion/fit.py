@@ -5,7 +5,6 @@ What is trained is a `GrownModel`, by the loop and the engine of every training 
 records and a resume like any other. The weights of a layer are made from the coefficients when the layer runs.
 """
 
-import inspect
 import json
 import logging
 from functools import cached_property
@@ -22,6 +21,7 @@ from pipeline.data import Prepared, data_of
 from pipeline.errors import UserError
 from pipeline.expansion import expand
 from pipeline.expansion import fitted as fitted_by
+from pipeline.expansion import target as targets
 from pipeline.expansion.expand import Ends
 from pipeline.expansion.fitted import UNFITTED, Fitted, coefficients_of
 from pipeline.growth import methods
@@ -29,6 +29,7 @@ from pipeline.growth.grown_model import GrownModel
 from pipeline.growth.making import MakingCost, making_cost
 from pipeline.growth.method import ExpansionOptions
 from pipeline.growth.plan import GrowthPlan
+from pipeline.models import starts
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import TrainFacts
 from pipeline.records.stage_records import EvaluationRecord
@@ -38,10 +39,6 @@ from pipeline.training.start import origin
 from pipeline.training.subject import Subject, Trained, WholeModel
 
 logger = logging.getLogger(__name__)
-
-KINDS = {"text": "blocks of text for masked language modelling", "images": "images with classes"}
-AGREE = {"image_size": "size", "num_channels": "channels", "num_labels": "classes"}
-"""Keys of the config of a model of images, and the facts of the data that they must agree with."""
 
 
 def subject(config: Config, stage: TrainStage) -> Subject:
@@ -55,7 +52,7 @@ def target(config: Config, stage: FitStage, data: Prepared) -> PretrainedConfig:
         _, wanted = models.read_config(config.path / stage.target)
     else:
         _, small = models.read_config(checkpoints.config_file(checkpoints.locate(_source(config, stage))))
-        wanted = models.trained(config.models[stage.model], data.facts, small)
+        wanted = targets.of_sizes(small, config.models[stage.model], data.facts)
     if stage.dropout is not None:
         wanted.update(dict.fromkeys(models.of_config(wanted).keys.dropout, stage.dropout))
     return wanted
@@ -134,27 +131,8 @@ class Fit(Subject):
 
 def require_loss(stage: FitStage, large: PretrainedConfig, data: Prepared) -> None:
     """Raises UserError for a target that has no loss on the run's data."""
-    if differing := _differing(large, data.facts):
-        raise UserError(f"stages.{stage.name}: cannot be fitted on these data: {differing}")
-
-
-def _differing(large: PretrainedConfig, facts: dict[str, Any]) -> str | None:
-    """What keeps a model from reading the data of `facts`, in words."""
-    family, outputs = models.of_config(large), models.architecture_of(large).outputs
-    if "logits" not in outputs:
-        return "the model has no head, and so no loss; grow one that has"
-    reads = inspect.signature(family.head(large).model_class.forward).parameters
-    if family.data != facts["kind"] or (family.data == "text" and "masked_positions" not in reads):
-        return f"they are {KINDS[facts['kind']]}, which family '{family.name}' is not trained on here"
-    for key, fact in AGREE.items():
-        if family.data == "images" and getattr(large, key) != facts[fact]:
-            return f"the model has {key} {getattr(large, key)}, the data {facts[fact]}"
-    if family.data == "text" and not models.reads_pieces(large, facts):
-        pieces = facts.get("pieces", facts["vocab_size"])
-        return f"the model has vocab_size {large.vocab_size}, their tokenizer {pieces} pieces"
-    if family.data == "text" and facts["block"] > large.max_position_embeddings - family.reserved:
-        return f"their blocks of {facts['block']} tokens are longer than the model's positions"
-    return None
+    if reason := starts.unreadable(large, data.facts):
+        raise UserError(f"stages.{stage.name}: cannot be fitted on these data: {reason}")
 
 
 def of_expansion(config: Config, stage: ExpandStage) -> FitStage | None:

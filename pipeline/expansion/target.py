@@ -13,9 +13,10 @@ from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
 from pipeline.config import load
+from pipeline.config.schema import ModelSizes
 from pipeline.errors import UserError, nearest, placed
 from pipeline.growth.plan import GrowthPlan
-from pipeline.models import LAYER_TYPES, LAYER_TYPES_STATED, POSITIONS, ROPE, ConfigKeys
+from pipeline.models import LAYER_TYPES, LAYER_TYPES_STATED, POSITIONS, ROPE, ConfigKeys, Facts, Family
 from pipeline.records.run_folder import read_json
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,27 @@ def _yaml_model(text: str, source: Path, source_config: Path | None) -> Pretrain
     with placed(f"--target {text}"):
         sizes = models.family_of(known[name]).resize(known[name])
     return _rebuilt(small, sizes, f"--target {text}")
+
+
+def of_sizes(small: PretrainedConfig, sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
+    """The config of the model of a run that a source is grown to: the source's but for the model's sizes, and what the
+    run's data need more of: vocabulary, positions, larger images. Raises UserError."""
+    family = models.of_config(small)
+    if family.name != sizes.family:
+        raise UserError(f"the source is a '{family.name}', the target a '{sizes.family}'; both must be of one family")
+    changes = models.family_of(sizes).resize(sizes) | _of_data(family, small, facts)
+    return adopt(small, _rebuilt(small, changes, "the target"))
+
+
+def _of_data(family: Family, small: PretrainedConfig, facts: Facts) -> dict[str, Any]:
+    """Nothing gets less than the source has."""
+    if facts["kind"] != family.data:
+        return {}  # which the training behind it refuses
+    if family.data == "images":
+        return {"image_size": facts["size"]}
+    positions = small.attribute_map.get(POSITIONS, POSITIONS)
+    table = small.vocab_size if models.reads_pieces(small, facts) else max(small.vocab_size, facts["vocab_size"])
+    return {"vocab_size": table, positions: max(getattr(small, positions), facts["block"] + family.reserved)}
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -75,19 +75,10 @@ SPARE_ROWS = 0.05
 """Rows of a published model's table beyond its tokenizer's pieces, at most, as a share of these (DeepSeek: 0.024)."""
 
 
-def trained(sizes: ModelSizes, facts: Facts, origin: PretrainedConfig | None = None) -> PretrainedConfig:
-    """The config of a model to train on the data of `facts`. origin: the config of the model that it goes on from,
-    whose vocabulary it keeps, if that can be the one of the data. Raises UserError for a family that is only grown, and
-    for what `family_of` refuses."""
-    selected = family_of(sizes)
-    if selected.configure is None:
-        able = ", ".join(name for name, other in FAMILIES.items() if other.configure)
-        raise UserError(
-            f"model family '{sizes.family}' can be expanded but not trained by this pipeline; trained are {able}"
-        )
-    if selected.data == "text" and origin is not None and reads_pieces(origin, facts):
-        facts = {**facts, "vocab_size": origin.vocab_size}
-    return selected.configure(sizes, facts)
+def trained(sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
+    """The config of a fresh model to train on the data of `facts`. Raises UserError for other data, and for what
+    `family_of` refuses."""
+    return family_of(sizes).configure(sizes, facts)
 
 
 def reads_pieces(config: PretrainedConfig, facts: Facts) -> bool:
@@ -230,12 +221,16 @@ def build(config: PretrainedConfig, seed: int = 0, attention: str = "sdpa", devi
         return of_config(config).head(config).model_class(config)
 
 
-def fill(model: PreTrainedModel, read: Callable[[str], Tensor]) -> PreTrainedModel:
-    """Copy every parameter of the model from `read(published name)`, keeping the dtype that is read."""
+def fill(
+    model: PreTrainedModel, read: Callable[[str], Tensor], sources: Mapping[str, str] | None = None
+) -> PreTrainedModel:
+    """Copy the parameters of the model from `read(published name)`, keeping the dtype that is read. sources: of those
+    that are to be read, what `read` calls them; None: all, by their names."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for row in architecture_of(model.config).rows():
-            parameters[row.module_name].data = read(row.name).detach().clone()
+            if (name := row.name if sources is None else sources.get(row.name)) is not None:
+                parameters[row.module_name].data = read(name).detach().clone()
     model.tie_weights()
     return model
 

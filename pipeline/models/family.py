@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -15,8 +15,8 @@ from pipeline.models.architecture import Architecture, LayerStack, NormEpsilon, 
 
 Facts = Mapping[str, Any]
 """What `prepare` states about the data. `kind`; of text vocab_size (rows of a fresh model's table), pieces (of the
-tokenizer; none stated: as many), block (tokens of a sample) and scored (predicted positions of a sample); of images
-size, channels and class_names."""
+tokenizer; none stated: as many), block (tokens of a sample), scored (positions that a masked model predicts of it) and
+special (ids by name, where they are known); of images size, channels and class_names."""
 
 Inputs = dict[str, Tensor]
 """The keyword arguments of a model's forward."""
@@ -25,7 +25,10 @@ PROBE_TOKENS = 16
 """Tokens of a probe at most: rows of a position table all go through the same map, and more tokens tell two functions
 apart no better."""
 
-OptionalSize = Literal["kv_heads", "patch"]
+Objective = Literal["masked-lm", "causal-lm", "classifier"]
+"""What a model is trained for: hidden tokens, the next token, the class of an image."""
+
+OptionalSize = Literal["kv_heads", "head_dim", "tied", "rope_theta", "patch"]
 """A size of a `ModelSizes` that the models of some families have."""
 
 TEXT_SIZES = (
@@ -156,11 +159,17 @@ LAYER_NORM = NormModule(nn.LayerNorm, "eps")
 
 @dataclass(frozen=True)
 class Head:
-    """What a model of a family ends with: its class, in `transformers` or here, and its architecture by a config."""
+    """What a model of a family ends with: its class, in `transformers` or here, and its architecture by a config. name:
+    an `Objective`, `distilled` (a classifier too) or `encoder` (none, which has no loss)."""
 
     name: str
     model_class: type[PreTrainedModel]
     architecture: Callable[[Any], Architecture]
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether it ends in logits."""
+        return self.name != "encoder"
 
     @property
     def public_class(self) -> type[PreTrainedModel]:
@@ -187,10 +196,10 @@ class Family:
     keys: what a growth does with the keys of its config. resize: a model's sizes to those keys. positions: how many
     tokens, patches, sequences and scored positions one sample has. probe_inputs: random inputs for so many samples that
     touch every kind of embedding. norms: the classes of its modules that hold an epsilon. initializer_range: the key of
-    the standard deviation of fresh weights. configure: sizes and data facts to a config, for the families that this
-    pipeline trains. reserved: rows of the position table that no token takes. optional_sizes: the sizes without which
-    a model of another family is whole, and that its models have. windows: of every layer, how many tokens its attention
-    sees; None: all; empty where every layer of every model sees all.
+    the standard deviation of fresh weights. configure: sizes and data facts to the config of a fresh model. reserved:
+    rows of the position table that no token takes. optional_sizes: the sizes without which a model of another family is
+    whole, and that its models have. windows: of every layer, how many tokens its attention sees; None: all; empty where
+    every layer of every model sees all.
     """
 
     name: str
@@ -201,12 +210,17 @@ class Family:
     resize: Callable[[ModelSizes], dict[str, Any]]
     positions: Callable[[Any, Facts], dict[str, int]]
     probe_inputs: Callable[[Any, Generator, int], Inputs]
-    configure: Callable[[ModelSizes, Facts], PretrainedConfig] | None = None
+    configure: Callable[[ModelSizes, Facts], PretrainedConfig]
     norms: tuple[NormModule, ...] = field(default=(LAYER_NORM,))
     initializer_range: str = "initializer_range"
     reserved: int = 0
     optional_sizes: tuple[OptionalSize, ...] = ()
     windows: Callable[[Any], tuple[int | None, ...]] = no_windows
+
+    @property
+    def objective(self) -> Objective:
+        """What its models are trained for."""
+        return cast(Objective, self.heads[0].name)
 
     def head(self, config: PretrainedConfig) -> Head:
         """The head that `config` names in `architectures`; without a name, the first.
@@ -259,25 +273,65 @@ def image_resized(sizes: ModelSizes) -> dict[str, Any]:
     return resized(sizes) | ({} if sizes.patch is None else {"patch_size": sizes.patch})
 
 
+def class_keys(facts: Facts) -> dict[str, Any]:
+    """The classes of the data in a config."""
+    names = facts["class_names"]
+    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+
+
 def head_dim(config: PretrainedConfig) -> int:
     """The size of a head: what the config says of it, else the heads share the width."""
     stated: int | None = getattr(config, "head_dim", None)
     return stated or int(config.hidden_size // config.num_attention_heads)
 
 
-def text_config(config_class: Callable[..., PretrainedConfig], sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
-    """A BERT-like config: the vocabulary and the number of positions come from the data."""
-    if facts["kind"] != "text":
+def positions_of(facts: Facts) -> int:
+    """Tokens of the longest block that the models of a run read."""
+    return int(facts.get("positions", facts["block"]))
+
+
+def masked_config(config_class: Callable[..., PretrainedConfig], sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
+    """A BERT-like config: the vocabulary and the number of positions come from the data. Raises UserError."""
+    require_kind(sizes, facts, "text")
+    if "mask" not in facts.get("special", {"mask"}):
         raise UserError(
-            f"model family '{sizes.family}' reads text, the data are {facts['kind']}; choose a text data set"
+            f"models of family '{sizes.family}' are trained by masking, and the tokenizer of the data has no mask "
+            "token; choose a tokenizer that has one, or a causal model"
         )
     return config_class(
         vocab_size=facts["vocab_size"],
-        max_position_embeddings=facts.get("positions", facts["block"]),
+        max_position_embeddings=positions_of(facts),
         layer_norm_eps=sizes.eps,
         pad_token_id=None,
         **resized(sizes),
     )
+
+
+def causal_keys(sizes: ModelSizes, facts: Facts) -> dict[str, Any]:
+    """What the data decide of a causal model: vocabulary, and the tokens that begin and separate texts. Raises
+    UserError."""
+    require_kind(sizes, facts, "text")
+    special = facts.get("special", {})
+    return {
+        "vocab_size": facts["vocab_size"],
+        "bos_token_id": special.get("cls"),
+        "eos_token_id": special.get("sep"),
+        "pad_token_id": None,  # blocks are packed, and an embedding would not learn that row
+    }
+
+
+def require_kind(sizes: ModelSizes, facts: Facts, kind: Literal["text", "images"]) -> None:
+    """Raises UserError where the data are of another kind."""
+    if facts["kind"] != kind:
+        raise UserError(
+            f"model family '{sizes.family}' reads {kind}, the data are {facts['kind']}; choose "
+            + ("a text data set" if kind == "text" else "an image data set")
+        )
+
+
+def stated(**keys: Any) -> dict[str, Any]:
+    """The keys that have a value."""
+    return {key: value for key, value in keys.items() if value is not None}
 
 
 def bert_architecture(
@@ -304,6 +358,11 @@ def bert_architecture(
 
 def text_positions(config: PretrainedConfig, facts: Facts) -> dict[str, int]:
     return {"token": facts["block"], "scored": facts["scored"], "sequence": 1}
+
+
+def causal_positions(config: PretrainedConfig, facts: Facts) -> dict[str, int]:
+    """The head runs at every position."""
+    return text_positions(config, {**facts, "scored": facts["block"]})
 
 
 def text_probe(config: Any, generator: Generator, samples: int, reserved: int = 0) -> Inputs:

@@ -81,8 +81,8 @@ def dry_run(config: Config, start: Start, arguments: Sequence[str]) -> DryRun:
     preflight.before_data(config, [cluster.ranks], start.allowed)
     notes = [*_notes(config, cluster), *_settled_later(config, cluster), *_checkpoints(config, cluster)]
     there = inventory(config.data, config.seed, config.path / "data")
-    preflight.after_data(config, there.data, counted=there.prepared)
-    stages = [_stage(config, stage, cluster, there) for stage in _with_fits(config)]
+    configs = preflight.after_data(config, there.data, counted=there.prepared)
+    stages = [_stage(config, stage, cluster, there, configs) for stage in _with_fits(config)]
     there_already = {stage["name"]: _used(config.path / stage["name"] / "checkpoints") for stage in stages}
     needed = sum(max(0, stage["disk"] - there_already[stage["name"]]) for stage in stages)
     disk = {"needed": needed, "free": _free(config.path)}
@@ -159,9 +159,15 @@ def _launch(cluster: Cluster, start: Start, arguments: Sequence[str]) -> Iterato
         yield shlex.join([*command, *map(str, place), "--master-port", str(start.port)])
 
 
-def _stage(config: Config, stage: Stage | FitStage, cluster: Cluster, there: Inventory) -> dict[str, Any]:
+def _stage(
+    config: Config,
+    stage: Stage | FitStage,
+    cluster: Cluster,
+    there: Inventory,
+    stage_configs: dict[str, PretrainedConfig],
+) -> dict[str, Any]:
     there = replace(there, data=as_read(there.data, config, stage))
-    model = preflight.model_of(config, stage, there.data)
+    model = stage_configs[stage.name]
     parameters = models.architecture_of(model).parameters
     shared = {"name": stage.name, "kind": stage.kind, "model": stage.model, "parameters": parameters}
     shared |= {"origin": stage.origin, "status": _status(config, stage)}
@@ -170,7 +176,7 @@ def _stage(config: Config, stage: Stage | FitStage, cluster: Cluster, there: Inv
     folder = StageFolder(config.path / stage.name)
     stage, cluster = as_begun(stage, folder), _as_trained(config, stage, cluster)
     known = there.counted or not preflight.in_epochs(stage)
-    needs = preflight.fit_needs(config, stage, there.data) if isinstance(stage, FitStage) else None
+    needs = preflight.fit_needs(config, stage, stage_configs) if isinstance(stage, FitStage) else None
     training = _training(config, stage, cluster, there, model, known, needs.making if needs else NO_MAKING)
     steps = training["schedule"]["steps"] if training["schedule"] else 0
     learned = sum(needs.coefficients) if needs else parameters

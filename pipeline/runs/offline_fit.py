@@ -96,9 +96,11 @@ def _run(
 
 def _sizes(target: PretrainedConfig) -> dict[str, Any]:
     """What a run's records say of the model; its config is in target.json."""
-    sizes = models.architecture_of(target).sizes()
+    sizes, family = models.architecture_of(target).sizes(), models.of_config(target)
+    heads = {"kv_heads": sizes["kv heads"], "head_dim": sizes["head_dim"]}
     return {
-        "family": models.of_config(target).name,
+        "family": family.name,
+        **{key: size for key, size in heads.items() if key in family.optional_sizes},
         "layers": sizes["layers"],
         "hidden": sizes["embed"],
         "heads": sizes["heads"],

@@ -8,19 +8,20 @@ from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
 from pipeline.checkpoints import State, publish
-from pipeline.config.schema import Config, ExpandStage, FitStage, ModelSizes, Stage, TrainStage
+from pipeline.config.schema import Config, ExpandStage, FitStage, ModelSizes, Stage, TextData, TrainStage
 from pipeline.config.validation_errors import all_of
-from pipeline.data import Prepared, as_read, data_of
+from pipeline.data import Prepared, as_read, data_of, inventory
 from pipeline.durations import Duration
 from pipeline.errors import UserError, placed
 from pipeline.expansion import fit as fits
-from pipeline.expansion import target as targets
 from pipeline.growth import methods, optimizer_state
 from pipeline.growth.making import FitNeeds
 from pipeline.growth.method import ExpansionOptions
 from pipeline.growth.plan import begun_module, plan_growth, require_possible
+from pipeline.models import Facts
 from pipeline.optim.optimizers import OptimizerSpec
 from pipeline.records.run_folder import StageFolder
+from pipeline.runs import stage_models
 from pipeline.training.engine import precisions_of_workers, require_precision
 from pipeline.training.fingerprint import require_same
 from pipeline.training.length import pace, rates, require_open_end
@@ -30,18 +31,46 @@ from pipeline.training.start import require_start, require_whole_facts
 
 
 def before_data(config: Config, ranks: Sequence[int], allowed: Collection[str] = ()) -> None:
-    """Check what needs no data: families, batches, ranks, precisions, and the stages that have begun, of which the
-    settings `allowed` may change. ranks: the numbers that may train, the largest last, of which a batch must suit one.
-    Raises UserError that lists all problems."""
+    """Check what needs no data: families, batches, ranks, precisions, whether the models read blocks of this length and
+    tokenizer, and the stages that have begun, of which the settings `allowed` may change. ranks: the numbers that may
+    train, the largest last, of which a batch must suit one. Raises UserError that lists all problems."""
     precisions = precisions_of_workers()
     families = [partial(_require_family, name, sizes) for name, sizes in config.models.items()]
     stages = [partial(_stage_before_data, config, stage, ranks, precisions, allowed) for stage in config.stages]
     all_of([*families, *stages])
+    if facts := inventory.certain(config.data):
+        _require_trainable(config, facts)
 
 
 def _require_family(model: str, sizes: ModelSizes) -> None:
     with placed(f"models.{model}"):
         models.family_of(sizes)
+
+
+def _require_trainable(config: Config, facts: Facts) -> dict[str, PretrainedConfig]:
+    """The config of each stage's model. Raises UserError that lists the models that cannot be trained on the data."""
+
+    def trainable(name: str, sizes: ModelSizes) -> None:
+        with placed(f"models.{name}"):
+            models.trained(sizes, facts)
+
+    all_of(partial(trainable, name, sizes) for name, sizes in config.models.items())
+    stage_configs = stage_models.of_stages(config, facts)
+    all_of(partial(_require_mask_of_documents, config, stage, stage_configs[stage.name]) for stage in config.stages)
+    return stage_configs
+
+
+def _require_mask_of_documents(config: Config, stage: Stage, model: PretrainedConfig) -> None:
+    """Raises UserError for windows of attention, which a mask of documents would take the place of."""
+    data = config.data
+    if stage.kind != "train" or not isinstance(data, TextData) or data.cross_document:
+        return
+    windows = [window for window in models.of_config(model).windows(model) if window is not None]
+    if windows and min(windows) < data.block:
+        raise UserError(
+            f"stages.{stage.name}: its model attends to {min(windows)} tokens, fewer than a block's {data.block}, and "
+            "data.cross_document: false knows no such windows; leave it out, or choose shorter blocks"
+        )
 
 
 def checkpoints_fit(config: Config, stages: Sequence[Stage | FitStage], ranks: int) -> None:
@@ -107,14 +136,15 @@ def _require_readers(config: Config, stage: ExpandStage) -> None:
         optimizer_state.require_continued(where, _optimizer_before(config, stage), reader.optimizer)
 
 
-def after_data(config: Config, data: Prepared | None = None, counted: bool = True) -> None:
-    """Check what the data decide: model sizes, steps, and whether every growth can be lossless. data: instead of those
-    of the run folder. counted: whether their number of samples is known; else schedules in epochs are not looked at.
-    Raises UserError that lists all problems."""
+def after_data(config: Config, data: Prepared | None = None, counted: bool = True) -> dict[str, PretrainedConfig]:
+    """Check what the data decide: model sizes, steps, and whether every growth can be lossless. Returns the config of
+    each stage's model. data: instead of those of the run folder. counted: whether their number of samples is known;
+    else schedules in epochs are not looked at. Raises UserError that lists all problems."""
     data = as_read(data, config) if data else data_of(config)
-    all_of(partial(_model_config, config, name, data) for name in config.models)
+    stage_configs = _require_trainable(config, data.facts)
     stages = [stage for stage in config.stages if counted or not in_epochs(stage)]
-    all_of(partial(_stage_after_data, config, stage, data) for stage in stages)
+    all_of(partial(_stage_after_data, config, stage, data, stage_configs) for stage in stages)
+    return stage_configs
 
 
 def in_epochs(stage: Stage) -> bool:
@@ -123,44 +153,23 @@ def in_epochs(stage: Stage) -> bool:
     return any(isinstance(key, Duration) and key.unit == "epochs" for key in keys)
 
 
-def _model_config(
-    config: Config, name: str, data: Prepared, origin: PretrainedConfig | None = None
-) -> PretrainedConfig:
-    with placed(f"models.{name}"):
-        return models.trained(config.models[name], data.facts, origin)
-
-
-def model_of(config: Config, stage: Stage | FitStage, data: Prepared) -> PretrainedConfig:
-    """The config of a stage's model, which goes on with the vocabulary of what it starts from. Raises UserError."""
-    return _model_config(config, stage.model, data, _origin_model(config, stage, data))
-
-
-def _origin_model(config: Config, stage: Stage | FitStage, data: Prepared) -> PretrainedConfig | None:
-    """Of a training stage that was begun from a folder the model that it has: the folder may have changed."""
-    if stage.origin is None:
-        return None
-    if before := _named(config, stage.origin):
-        return model_of(config, before, data)
-    begun = publish.newest(StageFolder(config.path / stage.name).checkpoints) if stage.kind == "train" else None
-    return _config_in(begun or Path(stage.origin))
-
-
-def _stage_after_data(config: Config, stage: TrainStage | ExpandStage, data: Prepared) -> None:
-    model = model_of(config, stage, data)
+def _stage_after_data(
+    config: Config, stage: TrainStage | ExpandStage, data: Prepared, stage_configs: dict[str, PretrainedConfig]
+) -> None:
     if isinstance(stage, TrainStage):
         require_open_end(config, stage)
         data = as_read(data, config, stage)
-        worth = pace(stage, model, data)
+        worth = pace(stage, stage_configs[stage.name], data)
         rates(StageFolder(config.path / stage.name), stage, worth)
         require_best_known(stage, worth)
         if stage.start and _named(config, stage.start) is None:
             first_sample(config, stage, data, start_of(config, stage))
     else:
-        small = _source_config(config, stage, data)
-        _require_growth(config, stage, small, model)
+        large = stage_configs[stage.name]
+        _require_growth(config, stage, stage_models.source_of(stage, stage_configs), large)
         if fit := fits.unfinished(config, stage):
-            _stage_after_data(config, fit, data)
-            _require_fit(fit, targets.adopt(small, model), data)
+            _stage_after_data(config, fit, data, stage_configs)
+            _require_fit(fit, large, data)
 
 
 def _require_fit(fit: FitStage, large: PretrainedConfig, data: Prepared) -> None:
@@ -171,18 +180,11 @@ def _require_fit(fit: FitStage, large: PretrainedConfig, data: Prepared) -> None
     fits.require_loss(fit, large, data)
 
 
-def _source_config(config: Config, stage: ExpandStage | FitStage, data: Prepared) -> PretrainedConfig:
-    small = _origin_model(config, stage, data)
-    assert small is not None, "the schema demands a source"
-    return small
-
-
-def fit_needs(config: Config, stage: FitStage, data: Prepared) -> FitNeeds | None:
+def fit_needs(config: Config, stage: FitStage, stage_configs: dict[str, PretrainedConfig]) -> FitNeeds | None:
     """What fitting an expansion's method takes; None where that depends on its source."""
     if methods.find(stage.method.name).needs_source:
         return None
-    small = _source_config(config, stage, data)
-    large = targets.adopt(small, model_of(config, stage, data))
+    small, large = stage_models.source_of(stage, stage_configs), stage_configs[stage.name]
     architectures = models.architecture_of(small), models.architecture_of(large)
     return FitNeeds.of(*architectures, options(stage, config.seed), models.initializer_range(large))
 
@@ -192,17 +194,11 @@ def _named(config: Config, name: str) -> TrainStage | ExpandStage | None:
     return next((stage for stage in config.stages if stage.name == name), None)
 
 
-def _config_in(folder: Path) -> PretrainedConfig:
-    """The config of a checkpoint that is none of this run's."""
-    return models.read_config(checkpoints.config_file(checkpoints.locate(folder)))[1]
-
-
-def _require_growth(config: Config, stage: ExpandStage, source: PretrainedConfig, target: PretrainedConfig) -> None:
+def _require_growth(config: Config, stage: ExpandStage, small: PretrainedConfig, large: PretrainedConfig) -> None:
     """What an expansion's method and optimizer state need, as far as it can be known before there is a source."""
     method_options = options(stage, config.seed)
     with placed(f"stages.{stage.name}"):
-        large = targets.adopt(source, target)
-        architectures = models.architecture_of(source), models.architecture_of(large)
+        architectures = models.architecture_of(small), models.architecture_of(large)
         require_possible(*architectures, method_options)
         if stage.optimizer_state == "grow" and not methods.find(method_options.method).needs_source:
             learned = methods.is_learned(method_options.method)

@@ -163,15 +163,17 @@ def _plan_expansion(config: Config, stage: ExpandStage, start: Start) -> "Expans
     from pipeline import checkpoints, models
     from pipeline.data import data_of
     from pipeline.expansion import expand, fit
+    from pipeline.expansion import target as targets
     from pipeline.runs import preflight
     from pipeline.training.start import origin
 
     reader, fitted = next(iter(config.continued_by(stage.name)), None), fit.fitted(config, stage)
     source = fitted.source if fitted and fitted.source else origin(config, stage.source)
     _, small = models.read_config(checkpoints.config_file(checkpoints.locate(source)))
+    facts = data_of(config).facts
     return expand.plan_expansion(
         source,
-        models.trained(config.models[stage.model], data_of(config).facts, small),
+        targets.of_sizes(small, config.models[stage.model], facts),
         preflight.options(stage, config.seed),
         layout_for(stage, reader, ranks_of(config, start)),
         grow_optimizer_state=stage.optimizer_state == "grow",

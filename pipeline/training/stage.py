@@ -1,6 +1,6 @@
 """A training stage before its first step: what is known of it (`TrainingPlan`), and what its stage.json says."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PretrainedConfig
@@ -65,6 +65,7 @@ def plan_training(config: Config, stage: TrainStage, subject: Subject | None = N
     subject = subject or WholeModel(config, stage)
     model = subject.model(data, start)
     worth = pace(stage, model, data)
+    data = replace(data, causal=models.is_causal(model))
     prices = sample_cost(stage, model, data), subject.making()
     schedule, first = rates(folder, stage, worth), first_sample(config, stage, data, start)
     return TrainingPlan(config, stage, folder, data, model, *prices, worth, schedule, start, subject, target, first)
@@ -185,6 +186,8 @@ def facts_line(plan: TrainingPlan, ranks: int) -> str:
     count, learned = models.architecture_of(plan.model).parameters, plan.subject.coefficients()
     what = f"{learned:,} coefficients of {count:,} parameters" if learned else f"{count:,} parameters"
     begin = f"from {plan.start}" if plan.start else "from scratch"
+    if fresh := plan.subject.fresh(plan.model, plan.start):
+        begin += f" with a fresh head ({', '.join(fresh)})"
     flops = step_flops(plan.stage, plan.cost, plan.making, ranks).total
     size = f"{plan.rates.steps} steps of {plan.stage.batch} samples"
     return f"{what}, {begin}, {size}, {flops * plan.rates.steps:.2e} FLOPs"

@@ -15,10 +15,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline import checkpoints, models
 from pipeline.checkpoints import loader, publish
-from pipeline.config.schema import Config, TrainStage
+from pipeline.config.schema import Config, ModelSizes, TrainStage
 from pipeline.data import Prepared
-from pipeline.errors import UserError
+from pipeline.errors import placed
 from pipeline.growth.making import NO_MAKING, MakingCost
+from pipeline.models import Facts, starts
 from pipeline.rng import derive
 from pipeline.training.start import continues_optimizer
 
@@ -40,12 +41,14 @@ def of_model(model: PreTrainedModel, activation_checkpointing: int = False) -> T
     """A model: its parameters with weight decay, then those without, as the architecture says, in the order of
     `named_parameters()`; its config lies beside its shards. activation_checkpointing: of the first of every so many
     layers."""
+    published = models.config_text(model.config)
+    model.config.use_cache = False  # it would keep every layer's keys and values
     if activation_checkpointing:
         checkpoint_layers(model, activation_checkpointing)
     decays = {spec.module: spec.decay for spec in models.architecture_of(model.config).rows()}
     named = list(model.named_parameters())
     groups = tuple((decay, {name: p for name, p in named if decays[name] is decay}) for decay in (True, False))
-    return Trained(model, groups, lambda: {checkpoints.CONFIG: models.config_text(model.config)})
+    return Trained(model, groups, lambda: {checkpoints.CONFIG: published})
 
 
 def checkpoint_layers(model: PreTrainedModel, every: int) -> None:
@@ -75,6 +78,10 @@ class Subject(ABC):
         """How many numbers are learned, where they are not the model's parameters."""
         return None
 
+    def fresh(self, model: PretrainedConfig, start: Path | None) -> list[str]:
+        """The parameters that begin afresh though there is a start, by name."""
+        return []
+
     @abstractmethod
     def continues(self, start: Path, ranks: int) -> bool:
         """Whether the engine loads the checkpoint `start`, its optimizer too, where the stage has none of its own.
@@ -98,11 +105,25 @@ class WholeModel(Subject):
         sizes = self.config.models[self.stage.model]
         if start is None:
             return models.trained(sizes, data.facts)
-        newest = publish.newest(self.config.path / self.stage.name / "checkpoints")
-        _, stored = models.read_config((newest or start) / checkpoints.CONFIG)
-        from_sizes = models.trained(sizes, data.facts, stored)
-        _require_same_shapes(start, _shapes(stored), _shapes(from_sizes), self.stage)
-        return stored
+        if newest := publish.newest(self.config.path / self.stage.name / "checkpoints"):
+            config = models.read_config(newest / checkpoints.CONFIG)[1]
+        else:
+            config = started(self.config, self.stage, self._stored(start), data.facts)
+        require_startable(self.stage, start, config, sizes, data.facts)
+        return config
+
+    def _stored(self, start: Path) -> PretrainedConfig:
+        """The config of the start; of a folder that holds tied tensors which differ, of an untied model."""
+        if _is_of_the_run(self.config, self.stage):
+            return models.read_config(start / checkpoints.CONFIG)[1]
+        return checkpoints.read(start)[1]
+
+    def fresh(self, model: PretrainedConfig, start: Path | None) -> list[str]:
+        """The parameters of a head that the checkpoint does not have. Raises UserError where it lacks others."""
+        if start is None:
+            return []
+        with placed(str(start)):
+            return starts.fresh(self._stored(start), model)
 
     def continues(self, start: Path, ranks: int) -> bool:
         return continues_optimizer(start, self.stage, ranks)
@@ -114,21 +135,27 @@ class WholeModel(Subject):
     def begun(self, model: PretrainedConfig, start: Path | None, attention: str = "sdpa") -> Trained:
         trained = self.to_load(model, attention)
         if start is not None:
-            models.fill(trained.module, loader.weights(start))
+            models.fill(trained.module, loader.weights(start), starts.sources(self._stored(start), model))
         return trained
 
 
-def _shapes(model: PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    architecture = models.architecture_of(model)
-    return {spec.name: architecture.shape(spec) for spec in architecture.rows()}
+def started(config: Config, stage: TrainStage, stored: PretrainedConfig, facts: Facts) -> PretrainedConfig:
+    """The config with which a stage begins to train a model of the config `stored`. A folder's is of no model of the
+    run: what matters to training alone is as the run's model says."""
+    adapted = starts.adapted(stored, facts)
+    if _is_of_the_run(config, stage):
+        return adapted
+    return starts.with_training_keys(adapted, config.models[stage.model])
 
 
-def _require_same_shapes(
-    start: Path, stored: dict[str, tuple[int, ...]], configured: dict[str, tuple[int, ...]], stage: TrainStage
+def require_startable(
+    stage: TrainStage, start: object, config: PretrainedConfig, sizes: ModelSizes, facts: Facts
 ) -> None:
-    if stored != configured:
-        name = next(n for n in {**stored, **configured} if stored.get(n) != configured.get(n))
-        raise UserError(
-            f"{start}: '{name}' has shape {stored.get(name)} there and {configured.get(name)} in model "
-            f"'{stage.model}'; name the model that was expanded in stages.{stage.name}.model"
-        )
+    """Raises UserError where a stage cannot train its model from a start of that config."""
+    with placed(f"{start}: cannot be trained as model '{stage.model}' in stages.{stage.name}"):
+        starts.require(config, sizes, facts)
+
+
+def _is_of_the_run(config: Config, stage: TrainStage) -> bool:
+    """Whether the start is another stage, and not a folder."""
+    return stage.start in {each.name for each in config.stages}

@@ -212,11 +212,11 @@ def test_the_learned_method_of_the_docs(finished, tmp_path, monkeypatch):
     assert evaluations(tmp_path / "fpi" / "run", "large")[0] == pytest.approx(during[0], abs=1e-5)
 
 
-def text_run(folder: Path) -> Path:
-    """The config of a chain of BERTs on invented words."""
+def text_run(folder: Path, family: str) -> Path:
+    """The config of a chain of language models on invented words."""
     rate = {"peak": 2e-3, "warmup": "2 steps", "horizon": "8 steps"}
     train = {"kind": "train", "batch": 8, "evaluate_every": "4 steps", "schedule": rate, "attention": "sdpa"}
-    model = {"family": "bert-pre-ln", "layers": 2, "hidden": 24, "heads": 3}
+    model = {"family": family, "layers": 2, "hidden": 24, "heads": 3}
     text = {"kind": "text", "dataset": str(text_file(folder / "words.txt", some_documents()))}
     content = {
         "name": "words",
@@ -236,12 +236,17 @@ def text_run(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "fit, across", [("{steps: 6, precision: bf16}", "true"), ("{steps: 6, preset: published}", "false")]
+    "family, fit, across",
+    [
+        ("bert-pre-ln", "{steps: 6, precision: bf16}", "true"),
+        ("bert-pre-ln", "{steps: 6, preset: published}", "false"),
+        ("llama", "{steps: 6}", "true"),
+    ],
 )
-def test_bert(tmp_path, fit, across):
+def test_language_models(tmp_path, family, fit, across):
     """In bf16 the fit's evaluations round more than what is grown from its float32 coefficients."""
     changes = f"stages.grown.fit={fit}", "stages.grown.fit.accept=true", f"data.cross_document={across}"
-    lemon_here("run", text_run(tmp_path), *changes)
+    lemon_here("run", text_run(tmp_path, family), *changes)
     run = tmp_path / "run"
     close = 2e-2 if "bf16" in fit else 1e-5
     assert evaluations(run, "large")[0] == pytest.approx(evaluations(run, "grown-fit")[-1], abs=close)

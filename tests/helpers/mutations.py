@@ -196,7 +196,10 @@ def _unknown(rng: random.Random, tree: Any) -> tuple[str, Any, bool]:
 
 
 def _missing(rng: random.Random, tree: Any) -> tuple[str, Any, bool]:
+    """A schedule and a tokenizer have a kind by default."""
     section, key = _draw(rng, tree, REQUIRED)
+    while key == "kind" and {"peak", "vocab_size", "path"} & set(section):
+        section, key = _draw(rng, tree, REQUIRED)
     del section[key]
     return key, "removed", False
 

@@ -16,7 +16,8 @@ def model_config(name: str, **more: int):
     """more: sizes that are to be others."""
     family = models.family(name)
     text = family.data == "text"
-    shape = {"layers": 2, "hidden": 24, "heads": 3, "mlp": 40, "patch": None if text else 4} | more
+    mlp = 48 if name == "dinov2" else 40
+    shape = {"layers": 2, "hidden": 24, "heads": 3, "mlp": mlp, "patch": None if text else 4} | more
     sizes = ModelSizes(family=name, **shape)
     return family.configure(sizes, TEXT if text else IMAGES)
 
@@ -44,4 +45,7 @@ def batch(name: str, step: int, first: int, count: int, apart: bool = False) -> 
     inputs = {"input_ids": ids[mine], "masked_positions": positions[mine]}
     if apart:
         inputs["documents"] = (torch.rand(BATCH, 14, generator=generator) < 0.2).cumsum(1).int()[mine]
+    if models.family(name).objective == "causal-lm":
+        del inputs["masked_positions"]
+        return Batch(inputs, ids[mine, 1:-1].contiguous(), count)
     return Batch(inputs, ids.gather(1, positions)[mine], count)

@@ -11,8 +11,8 @@ from pipeline.training.subject import checkpoint_layers
 from tests.helpers.samples import IMAGE, POSITIONS, VARIANTS, VOCAB, facts, sample
 
 BATCH = 2
-TRAINED = {"bert-pre-ln", "bert-pre-ln transform", "bert"}
-"""Whose forward takes `masked_positions`; the others score everywhere."""
+TRAINED = {"bert-pre-ln", "bert-pre-ln transform", "bert", "roberta"}
+"""Masked language models whose forward takes `masked_positions`; the others score everywhere."""
 
 
 def inputs(variant: str) -> dict[str, torch.Tensor]:

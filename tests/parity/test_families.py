@@ -61,7 +61,10 @@ def test_rotary_positions_are_declared(variant):
     assert said == [rotary] * len(said), "rotary positions and Attention(rope=True) go together"
 
 
-@pytest.mark.parametrize("size, value", [("kv_heads", 3), ("patch", 2)])
+OPTIONAL = [("kv_heads", 3), ("head_dim", 8), ("tied", True), ("rope_theta", 5e5), ("patch", 2)]
+
+
+@pytest.mark.parametrize("size, value", OPTIONAL)
 @pytest.mark.parametrize("name", models.FAMILIES)
 def test_a_size_has_an_effect_or_is_refused(name, size, value):
     family, base = models.FAMILIES[name], {"family": name, "layers": 2, "hidden": 24, "heads": 6, "mlp": 48}
@@ -72,6 +75,31 @@ def test_a_size_has_an_effect_or_is_refused(name, size, value):
         return
     with pytest.raises(UserError, match=f"^models of family '{name}' have no {size}, got {value}; remove it"):
         models.family_of(sizes)
+
+
+@pytest.mark.parametrize(
+    "sizes, complaint",
+    [
+        ({"heads": 3, "head_dim": 5}, "a head has 5 entries; choose an even head_dim"),
+        ({"heads": 6, "kv_heads": 4}, "heads 6 is no multiple of kv_heads 4; choose a divisor"),
+    ],
+)
+def test_sizes_that_rotary_models_cannot_have_are_refused(sizes, complaint):
+    facts = {"kind": "text", "vocab_size": 61, "block": 14, "scored": 3}
+    with pytest.raises(UserError, match=complaint):
+        models.trained(ModelSizes(family="qwen3", layers=1, hidden=24, **sizes), facts)
+
+
+def test_heads_need_not_share_the_width():
+    """As in Qwen3-0.6B; and a head may be the token embedding."""
+    facts = {"kind": "text", "vocab_size": 61, "block": 14, "scored": 3}
+    sizes = ModelSizes(
+        family="qwen3", layers=1, hidden=24, heads=5, kv_heads=1, head_dim=8, mlp=48, tied=True, rope_theta=1e6
+    )
+    config = models.trained(sizes, facts)
+    assert models.architecture_of(config).sizes()["head_dim"] == 8 and config.tie_word_embeddings
+    assert models.rotation(config)["rope_theta"] == 1e6
+    assert models.build(config)(input_ids=torch.zeros(1, 14, dtype=torch.long)).logits.shape == (1, 14, 61)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

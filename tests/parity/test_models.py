@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertForMaskedLM, RobertaPreLayerNormConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    BertForMaskedLM,
+    RobertaForMaskedLM,
+    RobertaPreLayerNormConfig,
+)
 from transformers.models.roberta_prelayernorm.modeling_roberta_prelayernorm import RobertaPreLayerNormEncoder
 
 from pipeline import models
@@ -27,7 +34,7 @@ def batch() -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-@pytest.mark.parametrize("name", ["bert-pre-ln", "bert-pre-ln transform", "bert"])
+@pytest.mark.parametrize("name", ["bert-pre-ln", "bert-pre-ln transform", "bert", "roberta"])
 def test_scoring_some_positions_is_scoring_all_and_choosing(name):
     model, inputs = randomised(name), batch()
     positions = torch.tensor([[0, 3, 6], [11, 2, 2], [5, 1, 9]])
@@ -36,9 +43,10 @@ def test_scoring_some_positions_is_scoring_all_and_choosing(name):
     torch.testing.assert_close(model(**inputs, masked_positions=positions).logits, expected, **TIGHT)
 
 
-def test_bert_is_transformers_bert():
-    ours, inputs = randomised("bert"), batch()
-    theirs = BertForMaskedLM(ours.config).double().eval()
+@pytest.mark.parametrize("name, their_class", [("bert", BertForMaskedLM), ("roberta", RobertaForMaskedLM)])
+def test_the_models_that_score_positions_are_those_of_transformers(name, their_class):
+    ours, inputs = randomised(name), batch()
+    theirs = their_class(ours.config).double().eval()
     theirs.load_state_dict(ours.state_dict())
     torch.testing.assert_close(ours(**inputs).logits, theirs(**inputs).logits, **TIGHT)
 

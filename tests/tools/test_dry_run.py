@@ -14,12 +14,14 @@ from pipeline.config import load
 from pipeline.data.inventory import inventory
 from pipeline.records.run_folder import StageFolder
 from pipeline.training.fingerprint import Fingerprint
+from pipeline.training.losses import per_sample
 from pipeline.training.stage import plan_training
 from pipeline.training.subject import checkpoint_layers
 from tests.helpers import invented_text
 from tests.helpers.cli import lemon
 from tests.helpers.invented_runs import SETTINGS, SMALL, train
 from tests.helpers.parity_task import BATCH, batch, model_config
+from tests.helpers.published import qwen3
 from tests.helpers.runs import STEPS, tiny_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +69,24 @@ def test_the_cluster_is_the_one_that_is_described(tmp_path, capsys):
     assert code == 0 and "220,000 steps" in out and "ZeRO" in out and "tokenizer    google-bert/bert" in out
     assert "evaluate_every: 2000 steps" in out, "-v shows the resolved config"
     assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_of_a_published_model_that_is_grown(tmp_path, capsys, monkeypatch):
+    """The shipped job of 8 GPUs, from a folder of Qwen3-0.6B's sizes: the target keeps its vocabulary, whatever the
+    tokenizer's, and all else that is not a size."""
+    monkeypatch.chdir(tmp_path)
+    qwen3(tmp_path / "Qwen3-0.6B-Base")
+    path = ROOT / "configs" / "qwen3" / "0.6b-to-1.2b.yaml"
+    grown, large = planned(capsys, path)["stages"]
+    width, mlp, vocabulary, block = 1536, 4608, 151_936, 4096
+    matrices = 28 * (2 * width * 3072 + 2 * width * 1536 + 3 * width * mlp) + vocabulary * width
+    norms = 28 * (2 * width + 2 * 128) + width
+    assert grown["parameters"] == large["parameters"] == matrices + norms == 1_224_372_736
+    assert large["zero_stage"] == 3 and large["batch"]["tokens"] == 256 * block
+    forward = block * (2 * matrices + 28 * 4 * block * 3072)
+    assert 256 * 3 * forward < large["batch"]["flops"] < 256 * 4 * forward, "and what activation checkpoints repeat"
+    code, out, _ = lemon(capsys, "plan", "--source", "Qwen3-0.6B-Base", "--target", f"{path}:large")
+    assert code == 0 and "rms_norm_eps: 1e-06 -> 6.66667e-07" in out and "result       lossless" in out
 
 
 def test_schedules_in_epochs_of_data_that_are_elsewhere(tmp_path, capsys):
@@ -174,12 +194,13 @@ def test_text_is_counted_by_its_size(tmp_path):
     assert 0.5 < expected["training"] / found["training"] < 2
 
 
-@pytest.mark.parametrize("family", ["bert-pre-ln", "vit"])
+@pytest.mark.parametrize("family", ["bert-pre-ln", "vit", "llama"])
 @pytest.mark.parametrize("every", [0, 1, 2])
 def test_activations_are_about_what_torch_saves(family, every):
     """Within a tenth; under checkpointing the one layer that is recomputed comes besides, in the backward pass."""
     config = model_config(family, layers=4, hidden=96, mlp=384)
     net = models.build(config, seed=0).train()
+    net.config.use_cache = False
     if every:
         checkpoint_layers(net, every)
     weights = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
@@ -193,9 +214,7 @@ def test_activations_are_about_what_torch_saves(family, every):
 
     inputs = batch(family, 0, 0, BATCH)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = torch.nn.functional.cross_entropy(
-            net(**inputs.inputs).logits.float().flatten(0, -2), inputs.labels.flatten()
-        )
+        loss = per_sample(net(**inputs.inputs).logits, inputs.labels)[0].mean()
     facts = {"block": 14, "scored": 3}
     positions = models.of_config(config).positions(config, facts)
     expected, plain = (

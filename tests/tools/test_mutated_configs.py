@@ -8,6 +8,7 @@ import yaml
 from pipeline.runs import preflight
 from tests.helpers.cli import lemon
 from tests.helpers.mutations import Mutation, mutations
+from tests.helpers.published import qwen3
 
 COUNT = 300
 
@@ -30,6 +31,14 @@ def fault(mutation: Mutation, code: int, out: str, err: str) -> str | None:
         return "not in one line"
     key = mutation.key if mutation.key.isprintable() else mutation.key.encode("unicode_escape").decode()
     return None if mutation.valid is None or key in err else f"the key '{key}' is not named"
+
+
+@pytest.fixture(autouse=True)
+def published(tmp_path_factory, monkeypatch):
+    """The folder that one of the configs starts from lies where the command is run."""
+    place = tmp_path_factory.mktemp("published")
+    qwen3(place / "Qwen3-0.6B-Base")
+    monkeypatch.chdir(place)
 
 
 def test_every_invalid_one_is_refused_and_every_valid_one_passes(tmp_path, capsys, quick):

@@ -247,7 +247,7 @@ def test_a_tokenizer_of_transformers_gives_the_same_rows(tmp_path):
     assert one.facts == two.facts
 
 
-def test_a_tokenizer_that_cannot_mask_is_refused(tmp_path):
+def test_a_tokenizer_that_cannot_separate_documents_is_refused(tmp_path):
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -257,7 +257,7 @@ def test_a_tokenizer_that_cannot_mask_is_refused(tmp_path):
     data = config(text_file(tmp_path / "a.txt", some_documents()), tokenizer=tokenizer)
     with pytest.raises(UserError) as caught:
         prepare(data, 0, tmp_path / "data")
-    message = "no pad, cls, sep, mask token in this tokenizer; masked training needs them all"
+    message = "no sep and no eos token in this tokenizer, and documents are separated by one; add it to the tokenizer"
     assert str(caught.value) == f"{tmp_path / 'plain'}: {message}"
 
 

@@ -1,5 +1,5 @@
-"""BERT and RoBERTa as `transformers` has them: post-LN, MLM transform, decoder tied or not. BERT is scored at the
-masked positions only."""
+"""BERT and RoBERTa as `transformers` has them: post-LN, MLM transform, decoder tied or not, scored at the masked
+positions only."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,15 +18,19 @@ from transformers import (
 )
 from transformers.modeling_outputs import MaskedLMOutput
 
+from pipeline.config.schema import ModelSizes
+from pipeline.errors import UserError
 from pipeline.models.architecture import Architecture, ParamSpec, Space, embedding, linear, masked_lm_head, norm
 from pipeline.models.family import (
     BERT_KEYS,
+    Facts,
     Family,
     Head,
     bert_architecture,
+    masked_config,
+    positions_of,
     resized,
     segmented_text_probe,
-    text_config,
     text_positions,
 )
 
@@ -46,9 +50,32 @@ class BertForScoredMaskedLM(BertForMaskedLM):
         hidden_BSD = self.bert(
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
         ).last_hidden_state
-        if masked_positions is not None:
-            hidden_BSD = hidden_BSD.gather(1, masked_positions.unsqueeze(-1).expand(-1, -1, hidden_BSD.shape[-1]))
-        return MaskedLMOutput(logits=self.cls(hidden_BSD))
+        return MaskedLMOutput(logits=self.cls(chosen(hidden_BSD, masked_positions)))
+
+
+class RobertaForScoredMaskedLM(RobertaForMaskedLM):
+    """`RobertaForMaskedLM` in the same way."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+        **_: Any,
+    ) -> MaskedLMOutput:
+        """Logits (B, M, V) at `masked_positions` (B, M), or (B, S, V) everywhere when none are given."""
+        hidden_BSD = self.roberta(
+            input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+        ).last_hidden_state
+        return MaskedLMOutput(logits=self.lm_head(chosen(hidden_BSD, masked_positions)))
+
+
+def chosen(hidden_BSD: Tensor, positions_BM: Tensor | None) -> Tensor:
+    """(B, M, D): the hidden states at some positions, or all."""
+    if positions_BM is None:
+        return hidden_BSD
+    return hidden_BSD.gather(1, positions_BM.unsqueeze(-1).expand(-1, -1, hidden_BSD.shape[-1]))
 
 
 def _encoder(prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
@@ -153,15 +180,30 @@ BERT = _family(
         ignored=(*(f"bert.{name}" for name in BUFFERS), "bert.pooler.*", "cls.seq_relationship.*"),
     ),
     probe_inputs=segmented_text_probe,
-    configure=lambda sizes, facts: text_config(BertConfig, sizes, facts),
+    configure=lambda sizes, facts: masked_config(BertConfig, sizes, facts),
 )
 RESERVED = 2
-"""Rows of RoBERTa's position table that no token takes: positions count from behind the padding token's id, 1."""
+"""Rows of RoBERTa's position table that no token takes: positions count from behind the padding token's id, 1 (or 0,
+then the last row stays free)."""
+
+
+def configure_roberta(sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
+    """Raises UserError for a padding token behind which no position could begin."""
+    pad = facts.get("special", {}).get("pad", RESERVED - 1)
+    if pad >= RESERVED:
+        raise UserError(
+            f"RoBERTa counts positions from behind the padding token's id, and that of the data's tokenizer is {pad}; "
+            "choose a tokenizer whose padding token is 0 or 1, or another family"
+        )
+    config = masked_config(RobertaConfig, sizes, {**facts, "positions": positions_of(facts) + RESERVED})
+    config.update({"pad_token_id": pad})
+    return config
+
 
 ROBERTA = _family(
     "roberta",
     RobertaConfig,
-    RobertaForMaskedLM,
+    RobertaForScoredMaskedLM,
     RobertaModel,
     "lm_head",
     partial(
@@ -175,5 +217,6 @@ ROBERTA = _family(
         ignored=(*(f"roberta.{name}" for name in BUFFERS), "roberta.pooler.*"),
     ),
     probe_inputs=partial(segmented_text_probe, reserved=RESERVED),
+    configure=configure_roberta,
     reserved=RESERVED,
 )

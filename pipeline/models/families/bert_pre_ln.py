@@ -25,9 +25,9 @@ from pipeline.models.family import (
     Family,
     Head,
     bert_architecture,
+    masked_config,
     resized,
     segmented_text_probe,
-    text_config,
     text_positions,
 )
 
@@ -302,7 +302,7 @@ FAMILY = Family(
     resize=resized,
     positions=text_positions,
     probe_inputs=segmented_text_probe,
-    configure=lambda sizes, facts: text_config(BertPreLNConfig, sizes, facts),
+    configure=lambda sizes, facts: masked_config(BertPreLNConfig, sizes, facts),
 )
 
 AutoConfig.register("bert-pre-ln", BertPreLNConfig)

@@ -9,8 +9,8 @@ from transformers import Dinov2Config, Dinov2ForImageClassification, Dinov2Model
 from pipeline.config.schema import ModelSizes
 from pipeline.errors import UserError
 from pipeline.models.architecture import Architecture, Axis, ParamSpec, linear, norm, reads, writes
-from pipeline.models.families.vit import attention, embeddings, image_architecture, positions
-from pipeline.models.family import IMAGE_KEYS, Family, Head, image_probe, image_resized
+from pipeline.models.families.vit import attention, embeddings, image_architecture, image_keys, positions
+from pipeline.models.family import IMAGE_KEYS, Facts, Family, Head, image_probe, image_resized
 
 
 def _encoder(prefix: str, config: Dinov2Config) -> tuple[ParamSpec, ...]:
@@ -68,6 +68,11 @@ def resize(sizes: ModelSizes) -> dict[str, Any]:
     return {**named, "mlp_ratio": sizes.mlp_units // sizes.hidden}
 
 
+def configure(sizes: ModelSizes, facts: Facts) -> Dinov2Config:
+    """Without a mask token, which a classifier has no use for. Raises UserError."""
+    return Dinov2Config(**image_keys(sizes, facts), **resize(sizes), use_mask_token=False)
+
+
 FAMILY = Family(
     name="dinov2",
     data="images",
@@ -82,5 +87,6 @@ FAMILY = Family(
     resize=resize,
     positions=partial(positions, 1),
     probe_inputs=image_probe,
+    configure=configure,
     optional_sizes=("patch",),
 )

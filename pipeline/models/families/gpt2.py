@@ -20,7 +20,17 @@ from pipeline.models.architecture import (
     spaces,
     writes,
 )
-from pipeline.models.family import COMMON_KEYS, Family, Head, text_positions, text_probe
+from pipeline.models.family import (
+    COMMON_KEYS,
+    Facts,
+    Family,
+    Head,
+    causal_keys,
+    causal_positions,
+    positions_of,
+    stated,
+    text_probe,
+)
 
 
 def _decoder(prefix: str, config: GPT2Config, tied: bool, ended: str) -> tuple[ParamSpec, ...]:
@@ -90,7 +100,15 @@ def resize(sizes: ModelSizes) -> dict[str, Any]:
         "attn_pdrop": sizes.dropout,
         "resid_pdrop": sizes.dropout,
         "initializer_range": sizes.init,
+        **stated(tie_word_embeddings=sizes.tied),
     }
+
+
+def configure(sizes: ModelSizes, facts: Facts) -> GPT2Config:
+    """Raises UserError."""
+    return GPT2Config(
+        **causal_keys(sizes, facts), n_positions=positions_of(facts), layer_norm_epsilon=sizes.eps, **resize(sizes)
+    )
 
 
 FAMILY = Family(
@@ -115,6 +133,8 @@ FAMILY = Family(
         ),
     ),
     resize=resize,
-    positions=text_positions,
+    positions=causal_positions,
     probe_inputs=text_probe,
+    configure=configure,
+    optional_sizes=("tied",),
 )

@@ -27,6 +27,7 @@ from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from pipeline.config.schema import ModelSizes
+from pipeline.errors import UserError
 from pipeline.models.architecture import (
     Architecture,
     Attention,
@@ -48,12 +49,16 @@ from pipeline.models.family import (
     ROPE_AS_WRITTEN,
     TEXT_KEYS,
     ConfigKeys,
+    Facts,
     Family,
     Head,
     NormModule,
+    causal_keys,
+    causal_positions,
     head_dim,
     no_windows,
-    text_positions,
+    positions_of,
+    stated,
     text_probe,
 )
 
@@ -132,11 +137,30 @@ def resize(sizes: ModelSizes) -> dict[str, Any]:
         "num_hidden_layers": sizes.layers,
         "num_attention_heads": sizes.heads,
         "num_key_value_heads": sizes.kv_heads or sizes.heads,
-        "head_dim": sizes.hidden // sizes.heads,
+        "head_dim": sizes.head_dim or sizes.hidden // sizes.heads,
         "intermediate_size": sizes.mlp_units,
         "attention_dropout": sizes.dropout,
         "initializer_range": sizes.init,
+        **stated(tie_word_embeddings=sizes.tied, **{ROPE: _rotation(sizes)}),
     }
+
+
+def _rotation(sizes: ModelSizes) -> dict[str, Any] | None:
+    return None if sizes.rope_theta is None else {"rope_type": "default", "rope_theta": sizes.rope_theta}
+
+
+def configure(config_class: Callable[..., PretrainedConfig], sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
+    """Raises UserError for sizes that rotary positions and groups of heads cannot have."""
+    if (size := sizes.head_dim or sizes.hidden // sizes.heads) % 2:
+        raise UserError(f"rotary positions turn pairs, and a head has {size} entries; choose an even head_dim")
+    if sizes.heads % (sizes.kv_heads or sizes.heads):
+        raise UserError(f"heads {sizes.heads} is no multiple of kv_heads {sizes.kv_heads}; choose a divisor")
+    return config_class(
+        **causal_keys(sizes, facts),
+        max_position_embeddings=positions_of(facts),
+        rms_norm_eps=sizes.eps,
+        **resize(sizes),
+    )
 
 
 def rms_norm(module: LlamaRMSNorm | MistralRMSNorm | Qwen3RMSNorm, x: Tensor) -> Tensor:
@@ -185,10 +209,11 @@ def _family(
         heads=ends,
         keys=keys,
         resize=resize,
-        positions=text_positions,
+        positions=causal_positions,
         probe_inputs=text_probe,
+        configure=partial(configure, config_class),
         norms=(NormModule(norm_class, "variance_epsilon", rms_norm),),
-        optional_sizes=("kv_heads",),
+        optional_sizes=("kv_heads", "head_dim", "tied", "rope_theta"),
         windows=windows,
     )
 

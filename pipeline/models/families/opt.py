@@ -22,7 +22,17 @@ from pipeline.models.architecture import (
     norm,
     spaces,
 )
-from pipeline.models.family import COMMON_KEYS, Family, Head, text_positions, text_probe
+from pipeline.models.family import (
+    COMMON_KEYS,
+    Facts,
+    Family,
+    Head,
+    causal_keys,
+    causal_positions,
+    positions_of,
+    stated,
+    text_probe,
+)
 
 RESERVED = 2
 """Rows of the position table beside max_position_embeddings: positions count from 2, padding looks row 1 up."""
@@ -113,7 +123,13 @@ def resize(sizes: ModelSizes) -> dict[str, Any]:
         "dropout": sizes.dropout,
         "attention_dropout": sizes.dropout,
         "init_std": sizes.init,
+        **stated(tie_word_embeddings=sizes.tied),
     }
+
+
+def configure(sizes: ModelSizes, facts: Facts) -> OPTConfig:
+    """The epsilon of its norms is a constant. Raises UserError."""
+    return OPTConfig(**causal_keys(sizes, facts), max_position_embeddings=positions_of(facts), **resize(sizes))
 
 
 FAMILY = Family(
@@ -142,7 +158,9 @@ FAMILY = Family(
         width=("word_embed_proj_dim",),
     ),
     resize=resize,
-    positions=text_positions,
+    positions=causal_positions,
     probe_inputs=text_probe,
+    configure=configure,
     initializer_range="init_std",
+    optional_sizes=("tied",),
 )

@@ -4,7 +4,7 @@ transformers 5 renamed the modules inside the models; published files keep the n
 """
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import (
     DeiTConfig,
@@ -32,7 +32,17 @@ from pipeline.models.architecture import (
     spaces,
     writes,
 )
-from pipeline.models.family import IMAGE_KEYS, Facts, Family, Head, head_dim, image_probe, image_resized
+from pipeline.models.family import (
+    IMAGE_KEYS,
+    Facts,
+    Family,
+    Head,
+    class_keys,
+    head_dim,
+    image_probe,
+    image_resized,
+    require_kind,
+)
 
 
 def _encoder(prefix: str, tokens: tuple[str, ...], config: ViTConfig) -> tuple[ParamSpec, ...]:
@@ -137,23 +147,25 @@ def encoder(family: str, config: ViTConfig) -> Architecture:
     return image_architecture(family, config, params, config.intermediate_size, len(TOKENS[family]), outputs)
 
 
-def configure(sizes: ModelSizes, facts: Facts) -> ViTConfig:
-    """Image size, channels and classes come from the data. Raises UserError."""
-    if facts["kind"] != "images":
-        raise UserError(f"model family 'vit' reads images, the data are {facts['kind']}; choose an image data set")
+def image_keys(sizes: ModelSizes, facts: Facts) -> dict[str, Any]:
+    """What the data decide of an image model, and the epsilon: image size, channels and classes. Raises UserError."""
+    require_kind(sizes, facts, "images")
     if not sizes.patch or facts["size"] % sizes.patch:
         raise UserError(
-            f"model family 'vit' needs a patch size that divides the image size {facts['size']}, got {sizes.patch}; "
-            "set patch"
+            f"model family '{sizes.family}' needs a patch size that divides the image size {facts['size']}, "
+            f"got {sizes.patch}; set patch"
         )
-    return ViTConfig(
-        layer_norm_eps=sizes.eps,
-        image_size=facts["size"],
-        num_channels=facts["channels"],
-        **image_resized(sizes),
-        id2label=dict(enumerate(facts["class_names"])),
-        label2id={name: i for i, name in enumerate(facts["class_names"])},
-    )
+    return {
+        "layer_norm_eps": sizes.eps,
+        "image_size": facts["size"],
+        "num_channels": facts["channels"],
+        **class_keys(facts),
+    }
+
+
+def configure(config_class: type[PretrainedConfig], sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
+    """Raises UserError."""
+    return config_class(**image_keys(sizes, facts), **image_resized(sizes))
 
 
 def positions(prefix: int, config: PretrainedConfig, facts: Facts) -> dict[str, int]:
@@ -178,7 +190,7 @@ VIT = Family(
     resize=image_resized,
     positions=partial(positions, 1),
     probe_inputs=image_probe,
-    configure=configure,
+    configure=partial(configure, ViTConfig),
     optional_sizes=("patch",),
 )
 DEIT = Family(
@@ -198,5 +210,6 @@ DEIT = Family(
     resize=image_resized,
     positions=partial(positions, 2),
     probe_inputs=image_probe,
+    configure=partial(configure, DeiTConfig),
     optional_sizes=("patch",),
 )
