@@ -105,12 +105,15 @@ class WholeModel(Subject):
         sizes = self.config.models[self.stage.model]
         if start is None:
             return models.trained(sizes, data.facts)
-        if newest := publish.newest(self.config.path / self.stage.name / "checkpoints"):
+        if newest := self._newest():
             config = models.read_config(newest / checkpoints.CONFIG)[1]
         else:
             config = started(self.config, self.stage, self._stored(start), data.facts)
         require_startable(self.stage, start, config, sizes, data.facts)
         return config
+
+    def _newest(self) -> Path | None:
+        return publish.newest(self.config.path / self.stage.name / "checkpoints")
 
     def _stored(self, start: Path) -> PretrainedConfig:
         """The config of the start; of a folder that holds tied tensors which differ, of an untied model."""
@@ -119,8 +122,9 @@ class WholeModel(Subject):
         return checkpoints.read(start)[1]
 
     def fresh(self, model: PretrainedConfig, start: Path | None) -> list[str]:
-        """The parameters of a head that the checkpoint does not have. Raises UserError where it lacks others."""
-        if start is None:
+        """The parameters of a head that the checkpoint does not have, where the stage has none of its own yet. Raises
+        UserError where it lacks others."""
+        if start is None or self._newest():  # then the start may be gone
             return []
         with placed(str(start)):
             return starts.fresh(self._stored(start), model)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,8 +163,9 @@ def test_it_begins_with_the_loss_that_transformers_has(request, family):
     assert dropout and not any(dropout), "as the run's model says"
 
 
-def test_a_head_that_is_not_there_begins_afresh_and_is_named(images):
-    loaded, folder = config.load(images), images.parent / "dinov2"
+def test_a_head_that_is_not_there_begins_afresh_and_is_named(images, tmp_path):
+    shutil.copytree(images.parent / "run" / "data", tmp_path / "data")
+    loaded, folder = config.load(images, [f"folder={tmp_path}"]), images.parent / "dinov2"
     plan = plan_training(loaded, loaded.training_stage("on-dinov2"))
     assert f"from {folder} with a fresh head (classifier.weight, classifier.bias), " in facts_line(plan, ranks=1)
     begun = dict(plan.subject.begun(plan.model, plan.start).module.named_parameters())
