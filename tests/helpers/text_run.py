@@ -15,6 +15,7 @@ def text_run(folder: Path, **top: object) -> Path:
     level."""
     rate = {"peak": 1e-3, "warmup": "1 step", "horizon": "6 steps"}
     train = {"kind": "train", "batch": 8, "evaluate_every": "3 steps", "save_every": "2 steps", "model": "small"}
+    train |= {"attention": "sdpa"}
     words = text_file(folder / "words.txt", some_documents(60))
     sizes = {"family": "bert-pre-ln", "layers": 2, "hidden": 24, "heads": 3, "dropout": 0.1}
     content = {
