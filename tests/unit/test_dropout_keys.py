@@ -20,7 +20,7 @@ class Engines:
 
     def __init__(self) -> None:
         self.seeds: list[int] = []
-        self.optimizer = SimpleNamespace(param_groups=[])
+        self.optimizer, self.module = SimpleNamespace(param_groups=[]), None
 
     def __call__(self, **_: torch.Tensor) -> SimpleNamespace:
         self.seeds.append(torch.initial_seed())
