@@ -57,7 +57,7 @@ def model_states(
     share = sum(_share(group, zero_stage, ranks) for group in groups)
     optimizer = FP32 * (1 + slots) * share  # a copy of the weights in float32, whatever the training's precision
     if fp32_sums:
-        return _summed_in_fp32(zero_stage, share, share * ranks, optimizer, min(whole, MOST_GATHERED))
+        return _summed_in_fp32(zero_stage, share, share * ranks, optimizer, whole)
     if zero_stage == 3:
         return ModelStates(width * share, width * share, optimizer, width * min(whole, MOST_GATHERED), width * BUCKET)
     # Both cast their share for the step. Stage 1 keeps the sums of several micro-batches whole until then.
@@ -71,13 +71,14 @@ def parameter_groups(architecture: Architecture) -> list[list[int]]:
     return [[architecture.numel(row) for row in rows if row.decay is decay] for decay in (True, False)]
 
 
-def _summed_in_fp32(zero_stage: int, share: int, padded: int, optimizer: int, gathered: int) -> ModelStates:
+def _summed_in_fp32(zero_stage: int, share: int, padded: int, optimizer: int, whole: int) -> ModelStates:
     """Stages 1 to 3 in bf16 whose gradients are summed in float32: whole in stage 1, from where the optimizer takes its
     share; else each rank's share. A bucket is reduced in a copy in float32. padded: numbers of all shares."""
     if zero_stage == 1:
         return ModelStates(BF16 * padded, FP32 * padded, optimizer, 0, FP32 * min(padded, BUCKET))
-    weights, whole = (share, gathered) if zero_stage == 3 else (padded, 0)
-    return ModelStates(BF16 * weights, FP32 * share, optimizer, BF16 * whole, (BF16 + FP32) * BUCKET)
+    weights, gathered = (share, min(whole, MOST_GATHERED)) if zero_stage == 3 else (padded, 0)
+    bucket = BF16 * BUCKET + FP32 * min(whole, BUCKET)
+    return ModelStates(BF16 * weights, FP32 * share, optimizer, BF16 * gathered, bucket)
 
 
 def _replicated(whole: int, width: int, slots: int, reduced: int) -> ModelStates:
