@@ -26,7 +26,7 @@ from pipeline.checkpoints import CheckpointLayout
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import in_memory
 from pipeline.config.schema import ModelSizes
-from pipeline.expansion import expand
+from pipeline.expansion import expand, planning
 from pipeline.growth import methods
 from pipeline.records.processes import choose_accelerator
 
@@ -63,7 +63,7 @@ def measure(small: PretrainedConfig, large: PretrainedConfig, folder: Path, time
     timed("read the source", lambda: read(folder / "source"), times)
     initialise_and_write(large, folder / "plain.safetensors", times)
     options, layout = methods.parse("lemon", {"depth": "cancel"}), CheckpointLayout("huggingface")
-    plan = expand.plan_expansion(folder / "source", large, options, layout)
+    plan = planning.plan_expansion(folder / "source", large, options, layout)
     timed("expand", lambda: checkpoints.write(expand.grown(plan), plan.large, folder / "grown", plan.layout), times)
     timed("expand, verify, hash, sync, publish", lambda: expand.execute_expansion(plan, folder / "published"), times)
     shutil.rmtree(folder / "grown")

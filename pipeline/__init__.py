@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from pipeline.checkpoints.describe import Description
     from pipeline.checkpoints.reshard import ReshardResult
     from pipeline.expansion.compare import Comparison
-    from pipeline.expansion.expand import ExpansionPlan, ExpansionResult
+    from pipeline.expansion.expand import ExpansionResult
     from pipeline.expansion.fitted import Fitted
+    from pipeline.expansion.planning import ExpansionPlan
     from pipeline.expansion.preview import Preview
     from pipeline.growth.method import ExpansionOptions
 
@@ -193,14 +194,14 @@ class _Asked:
     def planned(
         self, optimizer_state: OptimizerState, layout: CheckpointLayout | str | None, fitted: Fitted | None
     ) -> ExpansionPlan:
-        from pipeline.expansion import expand
+        from pipeline.expansion import planning
 
         how = _layout(layout, self.source), self.source_config, optimizer_state == "grow"
         if self.operator is None:
-            return expand.plan_expansion(self.source, self.wanted, self.options, *how, fitted=fitted)
+            return planning.plan_expansion(self.source, self.wanted, self.options, *how, fitted=fitted)
         if self.target or self.method or self.method_options or self.seed is not None:
             raise UserError(f"{self.operator}: an operator has its own target, method and seed; leave those out")
-        return expand.plan_again(self.source, self.operator, *how)
+        return planning.plan_again(self.source, self.operator, *how)
 
     def fitted(self, out: Path, data: Path | None, recipe: dict[str, object], begun: ExpansionPlan) -> Fitted | None:
         """The coefficients of a learned method, fitted on `data` as `recipe` says; None where nothing says on what.

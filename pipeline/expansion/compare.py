@@ -15,7 +15,7 @@ from pipeline import checkpoints, models
 from pipeline.checkpoints import CheckpointLayout, loader, manifest
 from pipeline.checkpoints.state import State
 from pipeline.errors import UserError
-from pipeline.expansion import expand
+from pipeline.expansion import expand, planning
 from pipeline.growth import conditions, methods, plan_file
 from pipeline.growth.plan import GrowthPlan, build_plan
 from pipeline.growth.verification.equivalence import GATES, Verification, verify
@@ -82,7 +82,7 @@ def compare(small: Path, large: Path, source_config: Path | None = None) -> Comp
     plan = recorded(before, after)
     if not (after.rounded and (after.folder / plan_file.PLAN).exists()):
         return Comparison(small, large, plan, verify(before.function, after.function, plan), after.rounded)
-    exact = ReadModel(after.config, partial(expand.weight, _unrounded(before, after, plan)))
+    exact = ReadModel(after.config, partial(planning.weight, _unrounded(before, after, plan)))
     return Comparison(small, large, plan, verify(before.function, exact, plan, stored=after.function))
 
 
@@ -102,7 +102,7 @@ def _unrounded(before: Model, after: Model, plan: GrowthPlan) -> State:
     any stored tensor is not their rounding, for the verdict would be that of other weights."""
     layout = CheckpointLayout("huggingface")
     sides = before.folder, before.state, before.function, before.config, after.config
-    exact = expand.grown(expand.ExpansionPlan(*sides, plan, layout))
+    exact = expand.grown(planning.ExpansionPlan(*sides, plan, layout))
     for name, tensor in after.state.tensors.items():
         stored = tensor.tensor()
         if count := _count_different(exact.tensors[name].tensor(), stored):

@@ -10,33 +10,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
-from pipeline.checkpoints import CheckpointLayout, loader, manifest, publish, tying
-from pipeline.checkpoints.layouts import LAYOUTS
+from pipeline.checkpoints import loader, manifest, publish
 from pipeline.checkpoints.sidecars import README, SOURCE_README
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import GrownTensor, LazyTensor
 from pipeline.errors import UserError
-from pipeline.expansion import groups
-from pipeline.expansion import target as targets
-from pipeline.expansion.fitted import Fitted
-from pipeline.expansion.groups import NO_GROUPS, Grouping
-from pipeline.expansion.operator import Operator
+from pipeline.expansion.planning import ExpansionPlan, weight
 from pipeline.expansion.sizes_beside import fit_to_sizes
-from pipeline.growth import optimizer_state, plan_file
-from pipeline.growth.activations import ProbedSource
+from pipeline.growth import plan_file
 from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.making import making_cost
-from pipeline.growth.method import ExpansionOptions, GrowthModule
 from pipeline.growth.optimizer_state import GrownSlot
-from pipeline.growth.plan import GrowthPlan, TensorPlan, begun_module, plan_growth
+from pipeline.growth.plan import GrowthPlan, TensorPlan
 from pipeline.growth.verification import probe
 from pipeline.growth.verification.equivalence import Verification, verify
-from pipeline.models.architecture import Architecture
-from pipeline.models.streaming import ReadModel, RunnableModel
-from pipeline.optim.optimizers import AdamW, OptimizerSpec, Slot
+from pipeline.models.streaming import ReadModel
+from pipeline.optim.optimizers import Slot
 from pipeline.records import data_position
 from pipeline.records.file_hashes import hashes
 from pipeline.records.processes import WORKERS
@@ -46,175 +37,6 @@ from pipeline.records.stage_records import LedgerEntry
 from pipeline.records.versions import installed
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ExpansionPlan:
-    """An expansion that has been planned and not yet done. function: the source, as it runs. grow_optimizer_state:
-    whether the optimizer state grows too. continued_by: the optimizer of the training that goes on from the result;
-    None: not known, the source's is written. grouping: the result's optimizer groups. fitted: of a learned method.
-    operator: where the growth is that of an earlier expansion."""
-
-    source: Path
-    state: State
-    function: RunnableModel
-    small: PretrainedConfig
-    large: PretrainedConfig
-    growth: GrowthPlan
-    layout: CheckpointLayout
-    grow_optimizer_state: bool = False
-    continued_by: OptimizerSpec | None = None
-    grouping: Grouping = NO_GROUPS
-    fitted: Fitted | None = None
-    operator: Operator | None = None
-
-    @property
-    def optimizer(self) -> OptimizerSpec:
-        """The optimizer that the result has state of: the source's where it grows, else a fresh one. Raises UserError
-        for one to grow that is not known."""
-        if self.grow_optimizer_state:
-            return self.state.optimizer()
-        return self.continued_by or self.state.known_optimizer or AdamW()
-
-    @property
-    def carried(self) -> dict[str, Any]:
-        """What of the source's engine and script goes along: schedule, counters, client state and loss scale, where
-        its own training goes on with the grown optimizer state."""
-        goes_on = self.grow_optimizer_state and self.continued_by is None
-        return {"engine": self.state.engine, "scaling": self.state.scaling} if goes_on else {}
-
-    @property
-    def left_behind(self) -> list[str]:
-        """Of the source, for the manifest: tensors by name, all else in words."""
-        return [*self.state.left_behind, *self.state.unread, *self.of_the_script, *self.state.of_the_buffers()]
-
-    @property
-    def remarks(self) -> list[str]:
-        """What the result does not hold, or a reader must know, in words."""
-        grouped = [self.grouping.remark] if self.grouping.remark else []
-        return [*self.state.remarks(), *self.of_the_script, *self.state.of_the_buffers(), *grouped]
-
-    @property
-    def of_the_script(self) -> list[str]:
-        return [] if self.carried else self.state.of_the_script()
-
-
-@dataclass(frozen=True)
-class Ends:
-    """A source and the target's config before the growth between them is planned. model: the source, for a method that
-    decides by it. stated: the types of layers that the user's target names."""
-
-    folder: Path
-    state: State
-    function: RunnableModel
-    small: PretrainedConfig
-    large: PretrainedConfig
-    model: ProbedSource
-    stated: list[str] | None
-
-    @property
-    def architectures(self) -> tuple[Architecture, Architecture]:
-        return models.architecture_of(self.small), models.architecture_of(self.large)
-
-    @property
-    def init_std(self) -> float:
-        return models.initializer_range(self.large)
-
-    def begun_module(self, options: ExpansionOptions) -> GrowthModule:
-        """The module of a learned method, before it is fitted. Raises UserError."""
-        return begun_module(*self.architectures, options, self.model)
-
-    def plan(self, options: ExpansionOptions, module: GrowthModule | None = None) -> GrowthPlan:
-        """Raises UserError when the growth cannot be done as the method promises."""
-        return plan_growth(*self.architectures, options, self.init_std, self.model, module)
-
-    def settled(self, growth: GrowthPlan) -> PretrainedConfig:
-        """The target's config with what the plan decides."""
-        return targets.settled(self.small, self.large, growth, self.stated)
-
-
-def both_ends(source: Path, target: PretrainedConfig, seed: int, source_config: Path | None = None) -> Ends:
-    """Open a source, and adopt a target's sizes. No tensor is read. Raises UserError."""
-    folder = checkpoints.locate(source)
-    config = checkpoints.config_file(folder, source_config)
-    state, small = checkpoints.read(folder, config)
-    function = loader.runnable(folder, state, small, config)
-    large = targets.adopt(small, tying.untied(target) if state.untied else target)
-    model = ProbedSource(small, partial(weight, state), seed)
-    return Ends(folder, state, function, small, large, model, getattr(target, models.LAYER_TYPES_STATED, None))
-
-
-def plan_expansion(
-    source: Path,
-    target: PretrainedConfig,
-    options: ExpansionOptions,
-    layout: CheckpointLayout,
-    source_config: Path | None = None,
-    grow_optimizer_state: bool = False,
-    continued_by: OptimizerSpec | None = None,
-    fitted: Fitted | None = None,
-) -> ExpansionPlan:
-    """Decide everything; no tensor is read, unless the method needs the source to decide. Raises UserError when the
-    growth cannot be done as the method promises, or anything is missing.
-
-    continued_by: the optimizer of the training that goes on from the result, where that is known. fitted: of a learned
-    method."""
-    ends = both_ends(source, target, options.seed, source_config)
-    if fitted:
-        fitted.require(ends.folder)
-    growth = ends.plan(options, fitted.module(ends.begun_module(options)) if fitted else None)
-    return _planned(ends, growth, layout, grow_optimizer_state, continued_by, fitted=fitted)
-
-
-def plan_again(
-    source: Path,
-    operator: Path,
-    layout: CheckpointLayout,
-    source_config: Path | None = None,
-    grow_optimizer_state: bool = False,
-) -> ExpansionPlan:
-    """Decide to grow a source as an earlier expansion, the folder `operator`, has grown another of its shape. No tensor
-    is read. Raises UserError as `plan_expansion` does."""
-    earlier = Operator.read(operator)
-    config = checkpoints.config_file(checkpoints.locate(source), source_config)
-    ends = both_ends(source, earlier.target(models.read_config(config)[1]), earlier.options.seed, source_config)
-    growth = earlier.plan(*ends.architectures, ends.init_std)
-    return _planned(ends, growth, layout, grow_optimizer_state, operator=earlier)
-
-
-def _planned(
-    ends: Ends,
-    growth: GrowthPlan,
-    layout: CheckpointLayout,
-    grow_optimizer_state: bool,
-    continued_by: OptimizerSpec | None = None,
-    **how: Any,
-) -> ExpansionPlan:
-    """how: `fitted` or `operator`."""
-    folder, state, small = ends.folder, ends.state, ends.small
-    if layout.kind.published_names:
-        state = tying.agreeing(state, ends.architectures[0])
-    large = ends.settled(growth)
-    if grow_optimizer_state:
-        optimizer_state.require(growth, state.optimizer().slots, state.slots)
-        optimizer_state.require_continued(str(folder), state.optimizer(), continued_by or state.optimizer())
-        _require_room(layout)
-    grouping = NO_GROUPS
-    if layout.kind.holds_optimizer and continued_by:
-        grouping = groups.of_the_stage(large, continued_by)
-    elif layout.kind.holds_optimizer:
-        grouping = groups.of_the_source(folder, state, small, large, growth)
-    sides = folder, state, ends.function, small, large
-    return ExpansionPlan(*sides, growth, layout, grow_optimizer_state, continued_by, grouping, **how)
-
-
-def _require_room(layout: CheckpointLayout) -> None:
-    """Raises UserError for a layout without a place for optimizer state."""
-    if not layout.kind.holds_optimizer:
-        able = " or ".join(each.name for each in LAYOUTS.values() if each.holds_optimizer)
-        raise UserError(
-            f"{layout.kind.title} files hold no optimizer state; use --format {able}, or --optimizer-state reset"
-        )
 
 
 @dataclass(frozen=True)
@@ -351,11 +173,6 @@ def _verify(expansion: ExpansionPlan, staged: Path) -> Verification:
         return verify(expansion.function, stored, expansion.growth)
     exact = ReadModel(stored.config, partial(weight, grown(expansion)))
     return verify(expansion.function, exact, expansion.growth, stored=stored)
-
-
-def weight(state: State, name: str) -> Tensor:
-    """One tensor of a state, in float32."""
-    return state.tensors[name].tensor().float()
 
 
 def spent(expansion: ExpansionPlan, samples: int) -> dict[str, int]:

@@ -19,11 +19,11 @@ from pipeline.checkpoints import manifest, publish
 from pipeline.config.schema import Config, ExpandStage, FitStage, TrainStage
 from pipeline.data import Prepared, data_of
 from pipeline.errors import UserError
-from pipeline.expansion import expand
 from pipeline.expansion import fitted as fitted_by
+from pipeline.expansion import planning
 from pipeline.expansion import target as targets
-from pipeline.expansion.expand import Ends
 from pipeline.expansion.fitted import UNFITTED, Fitted, coefficients_of
+from pipeline.expansion.planning import Ends
 from pipeline.growth import methods
 from pipeline.growth.grown_model import GrownModel
 from pipeline.growth.making import MakingCost, making_cost
@@ -75,7 +75,7 @@ class Fit(Subject):
         """The source that the fit began with, and the target. No weight is read."""
         data, source = data_of(self.config, self.stage), _source(self.config, self.stage)
         config = Path(self.stage.source_config) if self.stage.source_config else None
-        return expand.both_ends(source, target(self.config, self.stage, data), self.config.seed, config)
+        return planning.both_ends(source, target(self.config, self.stage, data), self.config.seed, config)
 
     @cached_property
     def options(self) -> ExpansionOptions:
@@ -105,7 +105,7 @@ class Fit(Subject):
     def to_load(self, model: PretrainedConfig, attention: str = "sdpa") -> Trained:
         """All coefficients are decayed alike. Raises UserError where the source has changed since the fit began."""
         known = of_rank_0(self._same_source)
-        source = {name: expand.weight(self.ends.state, name) for name in self.ends.state.tensors}
+        source = {name: planning.weight(self.ends.state, name) for name in self.ends.state.tensors}
         module = self.ends.begun_module(self.options)
         grown = GrownModel((self.ends.small, model), self.options, module, source, attention)
         beside = {fitted_by.FACTS: json.dumps({"source": known, **self._facts()}, indent=2) + "\n"}

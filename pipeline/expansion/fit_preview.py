@@ -7,7 +7,7 @@ from pipeline.accounting.flops import Cost
 from pipeline.accounting.memory import FP32
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.config.fit import FitChoice
-from pipeline.expansion.expand import ExpansionPlan
+from pipeline.expansion.planning import ExpansionPlan
 from pipeline.growth import methods
 from pipeline.growth.making import FitNeeds
 

@@ -16,8 +16,9 @@ from pipeline.accounting.flops import cost
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.errors import UserError, writing_to
 from pipeline.expansion import dense
-from pipeline.expansion.expand import ExpansionPlan, size_changes
+from pipeline.expansion.expand import size_changes
 from pipeline.expansion.fit_preview import fit_content, fit_lines
+from pipeline.expansion.planning import ExpansionPlan
 from pipeline.growth import conditions, optimizer_state, plan_file
 from pipeline.growth.maps import MEAN, ZERO, IndexMap, Map
 from pipeline.growth.plan import GrowthPlan, TensorPlan

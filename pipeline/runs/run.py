@@ -21,7 +21,7 @@ from pipeline.training.launcher import Nodes, Start
 
 if TYPE_CHECKING:
     from pipeline.checkpoints import CheckpointLayout
-    from pipeline.expansion.expand import ExpansionPlan
+    from pipeline.expansion.planning import ExpansionPlan
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ def _expand(config: Config, stage: ExpandStage, folder: StageFolder, start: Star
 def _plan_expansion(config: Config, stage: ExpandStage, start: Start) -> "ExpansionPlan":
     from pipeline import checkpoints, models
     from pipeline.data import data_of
-    from pipeline.expansion import expand, fit
+    from pipeline.expansion import fit, planning
     from pipeline.expansion import target as targets
     from pipeline.runs import preflight
     from pipeline.training.start import origin
@@ -171,7 +171,7 @@ def _plan_expansion(config: Config, stage: ExpandStage, start: Start) -> "Expans
     source = fitted.source if fitted and fitted.source else origin(config, stage.source)
     _, small = models.read_config(checkpoints.config_file(checkpoints.locate(source)))
     facts = data_of(config).facts
-    return expand.plan_expansion(
+    return planning.plan_expansion(
         source,
         targets.of_sizes(small, config.models[stage.model], facts),
         preflight.options(stage, config.seed),

@@ -11,7 +11,7 @@ from pipeline import checkpoints, models
 from pipeline.checkpoints import CheckpointLayout
 from pipeline.checkpoints.state import State
 from pipeline.errors import UserError
-from pipeline.expansion import expand
+from pipeline.expansion import expand, planning
 from pipeline.growth import methods
 from tests.helpers.cli import lemon
 from tests.helpers.rotation import rotated
@@ -69,7 +69,7 @@ def test_its_script_loads_what_was_grown(tmp_path, workers, capsys, case, state)
     assert ("load_lr_scheduler_states=False" in said) == fresh
     after = workers.run(ACCOUNT, {"sizes": sizes, "load": place(out), "fresh": fresh, **job}, world)
     layout = CheckpointLayout("zero", stage, world)
-    plan = expand.plan_expansion(
+    plan = planning.plan_expansion(
         small, GPT2Config(**sizes), methods.parse(), layout, tmp_path / "small.json", not fresh
     )
     expected = named(sizes, expand.grown(plan), torch.bfloat16 if more.get("bf16") else torch.float32)

@@ -9,7 +9,7 @@ import yaml
 from pipeline import checkpoints
 from pipeline.checkpoints import CheckpointLayout, diff, manifest
 from pipeline.checkpoints.serialization import byte_stream
-from pipeline.expansion import expand
+from pipeline.expansion import expand, planning
 from pipeline.growth import initialization, methods
 from tests.helpers.checkpoints import source
 from tests.helpers.cli import lemon_here
@@ -31,7 +31,7 @@ LARGE = {"layers": 3, "hidden": 20, "heads": 5, "mlp": 33}
     ids=lambda f: f"{f.name}-{f.zero_stage}",
 )
 def test_every_layout_keeps_the_grown_moments(tmp_path, layout):
-    job = expand.plan_expansion(
+    job = planning.plan_expansion(
         source(tmp_path, layout), sample("bert-pre-ln", **LARGE), methods.parse(), layout, grow_optimizer_state=True
     )
     expand.execute_expansion(job, tmp_path / "large")
@@ -52,7 +52,7 @@ def test_neither_workers_nor_ranks_change_what_is_grown(tmp_path, monkeypatch):
     small, target = source(tmp_path, CheckpointLayout("zero", 3, 2)), sample("bert-pre-ln", **LARGE, vocab=70)
     made = []
     for number, (ranks, workers) in enumerate([(3, 1), (3, 2), (3, 5), (1, 2), (4, 2)]):
-        job = expand.plan_expansion(
+        job = planning.plan_expansion(
             small,
             target,
             methods.parse("lemon", {"depth": "cancel"}),
@@ -70,7 +70,7 @@ def test_a_result_without_room_for_moments_is_refused(tmp_path):
     with pytest.raises(
         checkpoints.UserError, match="Hugging Face files hold no optimizer state; use --format universal or zero"
     ):
-        expand.plan_expansion(
+        planning.plan_expansion(
             source(tmp_path, CheckpointLayout("zero", 1, 2)),
             sample("bert-pre-ln", **LARGE),
             methods.parse(),

@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline import models
 from pipeline.checkpoints import CheckpointLayout
 from pipeline.errors import UserError
-from pipeline.expansion import compare, expand
+from pipeline.expansion import compare, expand, planning
 from pipeline.growth import conditions, methods, plan_file
 from pipeline.growth.activations import ProbedSource
 from pipeline.growth.execute import PlanExecutor
@@ -161,7 +161,7 @@ def test_from_checkpoint_to_checkpoint(tmp_path, monkeypatch):
     small = models.fill(models.build(source), lambda name: weights[name].float())
     small.save_pretrained(tmp_path / "small")
     layout = CheckpointLayout("huggingface", dtype="bfloat16")
-    expansion = expand.plan_expansion(tmp_path / "small", target, methods.parse("strongest"), layout)
+    expansion = planning.plan_expansion(tmp_path / "small", target, methods.parse("strongest"), layout)
     assert expand.execute_expansion(expansion, tmp_path / "large").lossless
     monkeypatch.delitem(methods.METHODS, "strongest")
     found = compare.compare(tmp_path / "small", tmp_path / "large")

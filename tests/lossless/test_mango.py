@@ -14,8 +14,9 @@ from torch import Tensor
 from pipeline import models
 from pipeline.checkpoints import CheckpointLayout
 from pipeline.errors import UserError
-from pipeline.expansion.expand import execute_expansion, plan_expansion
+from pipeline.expansion.expand import execute_expansion
 from pipeline.expansion.fitted import UNFITTED
+from pipeline.expansion.planning import plan_expansion
 from pipeline.expansion.preview import preview, show
 from pipeline.growth import methods, optimizer_state, plan_file
 from pipeline.growth.execute import PlanExecutor

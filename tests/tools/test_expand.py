@@ -10,7 +10,7 @@ from pipeline import checkpoints, models
 from pipeline.checkpoints import CheckpointLayout, manifest
 from pipeline.cli import main
 from pipeline.errors import UserError
-from pipeline.expansion import expand
+from pipeline.expansion import expand, planning
 from pipeline.growth import methods
 from tests.helpers.checkpoints import FACTS, configure, published
 
@@ -40,7 +40,7 @@ FORMATS = [
 def test_every_layout_in_and_out(tmp_path, name, layout):
     """Source and result in the same layout; the result is read back and verified from its files."""
     small = published(tmp_path, name, layout)
-    job = expand.plan_expansion(small, configure(name, **LARGE), methods.parse("lemon", {"depth": "cancel"}), layout)
+    job = planning.plan_expansion(small, configure(name, **LARGE), methods.parse("lemon", {"depth": "cancel"}), layout)
     measured = expand.execute_expansion(job, tmp_path / "large")
     facts = manifest.verify(tmp_path / "large")
     assert measured.lossless and facts.verification["lossless"] and facts.provenance["flops"] > 1000
@@ -55,7 +55,7 @@ def test_every_layout_in_and_out(tmp_path, name, layout):
     "name, auto", [("vit", AutoModelForImageClassification), ("bert-pre-ln", AutoModelForMaskedLM)]
 )
 def test_a_hugging_face_result_loads_with_nothing_else(tmp_path, name, auto):
-    job = expand.plan_expansion(
+    job = planning.plan_expansion(
         published(tmp_path, name), configure(name, **LARGE), methods.parse(), CheckpointLayout("huggingface")
     )
     expand.execute_expansion(job, tmp_path / "large")
@@ -68,7 +68,7 @@ def test_a_lossy_result_is_not_published(tmp_path, caplog):
     """A target that keeps the old epsilon is not lossless; the tool measures it and refuses, and calls nothing
     verified."""
     caplog.set_level("INFO", "pipeline")
-    job = expand.plan_expansion(
+    job = planning.plan_expansion(
         published(tmp_path), configure("bert-pre-ln", **LARGE), methods.parse(), CheckpointLayout("huggingface")
     )
     job.large.layer_norm_eps = 0.1
@@ -84,7 +84,7 @@ def test_a_lossy_result_is_not_published(tmp_path, caplog):
 def test_weights_that_are_not_finite_are_named(tmp_path):
     broken = torch.full((12,), float("nan"))
     small = published(tmp_path, **{"bert.LayerNorm.bias": broken})
-    job = expand.plan_expansion(
+    job = planning.plan_expansion(
         small, configure("bert-pre-ln", **LARGE), methods.parse(), CheckpointLayout("huggingface")
     )
     with pytest.raises(UserError, match=r"'bert\.LayerNorm\.bias' holds NaN or infinite values"):

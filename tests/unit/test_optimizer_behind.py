@@ -11,7 +11,7 @@ from pipeline.checkpoints.layouts.zero_files import tag_files
 from pipeline.checkpoints.layouts.zero_format import open_file
 from pipeline.config.schema import TrainStage
 from pipeline.errors import UserError
-from pipeline.expansion import expand
+from pipeline.expansion import expand, planning
 from pipeline.growth import methods
 from pipeline.optim.optimizers import SGD, AdamW, OptimizerSpec
 from pipeline.training.start import continues_optimizer
@@ -27,7 +27,7 @@ ADAMW, MOMENTUM, PLAIN = AdamW(betas=(0.8, 0.9), weight_decay=0.2), SGD(momentum
 def expanded(start: Path, out: Path, optimizer: OptimizerSpec, layout: CheckpointLayout = LAYOUT, **how) -> Path:
     """One unit of the MLP more."""
     large = sample("bert-pre-ln", mlp=checkpoints.read(start)[1].intermediate_size + 1)
-    plan = expand.plan_expansion(start, large, methods.parse(), layout, continued_by=optimizer, **how)
+    plan = planning.plan_expansion(start, large, methods.parse(), layout, continued_by=optimizer, **how)
     return expand.execute_expansion(plan, out).path
 
 
