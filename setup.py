@@ -47,6 +47,7 @@ setup(
         "deepspeed>=0.19.8,<0.20",
         "transformers>=5.17,<6",
         "accelerate>=1",
+        "blake3>=1,<2",
         "datasets>=5,<6",
         "jinja2>=3.1",
         "matplotlib>=3.9",

@@ -55,7 +55,7 @@ def manifests(ranks: int, work: Path) -> Iterator[Row]:
     for rank in range(ranks):
         for kind in ("model", "optim"):
             (work / f"zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt").write_text(f"{kind} {rank}")
-    files = hashes(work, manifest.listing(work))
+    files = hashes(work, manifest.listing(work), "blake3")
     content = manifest.Manifest(provenance={}, files=files)
     yield timed("manifest, written", lambda: (work / manifest.NAME).write_text(content.text()))
     yield timed("manifest, read on rank 0, sizes of all files", lambda: manifest.read(work))

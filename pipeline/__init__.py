@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.expansion.planning import ExpansionPlan
     from pipeline.expansion.preview import Preview
     from pipeline.growth.method import ExpansionOptions
+    from pipeline.records.file_hashes import Algorithm
 
 __version__ = "0.2.0"
 __all__ = ["UserError", "__version__", "describe", "expand", "grow", "plan", "reshard", "verify"]
@@ -94,6 +95,7 @@ def expand(
     source_config: Place | None = None,
     seed: int | None = None,
     workers: int | None = None,
+    file_hash: Algorithm = "blake3",
 ) -> ExpansionResult:
     """Expand the checkpoint `source` to the sizes of `target`, verify the result, and publish it as the folder `out`.
 
@@ -102,22 +104,20 @@ def expand(
     earlier expansion, which says target and method. data: a YAML config whose data and processes a learned method is
     fitted with, in the folder `OUT.fit`; fit: keys of its recipe, such as `{"steps": 30}`. layout: of the result; by
     default Hugging Face files for such a source, else native ZeRO. workers: processes that write; the result is the
-    same for any number. Raises UserError, and publishes nothing, when a result that claims to be lossless is not.
+    same for any number. file_hash: `sha256` where a policy asks for it. Raises UserError, and publishes nothing, when a
+    result that claims to be lossless is not.
     """
     from pipeline.expansion.expand import execute_expansion
-    from pipeline.expansion.fitted import UNFITTED
+    from pipeline.records.file_hashes import require_known
     from pipeline.records.processes import WORKERS
 
+    require_known(file_hash)
     asked = _Asked(
         Path(source), target, method, dict(method_options or {}), _path(operator), _path(source_config), seed
     )
-    fitted = None
-    if asked.learned and (data or fit):
-        begun = asked.planned(optimizer_state, layout, UNFITTED)  # refuses before the fit what it refuses behind it
-        fitted = asked.fitted(Path(out), _path(data), dict(fit or {}), begun)
-    elif data or fit:
-        raise UserError("data to fit on, or keys of a fit, are for methods that learn; leave them out")
-    return execute_expansion(asked.planned(optimizer_state, layout, fitted), Path(out), workers or WORKERS)
+    fitted = asked.fitted(Path(out), _path(data), dict(fit or {}), optimizer_state, layout) if data or fit else None
+    planned = asked.planned(optimizer_state, layout, fitted)
+    return execute_expansion(planned, Path(out), workers or WORKERS, file_hash)
 
 
 @files_explained()
@@ -137,14 +137,17 @@ def reshard(
     *,
     source_config: Place | None = None,
     workers: int | None = None,
+    file_hash: Algorithm = "blake3",
 ) -> ReshardResult:
     """Write the checkpoint `source` in another layout, ZeRO stage or world size, moments and steps included. What a
-    `layout` by name leaves open is as in the source."""
+    `layout` by name leaves open is as in the source. file_hash: `sha256` where a policy asks for it."""
     from pipeline.checkpoints.reshard import execute_reshard, plan_reshard
+    from pipeline.records.file_hashes import require_known
     from pipeline.records.processes import WORKERS
 
+    require_known(file_hash)
     planned = plan_reshard(Path(source), _layout(layout, Path(source)), _path(source_config))
-    return execute_reshard(planned, Path(out), workers or WORKERS)
+    return execute_reshard(planned, Path(out), workers or WORKERS, file_hash)
 
 
 @files_explained()
@@ -203,13 +206,23 @@ class _Asked:
             raise UserError(f"{self.operator}: an operator has its own target, method and seed; leave those out")
         return planning.plan_again(self.source, self.operator, *how)
 
-    def fitted(self, out: Path, data: Path | None, recipe: dict[str, object], begun: ExpansionPlan) -> Fitted | None:
+    def fitted(
+        self,
+        out: Path,
+        data: Path | None,
+        recipe: dict[str, object],
+        optimizer_state: OptimizerState,
+        layout: CheckpointLayout | str | None,
+    ) -> Fitted | None:
         """The coefficients of a learned method, fitted on `data` as `recipe` says; None where nothing says on what.
-        begun: the expansion by coefficients as they start. Raises UserError."""
+        Raises UserError, before the fit for what the expansion would refuse behind it."""
         from pipeline.checkpoints import publish
         from pipeline.expansion.fitted import UNFITTED
         from pipeline.runs import offline_fit
 
+        if not self.learned:
+            raise UserError("data to fit on, or keys of a fit, are for methods that learn; leave them out")
+        begun = self.planned(optimizer_state, layout, UNFITTED)
         if data is None:
             return UNFITTED if offline_fit.recipe(recipe).steps == 0 else None
         publish.require_free(out)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,13 @@ from pipeline.checkpoints import foreign, manifest, names, narrowing, publish, s
 from pipeline.checkpoints.layouts import NATIVE, CheckpointLayout, Layout, detect_layout, require_layout
 from pipeline.checkpoints.relative_paths import is_file_name
 from pipeline.checkpoints.serialization.byte_stream import OutputFile
-from pipeline.checkpoints.serialization.writer_pool import write_files
+from pipeline.checkpoints.serialization.writer_pool import NOTHING, write_files
 from pipeline.checkpoints.sidecars import Sidecars
 from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import ReshapedTensor
 from pipeline.errors import UserError
 from pipeline.optim.optimizers import OptimizerSpec
-from pipeline.records.file_hashes import FileRecord
+from pipeline.records.file_hashes import FASTEST, Algorithm, FileRecord
 from pipeline.records.run_folder import read_json
 
 if TYPE_CHECKING:
@@ -258,13 +258,14 @@ def write(
     layout: CheckpointLayout,
     *,
     workers: int = 1,
-    read: Sequence[Path] = (),
+    read: Mapping[Path, Algorithm] = NOTHING,
+    algorithm: Algorithm = FASTEST,
 ) -> tuple[dict[str, FileRecord], dict[Path, FileRecord]]:
     """Write `state` (published names) into the staged tag folder in `layout`, config.json with it. Returns the records
     of every file, for the manifest, and of the files `read`, which are hashed meanwhile."""
     folder.mkdir(parents=True, exist_ok=True)
     output = [config_of(config, layout), *files(_spelled(state, config, layout.kind), folder, layout)]
-    return write_files(output, folder, workers, read)
+    return write_files(output, folder, workers, read, algorithm)
 
 
 def _spelled(state: State, config: PretrainedConfig, layout: Layout) -> State:

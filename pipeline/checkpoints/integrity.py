@@ -6,6 +6,7 @@ hold."""
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline import checkpoints
@@ -17,6 +18,7 @@ from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.checkpoints.serialization.progress import ByteProgress
 from pipeline.checkpoints.state import State
 from pipeline.errors import UserError
+from pipeline.records.file_hashes import TITLES, FileRecord
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,13 @@ def check(path: Path, workers: int = 1) -> str:
     total = sum(file.size for file in files.values())
     with ByteProgress("hashing", total) as bar:
         manifest.verify(folder, workers, bar.advance)
-    return f"check: {plural(len(files), 'file')}, {amount(total)}, all as written ({folder})"
+    return f"check: {plural(len(files), 'file')}, {amount(total)}, all as written{_sealed_by(files)} ({folder})"
+
+
+def _sealed_by(files: Mapping[str, FileRecord]) -> str:
+    """By what, in words."""
+    titles = sorted({TITLES[file.algorithm] for file in files.values()})
+    return f" by {' and '.join(titles)}" if titles else ""
 
 
 def _files(folder: Path) -> list[str]:

@@ -1,5 +1,5 @@
-"""What a checkpoint holds, by its manifest: the size and SHA-256 of every file, how it was made, and the manifest's
-own hash.
+"""What a checkpoint holds, by its manifest: size and digest of every file, each under its algorithm's name, how it was
+made, and the manifest's own SHA-256.
 
 A folder without a manifest is a foreign checkpoint. Which checkpoint is written when: `publish.py`.
 """
@@ -16,12 +16,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from pipeline.checkpoints.relative_paths import is_below
 from pipeline.errors import UserError, reading_checkpoint
-from pipeline.records.file_hashes import Done, FileRecord, files_below, hashes, sha256, silent
+from pipeline.records.file_hashes import TITLES, Algorithm, Done, FileRecord, files_below, hashed_again, sha256, silent
 from pipeline.records.run_folder import read_json
 
 NAME = "manifest.json"
-FORMAT = 2
-"""1: `provenance` might be missing. 2: it is always there."""
+FORMAT = 3
+"""1: `provenance` might be missing. 2: it is always there, and files have SHA-256. 3: files have BLAKE3 or SHA-256."""
 UNKNOWN_ORIGIN = {"flops": "unknown"}
 """The provenance of what nobody has kept records of."""
 
@@ -41,7 +41,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     kind: str | None = None
     layout: str | None = None
     zero_stage: int | None = None
@@ -136,7 +136,7 @@ def _require_known_format(path: Path, content: dict[str, Any]) -> None:
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
-    return {"provenance": UNKNOWN_ORIGIN, **content, "format": FORMAT} if content.get("format") == 1 else content
+    return {"provenance": UNKNOWN_ORIGIN, **content, "format": FORMAT} if content.get("format") in (1, 2) else content
 
 
 def listing(folder: Path) -> list[str]:
@@ -148,7 +148,7 @@ def verify(folder: Path, workers: int = 1, done: Done = silent) -> Manifest:
     """Like `read`, and every byte hashed, in `workers` threads. Raises UserError naming the first file that differs."""
     content = read(folder)
     with reading_checkpoint(folder):
-        _require_same(folder, content.files, hashes(folder, content.files, workers, done))
+        _require_same(folder, content.files, hashed_again(folder, content.files, workers, done))
     return content
 
 
@@ -158,7 +158,7 @@ def verify_share(folder: Path, number: int, of: int) -> None:
     with reading_checkpoint(folder):
         files = dict(sorted(parse(folder / NAME).files.items())[number::of])
         _require_sizes(folder, files)
-        _require_same(folder, files, hashes(folder, files))
+        _require_same(folder, files, hashed_again(folder, files))
 
 
 def verify_files(folder: Path, names: Iterable[str]) -> None:
@@ -167,14 +167,15 @@ def verify_files(folder: Path, names: Iterable[str]) -> None:
     recorded = read(folder).files
     files = {name: recorded[name] for name in names if name in recorded}
     with reading_checkpoint(folder):
-        _require_same(folder, files, hashes(folder, files))
+        _require_same(folder, files, hashed_again(folder, files))
 
 
 def _require_same(folder: Path, expected: dict[str, FileRecord], actual: dict[str, FileRecord]) -> None:
     for name, file in expected.items():
-        if actual[name].sha256 != file.sha256:
+        if actual[name].digest != file.digest:
             raise UserError(
-                f"{folder / name}: its SHA-256 is not the manifest's; the file is damaged, use an older checkpoint"
+                f"{folder / name}: its {TITLES[file.algorithm]} is not the manifest's; the file is damaged, "
+                "use an older checkpoint"
             )
 
 
@@ -192,9 +193,11 @@ class Origin:
         content = read_if_any(folder)
         return cls(folder, content.files if content else None)
 
-    @property
-    def paths(self) -> list[Path]:
-        return [self.folder / name for name in (listing(self.folder) if self.expected is None else self.expected)]
+    def files(self, algorithm: Algorithm) -> dict[Path, Algorithm]:
+        """What is to be hashed, and by what: as the manifest has it; without one by `algorithm`."""
+        if self.expected is None:
+            return {self.folder / name: algorithm for name in listing(self.folder)}
+        return {self.folder / name: file.algorithm for name, file in self.expected.items()}
 
     def facts(self, hashed: dict[Path, FileRecord]) -> dict[str, Any]:
         """What the new manifest says of it: hashes checked where it has a manifest, else recorded. Raises UserError for

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.checkpoints.manifest import NAME, UNKNOWN_ORIGIN, Manifest, listing, read
 from pipeline.errors import UserError, writing_to
-from pipeline.records.file_hashes import FileRecord, hashes
+from pipeline.records.file_hashes import FASTEST, Algorithm, FileRecord, hashes
 from pipeline.records.run_folder import step_of, write_text
 
 logger = logging.getLogger(__name__)
@@ -71,11 +71,17 @@ def _clear(folder: Path) -> None:
             path.unlink()
 
 
-def publish(folder: Path, final: Path, facts: Mapping[str, Any], files: dict[str, FileRecord] | None = None) -> None:
+def publish(
+    folder: Path,
+    final: Path,
+    facts: Mapping[str, Any],
+    files: dict[str, FileRecord] | None = None,
+    algorithm: Algorithm = FASTEST,
+) -> None:
     """Turn the staged `folder` into the checkpoint `final`. facts: what the manifest says besides the files. files:
-    their records, where they are known already."""
+    their records, where they are known already; else they are hashed by `algorithm`."""
     content = Manifest.model_validate(
-        {"provenance": UNKNOWN_ORIGIN, **facts, "files": files or hashes(folder, listing(folder))}
+        {"provenance": UNKNOWN_ORIGIN, **facts, "files": files or hashes(folder, listing(folder), algorithm)}
     )
     for name in sorted(content.files):
         sync(folder / name)

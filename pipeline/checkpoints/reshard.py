@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import checkpoints
 from pipeline.checkpoints import CheckpointLayout, manifest, narrowing, publish, tying
@@ -20,6 +20,7 @@ from pipeline.checkpoints.serialization.writer_pool import write_files
 from pipeline.checkpoints.state import State
 from pipeline.errors import UserError
 from pipeline.optim.optimizers import AdamW
+from pipeline.records.file_hashes import FASTEST, Algorithm, FileRecord
 from pipeline.records.versions import installed
 
 if TYPE_CHECKING:
@@ -95,40 +96,50 @@ class ReshardResult:
         return f"ReshardResult('{self.path}': {self.layout.words}, {content})"
 
 
-def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardResult:
-    """Write and publish the checkpoint `out`, and say so. Raises UserError, and publishes nothing."""
-    result = write_reshard(plan, out, workers)
+def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1, algorithm: Algorithm = FASTEST) -> ReshardResult:
+    """Write and publish the checkpoint `out`, sealed by `algorithm`, and say so. Raises UserError, and publishes
+    nothing."""
+    result = write_reshard(plan, out, workers, algorithm)
     logger.info(f"reshard: {result.tensors} tensors, {amount(result.size)} in {result.files} files")
     logger.info(f"reshard: wrote {out}{plan.layout.how_to_load(out)}")
     return result
 
 
-def write_reshard(plan: ReshardPlan, out: Path, workers: int = 1) -> ReshardResult:
+def write_reshard(plan: ReshardPlan, out: Path, workers: int, algorithm: Algorithm) -> ReshardResult:
     """The same; said is only what is not kept."""
     for line in remarks(plan):
         logger.warning(f"reshard: {line}")
     logger.debug(f"reshard: {plan.source} -> {out}, {plan.layout.words}")
     origin = manifest.Origin.of(plan.source)
     with publish.writing(out) as staged:
-        files, hashed = write_files(_files(plan, staged), staged, workers, origin.paths)
-        if plan.layout.kind.published_names:
-            _require_same(staged, plan.state)
-        config = [] if plan.config else [checkpoints.CONFIG]
-        beside = checkpoints.Sidecars.of(plan.source, config=plan.config is not None)
-        files |= beside.copy(staged, *config, "plan.json", "plan.safetensors")
-        facts = {
-            "kind": "reshard",
-            **plan.layout.as_json(),
-            "step": plan.state.step,
-            **_optimizer_state(plan),
-            "versions": installed(),
-            "source": origin.facts(hashed),
-            "provenance": plan.state.provenance,
-            "left_behind": [*plan.state.left_behind, *plan.state.unread, *beside.left],
-        }
+        written, hashed = write_files(_files(plan, staged), staged, workers, origin.files(algorithm), algorithm)
+        beside, facts = _completed(plan, staged, origin.facts(hashed), algorithm)
+        files = written | beside
         publish.publish(staged, out, facts, files)
     size = sum(file.size for file in files.values())
     return ReshardResult(out, plan.layout, len(plan.state.tensors), len(files), size)
+
+
+def _completed(
+    plan: ReshardPlan, staged: Path, source: dict[str, Any], algorithm: Algorithm
+) -> tuple[dict[str, FileRecord], dict[str, Any]]:
+    """Verify the weights that were written, and put beside them what goes along. Returns the records of that, and what
+    the manifest says. source: what it says of the source."""
+    if plan.layout.kind.published_names:
+        _require_same(staged, plan.state)
+    config = [] if plan.config else [checkpoints.CONFIG]
+    beside = checkpoints.Sidecars.of(plan.source, config=plan.config is not None)
+    files = beside.copy(staged, algorithm, *config, "plan.json", "plan.safetensors")
+    return files, {
+        "kind": "reshard",
+        **plan.layout.as_json(),
+        "step": plan.state.step,
+        **_optimizer_state(plan),
+        "versions": installed(),
+        "source": source,
+        "provenance": plan.state.provenance,
+        "left_behind": [*plan.state.left_behind, *plan.state.unread, *beside.left],
+    }
 
 
 def _require_same(staged: Path, state: State) -> None:

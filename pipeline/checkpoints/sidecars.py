@@ -16,7 +16,7 @@ from pipeline.checkpoints.layouts import detect_layout
 from pipeline.checkpoints.layouts.huggingface import shards, weights_file
 from pipeline.checkpoints.publish import STAGING
 from pipeline.errors import UserError
-from pipeline.records.file_hashes import FileRecord, hashes
+from pipeline.records.file_hashes import Algorithm, FileRecord, hashes
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +79,11 @@ class Sidecars:
         listed = ", ".join(self.left[:SHOWN]) + (", …" if len(self.left) > SHOWN else "")
         return f"left behind beside the weights that were read: {listed}"
 
-    def copy(self, folder: Path, *more: str, renamed: Mapping[str, str] | None = None) -> dict[str, FileRecord]:
+    def copy(
+        self, folder: Path, algorithm: Algorithm, *more: str, renamed: Mapping[str, str] | None = None
+    ) -> dict[str, FileRecord]:
         """Copy what goes along, and `more`, into the staged `folder`, unless it has such a file, and log what does not.
-        Returns the records by name. renamed: names that change."""
+        Returns the records by name, hashed by `algorithm`. renamed: names that change."""
         names = {name: name for name in (*self.kept, *more) if (self.folder / name).is_file()} | {
             name: new for name, new in (renamed or {}).items() if name in self.kept
         }
@@ -91,8 +93,8 @@ class Sidecars:
             shutil.copyfile(self.folder / name, folder / new)
         if self.remark:
             logger.warning(f"{self.folder}: {self.remark}")
-        beside_config = replace(self.more, left=()).copy(folder, renamed=renamed) if self.more else {}
-        return hashes(folder, names.values()) | beside_config
+        beside_config = replace(self.more, left=()).copy(folder, algorithm, renamed=renamed) if self.more else {}
+        return hashes(folder, names.values(), algorithm) | beside_config
 
 
 def above(folder: Path) -> Path | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from pipeline.cli.output import printable
+from pipeline.records.file_hashes import ALGORITHMS, FASTEST
 from pipeline.records.processes import WORKERS
 
 if TYPE_CHECKING:
@@ -57,6 +58,16 @@ WRITERS = "processes that write (default: one more than the CPUs); the result is
 
 def add_workers(command: argparse.ArgumentParser, text: str = WRITERS) -> None:
     command.add_argument("--workers", type=positive_integer, default=WORKERS, help=text)
+
+
+def add_hash(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--hash",
+        dest="algorithm",
+        default=FASTEST,
+        choices=ALGORITHMS,
+        help=f"by which the manifest of the result seals its files (default {FASTEST})",
+    )
 
 
 SOURCE_CONFIG = "the source's config.json, where the checkpoint holds none"

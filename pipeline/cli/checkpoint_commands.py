@@ -10,6 +10,7 @@ from pipeline.cli.arguments import (
     Commands,
     Handler,
     LayoutsHelp,
+    add_hash,
     add_json,
     add_layout,
     add_source_config,
@@ -84,6 +85,7 @@ def _add_reshard(commands: Commands) -> None:
     )
     add_layout(command)
     add_workers(command)
+    add_hash(command)
 
 
 def _add_export(commands: Commands) -> None:
@@ -92,6 +94,7 @@ def _add_export(commands: Commands) -> None:
     command.add_argument("--out", required=True, type=path, metavar="HF_DIR", help="the folder to create")
     command.add_argument("--dtype", default="float32", choices=DTYPES, help="of the stored weights (default float32)")
     add_source_config(command)
+    add_hash(command)
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -128,10 +131,13 @@ def _reshard(options: argparse.Namespace) -> None:
         selected_layout(options),
         source_config=options.source_config,
         workers=options.workers,
+        file_hash=options.algorithm,
     )
 
 
 def _export(options: argparse.Namespace) -> None:
     from pipeline.export import folder
 
-    folder.export_checkpoint(options.source, options.out, options.dtype, options.source_config, WORKERS)
+    folder.export_checkpoint(
+        options.source, options.out, options.dtype, options.source_config, WORKERS, options.algorithm
+    )

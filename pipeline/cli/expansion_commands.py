@@ -12,6 +12,7 @@ from pipeline.cli.arguments import (
     Commands,
     Handler,
     LayoutsHelp,
+    add_hash,
     add_json,
     add_layout,
     add_source_config,
@@ -50,6 +51,7 @@ def add_parsers(commands: Commands) -> None:
         "--fit", action="append", default=[], metavar="KEY=VALUE", help="a key of the fit's recipe, such as steps=30"
     )
     add_workers(expand)
+    add_hash(expand)
     text = "measure whether a large model computes a small one's function; exit code 1 when it does not"
     verify = commands.add_parser("verify", help=text, description=text)
     verify.add_argument("small", type=path, metavar="SMALL", help=f"the source: {CHECKPOINT}")
@@ -151,7 +153,14 @@ def _expand(options: argparse.Namespace) -> None:
         choose_accelerator()
     recipe = dict(_pair("--fit", text) for text in options.fit)
     with preemption.heard() if options.data else nullcontext():
-        pipeline.expand(**_arguments(options), out=options.out, data=options.data, fit=recipe, workers=options.workers)
+        pipeline.expand(
+            **_arguments(options),
+            out=options.out,
+            data=options.data,
+            fit=recipe,
+            workers=options.workers,
+            file_hash=options.algorithm,
+        )
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from pipeline.durations import Duration, PositiveDuration, Time
 from pipeline.errors import UserError, nearest, placed
 from pipeline.optim.optimizers import AdamW, Optimizer
 from pipeline.optim.schedules import Schedule
+from pipeline.records.file_hashes import Algorithm
 from pipeline.records.folder_names import FolderName, usable_as_folder
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import TrainFacts
@@ -328,6 +329,9 @@ class Config(Strict):
         "2 minutes", description="how long the nodes of --nodes MIN:MAX wait for those that are not needed"
     )
     hang: HangChoice = HangChoice()
+    hash: Algorithm = Field(
+        "blake3", description="by which the files of checkpoints are sealed; sha256 where a policy asks for it"
+    )
     data: Data
     models: dict[str, ModelSizes] = Field(min_length=1)
     stages: list[Stage] = Field(min_length=1)

@@ -138,7 +138,7 @@ def open_prepared(folder: Path) -> Prepared:
 
 def _write_record(folder: Path, content: dict[str, Any]) -> None:
     names = [name for name in files_below(folder) if not name.startswith(text_building.UNFINISHED)]
-    files = {name: file.model_dump() for name, file in hashes(folder, names, WORKERS).items()}
+    files = {name: file.model_dump() for name, file in hashes(folder, names, text_building.HASH, WORKERS).items()}
     whole = {"format": FORMAT, **content, "files": files}
     write_json(folder / NAME, {**whole, "sha256": _own_hash(whole)})
 
@@ -165,7 +165,7 @@ def _require_whole(folder: Path) -> None:
     if files is None:
         logger.warning(f"{folder}: prepared by an older release, nothing says whether its files are whole")
         return
-    there = hashes(folder, [name for name in files_below(folder) if name in files], WORKERS)
+    there = hashes(folder, [name for name in files_below(folder) if name in files], text_building.HASH, WORKERS)
     for name, expected in files.items():
         if name not in there:
             raise UserError(f"{folder / name}: missing; {ANEW}")

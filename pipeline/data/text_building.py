@@ -24,7 +24,7 @@ from pipeline.data.masking import IGNORED, VERSION
 from pipeline.data.packing import IdFile, Reading, TextChangedError, id_type, pack, pack_first
 from pipeline.data.text import TextSamples
 from pipeline.errors import UserError
-from pipeline.records.file_hashes import FileRecord, files_below, hashes, record
+from pipeline.records.file_hashes import Algorithm, FileRecord, files_below, hashes, record
 from pipeline.records.run_folder import read_json, write_json
 from pipeline.records.strict import Strict
 
@@ -37,6 +37,8 @@ TOKENS_AT_ONCE = 1 << 22
 UNFINISHED = "unfinished"
 FORMAT = 1
 """Of what is kept there."""
+HASH: Algorithm = "sha256"
+"""By which prepared data are sealed: what earlier releases prepared and began goes on."""
 LIBRARIES = ("sentencepiece", "tokenizers", "transformers")
 """Whose other version may cut a text otherwise."""
 
@@ -54,7 +56,7 @@ class Survey(Strict):
     @property
     def digest(self) -> str:
         """What stands for the tokenizer."""
-        return " ".join(f"{name} {file.sha256}" for name, file in sorted(self.tokenizer.items()))
+        return " ".join(f"{name} {file.digest}" for name, file in sorted(self.tokenizer.items()))
 
 
 def build(data: TextData, seed: int, folder: Path, processes: int) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def _tokenizer_source(data: TextData) -> dict[str, Any]:
     if data.tokenizer.path is None or not path.exists():
         return {}
     folder, names = (path, files_below(path)) if path.is_dir() else (path.parent, [path.name])
-    return {name: file.model_dump() for name, file in hashes(folder, names).items()}
+    return {name: file.model_dump() for name, file in hashes(folder, names, HASH).items()}
 
 
 def _start_over(data: TextData, seed: int, folder: Path) -> None:
@@ -119,7 +121,8 @@ def _begun(data: TextData, seed: int, folder: Path) -> Survey | None:
         if read_json(place / "settings.json") != _settings(data, seed):
             return None
         survey = Survey.model_validate(read_json(place / "census.json"))
-        whole = _tokenizer_files(folder) == survey.tokenizer and record(folder / "evaluation.bin") == survey.evaluation
+        evaluation = record(folder / "evaluation.bin", HASH)
+        whole = _tokenizer_files(folder) == survey.tokenizer and evaluation == survey.evaluation
     except (UserError, OSError, ValidationError):
         return None
     return survey if whole else None
@@ -131,11 +134,11 @@ def _same_evaluation(data: TextData, evaluation: Corpus | None, survey: Survey, 
         return True
     path = folder / "evaluation.bin"
     pack_first(evaluation, tokenizers.load(folder / "tokenizer"), data.block - 2, path, most=data.evaluation_blocks)
-    return record(path) == survey.evaluation
+    return record(path, HASH) == survey.evaluation
 
 
 def _tokenizer_files(folder: Path) -> dict[str, FileRecord]:
-    return hashes(folder / "tokenizer", files_below(folder / "tokenizer"))
+    return hashes(folder / "tokenizer", files_below(folder / "tokenizer"), HASH)
 
 
 def _survey(data: TextData, training: Corpus, evaluation: Corpus | None, folder: Path) -> Survey:
@@ -155,7 +158,11 @@ def _survey(data: TextData, training: Corpus, evaluation: Corpus | None, folder:
     _require_blocks(blocks, data.evaluation_blocks, data, evaluation.name)
     excluded = sorted({fingerprint(document) for document in used})
     return Survey(
-        text=text.facts(), excluded=excluded, blocks=blocks, evaluation=record(path), tokenizer=_tokenizer_files(folder)
+        text=text.facts(),
+        excluded=excluded,
+        blocks=blocks,
+        evaluation=record(path, HASH),
+        tokenizer=_tokenizer_files(folder),
     )
 
 

@@ -29,7 +29,7 @@ from pipeline.growth.verification.equivalence import Verification, verify
 from pipeline.models.streaming import ReadModel
 from pipeline.optim.optimizers import Slot
 from pipeline.records import data_position
-from pipeline.records.file_hashes import hashes
+from pipeline.records.file_hashes import FASTEST, Algorithm, FileRecord, hashes
 from pipeline.records.processes import WORKERS
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import ExpandFacts
@@ -57,9 +57,11 @@ class ExpansionResult:
         return f"ExpansionResult('{self.path}': {size_changes(self.growth)}; {verdict}, {self.verification})"
 
 
-def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> ExpansionResult:
-    """Grow, write, verify and publish the checkpoint `out`. Raises UserError, and publishes nothing, when a result that
-    claims to be lossless is not."""
+def execute_expansion(
+    expansion: ExpansionPlan, out: Path, workers: int = 1, algorithm: Algorithm = FASTEST
+) -> ExpansionResult:
+    """Grow, write, verify and publish the checkpoint `out`, sealed by `algorithm`. Raises UserError, and publishes
+    nothing, when a result that claims to be lossless is not."""
     origin = manifest.Origin.of(expansion.source)
     with publish.writing(out) as staged:
         for line in expansion.remarks:
@@ -67,22 +69,43 @@ def execute_expansion(expansion: ExpansionPlan, out: Path, workers: int = 1) -> 
         logger.info(f"expand: {len(expansion.growth.tensors)} tensors, {size_changes(expansion.growth)}")
         logger.debug(f"expand: {expansion.source} -> {out}, {expansion.layout.words}")
         files, hashed = checkpoints.write(
-            grown(expansion), expansion.large, staged, expansion.layout, workers=workers, read=origin.paths
+            grown(expansion),
+            expansion.large,
+            staged,
+            expansion.layout,
+            workers=workers,
+            read=origin.files(algorithm),
+            algorithm=algorithm,
         )
-        source = origin.facts(hashed)
-        beside = checkpoints.Sidecars.of(expansion.source)
-        files |= beside.copy(staged, renamed={README: SOURCE_README})
-        files |= hashes(staged, fit_to_sizes(staged, expansion.small, expansion.large))
-        begun = time.monotonic()
-        measured = _verify(expansion, staged)
-        logger.debug(f"expand: both models ran on {measured.samples} samples in {time.monotonic() - begun:.1f} s")
-        judge(expansion.growth, measured)
-        files |= hashes(staged, plan_file.save(expansion.growth, staged))
-        left = {"left_behind": [*expansion.left_behind, *beside.left]}
-        publish.publish(staged, out, _facts(expansion, measured, source) | left, files)
+        completed = _completed(expansion, staged, origin.facts(hashed), algorithm)
+        publish.publish(staged, out, completed.facts, files | completed.beside)
     loading = "" if expansion.continued_by else expansion.layout.how_to_load(out, schedule=bool(expansion.carried))
     logger.info(f"expand: wrote {out}{loading}")
-    return ExpansionResult(out, expansion.growth, measured)
+    return ExpansionResult(out, expansion.growth, completed.measured)
+
+
+@dataclass(frozen=True)
+class _Completed:
+    """beside: the records of the files beside the weights; facts: what the manifest says."""
+
+    beside: dict[str, FileRecord]
+    facts: dict[str, Any]
+    measured: Verification
+
+
+def _completed(expansion: ExpansionPlan, staged: Path, source: dict[str, Any], algorithm: Algorithm) -> _Completed:
+    """Put beside the weights in `staged` what goes along, verify them, and save the plan. source: what the manifest
+    says of it. Raises UserError where the result is not what it claims to be."""
+    beside = checkpoints.Sidecars.of(expansion.source)
+    files = beside.copy(staged, algorithm, renamed={README: SOURCE_README})
+    files |= hashes(staged, fit_to_sizes(staged, expansion.small, expansion.large), algorithm)
+    begun = time.monotonic()
+    measured = _verify(expansion, staged)
+    logger.debug(f"expand: both models ran on {measured.samples} samples in {time.monotonic() - begun:.1f} s")
+    judge(expansion.growth, measured)
+    files |= hashes(staged, plan_file.save(expansion.growth, staged), algorithm)
+    left = {"left_behind": [*expansion.left_behind, *beside.left]}
+    return _Completed(files, _facts(expansion, measured, source) | left, measured)
 
 
 def judge(growth: GrowthPlan, measured: Verification) -> None:
@@ -267,14 +290,14 @@ def describe(
     )
 
 
-def into_stage(expansion: ExpansionPlan, folder: StageFolder, facts: ExpandFacts) -> None:
-    """Run the expansion as a stage of a run: facts, plan and ledger beside the checkpoint."""
+def into_stage(expansion: ExpansionPlan, folder: StageFolder, facts: ExpandFacts, algorithm: Algorithm) -> None:
+    """Run the expansion as a stage of a run: facts, plan and ledger beside the checkpoint, which `algorithm` seals."""
     folder.begin(facts)
     plan_file.save(expansion.growth, folder.path)
     out = folder.checkpoints / "step-0000000"
     if out.exists():  # published, and killed before the stage was marked finished
         shutil.rmtree(out)
-    measured = execute_expansion(expansion, out, WORKERS).verification
+    measured = execute_expansion(expansion, out, WORKERS, algorithm).verification
     folder.ledger.restart(-1)
     for kind, flops in spent(expansion, measured.samples).items():
         samples = measured.samples if kind == "verify" else 0

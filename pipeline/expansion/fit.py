@@ -117,7 +117,7 @@ class Fit(Subject):
     def _same_source(self) -> dict[str, Any]:
         """What the manifest of a result will say of the source, every byte hashed. Raises UserError where a checkpoint
         of the fit says otherwise."""
-        now = fitted_by.source_facts(self.ends.folder)
+        now = fitted_by.source_facts(self.ends.folder, self.config.hash)
         if newest := publish.newest(self.config.path / self.stage.name / "checkpoints"):
             fitted_by.require_same_source(newest, now)
         return now

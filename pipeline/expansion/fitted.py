@@ -1,5 +1,6 @@
 """What a fit has left: the coefficients of a learned method, of which source they are, and what they cost."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from pipeline.checkpoints import manifest
 from pipeline.checkpoints.sidecars import weight_files
 from pipeline.errors import UserError
 from pipeline.growth.method import GrowthModule
-from pipeline.records.file_hashes import hashes, sha256
+from pipeline.records.file_hashes import TITLES, Algorithm, FileRecord, hashed_again, hashes, sha256
 from pipeline.records.processes import WORKERS
 from pipeline.records.run_folder import read_json
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "coefficients."
 """In the names of a fit's checkpoints: the module's place in the one that is trained."""
@@ -68,14 +71,16 @@ def coefficients_of(module: GrowthModule) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def source_facts(folder: Path) -> dict[str, Any]:
+def source_facts(folder: Path, algorithm: Algorithm) -> dict[str, Any]:
     """What the manifest of a result says of its source, every byte hashed; of one without a manifest, of the files that
-    are read. Raises UserError for damage."""
+    are read, by `algorithm`. Raises UserError for damage."""
     origin = manifest.Origin.of(folder)
-    names = [str(path.relative_to(folder)) for path in origin.paths]
-    if origin.expected is None and (read := set(weight_files(folder))):
-        names = [name for name in names if name in {*read, checkpoints.CONFIG}]
-    records = hashes(folder, names, WORKERS)
+    if origin.expected is not None:
+        records = hashed_again(folder, origin.expected, WORKERS)
+    else:
+        names, read = manifest.listing(folder), set(weight_files(folder))
+        kept = [name for name in names if not read or name in {*read, checkpoints.CONFIG}]
+        records = hashes(folder, kept, algorithm, WORKERS)
     return origin.facts({folder / name: record for name, record in records.items()})
 
 
@@ -85,7 +90,7 @@ def require_same_source(checkpoint: Path, source: dict[str, Any]) -> None:
     known = read_json(checkpoint / FACTS).get("source") if (checkpoint / FACTS).exists() else None
     if not isinstance(known, dict):
         raise UserError(f"{checkpoint}: does not say what it was fitted to; remove {_fit_of(checkpoint)} to fit anew")
-    if _numbers(known, known) != _numbers(source, known):
+    if not _same_numbers(known, source):
         raise UserError(
             f"{checkpoint}: fitted to {known['path']} as it was then, and now {source['path']} holds other numbers; "
             f"remove {_fit_of(checkpoint)} to fit the growth anew"
@@ -97,11 +102,21 @@ def _fit_of(checkpoint: Path) -> Path:
     return checkpoint.parent.parent
 
 
-def _numbers(facts: dict[str, Any], known: dict[str, Any]) -> Any:
-    """What facts say of a source's content: its manifest, or the files that `known` names."""
-    if "files" in known:
-        return {name: (facts.get("files") or {}).get(name) for name in known["files"]}
-    return facts.get("manifest_sha256")
+def _same_numbers(known: dict[str, Any], source: dict[str, Any]) -> bool:
+    """Whether facts say the same of a source's content as `known` does: its manifest, or the files that `known` names.
+    Those that were hashed by another algorithm then are hashed by it once more."""
+    if "files" not in known:
+        return bool(known.get("manifest_sha256") == source.get("manifest_sha256"))
+    before = {name: FileRecord.model_validate(file) for name, file in known["files"].items()}
+    there = source.get("files") or {}
+    if not before.keys() <= there.keys():
+        return False
+    now = {name: FileRecord.model_validate(there[name]) for name in before}
+    otherwise = {name: file for name, file in before.items() if file.algorithm != now[name].algorithm}
+    if otherwise:
+        titles = " and ".join(sorted({TITLES[file.algorithm] for file in otherwise.values()}))
+        logger.info(f"{source['path']}: the fit knows {len(otherwise)} of its files by {titles}; they are hashed again")
+    return before == now | hashed_again(Path(source["path"]), otherwise, WORKERS)
 
 
 def _restore(module: nn.Module, checkpoint: Path) -> None:

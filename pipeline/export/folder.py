@@ -19,7 +19,7 @@ from pipeline.checkpoints.sidecars import SOURCE_README
 from pipeline.checkpoints.state import State
 from pipeline.data.tokenizers import PIECES, SPECIAL
 from pipeline.export.card import card
-from pipeline.records.file_hashes import hashes
+from pipeline.records.file_hashes import FASTEST, Algorithm, hashes
 from pipeline.records.run_folder import read_json, write_json, write_text
 from pipeline.records.versions import installed
 
@@ -29,23 +29,30 @@ CARD = "README.md"
 
 
 def export_checkpoint(
-    source: Path, out: Path, dtype: str = "float32", source_config: Path | None = None, workers: int = 1
+    source: Path,
+    out: Path,
+    dtype: str = "float32",
+    source_config: Path | None = None,
+    workers: int = 1,
+    algorithm: Algorithm = FASTEST,
 ) -> None:
-    """Write and publish the folder `out`. Raises UserError, and publishes nothing."""
+    """Write and publish the folder `out`, sealed by `algorithm`. Raises UserError, and publishes nothing."""
     checkpoint, layout = checkpoints.locate(source), CheckpointLayout(HUGGING_FACE.name, dtype=dtype)
     state, config = checkpoints.read(checkpoint, source_config)
     state = tying.agreeing(state, models.architecture_of(config))
     origin, ancestors = manifest.Origin.of(checkpoint), lineage(checkpoint, RecordReader())[::-1]
     data = prepared(ancestors)
     with publish.writing(out) as staged:
-        files, hashed = checkpoints.write(state, config, staged, layout, workers=workers, read=origin.paths)
+        files, hashed = checkpoints.write(
+            state, config, staged, layout, workers=workers, read=origin.files(algorithm), algorithm=algorithm
+        )
         loader.require_same(staged, state)
         copied, beside = _copy_tokenizer(data, staged), Sidecars.of(checkpoint)
-        copied += beside.copy(staged, renamed={CARD: SOURCE_README})
+        copied += beside.copy(staged, algorithm, renamed={CARD: SOURCE_README})
         _write_card(staged, out.resolve().name, config, dtype, ancestors, data, copied)
         facts = {"kind": "export", **layout.as_json(), **_provenance(state, checkpoint), "source": origin.facts(hashed)}
         facts["left_behind"] = [*state.all_left_behind(), *beside.left]
-        publish.publish(staged, out, facts, files | hashes(staged, [CARD, *copied]))
+        publish.publish(staged, out, facts, files | hashes(staged, [CARD, *copied], algorithm))
     for line in [*state.remarks(), *state.besides()]:
         logger.warning(f"export: {line}")
     others = f", {', '.join(copied)}" if copied else ""

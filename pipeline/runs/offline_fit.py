@@ -81,7 +81,7 @@ def _run(
     method = {"name": options.method, **options.options.model_dump()}
     stage = {"kind": "expand", "name": STAGE, "source": str(source.absolute()), "model": MODEL, "method": method}
     content = {
-        **like.model_dump(include={"processes", "hang", "data", "max_time", "restarts"}),
+        **like.model_dump(include={"processes", "hang", "hash", "data", "max_time", "restarts"}),
         "name": "fit",
         "seed": options.seed,
         "folder": str(folder),

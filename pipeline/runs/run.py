@@ -156,7 +156,7 @@ def _expand(config: Config, stage: ExpandStage, folder: StageFolder, start: Star
     fingerprint = Fingerprint.of(config, stage).settings()
     facts = expand.describe(plan, fingerprint, stage.name, stage.model, stage.source, shown)
     logger.info("%s: %s -> '%s' by method '%s'", stage.name, plan.source, stage.model, stage.method.name)
-    expand.into_stage(plan, folder, facts)
+    expand.into_stage(plan, folder, facts, config.hash)
 
 
 def _plan_expansion(config: Config, stage: ExpandStage, start: Start) -> "ExpansionPlan":

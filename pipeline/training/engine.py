@@ -315,12 +315,12 @@ class Engine:
         inputs = model_inputs(batch, self.deepspeed.module, self.world.device)
         return self.deepspeed(**inputs).logits, batch.labels.to(self.world.device)
 
-    def save(self, folder: Path, step: int, facts: dict[str, Any], **around: Callable[[], None]) -> Path:
-        """Begin to save `folder/step-0000500`, which `saving.finish` waits for; all ranks together. around: `before`
-        and `behind` of its publication."""
+    def save(self, folder: Path, step: int, facts: dict[str, Any], **how: Any) -> Path:
+        """Begin to save `folder/step-0000500`, which `saving.finish` waits for; all ranks together. how: `before`,
+        `behind` and `algorithm` of its `Publication`."""
         final = folder / f"step-{step:07d}"
         layout = checkpoints.CheckpointLayout.of(self.stage, self.world.size)
-        publication = Publication(final, {**facts, **layout.as_json(), "step": step}, **around)
+        publication = Publication(final, {**facts, **layout.as_json(), "step": step}, **how)
         self.saving.save(publication, dict(self.beside()), client_state={"group_names": self.names})
         return final
 

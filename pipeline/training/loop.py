@@ -341,7 +341,8 @@ class Loop:
         if self.world.first:
             facts["provenance"] = self._provenance(step)
             folder.recent.append(self.stabilizer.recent(step))
-        self.engine.save(folder.checkpoints, step, facts, before=self._sync, behind=self._tidy)
+        how = {"before": self._sync, "behind": self._tidy, "algorithm": self.plan.config.hash}
+        self.engine.save(folder.checkpoints, step, facts, **how)
         self.saved = step
         self._spent(step, "save")
 

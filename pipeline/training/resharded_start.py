@@ -41,7 +41,7 @@ def prepare(config: Config, stage: TrainStage, ranks: int) -> None:
     copy = _copy(source, stage, ranks, folder)
     if not _is_whole(copy, source):
         remove(folder)
-        write_reshard(plan_reshard(source, CheckpointLayout.of(stage, ranks)), copy, WORKERS)
+        write_reshard(plan_reshard(source, CheckpointLayout.of(stage, ranks)), copy, WORKERS, config.hash)
     logger.info(f"{stage.name}: {_told(source, copy, stage, ranks, folder)}")
 
 

@@ -19,7 +19,7 @@ from pipeline.checkpoints.finite import Spans, not_finite
 from pipeline.checkpoints.serialization.frozen_tree import FrozenTree
 from pipeline.checkpoints.serialization.writer_pool import WriteTask
 from pipeline.errors import AGAIN, UserError, placed, writing_to
-from pipeline.records.file_hashes import FileRecord, record
+from pipeline.records.file_hashes import FASTEST, Algorithm, FileRecord, hashes, record
 from pipeline.records.run_folder import read_json, write_json
 
 BETWEEN_LOOKS = 0.02
@@ -36,12 +36,14 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Publication:
-    """What rank 0 publishes. before: done when all files are there; behind: when the checkpoint is."""
+    """What rank 0 publishes. before: done when all files are there; behind: when the checkpoint is. algorithm: by which
+    all ranks hash their files."""
 
     final: Path
     facts: dict[str, Any]
     before: Callable[[], None] = _nothing
     behind: Callable[[], None] = _nothing
+    algorithm: Algorithm = FASTEST
 
 
 @dataclass(eq=False)
@@ -107,7 +109,7 @@ class SaveInFlight:
                     f"'{place}' of {name} holds numbers that are not finite; lower schedule.peak, lengthen the "
                     "warm-up, or clip"
                 )
-            task = WriteTask(tree.file(name, self.staged, AGAIN), self.staged, AGAIN)
+            task = WriteTask(tree.file(name, self.staged, AGAIN), self.staged, self.publication.algorithm, AGAIN)
             records[name] = task.run(self._go_on)
             task.finish()
             with writing_to(task.path, AGAIN):
@@ -125,7 +127,8 @@ class SaveInFlight:
 
     def _publish(self) -> None:
         files = {name: each for rank in range(self.world) for name, each in self._records(rank).items()}
-        files |= {name: record(self.staged / name) for name in manifest.listing(self.staged) if name not in files}
+        names = [name for name in manifest.listing(self.staged) if name not in files]
+        files |= hashes(self.staged, names, self.publication.algorithm)
         with writing_to(self.publication.final, AGAIN):
             self.publication.before()
             publish.publish(self.staged, self.publication.final, self.publication.facts, files)
@@ -146,5 +149,5 @@ def require_read_back(path: Path, expected: FileRecord, done: Callable[[int], No
     """Raises UserError where a file that was synced to disk reads as something else than was written."""
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if record(path, done) != expected:
+    if record(path, expected.algorithm, done) != expected:
         raise UserError(f"{path}: reads as something else than was written; check the disk")

@@ -150,9 +150,13 @@ def test_a_kill_during_the_write_leaves_the_older_checkpoint(finished, tmp_path)
     assert in_a_child(dying, tmp_path / "said").code not in (0, None)
     left = sorted(each.name for each in (run / "small" / "checkpoints").glob("*"))
     assert left == [".staging-step-0000010", "step-0000005"]
-    lemon_here("train", path, "--stage", "small")
+    kept = manifest.read(run / "small" / "checkpoints" / "step-0000005")
+    lemon_here("train", path, "--stage", "small", "hash=sha256")  # which may change between two starts
     assert losses(run, "small") == losses(finished / "run", "small")
     assert ledger(run, "small") == ledger(finished / "run", "small")
+    newest = manifest.read(run / "small" / "checkpoints" / "step-0000024")
+    sealed = [{file.algorithm for file in content.files.values()} for content in (kept, newest)]
+    assert sealed == [{"blake3"}, {"sha256"}]
     assert not list((run / "small" / "checkpoints").glob(".*"))
 
 

@@ -37,7 +37,7 @@ def test_one_flipped_bit_costs_some_steps(finished, begun, tmp_path, capfd):
     flip(shard)
     lemon_here("train", begun, "--stage", "small")
     said = capfd.readouterr().out
-    assert f"{shard}: its SHA-256 is not the manifest's" in said and f".damaged-{damaged.name}" in said
+    assert f"{shard}: its BLAKE3 is not the manifest's" in said and f".damaged-{damaged.name}" in said
     assert damaged.with_name(f".damaged-{damaged.name}").exists() and whole
     same_as(tmp_path / "run", finished)
 

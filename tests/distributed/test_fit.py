@@ -153,7 +153,7 @@ def test_damaged_coefficients_grow_nothing(fitted, finished, tmp_path, capsys):
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     code, _, error = lemon(capsys, "train", path, "--stage", "grown", LIGO, FIT)
-    assert code == 2 and error.count("\n") == 1 and f"{damaged}: its SHA-256 is not the manifest's" in error
+    assert code == 2 and error.count("\n") == 1 and f"{damaged}: its BLAKE3 is not the manifest's" in error
 
 
 def test_coefficients_grow_the_source_that_they_were_fitted_to(fitted, finished, tmp_path, capsys):

@@ -35,5 +35,5 @@ def flip(file: Path) -> None:
 def sealed_again(checkpoint: Path) -> None:
     """Its manifest agrees with its files again."""
     content = manifest.parse(checkpoint / manifest.NAME)
-    files = {name: record(checkpoint / name).model_dump() for name in content.files}
+    files = {name: record(checkpoint / name, file.algorithm).model_dump() for name, file in content.files.items()}
     reseal(checkpoint, {**content.facts(), "provenance": content.provenance, "files": files})

@@ -144,7 +144,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys):
     path = small / "mp_rank_00_model_states.pt"
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
     code, _, err = lemon(capsys, "export", small, "--out", tmp_path / "hf")
-    assert code == 2 and "mp_rank_00_model_states.pt: its SHA-256 is not the manifest's" in err
+    assert code == 2 and "mp_rank_00_model_states.pt: its BLAKE3 is not the manifest's" in err
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 

@@ -45,10 +45,10 @@ def commands(folder: Path) -> dict[str, list[str]]:
 @pytest.mark.parametrize("command", ["expand", "reshard"])
 def test_a_killed_tool_leaves_all_or_nothing(tmp_path, capsys, command, point):
     arguments = commands(tmp_path)[command]
-    before = file_hashes.hashes(tmp_path / "small", manifest.listing(tmp_path / "small"))
+    before = file_hashes.hashes(tmp_path / "small", manifest.listing(tmp_path / "small"), "blake3")
     killed = run_killed(point, *arguments, said=tmp_path.with_suffix(".said"))
     assert killed.code == -signal.SIGKILL, killed.said
-    assert file_hashes.hashes(tmp_path / "small", list(before)) == before
+    assert file_hashes.hashes(tmp_path / "small", list(before), "blake3") == before
     if point == "renamed":
         manifest.verify(tmp_path / "large")
         return
@@ -114,7 +114,7 @@ def test_a_damaged_source(tmp_path, capsys, command):
     path.write_bytes(content)
     code, _, err = lemon(capsys, *(tmp_path / "source" if word.endswith("small") else word for word in arguments))
     assert (
-        code == 2 and f"{path}: its SHA-256 is not the manifest's; the file is damaged" in err and err.count("\n") == 1
+        code == 2 and f"{path}: its BLAKE3 is not the manifest's; the file is damaged" in err and err.count("\n") == 1
     ), err
     assert not (tmp_path / "large").exists() and not list(tmp_path.glob(".staging*"))
 

@@ -194,7 +194,7 @@ def test_every_bit_of_numbers_in_a_manifest(held, tmp_path):
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes, the manifest says"),
         (lambda path: path.unlink(), "missing, the manifest says"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"!"), "its SHA-256 is not the manifest's"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"!"), "its BLAKE3 is not the manifest's"),
     ],
     ids=["truncated", "missing", "changed"],
 )

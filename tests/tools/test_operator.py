@@ -81,7 +81,7 @@ def refused(capsys, *arguments: object) -> str:
 def test_a_file_that_was_changed_is_refused(operator, tmp_path, capsys, name):
     copy, out = tampered(operator, tmp_path, name), tmp_path / "out"
     said = refused(capsys, "expand", "--source", operator.parent / "small", "--operator", copy, "--out", out)
-    assert f"{copy / name}: its SHA-256 is not the manifest's" in said and not out.exists()
+    assert f"{copy / name}: its BLAKE3 is not the manifest's" in said and not out.exists()
 
 
 @pytest.mark.parametrize(

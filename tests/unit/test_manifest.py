@@ -1,25 +1,29 @@
 """A checkpoint is there whole or not at all, and damage is named."""
 
 import errno
+import hashlib
 import json
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from blake3 import blake3
 
 from pipeline import checkpoints
-from pipeline.checkpoints import manifest, publish, retention
+from pipeline.checkpoints import integrity, manifest, publish, retention
 from pipeline.config.schema import Retention
 from pipeline.errors import UserError
+from pipeline.records import file_hashes
+from pipeline.records.file_hashes import Algorithm
 
 
-def published(folder, name: str = "step-0000001"):
+def published(folder, name: str = "step-0000001", algorithm: Algorithm = "blake3"):
     final = folder / name
     staged = publish.staging(final)
     (staged / "deep").mkdir()
     (staged / "weights").write_bytes(bytes(range(256)) * 40)
     (staged / "deep" / "more").write_bytes(b"more")
-    publish.publish(staged, final, {"step": 1})
+    publish.publish(staged, final, {"step": 1}, algorithm=algorithm)
     return final
 
 
@@ -38,13 +42,14 @@ def test_a_manifest_inside_is_a_file_like_any_other(tmp_path):
     assert set(manifest.verify(final).files) == {f"deep/{manifest.NAME}"}
 
 
+@pytest.mark.parametrize("algorithm, title", [("blake3", "BLAKE3"), ("sha256", "SHA-256")])
 @pytest.mark.parametrize("position", range(0, 10240, 1031))
-def test_a_flipped_bit_is_found(tmp_path, position):
-    path = published(tmp_path) / "weights"
+def test_a_flipped_bit_is_found(tmp_path, position, algorithm, title):
+    path = published(tmp_path, algorithm=algorithm) / "weights"
     content = bytearray(path.read_bytes())
     content[position] ^= 1 << position % 8
     path.write_bytes(content)
-    with pytest.raises(UserError, match="weights: its SHA-256 is not the manifest's"):
+    with pytest.raises(UserError, match=f"weights: its {title} is not the manifest's"):
         manifest.verify(path.parent)
 
 
@@ -65,22 +70,22 @@ def test_truncation_loss_and_a_changed_manifest_are_found_without_hashing(tmp_pa
 def test_what_the_disk_does_not_read_any_more_is_damaged(tmp_path, monkeypatch, caplog):
     """As behind a bad sector: the older checkpoint is taken."""
     older, newer = published(tmp_path, "step-0000001"), published(tmp_path, "step-0000002")
-    real = manifest.hashes
+    real = manifest.hashed_again
 
-    def hashes(folder, *arguments):
+    def hashed_again(folder, *arguments):
         if folder == newer:
             raise OSError(errno.EIO, "Input/output error")
         return real(folder, *arguments)
 
-    monkeypatch.setattr(manifest, "hashes", hashes)
+    monkeypatch.setattr(manifest, "hashed_again", hashed_again)
     for look in (manifest.verify, lambda folder: manifest.verify_share(folder, 0, 2)):
         with pytest.raises(UserError, match=r"step-0000002: cannot be read \(Input/output error\); use an older"):
             look(newer)
-    monkeypatch.setattr(manifest, "hashes", Mock(side_effect=OSError(errno.ESTALE, "Stale file handle")))
+    monkeypatch.setattr(manifest, "hashed_again", Mock(side_effect=OSError(errno.ESTALE, "Stale file handle")))
     with pytest.raises(OSError, match="Stale file handle"):
         publish.newest_complete(tmp_path, manifest.verify)
     assert publish.newest(tmp_path) == newer, "a server that does not answer damages nothing"
-    monkeypatch.setattr(manifest, "hashes", hashes)
+    monkeypatch.setattr(manifest, "hashed_again", hashed_again)
     assert publish.newest_complete(tmp_path, manifest.verify) == older
     assert "(kept as " in caplog.text and (tmp_path / ".damaged-step-0000002").is_dir()
 
@@ -127,20 +132,20 @@ def rewritten(folder, **changes):
     path.write_text(json.dumps({**content, "sha256": manifest.own_hash(content)}, indent=2) + "\n")
 
 
-def test_format_2_is_written_and_further_facts_are_kept(tmp_path):
+def test_format_3_is_written_and_further_facts_are_kept(tmp_path):
     final, staged = tmp_path / "step", publish.staging(tmp_path / "step")
     publish.publish(staged, final, {"kind": "train", "weather": {"rain": [1, 2]}})
     content = manifest.read(final)
-    assert (content.format, content.kind, content.provenance) == (2, "train", {"flops": "unknown"})
+    assert (content.format, content.kind, content.provenance) == (3, "train", {"flops": "unknown"})
     assert content.facts()["weather"] == {"rain": [1, 2]}
 
 
 def test_a_manifest_of_format_1_is_upgraded_while_it_is_read(tmp_path):
-    final = published(tmp_path)
+    final = published(tmp_path, algorithm="sha256")
     rewritten(final, format=1, provenance=None)
     before = (final / manifest.NAME).read_bytes()
     content = manifest.verify(final)
-    assert (content.format, content.step, content.provenance) == (2, 1, {"flops": "unknown"})
+    assert (content.format, content.step, content.provenance) == (3, 1, {"flops": "unknown"})
     assert (final / manifest.NAME).read_bytes() == before
     rewritten(final, format=1, step=4)
     text = (final / manifest.NAME).read_text()
@@ -163,8 +168,8 @@ def test_a_checkpoint_of_format_1_verifies():
 )
 def test_a_newer_format_is_refused_with_what_to_install(tmp_path, versions, release):
     final = published(tmp_path)
-    rewritten(final, format=3, versions=versions)
-    with pytest.raises(UserError, match=rf"manifest format 3, this release reads up to 2; install {release}$"):
+    rewritten(final, format=4, versions=versions)
+    with pytest.raises(UserError, match=rf"manifest format 4, this release reads up to 3; install {release}$"):
         manifest.read(final)
 
 
@@ -172,4 +177,34 @@ def test_a_manifest_of_other_types_is_refused_by_the_key(tmp_path):
     final = published(tmp_path)
     rewritten(final, step="soon")
     with pytest.raises(UserError, match=r"manifest\.json: step: Input should be a valid integer"):
+        manifest.read(final)
+
+
+def test_each_file_says_by_what_it_was_hashed(tmp_path):
+    """By the libraries themselves, and in the words of the format: a digest stands under its algorithm's name."""
+    content = bytes(range(256)) * 40
+    for algorithm, digest in (("blake3", blake3(content)), ("sha256", hashlib.sha256(content))):
+        final = published(tmp_path, algorithm, algorithm)
+        files = json.loads((final / manifest.NAME).read_text())["files"]
+        assert files["weights"] == {"size": len(content), algorithm: digest.hexdigest()}
+        assert manifest.read(final).files["weights"] == file_hashes.record(final / "weights", algorithm)
+        assert f"all as written by {file_hashes.TITLES[algorithm]} (" in integrity.check(final)
+
+
+def test_digests_of_two_algorithms_are_not_compared(tmp_path):
+    final = published(tmp_path)
+    before = manifest.read(final).files
+    sealed = {name: file_hashes.record(final / name, "sha256") for name in before}
+    assert all(sealed[name] != before[name] and sealed[name].size == before[name].size for name in before)
+    mixed = {name: (sealed if name == "weights" else before)[name].model_dump() for name in before}
+    rewritten(final, files=mixed)
+    manifest.verify(final)
+    assert "by BLAKE3 and SHA-256" in integrity.check(final)
+
+
+@pytest.mark.parametrize("file", [{"size": 4}, {"size": 4, "blake3": "", "sha256": ""}, {"size": 4, "md5": ""}])
+def test_a_file_has_one_digest(tmp_path, file):
+    final = published(tmp_path)
+    rewritten(final, files={"deep/more": file})
+    with pytest.raises(UserError, match=r"files\.deep/more: .*one digest is expected \(blake3 or sha256\), and [02]"):
         manifest.read(final)

@@ -30,7 +30,7 @@ def written(folder: Path, ranks: int) -> Path:
     for rank in range(ranks):
         for kind in ("model", "optim"):
             (folder / f"zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt").write_text(f"{kind} {rank}")
-    files = hashes(folder, manifest.listing(folder))
+    files = hashes(folder, manifest.listing(folder), "blake3")
     (folder / manifest.NAME).write_text(manifest.Manifest(provenance={}, files=files).text())
     return folder
 

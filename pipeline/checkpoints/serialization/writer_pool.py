@@ -4,13 +4,12 @@ What is written depends on the files alone, not on the number of processes: each
 not depend on how many they are.
 """
 
-import hashlib
 import logging
 import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -25,23 +24,29 @@ from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.checkpoints.serialization.byte_stream import WINDOW, OutputFile
 from pipeline.checkpoints.serialization.progress import ByteProgress
 from pipeline.errors import ELSEWHERE, UserError, writing_to
-from pipeline.records.file_hashes import FileRecord, record
+from pipeline.records.file_hashes import FASTEST, Algorithm, FileRecord, hasher, record
 from pipeline.records.processes import be_a_helper, keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
+NOTHING: Mapping[Path, Algorithm] = {}
+
 
 def write_files(
-    files: Sequence[OutputFile], folder: Path, workers: int = 1, read: Sequence[Path] = ()
+    files: Sequence[OutputFile],
+    folder: Path,
+    workers: int = 1,
+    read: Mapping[Path, Algorithm] = NOTHING,
+    algorithm: Algorithm = FASTEST,
 ) -> tuple[dict[str, FileRecord], dict[Path, FileRecord]]:
-    """Write the files below `folder`, each synced to disk, in `workers` processes, which hash the files `read` as well.
-    Returns the records of those written, by name, and of those read.
+    """Write the files below `folder`, each synced to disk, in `workers` processes, and hash them by `algorithm`; the
+    files `read` are hashed as well, each by its own. Returns the records of those written, by name, and of those read.
 
     Raises UserError when there is no room, the disk fills up, or a worker is killed.
     """
     _require_room(files, folder)
-    writing = [WriteTask(file, folder) for file in sorted(files, key=lambda file: -file.size)]
-    tasks: list[Task] = [*writing, *(HashTask(path) for path in read)]
+    writing = [WriteTask(file, folder, algorithm) for file in sorted(files, key=lambda file: -file.size)]
+    tasks: list[Task] = [*writing, *(HashTask(path, by) for path, by in read.items())]
     total = sum(file.size for file in files) + sum(path.stat().st_size for path in read)
     workers, begun = min(workers, len(tasks)), time.monotonic()
     try:
@@ -56,7 +61,7 @@ def write_files(
     return written, dict(zip(read, records[len(writing) :], strict=True))
 
 
-def _log(written: Mapping[str, FileRecord], read: Sequence[Path], size: str, time_taken: str) -> None:
+def _log(written: Mapping[str, FileRecord], read: Iterable[Path], size: str, time_taken: str) -> None:
     for path in read:
         logger.debug(f"read {path}")
     for name, file in written.items():
@@ -92,6 +97,7 @@ class WriteTask:
 
     file: OutputFile
     folder: Path
+    algorithm: Algorithm = FASTEST
     way_out: str = ELSEWHERE
 
     @property
@@ -99,16 +105,16 @@ class WriteTask:
         return self.folder / self.file.name
 
     def run(self, count: Count) -> FileRecord:
-        digest, size = hashlib.sha256(), 0
+        content, size = hasher(self.algorithm), 0
         with writing_to(self.path, self.way_out):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("wb") as handle:
                 for chunk in self.file.content.chunks():
                     handle.write(chunk)
-                    digest.update(chunk)
+                    content.update(chunk)
                     size += len(chunk)
                     count(len(chunk))
-        return FileRecord(size=size, sha256=digest.hexdigest())
+        return FileRecord(size=size, algorithm=self.algorithm, digest=content.hexdigest())
 
     def finish(self) -> None:
         with writing_to(self.path, self.way_out):
@@ -120,9 +126,10 @@ class HashTask:
     """Hash a file that is there already."""
 
     path: Path
+    algorithm: Algorithm
 
     def run(self, count: Count) -> FileRecord:
-        return record(self.path, count)
+        return record(self.path, self.algorithm, count)
 
     def finish(self) -> None:
         """Nothing was written."""
