@@ -111,7 +111,7 @@ class SaveInFlight:
                 )
             task = WriteTask(tree.file(name, self.staged, AGAIN), self.staged, self.publication.algorithm, AGAIN)
             records[name] = task.run(self._go_on)
-            task.finish()
+            task.finish(records[name])
             with writing_to(task.path, AGAIN):
                 require_read_back(task.path, records[name], self._go_on)
         with writing_to(self.staging, AGAIN):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks.reshard_speed import timed
+from benchmarks.commands import taken
 from benchmarks.states import gpt2, written
 from pipeline import models
 from pipeline.checkpoints import CheckpointLayout
@@ -61,6 +61,6 @@ def test_anonymous_memory_stays_below_its_bound(tmp_path, source, published, arg
     target = tmp_path / "target.json"
     target.write_text(json.dumps(LARGE.to_dict()))
     names = {"SOURCE": source, "PUBLISHED": published, "OUT": tmp_path / "out", "TARGET": target}
-    _, peak = timed([sys.executable, "-m", "pipeline", *(str(names.get(word, word)) for word in arguments)])
+    peak = taken([sys.executable, "-m", "pipeline", *(str(names.get(word, word)) for word in arguments)]).memory
     whole = 12 * models.architecture_of(largest).parameters
     assert peak < bound(largest, arguments[0]), f"{peak / 2**20:.0f} MiB, of a state of {whole / 2**20:.0f} MiB"

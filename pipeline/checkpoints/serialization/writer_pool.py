@@ -4,12 +4,13 @@ What is written depends on the files alone, not on the number of processes: each
 not depend on how many they are.
 """
 
+import gc
 import logging
 import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pipeline.checkpoints import publish
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.checkpoints.serialization.byte_stream import WINDOW, OutputFile
 from pipeline.checkpoints.serialization.progress import ByteProgress
+from pipeline.checkpoints.serialization.write_back import WriteBack
 from pipeline.errors import ELSEWHERE, UserError, writing_to
 from pipeline.records.file_hashes import FASTEST, Algorithm, FileRecord, hasher, record
 from pipeline.records.processes import be_a_helper, keep_freed_memory
@@ -44,33 +46,35 @@ def write_files(
 
     Raises UserError when there is no room, the disk fills up, or a worker is killed.
     """
-    _require_room(files, folder)
-    writing = [WriteTask(file, folder, algorithm) for file in sorted(files, key=lambda file: -file.size)]
-    tasks: list[Task] = [*writing, *(HashTask(path, by) for path, by in read.items())]
-    total = sum(file.size for file in files) + sum(path.stat().st_size for path in read)
-    workers, begun = min(workers, len(tasks)), time.monotonic()
+    writing = [WriteTask(file, folder, algorithm) for file in files]
+    reading = [HashTask(path, by) for path, by in read.items()]
+    records = carry_out([*writing, *reading], folder, workers)
+    written = {task.file.name: record for task, record in zip(writing, records, strict=False)}
+    return written, dict(zip(read, records[len(writing) :], strict=True))
+
+
+def carry_out(tasks: "Sequence[Task]", folder: Path, workers: int) -> list[FileRecord]:
+    """The records of all tasks, in their order, which `workers` processes carry out; those that write do so below
+    `folder`. Raises UserError as `write_files` does."""
+    _require_room(tasks, folder)
+    order = sorted(range(len(tasks)), key=lambda number: (tasks[number].room == 0, -tasks[number].size))
+    total, workers, begun = sum(task.size for task in tasks), min(workers, len(tasks)), time.monotonic()
     try:
         with ByteProgress("writing and hashing", total) as bar:
-            records = WriterPool(tasks, workers, bar).run()
+            records = dict(zip(order, WriterPool([tasks[number] for number in order], workers, bar).run(), strict=True))
     except BrokenProcessPool as error:
         raise UserError(
             f"{folder}: a worker process was killed while writing (out of memory?); use fewer workers"
         ) from error
-    written = {task.file.name: record for task, record in zip(writing, records, strict=False)}
-    _log(written, read, f"{total / 2**20:,.1f} MiB", f"{time.monotonic() - begun:.1f} s by {workers} processes")
-    return written, dict(zip(read, records[len(writing) :], strict=True))
+    for number, file in sorted(records.items()):
+        logger.debug(f"{tasks[number].words}, {file.size:,} bytes")
+    seconds = time.monotonic() - begun
+    logger.debug(f"{total / 2**20:,.1f} MiB written and hashed in {seconds:.1f} s by {workers} processes")
+    return [records[number] for number in range(len(tasks))]
 
 
-def _log(written: Mapping[str, FileRecord], read: Iterable[Path], size: str, time_taken: str) -> None:
-    for path in read:
-        logger.debug(f"read {path}")
-    for name, file in written.items():
-        logger.debug(f"wrote {name}, {file.size:,} bytes")
-    logger.debug(f"{size} written and hashed in {time_taken}")
-
-
-def _require_room(files: Sequence[OutputFile], folder: Path) -> None:
-    need, free = sum(file.size for file in files), shutil.disk_usage(folder).free
+def _require_room(tasks: "Sequence[Task]", folder: Path) -> None:
+    need, free = sum(task.room for task in tasks), shutil.disk_usage(folder).free
     if need > free:
         raise UserError(f"{folder}: needs {amount(need)}, {amount(free)} are free; make room or choose another place")
 
@@ -80,14 +84,24 @@ Count = Callable[[int], None]
 
 
 class Task(Protocol):
-    """One file's share of the work."""
+    """One file's share of the work. words: what was done when it is done; size: bytes to be written or read; room:
+    bytes that it takes on the disk."""
+
+    @property
+    def words(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def room(self) -> int: ...
 
     def run(self, count: Count) -> FileRecord:
         """Called in a worker process."""
         ...
 
-    def finish(self) -> None:
-        """Called in the main process when `run` has ended, while the workers are at other tasks."""
+    def finish(self, record: FileRecord) -> None:
+        """Called in the main process with what `run` has returned, while the workers are at other tasks."""
         ...
 
 
@@ -104,19 +118,33 @@ class WriteTask:
     def path(self) -> Path:
         return self.folder / self.file.name
 
+    @property
+    def words(self) -> str:
+        return f"wrote {self.file.name}"
+
+    @property
+    def size(self) -> int:
+        return self.file.size
+
+    @property
+    def room(self) -> int:
+        return self.file.size
+
     def run(self, count: Count) -> FileRecord:
         content, size = hasher(self.algorithm), 0
         with writing_to(self.path, self.way_out):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("wb") as handle:
+                flowing = WriteBack(handle.fileno())
                 for chunk in self.file.content.chunks():
+                    content.update(chunk)  # first: of a mapped source the kernel copies faster what has been touched
                     handle.write(chunk)
-                    content.update(chunk)
                     size += len(chunk)
+                    flowing.written(size)
                     count(len(chunk))
         return FileRecord(size=size, algorithm=self.algorithm, digest=content.hexdigest())
 
-    def finish(self) -> None:
+    def finish(self, record: FileRecord) -> None:
         with writing_to(self.path, self.way_out):
             publish.sync(self.path)
 
@@ -127,11 +155,20 @@ class HashTask:
 
     path: Path
     algorithm: Algorithm
+    room = 0
+
+    @property
+    def words(self) -> str:
+        return f"read {self.path}"
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size
 
     def run(self, count: Count) -> FileRecord:
         return record(self.path, self.algorithm, count)
 
-    def finish(self) -> None:
+    def finish(self, record: FileRecord) -> None:
         """Nothing was written."""
 
 
@@ -176,6 +213,7 @@ def _begin(tasks: Sequence[Task], counter: Counter, parent: int) -> None:
     global _inherited
     _inherited = Inheritance(tasks, counter)
     be_a_helper(parent)
+    gc.freeze()  # what was inherited is no garbage: it need not be looked at again
     keep_freed_memory(8 * WINDOW * 4)
     torch.set_num_threads(1)
 
@@ -214,5 +252,4 @@ class WriterPool:
             ended, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
             self.bar.show(self.counter.done.get_obj().value)  # without the lock: a worker may have died with it
             for future in ended:
-                future.result()
-                running[future].finish()
+                running[future].finish(future.result())
