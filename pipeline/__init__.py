@@ -34,7 +34,18 @@ if TYPE_CHECKING:
     from pipeline.records.file_hashes import Algorithm
 
 __version__ = "0.2.0"
-__all__ = ["UserError", "__version__", "describe", "expand", "grow", "plan", "reshard", "verify"]
+__all__ = [
+    "UserError",
+    "__version__",
+    "describe",
+    "expand",
+    "expand_part",
+    "grow",
+    "plan",
+    "reshard",
+    "reshard_part",
+    "verify",
+]
 
 Place = str | Path
 OptimizerState = Literal["reset", "grow"]
@@ -121,6 +132,43 @@ def expand(
 
 
 @files_explained()
+def expand_part(
+    part: str,
+    source: Place,
+    target: Place | PretrainedConfig | None,
+    out: Place,
+    method: str | None = None,
+    *,
+    method_options: Mapping[str, object] | None = None,
+    operator: Place | None = None,
+    optimizer_state: OptimizerState = "reset",
+    layout: CheckpointLayout | str | None = None,
+    source_config: Place | None = None,
+    seed: int | None = None,
+    workers: int | None = None,
+    file_hash: Algorithm = "blake3",
+) -> ExpansionResult | None:
+    """`expand` shared among processes as `reshard_part` is; whoever ends last verifies the result too. A method that
+    learns is fitted by one process: name the result of such an expansion as the `operator`."""
+    from pipeline.checkpoints.parts_job import Part
+    from pipeline.expansion import expand as expanding
+    from pipeline.records.file_hashes import require_known
+    from pipeline.records.processes import WORKERS
+
+    require_known(file_hash)
+    asked = _Asked(
+        Path(source), target, method, dict(method_options or {}), _path(operator), _path(source_config), seed
+    )
+    if asked.learned:
+        raise UserError(
+            f"method '{method}' is fitted by one process; expand a checkpoint of these sizes without parts, then name "
+            "its result with --operator"
+        )
+    planned = asked.planned(optimizer_state, layout, None)
+    return expanding.expand_part(planned, Path(out), Part.parse(part), workers or WORKERS, file_hash)
+
+
+@files_explained()
 def verify(small: Place, large: Place, *, source_config: Place | None = None) -> Comparison:
     """Measure how far the checkpoint `large` computes the function of `small`, from which it was grown. source_config:
     the config of `small`, where that holds none."""
@@ -156,6 +204,30 @@ def describe(source: Place, *, tensors: bool = False) -> Description:
     from pipeline.checkpoints.describe import describe as describe_checkpoint
 
     return describe_checkpoint(Path(source), tensors)
+
+
+@files_explained()
+def reshard_part(
+    part: str,
+    source: Place,
+    out: Place,
+    layout: CheckpointLayout | str | None = None,
+    *,
+    source_config: Place | None = None,
+    workers: int | None = None,
+    file_hash: Algorithm = "blake3",
+) -> ReshardResult | None:
+    """`reshard` shared among processes, each with the same arguments but for `part`, which is `2/8` for the second of
+    eight: on any nodes that share the folder of `out`, in any order, and again where one has died. Whoever ends last
+    publishes, and has the result; the others return None."""
+    from pipeline.checkpoints import reshard as resharding
+    from pipeline.checkpoints.parts_job import Part
+    from pipeline.records.file_hashes import require_known
+    from pipeline.records.processes import WORKERS
+
+    require_known(file_hash)
+    planned = resharding.plan_reshard(Path(source), _layout(layout, Path(source)), _path(source_config))
+    return resharding.reshard_part(planned, Path(out), Part.parse(part), workers or WORKERS, file_hash)
 
 
 @dataclass(frozen=True)

@@ -264,8 +264,12 @@ def write(
     """Write `state` (published names) into the staged tag folder in `layout`, config.json with it. Returns the records
     of every file, for the manifest, and of the files `read`, which are hashed meanwhile."""
     folder.mkdir(parents=True, exist_ok=True)
-    output = [config_of(config, layout), *files(_spelled(state, config, layout.kind), folder, layout)]
-    return write_files(output, folder, workers, read, algorithm)
+    return write_files(output_of(state, config, folder, layout), folder, workers, read, algorithm)
+
+
+def output_of(state: State, config: PretrainedConfig, folder: Path, layout: CheckpointLayout) -> list[OutputFile]:
+    """The files of `state` (published names) in `layout`, and config.json. folder: where they are to be written."""
+    return [config_of(config, layout), *files(_spelled(state, config, layout.kind), folder, layout)]
 
 
 def _spelled(state: State, config: PretrainedConfig, layout: Layout) -> State:
@@ -279,9 +283,14 @@ def _spelled(state: State, config: PretrainedConfig, layout: Layout) -> State:
 
 def config_of(config: PretrainedConfig, layout: CheckpointLayout) -> OutputFile:
     """The model's config.json, with the dtype of the layout's files."""
+    return OutputFile.of(CONFIG, config_bytes(config, layout))
+
+
+def config_bytes(config: PretrainedConfig, layout: CheckpointLayout) -> bytes:
+    """Its content."""
     from pipeline import models
 
-    return OutputFile.of(CONFIG, models.config_text(config, layout.dtype).encode())
+    return models.config_text(config, layout.dtype).encode()
 
 
 def files(state: State, folder: Path, layout: CheckpointLayout) -> list[OutputFile]:

@@ -199,11 +199,22 @@ class Origin:
             return {self.folder / name: algorithm for name in listing(self.folder)}
         return {self.folder / name: file.algorithm for name, file in self.expected.items()}
 
+    @property
+    def known(self) -> dict[str, Any]:
+        """What the new manifest says of it that is known before it is hashed."""
+        seal = {} if self.expected is None else {"manifest_sha256": sha256(self.folder / NAME)}
+        return {"path": str(self.folder), **seal}
+
+    def require(self, hashed: dict[str, FileRecord]) -> None:
+        """Raises UserError where a file is not what the manifest says."""
+        if self.expected is not None:
+            _require_same(self.folder, {name: self.expected[name] for name in hashed}, hashed)
+
     def facts(self, hashed: dict[Path, FileRecord]) -> dict[str, Any]:
         """What the new manifest says of it: hashes checked where it has a manifest, else recorded. Raises UserError for
         damage."""
         files = {str(path.relative_to(self.folder)): file for path, file in hashed.items()}
         if self.expected is None:
-            return {"path": str(self.folder), "files": {name: file.model_dump() for name, file in files.items()}}
+            return {**self.known, "files": {name: file.model_dump() for name, file in sorted(files.items())}}
         _require_same(self.folder, self.expected, files)
-        return {"path": str(self.folder), "manifest_sha256": sha256(self.folder / NAME)}
+        return self.known

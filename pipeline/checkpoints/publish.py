@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ from pipeline.records.run_folder import step_of, write_text
 logger = logging.getLogger(__name__)
 
 STAGING, DAMAGED = ".staging-", ".damaged-"
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What makes written files a checkpoint. beside: the records of what lies beside the weights; facts: what the
+    manifest says."""
+
+    beside: dict[str, FileRecord]
+    facts: dict[str, Any]
 
 
 def staging(final: Path) -> Path:
@@ -80,18 +90,22 @@ def publish(
 ) -> None:
     """Turn the staged `folder` into the checkpoint `final`. facts: what the manifest says besides the files. files:
     their records, where they are known already; else they are hashed by `algorithm`."""
-    content = Manifest.model_validate(
-        {"provenance": UNKNOWN_ORIGIN, **facts, "files": files or hashes(folder, listing(folder), algorithm)}
-    )
-    for name in sorted(content.files):
-        sync(folder / name)
-    write_text(folder / NAME, content.text())
-    sync(folder)
+    files = files or hashes(folder, listing(folder), algorithm)
+    seal(folder, facts, files)
     if final.exists():
         shutil.rmtree(final)
     os.replace(folder, final)
     sync(final.parent)
-    logger.debug(f"{final}: published, {len(content.files)} files")
+    logger.debug(f"{final}: published, {len(files)} files")
+
+
+def seal(folder: Path, facts: Mapping[str, Any], files: dict[str, FileRecord]) -> None:
+    """Write the manifest of a staged folder, when all its files have reached the disk."""
+    content = Manifest.model_validate({"provenance": UNKNOWN_ORIGIN, **facts, "files": files})
+    for name in sorted(content.files):
+        sync(folder / name)
+    write_text(folder / NAME, content.text())
+    sync(folder)
 
 
 def sync(path: Path) -> None:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import checkpoints
-from pipeline.checkpoints import CheckpointLayout, manifest, narrowing, publish, tying
+from pipeline.checkpoints import CheckpointLayout, manifest, narrowing, parts, publish, tying
 from pipeline.checkpoints.layouts import Layout, require_layout
+from pipeline.checkpoints.parts_job import Job, Part
+from pipeline.checkpoints.publish import Completed
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.checkpoints.serialization.byte_stream import OutputFile
 from pipeline.checkpoints.serialization.writer_pool import write_files
@@ -99,9 +102,12 @@ class ReshardResult:
 def execute_reshard(plan: ReshardPlan, out: Path, workers: int = 1, algorithm: Algorithm = FASTEST) -> ReshardResult:
     """Write and publish the checkpoint `out`, sealed by `algorithm`, and say so. Raises UserError, and publishes
     nothing."""
-    result = write_reshard(plan, out, workers, algorithm)
+    return _said(write_reshard(plan, out, workers, algorithm))
+
+
+def _said(result: ReshardResult) -> ReshardResult:
     logger.info(f"reshard: {result.tensors} tensors, {amount(result.size)} in {result.files} files")
-    logger.info(f"reshard: wrote {out}{plan.layout.how_to_load(out)}")
+    logger.info(f"reshard: wrote {result.path}{result.layout.how_to_load(result.path)}")
     return result
 
 
@@ -113,33 +119,62 @@ def write_reshard(plan: ReshardPlan, out: Path, workers: int, algorithm: Algorit
     origin = manifest.Origin.of(plan.source)
     with publish.writing(out) as staged:
         written, hashed = write_files(_files(plan, staged), staged, workers, origin.files(algorithm), algorithm)
-        beside, facts = _completed(plan, staged, origin.facts(hashed), algorithm)
-        files = written | beside
-        publish.publish(staged, out, facts, files)
+        completed = _completed(plan, algorithm, staged, origin.facts(hashed))
+        publish.publish(staged, out, completed.facts, written | completed.beside)
+    return _result(plan, out, written, completed)
+
+
+def reshard_part(plan: ReshardPlan, out: Path, part: Part, workers: int, algorithm: Algorithm) -> ReshardResult | None:
+    """Write a part of the files of `out`; whoever ends last publishes it and says so, the others return None. Raises
+    UserError."""
+    job = Job(
+        name="reshard",
+        known=_known(plan),
+        more={},
+        config=checkpoints.config_bytes(plan.config, plan.layout) if plan.config else None,
+        origin=manifest.Origin.of(plan.source),
+        algorithm=algorithm,
+        files=partial(_files, plan),
+        complete=partial(_announced, plan, algorithm),
+    )
+    published = parts.write_part(job, out, part, workers)
+    return _said(_result(plan, out, *published)) if published else None
+
+
+def _result(plan: ReshardPlan, out: Path, written: dict[str, FileRecord], completed: Completed) -> ReshardResult:
+    files = written | completed.beside
     size = sum(file.size for file in files.values())
     return ReshardResult(out, plan.layout, len(plan.state.tensors), len(files), size)
 
 
-def _completed(
-    plan: ReshardPlan, staged: Path, source: dict[str, Any], algorithm: Algorithm
-) -> tuple[dict[str, FileRecord], dict[str, Any]]:
-    """Verify the weights that were written, and put beside them what goes along. Returns the records of that, and what
-    the manifest says. source: what it says of the source."""
+def _known(plan: ReshardPlan) -> dict[str, Any]:
+    """What the manifest says whatever is written."""
+    return {"kind": "reshard", **plan.layout.as_json(), "step": plan.state.step}
+
+
+def _announced(plan: ReshardPlan, algorithm: Algorithm, staged: Path, source: dict[str, Any]) -> Completed:
+    for line in remarks(plan):
+        logger.warning(f"reshard: {line}")
+    return _completed(plan, algorithm, staged, source)
+
+
+def _completed(plan: ReshardPlan, algorithm: Algorithm, staged: Path, source: dict[str, Any]) -> Completed:
+    """Verify the weights that were written, and put beside them what goes along. source: what the manifest says of
+    it."""
     if plan.layout.kind.published_names:
         _require_same(staged, plan.state)
     config = [] if plan.config else [checkpoints.CONFIG]
     beside = checkpoints.Sidecars.of(plan.source, config=plan.config is not None)
     files = beside.copy(staged, algorithm, *config, "plan.json", "plan.safetensors")
-    return files, {
-        "kind": "reshard",
-        **plan.layout.as_json(),
-        "step": plan.state.step,
+    facts = {
+        **_known(plan),
         **_optimizer_state(plan),
         "versions": installed(),
         "source": source,
         "provenance": plan.state.provenance,
         "left_behind": [*plan.state.left_behind, *plan.state.unread, *beside.left],
     }
+    return Completed(files, facts)
 
 
 def _require_same(staged: Path, state: State) -> None:

@@ -70,6 +70,17 @@ def add_hash(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_part(command: argparse.ArgumentParser, example: str) -> None:
+    """example: the command's arguments in front of the option."""
+    command.add_argument(
+        "--part",
+        metavar="i/n",
+        help="write the i-th of n parts of the files; whoever ends last publishes, and says so. A part that died is "
+        "run again alone, with the same n. The tasks of a Slurm array: sbatch --array=1-64 --wrap "
+        f"'lemon {example} --part $SLURM_ARRAY_TASK_ID/64'",
+    )
+
+
 SOURCE_CONFIG = "the source's config.json, where the checkpoint holds none"
 
 

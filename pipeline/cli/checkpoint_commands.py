@@ -13,6 +13,7 @@ from pipeline.cli.arguments import (
     add_hash,
     add_json,
     add_layout,
+    add_part,
     add_source_config,
     add_workers,
     path,
@@ -86,6 +87,7 @@ def _add_reshard(commands: Commands) -> None:
     add_layout(command)
     add_workers(command)
     add_hash(command)
+    add_part(command, "reshard DIR --out OUT")
 
 
 def _add_export(commands: Commands) -> None:
@@ -125,14 +127,12 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _reshard(options: argparse.Namespace) -> None:
-    pipeline.reshard(
-        options.source,
-        options.out,
-        selected_layout(options),
-        source_config=options.source_config,
-        workers=options.workers,
-        file_hash=options.algorithm,
-    )
+    where = options.source, options.out, selected_layout(options)
+    how = {key: getattr(options, key) for key in ("source_config", "workers")} | {"file_hash": options.algorithm}
+    if options.part is None:
+        pipeline.reshard(*where, **how)
+    else:
+        pipeline.reshard_part(options.part, *where, **how)
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from pipeline.cli.arguments import (
     add_hash,
     add_json,
     add_layout,
+    add_part,
     add_source_config,
     add_workers,
     path,
@@ -52,6 +53,7 @@ def add_parsers(commands: Commands) -> None:
     )
     add_workers(expand)
     add_hash(expand)
+    add_part(expand, "expand --source DIR --target CONFIG --out OUT")
     text = "measure whether a large model computes a small one's function; exit code 1 when it does not"
     verify = commands.add_parser("verify", help=text, description=text)
     verify.add_argument("small", type=path, metavar="SMALL", help=f"the source: {CHECKPOINT}")
@@ -149,6 +151,9 @@ def _expand(options: argparse.Namespace) -> None:
     from pipeline.training import preemption
 
     huge_pages()
+    if options.part is not None:
+        _expand_part(options)
+        return
     if options.data:
         choose_accelerator()
     recipe = dict(_pair("--fit", text) for text in options.fit)
@@ -161,6 +166,13 @@ def _expand(options: argparse.Namespace) -> None:
             workers=options.workers,
             file_hash=options.algorithm,
         )
+
+
+def _expand_part(options: argparse.Namespace) -> None:
+    if options.data or options.fit:
+        raise UserError("--part: a fit is one process's; expand once without --part, then name its result --operator")
+    writing = {"workers": options.workers, "file_hash": options.algorithm}
+    pipeline.expand_part(options.part, **_arguments(options), out=options.out, **writing)
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from pipeline import checkpoints, models
-from pipeline.checkpoints import loader, manifest, publish
+from pipeline.checkpoints import loader, manifest, parts, publish
+from pipeline.checkpoints.parts_job import Job, Part
+from pipeline.checkpoints.publish import Completed
 from pipeline.checkpoints.sidecars import README, SOURCE_README
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import GrownTensor, LazyTensor
@@ -29,7 +31,7 @@ from pipeline.growth.verification.equivalence import Verification, verify
 from pipeline.models.streaming import ReadModel
 from pipeline.optim.optimizers import Slot
 from pipeline.records import data_position
-from pipeline.records.file_hashes import FASTEST, Algorithm, FileRecord, hashes
+from pipeline.records.file_hashes import FASTEST, Algorithm, hashes
 from pipeline.records.processes import WORKERS
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import ExpandFacts
@@ -64,9 +66,7 @@ def execute_expansion(
     nothing, when a result that claims to be lossless is not."""
     origin = manifest.Origin.of(expansion.source)
     with publish.writing(out) as staged:
-        for line in expansion.remarks:
-            logger.warning(f"expand: {line}")
-        logger.info(f"expand: {len(expansion.growth.tensors)} tensors, {size_changes(expansion.growth)}")
+        _announce(expansion)
         logger.debug(f"expand: {expansion.source} -> {out}, {expansion.layout.words}")
         files, hashed = checkpoints.write(
             grown(expansion),
@@ -77,23 +77,56 @@ def execute_expansion(
             read=origin.files(algorithm),
             algorithm=algorithm,
         )
-        completed = _completed(expansion, staged, origin.facts(hashed), algorithm)
+        completed = _completed(expansion, algorithm, staged, origin.facts(hashed))
         publish.publish(staged, out, completed.facts, files | completed.beside)
+    return _said(expansion, out, completed)
+
+
+def expand_part(
+    expansion: ExpansionPlan, out: Path, part: Part, workers: int, algorithm: Algorithm
+) -> ExpansionResult | None:
+    """Grow and write a part of the files of `out`; whoever ends last verifies and publishes it, the others return None.
+    Raises UserError."""
+    state, layout = grown(expansion), expansion.layout
+    job = Job(
+        name="expand",
+        known=_known(expansion),
+        more={"growth": plan_file.digest(expansion.growth), **_operator(expansion)},
+        config=checkpoints.config_bytes(expansion.large, layout),
+        origin=manifest.Origin.of(expansion.source),
+        algorithm=algorithm,
+        files=lambda folder: checkpoints.output_of(state, expansion.large, folder, layout),
+        complete=partial(_announced, expansion, algorithm),
+    )
+    published = parts.write_part(job, out, part, workers)
+    return _said(expansion, out, published[1]) if published else None
+
+
+def _announce(expansion: ExpansionPlan) -> None:
+    for line in expansion.remarks:
+        logger.warning(f"expand: {line}")
+    logger.info(f"expand: {len(expansion.growth.tensors)} tensors, {size_changes(expansion.growth)}")
+
+
+def _announced(expansion: ExpansionPlan, algorithm: Algorithm, staged: Path, source: dict[str, Any]) -> "_Verified":
+    _announce(expansion)
+    return _completed(expansion, algorithm, staged, source)
+
+
+def _said(expansion: ExpansionPlan, out: Path, completed: "_Verified") -> ExpansionResult:
     loading = "" if expansion.continued_by else expansion.layout.how_to_load(out, schedule=bool(expansion.carried))
     logger.info(f"expand: wrote {out}{loading}")
     return ExpansionResult(out, expansion.growth, completed.measured)
 
 
 @dataclass(frozen=True)
-class _Completed:
-    """beside: the records of the files beside the weights; facts: what the manifest says."""
+class _Verified(Completed):
+    """measured: of the weights that lie there."""
 
-    beside: dict[str, FileRecord]
-    facts: dict[str, Any]
     measured: Verification
 
 
-def _completed(expansion: ExpansionPlan, staged: Path, source: dict[str, Any], algorithm: Algorithm) -> _Completed:
+def _completed(expansion: ExpansionPlan, algorithm: Algorithm, staged: Path, source: dict[str, Any]) -> _Verified:
     """Put beside the weights in `staged` what goes along, verify them, and save the plan. source: what the manifest
     says of it. Raises UserError where the result is not what it claims to be."""
     beside = checkpoints.Sidecars.of(expansion.source)
@@ -105,7 +138,7 @@ def _completed(expansion: ExpansionPlan, staged: Path, source: dict[str, Any], a
     judge(expansion.growth, measured)
     files |= hashes(staged, plan_file.save(expansion.growth, staged), algorithm)
     left = {"left_behind": [*expansion.left_behind, *beside.left]}
-    return _Completed(files, _facts(expansion, measured, source) | left, measured)
+    return _Verified(files, _facts(expansion, measured, source) | left, measured)
 
 
 def judge(growth: GrowthPlan, measured: Verification) -> None:
@@ -212,18 +245,12 @@ def _facts(expansion: ExpansionPlan, measured: Verification, source: dict[str, A
     flops = sum(spent(expansion, measured.samples).values()) + (fit["flops"] if fit else 0)
     before = expansion.state.provenance.get("flops", "unknown")
     return {
-        "kind": "expand",
-        **expansion.layout.as_json(),
-        "step": 0,
-        "method": expansion.growth.options.method,
-        "optimizer_state": "grow" if expansion.grow_optimizer_state else "reset",
-        "lossless": expansion.growth.lossless,
-        "lossy": list(expansion.growth.lossy),
+        **_known(expansion),
         "verification": measured.as_json(),
         "versions": installed(),
         "seed": expansion.growth.options.seed,
         **({"fit": fit} if fit else {}),
-        **({"operator": expansion.operator.origin} if expansion.operator else {}),
+        **_operator(expansion),
         "source": source,
         "provenance": {
             "origin": str(expansion.source),
@@ -241,6 +268,23 @@ def _samples_before(expansion: ExpansionPlan) -> dict[str, Any]:
     known = manifest.read(fit).provenance if fit else {}
     samples = known.get(data_position.KEY) or expansion.state.provenance.get(data_position.KEY)
     return {data_position.KEY: samples} if samples else {}
+
+
+def _known(expansion: ExpansionPlan) -> dict[str, Any]:
+    """What the manifest says whatever is measured."""
+    return {
+        "kind": "expand",
+        **expansion.layout.as_json(),
+        "step": 0,
+        "method": expansion.growth.options.method,
+        "optimizer_state": "grow" if expansion.grow_optimizer_state else "reset",
+        "lossless": expansion.growth.lossless,
+        "lossy": list(expansion.growth.lossy),
+    }
+
+
+def _operator(expansion: ExpansionPlan) -> dict[str, Any]:
+    return {"operator": expansion.operator.origin} if expansion.operator else {}
 
 
 def _fit(expansion: ExpansionPlan, source: dict[str, Any]) -> dict[str, Any] | None:

@@ -6,6 +6,8 @@ coefficients of a sum of many terms (plan_terms.py). What a plan says of the two
 it has their configs.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +48,14 @@ def save(plan: GrowthPlan, folder: Path) -> list[str]:
         return [PLAN]
     (folder / TENSORS).write_bytes(tensors_as_bytes(tensors.stored))
     return [PLAN, TENSORS]
+
+
+def digest(plan: GrowthPlan) -> str:
+    """SHA-256 of all that would be saved."""
+    tensors = TensorStore()
+    content = hashlib.sha256(json.dumps(as_json(plan, tensors)).encode())
+    content.update(tensors_as_bytes(tensors.stored))
+    return content.hexdigest()
 
 
 def load(

@@ -21,7 +21,6 @@ import fcntl
 import json
 import os
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +28,7 @@ from typing import Any, TextIO
 
 from pipeline.errors import UserError, writing_to
 from pipeline.records.event_records import Events, Recent
+from pipeline.records.locks import lock
 from pipeline.records.stage_facts import StageFacts, parse
 from pipeline.records.stage_records import Ledger, Metrics
 from pipeline.records.step_counter import StepCounter
@@ -38,9 +38,6 @@ KINDS = {list: "list", str: "string", int: "number", float: "number", bool: "boo
 """What JSON calls that which is no object."""
 LFS = b"version https://git-lfs.github.com/spec/"
 """How the pointer begins that lies in the place of a file which Git LFS has not fetched."""
-RELEASE = 3.0
-"""Seconds for which a lock is waited for: a process that was killed gives it back with its last thread and its memory,
-a moment after it looks ended."""
 POINTER = "{}: is a pointer of Git LFS, the file itself was not fetched; run 'git lfs pull' in its folder"
 
 
@@ -153,15 +150,8 @@ def claimed(folder: Path) -> Iterator[None]:
 
 def _lock(file: TextIO, folder: Path) -> None:
     """Raises UserError for a lock that is held for longer than a process that was killed takes to end."""
-    latest = time.monotonic() + RELEASE
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError as error:
-            if time.monotonic() > latest:
-                raise UserError(f"{folder}: another process is at work on this run; wait for it or stop it") from error
-        time.sleep(0.05)
+    if not lock(file):
+        raise UserError(f"{folder}: another process is at work on this run; wait for it or stop it")
 
 
 def share(folder: Path, node: int = 0) -> TextIO:

@@ -10,6 +10,7 @@ from pipeline.checkpoints import manifest, publish, reshard
 from pipeline.checkpoints.serialization import byte_stream, writer_pool
 from pipeline.cli import main
 from tests.helpers.processes import Ended, in_a_child
+from tests.helpers.waiting import wait_for
 
 TOOL = "LEMON_TEST_TOOL"
 """Environment variable: the tool's process id."""
@@ -18,9 +19,9 @@ TOOL = "LEMON_TEST_TOOL"
 def run_killed(point: str, *arguments: object, said: Path) -> Ended:
     """A command in a child process that is killed at `point`.
 
-    opened (a file is made), midway (in the middle of a file), files (all written, nothing verified), verified (before
-    the manifest), manifest (written, not yet renamed), renamed (published, not yet synced), worker (one worker process
-    only).
+    opened (a file is made), midway (in the middle of a file), later (in the middle of the second file of a
+    part, when the first is sealed), files (all written, nothing verified), verified (before the manifest), manifest
+    (written, not yet renamed), renamed (published, not yet synced), worker (one worker process only).
     """
 
     def work() -> int:
@@ -57,6 +58,25 @@ class DyingMidway:
         die()
 
 
+def dying(task: writer_pool.WriteTask) -> writer_pool.WriteTask:
+    return replace(task, file=replace(task.file, content=DyingMidway(task.file.content)))
+
+
+class DyingLater:
+    """A process's first file is written, the next one ends the tool midway, when the first has been sealed."""
+
+    def __init__(self, run):
+        self.run, self.before = run, None
+
+    def __call__(self, task: writer_pool.WriteTask, count: writer_pool.Count):
+        seals = set((task.folder.parent.parent / "sealed").rglob("*.json"))
+        if self.before is None:
+            self.before = seals
+            return self.run(task, count)
+        wait_for(lambda: set((task.folder.parent.parent / "sealed").rglob("*.json")) - self.before)
+        return self.run(dying(task), count)
+
+
 def opened(task: writer_pool.WriteTask, count: writer_pool.Count) -> None:
     task.path.parent.mkdir(parents=True, exist_ok=True)
     with task.path.open("wb"):
@@ -68,9 +88,10 @@ def arm(point: str) -> None:
     if point == "opened":
         writer_pool.WriteTask.run = opened
     elif point == "midway":
-        writer_pool.WriteTask.run = lambda task, count: run(
-            replace(task, file=replace(task.file, content=DyingMidway(task.file.content))), count
-        )
+        writer_pool.WriteTask.run = lambda task, count: run(dying(task), count)
+    elif point == "later":
+        die_later = DyingLater(run)
+        writer_pool.WriteTask.run = lambda task, count: die_later(task, count)
     elif point == "worker":
         writer_pool.WriteTask.run = lambda task, count: os.kill(os.getpid(), signal.SIGKILL)
     elif point == "files":
