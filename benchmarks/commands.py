@@ -22,11 +22,13 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Taken:
-    """Seconds of the clock, seconds of CPUs (user and system), and the largest RssAnon of any process in bytes."""
+    """Seconds of the clock, seconds of CPUs (user and system), the largest RssAnon of any process in bytes, and what
+    was printed."""
 
     seconds: float
     cpu: float
     memory: int
+    output: str = ""
 
     def __add__(self, other: "Taken") -> "Taken":
         """One command behind the other."""
@@ -50,7 +52,7 @@ def taken(command: list[str]) -> Taken:
     watcher.join()
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{output[-3000:]}")
-    return Taken(time.perf_counter() - begun, _cpu() - before, peak[0])
+    return Taken(time.perf_counter() - begun, _cpu() - before, peak[0], output)
 
 
 def shell(text: str) -> Taken:

@@ -28,6 +28,7 @@ def gpt2(layers: int, hidden: int, heads: int) -> PretrainedConfig:
 
 SIZES = {
     "tiny": gpt2(2, 64, 4),
+    "bert-base": bert(12, 768, 12),
     "bert-large": bert(24, 1024, 16),
     "1.3b": gpt2(24, 2048, 16),
     "2.1b": gpt2(25, 2560, 20),

@@ -31,6 +31,16 @@ PRINTED = [
         {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_CPUS_PER_TASK": "8"},
         "srun --kill-on-bad-exit=0 --wait=300 --cpus-per-task=8 python -m pipeline run c.yaml name=a\\ b",
     ),
+    (
+        "parts.sbatch",
+        {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "64"},
+        "python -m pipeline c.yaml name=a\\ b --part 3/64",
+    ),
+    (
+        "parts.sbatch",
+        {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "2", "PARTS": "64"},
+        "python -m pipeline c.yaml name=a\\ b --part 7/64",
+    ),
 ]
 
 
@@ -100,6 +110,8 @@ def test_without_a_config_it_says_how_to_use_it(hosts, script):
         ("torchrun.sh", {"NODES": "2", "MASTER_ADDR": "n0"}, "set NODE_RANK to this node, from 0"),
         ("torchrun.sh", {"RDZV": "etcd"}, "RDZV=etcd: choose static or c10d"),
         ("hostfile.sh", {"HOSTFILE": ""}, "set HOSTFILE to a file"),
+        ("parts.sbatch", {}, "start it as an array: sbatch --array=1-N"),
+        ("parts.sbatch", {"SLURM_ARRAY_TASK_ID": "1"}, "set PARTS to how many there are in all"),
         ("hostfile.sh", {"VIA": "mpi"}, "VIA=mpi: choose pdsh or ssh"),
     ],
 )
