@@ -17,6 +17,7 @@ from pipeline.config.schema import ModelSizes
 from pipeline.errors import UserError, nearest, placed
 from pipeline.growth.plan import GrowthPlan
 from pipeline.models import LAYER_TYPES, LAYER_TYPES_STATED, POSITIONS, ROPE, ConfigKeys, Facts, Family
+from pipeline.models.family import positions_of
 from pipeline.records.run_folder import read_json
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def _of_data(family: Family, small: PretrainedConfig, facts: Facts) -> dict[str,
         return {"image_size": facts["size"]}
     positions = small.attribute_map.get(POSITIONS, POSITIONS)
     table = small.vocab_size if models.reads_pieces(small, facts) else max(small.vocab_size, facts["vocab_size"])
-    return {"vocab_size": table, positions: max(getattr(small, positions), facts["block"] + family.reserved)}
+    return {"vocab_size": table, positions: max(getattr(small, positions), positions_of(facts) + family.reserved)}
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import yaml
 from pipeline import models
 from pipeline.config.schema import ModelSizes
 from pipeline.errors import UserError
+from pipeline.expansion import target as targets
 from pipeline.models import starts
 from tests.helpers import cli
 from tests.helpers.invented_text import some_documents, text_file
@@ -88,6 +89,18 @@ def test_what_does_not_fit_is_refused(variant, sizes, data, complaint):
     stored, given = sample(variant), {**facts(variant), **data}
     with pytest.raises(UserError, match=complaint):
         starts.require(starts.adapted(stored, given), sizes_of(variant, **sizes), given)
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "roberta", "bert", "opt"])
+def test_a_growth_has_positions_for_the_longest_block_of_the_run(variant):
+    """And never fewer than its source."""
+    stored = sample(variant)
+    family = models.of_config(stored)
+    for longest, expected in ((9, 14), (14, 14), (21, 21)):
+        given = {**facts(variant), "block": 9, "positions": longest}
+        grown = targets.of_sizes(stored, sizes_of(variant), given)
+        assert grown.max_position_embeddings - family.reserved == expected
+        assert starts.unreadable(grown, given) is None
 
 
 def test_what_matters_to_training_alone_is_the_runs():
