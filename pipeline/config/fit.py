@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.config.deepspeed_keys import DeepSpeedKeys
 from pipeline.config.number_formats import MatmulPrecision
 from pipeline.durations import Duration, PositiveDuration
 from pipeline.optim.optimizers import AdamW
@@ -48,6 +49,7 @@ class FitChoice(Strict):
     matmul_precision: MatmulPrecision | None = Field(None, description="default: that of the training stage behind")
     zero_stage: Literal[0, 1, 2] = 1
     attention: Attention = "auto"
+    deepspeed: DeepSpeedKeys = Field(DeepSpeedKeys(), description="keys of DeepSpeed's own config: docs/deepspeed.md")
     evaluate_every: PositiveDuration = Duration.parse("50 steps")
     save_every: PositiveDuration = Duration.parse("50 steps")
     log_every: int = Field(1, ge=1)

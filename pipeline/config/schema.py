@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
+from pipeline.config.deepspeed_keys import DeepSpeedKeys
 from pipeline.config.fit import Attention, FitChoice
 from pipeline.config.hang import HangChoice
 from pipeline.config.limits import MOST_LAYERS, MOST_UNITS
@@ -194,6 +195,9 @@ class TrainStage(Strict):
         "TF32 on GPUs, medium bf16 on CPUs that have it; default: highest, and what a begun stage has",
     )
     zero_stage: Literal[0, 1, 2, 3] = 1
+    deepspeed: DeepSpeedKeys = Field(
+        DeepSpeedKeys(), description="keys of DeepSpeed's own config, as its JSON has them: docs/deepspeed.md"
+    )
     activation_checkpointing: bool | Annotated[int, Field(ge=1)] = Field(
         False, description="compute layers again in the backward pass: all of them, or the first of every so many"
     )
@@ -224,6 +228,11 @@ class TrainStage(Strict):
     def products(self) -> MatmulPrecision:
         """What float32 matrix products are made of."""
         return self.matmul_precision or BY_DEFAULT
+
+    @model_validator(mode="after")
+    def _deepspeed_has_effect(self) -> Self:
+        self.deepspeed.require_effect(self.zero_stage, self.precision)
+        return self
 
     @model_validator(mode="after")
     def _sums_of_bf16(self) -> Self:

@@ -18,7 +18,8 @@ class TrainSettings(BaseModel):
     activation_checkpointing: of all layers, or of the first of every so many. attention: what was chosen where the
     stage began. block: tokens of a sample, where that is not the block of the run's data. image_draws: version of what
     is drawn for an augmented image (data/augment.py). gradient_sums: of precision bf16, in which gradients are summed.
-    matmul_precision: of float32 products, as torch calls it."""
+    matmul_precision: of float32 products, as torch calls it. deepspeed: keys of DeepSpeed's config that the
+    stage adds."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -28,6 +29,7 @@ class TrainSettings(BaseModel):
     gradient_sums: str | None = None
     matmul_precision: str | None = None
     zero_stage: int
+    deepspeed: dict[str, Any] = {}
     world_size: int
     optimizer: dict[str, Any]
     activation_checkpointing: bool | int

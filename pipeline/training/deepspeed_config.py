@@ -3,19 +3,36 @@ since its defaults changed between versions (clipping and overflow checks in 0.1
 
 from typing import Any
 
+from deepspeed.accelerator import get_accelerator
+
 from pipeline.config.schema import TrainStage
 from pipeline.training import micro_batches
 
 
 def deepspeed_config(stage: TrainStage, world: int, universal: bool = False) -> dict[str, Any]:
-    """DeepSpeed's config for a stage. Raises UserError when the batch does not divide."""
+    """DeepSpeed's config for a stage: what the stage's keys say, and the keys of its `deepspeed`, which are others.
+    Raises UserError when the batch does not divide."""
+    return merged(_by_the_stage(stage, world, universal), stage.deepspeed.given())
+
+
+def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The entries of both, those of mappings in turn; where both say something else, the other's."""
+    both = {key: merged(one[key], other[key]) for key in one.keys() & other.keys() if isinstance(one[key], dict)}
+    return {**one, **other, **both}
+
+
+def _by_the_stage(stage: TrainStage, world: int, universal: bool) -> dict[str, Any]:
     micro = micro_batches.size_of(stage, world)
     return {
         "train_batch_size": stage.batch,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": stage.batch // (micro * world),
         "gradient_clipping": stage.optimizer.clip,
-        "zero_optimization": {"stage": stage.zero_stage, "round_robin_gradients": False},
+        "zero_optimization": {
+            "stage": stage.zero_stage,
+            "round_robin_gradients": False,
+            "overlap_comm": _overlaps(stage.zero_stage),
+        },
         "bf16": {"enabled": stage.precision == "bf16", "check_grad_overflow": False, "immediate_grad_update": True},
         **_gradient_sums(stage),
         "fp16": {"enabled": False},
@@ -25,6 +42,12 @@ def deepspeed_config(stage: TrainStage, world: int, universal: bool = False) -> 
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
     }
+
+
+def _overlaps(zero_stage: int) -> bool:
+    """Whether gradients are reduced while the backward pass computes on: a CPU would do both in turn. DeepSpeed's own
+    default is stage 3 alone."""
+    return zero_stage == 3 or (zero_stage > 0 and get_accelerator().device_name() == "cuda")
 
 
 def _gradient_sums(stage: TrainStage) -> dict[str, Any]:

@@ -83,6 +83,7 @@ class Fingerprint(Strict):
         settings = self.stage.model_dump(mode="json", exclude=NO_RESULTS)
         if isinstance(self.stage, TrainStage):
             settings |= {"gradient_sums": self.stage.sums, "matmul_precision": self.stage.products}
+            settings["deepspeed"] = self.stage.deepspeed.deciding()
         if isinstance(self.stage, ExpandStage | FitStage):
             method = self.stage.method
             options = methods.parse(method.name, method.options).options.model_dump(mode="json")

@@ -150,6 +150,7 @@ def _settings(plan: TrainingPlan, world: World) -> TrainSettings:
         gradient_sums=stage.sums,
         matmul_precision=stage.products,
         zero_stage=stage.zero_stage,
+        deepspeed=stage.deepspeed.given(),
         world_size=world.size,
         optimizer=stage.optimizer.model_dump(mode="json"),
         activation_checkpointing=stage.activation_checkpointing,

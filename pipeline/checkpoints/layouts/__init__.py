@@ -72,7 +72,7 @@ class CheckpointLayout:
     @classmethod
     def of(cls, stage: TrainStage, world: int) -> CheckpointLayout:
         """The native layout in which a training stage on `world` ranks reads and writes."""
-        fp32_sums = stage.zero_stage == 1 and stage.sums == "fp32"
+        fp32_sums = stage.zero_stage == 1 and stage.sums == "fp32" and not stage.deepspeed.offloads
         return cls(NATIVE.name, stage.zero_stage, world, stage.precision == "bf16", fp32_sums)
 
     @classmethod
