@@ -138,7 +138,7 @@ class DeepSpeedKeys(_Keys):
     @property
     def offloads(self) -> bool:
         """Whether the optimizer works in host memory."""
-        offload = self.zero_optimization and self.zero_optimization.offload_optimizer
+        offload = self.zero_optimization.offload_optimizer if self.zero_optimization else None
         return offload is not None and offload.device == "cpu"
 
     def deciding(self) -> dict[str, Any]:

@@ -36,6 +36,14 @@ def keep_freed_memory(most: int) -> None:
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)
 
 
+def give_back_freed_memory() -> None:
+    """Have the C library give the pages of freed tensors back, which it keeps where they lie between others that are
+    still there (glibc only)."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def die_with_parent(parent: int | None = None) -> None:
     """Ask the kernel to end this process when its parent ends, however that ends (Linux only).
 

@@ -21,6 +21,7 @@ from pipeline.errors import placed
 from pipeline.growth.making import NO_MAKING, MakingCost
 from pipeline.models import Facts, starts
 from pipeline.rng import derive
+from pipeline.training import partitioned
 from pipeline.training.start import continues_optimizer
 
 Group = tuple[bool, dict[str, nn.Parameter]]
@@ -29,8 +30,8 @@ Group = tuple[bool, dict[str, nn.Parameter]]
 
 @dataclass(frozen=True)
 class Trained:
-    """A module that computes logits, in training. groups: all its parameters, none of them empty. beside: makes the
-    small files that lie beside a checkpoint's shards, by name."""
+    """A module that computes logits, in training. groups: all its parameters, no group empty. beside: makes the small
+    files that lie beside a checkpoint's shards, by name."""
 
     module: nn.Module
     groups: tuple[Group, ...]
@@ -133,14 +134,35 @@ class WholeModel(Subject):
         return continues_optimizer(start, self.stage, ranks)
 
     def to_load(self, model: PretrainedConfig, attention: str = "sdpa") -> Trained:
-        seed = derive(self.config.seed, "init", self.stage.name) % 2**32
-        return of_model(models.build(model, seed, attention), self.stage.activation_checkpointing)
+        if self.stage.zero_stage == 3:
+            return self._trained(partitioned.to_load(model, self.stage, attention))
+        return self._trained(models.build(model, self._seed, attention))
 
     def begun(self, model: PretrainedConfig, start: Path | None, attention: str = "sdpa") -> Trained:
-        trained = self.to_load(model, attention)
+        if self.stage.zero_stage == 3:
+            return self._trained(self._begun_cut(model, start, attention))
+        built = models.build(model, self._seed, attention)
         if start is not None:
-            models.fill(trained.module, loader.weights(start), starts.sources(self._stored(start), model))
-        return trained
+            models.fill(built, loader.weights(start), starts.sources(self._stored(start), model))
+        return self._trained(built)
+
+    def _begun_cut(self, model: PretrainedConfig, start: Path | None, attention: str) -> PreTrainedModel:
+        """The model that a stage begins with, cut over the ranks."""
+        if start is None:
+            return partitioned.initialized(model, self._seed, self.stage, attention)
+        read, sources = loader.weights(start), starts.sources(self._stored(start), model)
+        if not self.fresh(model, start):
+            return partitioned.filled(model, lambda name: read(sources[name]), self.stage, attention)
+        built = partitioned.initialized(model, self._seed, self.stage, attention)
+        return partitioned.overwritten(built, read, sources)
+
+    @property
+    def _seed(self) -> int:
+        """Of fresh weights."""
+        return derive(self.config.seed, "init", self.stage.name) % 2**32
+
+    def _trained(self, model: PreTrainedModel) -> Trained:
+        return of_model(model, self.stage.activation_checkpointing)
 
 
 def started(config: Config, stage: TrainStage, stored: PretrainedConfig, facts: Facts) -> PretrainedConfig:

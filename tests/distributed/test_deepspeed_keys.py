@@ -35,9 +35,10 @@ def losses(workers, **fields) -> list[float]:
 @pytest.mark.parametrize("zero_stage, precision, near", [(1, "fp32", 1e-5), (2, "bf16", 3e-2), (3, "fp32", 1e-5)])
 def test_losses_do_not_depend_on_buckets(workers, zero_stage, precision, near):
     """1e-5: float32 sums in another order; bf16 rounds to 8 bits of mantissa."""
-    plain = losses(workers, zero_stage=zero_stage, precision=precision)
+    fields = {"zero_stage": zero_stage, "precision": precision}
+    plain = losses(workers, **fields)
     given = {"zero_optimization": BY_STAGE[zero_stage]}
-    assert losses(workers, zero_stage=zero_stage, precision=precision, deepspeed=given) == pytest.approx(plain, abs=near)
+    assert losses(workers, **fields, deepspeed=given) == pytest.approx(plain, abs=near)
     assert len(set(plain)) == STEPS
 
 

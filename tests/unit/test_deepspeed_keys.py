@@ -64,7 +64,8 @@ def names(model: type) -> set[str]:
 def top_level() -> set[str]:
     """The keys that DeepSpeed's own code looks up in the whole config: the constants that it passes, and texts."""
     source = Path(of_deepspeed.__file__).read_text()
-    told = re.findall(r"(?:get_scalar_param\(|get_dict_param\(|param_dict\.get\(|param_dict\[)(?:param_dict, )?([A-Z0-9_]+)", source)
+    asked = r"(?:get_scalar_param\(|get_dict_param\(|param_dict\.get\(|param_dict\[)(?:param_dict, )?([A-Z0-9_]+)"
+    told = re.findall(asked, source)
     texts = re.findall(r"param_dict\.get\('([a-z_]+)'", source)
     return {getattr(constants, name, None) or getattr(of_deepspeed, name) for name in told} | set(texts)
 

@@ -1,22 +1,57 @@
-"""An engine that is saved and goes on, beside one that is not interrupted: what every worker of these tests runs."""
+"""Engines that are saved and go on, beside one that is not interrupted, and the memory in which a model is built: what
+every worker of these tests runs."""
 
+import gc
+import threading
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from transformers import PretrainedConfig, PreTrainedModel
 
 from pipeline import models
+from pipeline.config.schema import TrainStage
+from pipeline.records.processes import give_back_freed_memory
+from pipeline.training import partitioned
 from pipeline.training.engine import Engine, World, join
 from pipeline.training.subject import of_model
 from tests.helpers.parity_task import BATCH, batch, model_config, stage
 
 
 def engine_of(job: dict, world: World, seed: int, start: Path | None = None) -> Engine:
-    """job: family, stage (its fields), sizes (that are to be others)."""
+    """job: family, stage (its fields), sizes (that are to be others), built (how, of ZeRO-3: one of `BUILDS`)."""
     torch.set_num_threads(1)
     fields = stage(**{"micro_batch": BATCH // world.size // 2, **job["stage"]})
-    model = models.build(model_config(job["family"], **job.get("sizes", {})), seed=seed)
+    config = model_config(job["family"], **job.get("sizes", {}))
+    model = BUILDS[job.get("built", "whole")](config, seed, fields)
     return Engine(of_model(model, fields.activation_checkpointing), fields, world, seed=0, start=start)
+
+
+def _whole(config: PretrainedConfig, seed: int, stage: TrainStage) -> PreTrainedModel:
+    return models.build(config, seed)
+
+
+def _filled(config: PretrainedConfig, seed: int, stage: TrainStage) -> PreTrainedModel:
+    """With the weights of a whole model, by their published names."""
+    held = dict(models.build(config, seed).named_parameters())
+    names = {row.name: row.module_name for row in models.architecture_of(config).rows()}
+    return partitioned.filled(config, lambda name: held[names[name]], stage)
+
+
+def _drawn(config: PretrainedConfig, seed: int, stage: TrainStage) -> PreTrainedModel:
+    """With weights that are made when they are asked for."""
+    architecture = models.architecture_of(config)
+    shapes = {row.name: architecture.shape(row) for row in architecture.rows()}
+    return partitioned.filled(config, lambda name: torch.ones(shapes[name]), stage)
+
+
+BUILDS = {
+    "whole": _whole,
+    "initialized": partitioned.initialized,
+    "filled": _filled,
+    "drawn": _drawn,
+    "to load": lambda config, seed, stage: partitioned.to_load(config, stage),
+}
 
 
 def losses(job: dict, engine: Engine, world: World, first: int, last: int) -> list[float]:
@@ -40,6 +75,8 @@ def resumed(job: dict) -> dict:
     whole += losses(job, engine, world, job["saved"], job["steps"])
     engine.close()
     dist.barrier()
+    if job.get("built"):
+        job = {**job, "built": "to load"}
     return {"whole": whole, "behind": loaded({**job, "place": str(saved)})}
 
 
@@ -52,3 +89,34 @@ def loaded(job: dict) -> list[float]:
     found = losses(job, engine, world, job["saved"], job["steps"])
     engine.close()
     return found
+
+
+def peak(job: dict) -> float:
+    """The most memory that a model took while it was built, as a share of its float32 weights, of the rank that took
+    most. job: as of `engine_of`."""
+    join()
+    config, fields = model_config(job["family"], **job["sizes"]), stage(micro_batch=1, **job["stage"])
+    gc.collect()
+    give_back_freed_memory()
+    before, seen, built = _anonymous(), [0], threading.Event()
+
+    def look() -> None:
+        while not built.wait(0.002):
+            seen.append(_anonymous())
+
+    watching = threading.Thread(target=look)
+    watching.start()
+    model = BUILDS[job["built"]](config, 5, fields)
+    built.set()
+    watching.join()
+    most = torch.tensor((max(seen) - before) / (4 * models.architecture_of(config).parameters))
+    del model
+    gc.collect()
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return float(most)
+
+
+def _anonymous() -> int:
+    """Bytes of this process's memory that is no file's."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
