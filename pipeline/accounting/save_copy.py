@@ -8,7 +8,7 @@ def save_copy(stage: TrainStage, parameters: int, world: int) -> int:
     0 where saving is blocking. Buffers and frozen parameters, which our models do not have, are not counted."""
     if stage.save == "blocking":
         return 0
-    half = stage.precision == "bf16"
+    half = stage.in_16_bits
     module = 0 if stage.zero_stage == 3 else (2 if half else 4) * parameters
     master = 4 if half or stage.zero_stage else 0
     optimizer = (master + 4 * len(stage.optimizer.slots)) * parameters

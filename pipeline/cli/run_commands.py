@@ -27,7 +27,7 @@ from pipeline.training.preemption import StopRequest
 
 logger = logging.getLogger(__name__)
 
-ALLOWABLE = ("precision", "gradient_sums", "matmul_precision", "attention")
+ALLOWABLE = ("precision", "deepspeed", "gradient_sums", "matmul_precision", "attention")
 HELP = {
     "run": "run every stage of a config; finished stages are skipped, an interrupted one resumes",
     "prepare": "tokenize and pack the text, or store the images, of a config",

@@ -45,7 +45,7 @@ class FitChoice(Strict):
     decay: Literal["constant", "linear", "cosine"] = "cosine"
     optimizer: AdamW = AdamW()
     dropout: float | None = Field(0.0, ge=0, lt=1, description="of the target while it is fitted; null: the model's")
-    precision: Literal["fp32", "bf16"] | None = Field(None, description="default: that of the training stage behind")
+    precision: Literal["fp32", "bf16"] | None = Field(None, description="default: bf16 where the stage behind has it")
     matmul_precision: MatmulPrecision | None = Field(None, description="default: that of the training stage behind")
     zero_stage: Literal[0, 1, 2] = 1
     attention: Attention = "auto"

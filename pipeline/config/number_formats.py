@@ -9,6 +9,9 @@ from pipeline.records.stage_facts import NUMBER_FORMATS, TrainFacts
 if TYPE_CHECKING:
     from pipeline.config.schema import Config, ExpandStage, TrainStage
 
+Precision = Literal["fp32", "bf16", "bf16-autocast", "fp16"]
+IN_16_BITS = ("bf16", "fp16")
+"""Precisions in which weights have 16 bits, beside which the optimizer has them in float32."""
 GradientSums = Literal["fp32", "bf16"]
 MatmulPrecision = Literal["highest", "high", "medium"]
 """As torch.set_float32_matmul_precision takes it."""

@@ -9,7 +9,7 @@ from pipeline.config.deepspeed_keys import DeepSpeedKeys
 from pipeline.config.fit import Attention, FitChoice
 from pipeline.config.hang import HangChoice
 from pipeline.config.limits import MOST_LAYERS, MOST_UNITS
-from pipeline.config.number_formats import BY_DEFAULT, GradientSums, MatmulPrecision
+from pipeline.config.number_formats import BY_DEFAULT, IN_16_BITS, GradientSums, MatmulPrecision, Precision
 from pipeline.config.stability import Stability
 from pipeline.config.stage_data import StageData
 from pipeline.config.stop import Stop
@@ -183,7 +183,11 @@ class TrainStage(Strict):
     data: StageData = StageData()
     schedule: Schedule
     optimizer: Optimizer = AdamW()
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = Field(
+        "fp32",
+        description="bf16: weights, activations; bf16-autocast: weights in fp32, products in bf16 (torch.autocast); "
+        "fp16: as bf16, with a loss scale (deepspeed.fp16)",
+    )
     gradient_sums: GradientSums | None = Field(
         None,
         description="of precision bf16: in which gradients are summed over micro-batches and ranks; default: fp32, and "
@@ -221,8 +225,13 @@ class TrainStage(Strict):
 
     @property
     def sums(self) -> GradientSums | None:
-        """In which gradients are summed; None in fp32, where nothing else is possible."""
+        """In which gradients of precision bf16 are summed; None in others, where it is fp32."""
         return (self.gradient_sums or "fp32") if self.precision == "bf16" else None
+
+    @property
+    def in_16_bits(self) -> bool:
+        """Whether the weights that the model computes with have 16 bits."""
+        return self.precision in IN_16_BITS
 
     @property
     def products(self) -> MatmulPrecision:
@@ -232,6 +241,12 @@ class TrainStage(Strict):
     @model_validator(mode="after")
     def _deepspeed_has_effect(self) -> Self:
         self.deepspeed.require_effect(self.zero_stage, self.precision)
+        return self
+
+    @model_validator(mode="after")
+    def _fp16_is_partitioned(self) -> Self:
+        if self.precision == "fp16" and self.zero_stage == 0:
+            raise ValueError("precision fp16 sums gradients in fp32, which zero_stage 0 does not; choose zero_stage 1")
         return self
 
     @model_validator(mode="after")
@@ -399,7 +414,7 @@ class Config(Strict):
         shared = fit.model_dump(include=set(FitStage.model_fields) & set(FitChoice.model_fields))
         own = {key: getattr(stage, key) for key in ("source", "model", "method")}
         inherited = {"batch": fit.batch or getattr(like, "batch", None)}
-        inherited["precision"] = fit.precision or getattr(like, "precision", "fp32")
+        inherited["precision"] = fit.precision or ("bf16" if getattr(like, "precision", "fp32") == "bf16" else "fp32")
         if fit.attention == "auto" and behind and like is behind:
             inherited["attention"] = behind.attention
         inherited["matmul_precision"] = fit.matmul_precision or getattr(like, "matmul_precision", None)

@@ -47,7 +47,7 @@ def parity(world: World, precisions: set[str]) -> Iterator[Finding]:
     torch.set_float32_matmul_precision("highest")  # TF32 would be the larger difference
     config = models.trained(SIZES, FACTS)
     expected = _plain(config, world)
-    for precision in sorted(precisions, reverse=True):
+    for precision in sorted(precisions & TOLERANCE.keys(), reverse=True):
         for zero_stage in range(4):
             found = _engine(config, world, precision, zero_stage)
             yield _verdict(f"ZeRO-{zero_stage} {precision}", precision, expected, found)

@@ -11,11 +11,12 @@ from pydantic import TypeAdapter
 from pipeline.records.stage_records import Records, StageRecord
 
 Action = Literal["warn", "skip", "rewind", "abort"]
-Problem = Literal["nan", "infinite", "spike"]
+Problem = Literal["nan", "infinite", "spike", "overflow"]
 
 
 class EventRecord(StageRecord):
-    """`quantity` was out of bounds in the step that ends at `step`. value, limit: None where the value is no number.
+    """`quantity` was out of bounds in the step that ends at `step`. value, limit: None where the value is no number; of
+    an overflow in fp16, value is the loss scale.
 
     back_to: the checkpoint that a rewind went back to (0: the stage's start); data_step: from there on the samples are
     those which this step of an undisturbed run takes, and the following ones.
@@ -33,6 +34,8 @@ class EventRecord(StageRecord):
     @property
     def words(self) -> str:
         """What was seen, such as `loss 9.2 above 4.1`."""
+        if self.problem == "overflow":
+            return f"gradients infinite in fp16 by a loss scale of {self.value:g}"
         if self.value is None or self.limit is None:
             return f"{self.quantity} {'not a number' if self.problem == 'nan' else 'infinite'}"
         return f"{self.quantity} {self.value:.4g} above {self.limit:.4g}"

@@ -234,6 +234,7 @@ def _training(
         "precision": stage.precision,
         "gradient_sums": stage.sums,
         "matmul_precision": stage.products,
+        "deepspeed": stage.deepspeed.given(),
         "save": stage.save,
         "stop": stage.stop.model_dump(mode="json", exclude_none=True) if stage.stop else None,
         "batch": batch,
@@ -278,7 +279,7 @@ def _memory(
 ) -> dict[str, Any]:
     """Bytes of a rank in every ZeRO stage, the activations, which are the same in all, and the copy that is saved.
     needs: of a fit, which trains coefficients and holds a source and made weights besides."""
-    architecture, bf16 = models.architecture_of(model), stage.precision == "bf16"
+    architecture, bf16 = models.architecture_of(model), stage.in_16_bits
     groups = [list(needs.coefficients)] if needs else parameter_groups(architecture)
     besides = (BF16 if bf16 else FP32) * (needs.fixed + needs.made) if needs else 0
     derived = deepspeed_config(stage, cluster.ranks)
@@ -291,18 +292,19 @@ def _memory(
             bf16=bf16,
             slots=len(stage.optimizer.slots),
             accumulates=derived["gradient_accumulation_steps"] > 1,
-            fp32_sums=stage.sums == "fp32",
+            fp32_sums=stage.precision == "fp16" or stage.sums == "fp32",
         )
         stages[zero_stage] = {**asdict(states), "held": states.held}
     estimate = activations(
         architecture,
         models.of_config(model).positions(model, there.data.facts),
         micro_batch=derived["train_micro_batch_size_per_gpu"],
-        bf16=bf16,
+        bf16=stage.precision != "fp32",
         every=int(stage.activation_checkpointing),
     )
     copy = save_copy(stage, sum(map(sum, groups)), cluster.ranks)
-    return {"zero_stages": stages, "activations": estimate, "save_copy": copy, "besides": besides}
+    memory = {"zero_stages": stages, "activations": estimate, "save_copy": copy, "besides": besides}
+    return memory | {"offloaded": stage.deepspeed.offloads}
 
 
 def _on_disk(stage: TrainStage, cluster: Cluster, parameters: int) -> int:

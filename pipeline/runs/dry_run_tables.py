@@ -106,6 +106,8 @@ def _memory(console: Console, content: dict[str, Any], verbose: bool) -> None:
             table.add_row(f"{zero_stage}{mark}", *(amount(states[key]) for key in keys))
         console.print(table)
         _lines(console, [f"activations  {amount(memory['activations'])} besides ({ACTIVATIONS})"])
+        if memory["offloaded"]:
+            _lines(console, ["offload      what the optimizer has lies in host memory (deepspeed.zero_optimization)"])
         if memory["besides"]:
             _lines(
                 console, [f"fit          {amount(memory['besides'])} besides (source, noise, the weights of a layer)"]

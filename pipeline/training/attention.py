@@ -96,7 +96,8 @@ class _Layer:
 
     @classmethod
     def of(cls, config: PretrainedConfig, attention: Attention, precision: str, batch: Batch) -> "_Layer":
-        model = models.build(config, attention=attention).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+        dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
+        model = models.build(config, attention=attention).to(dtype)
         layer = model.get_submodule(next(models.architecture_of(config).blocks()))
         (hidden, *others), named = _called_with(model.train(), layer, batch)
         return cls(layer, hidden.detach().requires_grad_(), tuple(others), named)

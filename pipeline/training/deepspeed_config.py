@@ -8,6 +8,19 @@ from deepspeed.accelerator import get_accelerator
 from pipeline.config.schema import TrainStage
 from pipeline.training import micro_batches
 
+LOSS_SCALE = {
+    "loss_scale": 0,
+    "initial_scale_power": 16,
+    "loss_scale_window": 1000,
+    "hysteresis": 2,
+    "consecutive_hysteresis": False,
+    "min_loss_scale": 1,
+}
+"""DeepSpeed's own: one that follows, begins with 65536, doubles after 1000 steps, and is halved at the second overflow
+in that time."""
+AUTOCAST: dict[str, Any] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+"""Of modules that are named there, DeepSpeed would sum gradients in bf16."""
+
 
 def deepspeed_config(stage: TrainStage, world: int, universal: bool = False) -> dict[str, Any]:
     """DeepSpeed's config for a stage: what the stage's keys say, and the keys of its `deepspeed`, which are others.
@@ -35,7 +48,8 @@ def _by_the_stage(stage: TrainStage, world: int, universal: bool) -> dict[str, A
         },
         "bf16": {"enabled": stage.precision == "bf16", "check_grad_overflow": False, "immediate_grad_update": True},
         **_gradient_sums(stage),
-        "fp16": {"enabled": False},
+        "fp16": LOSS_SCALE | {"enabled": True} if stage.precision == "fp16" else {"enabled": False},
+        "torch_autocast": AUTOCAST if stage.precision == "bf16-autocast" else {"enabled": False},
         "checkpoint": {"load_universal": universal},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -51,10 +65,10 @@ def _overlaps(zero_stage: int) -> bool:
 
 
 def _gradient_sums(stage: TrainStage) -> dict[str, Any]:
-    """In bf16, DeepSpeed sums micro-batches and ranks in bf16 where it is told nothing. Stage 0 refuses another format
-    for the sum over micro-batches, of which `micro_batches` lets it have one alone; that over ranks is rounded to bf16
-    once."""
-    if stage.sums != "fp32":
+    """In bf16 and fp16, DeepSpeed sums micro-batches and ranks in them where it is told nothing. Stage 0 refuses another
+    format for the sum over micro-batches, of which `micro_batches` lets it have one alone; that over ranks is rounded
+    to bf16 once."""
+    if stage.sums != "fp32" and stage.precision != "fp16":
         return {}
     over_ranks = {"communication_data_type": "fp32"}
     return over_ranks if stage.zero_stage == 0 else {"data_types": {"grad_accum_dtype": "fp32"}, **over_ranks}

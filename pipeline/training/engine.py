@@ -23,6 +23,7 @@ import deepspeed.ops
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime import torch_autocast
 from torch import Tensor
 
 from pipeline import checkpoints
@@ -40,6 +41,7 @@ from pipeline.records.processes import be_a_helper
 from pipeline.rng import derive
 from pipeline.training import collectives, hardware, interfaces, timeouts
 from pipeline.training.deepspeed_config import deepspeed_config
+from pipeline.training.loss_scale import LossScale
 from pipeline.training.losses import loss_per_sample, model_inputs, per_sample
 from pipeline.training.save_in_flight import Publication
 from pipeline.training.saving import Saving
@@ -141,7 +143,8 @@ def leave(code: int = 0) -> NoReturn:
 
 def supported_precisions() -> set[str]:
     """The values of `precision` that DeepSpeed can train in on this machine's devices, as its accelerator says."""
-    return {"fp32"} | ({"bf16"} if half_precisions()["bf16"] else set())
+    found = half_precisions()
+    return {"fp32"} | ({"bf16", "bf16-autocast"} if found["bf16"] else set()) | ({"fp16"} if found["fp16"] else set())
 
 
 def half_precisions() -> dict[str, bool]:
@@ -222,6 +225,7 @@ class Engine:
         grouped = zip(trained.groups, self.hyper, strict=True)
         groups = [{"params": list(parameters.values()), **hyper} for (_, parameters), hyper in grouped]
         optimizer = stage.optimizer.build(groups)
+        torch_autocast.TORCH_AUTOCAST_INITIALIZED = False  # else this one reduces as an earlier engine of the process
         self.deepspeed, *_ = deepspeed.initialize(
             model=trained.module, optimizer=optimizer, config=self.deepspeed_config, dist_init_required=False
         )
@@ -231,6 +235,7 @@ class Engine:
                 state["step"].zero_()
         self.gate, self.watch = UpdateGate(self.deepspeed), Stopwatch.of(world.device)
         self._end_timing = collectives.timed(self.watch.communicated) if world.device.type == "cpu" else _nothing
+        self.loss_scale = LossScale(self.deepspeed, stage.name)
         self._passes = 0
         self.saving = Saving(self.deepspeed, world.rank, world.size, background=stage.save == "background")
 
@@ -277,12 +282,14 @@ class Engine:
             if refuses and place == self.places[-1]:
                 sums = self._over_ranks(total, stop)
                 self.gate.ask(partial(self._refused, refuses, sums))
-            self.deepspeed.step()
+            with self.loss_scale.of_a_step():
+                self.deepspeed.step()
             self.watch.queued("optimizer")
         sums = self._over_ranks(total, stop) if sums is None else sums
         self.saving.reserve()
         self.watch.lap("optimizer")
-        return StepInFlight(sums, self.gate.norm, len(self.places) * self.world.size, self.watch)
+        parts = len(self.places) * self.world.size
+        return StepInFlight(sums, self.gate.norm, parts, self.watch, self.loss_scale.overflowed)
 
     def _over_ranks(self, total: Tensor, stop: bool) -> Tensor:
         """Sums over all ranks, (2,): of their losses' totals, and of those that want to stop."""
@@ -335,6 +342,7 @@ class Engine:
         if loaded is None:
             raise UserError(f"{folder}: DeepSpeed cannot load it; check the folder with lemon check")
         self._repair()
+        self.loss_scale.settle()
 
     def close(self) -> None:
         """Let go of model and optimizer, whose hooks would keep all of it until the process ends; under ZeRO-3 some

@@ -27,7 +27,7 @@ CADENCE = {"evaluate_every", "save_every", "log_every", "save", "keep", "tensorb
 LAYOUT = {"micro_batch", "activation_checkpointing", "zero_stage"}
 """The loss is the mean over all samples of a batch, however they are split; the sum's order changes its last digits.
 With dropout, though, masks are drawn for each micro-batch: another micro_batch draws others, other ranks do not."""
-ALLOWABLE = {"precision", "attention", *NUMBER_FORMATS}
+ALLOWABLE = {"precision", "deepspeed", "attention", *NUMBER_FORMATS}
 """Settings of a training stage that change its results a little, and that may change where it is allowed (--allow)."""
 
 POLICIES = {"stability", "accept", "stop"}
@@ -117,10 +117,15 @@ def _changes(config: Config, stage: TrainStage | ExpandStage, allowed: Collectio
     before, now = _recorded(folder.path, folder.facts), Fingerprint.of(config, stage).settings()
     may_change = set() if folder.finished else {f"stage.{key}" for key in ALLOWABLE.intersection(allowed)}
     decides = (each for each in differences(before, now) if not each[0].endswith(LENGTH) and not _unsaid(*each))
-    changed = (each for each in decides if each[0] not in may_change and not settled.agree(*each))
+    changed = (each for each in decides if _key(each[0]) not in may_change and not settled.agree(*each))
     return [
         f"{place} was {_shown(settled.as_recorded(place, old))}, is now {_shown(new)}" for place, old, new in changed
     ]
+
+
+def _key(place: str) -> str:
+    """The key of a stage that a place of the settings is or is inside of, `stage.KEY`; other places as they are."""
+    return ".".join(place.split(".")[:2]) if place.startswith("stage.") else place
 
 
 def _refusal(config: Config, stage: TrainStage | ExpandStage, changes: list[str]) -> str:
@@ -134,7 +139,7 @@ def _refusal(config: Config, stage: TrainStage | ExpandStage, changes: list[str]
 
 def _allowing(path: Path, changes: list[str]) -> str:
     """The options that allow all of the changes, if any do."""
-    changed = {change.partition(" ")[0].removeprefix("stage.") for change in changes}
+    changed = {_key(change.partition(" ")[0]).removeprefix("stage.") for change in changes}
     if StageFolder(path).finished or not changed <= ALLOWABLE:
         return ""
     return f"go on with it all the same ({' '.join(f'--allow {key}' for key in sorted(changed))}), "

@@ -33,7 +33,7 @@ DATA_SHEETS: dict[str, tuple[float | None, float | None, float]] = {
     "V100S": (None, None, 16.4e12),
     "T4": (None, None, 8.1e12),
 }
-"""FLOP/s of dense products in bf16, TF32 and fp32, by the words of the device's name; from NVIDIA's data sheets, whose
+"""FLOP/s of dense products in 16 bits, TF32, fp32, by the words of the device's name; from NVIDIA's data sheets, whose
 figures "with sparsity" are twice those of bf16 and TF32. fp32 is the CUDA cores'. The tensor cores of V100 and T4 know
 fp16 alone: there is no TF32, and bf16 is emulated, for which there is no figure."""
 
@@ -83,7 +83,7 @@ def data_sheet(name: str, precision: str, products: MatmulPrecision = BY_DEFAULT
     if not fitting or "MIG" in words:
         return None
     bf16, tf32, fp32 = DATA_SHEETS[max(fitting, key=lambda entry: len(entry.split()))]
-    if precision == "bf16":
+    if precision != "fp32":
         return bf16
     return fp32 if products == BY_DEFAULT or tf32 is None else tf32
 
@@ -94,7 +94,7 @@ def _measured(precision: str, size: int = 1024) -> float:
     All go on for the same time, so that none measures while another has already stopped; the best, since whatever else
     the machine does makes a product slower, never faster.
     """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
     a, b = torch.randn(2, size, size, generator=torch.Generator().manual_seed(0)).to(dtype)
     a @ b
     dist.barrier()

@@ -30,7 +30,7 @@ from pipeline.training.preemption import StopRequest
 from pipeline.training.progress import Progress
 from pipeline.training.resume import newest_whole
 from pipeline.training.samples import StepSamples
-from pipeline.training.stability import ADVICE, Verdict, stabilizer_at, stopped_by
+from pipeline.training.stability import ADVICE, Verdict, overflow, stabilizer_at, stopped_by
 from pipeline.training.stage import TrainingPlan, flops_before, plan_training, started, step_flops
 from pipeline.training.step_in_flight import AHEAD, StepInFlight, StepResult
 from pipeline.training.subject import Subject
@@ -231,6 +231,8 @@ class Loop:
 
     def _judge(self, step: int, result: StepResult) -> bool:
         """Whether the stage is to go back. Raises UserError where it is to end."""
+        if result.overflow is not None:
+            return self._acted_on(overflow(step, result.overflow))
         verdict = self.stabilizer.judge(step, result.loss, result.norm, self.saved)
         if verdict is None:
             return False

@@ -21,7 +21,7 @@ from pipeline.models.streaming import Read
 from pipeline.records.processes import give_back_freed_memory
 from pipeline.training.deepspeed_config import deepspeed_config
 
-DTYPES = {"bf16": torch.bfloat16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Of the weights that the engine computes with, by precision; float32 of others."""
 
 

@@ -94,7 +94,8 @@ def _fits(checkpoint: Path, stage: TrainStage, ranks: int) -> bool:
 
 
 def _copy(source: Path, stage: TrainStage, ranks: int, folder: StageFolder) -> Path:
-    formats = [f"-{stage.precision}"] * (stage.precision != "fp32") + ["-fp32-sums"] * (stage.sums == "fp32")
+    sums = CheckpointLayout.of(stage, ranks).fp32_sums
+    formats = [f"-{stage.precision}"] * (stage.precision != "fp32") + ["-fp32-sums"] * sums
     return folder.path / FOLDER / "".join([f"{source.name}-zero{stage.zero_stage}x{ranks}", *formats])
 
 

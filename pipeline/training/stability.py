@@ -115,6 +115,13 @@ class Stabilizer:
         return f"{count} rewinds to step {newest} (stability.rewinds) have not helped; {ADVICE}"
 
 
+def overflow(step: int, scale: float) -> Verdict:
+    """What is said of a step whose gradients became infinite in fp16 by the loss scale, which DeepSpeed halves: an
+    update that is left out and counts among none of those that were wrong."""
+    event = {"step": step, "quantity": "gradient norm", "problem": "overflow", "value": scale, "limit": None}
+    return Verdict(EventRecord.model_validate({**event, "action": "skip"}))
+
+
 def stabilizer_at(plan: TrainingPlan, step: int) -> Stabilizer:
     """That of a stage which goes on behind `step`, on every rank from what rank 0 reads. A collective call."""
     recent, rewinds = of_rank_0(lambda: (plan.folder.recent.at(step), plan.folder.events.rewinds))

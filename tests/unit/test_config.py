@@ -67,7 +67,10 @@ MISTAKES = [
         "stages.small.activation_checkpointing=-1",
         "stages.small.activation_checkpointing: must be true or false or at least 1 (got -1)",
     ),
-    ("stages.small.precision=fp16", "stages.small.precision: must be 'fp32' or 'bf16' (got 'fp16')"),
+    (
+        "stages.small.precision=fp8",
+        "stages.small.precision: must be 'fp32', 'bf16', 'bf16-autocast' or 'fp16' (got 'fp8')",
+    ),
     ("stages.small.optimizer={betas: [0.9]}", "stages.small.optimizer.betas.1: is missing and has no default"),
     ("stages.small.tensorboard=maybe", "stages.small.tensorboard: must be true or false (got 'maybe')"),
     ("name=a b", "name: 'a b' cannot name a folder; use at most 200 letters, digits, '_', '.' and '-', a"),

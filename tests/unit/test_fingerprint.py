@@ -199,6 +199,7 @@ FREE = [
     "activation_checkpointing=3",
     "tensorboard=true",
     "zero_stage=1",
+    "deepspeed.zero_optimization.reduce_bucket_size=1000",
 ]
 
 
@@ -214,12 +215,23 @@ DECIDING = [
     "schedule.peak=1e-3",
     "schedule.warmup=9 steps",
     "optimizer={betas: [0.9, 0.95]}",
+    "deepspeed={zero_optimization: {offload_optimizer: {device: cpu}}}",
 ]
 
 
 @pytest.mark.parametrize("setting", DECIDING)
 def test_what_changes_numbers_may_not(tmp_path, setting):
     assert f"stage.{setting.partition('=')[0]}" in refusal(tmp_path, OLDER, f"stages.small.{setting}")
+
+
+def test_an_optimizer_may_move_to_host_memory_where_it_is_allowed(tmp_path):
+    change = "stages.small.deepspeed={zero_optimization: {offload_optimizer: {device: cpu}}}"
+    assert "--allow deepspeed" in refusal(tmp_path, OLDER, change)
+    loaded, _ = begun(tmp_path, OLDER, change)
+    require_same(loaded, loaded.stage("small"), ["deepspeed"])
+    offloaded = Fingerprint.of(loaded, loaded.stage("small")).settings()
+    again, _ = begun(tmp_path, offloaded, "stages.small.deepspeed={zero_optimization: {reduce_bucket_size: 5}}")
+    require_same(again, again.stage("small"), ["deepspeed"])
 
 
 def test_an_origin_counts_by_what_decides_its_numbers(tmp_path):

@@ -32,7 +32,7 @@ def test_data_sheets_are_found_by_whole_words(name, bf16, tf32, fp32):
     """Without TF32 fp32 products are the CUDA cores' under every setting."""
     assert (data_sheet(name, "bf16"), data_sheet(name, "fp32")) == (bf16, fp32)
     assert data_sheet(name, "fp32", "high") == data_sheet(name, "fp32", "medium") == (tf32 or fp32)
-    assert data_sheet(name, "bf16", "high") == bf16
+    assert {data_sheet(name, precision, "high") for precision in ("bf16", "bf16-autocast", "fp16")} == {bf16}
 
 
 def test_products_are_made_of_what_is_said():
@@ -59,7 +59,7 @@ def test_a_cpu_is_measured_without_drawing_random_numbers(tmp_path, monkeypatch)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
     try:
         before = torch.get_rng_state()
-        peaks = [peak_of_all_ranks("cpu", precision) for precision in ("fp32", "bf16")]
+        peaks = [peak_of_all_ranks("cpu", precision) for precision in ("fp32", "bf16", "fp16")]
         assert torch.equal(torch.get_rng_state(), before)
     finally:
         dist.destroy_process_group()

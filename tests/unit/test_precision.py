@@ -3,10 +3,12 @@
 import os
 import signal
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from pipeline import config
+from pipeline.config.number_formats import Precision
 from pipeline.errors import FaultError, UserError
 from pipeline.training import engine
 from pipeline.training.engine import precisions_of_workers, require_precision, supported_precisions
@@ -24,7 +26,7 @@ def test_an_unsupported_precision_is_one_line():
 
 
 def test_what_is_supported_is_asked_of_deepspeed():
-    assert {"fp32"} <= supported_precisions() <= {"fp32", "bf16"}
+    assert {"fp32"} <= supported_precisions() <= set(get_args(Precision))
     assert precisions_of_workers() == supported_precisions()
 
 

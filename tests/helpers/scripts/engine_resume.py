@@ -75,9 +75,38 @@ def resumed(job: dict) -> dict:
     whole += losses(job, engine, world, job["saved"], job["steps"])
     engine.close()
     dist.barrier()
-    if job.get("built"):
+    if job.get("built", "whole") != "whole":
         job = {**job, "built": "to load"}
     return {"whole": whole, "behind": loaded({**job, "place": str(saved)})}
+
+
+def scaled(job: dict) -> list[list]:
+    """Of every step the loss, the gradient norm, the loss scale behind it, whether it overflowed, and whether the
+    weights are as before. job: as of `engine_of`, steps; place: what is loaded first, save: a folder to save to in the
+    end, first: the number of the first step."""
+    world, place = join(), Path(job["place"]) if "place" in job else None
+    engine = engine_of(job, world, seed=6 if place else 5, start=place)
+    if place:
+        engine.load(place)
+    rows = []
+    for step in range(job.get("first", 0), job["steps"]):
+        micro, before = engine.micro_batch, _weights(engine)
+        parts = [batch(job["family"], step, each * micro, micro) for each in engine.places]
+        loss, norm, _ = engine.step(parts, step, rate=1e-3)
+        overflowed = engine.loss_scale.overflowed
+        rows.append([loss, norm, engine.loss_scale.current, overflowed, torch.equal(before, _weights(engine))])
+    if "save" in job:
+        engine.save(Path(job["save"]), job["steps"], {"kind": "train", "provenance": {}})
+        engine.saving.finish()
+    engine.close()
+    dist.barrier()
+    return rows
+
+
+def _weights(engine: Engine) -> torch.Tensor:
+    """What this rank holds of them."""
+    held = [getattr(parameter, "ds_tensor", parameter) for parameter in engine.deepspeed.module.parameters()]
+    return torch.cat([tensor.detach().flatten() for tensor in held])
 
 
 def loaded(job: dict) -> list[float]:
