@@ -65,7 +65,7 @@ def _overlaps(zero_stage: int) -> bool:
 
 
 def _gradient_sums(stage: TrainStage) -> dict[str, Any]:
-    """In bf16 and fp16, DeepSpeed sums micro-batches and ranks in them where it is told nothing. Stage 0 refuses another
+    """In 16 bits DeepSpeed sums micro-batches and ranks in them, where it is told nothing. Stage 0 refuses another
     format for the sum over micro-batches, of which `micro_batches` lets it have one alone; that over ranks is rounded
     to bf16 once."""
     if stage.sums != "fp32" and stage.precision != "fp16":
