@@ -25,9 +25,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Of the weights that the engine computes with, by precision; float32 of others."""
 
 
-def initialized(
-    config: PretrainedConfig, seed: int, stage: TrainStage, attention: str = "sdpa"
-) -> PreTrainedModel:
+def initialized(config: PretrainedConfig, seed: int, stage: TrainStage, attention: str = "sdpa") -> PreTrainedModel:
     """A freshly initialised model, the numbers those of `models.build`. To be called by all ranks."""
     return _on_device(parts.initialized(config, seed, _cutter(stage), attention))
 
