@@ -22,6 +22,7 @@ from pipeline.models.family import LAYER_TYPES
 from pipeline.training import free_memory, micro_batches
 from pipeline.training.engine import World
 from pipeline.training.losses import model_inputs
+from pipeline.training.precisions import PRODUCTS
 from pipeline.training.stage import TrainingPlan
 
 Attention = Literal["sdpa", "eager"]
@@ -96,8 +97,7 @@ class _Layer:
 
     @classmethod
     def of(cls, config: PretrainedConfig, attention: Attention, precision: str, batch: Batch) -> "_Layer":
-        dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
-        model = models.build(config, attention=attention).to(dtype)
+        model = models.build(config, attention=attention).to(PRODUCTS[precision])
         layer = model.get_submodule(next(models.architecture_of(config).blocks()))
         (hidden, *others), named = _called_with(model.train(), layer, batch)
         return cls(layer, hidden.detach().requires_grad_(), tuple(others), named)

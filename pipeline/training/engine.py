@@ -288,8 +288,7 @@ class Engine:
         sums = self._over_ranks(total, stop) if sums is None else sums
         self.saving.reserve()
         self.watch.lap("optimizer")
-        parts = len(self.places) * self.world.size
-        return StepInFlight(sums, self.gate.norm, parts, self.watch, self.loss_scale.overflowed)
+        return StepInFlight(sums, self.gate.norm, len(self.places) * self.world.size, self.watch)
 
     def _over_ranks(self, total: Tensor, stop: bool) -> Tensor:
         """Sums over all ranks, (2,): of their losses' totals, and of those that want to stop."""

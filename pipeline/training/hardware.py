@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.config.number_formats import BY_DEFAULT, MatmulPrecision
+from pipeline.training.precisions import PRODUCTS
 
 DATA_SHEETS: dict[str, tuple[float | None, float | None, float]] = {
     "B200": (2250e12, 1125e12, 75e12),
@@ -94,7 +95,7 @@ def _measured(precision: str, size: int = 1024) -> float:
     All go on for the same time, so that none measures while another has already stopped; the best, since whatever else
     the machine does makes a product slower, never faster.
     """
-    dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
+    dtype = PRODUCTS[precision]
     a, b = torch.randn(2, size, size, generator=torch.Generator().manual_seed(0)).to(dtype)
     a @ b
     dist.barrier()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline import models
-from pipeline.accounting.memory import BF16, FP32, ModelStates, activations, model_states, parameter_groups
+from pipeline.accounting.memory import ModelStates, activations, model_states, parameter_groups
 from pipeline.accounting.save_copy import save_copy
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.data import Batch, train_batches
@@ -27,6 +27,7 @@ from pipeline.training.attention import kept_scores
 from pipeline.training.engine import World, free
 from pipeline.training.losses import model_inputs
 from pipeline.training.micro_batches import candidates
+from pipeline.training.precisions import WEIGHTS
 from pipeline.training.stage import TrainingPlan
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def needed(plan: TrainingPlan, ranks: int, size: int) -> int:
         architecture,
         positions,
         micro_batch=size,
-        bf16=stage.precision == "bf16",
+        bf16=stage.precision != "fp32",
         every=int(stage.activation_checkpointing),
     )
     passing += kept_scores(plan, size) if stage.attention == "eager" else 0
@@ -85,7 +86,7 @@ def _states(plan: TrainingPlan, ranks: int, size: int) -> ModelStates:
         parameter_groups(models.architecture_of(plan.model)),
         zero_stage=plan.stage.zero_stage,
         ranks=ranks,
-        bf16=plan.stage.precision == "bf16",
+        bf16=plan.stage.in_16_bits,
         slots=len(plan.stage.optimizer.slots),
         accumulates=plan.stage.batch > size * ranks,
     )
@@ -93,18 +94,19 @@ def _states(plan: TrainingPlan, ranks: int, size: int) -> ModelStates:
 
 def _tried(plan: TrainingPlan, world: World, sizes: list[int]) -> int:
     """The largest of the sizes with which this rank's GPU gets through; 0: none."""
-    half, attention = plan.stage.precision == "bf16", "eager" if plan.stage.attention == "eager" else "sdpa"
-    dtype = torch.bfloat16 if half else torch.float32
+    attention = "eager" if plan.stage.attention == "eager" else "sdpa"
+    weights = WEIGHTS[plan.stage.precision]
     with torch.random.fork_rng([world.device]):
         try:
-            module = plan.subject.to_load(plan.model, attention).module.to(world.device, dtype)
+            module = plan.subject.whole(plan.model, attention).to(world.device, weights)
         except torch.OutOfMemoryError:
             return 0
-        held = 2 * (BF16 if half else FP32) * sum(parameter.numel() for parameter in module.parameters())
+        held = 2 * weights.itemsize * sum(parameter.numel() for parameter in module.parameters())
         for size in sizes:
             states = _states(plan, world.size, size)
             inputs = model_inputs(_batch(plan, size), module, world.device)
-            fits = _passes(module.train(), inputs, states.held + states.bucket - held)
+            with torch.autocast("cuda", torch.bfloat16, enabled=plan.stage.precision == "bf16-autocast"):
+                fits = _passes(module.train(), inputs, states.held + states.bucket - held)
             module.zero_grad(set_to_none=True)
             free()
             if fits:

@@ -112,12 +112,14 @@ def _engine(plan: TrainingPlan, world: World, resume: Path | None) -> Engine:
 
 @dataclass(frozen=True)
 class BegunStep:
-    """A step that the device has to do. step: how many there are with it; began: when, of `time.perf_counter`."""
+    """A step that the device has to do. step: how many there are with it; began: when, of `time.perf_counter`;
+    overflow: the loss scale by which its gradients became infinite, and for which its update was left out."""
 
     step: int
     began: float
     rate: float
     values: StepInFlight
+    overflow: float | None
 
 
 class Loop:
@@ -205,7 +207,7 @@ class Loop:
         stop = reason is not None or self.engine.saving.failed
         rate = self.plan.rates.at(step)
         values = self.engine.begin_step(batches, step, rate, stop=stop, refuses=refuses)
-        self.begun.append(BegunStep(step + 1, began, rate, values))
+        self.begun.append(BegunStep(step + 1, began, rate, values, self.engine.loss_scale.overflowed))
 
     def _catch_up(self, all_of_them: bool) -> bool:
         """Read the steps that were begun, but for those that the device may be behind; all of them where any rank was
@@ -213,7 +215,7 @@ class Loop:
         while len(self.begun) > (0 if all_of_them or self.stop else self.ahead):
             done = self.begun.popleft()
             result = self._finish(done)
-            if self._judge(done.step, result):
+            if self._judge(done, result):
                 return True
             last = not self.begun and (all_of_them or self.stop)
             if last or done.step % self.plan.stage.log_every == 0:
@@ -229,11 +231,11 @@ class Loop:
         self.finished, self.stop = now, self.stop or result.stops
         return result
 
-    def _judge(self, step: int, result: StepResult) -> bool:
+    def _judge(self, done: BegunStep, result: StepResult) -> bool:
         """Whether the stage is to go back. Raises UserError where it is to end."""
-        if result.overflow is not None:
-            return self._acted_on(overflow(step, result.overflow))
-        verdict = self.stabilizer.judge(step, result.loss, result.norm, self.saved)
+        if done.overflow is not None:
+            return self._acted_on(overflow(done.step, done.overflow))
+        verdict = self.stabilizer.judge(done.step, result.loss, result.norm, self.saved)
         if verdict is None:
             return False
         if verdict.refusal or verdict.action == "rewind":

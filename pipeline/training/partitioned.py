@@ -20,9 +20,7 @@ from pipeline.models import parts
 from pipeline.models.streaming import Read
 from pipeline.records.processes import give_back_freed_memory
 from pipeline.training.deepspeed_config import deepspeed_config
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""Of the weights that the engine computes with, by precision; float32 of others."""
+from pipeline.training.precisions import WEIGHTS
 
 
 def initialized(config: PretrainedConfig, seed: int, stage: TrainStage, attention: str = "sdpa") -> PreTrainedModel:
@@ -55,7 +53,7 @@ def to_load(config: PretrainedConfig, stage: TrainStage, attention: str = "sdpa"
 
 
 def _cutter(stage: TrainStage) -> parts.Place:
-    return partial(_cut, deepspeed_config(stage, dist.get_world_size()), DTYPES.get(stage.precision, torch.float32))
+    return partial(_cut, deepspeed_config(stage, dist.get_world_size()), WEIGHTS[stage.precision])
 
 
 def _cut(config: dict[str, object], dtype: torch.dtype, module: nn.Module) -> None:

@@ -18,31 +18,22 @@ work while the host waits, and a NaN or a request to stop comes to notice one st
 
 class StepResult(NamedTuple):
     """loss: the mean over all ranks; norm: of the gradients before clipping, None where nothing measures it; stops:
-    whether any rank wants to stop behind this step; overflow: the loss scale by which its gradients became infinite,
-    where its update was left out for that."""
+    whether any rank wants to stop behind this step."""
 
     loss: float
     norm: float | None
     stops: bool
-    overflow: float | None = None
 
 
 class StepInFlight:
     """The values of one step of an engine, the same on every rank."""
 
-    def __init__(
-        self,
-        sums: Tensor,
-        norm: Tensor | float | None,
-        micro_batches: int,
-        watch: Stopwatch,
-        overflow: float | None = None,
-    ):
+    def __init__(self, sums: Tensor, norm: Tensor | float | None, micro_batches: int, watch: Stopwatch):
         """sums: over all ranks, of the losses of their micro-batches and of their stop requests, (2,) float64;
-        micro_batches: how many these were; overflow: as of `StepResult`."""
+        micro_batches: how many these were."""
         measured = norm.detach().double().reshape(1) if isinstance(norm, Tensor) else sums.new_empty(0)
         self._values = torch.cat([sums, measured.to(sums.device)]).to("cpu", non_blocking=True)
-        self._norm, self._micro_batches, self._watch, self._overflow = norm, micro_batches, watch, overflow
+        self._norm, self._micro_batches, self._watch = norm, micro_batches, watch
         self._arrival = torch.cuda.Event() if sums.is_cuda else None
         if self._arrival is not None:
             self._arrival.record()
@@ -54,5 +45,4 @@ class StepInFlight:
         self._watch.settle()
         loss, stops, *measured = self._values.tolist()
         norm = measured[0] if measured else self._norm
-        mean, measured_norm = loss / self._micro_batches, norm if norm is None else float(norm)
-        return StepResult(mean, measured_norm, stops > 0, self._overflow)
+        return StepResult(loss / self._micro_batches, norm if norm is None else float(norm), stops > 0)

@@ -92,6 +92,10 @@ class Subject(ABC):
     def to_load(self, model: PretrainedConfig, attention: str = "sdpa") -> Trained:
         """What a checkpoint will be loaded into. attention: what it computes with, `sdpa` or `eager`."""
 
+    def whole(self, model: PretrainedConfig, attention: str = "sdpa") -> nn.Module:
+        """The module as one process computes with it, for measuring."""
+        return self.to_load(model, attention).module
+
     @abstractmethod
     def begun(self, model: PretrainedConfig, start: Path | None, attention: str = "sdpa") -> Trained:
         """What the stage begins with, where no checkpoint is loaded."""
@@ -137,6 +141,9 @@ class WholeModel(Subject):
         if self.stage.zero_stage == 3:
             return self._trained(partitioned.to_load(model, self.stage, attention))
         return self._trained(models.build(model, self._seed, attention))
+
+    def whole(self, model: PretrainedConfig, attention: str = "sdpa") -> nn.Module:
+        return self._trained(models.build(model, self._seed, attention)).module
 
     def begun(self, model: PretrainedConfig, start: Path | None, attention: str = "sdpa") -> Trained:
         if self.stage.zero_stage == 3:

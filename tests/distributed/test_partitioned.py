@@ -16,12 +16,12 @@ def job(tmp_path, built: str, family: str, **fields) -> dict:
 
 
 @pytest.mark.parametrize(
-    "family, fields", [("bert", {"precision": "bf16"}), ("vit", {"activation_checkpointing": True})]
+    "family, fields", [("llama", {"precision": "bf16"}), ("vit", {"activation_checkpointing": True})]
 )
 def test_it_trains_and_is_resumed_as_one_that_was_whole(workers, tmp_path, family, fields):
     """An engine that goes on is built with zeros, and its losses are those of the one that was not interrupted."""
     whole = workers.run(RESUME, job(tmp_path, "whole", family, **fields), world=2)["whole"]
-    for built in ("initialized", "filled"):
+    for built in ("initialized", "filled", "overwritten"):
         told = workers.run(RESUME, job(tmp_path, built, family, **fields), world=2)
         assert told["whole"] == whole
         assert told["behind"] == whole[2:]

@@ -45,11 +45,21 @@ def _drawn(config: PretrainedConfig, seed: int, stage: TrainStage) -> PreTrained
     return partitioned.filled(config, lambda name: torch.ones(shapes[name]), stage)
 
 
+def _overwritten(config: PretrainedConfig, seed: int, stage: TrainStage) -> PreTrainedModel:
+    """With the weights of a whole model in the place of others, but for a bias that is drawn for it too: zeros."""
+    held = dict(models.build(config, seed).named_parameters())
+    names = {row.name: row.module_name for row in models.architecture_of(config).rows()}
+    kept = {name: name for name in names if not name.endswith("bias")}
+    made = partitioned.initialized(config, seed + 1, stage)
+    return partitioned.overwritten(made, lambda name: held[names[name]], kept)
+
+
 BUILDS = {
     "whole": _whole,
     "initialized": partitioned.initialized,
     "filled": _filled,
     "drawn": _drawn,
+    "overwritten": _overwritten,
     "to load": lambda config, seed, stage: partitioned.to_load(config, stage),
 }
 
