@@ -52,7 +52,8 @@ def published(folder: Path, family: str, head: str = "", **changes: object) -> P
 
 
 def run_of(folder: Path, data: dict, families: dict[str, str], **stage: object) -> Path:
-    """A run with a stage of two steps for each family, from a folder of its own."""
+    """A run with a stage of two steps for each family, from a folder of its own; in ZeRO-3, which builds it cut over
+    the ranks, where its head begins afresh."""
     train = {"kind": "train", "batch": 8, "evaluate_every": "2 steps", "zero_stage": 2}
     train |= {"schedule": {"peak": 1e-3, "warmup": "1 steps", "horizon": "2 steps"}, **stage}
     patch = {"patch": 4} if data["kind"] == "images" else {}
@@ -63,7 +64,13 @@ def run_of(folder: Path, data: dict, families: dict[str, str], **stage: object) 
         "data": data,
         "models": {family: {"family": family, **SIZES, **patch} for family in families},
         "stages": [
-            {**train, "name": f"on-{family}", "model": family, "start": str(published(folder / family, family, head))}
+            {
+                **train,
+                "name": f"on-{family}",
+                "model": family,
+                "start": str(published(folder / family, family, head)),
+                **({"zero_stage": 3} if head else {}),
+            }
             for family, head in families.items()
         ],
     }
@@ -165,7 +172,8 @@ def test_it_begins_with_the_loss_that_transformers_has(request, family):
 
 def test_a_head_that_is_not_there_begins_afresh_and_is_named(images, tmp_path):
     shutil.copytree(images.parent / "run" / "data", tmp_path / "data")
-    loaded, folder = config.load(images, [f"folder={tmp_path}"]), images.parent / "dinov2"
+    loaded = config.load(images, [f"folder={tmp_path}", "stages.on-dinov2.zero_stage=2"])
+    folder = images.parent / "dinov2"
     plan = plan_training(loaded, loaded.training_stage("on-dinov2"))
     assert f"from {folder} with a fresh head (classifier.weight, classifier.bias), " in facts_line(plan, ranks=1)
     begun = dict(plan.subject.begun(plan.model, plan.start).module.named_parameters())
