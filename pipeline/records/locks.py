@@ -10,9 +10,10 @@ RELEASE = 3.0
 a moment after it looks ended."""
 
 
-def lock(file: TextIO, wait: float = RELEASE) -> bool:
-    """Lock an open file until it is closed; False where another process has held it for longer than `wait`."""
-    latest = time.monotonic() + wait
+def lock(file: TextIO, wait: float | None = None) -> bool:
+    """Lock an open file until it is closed; False where another process has held it for longer than `wait` seconds,
+    None: `RELEASE`."""
+    latest = time.monotonic() + (RELEASE if wait is None else wait)
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -157,7 +157,7 @@ def test_data_that_a_model_cannot_be_fitted_on_are_refused(tmp_path, capsys, var
     "more, complaint",
     [
         ([], "method 'ligo' learns its maps, and has no data to be fitted on"),
-        (["--fit", "speed=3"], "keys of the fit: speed: unknown key; known: accept, attention, batch"),
+        (["--fit", "velocity=3"], "keys of the fit: velocity: unknown key; known: accept, attention, batch"),
         (["--fit", "steps=many"], "keys of the fit: steps: must be a whole number"),
         (["--fit", "steps"], "--fit 'steps': an option is written key=value, such as steps=30"),
         (["--method-option", "maps=tied"], "width_init 'lossless' needs maps 'untied'"),

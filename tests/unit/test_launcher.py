@@ -8,7 +8,7 @@ import torch
 
 from pipeline.cli import build_parser
 from pipeline.errors import UserError
-from pipeline.records import run_folder
+from pipeline.records import locks, run_folder
 from pipeline.training import engine, launcher
 
 
@@ -71,7 +71,7 @@ def test_the_place_of_a_traceback_that_was_told_stays(tmp_path):
 
 @pytest.mark.parametrize("held", [run_folder.claimed, run_folder.exclusive])
 def test_two_starts_of_plain_workers_on_one_run(tmp_path, monkeypatch, held):
-    monkeypatch.setattr(run_folder, "RELEASE", 0.2)
+    monkeypatch.setattr(locks, "RELEASE", 0.2)
     refused = pytest.raises(UserError, match="another process is at work on this run")
     with held(tmp_path), refused, run_folder.claimed(tmp_path):
         pytest.fail("both are at work")

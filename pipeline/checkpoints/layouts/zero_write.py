@@ -179,22 +179,20 @@ class ZeroWriter:
             "partition_count": [flat.partition.world for flat in self.flats],
             "zero_stage": deepspeed_pickles.zero_stage(self.stage),
             "ds_version": self.version,
-            **self._scaling(archive),
+            **carried.stored(self.state.scaling, archive),
         }
 
     def _stage_3(self, archive: TorchArchive, rank: int, base: dict[str, Any]) -> dict[str, Any]:
         return {
             "zero_stage": deepspeed_pickles.zero_stage(3),
-            **self._scaling(archive),
+            "loss_scaler": deepspeed_pickles.loss_scaler(),
+            "dynamic_loss_scale": False,
+            "overflow": False,
+            **carried.stored(self.state.scaling, archive),
             "partition_count": self.flats[0].partition.world if self.flats else 1,
             "optimizer_state_dict": base,
             "fp32_flat_groups": [archive.placeholder(flat.slices(self.state.tensors, rank)) for flat in self.flats],
         }
-
-    def _scaling(self, archive: TorchArchive) -> dict[str, Any]:
-        """The source's loss scale; a constant 1 where it has none."""
-        constant = {"loss_scaler": deepspeed_pickles.loss_scaler(), "dynamic_loss_scale": False, "overflow": False}
-        return {**constant, **carried.stored(self.state.scaling, archive)}
 
     def model(self, rank: int) -> OutputFile:
         """The module's tensors, or in stage 3 their shapes, with DeepSpeed's counters."""
