@@ -11,7 +11,7 @@ from pipeline import checkpoints, models
 from pipeline.checkpoints import CheckpointLayout
 from pipeline.checkpoints.state import State
 from pipeline.errors import UserError
-from pipeline.expansion import expand, planning
+from pipeline.expansion import expand, groups, planning
 from pipeline.growth import methods
 from tests.helpers.cli import lemon
 from tests.helpers.rotation import rotated
@@ -87,7 +87,7 @@ def test_groups_that_differ_from_layer_to_layer_are_told(tmp_path, sizes, told):
     first = tuple(name for name in order if ".h.0." in name)
     parts = tuple(name for name in order if name not in first), first
     state = State({}, groups=tuple(checkpoints.Group(names, {"lr": 0.1}) for names in parts))
-    grouping = expand.groups.of_the_source(tmp_path, state, config, GPT2Config(**sizes), growth(sizes))
+    grouping = groups.of_the_source(tmp_path, state, config, GPT2Config(**sizes), growth(sizes))
     assert bool(grouping.remark and "must group it so too" in grouping.remark) == told
     assert all(".h.0." in name or (told and ".h.1." in name) for name in grouping.groups[1].names)
 
@@ -103,4 +103,4 @@ def test_groups_of_another_order_are_refused(tmp_path):
     order = checkpoints.parameter_order(config)
     state = State({}, groups=(checkpoints.Group(tuple(reversed(order)), {"lr": 0.1}),))
     with pytest.raises(UserError, match=r"group 0 of its optimizer has '.*' before '.*'.*--format huggingface"):
-        expand.groups.of_the_source(tmp_path, state, config, GPT2Config(**LARGE), growth(LARGE))
+        groups.of_the_source(tmp_path, state, config, GPT2Config(**LARGE), growth(LARGE))

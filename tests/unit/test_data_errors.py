@@ -220,7 +220,7 @@ def test_the_way_out_of_too_little_text_is_a_way_out(files):
     ("module", "data", "message"),
     [
         ("sklearn.datasets", images("embedded"), "needs scikit-learn for its images; pip install -e '.[quickstart]'"),
-        ("kornia.augmentation", images("photos", augment="deit"), "'deit' needs kornia; pip install -e '.[vision]'"),
+        ("kornia.enhance", images("photos", augment="deit"), "'deit' needs kornia; pip install -e '.[vision]'"),
     ],
 )
 def test_a_missing_package_is_named(files, monkeypatch, module, data, message):
@@ -230,7 +230,7 @@ def test_a_missing_package_is_named(files, monkeypatch, module, data, message):
 
 def test_an_augmentation_can_lack_its_package_later(files, monkeypatch):
     prepared = prepare(images("photos"), 0, files / "data")
-    monkeypatch.setitem(sys.modules, "kornia.augmentation", None)
+    monkeypatch.setitem(sys.modules, "kornia.enhance", None)
     with pytest.raises(UserError, match=r"needs kornia; pip install -e '.\[vision\]'"):
         train_batches(
             prepared, images("photos", augment="deit"), 0, batch=1, micro_batch=1, rank=0, world=1, first_step=0

@@ -1,6 +1,7 @@
 """Dropout belongs to a micro-batch's place in the whole batch: whichever rank takes it, and in whichever turn, the
 generator is seeded with the same key."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -41,6 +42,7 @@ def seeds(rank: int, ranks: int, step: int = 3, seed: int = 1) -> dict[int, int]
     engine.stage, engine.seed, engine.deepspeed = stage(micro_batch=1), seed, Engines()
     engine.world, engine.watch = World(rank, ranks, torch.device("cpu")), Stopwatch()
     engine.gate = SimpleNamespace(ask=lambda refuses: None, norm=0.0)
+    engine.loss_scale = SimpleNamespace(of_a_step=nullcontext)
     engine.saving, engine._passes = SimpleNamespace(reserve=lambda: None), 0
     engine.deepspeed_config = {"gradient_accumulation_steps": COUNT // ranks}
     batches = [Batch({}, torch.zeros(1, dtype=torch.long), 1) for _ in range(COUNT // ranks)]
