@@ -13,6 +13,7 @@ from pipeline.checkpoints.state import State
 from pipeline.errors import UserError
 from pipeline.expansion import expand, groups, planning
 from pipeline.growth import methods
+from pipeline.growth.plan import plan_growth
 from tests.helpers.cli import lemon
 from tests.helpers.rotation import rotated
 from tests.helpers.scripts.plain_everything import bits
@@ -94,7 +95,7 @@ def test_groups_that_differ_from_layer_to_layer_are_told(tmp_path, sizes, told):
 
 def growth(sizes: dict):
     architectures = (models.architecture_of(GPT2Config(**each)) for each in (SMALL, sizes))
-    return expand.plan_growth(*architectures, methods.parse(), 0.02)
+    return plan_growth(*architectures, methods.parse(), 0.02)
 
 
 def test_groups_of_another_order_are_refused(tmp_path):
