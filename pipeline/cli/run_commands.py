@@ -27,7 +27,7 @@ from pipeline.training.preemption import StopRequest
 
 logger = logging.getLogger(__name__)
 
-ALLOWABLE = ("precision", "deepspeed", "gradient_sums", "matmul_precision", "attention")
+ALLOWABLE = ("precision", "deepspeed", "gradient_sums", "matmul_precision", "attention", "compile")
 HELP = {
     "run": "run every stage of a config; finished stages are skipped, an interrupted one resumes",
     "prepare": "tokenize and pack the text, or store the images, of a config",
@@ -75,7 +75,8 @@ def _add_allow(command: argparse.ArgumentParser) -> None:
         action="append",
         choices=ALLOWABLE,
         default=[],
-        help="go on with a begun training stage in another number format, or with another attention, which is recorded",
+        help="go on with a begun training stage in another number format, with another attention, or compiled where "
+        "it was not; the change is recorded",
     )
 
 

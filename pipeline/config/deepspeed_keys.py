@@ -30,6 +30,7 @@ BY_THE_STAGE = {
     "communication_data_type": "gradient_sums",
     "zero_optimization.stage": "zero_stage",
     "activation_checkpointing": "activation_checkpointing",
+    "compile": "compile",
     "checkpoint": "save, save_every and keep",
     "steps_per_print": "log_every",
     "tensorboard": "tensorboard",
@@ -65,7 +66,7 @@ _REFUSALS = {
         log_level
         """,
     "it is not tested here": """
-        compile autotuning vocabulary_size graph_harvesting disable_python_gc
+        autotuning vocabulary_size graph_harvesting disable_python_gc
         zero_optimization.contiguous_gradients zero_optimization.ignore_unused_parameters
         zero_optimization.allgather_partitions zero_optimization.compute_grad_norm
         zero_optimization.memory_efficient_linear zero_optimization.override_module_apply

@@ -30,6 +30,13 @@ Attention = Annotated[
         "stage begins, measured there, else sdpa; a resume keeps it"
     ),
 ]
+Compile = Annotated[
+    bool | Literal["auto"],
+    Field(
+        description="whether torch.compile compiles the layers; auto: on GPUs where it works; decided where the stage "
+        "begins, a resume keeps it"
+    ),
+]
 
 
 class FitChoice(Strict):
@@ -49,6 +56,7 @@ class FitChoice(Strict):
     matmul_precision: MatmulPrecision | None = Field(None, description="default: that of the training stage behind")
     zero_stage: Literal[0, 1, 2] = 1
     attention: Attention = "auto"
+    compile: Compile = "auto"
     deepspeed: DeepSpeedKeys = Field(DeepSpeedKeys(), description="keys of DeepSpeed's own config: docs/deepspeed.md")
     evaluate_every: PositiveDuration = Duration.parse("50 steps")
     save_every: PositiveDuration = Duration.parse("50 steps")

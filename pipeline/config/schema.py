@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.config.deepspeed_keys import DeepSpeedKeys
-from pipeline.config.fit import Attention, FitChoice
+from pipeline.config.fit import Attention, Compile, FitChoice
 from pipeline.config.hang import HangChoice
 from pipeline.config.limits import MOST_LAYERS, MOST_UNITS
 from pipeline.config.number_formats import BY_DEFAULT, IN_16_BITS, GradientSums, MatmulPrecision, Precision
@@ -206,6 +206,7 @@ class TrainStage(Strict):
         False, description="compute layers again in the backward pass: all of them, or the first of every so many"
     )
     attention: Attention = "auto"
+    compile: Compile = "auto"
     evaluate_every: PositiveDuration = Duration.parse("100 steps")
     save_every: PositiveDuration = Duration.parse("200 steps")
     log_every: int = Field(1, ge=1, description="steps between two records in metrics.jsonl")
@@ -415,8 +416,9 @@ class Config(Strict):
         own = {key: getattr(stage, key) for key in ("source", "model", "method")}
         inherited = {"batch": fit.batch or getattr(like, "batch", None)}
         inherited["precision"] = fit.precision or ("bf16" if getattr(like, "precision", "fp32") == "bf16" else "fp32")
-        if fit.attention == "auto" and behind and like is behind:
-            inherited["attention"] = behind.attention
+        if behind and like is behind:
+            open_keys = (key for key in ("attention", "compile") if getattr(fit, key) == "auto")
+            inherited |= {key: getattr(behind, key) for key in open_keys}
         inherited["matmul_precision"] = fit.matmul_precision or getattr(like, "matmul_precision", None)
         if inherited["precision"] == "bf16":
             inherited["gradient_sums"] = getattr(like, "gradient_sums", None)

@@ -109,7 +109,7 @@ class Fit(Subject):
         module = self.ends.begun_module(self.options)
         grown = GrownModel((self.ends.small, model), self.options, module, source, attention)
         beside = {fitted_by.FACTS: json.dumps({"source": known, **self._facts()}, indent=2) + "\n"}
-        return Trained(grown, ((True, dict(grown.named_parameters())),), lambda: beside)
+        return Trained(grown, ((True, dict(grown.named_parameters())),), lambda: beside, grown.layers)
 
     def begun(self, model: PretrainedConfig, start: Path | None, attention: str = "sdpa") -> Trained:
         return self.to_load(model, attention)

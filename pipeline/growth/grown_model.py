@@ -66,10 +66,15 @@ class GrownModel(nn.Module):
             skeleton.get_submodule(parent)._modules[name] = layer
         return skeleton
 
+    @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """The target's layers, which have no weights of their own."""
+        return tuple(block for layer in self._layers.values() for block in layer.block)
+
     def _hidden(self) -> Iterator[nn.Module]:
         """The target's modules, those of its layers behind the others."""
         yield from self.computing
-        yield from (block for layer in self._layers.values() for block in layer.block)
+        yield from self.layers
 
     def train(self, mode: bool = True) -> "GrownModel":
         super().train(mode)

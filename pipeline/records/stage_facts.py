@@ -15,10 +15,10 @@ NUMBER_FORMATS = ("gradient_sums", "matmul_precision")
 
 class TrainSettings(BaseModel):
     """How a stage is trained; batch: samples per step over all ranks, micro_batch: per rank and pass.
-    activation_checkpointing: of all layers, or of the first of every so many. attention: what was chosen where the
-    stage began. block: tokens of a sample, where that is not the block of the run's data. image_draws: version of what
-    is drawn for an augmented image (data/augment.py). gradient_sums: of precision bf16, in which gradients are summed.
-    matmul_precision: of float32 products, as torch calls it. deepspeed: keys of DeepSpeed's config that the
+    activation_checkpointing: of all layers, or of the first of every so many. attention, compile: what was chosen where
+    the stage began. block: tokens of a sample, where that is not the block of the run's data. image_draws: version of
+    what is drawn for an augmented image (data/augment.py). gradient_sums: of precision bf16, in which gradients are
+    summed. matmul_precision: of float32 products, as torch calls it. deepspeed: keys of DeepSpeed's config that the
     stage adds."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -37,6 +37,7 @@ class TrainSettings(BaseModel):
     attention: str = "sdpa"
     block: int | None = None
     image_draws: int = 1
+    compile: bool = False
 
 
 class StepFlops(BaseModel):

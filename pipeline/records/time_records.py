@@ -8,7 +8,7 @@ from pipeline.records.stage_records import Records, StageRecord
 
 STEPPING = ("data", "forward", "backward", "forward_backward", "communication", "optimizer")
 """What a step is made of; forward_backward: of releases that did not tell the two apart."""
-KINDS = ("start", *STEPPING, "evaluate", "save", "other")
+KINDS = ("start", *STEPPING, "compile", "evaluate", "save", "other")
 """What a worker does, as rank 0 measures it."""
 
 

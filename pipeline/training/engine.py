@@ -39,7 +39,8 @@ from pipeline.durations import seconds
 from pipeline.errors import RESUME, FaultError, UserError, one_line
 from pipeline.records.processes import be_a_helper
 from pipeline.rng import derive
-from pipeline.training import collectives, hardware, interfaces, timeouts
+from pipeline.training import collectives, compilation, hardware, interfaces, timeouts
+from pipeline.training.compilation import CompileTime
 from pipeline.training.deepspeed_config import deepspeed_config
 from pipeline.training.loss_scale import LossScale
 from pipeline.training.losses import loss_per_sample, model_inputs, per_sample
@@ -226,6 +227,8 @@ class Engine:
         groups = [{"params": list(parameters.values()), **hyper} for (_, parameters), hyper in grouped]
         optimizer = stage.optimizer.build(groups)
         torch_autocast.TORCH_AUTOCAST_INITIALIZED = False  # else this one reduces as an earlier engine of the process
+        if stage.compile is True:
+            compilation.compile_layers(trained.layers, stage.zero_stage)
         self.deepspeed, *_ = deepspeed.initialize(
             model=trained.module, optimizer=optimizer, config=self.deepspeed_config, dist_init_required=False
         )
@@ -236,6 +239,7 @@ class Engine:
         self.gate, self.watch = UpdateGate(self.deepspeed), Stopwatch.of(world.device)
         self._end_timing = collectives.timed(self.watch.communicated) if world.device.type == "cpu" else _nothing
         self.loss_scale = LossScale(self.deepspeed, stage.name)
+        self._compile_time = CompileTime(self.watch.compiled) if stage.compile is True else None
         self._passes = 0
         self.saving = Saving(self.deepspeed, world.rank, world.size, background=stage.save == "background")
 
@@ -312,8 +316,9 @@ class Engine:
         return {"eval_loss": loss, **({"perplexity": math.exp(min(loss, 700.0))} if kind == "text" else {"top1": hits})}
 
     def work(self) -> int:
-        """Another number as long as this rank computes, or its save is being written."""
-        return self._passes + self.saving.moved()
+        """Another number as long as this rank computes or compiles, or its save is being written."""
+        compiling = self._compile_time.moved() if self._compile_time else 0
+        return self._passes + compiling + self.saving.moved()
 
     def _logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits, and labels on the device."""
@@ -350,6 +355,8 @@ class Engine:
         hardware.multiply_in(BY_DEFAULT)
         self.saving.close()
         self._end_timing()
+        if self._compile_time:
+            self._compile_time.close()
         parameters = list(self.deepspeed.module.parameters())
         optimizer = self.deepspeed.optimizer
         self.deepspeed.destroy()

@@ -27,7 +27,7 @@ CADENCE = {"evaluate_every", "save_every", "log_every", "save", "keep", "tensorb
 LAYOUT = {"micro_batch", "activation_checkpointing", "zero_stage"}
 """The loss is the mean over all samples of a batch, however they are split; the sum's order changes its last digits.
 With dropout, though, masks are drawn for each micro-batch: another micro_batch draws others, other ranks do not."""
-ALLOWABLE = {"precision", "deepspeed", "attention", *NUMBER_FORMATS}
+ALLOWABLE = {"precision", "deepspeed", "attention", "compile", *NUMBER_FORMATS}
 """Settings of a training stage that change its results a little, and that may change where it is allowed (--allow)."""
 
 POLICIES = {"stability", "accept", "stop"}

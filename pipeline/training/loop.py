@@ -269,6 +269,8 @@ class Loop:
         """Record where the time went; what was done since the last lap was of this kind."""
         self.engine.watch.lap(kind)
         seconds = self.engine.watch.take()
+        if compiled := seconds.get("compile"):
+            self.progress.say(f"{self.plan.stage.name}: compiled its layers in {compiled:.1f} s")
         if self.world.first:
             wall_clock.note_spent(self.plan.folder, step, seconds, self.engine.watch.last)
 

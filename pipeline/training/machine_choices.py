@@ -4,7 +4,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from pipeline.training import attention, largest_micro_batch
+from pipeline.training import attention, compilation, largest_micro_batch
 from pipeline.training.engine import World, of_rank_0
 from pipeline.training.settled import BEFORE
 from pipeline.training.stage import TrainingPlan
@@ -14,11 +14,17 @@ logger = logging.getLogger(__name__)
 
 def settle(plan: TrainingPlan, world: World) -> TrainingPlan:
     """The plan with nothing left open: as recorded when the stage began, else by what these devices do best. To be
-    called by all ranks at once."""
+    called by all ranks at once. Raises UserError where they cannot do what was recorded or asked for."""
     plan = largest_micro_batch.settled(plan, world)
     chosen: dict[str, Any] = of_rank_0(lambda: {key: getattr(plan.stage, key) for key in BEFORE})
     if chosen["attention"] == "auto":
         choice = attention.choose(plan, world)
         chosen["attention"] = choice.attention
         logger.info("%s: attention %s: %s", plan.stage.name, choice.attention, choice.reason)
+    if chosen["compile"] == "auto":
+        chosen["compile"] = compilation.choose(world.device)
+    elif chosen["compile"]:
+        compilation.require(plan.stage, world.device)
+    if chosen["compile"]:
+        logger.info("%s: its layers are compiled, each when it first runs", plan.stage.name)
     return replace(plan, stage=plan.stage.model_copy(update=chosen))

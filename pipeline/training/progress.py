@@ -91,6 +91,11 @@ class Progress:
         """Say why the stage ends behind `step`."""
         self._write(f"{self.stage}: ended at step {step} of {self.total}: {why}")
 
+    def say(self, line: str) -> None:
+        """A line for who looks on, in the log too."""
+        if self.first:
+            self._write(line)
+
     def warn(self, line: str) -> None:
         """What a person must know, in the log too."""
         logger.warning(line)

@@ -10,7 +10,7 @@ from pipeline.config.schema import TrainStage
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import TrainFacts
 
-BEFORE: dict[str, Any] = {"attention": "sdpa"}
+BEFORE: dict[str, Any] = {"attention": "sdpa", "compile": False}
 """These keys, and what a stage did that began before there were any."""
 
 

@@ -158,6 +158,7 @@ def _settings(plan: TrainingPlan, world: World) -> TrainSettings:
         attention=stage.attention,
         block=plan.data.facts["block"] if "stored" in plan.data.facts else None,
         image_draws=augment.DRAWS,
+        compile=stage.compile is True,
     )
 
 

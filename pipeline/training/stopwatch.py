@@ -39,6 +39,11 @@ class Stopwatch:
             self._seconds["communication"] += seconds
             self.last += seconds
 
+    def compiled(self, seconds: float) -> None:
+        """So much of what was done since the last lap was compiling, and belongs to no other kind."""
+        self._seconds["compile"] += seconds
+        self.last += seconds
+
     def begin_step(self) -> None:
         """The device begins with a step."""
         self._in_step = True

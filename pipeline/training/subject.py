@@ -31,11 +31,12 @@ Group = tuple[bool, dict[str, nn.Parameter]]
 @dataclass(frozen=True)
 class Trained:
     """A module that computes logits, in training. groups: all its parameters, no group empty. beside: makes the small
-    files that lie beside a checkpoint's shards, by name."""
+    files that lie beside a checkpoint's shards, by name. layers: those of the model, which may be compiled."""
 
     module: nn.Module
     groups: tuple[Group, ...]
     beside: Callable[[], Mapping[str, str]] = field(default=dict)
+    layers: tuple[nn.Module, ...] = ()
 
 
 def of_model(model: PreTrainedModel, activation_checkpointing: int = False) -> Trained:
@@ -49,7 +50,8 @@ def of_model(model: PreTrainedModel, activation_checkpointing: int = False) -> T
     decays = {spec.module: spec.decay for spec in models.architecture_of(model.config).rows()}
     named = list(model.named_parameters())
     groups = tuple((decay, {name: p for name, p in named if decays[name] is decay}) for decay in (True, False))
-    return Trained(model, groups, lambda: {checkpoints.CONFIG: published})
+    layers = tuple(model.get_submodule(path) for path in models.architecture_of(model.config).blocks())
+    return Trained(model, groups, lambda: {checkpoints.CONFIG: published}, layers)
 
 
 def checkpoint_layers(model: PreTrainedModel, every: int) -> None:

@@ -1,8 +1,11 @@
 """A target whose weights are made while it runs computes, and learns, as one whose weights were made before."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -11,6 +14,7 @@ from pipeline.growth import methods
 from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.grown_model import GrownModel
 from pipeline.growth.plan import begun_module
+from pipeline.training.compilation import compile_layers
 from tests.helpers.growing import randomised, rows_of, times
 from tests.helpers.samples import CLASSES, IMAGE, POSITIONS, VOCAB, sample
 
@@ -75,6 +79,21 @@ def test_loss_and_gradients_are_those_of_weights_made_before(variant, method, op
         torch.testing.assert_close(
             gradient, theirs[name], rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+@pytest.mark.parametrize("variant", ["bert-pre-ln", "vit", "llama"])
+def test_layers_may_be_compiled(monkeypatch, variant):
+    """Traced without breaks, one graph for all layers, whose weights are inputs; the same kernels run."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    model, _ = grown(variant, "ligo", {})
+    inputs, labels = task(variant)
+    loss, gradients = loss_and_gradients(model.coefficients, lambda: model.train()(**inputs), labels)
+    compile_layers(model.layers, zero_stage=1)
+    again, traced = loss_and_gradients(model.coefficients, lambda: model.train()(**inputs), labels)
+    assert (counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())) == (1, 0)
+    assert torch.equal(loss, again) and all(torch.equal(traced[name], each) for name, each in gradients.items())
 
 
 def test_only_the_coefficients_are_parameters_and_nothing_else_is_saved():

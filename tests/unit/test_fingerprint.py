@@ -11,7 +11,7 @@ from pipeline.cli import run_commands
 from pipeline.errors import UserError
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import TrainFacts, TrainSettings, parse
-from pipeline.training import fingerprint
+from pipeline.training import fingerprint, settled
 from pipeline.training.fingerprint import Fingerprint, differences, require_same
 from pipeline.training.stage import begun_anew, continued
 from tests.helpers.invented_runs import SETTINGS, SMALL, common
@@ -232,6 +232,21 @@ def test_an_optimizer_may_move_to_host_memory_where_it_is_allowed(tmp_path):
     offloaded = Fingerprint.of(loaded, loaded.stage("small")).settings()
     again, _ = begun(tmp_path, offloaded, "stages.small.deepspeed={zero_optimization: {reduce_bucket_size: 5}}")
     require_same(again, again.stage("small"), ["deepspeed"])
+
+
+@pytest.mark.parametrize("key, before, other", [("attention", "sdpa", "eager"), ("compile", False, True)])
+def test_what_a_stage_settled_stays_and_may_be_left_open(tmp_path, key, before, other):
+    """A record without the key is of a stage that had no choice."""
+    assert f"stage.{key} was {before}, is now {other}; go on with it all the same (--allow {key})" in refusal(
+        tmp_path / "old", OLDER, f"stages.small.{key}={other}"
+    )
+    for value in ("auto", before):
+        loaded, _ = begun(tmp_path / str(value), OLDER, f"stages.small.{key}={value}")
+        require_same(loaded, loaded.stage("small"))
+    loaded, stage = begun(tmp_path / "new", {**OLDER, "stage": {**OLDER["stage"], key: other}})
+    stage.begin(stage.facts.model_copy(update={"settings": TrainSettings(**{**SETTINGS, key: other})}))
+    require_same(loaded, loaded.stage("small"))
+    assert getattr(settled.as_begun(loaded.stage("small"), stage), key) == other
 
 
 def test_an_origin_counts_by_what_decides_its_numbers(tmp_path):

@@ -46,6 +46,14 @@ def test_the_number_formats_of_a_fit_are_those_of_the_stage_behind(tmp_path):
     assert (fit.precision, fit.sums, fit.products) == ("fp32", None, "highest")
 
 
+def test_a_fit_computes_as_the_stage_behind_unless_it_says_otherwise(tmp_path):
+    behind = ("stages.large.attention=eager", "stages.large.compile=true")
+    fit = loaded(tmp_path, *behind).training_stage("grown-fit")
+    assert (fit.attention, fit.compile) == ("eager", True)
+    own = loaded(tmp_path, *behind, "stages.grown.fit={attention: sdpa, compile: false}").training_stage("grown-fit")
+    assert (own.attention, own.compile) == ("sdpa", False)
+
+
 def test_the_published_recipe_sees_the_first_hundredth_of_its_warmup(tmp_path):
     found = rates(tmp_path, "stages.grown.fit={preset: published}")
     assert found == pytest.approx([2e-4 * step / PUBLISHED_WARMUP for step in range(100)], abs=1e-18)

@@ -124,6 +124,16 @@ def test_laps_leave_no_time_out():
     assert watch.take() == {}
 
 
+def test_compiling_is_taken_out_of_what_it_happened_in():
+    watch, began = Stopwatch(), time.perf_counter()
+    watch.begin(began)
+    time.sleep(0.02)
+    watch.compiled(0.015)
+    watch.lap("evaluate")
+    seconds, told = watch.last - began, watch.take()
+    assert told["compile"] == 0.015 and sum(told.values()) == pytest.approx(seconds)
+
+
 def test_the_report_tells_the_time_and_the_events(tmp_path):
     run = simple_run(tmp_path / "run")
     stage = StageFolder(run / "large")

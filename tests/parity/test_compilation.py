@@ -1,0 +1,48 @@
+"""What torch.compile sees of the layers: one whole graph for all of a family's, in training and in evaluation."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from pipeline import models
+from pipeline.growth.verification.probe import fitted, probe
+from pipeline.training.compilation import compile_layers
+from pipeline.training.subject import of_model
+from tests.helpers.rotation import rotated
+from tests.helpers.samples import VARIANTS, sample
+
+FAMILIES = [name for name in VARIANTS if " " not in name]
+
+
+def computed(variant: str, checkpointing: bool, compiled: bool) -> list[torch.Tensor]:
+    """Output in training and in evaluation, and the gradients."""
+    config = sample(variant, layers=4)
+    config.use_cache = False
+    trained = of_model(models.build(config, seed=3), checkpointing)
+    if compiled:
+        compile_layers(trained.layers, zero_stage=1)
+    inputs = fitted(probe(config), trained.module)
+    output = trained.module.train()(**inputs)[0]
+    output.square().sum().backward()
+    with torch.no_grad():
+        evaluated = trained.module.eval()(**inputs)[0]
+    gradients = [parameter.grad for parameter in trained.module.parameters() if parameter.grad is not None]
+    return [output.detach(), evaluated, *gradients]
+
+
+@rotated(one_in=3, of=("variant", "checkpointing"), alike=lambda variant, checkpointing: checkpointing)
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_layers_share_a_graph_without_breaks(monkeypatch, variant, checkpointing):
+    """Traced alone, with nothing generated from the graphs, so that the same kernels run: to the bit. Where a gradient
+    of the embeddings is asked for, evaluation has a graph of its own for the layer that gets them."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    eager, traced = (computed(variant, checkpointing, compiled) for compiled in (False, True))
+    assert counters["stats"]["unique_graphs"] in ((2, 3) if checkpointing else (2,))
+    assert sum(counters["graph_break"].values()) == 0
+    assert len(eager) == len(traced) > 10
+    assert all(torch.equal(one, other) for one, other in zip(eager, traced, strict=True))
