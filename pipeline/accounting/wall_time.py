@@ -10,14 +10,16 @@ ROWS = (*KINDS, "lost", "waiting")
 
 
 class WallTime(Content):
-    """rows: seconds by kind. seconds: their sum, the wall clock from the first start to the last line where the starts'
-    clocks agree. goodput: the share of steps that count (the effective training-time ratio)."""
+    """rows: seconds by kind; step: the mean of one step, by what it is made of. seconds: the sum of the rows, the wall
+    clock from the first start to the last line where the starts' clocks agree. goodput: the share of steps that count
+    (the effective training-time ratio)."""
 
     stage: str
     starts: int
     seconds: float
     rows: dict[str, float]
     goodput: float
+    step: dict[str, float]
 
 
 class _Spent:
@@ -26,6 +28,7 @@ class _Spent:
     def __init__(self) -> None:
         self.lines: list[tuple[int, str, float]] = []
         self.until: float | None = None
+        self.step = 0
 
     def restart(self, record: StartRecord) -> None:
         """What stands behind the step is lost, but for the starts themselves."""
@@ -37,7 +40,7 @@ class _Spent:
 
     def add(self, record: SpentRecord) -> None:
         self.lines += [(record.step, kind, seconds) for kind, seconds in record.seconds.items()]
-        self.until = record.until
+        self.until, self.step = record.until, record.step
 
 
 def _after(restart: StartRecord, step: int, kind: str) -> str:
@@ -61,5 +64,10 @@ def wall_time(stage: str, records: Iterable[StartRecord | SpentRecord]) -> WallT
     total = sum(rows.values())
     useful = sum(rows[kind] for kind in STEPPING)
     return WallTime(
-        stage=stage, starts=len(starts), seconds=total, rows=dict(rows), goodput=useful / total if total > 0 else 0.0
+        stage=stage,
+        starts=len(starts),
+        seconds=total,
+        rows=dict(rows),
+        goodput=useful / total if total > 0 else 0.0,
+        step={kind: rows[kind] / max(1, spent.step) for kind in (*STEPPING, "other")},
     )

@@ -94,6 +94,11 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
+def milliseconds(seconds: float) -> str:
+    """`12.3 ms`."""
+    return f"{three_digits(1000 * seconds)} ms"
+
+
 OF_TRAINING = ("schedule", "settings", "flops_per_step", "samples_per_step", "tokens_per_step")
 OF_EXPANSION = ("method", "method_options", "optimizer_state", "lossless")
 SETTINGS = (*OF_TRAINING, *OF_EXPANSION, "config_change", "device", "versions")

@@ -16,7 +16,18 @@ def render(report: Report) -> str:
     """The whole page, self-contained: every text of a report is escaped by the templates' autoescape."""
     pages = Environment(loader=PackageLoader("pipeline.report"), autoescape=True, undefined=StrictUndefined)
     pages.trim_blocks = pages.lstrip_blocks = True
-    formats = ("count", "decimal", "duration", "flops", "percent", "rate", "scientific", "settings", "signed")
+    formats = (
+        "count",
+        "decimal",
+        "duration",
+        "flops",
+        "milliseconds",
+        "percent",
+        "rate",
+        "scientific",
+        "settings",
+        "signed",
+    )
     pages.filters |= {name: getattr(formatting, name) for name in formats}
     pages.filters |= {"source": figures.data_uri, "pairs": pairs}
     pages.globals |= {"figures": figures, "headline": headline, "evaluation_figures": evaluation_figures}

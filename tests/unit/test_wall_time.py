@@ -59,6 +59,7 @@ def test_rows_add_up_over_a_kill():
     }
     assert sum(told.rows.values()) == told.seconds == 56.0
     assert told.starts == 2 and told.goodput == pytest.approx(21.5 / 56)
+    assert told.step["forward_backward"] == 1.9 and sum(told.step.values()) == pytest.approx(2.2), "of ten steps"
 
 
 def test_a_host_whose_clock_is_behind_makes_no_goodput():
@@ -144,6 +145,7 @@ def test_the_report_tells_the_time_and_the_events(tmp_path):
     assert "'large' took 56.0 s in 2 starts, goodput 38.4 %" in summary(report)
     assert "loss or gradient norm out of bounds once" in summary(report)
     words = Page(write(report, tmp_path / "out").read_text()).words
+    assert "one step of" in words and "1900 ms" in words
     assert "gradient norm 9.25 above 4.125" in words and "went back to step 5, then took the samples of step 9" in words
     content = json.loads((tmp_path / "out" / "report.json").read_text())["runs"][0]
     assert content["wall_time"][0]["rows"]["waiting"] == 13.0 and content["events"][0]["back_to"] == 5
