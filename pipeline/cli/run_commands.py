@@ -80,7 +80,7 @@ def _add_allow(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _start(options: argparse.Namespace) -> Start:
+def start_of(options: argparse.Namespace) -> Start:
     """How this command was started: by --nodes, by another launcher, or alone. Raises UserError."""
     fewest, most = getattr(options, "nodes", (1, 1))
     if most > 1:
@@ -103,7 +103,7 @@ def _start(options: argparse.Namespace) -> Start:
 
 def _allowing(options: argparse.Namespace) -> Start:
     """The same, with what a begun stage may go on with others of."""
-    return replace(_start(options), allowed=frozenset(options.allow))
+    return replace(start_of(options), allowed=frozenset(options.allow))
 
 
 def _refuse_workers() -> None:
@@ -116,7 +116,7 @@ def _refuse_workers() -> None:
         )
 
 
-def _load(options: argparse.Namespace) -> Config:
+def load(options: argparse.Namespace) -> Config:
     """The config, once DeepSpeed has been told which accelerator to take."""
     choose_accelerator()
     return config.load(options.config, options.overrides)
@@ -126,9 +126,9 @@ def _run(options: argparse.Namespace) -> None:
     dry_run_options.require_fitting(options)
     start = _allowing(options)
     if options.dry_run:
-        dry_run_options.show(_load(options), start, options)
+        dry_run_options.show(load(options), start, options)
         return
-    _do(start, lambda: _stages(_load(options), start))
+    _do(start, lambda: _stages(load(options), start))
 
 
 def _stages(loaded: Config, start: Start) -> None:
@@ -139,8 +139,8 @@ def _stages(loaded: Config, start: Start) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    start = _start(options)
-    _do(start, lambda: _data(_load(options), start))
+    start = start_of(options)
+    _do(start, lambda: _data(load(options), start))
 
 
 def _data(loaded: Config, start: Start) -> None:
@@ -174,8 +174,8 @@ def _end(work: Callable[[], None]) -> NoReturn:
 
 
 def _train(options: argparse.Namespace) -> None:
-    start, loaded = _allowing(options), _load(options)
-    name = options.stage or _only_stage(loaded)
+    start, loaded = _allowing(options), load(options)
+    name = options.stage or only_stage(loaded)
     if isinstance(start, Launched):
         _work(loaded, name, start)
     else:
@@ -190,7 +190,7 @@ def _stage(loaded: Config, name: str, start: Start) -> None:
     run.stage_alone(loaded, name, start)
 
 
-def _only_stage(loaded: Config) -> str:
+def only_stage(loaded: Config) -> str:
     names = [stage.name for stage in loaded.stages if stage.kind == "train"]
     if len(names) != 1:
         raise UserError(
