@@ -1,8 +1,9 @@
 """The command line: `lemon` = `python -m pipeline`, a thin layer over the Python API.
 
 A command's name finds its file: `run prepare train` in run_commands, `plan expand verify` in expansion_commands,
-`inspect check diff reshard export` in checkpoint_commands, `report` in report_commands, `doctor` in doctor_command. Bad
-input ends with one line and exit code 2. Nothing heavy is imported before it is needed.
+`inspect check diff reshard export` in checkpoint_commands, `report` in report_commands, `doctor` in doctor_command,
+`profile` in profile_command. Bad input ends with one line and exit code 2. Nothing heavy is imported before it is
+needed.
 """
 
 import argparse
@@ -10,7 +11,14 @@ import os
 import warnings
 
 from pipeline import __version__
-from pipeline.cli import checkpoint_commands, doctor_command, expansion_commands, report_commands, run_commands
+from pipeline.cli import (
+    checkpoint_commands,
+    doctor_command,
+    expansion_commands,
+    profile_command,
+    report_commands,
+    run_commands,
+)
 from pipeline.cli.arguments import Parser, add_local_rank
 from pipeline.cli.output import exit_code, messages_printed, print_whatever_comes
 
@@ -26,6 +34,7 @@ EPILOG = """examples:
   lemon reshard runs/quickstart-bert/large --out eight --world-size 8
   lemon export runs/quickstart-bert/large --out model           a Hugging Face folder with a model card
   lemon report runs/quickstart-bert                             report.html and report.json
+  lemon profile configs/quickstart/bert.yaml --stage small      where the time of a training step goes
   lemon doctor                                                  whether this machine can train
 """
 
@@ -42,7 +51,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lemon {__version__}")
     add_local_rank(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (run_commands, expansion_commands, checkpoint_commands, report_commands, doctor_command):
+    for group in (
+        run_commands,
+        expansion_commands,
+        checkpoint_commands,
+        report_commands,
+        doctor_command,
+        profile_command,
+    ):
         group.add_parsers(commands)
     for command in commands.choices.values():
         command.add_argument("-q", "--quiet", action="store_true", help="print results, warnings and errors only")
