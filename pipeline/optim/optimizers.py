@@ -36,9 +36,11 @@ class Slot:
 
 
 class OptimizerSpec(Strict):
-    """What every specification has. keeps_step: whether torch counts the steps of every parameter in its state."""
+    """What every specification has. keeps_step: whether torch counts the steps of every parameter in its state.
+    fused_on: the types of devices on which torch computes all of an update in one kernel."""
 
     keeps_step: ClassVar[bool]
+    fused_on: ClassVar[frozenset[str]] = frozenset()
 
     kind: str
     weight_decay: float = Field(default=0.01, ge=0, description="of matrices; norms and biases are not decayed")
@@ -57,8 +59,11 @@ class OptimizerSpec(Strict):
         """Whether it can go on from the state that `other` has left: of the same kind, with the same slots."""
         return self.kind == other.kind and self.slots == other.slots
 
-    def build(self, groups: Iterable[dict[str, Any]], lr: float = 0.0) -> torch.optim.Optimizer:
-        """torch's optimizer over `groups` ("params", and hyper-parameters that differ from the specification's)."""
+    def build(
+        self, groups: Iterable[dict[str, Any]], lr: float = 0.0, fused: bool | None = None
+    ) -> torch.optim.Optimizer:
+        """torch's optimizer over `groups` ("params", and hyper-parameters that differ from the specification's). fused:
+        in one kernel, as `fused_on` says where; None: as torch chooses."""
         raise NotImplementedError
 
     @classmethod
@@ -72,6 +77,7 @@ class AdamW(OptimizerSpec):
     """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101)."""
 
     keeps_step: ClassVar[bool] = True
+    fused_on: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
 
     kind: Literal["adamw"] = "adamw"
     betas: tuple[Share, Share] = (0.9, 0.999)
@@ -84,10 +90,14 @@ class AdamW(OptimizerSpec):
     def hyper(self, decayed: bool) -> dict[str, Any]:
         return {"weight_decay": self.weight_decay if decayed else 0.0, "betas": self.betas, "eps": self.eps}
 
-    def build(self, groups: Iterable[dict[str, Any]], lr: float = 0.0) -> torch.optim.Optimizer:
+    def build(
+        self, groups: Iterable[dict[str, Any]], lr: float = 0.0, fused: bool | None = None
+    ) -> torch.optim.Optimizer:
         import torch
 
-        return torch.optim.AdamW(groups, lr=lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
+        return torch.optim.AdamW(
+            groups, lr=lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=fused
+        )
 
     @classmethod
     def recognise(cls, slots: Collection[str], hyper: Hyper) -> Self | None:
@@ -114,7 +124,9 @@ class SGD(OptimizerSpec):
             "nesterov": self.nesterov,
         }
 
-    def build(self, groups: Iterable[dict[str, Any]], lr: float = 0.0) -> torch.optim.Optimizer:
+    def build(
+        self, groups: Iterable[dict[str, Any]], lr: float = 0.0, fused: bool | None = None
+    ) -> torch.optim.Optimizer:
         import torch
 
         return torch.optim.SGD(

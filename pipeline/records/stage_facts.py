@@ -11,6 +11,8 @@ from pipeline.records.formats import FORMAT, Recorded, explained, require_readab
 
 NUMBER_FORMATS = ("gradient_sums", "matmul_precision")
 """Settings that records before version 0.3.0 lack, where they followed from others."""
+OptimizerKernel = Literal["default", "fused"]
+"""default: as torch chooses, one operation after another; fused: all of an update in one kernel."""
 
 
 class TrainSettings(BaseModel):
@@ -19,7 +21,7 @@ class TrainSettings(BaseModel):
     the stage began. block: tokens of a sample, where that is not the block of the run's data. image_draws: version of
     what is drawn for an augmented image (data/augment.py). gradient_sums: of precision bf16, in which gradients are
     summed. matmul_precision: of float32 products, as torch calls it. deepspeed: keys of DeepSpeed's config that the
-    stage adds."""
+    stage adds. optimizer_kernel: what computes the updates; torch's default, where a record names none."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -32,6 +34,7 @@ class TrainSettings(BaseModel):
     deepspeed: dict[str, Any] = {}
     world_size: int
     optimizer: dict[str, Any]
+    optimizer_kernel: OptimizerKernel = "default"
     activation_checkpointing: bool | int
     seed: int
     attention: str = "sdpa"

@@ -38,8 +38,9 @@ from pipeline.data.sampler import places
 from pipeline.durations import seconds
 from pipeline.errors import RESUME, FaultError, UserError, one_line
 from pipeline.records.processes import be_a_helper
+from pipeline.records.stage_facts import OptimizerKernel
 from pipeline.rng import derive
-from pipeline.training import collectives, compilation, hardware, interfaces, timeouts
+from pipeline.training import collectives, compilation, hardware, interfaces, optimizer_kernel, timeouts
 from pipeline.training.compilation import CompileTime
 from pipeline.training.deepspeed_config import deepspeed_config
 from pipeline.training.loss_scale import LossScale
@@ -55,6 +56,8 @@ from pipeline.training.update_gate import Refuses, UpdateGate
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+KERNEL_KEYS = ("fused", "foreach")
+"""Of an optimizer's groups, which checkpoints hold: what computes the update."""
 OLDEST_DEEPSPEED = (0, 19, 8)
 """Earlier versions give wrong gradients silently (0.17.6 to 0.18.2 with ZeRO-2, 0.18.6 to 0.18.9 with ZeRO-1 in bf16),
 and the repairs below were tested with this one."""
@@ -213,8 +216,17 @@ def _nothing() -> None:
 class Engine:
     """One model in training."""
 
-    def __init__(self, trained: Trained, stage: TrainStage, world: World, seed: int, start: Path | None = None):
-        """`start`: a checkpoint that `load` will be given; its layout must be known before DeepSpeed is built."""
+    def __init__(
+        self,
+        trained: Trained,
+        stage: TrainStage,
+        world: World,
+        seed: int,
+        start: Path | None = None,
+        kernel: OptimizerKernel | None = None,
+    ):
+        """`start`: a checkpoint that `load` will be given; its layout must be known before DeepSpeed is built. kernel:
+        of the optimizer; None: the fastest."""
         self.stage, self.world, self.seed, self.beside = stage, world, seed, trained.beside
         require_precision(stage, supported_precisions())
         hardware.multiply_in(stage.products)
@@ -225,7 +237,9 @@ class Engine:
         self.hyper = [stage.optimizer.hyper(decayed) for decayed, _ in trained.groups]
         grouped = zip(trained.groups, self.hyper, strict=True)
         groups = [{"params": list(parameters.values()), **hyper} for (_, parameters), hyper in grouped]
-        optimizer = stage.optimizer.build(groups)
+        kernel = kernel or optimizer_kernel.fastest(stage, world.device.type)
+        optimizer = stage.optimizer.build(groups, fused=True if kernel == "fused" else None)
+        self.kernel = {key: value for key, value in optimizer.defaults.items() if key in KERNEL_KEYS}
         torch_autocast.TORCH_AUTOCAST_INITIALIZED = False  # else this one reduces as an earlier engine of the process
         if stage.compile is True:
             compilation.compile_layers(trained.layers, stage.zero_stage)
@@ -368,13 +382,15 @@ class Engine:
     def _repair(self) -> None:
         """Restore what loading may have overwritten: the bound of the gradient norm, and each group's own
         hyper-parameters (stage 3 gives all groups the first's when it loads a universal checkpoint, and lets them share
-        one step tensor, which then advances once per group)."""
+        one step tensor, which then advances once per group), and the kernel, which torch takes from the checkpoint; a
+        fused one wants step counts on its device."""
         if hasattr(self.deepspeed.optimizer, "clip_grad"):
             self.deepspeed.optimizer.clip_grad = self.stage.optimizer.clip
         inner = getattr(self.deepspeed.optimizer, "optimizer", self.deepspeed.optimizer)
-        for state in inner.state.values():
+        for parameter, state in inner.state.items():
             if isinstance(state.get("step"), Tensor):
-                state["step"] = state["step"].clone()
+                device = parameter.device if self.kernel.get("fused") else state["step"].device
+                state["step"] = state["step"].clone().to(device)
         for optimizer in {id(o): o for o in (inner, self.deepspeed.optimizer)}.values():
             for group, hyper in zip(optimizer.param_groups, self.hyper, strict=False):
-                group.update(hyper)
+                group.update(hyper | self.kernel)

@@ -20,7 +20,7 @@ from pipeline.records.ledger_check import require_agreement
 from pipeline.records.run_folder import StageFolder, write_text
 from pipeline.records.stage_facts import ReachedTarget, TrainFacts
 from pipeline.records.stage_records import BESIDE, EvaluationRecord, LedgerEntry, SaveRecord, TrainingRecord
-from pipeline.training import former_draws, lost_steps, machine_choices, resharded_start, wall_clock
+from pipeline.training import former_draws, lost_steps, machine_choices, optimizer_kernel, resharded_start, wall_clock
 from pipeline.training.data_position import recorded
 from pipeline.training.engine import Engine, World, free, of_rank_0
 from pipeline.training.hangs.watch import Reached, watched
@@ -95,6 +95,7 @@ def _begin(plan: TrainingPlan, world: World, step: int, resumed: bool, began: fl
 def _engine(plan: TrainingPlan, world: World, resume: Path | None) -> Engine:
     """The engine with what it continues from: the stage's own checkpoint, or its start."""
     subject, start = plan.subject, plan.start
+    kernel = optimizer_kernel.of_stage(plan.stage, plan.folder, world.device.type)
     if world.first and resume is None and start and (start / manifest.NAME).exists():
         manifest.verify(start)
     checkpoint = resume
@@ -102,9 +103,11 @@ def _engine(plan: TrainingPlan, world: World, resume: Path | None) -> Engine:
         checkpoint = start
     if checkpoint is None:
         logger.debug(f"{plan.stage.name}: begins from {start or 'fresh weights'}, with a fresh optimizer")
-        return Engine(subject.begun(plan.model, start, plan.stage.attention), plan.stage, world, plan.config.seed)
+        begun = subject.begun(plan.model, start, plan.stage.attention)
+        return Engine(begun, plan.stage, world, plan.config.seed, kernel=kernel)
     place = resharded_start.place(checkpoint, plan.stage, world.size, plan.folder)
-    engine = Engine(subject.to_load(plan.model, plan.stage.attention), plan.stage, world, plan.config.seed, start=place)
+    trained = subject.to_load(plan.model, plan.stage.attention)
+    engine = Engine(trained, plan.stage, world, plan.config.seed, place, kernel)
     engine.load(place)
     logger.debug(f"{plan.stage.name}: weights and optimizer are those of {place}")
     return engine

@@ -60,7 +60,7 @@ def divide(stage: TrainStage, ranks: int) -> bool:
 def as_begun(stage: TrainStage, folder: StageFolder) -> TrainStage:
     """The stage with the micro-batches of the start before, if there is anything to go on from. What the config says
     counts."""
-    begun = _begun(folder)
+    begun = begun_facts(folder)
     if begun is None or isinstance(stage.micro_batch, int):
         return stage
     return stage.model_copy(update={"micro_batch": begun.settings.micro_batch})
@@ -68,13 +68,13 @@ def as_begun(stage: TrainStage, folder: StageFolder) -> TrainStage:
 
 def change(stage: TrainStage, folder: StageFolder) -> str | None:
     """What the config changes of the micro-batches that a stage goes on with, in words."""
-    begun = _begun(folder)
+    begun = begun_facts(folder)
     if begun is None or stage.micro_batch in (None, "auto", begun.settings.micro_batch):
         return None
     return f"micro_batch was {begun.settings.micro_batch}, is now {stage.micro_batch}: dropout draws other masks"
 
 
-def _begun(folder: StageFolder) -> TrainFacts | None:
+def begun_facts(folder: StageFolder) -> TrainFacts | None:
     """The facts of a stage that has a checkpoint of its own."""
     facts = folder.facts
     return facts if isinstance(facts, TrainFacts) and publish.newest(folder.checkpoints) else None

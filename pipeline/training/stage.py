@@ -17,7 +17,7 @@ from pipeline.optim.schedules import Rates
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import OF_A_START, StepFlops, TrainFacts, TrainSettings
 from pipeline.records.versions import installed
-from pipeline.training import data_position, micro_batches, settled
+from pipeline.training import data_position, micro_batches, optimizer_kernel, settled
 from pipeline.training.engine import World
 from pipeline.training.fingerprint import Fingerprint
 from pipeline.training.hardware import describe
@@ -153,6 +153,7 @@ def _settings(plan: TrainingPlan, world: World) -> TrainSettings:
         deepspeed=stage.deepspeed.given(),
         world_size=world.size,
         optimizer=stage.optimizer.model_dump(mode="json"),
+        optimizer_kernel=optimizer_kernel.of_stage(stage, plan.folder, world.device.type),
         activation_checkpointing=stage.activation_checkpointing,
         seed=plan.config.seed,
         attention=stage.attention,

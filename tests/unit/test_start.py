@@ -15,7 +15,7 @@ from pipeline.data import open_prepared
 from pipeline.errors import UserError
 from pipeline.records.run_folder import StageFolder
 from pipeline.runs import preflight
-from pipeline.training import resharded_start
+from pipeline.training import optimizer_kernel, resharded_start
 from pipeline.training.fingerprint import Fingerprint
 from pipeline.training.micro_batches import as_begun, change, size_of
 from pipeline.training.stage import plan_training
@@ -189,6 +189,19 @@ def test_zero_0_in_bf16_has_one_micro_batch(begun):
         preflight.before_data(config.load("tiny.yaml", [*bf16, "stages.large.micro_batch=4", "folder=other"]), [1])
     assert size_of(stage.model_copy(update={"zero_stage": 1}), 1) == 4
     assert size_of(stage.model_copy(update={"gradient_sums": "bf16"}), 1) == 4
+
+
+def test_a_stage_keeps_the_optimizers_kernel_that_it_began_with(begun):
+    """Records of before the fused kernel name none: what ran then goes on."""
+    stage, folder = large(config.load("tiny.yaml", ["folder=run"])), StageFolder(Path("run/large"))
+    assert "optimizer_kernel" not in json.loads(folder.facts_file.read_text())["settings"]
+    assert optimizer_kernel.of_stage(stage, folder, "cpu") == "default"
+    facts = json.loads(folder.facts_file.read_text())
+    facts["settings"]["optimizer_kernel"] = "fused"
+    folder.facts_file.write_text(json.dumps(facts))
+    assert optimizer_kernel.of_stage(stage, folder, "cpu") == "fused"
+    shutil.rmtree(folder.checkpoints)
+    assert [optimizer_kernel.of_stage(stage, folder, device) for device in ("cuda", "xpu")] == ["fused", "default"]
 
 
 def test_what_was_resharded_by_hand_beside_a_checkpoint_is_the_newer_one(begun, capsys):
