@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from pipeline.accounting.flops import checkpointed
 from pipeline.models.architecture import Architecture
+from pipeline.optim.optimizers import OptimizerSpec
+from pipeline.optim.parameter_groups import grouped
 
 FP32, BF16 = 4, 2
 """Bytes of a number."""
@@ -65,10 +67,10 @@ def model_states(
     return ModelStates(width * share * ranks, gradients, optimizer, 0, width * BUCKET)
 
 
-def parameter_groups(architecture: Architecture) -> list[list[int]]:
-    """Elements of every parameter, of those with weight decay and of those without."""
-    rows = list(architecture.rows())
-    return [[architecture.numel(row) for row in rows if row.decay is decay] for decay in (True, False)]
+def parameter_groups(architecture: Architecture, optimizer: OptimizerSpec) -> list[list[int]]:
+    """Elements of every parameter, in the optimizer's groups."""
+    rules = ((architecture.numel(row), optimizer.rule(row.kind, row.decay)) for row in architecture.rows())
+    return list(grouped(rules).values())
 
 
 def _summed_in_fp32(zero_stage: int, share: int, padded: int, optimizer: int, whole: int) -> ModelStates:

@@ -24,6 +24,7 @@ from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import ReshapedTensor
 from pipeline.errors import UserError
 from pipeline.optim.optimizers import OptimizerSpec
+from pipeline.optim.parameter_groups import GroupRule
 from pipeline.records.file_hashes import FASTEST, Algorithm, FileRecord
 from pipeline.records.run_folder import read_json
 
@@ -306,27 +307,26 @@ def parameter_order(config: PretrainedConfig) -> list[str]:
     return [published[name] for name, _ in models.build(config, device="meta").named_parameters()]
 
 
-def decay_groups(config: PretrainedConfig) -> tuple[Group, Group]:
-    """The optimizer groups of a fresh model, decayed and not, in published names, each in the order of
-    `named_parameters()`: DeepSpeed's flat files name nothing, so the order is the layout."""
-    from pipeline import models
-
-    decayed = {param.name: param.decay for param in models.architecture_of(config).rows()}
-    order = parameter_order(config)
-    return Group(tuple(n for n in order if decayed[n])), Group(tuple(n for n in order if not decayed[n]))
-
-
 def fresh_groups(config: PretrainedConfig, optimizer: OptimizerSpec) -> tuple[Group, ...]:
-    """The same with the hyper-parameters of `optimizer`."""
-    pairs = zip(decay_groups(config), fresh_hypers(optimizer), strict=True)
-    return tuple(replace(group, hyper=hyper) for group, hyper in pairs)
+    """The groups in which a fresh `optimizer` trains a model, in published names."""
+    from pipeline import models
+    from pipeline.models.optimizer_groups import optimizer_groups
+
+    architecture = models.architecture_of(config)
+    published = {param.module_name: param.name for param in architecture.rows()}
+    modules = {name: module for module, name in published.items()}
+    sorted_in = optimizer_groups(architecture, (modules[name] for name in parameter_order(config)), optimizer)
+    return tuple(
+        Group(tuple(published[name] for name in names), fresh_hyper(optimizer, rule))
+        for rule, names in sorted_in.items()
+    )
 
 
-def fresh_hypers(optimizer: OptimizerSpec) -> list[dict[str, Any]]:
-    """What torch's groups of a fresh optimizer say, decayed and not."""
-    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], **optimizer.hyper(decayed)} for decayed in (True, False)]
-    built = optimizer.build(groups, lr=FRESH_RATE).param_groups
-    return [{key: value for key, value in group.items() if key != "params"} for group in built]
+def fresh_hyper(optimizer: OptimizerSpec, rule: GroupRule) -> dict[str, Any]:
+    """What torch's group of a fresh optimizer says."""
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], **optimizer.hyper(rule)}]
+    (group,) = optimizer.build(groups, lr=FRESH_RATE * rule.rate).param_groups
+    return {key: value for key, value in group.items() if key != "params"}
 
 
 __all__ = [
@@ -338,12 +338,11 @@ __all__ = [
     "State",
     "config_file",
     "config_of",
-    "decay_groups",
     "default_layout",
     "detect_layout",
     "files",
     "fresh_groups",
-    "fresh_hypers",
+    "fresh_hyper",
     "holds_known_model",
     "locate",
     "parameter_order",

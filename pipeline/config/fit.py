@@ -8,6 +8,7 @@ from pipeline.config.deepspeed_keys import DeepSpeedKeys
 from pipeline.config.number_formats import MatmulPrecision
 from pipeline.durations import Duration, PositiveDuration
 from pipeline.optim.optimizers import AdamW
+from pipeline.optim.parameter_groups import RateFactors
 from pipeline.records.strict import Strict
 
 PUBLISHED_WARMUP = 10_000
@@ -73,6 +74,12 @@ class FitChoice(Strict):
             return keys
         preset = PRESETS.get(str(keys.get("preset", "default")), {})
         return {**preset, **keys, "optimizer": {**preset.get("optimizer", {}), **keys.get("optimizer", {})}}
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> Self:
+        if self.optimizer.rates != RateFactors():
+            raise ValueError("optimizer.rates are of a model's parameters, coefficients have one rate; leave them out")
+        return self
 
     @model_validator(mode="after")
     def _something_moves(self) -> Self:

@@ -10,6 +10,7 @@ from pipeline import models
 from pipeline.config.schema import ModelSizes, TrainStage
 from pipeline.data import Batch
 from pipeline.doctor.finding import Finding, graded
+from pipeline.models.optimizer_groups import optimizer_groups
 from pipeline.training.engine import Engine, World, free
 from pipeline.training.subject import of_model
 
@@ -79,11 +80,9 @@ def _plain(config: PretrainedConfig, world: World) -> list[float]:
     """torch's own AdamW and clipping, whole batches, one process."""
     net = models.build(config, seed=1).train().to(world.device)
     spec = stage("fp32", 0, _micro_batches(world)).optimizer
-    decayed = {row.module_name for row in models.architecture_of(config).rows() if row.decay}
-    groups = [
-        {"params": [p for name, p in net.named_parameters() if (name in decayed) is decays], **spec.hyper(decays)}
-        for decays in (True, False)
-    ]
+    named = dict(net.named_parameters())
+    sorted_in = optimizer_groups(models.architecture_of(config), named, spec)
+    groups = [{"params": [named[name] for name in names], **spec.hyper(rule)} for rule, names in sorted_in.items()]
     optimizer = spec.build(groups, lr=RATE)
     inputs, labels = _batch(_micro_batches(world))
     whole = {name: value.to(world.device) for name, value in inputs.items()}, labels.to(world.device)

@@ -30,6 +30,7 @@ from pipeline.growth.making import MakingCost, making_cost
 from pipeline.growth.method import ExpansionOptions
 from pipeline.growth.plan import GrowthPlan
 from pipeline.models import starts
+from pipeline.optim.parameter_groups import GroupRule
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import TrainFacts
 from pipeline.records.stage_records import EvaluationRecord
@@ -109,7 +110,8 @@ class Fit(Subject):
         module = self.ends.begun_module(self.options)
         grown = GrownModel((self.ends.small, model), self.options, module, source, attention)
         beside = {fitted_by.FACTS: json.dumps({"source": known, **self._facts()}, indent=2) + "\n"}
-        return Trained(grown, ((True, dict(grown.named_parameters())),), lambda: beside, grown.layers)
+        groups = ((GroupRule(decayed=True), dict(grown.named_parameters())),)
+        return Trained(grown, groups, lambda: beside, grown.layers)
 
     def begun(self, model: PretrainedConfig, start: Path | None, attention: str = "sdpa") -> Trained:
         return self.to_load(model, attention)

@@ -12,6 +12,7 @@ from pipeline.checkpoints.state import Group, State
 from pipeline.errors import UserError
 from pipeline.growth.plan import GrowthPlan
 from pipeline.optim.optimizers import AdamW, OptimizerSpec
+from pipeline.optim.parameter_groups import GroupRule
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ NO_GROUPS = Grouping()
 
 
 def of_the_stage(large: PretrainedConfig, optimizer: OptimizerSpec) -> Grouping:
-    """The groups that this pipeline trains in, decayed and not."""
+    """The groups that this pipeline trains in."""
     return Grouping(checkpoints.fresh_groups(large, optimizer))
 
 
@@ -84,5 +85,4 @@ def _hyper(group: Group, state: State) -> dict[str, Any]:
     """A group's hyper-parameters; AdamW's own where the optimizer is not known, of which a fresh one is written."""
     if state.known_optimizer and group.hyper:
         return group.hyper
-    decayed, other = checkpoints.fresh_hypers(AdamW())
-    return decayed if group.hyper.get("weight_decay") else other
+    return checkpoints.fresh_hyper(AdamW(), GroupRule(bool(group.hyper.get("weight_decay"))))

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from pipeline.optim.parameter_groups import ParameterKind
+
 Kind = Literal[
     "residual",
     "normed",
@@ -159,6 +161,15 @@ class ParamSpec:
     @property
     def layered(self) -> bool:
         return "{i}" in self.name
+
+    @property
+    def kind(self) -> ParameterKind:
+        """What it is to the optimizer, by its place, its axes and its use."""
+        if len(self.axes) == 1:
+            return "vectors"
+        if self.use != "matmul" or not self.input_grad:
+            return "embeddings"
+        return "hidden" if self.layered or self.layer is not None else "head"
 
     def at(self, layer: int | None) -> "ParamSpec":
         """The parameter that this template is in a layer (None: in no layer)."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from pipeline.errors import UserError
+from pipeline.optim.parameter_groups import GroupRule, ParameterKind, RateFactors
 from pipeline.records.strict import Strict
 
 if TYPE_CHECKING:
@@ -45,13 +46,18 @@ class OptimizerSpec(Strict):
     kind: str
     weight_decay: float = Field(default=0.01, ge=0, description="of matrices; norms and biases are not decayed")
     clip: float = Field(default=1.0, ge=0, description="largest global gradient norm; 0: no clipping")
+    rates: RateFactors = Field(RateFactors(), description="factors on the schedule's rate, by kind of parameter")
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         """The optimizer's state slots, in torch's order."""
         raise NotImplementedError
 
-    def hyper(self, decayed: bool) -> dict[str, Any]:
+    def rule(self, kind: ParameterKind, decayed: bool) -> GroupRule:
+        """How parameters of a kind, of those that are decayed or not, are trained."""
+        return GroupRule(decayed, self.rates.of(kind))
+
+    def hyper(self, rule: GroupRule) -> dict[str, Any]:
         """The hyper-parameters of a group but for its rate, by torch's names."""
         raise NotImplementedError
 
@@ -87,8 +93,8 @@ class AdamW(OptimizerSpec):
     def slots(self) -> tuple[Slot, ...]:
         return Slot("exp_avg", 1), Slot("exp_avg_sq", 2)
 
-    def hyper(self, decayed: bool) -> dict[str, Any]:
-        return {"weight_decay": self.weight_decay if decayed else 0.0, "betas": self.betas, "eps": self.eps}
+    def hyper(self, rule: GroupRule) -> dict[str, Any]:
+        return {"weight_decay": self.weight_decay if rule.decayed else 0.0, "betas": self.betas, "eps": self.eps}
 
     def build(
         self, groups: Iterable[dict[str, Any]], lr: float = 0.0, fused: bool | None = None
@@ -117,9 +123,9 @@ class SGD(OptimizerSpec):
     def slots(self) -> tuple[Slot, ...]:
         return (Slot("momentum_buffer", 1),) if self.momentum else ()
 
-    def hyper(self, decayed: bool) -> dict[str, Any]:
+    def hyper(self, rule: GroupRule) -> dict[str, Any]:
         return {
-            "weight_decay": self.weight_decay if decayed else 0.0,
+            "weight_decay": self.weight_decay if rule.decayed else 0.0,
             "momentum": self.momentum,
             "nesterov": self.nesterov,
         }

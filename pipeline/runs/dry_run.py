@@ -280,7 +280,7 @@ def _memory(
     """Bytes of a rank in every ZeRO stage, the activations, which are the same in all, and the copy that is saved.
     needs: of a fit, which trains coefficients and holds a source and made weights besides."""
     architecture, bf16 = models.architecture_of(model), stage.in_16_bits
-    groups = [list(needs.coefficients)] if needs else parameter_groups(architecture)
+    groups = [list(needs.coefficients)] if needs else parameter_groups(architecture, stage.optimizer)
     besides = (BF16 if bf16 else FP32) * (needs.fixed + needs.made) if needs else 0
     derived = deepspeed_config(stage, cluster.ranks)
     stages = {}

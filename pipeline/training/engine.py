@@ -234,7 +234,8 @@ class Engine:
         self.deepspeed_config = deepspeed_config(stage, world.size, universal=universal)
         logger.debug(f"{stage.name}: DeepSpeed's config: {self.deepspeed_config}")
         self.names = [list(parameters) for _, parameters in trained.groups]
-        self.hyper = [stage.optimizer.hyper(decayed) for decayed, _ in trained.groups]
+        self.factors = [rule.rate for rule, _ in trained.groups]
+        self.hyper = [stage.optimizer.hyper(rule) for rule, _ in trained.groups]
         grouped = zip(trained.groups, self.hyper, strict=True)
         groups = [{"params": list(parameters.values()), **hyper} for (_, parameters), hyper in grouped]
         kernel = kernel or optimizer_kernel.fastest(stage, world.device.type)
@@ -283,8 +284,8 @@ class Engine:
 
         refuses: asked before the update, for which the loss of all ranks must be waited for; None: without waiting."""
         self.deepspeed.train()
-        for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = rate
+        for group, factor in zip(self.deepspeed.optimizer.param_groups, self.factors, strict=True):
+            group["lr"] = rate * factor
         total, sums = torch.zeros((), device=self.world.device, dtype=torch.float64), None
         self.gate.ask(None)
         self.watch.begin_step()

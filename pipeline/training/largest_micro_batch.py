@@ -83,7 +83,7 @@ def needed(plan: TrainingPlan, ranks: int, size: int) -> int:
 
 def _states(plan: TrainingPlan, ranks: int, size: int) -> ModelStates:
     return model_states(
-        parameter_groups(models.architecture_of(plan.model)),
+        parameter_groups(models.architecture_of(plan.model), plan.stage.optimizer),
         zero_stage=plan.stage.zero_stage,
         ranks=ranks,
         bf16=plan.stage.in_16_bits,

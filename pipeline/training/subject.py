@@ -20,12 +20,15 @@ from pipeline.data import Prepared
 from pipeline.errors import placed
 from pipeline.growth.making import NO_MAKING, MakingCost
 from pipeline.models import Facts, starts
+from pipeline.models.optimizer_groups import optimizer_groups
+from pipeline.optim.optimizers import AdamW, OptimizerSpec
+from pipeline.optim.parameter_groups import GroupRule
 from pipeline.rng import derive
 from pipeline.training import partitioned
 from pipeline.training.start import continues_optimizer
 
-Group = tuple[bool, dict[str, nn.Parameter]]
-"""Whether its parameters are decayed, and these by their names in the module."""
+Group = tuple[GroupRule, dict[str, nn.Parameter]]
+"""How its parameters are trained, and these by their names in the module."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +42,19 @@ class Trained:
     layers: tuple[nn.Module, ...] = ()
 
 
-def of_model(model: PreTrainedModel, activation_checkpointing: int = False) -> Trained:
-    """A model: its parameters with weight decay, then those without, as the architecture says, in the order of
-    `named_parameters()`; its config lies beside its shards. activation_checkpointing: of the first of every so many
-    layers."""
+def of_model(
+    model: PreTrainedModel, activation_checkpointing: int = False, optimizer: OptimizerSpec = AdamW()
+) -> Trained:
+    """A model, its parameters in the groups of `optimizer`; its config lies beside its shards.
+    activation_checkpointing: of the first of every so many layers."""
     published = models.config_text(model.config)
     model.config.use_cache = False  # it would keep every layer's keys and values
     if activation_checkpointing:
         checkpoint_layers(model, activation_checkpointing)
-    decays = {spec.module: spec.decay for spec in models.architecture_of(model.config).rows()}
-    named = list(model.named_parameters())
-    groups = tuple((decay, {name: p for name, p in named if decays[name] is decay}) for decay in (True, False))
-    layers = tuple(model.get_submodule(path) for path in models.architecture_of(model.config).blocks())
+    named, architecture = dict(model.named_parameters()), models.architecture_of(model.config)
+    sorted_in = optimizer_groups(architecture, named, optimizer)
+    groups = tuple((rule, {name: named[name] for name in names}) for rule, names in sorted_in.items())
+    layers = tuple(model.get_submodule(path) for path in architecture.blocks())
     return Trained(model, groups, lambda: {checkpoints.CONFIG: published}, layers)
 
 
@@ -171,7 +175,7 @@ class WholeModel(Subject):
         return derive(self.config.seed, "init", self.stage.name) % 2**32
 
     def _trained(self, model: PreTrainedModel) -> Trained:
-        return of_model(model, self.stage.activation_checkpointing)
+        return of_model(model, self.stage.activation_checkpointing, self.stage.optimizer)
 
 
 def started(config: Config, stage: TrainStage, stored: PretrainedConfig, facts: Facts) -> PretrainedConfig:

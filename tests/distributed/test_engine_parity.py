@@ -48,6 +48,30 @@ def _masked(inputs: dict[str, torch.Tensor], causal: bool) -> dict[str, torch.Te
     return {**others, "attention_mask": torch.tensor(mask)}
 
 
+FACTORS = {"hidden": 0.5, "embeddings": 2.0, "head": 3.0, "vectors": 0.25}
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_each_kind_of_parameter_has_its_rate(workers, zero_stage):
+    """1e-5: as below."""
+    net = models.build(model_config("vit"), seed=5).train()
+    settings = stage(micro_batch=1).optimizer
+    places = {"vit.embeddings": "embeddings", "classifier.weight": "head", "vit.layers": "hidden"}
+    groups = []
+    for name, parameter in net.named_parameters():
+        kind = next((kind for place, kind in places.items() if name.startswith(place)), "vectors")
+        kind = kind if parameter.dim() > 1 else "vectors"
+        decay = 0.0 if kind == "vectors" or parameter.dim() == 3 else settings.weight_decay
+        groups.append({"params": [parameter], "lr": 1e-3 * FACTORS[kind], "weight_decay": decay})
+    optimizer = torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps)
+    batches = [batch("vit", step, 0, BATCH) for step in range(STEPS)]
+    expected = train_plainly(net, optimizer, [(whole.inputs, whole.labels) for whole in batches], settings.clip)
+    rates = {**settings.model_dump(), "rates": FACTORS}
+    fields = {"zero_stage": zero_stage, "micro_batch": BATCH // 4, "optimizer": rates}
+    losses = workers.run(ENGINE, {"family": "vit", "stage": fields, "steps": STEPS}, world=2)
+    assert losses == pytest.approx(expected, abs=1e-5)
+
+
 CHECKPOINTED = [("bert-pre-ln", False), ("vit", True), ("vit", 2), ("llama", False)]
 
 

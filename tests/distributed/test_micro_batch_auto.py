@@ -9,6 +9,7 @@ import torch
 
 from pipeline import config, data, models
 from pipeline.accounting.memory import activations, model_states, parameter_groups
+from pipeline.optim.optimizers import AdamW
 from pipeline.training import free_memory
 from pipeline.training.engine import World
 from pipeline.training.largest_micro_batch import SHARE, _batch, _passes, _tried, needed
@@ -33,7 +34,7 @@ def test_what_is_needed_grows_with_the_samples_alone(tmp_path):
     assert four - two == 2 * (two - one) > 0
     architecture = models.architecture_of(plan.model)
     states = model_states(
-        parameter_groups(architecture), zero_stage=2, ranks=2, bf16=False, slots=2, accumulates=True
+        parameter_groups(architecture, AdamW()), zero_stage=2, ranks=2, bf16=False, slots=2, accumulates=True
     ).held
     positions = models.of_config(plan.model).positions(plan.model, plan.data.facts)
     passing = activations(architecture, positions, micro_batch=1, bf16=False)

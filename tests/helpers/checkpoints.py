@@ -16,6 +16,7 @@ from pipeline.checkpoints.serialization.writer_pool import write_files
 from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import in_memory
 from pipeline.config.schema import ModelSizes
+from pipeline.optim.optimizers import AdamW
 from tests.helpers.growing import randomised
 from tests.helpers.samples import sample
 
@@ -51,7 +52,7 @@ def trained(final: Path, config: PretrainedConfig, layout: CheckpointLayout) -> 
     }
     groups = tuple(
         Group(g.names, {**HYPER, "weight_decay": decay})
-        for g, decay in zip(checkpoints.decay_groups(config), (0.1, 0.0), strict=True)
+        for g, decay in zip(checkpoints.fresh_groups(config, AdamW()), (0.1, 0.0), strict=True)
     )
     held = State(
         in_memory((n, t.float()) for n, t in weights.items()),
@@ -114,10 +115,8 @@ def published(
         r.name: torch.randn(architecture.shape(r), generator=generator) * 0.3 + (r.axes[0].role == "gain")
         for r in architecture.rows()
     }
-    state = State(
-        in_memory({**weights, **changed}.items()), groups=checkpoints.decay_groups(config), aliases=architecture.aliases
-    )
-    state = replace(state, groups=tuple(replace(g, hyper={"lr": 0.0}) for g in state.groups))
+    groups = tuple(replace(group, hyper={"lr": 0.0}) for group in checkpoints.fresh_groups(config, AdamW()))
+    state = State(in_memory({**weights, **changed}.items()), groups=groups, aliases=architecture.aliases)
     final = folder / "small"
     staged = publish.staging(final)
     checkpoints.write(state, config, staged, layout)

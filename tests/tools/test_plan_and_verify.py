@@ -162,7 +162,7 @@ def lion(folder: Path) -> Path:
     weights = {name: tensor.float() for name, tensor in randomised(config).items()}
     groups = (
         Group(group.names, {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": decay})
-        for group, decay in zip(checkpoints.decay_groups(config), (1.0, 0.0), strict=True)
+        for group, decay in zip(checkpoints.fresh_groups(config, AdamW()), (1.0, 0.0), strict=True)
     )
     tensors = in_memory(weights.items())
     state = State(tensors, slots={"exp_avg": tensors}, step=3, groups=tuple(groups))

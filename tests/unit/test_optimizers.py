@@ -10,6 +10,7 @@ from pipeline.checkpoints.tensors import in_memory
 from pipeline.errors import UserError
 from pipeline.optim import optimizers
 from pipeline.optim.optimizers import OPTIMIZERS, SGD, AdamW, Optimizer
+from pipeline.optim.parameter_groups import GroupRule
 
 SPECS = [AdamW(), AdamW(betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1), SGD(), SGD(nesterov=True), SGD(momentum=0.0)]
 
@@ -17,7 +18,7 @@ SPECS = [AdamW(), AdamW(betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1), SGD(), S
 def stepped(spec) -> torch.optim.Optimizer:
     """After one step on two groups, decayed and not."""
     matrix, vector = (torch.nn.Parameter(torch.ones(shape)) for shape in ((2, 3), (4,)))
-    groups = [{"params": [matrix], **spec.hyper(True)}, {"params": [vector], **spec.hyper(False)}]
+    groups = [{"params": [matrix], **spec.hyper(GroupRule(True))}, {"params": [vector], **spec.hyper(GroupRule(False))}]
     built = spec.build(groups, lr=0.1)
     matrix.grad, vector.grad = torch.ones(2, 3), torch.ones(4)
     built.step()

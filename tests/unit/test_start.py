@@ -222,8 +222,12 @@ def test_what_was_resharded_by_hand_beside_a_checkpoint_is_the_newer_one(begun, 
 def test_a_start_with_a_grown_state_is_held_to_its_optimizer(run, capsys):
     """A folder that the config names, too."""
     start = checkpoints.locate(run.parent / "run" / "grown")
-    sgd = [f"stages.scratch.start={start}", "stages.scratch.zero_stage=2", "stages.scratch.optimizer={kind: sgd}"]
+    other = [f"stages.scratch.start={start}", "stages.scratch.zero_stage=2"]
+    sgd = [*other, "stages.scratch.optimizer={kind: sgd}"]
     assert "the state is that of adamw" in refused(capsys, "train", run, "--stage", "scratch", GROW, *sgd)
+    rates = [*other, "stages.scratch.optimizer={rates: {hidden: 0.5}}"]
+    told = refused(capsys, "train", run, "--stage", "scratch", GROW, *rates)
+    assert "is in 2 groups, which are not the 3 that stages.scratch.optimizer makes" in told
 
 
 def test_a_stage_that_was_begun_and_has_no_checkpoint_starts_from_the_newest(run):

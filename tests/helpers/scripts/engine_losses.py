@@ -19,7 +19,7 @@ def train(job: dict) -> list[float]:
     torch.set_num_threads(1)
     config = model_config(job["family"])
     fields = stage(**job["stage"])
-    trained = of_model(models.build(config, seed=5), fields.activation_checkpointing)
+    trained = of_model(models.build(config, seed=5), fields.activation_checkpointing, fields.optimizer)
     engine = Engine(trained, fields, world, seed=0)
     losses = []
     for step in range(job["steps"]):
