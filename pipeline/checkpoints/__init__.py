@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from pipeline.checkpoints import foreign, manifest, names, narrowing, publish, sidecars, tying, wrappers
 from pipeline.checkpoints.layouts import NATIVE, CheckpointLayout, Layout, detect_layout, require_layout
 from pipeline.checkpoints.relative_paths import is_file_name
@@ -323,10 +321,8 @@ def fresh_groups(config: PretrainedConfig, optimizer: OptimizerSpec) -> tuple[Gr
 
 
 def fresh_hyper(optimizer: OptimizerSpec, rule: GroupRule) -> dict[str, Any]:
-    """What torch's group of a fresh optimizer says."""
-    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], **optimizer.hyper(rule)}]
-    (group,) = optimizer.build(groups, lr=FRESH_RATE * rule.rate).param_groups
-    return {key: value for key, value in group.items() if key != "params"}
+    """What a group of a fresh optimizer says."""
+    return optimizer.fresh(rule, lr=FRESH_RATE * rule.rate)
 
 
 __all__ = [

@@ -194,7 +194,7 @@ class State:
         there for every parameter of the group in its shape: nothing is invented."""
         damped = any(hyper.get("dampening") for hyper in self._hyper)  # such a momentum does not start from zeros
         if (spec := self.known_optimizer) and (self._filled_slots or not damped):
-            return [slot.name for slot in spec.slots], spec.keeps_step
+            return [slot.name for slot in spec.slots_in(group.hyper)], spec.counts_steps_in(group.hyper)
         held = self.slots_of(group)
         for slot, name in ((slot, name) for slot in held for name in group.names):
             tensor, weights = self.slots[slot].get(name), self.tensors[name]
@@ -207,11 +207,13 @@ class State:
         return held, any(name in self.steps for name in group.names)
 
     def slots_of(self, group: Group) -> list[str]:
-        """The slots that every parameter of a group should have: of an unknown optimizer those that any of them has,
-        for it may keep others in every group; all that there are where none has any, and of an optimizer that is
-        known."""
+        """The slots that every parameter of a group should have: of an optimizer that is known those that it keeps
+        there, as far as any are there; of an unknown one those that any of the parameters has, for it may keep others
+        in every group, and all that there are where none has any."""
+        if spec := self.known_optimizer:
+            return [slot.name for slot in spec.slots_in(group.hyper) if slot.name in self._filled_slots]
         own = [slot for slot in self._filled_slots if any(name in self.slots[slot] for name in group.names)]
-        return own if own and self.known_optimizer is None else self._filled_slots
+        return own or self._filled_slots
 
     @property
     def known_optimizer(self) -> OptimizerSpec | None:

@@ -4,7 +4,7 @@ DeepSpeed ignores most keys that it does not know, so all are asked for here: wh
 is refused with their names, and so is what this pipeline's checkpoints and records would not hold.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -151,17 +151,27 @@ class DeepSpeedKeys(_Keys):
 
     def require_effect(self, zero_stage: int, precision: str) -> None:
         """Raises ValueError for keys that a stage of this ZeRO stage and precision would ignore."""
-        zero = self.zero_optimization.given() if self.zero_optimization else {}
         problems = [
             f"deepspeed.zero_optimization.{key} is without effect in zero_stage {zero_stage}; leave it out, or choose "
             f"{' or '.join(map(str, _stages(key)))}"
-            for key in zero
+            for key in self._zero
             if zero_stage not in _stages(key)
         ]
         if self.fp16 and self.fp16.given() and precision != "fp16":
             problems.append(f"deepspeed.fp16 belongs to precision fp16, this is {precision}; leave it out")
         if problems:
             raise ConfigProblems(problems)
+
+    def require_none_of(self, keys: Collection[str], beside: str) -> None:
+        """Raises ValueError for keys of `zero_optimization` that are not tested beside something else."""
+        if found := [key for key in keys if key in self._zero]:
+            raise ConfigProblems(
+                [f"deepspeed.zero_optimization.{key} is not tested beside {beside}; leave it out" for key in found]
+            )
+
+    @property
+    def _zero(self) -> dict[str, Any]:
+        return self.zero_optimization.given() if self.zero_optimization else {}
 
 
 def _stages(key: str) -> tuple[int, ...]:

@@ -251,6 +251,13 @@ class TrainStage(Strict):
         return self
 
     @model_validator(mode="after")
+    def _optimizer_is_right(self) -> Self:
+        if reason := self.optimizer.refusal(self.zero_stage, self.precision, self.sums):
+            raise ValueError(reason)
+        self.deepspeed.require_none_of(self.optimizer.not_beside, f"optimizer {self.optimizer.kind}")
+        return self
+
+    @model_validator(mode="after")
     def _sums_of_bf16(self) -> Self:
         if self.gradient_sums and self.precision != "bf16":
             raise ValueError(

@@ -216,8 +216,11 @@ def grown(expansion: ExpansionPlan) -> State:
 
 def _grown_slot(expansion: ExpansionPlan, executor: PlanExecutor, slot: Slot) -> dict[str, LazyTensor]:
     read = SourceReader(expansion.source, expansion.state.slots[slot.name], slot)
+    holders = expansion.grouping.holders(expansion.optimizer, slot)
     return {
-        each.target: GrownTensor(each.shape, GrownSlot(executor, each, slot, read)) for each in expansion.growth.tensors
+        each.target: GrownTensor(each.shape, GrownSlot(executor, each, slot, read))
+        for each in expansion.growth.tensors
+        if each.target in holders
     }
 
 

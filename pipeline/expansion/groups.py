@@ -1,6 +1,7 @@
 """Which optimizer group every parameter of a result is in: DeepSpeed's flat files name nothing, so the script that
 loads them must make the same groups."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from pipeline import checkpoints
 from pipeline.checkpoints.state import Group, State
 from pipeline.errors import UserError
 from pipeline.growth.plan import GrowthPlan
-from pipeline.optim.optimizers import AdamW, OptimizerSpec
+from pipeline.optim.optimizers import AdamW, OptimizerSpec, Slot
 from pipeline.optim.parameter_groups import GroupRule
 
 
@@ -22,6 +23,11 @@ class Grouping:
     groups: tuple[Group, ...] = ()
     frozen: tuple[str, ...] = ()
     remark: str | None = None
+
+    def holders(self, optimizer: OptimizerSpec, slot: Slot) -> set[str]:
+        """The parameters for which the optimizer keeps a slot."""
+        having = (group.names for group in self.groups if slot in optimizer.slots_in(group.hyper))
+        return {name for names in having for name in names}
 
 
 NO_GROUPS = Grouping()
@@ -45,8 +51,9 @@ def of_the_source(
     _require_order(folder, state, small)
     origins = {each.target: each.origin for each in growth.tensors}
     order = [name for name in checkpoints.parameter_order(large) if name in origins]
+    shapes = {each.target: each.shape for each in growth.tensors}
     groups = tuple(
-        Group(tuple(name for name in order if origins[name] in group.names), _hyper(group, state))
+        Group(_ordered([n for n in order if origins[n] in group.names], shapes, group, state), _hyper(group, state))
         for group in state.groups
     )
     frozen = tuple(name for name in order if origins[name] in state.frozen)
@@ -69,13 +76,22 @@ def _differing_layers(state: State, growth: GrowthPlan) -> str | None:
     )
 
 
+def _ordered(names: list[str], shapes: Mapping[str, tuple[int, ...]], group: Group, state: State) -> tuple[str, ...]:
+    """Names in the order of the module's `named_parameters()`, as the optimizer orders a group."""
+    known = state.known_optimizer
+    return tuple(known.order_in(group.hyper, [(name, shapes[name]) for name in names]) if known else names)
+
+
 def _require_order(folder: Path, state: State, config: PretrainedConfig) -> None:
-    place = {name: number for number, name in enumerate(checkpoints.parameter_order(config))}
+    order = checkpoints.parameter_order(config)
+    shapes = {name: tensor.shape for name, tensor in state.tensors.items()}
     for number, group in enumerate(state.groups):
-        for name, following in zip(group.names, group.names[1:], strict=False):
-            if place[name] > place[following]:
+        mine = set(group.names)
+        ordered = _ordered([name for name in order if name in mine], shapes, group, state)
+        for name, expected in zip(group.names, ordered, strict=True):
+            if name != expected:
                 raise UserError(
-                    f"{folder}: group {number} of its optimizer has '{name}' before '{following}', other than "
+                    f"{folder}: group {number} of its optimizer has '{name}' before '{expected}', other than "
                     "named_parameters(); by which rule a larger model's parameters are ordered there is not known: "
                     "take the weights alone (--format huggingface)"
                 )

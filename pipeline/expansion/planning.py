@@ -184,6 +184,10 @@ def _planned(
         grouping = groups.of_the_stage(large, continued_by)
     elif layout.kind.holds_optimizer:
         grouping = groups.of_the_source(folder, state, small, large, growth)
+    if grow_optimizer_state:
+        optimizer = state.optimizer()
+        wanted = {slot.name: grouping.holders(optimizer, slot) for slot in optimizer.slots}
+        optimizer_state.require_sources(str(folder), growth, wanted, state.slots)
     sides = folder, state, ends.function, small, large
     return ExpansionPlan(*sides, growth, layout, grow_optimizer_state, continued_by, grouping, **how)
 

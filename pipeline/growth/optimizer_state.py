@@ -8,7 +8,7 @@ sqrt(1 / (1 - beta_2)) times too large. The step count is the source's.
 """
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -62,6 +62,21 @@ def require(plan: GrowthPlan, slots: Sequence[Slot], stored: Collection[str]) ->
     """Raises UserError when the optimizer state cannot grow."""
     if reasons := refusals(plan, slots, stored):
         raise UserError(f"optimizer state 'grow' is not possible: {'; '.join(reasons)}; use --optimizer-state reset")
+
+
+def require_sources(
+    where: str, plan: GrowthPlan, wanted: Mapping[str, Collection[str]], stored: Mapping[str, Collection[str]]
+) -> None:
+    """Raises UserError where the source lacks the state that a target parameter grows from: its optimizer trains that
+    parameter by another rule. wanted: the target's parameters by slot; stored: the source's. where: the source."""
+    for slot, targets in wanted.items():
+        for each in plan.tensors:
+            sources = [each.source_name(term) for term in each.terms] or [each.origin]
+            if each.target in targets and (lacking := [name for name in sources if name not in stored[slot]]):
+                raise UserError(
+                    f"{where}: holds no {slot} of '{lacking[0]}', from which that of '{each.target}' would grow: its "
+                    "optimizer trains the parameter by another rule; use --optimizer-state reset"
+                )
 
 
 def require_continued(where: str, left: OptimizerSpec, behind: OptimizerSpec) -> None:

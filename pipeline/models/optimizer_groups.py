@@ -10,8 +10,17 @@ from pipeline.optim.parameter_groups import GroupRule, grouped
 def optimizer_groups(
     architecture: Architecture, names: Iterable[str], optimizer: OptimizerSpec
 ) -> dict[GroupRule, list[str]]:
-    """The names of every group's parameters inside the model. names: all of them in the order of the module's
-    `named_parameters()`, which is theirs in a group too: DeepSpeed's flat files name nothing, so the order is the
-    layout."""
+    """The names of every group's parameters inside the model, in the optimizer's order: DeepSpeed's flat files name
+    nothing, so the order is the layout. names: all of them in the order of the module's `named_parameters()`."""
     rows = {row.module_name: row for row in architecture.rows()}
-    return grouped((name, optimizer.rule(rows[name].kind, rows[name].decay)) for name in names)
+    groups = grouped((name, optimizer.rule(rows[name].kind, rows[name].decay)) for name in names)
+    return {
+        rule: optimizer.order_in(optimizer.hyper(rule), [(name, architecture.shape(rows[name])) for name in members])
+        for rule, members in groups.items()
+    }
+
+
+def state_numbers(architecture: Architecture, optimizer: OptimizerSpec) -> int:
+    """How many numbers the optimizer keeps besides the weights, step counts aside."""
+    rules = ((architecture.numel(row), optimizer.rule(row.kind, row.decay)) for row in architecture.rows())
+    return sum(numel * len(optimizer.slots_in(optimizer.hyper(rule))) for numel, rule in rules)

@@ -7,14 +7,14 @@ in `OPTIMIZERS` and `Optimizer`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from pipeline.errors import UserError
-from pipeline.optim.parameter_groups import GroupRule, ParameterKind, RateFactors
+from pipeline.optim.parameter_groups import GroupRule, MuonRateFactors, ParameterKind, RateFactors
 from pipeline.records.strict import Strict
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Hyper = Mapping[str, Any]
 """Hyper-parameters of one optimizer group, as torch keeps them: lr, weight_decay, …"""
 Share = Annotated[float, Field(ge=0, lt=1)]
+Shape = tuple[int, ...]
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,14 @@ class Slot:
 
 class OptimizerSpec(Strict):
     """What every specification has. keeps_step: whether torch counts the steps of every parameter in its state.
-    fused_on: the types of devices on which torch computes all of an update in one kernel."""
+    fused_on: the types of devices on which torch computes all of an update in one kernel. universal_stages: the ZeRO
+    stages whose engine loads its state from universal files. not_beside: keys of DeepSpeed's zero_optimization that are
+    not tested with it."""
 
     keeps_step: ClassVar[bool]
     fused_on: ClassVar[frozenset[str]] = frozenset()
+    universal_stages: ClassVar[tuple[int, ...]] = (1, 2)
+    not_beside: ClassVar[tuple[str, ...]] = ()
 
     kind: str
     weight_decay: float = Field(default=0.01, ge=0, description="of matrices; norms and biases are not decayed")
@@ -52,6 +58,23 @@ class OptimizerSpec(Strict):
     def slots(self) -> tuple[Slot, ...]:
         """The optimizer's state slots, in torch's order."""
         raise NotImplementedError
+
+    def slots_in(self, hyper: Hyper) -> tuple[Slot, ...]:
+        """Those that it keeps for the parameters of a group with these hyper-parameters."""
+        return self.slots
+
+    def counts_steps_in(self, hyper: Hyper) -> bool:
+        """Whether torch counts the steps of these parameters."""
+        return self.keeps_step
+
+    def order_in(self, hyper: Hyper, members: Sequence[tuple[Name, Shape]]) -> list[Name]:
+        """The members of a group, given with their shapes in the module's order, as the optimizer orders them."""
+        return [name for name, _ in members]
+
+    def refusal(self, zero_stage: int, precision: str, sums: str | None) -> str | None:
+        """Why DeepSpeed trains wrongly with it so, in words; None where it is right. sums: in which gradients of bf16
+        are summed; None in other precisions."""
+        return None
 
     def rule(self, kind: ParameterKind, decayed: bool) -> GroupRule:
         """How parameters of a kind, of those that are decayed or not, are trained."""
@@ -65,6 +88,20 @@ class OptimizerSpec(Strict):
         """Whether it can go on from the state that `other` has left: of the same kind, with the same slots."""
         return self.kind == other.kind and self.slots == other.slots
 
+    def fresh(self, rule: GroupRule, lr: float) -> dict[str, Any]:
+        """What a group of the fresh optimizer says, its parameters aside."""
+        raise NotImplementedError
+
+    @classmethod
+    def recognise(cls, slots: Collection[str], hypers: Sequence[Hyper]) -> Self | None:
+        """The specification of a checkpoint with these slots (none before the first step) and the hyper-parameters of
+        its groups, of which there is one at least; None when the optimizer is another one."""
+        raise NotImplementedError
+
+
+class TorchOptimizer(OptimizerSpec):
+    """An optimizer of torch's own, which treats all groups alike."""
+
     def build(
         self, groups: Iterable[dict[str, Any]], lr: float = 0.0, fused: bool | None = None
     ) -> torch.optim.Optimizer:
@@ -72,18 +109,20 @@ class OptimizerSpec(Strict):
         in one kernel, as `fused_on` says where; None: as torch chooses."""
         raise NotImplementedError
 
-    @classmethod
-    def recognise(cls, slots: Collection[str], hyper: Hyper) -> Self | None:
-        """The specification of a checkpoint with these slots (none before the first step) and a group's
-        hyper-parameters; None when the optimizer is another one."""
-        raise NotImplementedError
+    def fresh(self, rule: GroupRule, lr: float) -> dict[str, Any]:
+        import torch
+
+        groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], **self.hyper(rule)}]
+        (group,) = self.build(groups, lr=lr).param_groups
+        return {key: value for key, value in group.items() if key != "params"}
 
 
-class AdamW(OptimizerSpec):
+class AdamW(TorchOptimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101)."""
 
     keeps_step: ClassVar[bool] = True
     fused_on: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
+    universal_stages: ClassVar[tuple[int, ...]] = (1, 2, 3)
 
     kind: Literal["adamw"] = "adamw"
     betas: tuple[Share, Share] = (0.9, 0.999)
@@ -106,11 +145,11 @@ class AdamW(OptimizerSpec):
         )
 
     @classmethod
-    def recognise(cls, slots: Collection[str], hyper: Hyper) -> Self | None:
-        return _recognised(cls, slots, hyper, ("weight_decay", "betas", "eps"), signature="betas")
+    def recognise(cls, slots: Collection[str], hypers: Sequence[Hyper]) -> Self | None:
+        return _recognised(cls, slots, _most_decayed(hypers), ("weight_decay", "betas", "eps"), signature="betas")
 
 
-class SGD(OptimizerSpec):
+class SGD(TorchOptimizer):
     """Stochastic gradient descent with momentum; torch keeps no step count for it."""
 
     keeps_step: ClassVar[bool] = False
@@ -140,8 +179,9 @@ class SGD(OptimizerSpec):
         )
 
     @classmethod
-    def recognise(cls, slots: Collection[str], hyper: Hyper) -> Self | None:
-        return _recognised(cls, slots, hyper, ("weight_decay", "momentum", "nesterov"), signature="momentum")
+    def recognise(cls, slots: Collection[str], hypers: Sequence[Hyper]) -> Self | None:
+        keys = ("weight_decay", "momentum", "nesterov")
+        return _recognised(cls, slots, _most_decayed(hypers), keys, signature="momentum")
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -150,7 +190,101 @@ class SGD(OptimizerSpec):
         return self
 
 
-OPTIMIZERS: dict[str, type[OptimizerSpec]] = {"adamw": AdamW, "sgd": SGD}
+USE_MUON = "use_muon"
+"""A key of all groups of DeepSpeed's Muon: whether it trains their parameters by Muon, or by AdamW."""
+
+
+class Muon(OptimizerSpec):
+    """DeepSpeed's Muon (Jordan et al., kellerjordan.github.io/posts/muon): the matrices inside the layers by momentum
+    that is orthogonalised, everything else by AdamW. An update's size is the rate's alone, whatever the gradient's."""
+
+    fused_on: ClassVar[frozenset[str]] = AdamW.fused_on
+    universal_stages: ClassVar[tuple[int, ...]] = ()
+    not_beside: ClassVar[tuple[str, ...]] = ("offload_optimizer", "reduce_scatter", "use_multi_rank_bucket_allreduce")
+
+    kind: Literal["muon"] = "muon"
+    momentum: Share = 0.95
+    ns_method: Literal["gram", "standard"] = Field(
+        "gram", description="how the momentum is orthogonalised: Newton-Schulz on the Gram matrix, or on the matrix"
+    )
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, ge=0)
+    clip: float = Field(default=0.0, ge=0, description="largest global gradient norm; 0: no clipping")
+    rates: MuonRateFactors = Field(
+        MuonRateFactors(), description="factors on the schedule's rate, which is AdamW's, by kind of parameter"
+    )
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return (*self._of_muon, *AdamW().slots)
+
+    @property
+    def _of_muon(self) -> tuple[Slot, ...]:
+        return (Slot("momentum_buffer", 1),)
+
+    def slots_in(self, hyper: Hyper) -> tuple[Slot, ...]:
+        return self._of_muon if hyper.get(USE_MUON) else AdamW().slots
+
+    def counts_steps_in(self, hyper: Hyper) -> bool:
+        return not hyper.get(USE_MUON)
+
+    def order_in(self, hyper: Hyper, members: Sequence[tuple[Name, Shape]]) -> list[Name]:
+        """DeepSpeed orders matrices by their shapes, largest first."""
+        ordered = sorted(members, key=lambda member: member[1], reverse=True) if hyper.get(USE_MUON) else members
+        return [name for name, _ in ordered]
+
+    def refusal(self, zero_stage: int, precision: str, sums: str | None) -> str | None:
+        """Right are stage 0, stage 1 by DeepSpeed's BF16_Optimizer, and without clipping the others, but for stage 2 in
+        bf16, and bf16 sums (measured, 0.19.8)."""
+        if precision == "fp16":
+            return "precision fp16: Muon's momentum would sum gradients of different loss scales; choose bf16 or fp32"
+        right = zero_stage == 0 or (zero_stage, sums) == (1, "fp32")
+        if self.clip and not right:
+            return (
+                f"optimizer.clip {self.clip:g}: at zero_stage {zero_stage} DeepSpeed takes Muon's gradient norm behind "
+                "the orthogonalisation, and would shrink every update; leave it out, or choose zero_stage 0"
+            )
+        if zero_stage and (sums == "bf16" or (zero_stage, sums) == (2, "fp32")):
+            return (
+                f"zero_stage {zero_stage} in bf16 with {sums} sums: DeepSpeed keeps Muon's momentum in bf16 there, and "
+                "loses small gradients; choose zero_stage 1 or 3 with gradient_sums fp32, or precision fp32"
+            )
+        return None
+
+    def rule(self, kind: ParameterKind, decayed: bool) -> GroupRule:
+        return replace(super().rule(kind, decayed), muon=kind == "hidden")
+
+    def hyper(self, rule: GroupRule) -> dict[str, Any]:
+        if rule.muon:
+            own = {"momentum": self.momentum, "ns_method": self.ns_method}
+            return {"weight_decay": self.weight_decay if rule.decayed else 0.0, **own, USE_MUON: True}
+        return {**self._beside.hyper(rule), USE_MUON: False}
+
+    def fresh(self, rule: GroupRule, lr: float) -> dict[str, Any]:
+        if rule.muon:
+            return {"lr": lr, **self.hyper(rule)}
+        return {**self._beside.fresh(rule, lr), USE_MUON: False}
+
+    @property
+    def _beside(self) -> AdamW:
+        return AdamW(weight_decay=self.weight_decay, betas=self.betas, eps=self.eps)
+
+    @classmethod
+    def recognise(cls, slots: Collection[str], hypers: Sequence[Hyper]) -> Self | None:
+        if not all(USE_MUON in hyper for hyper in hypers) or not set(slots) <= {slot.name for slot in cls().slots}:
+            return None
+        said: dict[str, Any] = {"weight_decay": _most_decayed(hypers).get("weight_decay", 0.0)}
+        for hyper in hypers:
+            keys = ("momentum", "ns_method") if hyper[USE_MUON] else ("betas", "eps")
+            said |= {key: hyper[key] for key in keys if key in hyper}
+        try:
+            return cls.model_validate(said)
+        except ValidationError:
+            return None
+
+
+OPTIMIZERS: dict[str, type[OptimizerSpec]] = {"muon": Muon, "adamw": AdamW, "sgd": SGD}
+"""By kind, in the order in which a checkpoint is held against them: a single group of Muon's looks like another's."""
 
 
 def _kind(value: object) -> object:
@@ -158,7 +292,9 @@ def _kind(value: object) -> object:
     return value.get("kind", "adamw") if isinstance(value, Mapping) else getattr(value, "kind", None)
 
 
-Optimizer = Annotated[Annotated[AdamW, Tag("adamw")] | Annotated[SGD, Tag("sgd")], Discriminator(_kind)]
+Optimizer = Annotated[
+    Annotated[AdamW, Tag("adamw")] | Annotated[SGD, Tag("sgd")] | Annotated[Muon, Tag("muon")], Discriminator(_kind)
+]
 """The type of a config's key."""
 
 
@@ -203,11 +339,15 @@ def recognise(slots: Collection[str], hypers: Iterable[Hyper] = ()) -> Optimizer
     """The optimizer that left these slots in groups with these hyper-parameters (weight decay: the largest); None for
     an optimizer that is not registered. A state without slots, whose groups say no more than a rate and a decay, is
     AdamW's before its first step."""
-    most: Hyper = max(hypers, key=lambda hyper: float(hyper.get("weight_decay", 0.0)), default={})
-    specs = (spec.recognise(slots, most) for spec in OPTIMIZERS.values())
+    groups = [*hypers] or [{}]
+    specs = (spec.recognise(slots, groups) for spec in OPTIMIZERS.values())
     if known := next((spec for spec in specs if spec is not None), None):
         return known
-    return AdamW() if not slots and set(most) <= COMMON_KEYS else None
+    return AdamW() if not slots and set(_most_decayed(groups)) <= COMMON_KEYS else None
+
+
+def _most_decayed(hypers: Sequence[Hyper]) -> Hyper:
+    return max(hypers, key=lambda hyper: float(hyper.get("weight_decay", 0.0)))
 
 
 def require(slots: Collection[str], hypers: Collection[Hyper] = ()) -> OptimizerSpec:

@@ -27,12 +27,20 @@ class RateFactors(Strict):
         return factor
 
 
+class MuonRateFactors(RateFactors):
+    """The same where Muon trains the hidden matrices: its rate is usually some 20 times AdamW's."""
+
+    hidden: float = Field(20.0, gt=0, description="Muon's, of matrices inside the layers")
+
+
 @dataclass(frozen=True)
 class GroupRule:
-    """How the parameters of one group are trained. rate: the factor on the schedule's."""
+    """How the parameters of one group are trained. rate: the factor on the schedule's. muon: by Muon, in an optimizer
+    that trains others by AdamW."""
 
     decayed: bool
     rate: float = 1.0
+    muon: bool = False
 
 
 Name = TypeVar("Name")

@@ -6,6 +6,7 @@ from typing import Any
 from deepspeed.accelerator import get_accelerator
 
 from pipeline.config.schema import TrainStage
+from pipeline.optim.optimizers import Muon
 from pipeline.training import micro_batches
 
 LOSS_SCALE = {
@@ -45,6 +46,7 @@ def _by_the_stage(stage: TrainStage, world: int, universal: bool) -> dict[str, A
             "stage": stage.zero_stage,
             "round_robin_gradients": False,
             "overlap_comm": _overlaps(stage.zero_stage),
+            **_reduction(stage),
         },
         "bf16": {"enabled": stage.precision == "bf16", "check_grad_overflow": False, "immediate_grad_update": True},
         **_gradient_sums(stage),
@@ -62,6 +64,11 @@ def _overlaps(zero_stage: int) -> bool:
     """Whether gradients are reduced while the backward pass computes on: a CPU would do both in turn. DeepSpeed's own
     default is stage 3 alone."""
     return zero_stage == 3 or (zero_stage > 0 and get_accelerator().device_name() == "cuda")
+
+
+def _reduction(stage: TrainStage) -> dict[str, Any]:
+    """Under Muon stage 3 gives every rank the gradients of whole matrices; DeepSpeed refuses the other way."""
+    return {"reduce_scatter": False} if stage.zero_stage == 3 and isinstance(stage.optimizer, Muon) else {}
 
 
 def _gradient_sums(stage: TrainStage) -> dict[str, Any]:

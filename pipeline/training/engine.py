@@ -37,14 +37,16 @@ from pipeline.data import Batch
 from pipeline.data.sampler import places
 from pipeline.durations import seconds
 from pipeline.errors import RESUME, FaultError, UserError, one_line
+from pipeline.optim.optimizers import Muon, Optimizer
 from pipeline.records.processes import be_a_helper
 from pipeline.records.stage_facts import OptimizerKernel
 from pipeline.rng import derive
-from pipeline.training import collectives, compilation, hardware, interfaces, optimizer_kernel, timeouts
+from pipeline.training import collectives, compilation, hardware, interfaces, muon, optimizer_kernel, timeouts
 from pipeline.training.compilation import CompileTime
 from pipeline.training.deepspeed_config import deepspeed_config
 from pipeline.training.loss_scale import LossScale
 from pipeline.training.losses import loss_per_sample, model_inputs, per_sample
+from pipeline.training.muon import MuonGate
 from pipeline.training.save_in_flight import Publication
 from pipeline.training.saving import Saving
 from pipeline.training.start import require_loadable
@@ -213,6 +215,10 @@ def _nothing() -> None:
     """A GPU's collectives are no time of the host's."""
 
 
+def _built(spec: Optimizer, groups: list[dict[str, Any]], fused: bool | None) -> torch.optim.Optimizer:
+    return muon.build(groups, fused) if isinstance(spec, Muon) else spec.build(groups, fused=fused)
+
+
 class Engine:
     """One model in training."""
 
@@ -239,8 +245,10 @@ class Engine:
         grouped = zip(trained.groups, self.hyper, strict=True)
         groups = [{"params": list(parameters.values()), **hyper} for (_, parameters), hyper in grouped]
         kernel = kernel or optimizer_kernel.fastest(stage, world.device.type)
-        optimizer = stage.optimizer.build(groups, fused=True if kernel == "fused" else None)
-        self.kernel = {key: value for key, value in optimizer.defaults.items() if key in KERNEL_KEYS}
+        self.fused = True if kernel == "fused" else None
+        optimizer = _built(stage.optimizer, groups, self.fused)
+        kernels = ({key: group[key] for key in KERNEL_KEYS if key in group} for group in optimizer.param_groups)
+        self.hyper = [hyper | kernel for hyper, kernel in zip(self.hyper, kernels, strict=True)]
         torch_autocast.TORCH_AUTOCAST_INITIALIZED = False  # else this one reduces as an earlier engine of the process
         if stage.compile is True:
             compilation.compile_layers(trained.layers, stage.zero_stage)
@@ -251,7 +259,8 @@ class Engine:
         for state in optimizer.state.values():  # of stage 0 in bf16 alone, by a step on gradients of zero
             if isinstance(state.get("step"), Tensor):
                 state["step"].zero_()
-        self.gate, self.watch = UpdateGate(self.deepspeed), Stopwatch.of(world.device)
+        self.gate = (MuonGate if isinstance(stage.optimizer, Muon) else UpdateGate)(self.deepspeed)
+        self.watch = Stopwatch.of(world.device)
         self._end_timing = collectives.timed(self.watch.communicated) if world.device.type == "cpu" else _nothing
         self.loss_scale = LossScale(self.deepspeed, stage.name)
         self._compile_time = CompileTime(self.watch.compiled) if stage.compile is True else None
@@ -307,7 +316,8 @@ class Engine:
         sums = self._over_ranks(total, stop) if sums is None else sums
         self.saving.reserve()
         self.watch.lap("optimizer")
-        return StepInFlight(sums, self.gate.norm, len(self.places) * self.world.size, self.watch)
+        micro_batches = len(self.places) * self.world.size
+        return StepInFlight(sums, self.gate.norm, micro_batches, self.watch, self.gate.told)
 
     def _over_ranks(self, total: Tensor, stop: bool) -> Tensor:
         """Sums over all ranks, (2,): of their losses' totals, and of those that want to stop."""
@@ -317,7 +327,8 @@ class Engine:
         return sums
 
     def _refused(self, refuses: Refuses, sums: Tensor) -> bool:
-        return refuses(sums[0].item() / (len(self.places) * self.world.size), float(self.gate.norm))
+        loss = sums[0].item() / (len(self.places) * self.world.size)
+        return refuses(loss, self.gate.told(float(self.gate.norm)))
 
     def evaluate(self, batches: Iterable[Batch], kind: str) -> dict[str, float]:
         """Mean loss over the evaluation set of all ranks, with perplexity for text and top-1 accuracy for images."""
@@ -390,8 +401,8 @@ class Engine:
         inner = getattr(self.deepspeed.optimizer, "optimizer", self.deepspeed.optimizer)
         for parameter, state in inner.state.items():
             if isinstance(state.get("step"), Tensor):
-                device = parameter.device if self.kernel.get("fused") else state["step"].device
+                device = parameter.device if self.fused else state["step"].device
                 state["step"] = state["step"].clone().to(device)
         for optimizer in {id(o): o for o in (inner, self.deepspeed.optimizer)}.values():
             for group, hyper in zip(optimizer.param_groups, self.hyper, strict=False):
-                group.update(hyper | self.kernel)
+                group.update(hyper)

@@ -4,6 +4,7 @@ On a GPU they are copied behind the step without waiting for it. Whoever reads t
 and the device never stands still for them; on a CPU they are there when the step is.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,12 +29,19 @@ class StepResult(NamedTuple):
 class StepInFlight:
     """The values of one step of an engine, the same on every rank."""
 
-    def __init__(self, sums: Tensor, norm: Tensor | float | None, micro_batches: int, watch: Stopwatch):
+    def __init__(
+        self,
+        sums: Tensor,
+        norm: Tensor,
+        micro_batches: int,
+        watch: Stopwatch,
+        told: Callable[[float], float | None] = float,
+    ):
         """sums: over all ranks, of the losses of their micro-batches and of their stop requests, (2,) float64;
-        micro_batches: how many these were."""
-        measured = norm.detach().double().reshape(1) if isinstance(norm, Tensor) else sums.new_empty(0)
-        self._values = torch.cat([sums, measured.to(sums.device)]).to("cpu", non_blocking=True)
-        self._norm, self._micro_batches, self._watch = norm, micro_batches, watch
+        micro_batches: how many these were; told: what of the norm is the gradients' own."""
+        measured = norm.detach().double().reshape(1).to(sums.device)
+        self._values = torch.cat([sums, measured]).to("cpu", non_blocking=True)
+        self._told, self._micro_batches, self._watch = told, micro_batches, watch
         self._arrival = torch.cuda.Event() if sums.is_cuda else None
         if self._arrival is not None:
             self._arrival.record()
@@ -43,6 +51,5 @@ class StepInFlight:
         if self._arrival is not None:
             self._arrival.synchronize()
         self._watch.settle()
-        loss, stops, *measured = self._values.tolist()
-        norm = measured[0] if measured else self._norm
-        return StepResult(loss / self._micro_batches, norm if norm is None else float(norm), stops > 0)
+        loss, stops, norm = self._values.tolist()
+        return StepResult(loss / self._micro_batches, self._told(norm), stops > 0)

@@ -16,7 +16,7 @@ from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.utils import clip_grad_norm_
 from torch import Tensor
 
-Refuses = Callable[[float, float], bool]
+Refuses = Callable[[float, float | None], bool]
 """Whether an update of this loss and gradient norm is to be left out; the same on every rank."""
 
 
@@ -27,10 +27,10 @@ class UpdateGate:
         self._engine = engine
         self._question: Callable[[], bool] | None = None
         self._answer: bool | None = None
-        inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
-        self._step = inner.step
-        inner.step = self._unless_refused
-        self._plain = inner is engine.optimizer  # ZeRO-0 in fp32, where DeepSpeed keeps no norm
+        self.inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+        self._step = self.inner.step
+        self.inner.step = self._unless_refused
+        self._plain = self.inner is engine.optimizer  # ZeRO-0 in fp32, where DeepSpeed keeps no norm
         self._measured: Tensor | None = None
         engine.clip_fp32_gradients = self._clip
 
@@ -46,6 +46,10 @@ class UpdateGate:
         norm = self._measured if self._plain else self._engine.optimizer._global_grad_norm
         return torch.as_tensor(norm).detach().reshape(())
 
+    def told(self, norm: float) -> float | None:
+        """What of `norm`, on the host, is the norm of gradients: all of it."""
+        return norm
+
     def _unless_refused(self, *arguments: Any, **named: Any) -> Any:
         if self._plain and self._measured is None:
             self._measured = self._global_norm()
@@ -53,6 +57,8 @@ class UpdateGate:
             return self._step(*arguments, **named)
         if self._answer is None:
             self._answer = self._question()
+            if self._answer:
+                self._leave_out()
         return None if self._answer else self._step(*arguments, **named)
 
     def _global_norm(self) -> Tensor:
@@ -62,6 +68,9 @@ class UpdateGate:
         norm = torch.nn.utils.get_total_norm(gradients) / dist.get_world_size()
         dist.all_reduce(norm)
         return norm
+
+    def _leave_out(self) -> None:
+        """Undo what DeepSpeed has done before it called the optimizer for the first of its groups: nothing."""
 
     def _clip(self) -> None:
         """DeepSpeed's own clipping in ZeRO-0 and fp32, whose norm it forgets."""

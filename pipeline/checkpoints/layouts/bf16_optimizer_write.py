@@ -22,6 +22,8 @@ def files(state: State, folder: Path, *, world: int) -> list[OutputFile]:
 
 
 class _Writer(ZeroWriter):
+    whole_matrices = False
+
     def inner(self, archive: TorchArchive, rank: int, base: dict[str, Any]) -> dict[str, Any]:
         kept = {key: value for key, value in self.state.scaling.items() if key not in carried.LOSS_SCALE}
         return {

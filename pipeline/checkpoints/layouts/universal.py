@@ -28,7 +28,7 @@ from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import LazyTensor, WholeTensor
 from pipeline.errors import UserError
 from pipeline.optim import optimizers
-from pipeline.optim.optimizers import AdamW, OptimizerSpec
+from pipeline.optim.optimizers import USE_MUON, AdamW, OptimizerSpec, Slot
 
 if TYPE_CHECKING:
     from pipeline.checkpoints.layouts import CheckpointLayout
@@ -59,8 +59,8 @@ class Universal(Layout):
         return 4 * (1 + slots) * parameters
 
     def engine_loads(self, stored: CheckpointLayout, engine: CheckpointLayout, optimizer: OptimizerSpec) -> bool:
-        """Stage 0 has no universal loader, that of stage 3 knows AdamW alone."""
-        return engine.zero_stage in ((1, 2, 3) if isinstance(optimizer, AdamW) else (1, 2))
+        """Stage 0 has no universal loader."""
+        return engine.zero_stage in optimizer.universal_stages
 
     def remarks(self, state: State) -> list[str]:
         if isinstance(state.known_optimizer, AdamW):
@@ -187,8 +187,14 @@ def _expected_slots(kept: dict[str, list[str]], groups: tuple[Group, ...]) -> di
     slots = list(dict.fromkeys(slot for names in kept.values() for slot in names))
     spec = optimizers.recognise(slots, [group.hyper for group in groups])
     if spec:
-        return {slot.name: None for slot in spec.slots}
+        return {slot.name: _holders(spec, slot, groups) for slot in spec.slots}
     return {slot: [name for name, held in kept.items() if slot in held] for slot in slots}
+
+
+def _holders(spec: OptimizerSpec, slot: Slot, groups: tuple[Group, ...]) -> list[str] | None:
+    """The parameters for which the optimizer keeps a slot; None: all."""
+    having = [group for group in groups if slot in spec.slots_in(group.hyper)]
+    return None if len(having) == len(groups) else [name for group in having for name in group.names]
 
 
 def _require_whole(
@@ -236,6 +242,8 @@ def _step(folder: Path, optimizer: dict[str, Any], slots: list[str], hyper: dict
     path = folder / f"{STEP}.pt"
     if path.exists():
         return float(open_file(path))
+    if hyper.get(USE_MUON):
+        return None
     shared: dict[int, dict[str, Any]] = (optimizer.get("optimizer_state_dict") or {}).get("state", {})
     counter = {key: value for key, value in shared.get(0, {}).items() if key == STEP}
     return step_of({**counter, **dict.fromkeys(slots, torch.empty(0))}, hyper)

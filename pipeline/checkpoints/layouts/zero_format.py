@@ -247,4 +247,4 @@ def step_of(state: dict[str, Any], hyper: dict[str, Any]) -> float | None:
         return float(state[STEP])
     slots = [name for name, value in state.items() if isinstance(value, torch.Tensor)]
     spec = optimizers.recognise(slots, [hyper])
-    return 0.0 if spec and spec.keeps_step else None
+    return 0.0 if spec and spec.counts_steps_in(hyper) else None

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from pipeline.checkpoints.layouts import carried, zero_stage_0
+from pipeline.checkpoints.layouts import carried, whole_matrices, zero_stage_0
 from pipeline.checkpoints.layouts.beside_parameters import beside
 from pipeline.checkpoints.layouts.slice_mappings import ROUND_ROBIN, given_order
 from pipeline.checkpoints.layouts.zero_files import TagFiles, tag_files
@@ -23,10 +24,11 @@ from pipeline.checkpoints.layouts.zero_format import (
     sub_group_size,
 )
 from pipeline.checkpoints.state import Group, State
-from pipeline.checkpoints.tensors import LazyTensor, ShardedTensor
+from pipeline.checkpoints.tensors import LazyTensor, ShardedTensor, ShardSlice
 from pipeline.errors import UserError
 
 Shapes = dict[str, tuple[int, ...]]
+NOTHING = torch.empty(0)
 
 
 def read(folder: Path) -> State:
@@ -77,7 +79,8 @@ def _partitioned(folder: Path, files: TagFiles) -> State:
     for hyper in base[0]["param_groups"]:
         for number in hyper["params"]:  # stage 3 cuts a large group into several flats (sub_group_size)
             flats, states = [w[number] for w in weights], [b["state"].get(number, {}) for b in base]
-            held, kept = _flat(folder, stage, number, shapes[number], flats, states, of_bf16_optimizer(contents[0]))
+            held = _weights(folder, stage, number, shapes[number], flats, of_bf16_optimizer(contents[0]))
+            kept = _slots(folder, stage, hyper, shapes[number], states, of_bf16_optimizer(contents[0]))
             tensors |= held
             for slot, entries in kept.items():
                 slots.setdefault(slot, {}).update(entries)
@@ -104,25 +107,36 @@ def _partitioned(folder: Path, files: TagFiles) -> State:
     )
 
 
-def _flat(
-    folder: Path,
-    stage: int,
-    number: int,
-    shapes: Shapes,
-    flats: list[Tensor],
-    states: list[dict[str, Any]],
-    padded: bool,
-) -> tuple[dict[str, LazyTensor], dict[str, dict[str, LazyTensor]]]:
-    """The weights of one flat tensor's parameters, and their slots by name. padded: whether weights are stored with
-    the padding in any stage."""
-    partition = FlatPartition(stage, len(flats), tuple(math.prod(shape) for shape in shapes.values()))
-    _require_weights(folder, partition, flats, number, padded)
+def _weights(
+    folder: Path, stage: int, number: int, shapes: Shapes, flats: list[Tensor], bf16_optimizer: bool
+) -> dict[str, LazyTensor]:
+    """The weights of one flat tensor's parameters. bf16_optimizer: of DeepSpeed's BF16_Optimizer, which stores them
+    with the padding."""
+    partition = _partition(stage, len(flats), shapes)
+    _require_weights(folder, partition, flats, number, bf16_optimizer)
+    return _sharded(shapes, partition.slices(), flats)
+
+
+def _slots(
+    folder: Path, stage: int, hyper: dict[str, Any], shapes: Shapes, states: list[dict[str, Any]], bf16_optimizer: bool
+) -> dict[str, dict[str, LazyTensor]]:
+    """What the optimizer keeps of one flat tensor's parameters, by slot. hyper: of their group."""
+    partition = _partition(stage, len(states), shapes)
     _require_one_step(folder, states)
     slots = {}
     for slot in (key for key, value in states[0].items() if isinstance(value, Tensor) and value.dim() == 1):
-        _require_slot(folder, partition, [s[slot] for s in states], slot)
-        slots[slot] = _sharded(partition, shapes, [s[slot] for s in states])
-    return _sharded(partition, shapes, flats), slots
+        whole = not bf16_optimizer and whole_matrices.keeps_whole(hyper, stage, slot)
+        flats = [state.get(slot, NOTHING) if whole else state[slot] for state in states]
+        _require_slot(
+            folder, slot, flats, whole_matrices.numbers(partition) if whole else [partition.flat] * len(flats)
+        )
+        places = whole_matrices.slices(partition) if whole else partition.slices()
+        slots[slot] = _sharded(shapes, places, flats)
+    return slots
+
+
+def _partition(stage: int, world: int, shapes: Shapes) -> FlatPartition:
+    return FlatPartition(stage, world, tuple(math.prod(shape) for shape in shapes.values()))
 
 
 def _scalars(base: list[dict[str, Any]], shapes: list[Shapes]) -> dict[str, dict[str, Any]]:
@@ -174,8 +188,8 @@ def _sub_group(
     return limit
 
 
-def _sharded(partition: FlatPartition, shapes: Shapes, flats: list[Tensor]) -> dict[str, LazyTensor]:
-    placed = zip(shapes.items(), partition.slices(), strict=True)
+def _sharded(shapes: Shapes, places: list[list[ShardSlice]], flats: list[Tensor]) -> dict[str, LazyTensor]:
+    placed = zip(shapes.items(), places, strict=True)
     return {name: ShardedTensor(shape, flats, slices) for (name, shape), slices in placed}
 
 
@@ -190,12 +204,12 @@ def _require_one_step(folder: Path, states: list[dict[str, Any]]) -> None:
         )
 
 
-def _require_slot(folder: Path, partition: FlatPartition, flats: list[Tensor], slot: str) -> None:
-    for rank, flat in enumerate(flats):
+def _require_slot(folder: Path, slot: str, flats: list[Tensor], sizes: list[int]) -> None:
+    for rank, (flat, size) in enumerate(zip(flats, sizes, strict=True)):
         require_numbers(folder, f"{slot} of rank {rank}", flat)
-        if flat.numel() != partition.flat:
+        if flat.numel() != size:
             raise UserError(
-                f"{folder}: {slot} of rank {rank} holds {flat.numel()} numbers, the shapes say {partition.flat}; "
+                f"{folder}: {slot} of rank {rank} holds {flat.numel()} numbers, the shapes say {size}; "
                 "the files do not belong together"
             )
 

@@ -7,6 +7,7 @@ the checkpoint is refused.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,10 @@ from pipeline.checkpoints.layouts.zero_format import STEP, is_scalar, step_of
 from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import InMemoryTensor, LazyTensor
 from pipeline.errors import UserError
+from pipeline.optim.optimizers import USE_MUON
 
+A = TypeVar("A")
+B = TypeVar("B")
 Shape = tuple[int, ...]
 NAMES = "group_names"
 """Under which this pipeline's engine keeps the names of its groups' parameters."""
@@ -122,19 +126,34 @@ def _names(
     folder: Path, module: dict[str, Tensor], inner: dict[str, Any], masters: list[list[Tensor]] | None
 ) -> list[list[str]]:
     """The names of every group's parameters. Raises UserError when several orders fit."""
+    hypers = inner["param_groups"]
     if masters:
-        orders = merges(list(module.items()), masters, _rounded_from)
+        pieces, owners = _cut(masters, hypers, lambda master: tuple(master.shape))
+        orders = merges(list(module.items()), pieces, _rounded_from)
     else:
-        shapes = [
-            [_shape(inner["state"].get(number, {})) for number in group["params"]] for group in inner["param_groups"]
-        ]
-        orders = merges([(name, tuple(tensor.shape)) for name, tensor in module.items()], shapes, _may_be)
+        shapes = [[_shape(inner["state"].get(number, {})) for number in group["params"]] for group in hypers]
+        kept, owners = _cut(shapes, hypers, lambda shape: shape)
+        orders = merges([(name, tuple(tensor.shape)) for name, tensor in module.items()], kept, _may_be)
     if len(orders) != 1:
         how = "no order of names fits its groups" if not orders else "its groups name nothing and several orders fit"
         raise UserError(
             f"{folder}: a checkpoint of ZeRO stage 0: {how}; save it with zero_stage 1 to keep the optimizer's names"
         )
-    return orders[0]
+    pairs = list(zip(orders[0], owners, strict=True))
+    return [[name for names, owner in pairs if owner == number for name in names] for number in range(len(hypers))]
+
+
+def _cut(
+    groups: Sequence[list[A]], hypers: Sequence[dict[str, Any]], shape: Callable[[A], Shape | None]
+) -> tuple[list[list[A]], list[int]]:
+    """The groups in pieces whose parameters are in the module's order, and the number of each piece's group: Muon
+    orders its matrices by shape, so that those of one shape are."""
+    pieces, owners = [], []
+    for number, (members, hyper) in enumerate(zip(groups, hypers, strict=True)):
+        cut = [list(run) for _, run in groupby(members, shape)] if hyper.get(USE_MUON) else [members]
+        pieces += cut
+        owners += [number] * len(cut)
+    return pieces, owners
 
 
 def _rounded_from(weights: Tensor, master: Tensor) -> bool:
@@ -151,8 +170,6 @@ def _shape(state: dict[str, Any]) -> Shape | None:
     return next((tuple(value.shape) for value in state.values() if isinstance(value, Tensor) and value.dim()), None)
 
 
-A = TypeVar("A")
-B = TypeVar("B")
 Way = tuple["Way", tuple[str, int | None]] | tuple[()]
 """A chain of (name, number of its group; None: frozen), the last one first."""
 

@@ -4,12 +4,12 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from pipeline.checkpoints.layouts import carried, deepspeed_pickles
+from pipeline.checkpoints.layouts import carried, deepspeed_pickles, whole_matrices
 from pipeline.checkpoints.layouts.zero_format import (
     STEP,
     SUB_GROUP,
@@ -57,6 +57,11 @@ class Flat:
             position = cut.offset + cut.length
         end = self.partition.stored(rank) if stored else self.partition.flat
         return slices + ([TensorSlice(None, 0, end - position)] if end > position else [])
+
+    def matrices(self, tensors: dict[str, LazyTensor], rank: int) -> list[TensorSlice]:
+        """All of each parameter that this rank has a part of; one without a tensor is zeros."""
+        mine = whole_matrices.of_rank(self.partition, rank)
+        return [TensorSlice(tensors.get(self.names[n]), 0, self.partition.sizes[n]) for n in mine]
 
     def fragments(self, rank: int) -> "OrderedDict[str, Any]":
         """Where each parameter lies in this rank's flat, as DeepSpeed's own converter reads it."""
@@ -107,7 +112,9 @@ def _flats(state: State, stage: int, world: int, limit: int) -> Iterator[Flat]:
 
 
 class ZeroWriter:
-    """What all files of one checkpoint share."""
+    """What all files of one checkpoint share. whole_matrices: whether stages 1 and 2 keep Muon's momentum whole."""
+
+    whole_matrices: ClassVar[bool] = True
 
     def __init__(self, state: State, flats: list[Flat], folder: Path, stage: int, world: int, bf16: bool):
         self.state, self.flats, self.folder = state, flats, folder
@@ -141,10 +148,17 @@ class ZeroWriter:
         if keeps_step:
             state[STEP] = archive.value(torch.tensor(self._step(flat)))
         for slot in slots:
-            state[slot] = archive.placeholder(flat.slices(self.state.slots.get(slot, {}), rank))
+            if (pieces := self._pieces(flat, slot, rank)) is not None:
+                state[slot] = archive.placeholder(pieces)
         for key, values in self.state.scalars.items():
             state[key] = carried.stored(self._scalar(flat, key, values), archive)
         return state
+
+    def _pieces(self, flat: Flat, slot: str, rank: int) -> list[TensorSlice] | None:
+        """What a rank keeps of a slot; None: nothing at all."""
+        tensors, hyper = self.state.slots.get(slot, {}), self.state.groups[flat.group].hyper
+        whole = self.whole_matrices and whole_matrices.keeps_whole(hyper, self.stage, slot)
+        return flat.matrices(tensors, rank) or None if whole else flat.slices(tensors, rank)
 
     def _step(self, flat: Flat) -> float:
         """The one step that a flat tensor has."""

@@ -32,8 +32,9 @@ def skipping(job: dict) -> dict:
 
 def _trained(job: dict, world: World, steps: list[int]) -> tuple[list[Tensor], dict]:
     """What the engine holds behind these steps. What was refused must change nothing at once, and the others must."""
-    trained, told = of_model(models.build(model_config(FAMILY), seed=5)), {}
-    engine = Engine(trained, stage(**job["stage"]), world, seed=0)
+    fields, told = stage(**job["stage"]), {}
+    trained = of_model(models.build(model_config(FAMILY), seed=5), optimizer=fields.optimizer)
+    engine = Engine(trained, fields, world, seed=0)
     for step in steps:
         before = [tensor.clone() for tensor in held(engine)]
         refused = step == REFUSED

@@ -1,0 +1,73 @@
+"""Engines that train by Muon: what every worker of its tests runs."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from unittest import mock
+
+import torch
+from deepspeed.runtime.zero.muon import original_muon
+
+from pipeline import models
+from pipeline.training.engine import Engine, World, join
+from pipeline.training.subject import of_model
+from tests.helpers.parity_task import BATCH, ROUNDS, batch, model_config, stage
+
+
+def train(job: dict) -> dict:
+    """Losses and recorded gradient norms. job: family, stage (fields of a stage), steps; exact: matrices are
+    orthogonalised in float32, as on devices without fp16."""
+    world, losses, norms = join(), [], []
+    with _precision(job):
+        engine = _engine(job, world)
+        for number in range(job["steps"]):
+            loss, norm, _ = engine.step(_parts(job, world, number), number, rate=1e-3)
+            losses.append(loss)
+            norms.append(norm)
+        engine.close()
+    return {"losses": losses, "norms": norms}
+
+
+def resumed(job: dict) -> dict:
+    """Two steps, a save to `job["folder"]`, two more; then these two by another engine from there. Returns the losses
+    of the last two steps, each way."""
+    world = join()
+    first = _engine(job, world)
+    for number in (0, 1):
+        first.step(_parts(job, world, number), number, rate=1e-3)
+    first.save(Path(job["folder"]), 2, {"kind": "train", "provenance": {}})
+    first.saving.finish()
+    uninterrupted = [first.step(_parts(job, world, number), number, rate=1e-3)[0] for number in (2, 3)]
+    first.close()
+    return {"uninterrupted": uninterrupted, "resumed": went_on({**job, "load": f"{job['folder']}/step-0000002"})}
+
+
+def went_on(job: dict) -> list[float]:
+    """The losses of the steps 2 and 3 from the checkpoint `job["load"]`; `job["again"]`: the folder to which all is
+    saved as it was loaded, before them."""
+    world, place = join(), Path(job["load"])
+    engine = _engine(job, world, start=place)
+    engine.load(place)
+    if "again" in job:
+        engine.save(Path(job["again"]), 2, {"kind": "train", "provenance": {}})
+        engine.saving.finish()
+    losses = [engine.step(_parts(job, world, number), number, rate=1e-3)[0] for number in (2, 3)]
+    engine.close()
+    return losses
+
+
+def _precision(job: dict) -> AbstractContextManager:
+    in_float32 = mock.patch.object(original_muon, "ns_compute_dtype", return_value=torch.float32)
+    return in_float32 if job.get("exact") else nullcontext()
+
+
+def _engine(job: dict, world: World, start: Path | None = None) -> Engine:
+    torch.set_num_threads(1)
+    fields = stage(**{"micro_batch": BATCH // world.size // ROUNDS, **job["stage"]})
+    net = models.build(model_config(job["family"]), seed=5)
+    return Engine(of_model(net, fields.activation_checkpointing, fields.optimizer), fields, world, seed=0, start=start)
+
+
+def _parts(job: dict, world: World, number: int) -> list:
+    micro = BATCH // world.size // ROUNDS
+    firsts = [(part * world.size + world.rank) * micro for part in range(ROUNDS)]
+    return [batch(job["family"], number, first, micro) for first in firsts]
