@@ -6,12 +6,13 @@ import pytest
 import torch
 import yaml
 
-from pipeline import checkpoints
+from pipeline import checkpoints, models
 from pipeline.checkpoints import CheckpointLayout, diff, manifest
 from pipeline.checkpoints.serialization import byte_stream
 from pipeline.expansion import expand, planning
 from pipeline.growth import initialization, methods
-from tests.helpers.checkpoints import source
+from pipeline.optim.optimizers import Muon
+from tests.helpers.checkpoints import by_muon, source
 from tests.helpers.cli import lemon_here
 from tests.helpers.rotation import rotated
 from tests.helpers.runs import copied, records
@@ -43,6 +44,38 @@ def test_every_layout_keeps_the_grown_moments(tmp_path, layout):
         for name, entry in state.slots[slot].items():
             assert torch.equal(entry.tensor(), expected.slots[slot][name].tensor()), (slot, name)
     assert all((entry.tensor() > 0).all() for entry in state.slots["exp_avg_sq"].values())
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [*(CheckpointLayout("zero", stage, 3) for stage in range(4)), CheckpointLayout("universal")],
+    ids=lambda f: f"{f.name}-{f.zero_stage}",
+)
+def test_muons_momentum_grows_as_a_first_moment_does(tmp_path, layout):
+    """The same numbers, once as AdamW's and once as Muon's, grow to the same; in the files they lie otherwise."""
+    adamw, target = source(tmp_path, CheckpointLayout("zero", 2, 2)), sample("bert-pre-ln", **LARGE)
+    places = {"adamw": adamw, "muon": by_muon(adamw, tmp_path / "by-muon", layout)}
+    grown = {}
+    for optimizer, place in places.items():
+        job = expand.plan_expansion(place, target, methods.parse(), layout, grow_optimizer_state=True)
+        expand.execute_expansion(job, tmp_path / optimizer)
+        grown[optimizer], _ = checkpoints.read(tmp_path / optimizer)
+    kinds = {row.name: row.kind for row in models.architecture_of(target).rows()}
+    muon, others = grown["muon"], {name for name, kind in kinds.items() if kind != "hidden"}
+    assert muon.optimizer() == Muon(weight_decay=0.1) and muon.step == 7
+    assert muon.steps == dict.fromkeys(others, 7.0)
+    assert {slot: set(held) for slot, held in muon.slots.items()} == {
+        "momentum_buffer": set(kinds) - others,
+        "exp_avg": others,
+        "exp_avg_sq": others,
+    }
+    (matrices,) = (group.names for group in muon.groups if group.hyper["use_muon"])
+    shapes = [muon.tensors[name].shape for name in matrices]
+    assert shapes == sorted(shapes, reverse=True), "DeepSpeed's order"
+    for slot, held in muon.slots.items():
+        for name, entry in held.items():
+            twin = grown["adamw"].slots["exp_avg" if slot == "momentum_buffer" else slot][name]
+            assert torch.equal(entry.tensor(), twin.tensor()), (slot, name)
 
 
 def test_neither_workers_nor_ranks_change_what_is_grown(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from pipeline.checkpoints.serialization.writer_pool import write_files
 from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import in_memory
 from pipeline.config.schema import ModelSizes
-from pipeline.optim.optimizers import AdamW
+from pipeline.optim.optimizers import AdamW, Muon
 from tests.helpers.growing import randomised
 from tests.helpers.samples import sample
 
@@ -62,10 +62,28 @@ def trained(final: Path, config: PretrainedConfig, layout: CheckpointLayout) -> 
         groups=groups,
         aliases=models.architecture_of(config).aliases,
     )
+    return kept_as(held, final, config, layout)
+
+
+def kept_as(held: State, final: Path, config: PretrainedConfig, layout: CheckpointLayout) -> Path:
+    """A state in published names, as the checkpoint `final`."""
     staged = publish.staging(final)
     checkpoints.write(held, config, staged, layout)
-    publish.publish(staged, final, {**layout.as_json(), "step": 7})
+    publish.publish(staged, final, {**layout.as_json(), "step": held.step})
     return final
+
+
+def by_muon(source: Path, final: Path, layout: CheckpointLayout) -> Path:
+    """What `trained` has made, as if by Muon: the first moments of hidden matrices are their momentum."""
+    state, config = checkpoints.read(source)
+    groups = checkpoints.fresh_groups(config, Muon(weight_decay=0.1))
+    hidden = {name for group in groups if group.hyper["use_muon"] for name in group.names}
+    slots = {
+        "momentum_buffer": {name: state.slots["exp_avg"][name] for name in hidden},
+        **{slot: {n: t for n, t in state.slots[slot].items() if n not in hidden} for slot in SLOTS},
+    }
+    steps = {name: step for name, step in state.steps.items() if name not in hidden}
+    return kept_as(replace(state, slots=slots, steps=steps, groups=groups), final, config, layout)
 
 
 def beside_the_model(folder: Path, layout: CheckpointLayout) -> tuple[Path, State]:

@@ -28,7 +28,7 @@ from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import LazyTensor, WholeTensor
 from pipeline.errors import UserError
 from pipeline.optim import optimizers
-from pipeline.optim.optimizers import USE_MUON, AdamW, OptimizerSpec, Slot
+from pipeline.optim.optimizers import USE_MUON, AdamW, Muon, OptimizerSpec, Slot
 
 if TYPE_CHECKING:
     from pipeline.checkpoints.layouts import CheckpointLayout
@@ -63,14 +63,7 @@ class Universal(Layout):
         return engine.zero_stage in optimizer.universal_stages
 
     def remarks(self, state: State) -> list[str]:
-        if isinstance(state.known_optimizer, AdamW):
-            third = (
-                "it gives every group the first group's hyper-parameters and lets groups share one step counter, which "
-                "this pipeline's engine repairs; a plain script should use --format zero --zero-stage 3"
-            )
-        else:
-            third = "it loads AdamW's state alone; use --format zero --zero-stage 3 there"
-        remarks = [f"DeepSpeed loads universal checkpoints into stages 1 and 2 as they are; in stage 3 {third}"]
+        remarks = [_loader(state)]
         if state.frozen or state.buffers:
             remarks.append(
                 f"DeepSpeed's universal loader restores no frozen parameters ({len(state.frozen)}) and no buffers "
@@ -84,6 +77,23 @@ class Universal(Layout):
         if isinstance(state.scaling.get("loss_scaler"), DynamicLossScaler):
             remarks.append("DeepSpeed's universal loader restores no loss scale in stage 3; use --format zero there")
         return remarks
+
+
+def _loader(state: State) -> str:
+    """What DeepSpeed's loader makes of it, by stages."""
+    if isinstance(state.known_optimizer, Muon):
+        return (
+            "DeepSpeed's universal loader cuts Muon's momentum as it cuts weights, and the next step fails on it or is "
+            "wrong; lemon reshard reads the result, an engine takes --format zero"
+        )
+    if isinstance(state.known_optimizer, AdamW):
+        third = (
+            "it gives every group the first group's hyper-parameters and lets groups share one step counter, which "
+            "this pipeline's engine repairs; a plain script should use --format zero --zero-stage 3"
+        )
+    else:
+        third = "it loads AdamW's state alone; use --format zero --zero-stage 3 there"
+    return f"DeepSpeed loads universal checkpoints into stages 1 and 2 as they are; in stage 3 {third}"
 
 
 class ParameterFile(WholeTensor):

@@ -2,8 +2,8 @@
 
 Started under torchrun with one JSON argument: stage, steps, first (number of the first step), seed, bf16, fp16,
 fp32_sums (gradients are summed and reduced in float32), zero (more keys of zero_optimization), optimizer (adamw, the
-default, or sgd), extras (a frozen embedding and a module with a buffer), load / again / save ({"dir", "tag"} or null;
-`again`: save what was loaded, before any step), universal. Rank 0 prints the losses as JSON.
+default, sgd, or muon, by DeepSpeed's config), extras (a frozen embedding, a module with a buffer), load / again / save
+({"dir", "tag"} or null; `again`: save what was loaded, before any step), universal. Rank 0 prints the losses as JSON.
 """
 
 import json
@@ -20,6 +20,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 HYPER = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6}
 FP32 = {"grad_accum_dtype": "fp32"}
+MUON = {"type": "Muon", "params": {"lr": 2e-2, "adam_lr": 1e-3, "momentum": 0.9, "torch_adam": True}}
 OPTIMIZERS = {"adamw": (torch.optim.AdamW, HYPER), "sgd": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})}
 
 
@@ -70,10 +71,12 @@ def loss(net: torch.nn.Module, step: int, rank: int, world: int) -> torch.Tensor
 
 def settings(job: dict, world: int) -> dict:
     """DeepSpeed's JSON."""
+    muon = job.get("optimizer") == "muon"
     return {
+        **({"optimizer": MUON} if muon else {}),
         "train_micro_batch_size_per_gpu": 12 // world,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": 0.5,
+        "gradient_clipping": 0.0 if muon else 0.5,
         "zero_optimization": {"stage": job["stage"], **job.get("zero", {})},
         "bf16": {"enabled": job.get("bf16", False)},
         "fp16": {"enabled": job.get("fp16", False), "initial_scale_power": 8},
@@ -92,16 +95,28 @@ def supports(job: dict) -> bool:
     return all(bool(supported()) for precision, supported in asked.items() if job.get(precision))
 
 
+def trained_by(net: torch.nn.Module, job: dict) -> dict:
+    """What tells DeepSpeed how to train the parameters."""
+    if job.get("optimizer") == "muon":
+        return {"model_parameters": groups(net, {})}
+    optimizer, hyper = OPTIMIZERS[job.get("optimizer", "adamw")]
+    return {"optimizer": optimizer(groups(net, hyper))}
+
+
 def train(job: dict) -> list[float]:
     """The losses of the job's steps, means over all ranks; every rank of the process group calls this."""
+    with torch.compiler.set_stance("force_eager"):  # DeepSpeed has Muon compiled, which takes a minute
+        return _train(job)
+
+
+def _train(job: dict) -> list[float]:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     torch.set_num_threads(1)
     deepspeed.init_distributed("gloo", verbose=False)
     rank, world = dist.get_rank(), dist.get_world_size()
     net = model(job["seed"], job.get("extras", False))
-    optimizer, hyper = OPTIMIZERS[job.get("optimizer", "adamw")]
     engine, *_ = deepspeed.initialize(
-        model=net, optimizer=optimizer(groups(net, hyper)), dist_init_required=False, config=settings(job, world)
+        model=net, **trained_by(net, job), dist_init_required=False, config=settings(job, world)
     )
     if job.get("load"):
         found, _ = engine.load_checkpoint(job["load"]["dir"], tag=job["load"]["tag"])
