@@ -12,10 +12,7 @@ from tests.helpers.cli import lemon_here
 from tests.helpers.runs import STEPS, copied, interrupted, losses, records
 
 MUON = "{kind: muon, weight_decay: 0.1, rates: {hidden: 10, head: 2}}"
-STAGES = [
-    *(f"stages.{stage}.optimizer={MUON}" for stage in ("small", "large")),
-    "stages.grown.optimizer_state=grow",
-]
+STAGES = [*(f"stages.{stage}.optimizer={MUON}" for stage in ("small", "large")), "stages.grown.optimizer_state=grow"]
 
 
 @pytest.fixture(scope="module")

@@ -62,12 +62,16 @@ def _precision(job: dict) -> AbstractContextManager:
 
 def _engine(job: dict, world: World, start: Path | None = None) -> Engine:
     torch.set_num_threads(1)
-    fields = stage(**{"micro_batch": BATCH // world.size // ROUNDS, **job["stage"]})
+    fields = stage(**{"micro_batch": _micro_batch(job, world), **job["stage"]})
     net = models.build(model_config(job["family"]), seed=5)
     return Engine(of_model(net, fields.activation_checkpointing, fields.optimizer), fields, world, seed=0, start=start)
 
 
+def _micro_batch(job: dict, world: World) -> int:
+    return job["stage"].get("micro_batch", BATCH // world.size // ROUNDS)
+
+
 def _parts(job: dict, world: World, number: int) -> list:
-    micro = BATCH // world.size // ROUNDS
-    firsts = [(part * world.size + world.rank) * micro for part in range(ROUNDS)]
+    micro = _micro_batch(job, world)
+    firsts = range(world.rank * micro, BATCH, world.size * micro)
     return [batch(job["family"], number, first, micro) for first in firsts]
