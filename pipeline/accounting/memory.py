@@ -23,6 +23,17 @@ MOST_GATHERED = 1_000_000_000
 
 
 @dataclass(frozen=True)
+class TrainedGroup:
+    """An optimizer group. sizes: elements of each parameter. slots: tensors that the optimizer keeps for each. muon:
+    these are matrices trained by Muon. Stages 1 and 2 keep the momentum of whole matrices; what that adds to a rank's
+    share, parts of two matrices at most, does not count."""
+
+    sizes: tuple[int, ...]
+    slots: int
+    muon: bool = False
+
+
+@dataclass(frozen=True)
 class ModelStates:
     """Of one rank. gathered: whole weights that stage 3 has at work. bucket: what a GPU holds besides while gradients
     are reduced; a CPU takes up only the part that is used."""
@@ -40,24 +51,28 @@ class ModelStates:
 
 
 def model_states(
-    groups: Sequence[Sequence[int]],
+    groups: Sequence[TrainedGroup],
     *,
     zero_stage: int,
     ranks: int,
     bf16: bool,
-    slots: int,
     accumulates: bool,
     fp32_sums: bool = False,
 ) -> ModelStates:
-    """What a rank holds. groups: of every optimizer group, the numbers of elements of its parameters. slots: tensors
-    that the optimizer keeps for each parameter. accumulates: several micro-batches make a step. fp32_sums: gradients of
-    bf16 are summed in float32."""
+    """What a rank holds. accumulates: several micro-batches make a step. fp32_sums: gradients of bf16 are summed in
+    float32."""
     width = BF16 if bf16 else FP32
-    whole = sum(map(sum, groups))
+    whole = sum(sum(group.sizes) for group in groups)
     if zero_stage == 0:
-        return _replicated(whole, width, slots, width + FP32 if fp32_sums else width)
-    share = sum(_share(group, zero_stage, ranks) for group in groups)
-    optimizer = FP32 * (1 + slots) * share  # a copy of the weights in float32, whatever the training's precision
+        kept = sum(group.slots * sum(group.sizes) for group in groups)
+        return _replicated(whole, kept, width, width + FP32 if fp32_sums else width)
+    shares = [_share(group.sizes, zero_stage, ranks) for group in groups]
+    share, staged = sum(shares), zero_stage == 2 or (zero_stage == 1 and not fp32_sums)
+    kept = sum(
+        group.slots * each + (group.muon and _orthogonalised(group, each, zero_stage, staged))
+        for group, each in zip(groups, shares, strict=True)
+    )
+    optimizer = FP32 * (share + kept)  # a copy of the weights in float32, whatever the training's precision
     if fp32_sums:
         return _summed_in_fp32(zero_stage, share, share * ranks, optimizer, whole)
     if zero_stage == 3:
@@ -67,10 +82,21 @@ def model_states(
     return ModelStates(width * share * ranks, gradients, optimizer, 0, width * BUCKET)
 
 
-def parameter_groups(architecture: Architecture, optimizer: OptimizerSpec) -> list[list[int]]:
-    """Elements of every parameter, in the optimizer's groups."""
+def _orthogonalised(group: TrainedGroup, share: int, zero_stage: int, staged: bool) -> int:
+    """Numbers besides weights and momentum. staged: the momentum is kept as a step will leave it, too. Stage 3 gathers
+    the gradients of whole matrices, as many as a bucket takes."""
+    if zero_stage == 3:
+        return min(sum(group.sizes), BUCKET) + share
+    return share if staged else 0
+
+
+def parameter_groups(architecture: Architecture, optimizer: OptimizerSpec) -> list[TrainedGroup]:
+    """The optimizer's groups."""
     rules = ((architecture.numel(row), optimizer.rule(row.kind, row.decay)) for row in architecture.rows())
-    return list(grouped(rules).values())
+    return [
+        TrainedGroup(tuple(sizes), len(optimizer.slots_in(optimizer.hyper(rule))), rule.muon)
+        for rule, sizes in grouped(rules).items()
+    ]
 
 
 def _summed_in_fp32(zero_stage: int, share: int, padded: int, optimizer: int, whole: int) -> ModelStates:
@@ -83,11 +109,11 @@ def _summed_in_fp32(zero_stage: int, share: int, padded: int, optimizer: int, wh
     return ModelStates(BF16 * weights, FP32 * share, optimizer, BF16 * gathered, bucket)
 
 
-def _replicated(whole: int, width: int, slots: int, reduced: int) -> ModelStates:
+def _replicated(whole: int, kept: int, width: int, reduced: int) -> ModelStates:
     """Stage 0: torch's own optimizer; in bf16 weights in float32 besides, and the gradients once more at the step.
-    reduced: bytes of a number that is being reduced."""
+    kept: numbers of the optimizer's state. reduced: bytes of a number that is being reduced."""
     half = width == BF16
-    optimizer = FP32 * (slots + (1 if half else 0)) * whole
+    optimizer = FP32 * (kept + (whole if half else 0))
     gradients = (width + (FP32 if half else 0)) * whole
     return ModelStates(width * whole, gradients, optimizer, 0, reduced * min(whole, BUCKET))
 

@@ -23,6 +23,7 @@ from pipeline.growth import conditions, optimizer_state, plan_file
 from pipeline.growth.maps import MEAN, ZERO, IndexMap, Map
 from pipeline.growth.plan import GrowthPlan, TensorPlan
 from pipeline.models.architecture import Architecture
+from pipeline.models.optimizer_groups import state_numbers
 from pipeline.records.processes import WORKERS
 from pipeline.records.run_folder import write_json
 
@@ -134,7 +135,7 @@ def needs(expansion: ExpansionPlan) -> dict[str, int]:
     )
     layout = expansion.layout.kind
     writers = layout.writers(count, expansion.layout, WORKERS)
-    disk = layout.bytes_on_disk(count, len(expansion.optimizer.slots), expansion.layout)
+    disk = layout.bytes_on_disk(count, state_numbers(large, expansion.optimizer), expansion.layout)
     maps = dense.bytes_held(expansion.growth)
     return {"disk": disk, "memory": LIBRARIES + maps + max(writers * (WRITER + 4 * source), 16 * largest)}
 

@@ -8,7 +8,7 @@ from pipeline.errors import UserError
 from pipeline.records.stage_facts import TrainFacts
 from pipeline.records.stage_records import BESIDE, LedgerEntry
 
-WORDS = {"train": "training", "recompute": "recomputation", "make": "making of weights"}
+WORDS = {"train": "training", "recompute": "recomputation", "make": "making of weights", "optimizer": "Muon's products"}
 """Kinds of cost in messages."""
 
 
@@ -26,7 +26,7 @@ def require_agreement(path: Path, ledger: Sequence[LedgerEntry], facts: TrainFac
         for kind, by_step in besides.items():
             if entry.step in by_step:
                 _require_cost(path, by_step.pop(entry.step), count * getattr(cost, kind))
-            elif kind == "make" and cost.make:
+            elif kind != "recompute" and getattr(cost, kind):
                 raise _wrong(path, f"training until step {entry.step} has no {WORDS[kind]}")
         previous = entry.step
     for kind, by_step in besides.items():

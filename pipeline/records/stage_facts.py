@@ -45,17 +45,18 @@ class TrainSettings(BaseModel):
 
 class StepFlops(BaseModel):
     """FLOPs of one optimizer step. recompute: what activation checkpointing adds; make: of making the weights, where
-    they are not what is trained."""
+    they are not what is trained; optimizer: of the update itself, where it takes matrix products (Muon)."""
 
     model_config = ConfigDict(frozen=True)
 
     train: int
     recompute: int
     make: int = 0
+    optimizer: int = 0
 
     @property
     def total(self) -> int:
-        return self.train + self.recompute + self.make
+        return self.train + self.recompute + self.make + self.optimizer
 
 
 class StartFacts(BaseModel):

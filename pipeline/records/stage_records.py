@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pipeline.errors import UserError
 from pipeline.records.formats import FORMAT, Recorded, explained, require_readable
 
-BESIDE = ("recompute", "make")
+BESIDE = ("recompute", "make", "optimizer")
 """Kinds of cost of a training step besides `train`, by their names in `StepFlops`."""
 TRAINING = ("train", *BESIDE)
 """Kinds of cost that a published saving counts; the others (lost, evaluate, verify, grow) are named beside it."""
@@ -68,8 +68,8 @@ class SaveRecord(StageRecord):
 
 class LedgerEntry(StageRecord):
     """What was spent since the previous entry of its kind, as exact integers, so that stages add up exactly.
-    kind: train, recompute, make (the weights of a model, while its growth is fitted), evaluate, evaluate-make, grow,
-    verify; restart: the stage went on from `step`, what stands above behind it
+    kind: train, recompute, make (the weights of a model, while its growth is fitted), optimizer (the products of Muon's
+    updates), evaluate, evaluate-make, grow, verify; restart: the stage went on from `step`, what stands above behind it
     is lost."""
 
     kind: str

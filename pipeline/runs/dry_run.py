@@ -16,7 +16,7 @@ import torch
 from transformers import PretrainedConfig
 
 from pipeline import models
-from pipeline.accounting.memory import BF16, FP32, activations, model_states, parameter_groups
+from pipeline.accounting.memory import BF16, FP32, TrainedGroup, activations, model_states, parameter_groups
 from pipeline.accounting.save_copy import save_copy
 from pipeline.checkpoints import CheckpointLayout, publish
 from pipeline.checkpoints.serialization.amounts import amount
@@ -28,6 +28,8 @@ from pipeline.durations import Pace
 from pipeline.errors import UserError
 from pipeline.expansion import fit as fits
 from pipeline.growth.making import NO_MAKING, FitNeeds, MakingCost
+from pipeline.models.architecture import Architecture
+from pipeline.models.optimizer_groups import state_numbers
 from pipeline.optim.schedules import Rates
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import TrainFacts
@@ -168,24 +170,24 @@ def _stage(
 ) -> dict[str, Any]:
     there = replace(there, data=as_read(there.data, config, stage))
     model = stage_configs[stage.name]
-    parameters = models.architecture_of(model).parameters
-    shared = {"name": stage.name, "kind": stage.kind, "model": stage.model, "parameters": parameters}
+    architecture = models.architecture_of(model)
+    shared = {"name": stage.name, "kind": stage.kind, "model": stage.model, "parameters": architecture.parameters}
     shared |= {"origin": stage.origin, "status": _status(config, stage)}
     if isinstance(stage, ExpandStage):
-        return {**shared, "method": stage.method.name, "disk": _expansion_on_disk(config, stage, cluster, parameters)}
+        return {**shared, "method": stage.method.name, "disk": _expansion_on_disk(config, stage, cluster, architecture)}
     folder = StageFolder(config.path / stage.name)
     stage, cluster = as_begun(stage, folder), _as_trained(config, stage, cluster)
     known = there.counted or not preflight.in_epochs(stage)
     needs = preflight.fit_needs(config, stage, stage_configs) if isinstance(stage, FitStage) else None
     training = _training(config, stage, cluster, there, model, known, needs.making if needs else NO_MAKING)
     steps = training["schedule"]["steps"] if training["schedule"] else 0
-    learned = sum(needs.coefficients) if needs else parameters
+    learned, kept = _counts(stage, architecture, needs)
     return {
         **shared,
         **training,
         **({"coefficients": learned} if needs else {}),
         "memory": _memory(stage, cluster, there, model, needs),
-        "disk": stage.keep.most(steps) * _on_disk(stage, cluster, learned),
+        "disk": stage.keep.most(steps) * _on_disk(stage, cluster, learned, kept),
     }
 
 
@@ -217,7 +219,7 @@ def _training(
     """Batch, schedule and FLOPs. known: whether the schedule's length is."""
     worth = pace(stage, model, there.data)
     price = sample_cost(stage, model, there.data)
-    step, samples = step_flops(stage, price, making, cluster.ranks), there.data.facts["evaluation"]
+    step, samples = step_flops(stage, model, price, making, cluster.ranks), there.data.facts["evaluation"]
     derived = deepspeed_config(stage, cluster.ranks)
     batch = {
         "samples": stage.batch,
@@ -280,7 +282,9 @@ def _memory(
     """Bytes of a rank in every ZeRO stage, the activations, which are the same in all, and the copy that is saved.
     needs: of a fit, which trains coefficients and holds a source and made weights besides."""
     architecture, bf16 = models.architecture_of(model), stage.in_16_bits
-    groups = [list(needs.coefficients)] if needs else parameter_groups(architecture, stage.optimizer)
+    groups = parameter_groups(architecture, stage.optimizer)
+    if needs:
+        groups = [TrainedGroup(tuple(needs.coefficients), len(stage.optimizer.slots))]
     besides = (BF16 if bf16 else FP32) * (needs.fixed + needs.made) if needs else 0
     derived = deepspeed_config(stage, cluster.ranks)
     stages = {}
@@ -290,7 +294,6 @@ def _memory(
             zero_stage=zero_stage,
             ranks=cluster.ranks,
             bf16=bf16,
-            slots=len(stage.optimizer.slots),
             accumulates=derived["gradient_accumulation_steps"] > 1,
             fp32_sums=stage.precision == "fp16" or stage.sums == "fp32",
         )
@@ -302,22 +305,30 @@ def _memory(
         bf16=stage.precision != "fp32",
         every=int(stage.activation_checkpointing),
     )
-    copy = save_copy(stage, sum(map(sum, groups)), cluster.ranks)
+    copy = save_copy(stage, *_counts(stage, architecture, needs), cluster.ranks)
     memory = {"zero_stages": stages, "activations": estimate, "save_copy": copy, "besides": besides}
     return memory | {"offloaded": stage.deepspeed.offloads}
 
 
-def _on_disk(stage: TrainStage, cluster: Cluster, parameters: int) -> int:
+def _counts(stage: TrainStage, architecture: Architecture, needs: FitNeeds | None) -> tuple[int, int]:
+    """What is trained, and the numbers that the optimizer keeps of it."""
+    if needs:
+        learned = sum(needs.coefficients)
+        return learned, len(stage.optimizer.slots) * learned
+    return architecture.parameters, state_numbers(architecture, stage.optimizer)
+
+
+def _on_disk(stage: TrainStage, cluster: Cluster, parameters: int, kept: int) -> int:
     """Bytes of one checkpoint."""
     layout = CheckpointLayout.of(stage, cluster.ranks)
-    return layout.kind.bytes_on_disk(parameters, len(stage.optimizer.slots), layout)
+    return layout.kind.bytes_on_disk(parameters, kept, layout)
 
 
-def _expansion_on_disk(config: Config, stage: ExpandStage, cluster: Cluster, parameters: int) -> int:
+def _expansion_on_disk(config: Config, stage: ExpandStage, cluster: Cluster, architecture: Architecture) -> int:
     reader = next(iter(config.continued_by(stage.name)), None)
     layout = layout_for(stage, reader, cluster.ranks)
-    slots = len(reader.optimizer.slots) if reader and layout.kind.holds_optimizer else 0
-    return layout.kind.bytes_on_disk(parameters, slots, layout)
+    kept = state_numbers(architecture, reader.optimizer) if reader and layout.kind.holds_optimizer else 0
+    return layout.kind.bytes_on_disk(architecture.parameters, kept, layout)
 
 
 def _used(folder: Path) -> int:

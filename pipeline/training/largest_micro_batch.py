@@ -22,6 +22,7 @@ from pipeline.accounting.save_copy import save_copy
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.data import Batch, train_batches
 from pipeline.errors import UserError
+from pipeline.models.optimizer_groups import state_numbers
 from pipeline.training import free_memory
 from pipeline.training.attention import kept_scores
 from pipeline.training.engine import World, free
@@ -78,7 +79,8 @@ def needed(plan: TrainingPlan, ranks: int, size: int) -> int:
         every=int(stage.activation_checkpointing),
     )
     passing += kept_scores(plan, size) if stage.attention == "eager" else 0
-    return _states(plan, ranks, size).held + passing + save_copy(stage, architecture.parameters, ranks)
+    copy = save_copy(stage, architecture.parameters, state_numbers(architecture, stage.optimizer), ranks)
+    return _states(plan, ranks, size).held + passing + copy
 
 
 def _states(plan: TrainingPlan, ranks: int, size: int) -> ModelStates:
@@ -87,7 +89,6 @@ def _states(plan: TrainingPlan, ranks: int, size: int) -> ModelStates:
         zero_stage=plan.stage.zero_stage,
         ranks=ranks,
         bf16=plan.stage.in_16_bits,
-        slots=len(plan.stage.optimizer.slots),
         accumulates=plan.stage.batch > size * ranks,
     )
 

@@ -151,7 +151,7 @@ class Loop:
         self.at_target = False
         self.target: ReachedTarget | None = None
         self.own_flops = sum(entry.flops for entry in plan.folder.ledger) if world.first else 0
-        self.flops = step_flops(plan.stage, plan.cost, plan.making, world.size)
+        self.flops = step_flops(plan.stage, plan.model, plan.cost, plan.making, world.size)
         self.peak = peak_of_all_ranks(world.device.type, plan.stage.precision, plan.stage.products)
 
     def run(self, step: int, resumed: bool) -> bool:

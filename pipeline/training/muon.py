@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,20 +19,29 @@ MOMENTUM = "momentum_buffer"
 def build(groups: list[dict[str, Any]], fused: bool | None) -> Optimizer:
     """DeepSpeed's Muon over `groups`, whose other half is torch's AdamW, by its fused kernel or not. Parameters stay in
     the order in which they are given, and are marked for the stages of ZeRO, which orthogonalise."""
-    from deepspeed.runtime.zero.muon import muon_optimizer, original_muon
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
-    # DeepSpeed has these compiled: a minute on a CPU, and shapes come to other kernels in a process that has resumed.
-    for module in (original_muon, muon_optimizer):
-        module.muon_update = torch.compiler.disable(module.muon_update)
+    _leave_uncompiled()
     for group in groups:
         for parameter in group["params"]:
             setattr(parameter, USE_MUON, group[USE_MUON])
     given = [list(group["params"]) for group in groups]
     groups = [{"lr": 0.0, **group} for group in groups]
-    built: Optimizer = muon_optimizer.MuonWithAuxAdam(groups, torch.optim.AdamW, {"fused": fused})
+    built: Optimizer = MuonWithAuxAdam(groups, torch.optim.AdamW, {"fused": fused})
     for group, parameters in zip(built.param_groups, given, strict=True):
         group["params"] = parameters
     return built
+
+
+@cache
+def _leave_uncompiled() -> None:
+    """DeepSpeed has the update and its iterations compiled, each by itself: minutes on a CPU, and a shape may come to
+    another kernel in a process that has resumed."""
+    from deepspeed.runtime.zero.muon import muon_optimizer, original_muon
+
+    for name in ("zeropower_via_newtonschulz5", "zeropower_via_gram_newtonschulz", "muon_update"):
+        setattr(original_muon, name, torch.compiler.disable(getattr(original_muon, name)))
+    muon_optimizer.muon_update = original_muon.muon_update
 
 
 class MuonGate(UpdateGate):

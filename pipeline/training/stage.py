@@ -7,6 +7,7 @@ from transformers import PretrainedConfig
 
 from pipeline import models
 from pipeline.accounting.flops import Cost
+from pipeline.accounting.orthogonalisation import orthogonalisation
 from pipeline.checkpoints import manifest, publish
 from pipeline.config.schema import Config, TrainStage
 from pipeline.data import Prepared, augment, data_of
@@ -119,7 +120,7 @@ def facts(plan: TrainingPlan, world: World) -> TrainFacts:
         steps=plan.rates.steps,
         schedule=dict(vars(plan.rates)),
         settings=_settings(plan, world),
-        flops_per_step=step_flops(stage, plan.cost, plan.making, world.size),
+        flops_per_step=step_flops(stage, plan.model, plan.cost, plan.making, world.size),
         samples_per_step=stage.batch,
         tokens_per_step=plan.pace.tokens,
         device=describe(world.device.type),
@@ -129,15 +130,16 @@ def facts(plan: TrainingPlan, world: World) -> TrainFacts:
     )
 
 
-def step_flops(stage: TrainStage, cost: Cost, making: MakingCost, ranks: int) -> StepFlops:
+def step_flops(stage: TrainStage, model: PretrainedConfig, cost: Cost, making: MakingCost, ranks: int) -> StepFlops:
     """FLOPs of one optimizer step on so many ranks: the model's for every sample, those of making its weights for every
-    micro-batch."""
+    micro-batch, those of the update once."""
     passes = stage.batch // micro_batches.size_of(stage, ranks)
     again = stage.batch * cost.recompute + passes * making.recompute
     return StepFlops(
         train=stage.batch * cost.train,
         recompute=again if stage.activation_checkpointing else 0,
         make=passes * (making.forward + making.backward),
+        optimizer=orthogonalisation(models.architecture_of(model), stage.optimizer, stage.zero_stage, ranks),
     )
 
 
@@ -191,7 +193,7 @@ def facts_line(plan: TrainingPlan, ranks: int) -> str:
     begin = f"from {plan.start}" if plan.start else "from scratch"
     if fresh := plan.subject.fresh(plan.model, plan.start):
         begin += f" with a fresh head ({', '.join(fresh)})"
-    flops = step_flops(plan.stage, plan.cost, plan.making, ranks).total
+    flops = step_flops(plan.stage, plan.model, plan.cost, plan.making, ranks).total
     size = f"{plan.rates.steps} steps of {plan.stage.batch} samples"
     return f"{what}, {begin}, {size}, {flops * plan.rates.steps:.2e} FLOPs"
 

@@ -34,7 +34,7 @@ def test_what_is_needed_grows_with_the_samples_alone(tmp_path):
     assert four - two == 2 * (two - one) > 0
     architecture = models.architecture_of(plan.model)
     states = model_states(
-        parameter_groups(architecture, AdamW()), zero_stage=2, ranks=2, bf16=False, slots=2, accumulates=True
+        parameter_groups(architecture, AdamW()), zero_stage=2, ranks=2, bf16=False, accumulates=True
     ).held
     positions = models.of_config(plan.model).positions(plan.model, plan.data.facts)
     passing = activations(architecture, positions, micro_batch=1, bf16=False)

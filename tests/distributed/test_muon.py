@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline import checkpoints, models
+from pipeline.accounting.orthogonalisation import orthogonalisation
 from pipeline.doctor.parity import train_plainly
 from pipeline.optim.optimizers import Muon
 from tests.helpers.parity_task import BATCH, batch, model_config, stage
@@ -13,6 +14,7 @@ from tests.helpers.plain_muon import PlainMuon
 
 STEPS = 6
 TRAIN, RESUMED = "tests.helpers.scripts.muon:train", "tests.helpers.scripts.muon:resumed"
+FLOPS = "tests.helpers.scripts.muon:update_flops"
 SKIPPING = "tests.helpers.scripts.loss_policies:skipping"
 OPTIMIZER = {"kind": "muon", "weight_decay": 0.3, "eps": 1e-6, "rates": {"embeddings": 2.0}}
 
@@ -106,3 +108,18 @@ def test_the_norm_of_what_is_orthogonalised_is_not_called_a_gradients(workers):
     fields = {"zero_stage": 1, "optimizer": OPTIMIZER}
     found = workers.run(TRAIN, {"family": "vit", "stage": fields, "steps": 2}, world=2)
     assert found["norms"] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "zero_stage, precision, ns_method",
+    [(0, "fp32", "gram"), (1, "fp32", "gram"), (1, "bf16", "gram"), (2, "fp32", "standard"), (3, "fp32", "gram")],
+)
+def test_every_product_of_an_update_is_counted(workers, zero_stage, precision, ns_method):
+    """On as many ranks as do it: at stages 1 and 2 two ranks orthogonalise the matrix that lies on both."""
+    optimizer = {**OPTIMIZER, "ns_method": ns_method}
+    fields = {"zero_stage": zero_stage, "precision": precision, "optimizer": optimizer}
+    counted = workers.run(FLOPS, {"family": "vit", "stage": fields}, world=2)
+    architecture, spec = models.architecture_of(model_config("vit")), Muon(ns_method=ns_method)
+    assert counted == orthogonalisation(architecture, spec, zero_stage, ranks=2)
+    once = orthogonalisation(architecture, spec, 3, ranks=2)
+    assert counted == 2 * once if zero_stage == 0 else once <= counted < 2 * once

@@ -65,7 +65,7 @@ class HuggingFace(Layout):
     def files(self, state: State, folder: Path, target: CheckpointLayout) -> list[OutputFile]:
         return files(state, target.dtype, target.max_shard_size)
 
-    def bytes_on_disk(self, parameters: int, slots: int, target: CheckpointLayout) -> int:
+    def bytes_on_disk(self, parameters: int, kept: int, target: CheckpointLayout) -> int:
         return DTYPES[target.dtype].itemsize * parameters
 
     def writers(self, parameters: int, target: CheckpointLayout, workers: int) -> int:

@@ -42,8 +42,8 @@ class Layout(ABC):
         """The files of `state` (in the names that this layout stores) below `folder`. Raises UserError."""
 
     @abstractmethod
-    def bytes_on_disk(self, parameters: int, slots: int, target: CheckpointLayout) -> int:
-        """The size of a model of that many parameters and as many optimizer slots, headers aside."""
+    def bytes_on_disk(self, parameters: int, kept: int, target: CheckpointLayout) -> int:
+        """The size of a model of that many parameters of which the optimizer keeps so many numbers, headers aside."""
 
     def writers(self, parameters: int, target: CheckpointLayout, workers: int) -> int:
         """How many of the `workers` have something to write at the same time."""

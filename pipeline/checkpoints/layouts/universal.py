@@ -55,8 +55,8 @@ class Universal(Layout):
     def files(self, state: State, folder: Path, target: CheckpointLayout) -> list[OutputFile]:
         return files(state, folder)
 
-    def bytes_on_disk(self, parameters: int, slots: int, target: CheckpointLayout) -> int:
-        return 4 * (1 + slots) * parameters
+    def bytes_on_disk(self, parameters: int, kept: int, target: CheckpointLayout) -> int:
+        return 4 * (parameters + kept)
 
     def engine_loads(self, stored: CheckpointLayout, engine: CheckpointLayout, optimizer: OptimizerSpec) -> bool:
         """Stage 0 has no universal loader."""

@@ -43,11 +43,11 @@ class NativeZero(Layout):
             return bf16_optimizer_write.files(state, folder, world=target.world_size)
         return zero_write.files(state, folder, stage=target.zero_stage, world=target.world_size, bf16=target.bf16)
 
-    def bytes_on_disk(self, parameters: int, slots: int, target: CheckpointLayout) -> int:
+    def bytes_on_disk(self, parameters: int, kept: int, target: CheckpointLayout) -> int:
         """Stages below 3 hold the module's weights beside the optimizer's, which are the same in stage 0 and fp32."""
         shared = target.zero_stage == 3 or (target.zero_stage == 0 and not target.bf16)
         module = 0 if shared else 2 if target.bf16 else 4
-        return (4 * (1 + slots) + module) * parameters
+        return 4 * (parameters + kept) + module * parameters
 
     def writers(self, parameters: int, target: CheckpointLayout, workers: int) -> int:
         return min(workers, target.world_size if target.zero_stage else 1)

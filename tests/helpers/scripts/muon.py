@@ -1,11 +1,16 @@
 """Engines that train by Muon: what every worker of its tests runs."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from deepspeed.runtime.zero.muon import original_muon
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import models
 from pipeline.training.engine import Engine, World, join
@@ -53,6 +58,29 @@ def went_on(job: dict) -> list[float]:
     losses = [engine.step(_parts(job, world, number), number, rate=1e-3)[0] for number in (2, 3)]
     engine.close()
     return losses
+
+
+def update_flops(job: dict) -> int:
+    """FLOPs of the updates of one step on all ranks together, as torch counts their matrix products."""
+    world, counted = join(), [0]
+    engine = _engine(job, world)
+    names = ("zeropower_via_gram_newtonschulz", "zeropower_via_newtonschulz5")
+    with ExitStack() as patched:
+        for name in names:
+            counting = partial(_counting, getattr(original_muon, name), counted)
+            patched.enter_context(mock.patch.object(original_muon, name, counting))
+        engine.step(_parts(job, world, 0), 0, rate=1e-3)
+    engine.close()
+    everywhere = torch.tensor(counted)
+    dist.all_reduce(everywhere)
+    return int(everywhere)
+
+
+def _counting(iterate: Callable[..., Tensor], counted: list[int], matrix: Tensor, steps: int) -> Tensor:
+    with FlopCounterMode(display=False) as counter:
+        result = iterate(matrix, steps)
+    counted[0] += counter.get_total_flops()
+    return result
 
 
 def _precision(job: dict) -> AbstractContextManager:
