@@ -230,6 +230,11 @@ class TrainStage(Strict):
         return (self.gradient_sums or "fp32") if self.precision == "bf16" else None
 
     @property
+    def sums_in_fp32(self) -> bool:
+        """Whether gradients in 16 bits are summed in float32."""
+        return self.precision == "fp16" or self.sums == "fp32"
+
+    @property
     def in_16_bits(self) -> bool:
         """Whether the weights that the model computes with have 16 bits."""
         return self.precision in IN_16_BITS

@@ -295,7 +295,7 @@ def _memory(
             ranks=cluster.ranks,
             bf16=bf16,
             accumulates=derived["gradient_accumulation_steps"] > 1,
-            fp32_sums=stage.precision == "fp16" or stage.sums == "fp32",
+            fp32_sums=stage.sums_in_fp32,
         )
         stages[zero_stage] = {**asdict(states), "held": states.held}
     estimate = activations(

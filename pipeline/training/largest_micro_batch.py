@@ -90,6 +90,7 @@ def _states(plan: TrainingPlan, ranks: int, size: int) -> ModelStates:
         ranks=ranks,
         bf16=plan.stage.in_16_bits,
         accumulates=plan.stage.batch > size * ranks,
+        fp32_sums=plan.stage.sums_in_fp32,
     )
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from pipeline import checkpoints, models
 from pipeline.optim.optimizers import Muon
-from tests.helpers.cli import lemon_here
-from tests.helpers.runs import STEPS, copied, interrupted, losses, records
+from tests.helpers.cli import lemon, lemon_here
+from tests.helpers.runs import STEPS, copied, interrupted, ledger, losses, records
 
 MUON = "{kind: muon, weight_decay: 0.1, rates: {hidden: 10, head: 2}}"
 STAGES = [*(f"stages.{stage}.optimizer={MUON}" for stage in ("small", "large")), "stages.grown.optimizer_state=grow"]
@@ -21,6 +21,19 @@ def uninterrupted(finished, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("muon")
     lemon_here("train", copied(finished, folder), "--stage", "small", *STAGES)
     return folder
+
+
+def test_the_products_of_its_updates_are_charged_as_the_dry_run_says(uninterrupted, capsys):
+    code, out, _ = lemon(capsys, "run", uninterrupted / "tiny.yaml", "--dry-run", "--json", *STAGES)
+    stages = {stage["name"]: stage for stage in json.loads(out)["stages"]}
+    spent = ledger(uninterrupted / "run", "small")
+    by_kind = {kind: sum(e["flops"] for e in spent if e["kind"] == kind) for kind in {e["kind"] for e in spent}}
+    facts = json.loads((uninterrupted / "run" / "small" / "stage.json").read_text())
+    assert by_kind["optimizer"] == STEPS * facts["flops_per_step"]["optimizer"] > 0
+    assert code == 0 and stages["small"]["flops"]["total"] == sum(by_kind.values())
+    disk = sum(f.stat().st_size for f in checkpoints.locate(uninterrupted / "run" / "small").rglob("*optim_states.pt"))
+    numbers = stages["small"]["parameters"] * 4
+    assert 2 * numbers < disk < 3 * numbers, "weights, and of hidden matrices one moment"
 
 
 def test_it_resumes_and_its_momentum_grows(uninterrupted, tmp_path):
