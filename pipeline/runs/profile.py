@@ -173,7 +173,7 @@ def _work(plan: "TrainingPlan", world: "World") -> Work:
     from pipeline.training.hardware import peak_of_all_ranks
     from pipeline.training.stage import step_flops
 
-    flops = step_flops(plan.stage, plan.cost, plan.making, world.size)
+    flops = step_flops(plan.stage, plan.model, plan.cost, plan.making, world.size)
     return Work(
         samples=plan.stage.batch,
         tokens=plan.pace.tokens,
