@@ -87,6 +87,11 @@ def test_an_update_that_is_left_out_leaves_the_momentum_as_it_was(workers, zero_
         ),
         ({"zero_stage": 2, "precision": "bf16"}, r"zero_stage 2 in bf16 with fp32 sums: .* choose zero_stage 1 or 3"),
         ({"zero_stage": 3, "precision": "bf16", "gradient_sums": "bf16"}, r"zero_stage 3 in bf16 with bf16 sums: .*"),
+        ({"precision": "fp16"}, "precision fp16: Muon's momentum would sum gradients of different loss scales; choose"),
+        (
+            {"deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}},
+            "zero_optimization.offload_optimizer is not tested beside optimizer muon; leave it out",
+        ),
     ],
 )
 def test_what_deepspeed_does_wrongly_is_refused(keys, told):
