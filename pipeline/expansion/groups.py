@@ -79,7 +79,7 @@ def _differing_layers(state: State, growth: GrowthPlan) -> str | None:
 def _ordered(names: list[str], shapes: Mapping[str, tuple[int, ...]], group: Group, state: State) -> tuple[str, ...]:
     """Names in the order of the module's `named_parameters()`, as the optimizer orders a group."""
     known = state.known_optimizer
-    return tuple(known.order_in(group.hyper, [(name, shapes[name]) for name in names]) if known else names)
+    return tuple(known.order_in(group.hyper, names, shapes.__getitem__) if known else names)
 
 
 def _require_order(folder: Path, state: State, config: PretrainedConfig) -> None:

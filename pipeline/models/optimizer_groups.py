@@ -15,7 +15,7 @@ def optimizer_groups(
     rows = {row.module_name: row for row in architecture.rows()}
     groups = grouped((name, optimizer.rule(rows[name].kind, rows[name].decay)) for name in names)
     return {
-        rule: optimizer.order_in(optimizer.hyper(rule), [(name, architecture.shape(rows[name])) for name in members])
+        rule: optimizer.order_in(optimizer.hyper(rule), members, lambda name: architecture.shape(rows[name]))
         for rule, members in groups.items()
     }
 

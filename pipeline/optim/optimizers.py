@@ -7,7 +7,7 @@ in `OPTIMIZERS` and `Optimizer`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -67,9 +67,9 @@ class OptimizerSpec(Strict):
         """Whether torch counts the steps of these parameters."""
         return self.keeps_step
 
-    def order_in(self, hyper: Hyper, members: Sequence[tuple[Name, Shape]]) -> list[Name]:
-        """The members of a group, given with their shapes in the module's order, as the optimizer orders them."""
-        return [name for name, _ in members]
+    def order_in(self, hyper: Hyper, members: Sequence[Name], shape: Callable[[Name], Shape]) -> list[Name]:
+        """The members of a group, given in the module's order, as the optimizer orders them."""
+        return list(members)
 
     def refusal(self, zero_stage: int, precision: str, sums: str | None) -> str | None:
         """Why DeepSpeed trains wrongly with it so, in words; None where it is right. sums: in which gradients of bf16
@@ -228,10 +228,9 @@ class Muon(OptimizerSpec):
     def counts_steps_in(self, hyper: Hyper) -> bool:
         return not hyper.get(USE_MUON)
 
-    def order_in(self, hyper: Hyper, members: Sequence[tuple[Name, Shape]]) -> list[Name]:
+    def order_in(self, hyper: Hyper, members: Sequence[Name], shape: Callable[[Name], Shape]) -> list[Name]:
         """DeepSpeed orders matrices by their shapes, largest first."""
-        ordered = sorted(members, key=lambda member: member[1], reverse=True) if hyper.get(USE_MUON) else members
-        return [name for name, _ in ordered]
+        return sorted(members, key=shape, reverse=True) if hyper.get(USE_MUON) else list(members)
 
     def refusal(self, zero_stage: int, precision: str, sums: str | None) -> str | None:
         """Right are stage 0, stage 1 by DeepSpeed's BF16_Optimizer, and without clipping the others, but for stage 2 in

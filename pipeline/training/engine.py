@@ -241,24 +241,10 @@ class Engine:
         logger.debug(f"{stage.name}: DeepSpeed's config: {self.deepspeed_config}")
         self.names = [list(parameters) for _, parameters in trained.groups]
         self.factors = [rule.rate for rule, _ in trained.groups]
-        self.hyper = [stage.optimizer.hyper(rule) for rule, _ in trained.groups]
-        grouped = zip(trained.groups, self.hyper, strict=True)
-        groups = [{"params": list(parameters.values()), **hyper} for (_, parameters), hyper in grouped]
-        kernel = kernel or optimizer_kernel.fastest(stage, world.device.type)
-        self.fused = True if kernel == "fused" else None
-        optimizer = _built(stage.optimizer, groups, self.fused)
-        kernels = ({key: group[key] for key in KERNEL_KEYS if key in group} for group in optimizer.param_groups)
-        self.hyper = [hyper | kernel for hyper, kernel in zip(self.hyper, kernels, strict=True)]
-        torch_autocast.TORCH_AUTOCAST_INITIALIZED = False  # else this one reduces as an earlier engine of the process
-        if stage.compile is True:
-            compilation.compile_layers(trained.layers, stage.zero_stage)
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=trained.module, optimizer=optimizer, config=self.deepspeed_config, dist_init_required=False
-        )
+        self.fused = (kernel or optimizer_kernel.fastest(stage, world.device.type)) == "fused"
+        optimizer, self.hyper = self._optimizer(trained)
+        self.deepspeed = self._initialized(trained, optimizer)
         timeouts.set_as_of_all_ranks()
-        for state in optimizer.state.values():  # of stage 0 in bf16 alone, by a step on gradients of zero
-            if isinstance(state.get("step"), Tensor):
-                state["step"].zero_()
         self.gate = (MuonGate if isinstance(stage.optimizer, Muon) else UpdateGate)(self.deepspeed)
         self.watch = Stopwatch.of(world.device)
         self._end_timing = collectives.timed(self.watch.communicated) if world.device.type == "cpu" else _nothing
@@ -266,6 +252,28 @@ class Engine:
         self._compile_time = CompileTime(self.watch.compiled) if stage.compile is True else None
         self._passes = 0
         self.saving = Saving(self.deepspeed, world.rank, world.size, background=stage.save == "background")
+
+    def _optimizer(self, trained: Trained) -> tuple[torch.optim.Optimizer, list[dict[str, Any]]]:
+        """The optimizer, and what each of its groups says, by which kernel it computes among that."""
+        hyper = [self.stage.optimizer.hyper(rule) for rule, _ in trained.groups]
+        grouped = zip(trained.groups, hyper, strict=True)
+        groups = [{"params": list(parameters.values()), **said} for (_, parameters), said in grouped]
+        optimizer = _built(self.stage.optimizer, groups, fused=self.fused or None)
+        kernels = ({key: group[key] for key in KERNEL_KEYS if key in group} for group in optimizer.param_groups)
+        return optimizer, [said | kernel for said, kernel in zip(hyper, kernels, strict=True)]
+
+    def _initialized(self, trained: Trained, optimizer: torch.optim.Optimizer) -> deepspeed.DeepSpeedEngine:
+        """DeepSpeed's engine, before its first step."""
+        torch_autocast.TORCH_AUTOCAST_INITIALIZED = False  # else this one reduces as an earlier engine of the process
+        if self.stage.compile is True:
+            compilation.compile_layers(trained.layers, self.stage.zero_stage)
+        engine, *_ = deepspeed.initialize(
+            model=trained.module, optimizer=optimizer, config=self.deepspeed_config, dist_init_required=False
+        )
+        for state in optimizer.state.values():  # of stage 0 in bf16 alone, by a step on gradients of zero
+            if isinstance(state.get("step"), Tensor):
+                state["step"].zero_()
+        return engine
 
     @property
     def micro_batch(self) -> int:

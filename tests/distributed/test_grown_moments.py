@@ -57,7 +57,7 @@ def test_muons_momentum_grows_as_a_first_moment_does(tmp_path, layout):
     places = {"adamw": adamw, "muon": by_muon(adamw, tmp_path / "by-muon", layout)}
     grown = {}
     for optimizer, place in places.items():
-        job = expand.plan_expansion(place, target, methods.parse(), layout, grow_optimizer_state=True)
+        job = planning.plan_expansion(place, target, methods.parse(), layout, grow_optimizer_state=True)
         expand.execute_expansion(job, tmp_path / optimizer)
         grown[optimizer], _ = checkpoints.read(tmp_path / optimizer)
     kinds = {row.name: row.kind for row in models.architecture_of(target).rows()}
