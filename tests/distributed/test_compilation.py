@@ -39,12 +39,14 @@ def both(
     return eager["losses"], compiled["losses"]
 
 
+@pytest.mark.slow
 def test_fp32_over_200_steps(workers):
     """1e-5: sums in another order; measured 8e-8. It trains: the loss falls from 3.9 to 1.3."""
     eager, compiled = both(workers, steps=200, zero_stage=1)
     assert compiled == pytest.approx(eager, rel=1e-5) and compiled[199] < 0.5 * compiled[0]
 
 
+@pytest.mark.slow
 def test_bf16_over_200_steps(workers):
     """A fused kernel rounds once where eager layers round after each operation, to 8 bits: losses differ by 1.5e-3
     of themselves at most in single steps, in the mean over 20 steps by 2e-4 (measured)."""

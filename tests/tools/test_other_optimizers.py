@@ -57,13 +57,17 @@ def test_state_is_carried_and_none_is_invented(tmp_path, capsys, name, target):
     assert code == 0, out
 
 
-def of_two_kinds() -> State:
-    """As Muon with AdamW leaves it: every group has slots of its own."""
+def of_two_kinds(known: bool = True) -> State:
+    """As Muon with AdamW leaves it: every group has slots of its own. known: as DeepSpeed's, which marks both."""
     held = left_by("muon")
     entries, (first, second) = held.slots["momentum_buffer"], held.groups
     slots = {"momentum_buffer": first.names, "exp_avg": second.names, "exp_avg_sq": second.names}
+    adam = {**second.hyper, "use_muon": False, "betas": (0.9, 0.95), "eps": 1e-10}
+    if not known:
+        adam.pop("use_muon")
     return replace(
         held,
+        groups=(first, replace(second, hyper=adam)),
         slots={slot: {name: entries[name] for name in names} for slot, names in slots.items()},
         steps=dict.fromkeys(second.names, 4.0),
     )
@@ -84,7 +88,7 @@ def test_groups_with_slots_of_their_own(tmp_path, capsys, target):
 
 
 def test_a_slot_that_one_parameter_of_a_group_lacks(tmp_path, capsys):
-    folder = foreign(tmp_path / "small", of_two_kinds(), CheckpointLayout("universal"))
+    folder = foreign(tmp_path / "small", of_two_kinds(known=False), CheckpointLayout("universal"))
     name = of_two_kinds().groups[1].names[-1]
     (folder / "zero" / name / "exp_avg.pt").unlink()
     code, _, err = lemon(capsys, "check", folder)

@@ -39,9 +39,10 @@ class Engines:
 def seeds(rank: int, ranks: int, step: int = 3, seed: int = 1) -> dict[int, int]:
     """By the place of each micro-batch that a rank takes."""
     engine = Engine.__new__(Engine)
+    engine.factors = []
     engine.stage, engine.seed, engine.deepspeed = stage(micro_batch=1), seed, Engines()
     engine.world, engine.watch = World(rank, ranks, torch.device("cpu")), Stopwatch()
-    engine.gate = SimpleNamespace(ask=lambda refuses: None, norm=0.0)
+    engine.gate = SimpleNamespace(ask=lambda refuses: None, norm=torch.zeros(()), told=float)
     engine.loss_scale = SimpleNamespace(of_a_step=nullcontext)
     engine.saving, engine._passes = SimpleNamespace(reserve=lambda: None), 0
     engine.deepspeed_config = {"gradient_accumulation_steps": COUNT // ranks}

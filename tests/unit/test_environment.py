@@ -205,7 +205,7 @@ def test_nodes_of_a_job_whose_pods_have_several_processes(started):
 
 
 def start_of(*arguments: str) -> Start:
-    return run_commands._start(build_parser().parse_args(["run", "c.yaml", *arguments]))
+    return run_commands.start_of(build_parser().parse_args(["run", "c.yaml", *arguments]))
 
 
 def test_a_pod_is_a_node_that_starts_its_workers(started):

@@ -197,7 +197,8 @@ def _expected_slots(kept: dict[str, list[str]], groups: tuple[Group, ...]) -> di
     slots = list(dict.fromkeys(slot for names in kept.values() for slot in names))
     spec = optimizers.recognise(slots, [group.hyper for group in groups])
     if spec:
-        return {slot.name: _holders(spec, slot, groups) for slot in spec.slots}
+        holders = {slot.name: _holders(spec, slot, groups) for slot in spec.slots}
+        return {slot: names for slot, names in holders.items() if names != []}
     return {slot: [name for name, held in kept.items() if slot in held] for slot in slots}
 
 
