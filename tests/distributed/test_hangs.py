@@ -77,14 +77,14 @@ def test_a_rank_that_is_stopped(finished, tmp_path, victim):
 @pytest.mark.slow
 def test_a_rank_that_does_not_come(finished, tmp_path, monkeypatch):
     """To the collective that the others wait in; it is as alive as they are."""
-    late, step = tmp_path / "late", Loop._step
+    late, step = tmp_path / "late", Loop._begin_step
 
-    def step_of_rank_1_waits(loop: Loop, *arguments) -> bool:
+    def step_of_rank_1_waits(loop: Loop, *arguments) -> None:
         if loop.world.rank == 1 and late.exists():
             time.sleep(600)
-        return step(loop, *arguments)
+        step(loop, *arguments)
 
-    monkeypatch.setattr(Loop, "_step", step_of_rank_1_waits)
+    monkeypatch.setattr(Loop, "_begin_step", step_of_rank_1_waits)
     run = Run(finished, tmp_path)
     late.touch()
     said, seconds = run.ended()

@@ -158,8 +158,8 @@ def test_tasks_that_are_asked_to_stop_between_trainings_end_at_once(finished, tm
 @pytest.mark.slow
 def test_tasks_that_are_asked_to_stop_save_and_end_together(finished, tmp_path, monkeypatch):
     """As Slurm asks all of them, shortly before the end of a job's time."""
-    step = Loop._step
-    monkeypatch.setattr(Loop, "_step", lambda *arguments: time.sleep(0.2) or step(*arguments))
+    step = Loop._begin_step
+    monkeypatch.setattr(Loop, "_begin_step", lambda *arguments: time.sleep(0.2) or step(*arguments))
     path, run, port = copied(finished, tmp_path), tmp_path / "run", free_port()
     command = ("run", path, "stages.small.log_every=1")
     tasks = [task(tmp_path / f"said-{rank}", of_srun(rank, port), *command) for rank in (0, 1)]

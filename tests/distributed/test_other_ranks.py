@@ -39,11 +39,12 @@ def starts(folder: Path) -> list[tuple]:
 @contextmanager
 def watched(folder: Path, until: int | None = None):
     """Workers that are forked inside note which rows they read, and are asked to stop at step `until`."""
-    stepped, located = loop.Loop._step, batches.locate
+    finished, located = loop.Loop._finish, batches.locate
 
-    def step(self, number, rate):
-        stop, verdict = stepped(self, number, rate)
-        return stop or number + 1 == until, verdict
+    def finish(self, done):
+        result = finished(self, done)
+        self.stop = self.stop or done.step == until
+        return result
 
     def locate(seed, numbers, size):
         epochs, rows = located(seed, numbers, size)
@@ -52,7 +53,7 @@ def watched(folder: Path, until: int | None = None):
         return epochs, rows
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Loop, "_step", step)
+        patch.setattr(loop.Loop, "_finish", finish)
         patch.setattr(batches, "locate", locate)
         yield
 
