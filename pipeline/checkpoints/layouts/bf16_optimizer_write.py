@@ -25,9 +25,8 @@ class _Writer(ZeroWriter):
     whole_matrices = False
 
     def inner(self, archive: TorchArchive, rank: int, base: dict[str, Any]) -> dict[str, Any]:
-        kept = {key: value for key, value in self.state.scaling.items() if key not in carried.LOSS_SCALE}
         return {
-            **carried.stored(kept, archive),
+            **carried.stored(self.state.scaling, archive),  # a constant scale too, which DeepSpeed passes over here
             "base_optimizer_state": base,
             "single_partition_of_fp32_groups": [
                 archive.placeholder(flat.slices(self.state.tensors, rank)) for flat in self.flats

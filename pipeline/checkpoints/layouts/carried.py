@@ -36,8 +36,6 @@ OF_THE_OPTIMIZER = frozenset(
     }
 )
 """The same of an optimizer file's `optimizer_state_dict`."""
-LOSS_SCALE = ("loss_scaler", "dynamic_loss_scale", "overflow")
-"""Keys of an optimizer file that tell of the loss scale, which only training in fp16 moves."""
 
 
 def of_model_states(folder: Path, files: TagFiles, own: Collection[str] = ()) -> tuple[Tree, list[str]]:
