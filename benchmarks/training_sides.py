@@ -133,15 +133,15 @@ class Lemon(Side):
         from pipeline.training.preemption import StopRequest
         from pipeline.training.subject import WholeModel
 
-        whole_step, turns, tell = loop.Loop._step, self.turns, self._tell
+        begin_step, turns, tell = loop.Loop._begin_step, self.turns, self._tell
 
         def step(running: Any, *arguments: Any) -> Any:
             if not turns.count:
                 tell(running)
             turns.before_step()
-            return whole_step(running, *arguments)
+            return begin_step(running, *arguments)
 
-        loop.Loop._step = step  # type: ignore[method-assign]
+        loop.Loop._begin_step = step  # type: ignore[method-assign]
         config = self.config(self.job)
         loop.run(WholeModel(config, config.stages[0]), join(config.hang), StopRequest())
 
