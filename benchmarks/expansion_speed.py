@@ -25,7 +25,7 @@ from pipeline import checkpoints, models
 from pipeline.checkpoints import CheckpointLayout
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import in_memory
-from pipeline.config.schema import ModelSizes
+from pipeline.config.model_sizes import ModelSizes
 from pipeline.expansion import expand, planning
 from pipeline.growth import methods
 from pipeline.records.processes import choose_accelerator

@@ -28,7 +28,8 @@ from transformers import PretrainedConfig
 
 from benchmarks.memory import Peak, anonymous_here
 from pipeline import models
-from pipeline.config.schema import ModelSizes, TrainStage
+from pipeline.config.model_sizes import ModelSizes
+from pipeline.config.schema import TrainStage
 from pipeline.data import Batch
 from pipeline.growth import methods
 from pipeline.growth.grown_model import GrownModel

@@ -27,7 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script it sees its own folder only
 
 from benchmarks.memory import anonymous
-from pipeline.config.schema import TextData
+from pipeline.config.data import TextData
 from pipeline.data import prepare, tokenizers
 from pipeline.data.census import Census
 from pipeline.data.documents import Corpus, corpora

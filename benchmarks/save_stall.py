@@ -32,7 +32,8 @@ import torch.multiprocessing as multiprocessing
 
 from benchmarks.memory import Peak
 from pipeline import models
-from pipeline.config.schema import ModelSizes, TrainStage
+from pipeline.config.model_sizes import ModelSizes
+from pipeline.config.schema import TrainStage
 from pipeline.data import Batch
 from pipeline.training.engine import Engine, World, join
 from pipeline.training.subject import of_model

@@ -12,7 +12,7 @@ from pipeline import checkpoints, models
 from pipeline.checkpoints import CheckpointLayout, publish
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import LazyTensor, WholeTensor
-from pipeline.config.schema import ModelSizes
+from pipeline.config.model_sizes import ModelSizes
 from pipeline.optim.optimizers import AdamW
 
 FACTS = {"kind": "text", "vocab_size": 30522, "block": 512, "scored": 76}

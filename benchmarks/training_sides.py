@@ -188,7 +188,8 @@ class Bare(Side):
         from pipeline.training.engine import Engine
 
         plan = self._plan()
-        return Engine(plan.subject.begun(plan.model, None), plan.stage, world, seed=0).deepspeed
+        begun = plan.subject.begun(plan.model, None, plan.stage.attention)
+        return Engine(begun, plan.stage, world, seed=0).deepspeed
 
     def _plan(self) -> Any:
         from pipeline.training.stage import plan_training
@@ -219,7 +220,7 @@ class Plain(Bare):
     def _step(self, world: Any) -> Callable[[list[Any]], None]:
         torch.set_float32_matmul_precision(self.job.matmul_precision)
         plan = self._plan()
-        model = plan.subject.begun(plan.model, None).module.to(world.device)
+        model = plan.subject.begun(plan.model, None, plan.stage.attention).module.to(world.device)
         if self.job.bf16:
             model = model.bfloat16()
         parallel, parameters = DistributedDataParallel(model), list(model.parameters())

@@ -8,7 +8,7 @@
 Sides, each a process a rank, which take turns within one run:
 
 * `lemon`: a stage as `lemon run` trains it, its loop, its records, its defaults;
-* `deepspeed`: the same model, data and engine in a bare loop; what it lacks of `lemon` is our overhead;
+* `deepspeed`: the same model, attention, data and engine in a bare loop; what it lacks of `lemon` is our overhead;
 * `plain`: the same in PyTorch's DistributedDataParallel, weights in bf16 beside fp32 master weights: the floor;
 * `trainer`: transformers' Trainer with DeepSpeed, ZeRO-1, transformers' own model and collator;
 * `trainer-compiled`: the same with its `torch_compile`.
@@ -24,7 +24,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -89,14 +89,14 @@ def rounds(sides: dict[str, Side], count: int) -> Iterator[Round]:
 
 def compare(shape: Shape, precision: str, chosen: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        jobs = {
-            name: Job(name, shape, precision, chosen.steps, chosen.zero_stage, folder, tuple(chosen.set))
-            for name in chosen.sides
-        }
-        SIDES["lemon"].prepare(jobs["lemon"], chosen.ranks)
-        sides = {name: Side(job, chosen.ranks) for name, job in jobs.items()}
+        job = Job("lemon", shape, precision, chosen.steps, chosen.zero_stage, folder, tuple(chosen.set))
+        SIDES["lemon"].prepare(job, chosen.ranks)
+        lemon = Side(job, chosen.ranks)
+        facts = lemon.facts
+        same = replace(job, keys=(*job.keys, f"attention={facts['attention']}"))
+        others = (name for name in chosen.sides if name != "lemon")
+        sides = {"lemon": lemon, **{name: Side(replace(same, side=name), chosen.ranks) for name in others}}
         measured = list(rounds(sides, chosen.rounds))
-        facts = sides["lemon"].facts
         for side in sides.values():
             side.end()
     show(shape, precision, measured, facts, chosen)

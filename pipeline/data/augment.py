@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from pipeline.config.schema import Augmentation
+from pipeline.config.data import Augmentation
 from pipeline.data import rand_augment
 from pipeline.errors import UserError
 

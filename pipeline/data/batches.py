@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.config.schema import Augmentation, ImageData, TextData
+from pipeline.config.data import Augmentation, ImageData, TextData
 from pipeline.data.images import ImageSamples
 from pipeline.data.mixing import Mixing
 from pipeline.data.on_device import Batch, on_device

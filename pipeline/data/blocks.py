@@ -8,7 +8,8 @@ weights may go on to another stage.
 from dataclasses import replace
 from typing import Any
 
-from pipeline.config.schema import Config, ExpandStage, ImageData, TextData, TrainStage
+from pipeline.config.data import ImageData, TextData
+from pipeline.config.schema import Config, ExpandStage, TrainStage
 from pipeline.data.prepared import Prepared, open_prepared
 from pipeline.errors import UserError
 

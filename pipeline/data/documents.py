@@ -19,7 +19,7 @@ from typing import TextIO
 import pyarrow as pa
 import pyarrow.parquet
 
-from pipeline.config.schema import TextData
+from pipeline.config.data import TextData
 from pipeline.data import embedded
 from pipeline.data.sources import JSONL, TABLE, Embedded, HubSplit, LocalFiles, Source, require_column, resolve
 from pipeline.errors import UserError, one_line

@@ -14,7 +14,7 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet
 
-from pipeline.config.schema import ImageData
+from pipeline.config.data import ImageData
 from pipeline.data import augment, embedded
 from pipeline.data.image_tables import ROW, ImageTables
 from pipeline.data.images import LARGEST_HELD_OUT, ImageSamples

@@ -15,7 +15,7 @@ import PIL.ImageOps
 import pyarrow as pa
 import torch
 
-from pipeline.config.schema import Augmentation
+from pipeline.config.data import Augmentation
 from pipeline.data import augment
 from pipeline.data.views import Views
 from pipeline.errors import UserError, one_line

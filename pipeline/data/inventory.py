@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from pipeline.config.schema import ImageData, TextData, TokenizerChoice
+from pipeline.config.data import ImageData, TextData, TokenizerChoice
 from pipeline.data import augment
 from pipeline.data.images import LARGEST_HELD_OUT
 from pipeline.data.prepared import Prepared, prepared_before

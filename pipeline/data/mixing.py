@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config.schema import ImageData, TextData
+from pipeline.config.data import ImageData, TextData
 from pipeline.data.views import inside
 from pipeline.rng import derive
 

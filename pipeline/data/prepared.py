@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.config.schema import Augmentation, Data, ImageData, TextData
+from pipeline.config.data import Augmentation, Data, ImageData, TextData
 from pipeline.config.validation_errors import explain
 from pipeline.data import images, text, text_building
 from pipeline.data.causal import CausalSamples

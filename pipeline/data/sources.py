@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config.schema import ImageData, TextData
+from pipeline.config.data import ImageData, TextData
 from pipeline.errors import UserError, one_line
 
 if TYPE_CHECKING:

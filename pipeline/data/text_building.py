@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from pipeline.config.schema import TextData
+from pipeline.config.data import TextData
 from pipeline.data import tokenizers
 from pipeline.data.census import Census, Facts
 from pipeline.data.documents import Corpus, corpora, fingerprint

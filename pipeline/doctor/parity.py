@@ -7,7 +7,8 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from pipeline import models
-from pipeline.config.schema import ModelSizes, TrainStage
+from pipeline.config.model_sizes import ModelSizes
+from pipeline.config.schema import TrainStage
 from pipeline.data import Batch
 from pipeline.doctor.finding import Finding, graded
 from pipeline.models.optimizer_groups import optimizer_groups

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
 from pipeline.config import load
-from pipeline.config.schema import ModelSizes
+from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError, nearest, placed
 from pipeline.growth.plan import GrowthPlan
 from pipeline.models import LAYER_TYPES, LAYER_TYPES_STATED, POSITIONS, ROPE, ConfigKeys, Facts, Family

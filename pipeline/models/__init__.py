@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pipeline.config.limits import MOST_LAYERS, MOST_UNITS
-from pipeline.config.schema import ModelSizes
+from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError, nearest, one_line, placed
 from pipeline.models.architecture import Architecture
 from pipeline.models.families import bert, bert_pre_ln, dinov2, gpt2, llama, opt, vit

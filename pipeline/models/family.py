@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 from transformers import BertConfig, PretrainedConfig, PreTrainedModel
 
-from pipeline.config.schema import ModelSizes
+from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
 from pipeline.models.architecture import Architecture, LayerStack, NormEpsilon, ParamSpec, Space, heads, spaces
 

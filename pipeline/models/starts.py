@@ -6,7 +6,7 @@ import copy
 from transformers import PretrainedConfig
 
 from pipeline import models
-from pipeline.config.schema import ModelSizes
+from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
 from pipeline.models.architecture import Architecture
 from pipeline.models.family import Facts, Family, class_keys, positions_of

@@ -8,7 +8,9 @@ from transformers import PretrainedConfig
 
 from pipeline import checkpoints, models
 from pipeline.checkpoints import State, publish
-from pipeline.config.schema import Config, ExpandStage, FitStage, ModelSizes, Stage, TextData, TrainStage
+from pipeline.config.data import TextData
+from pipeline.config.model_sizes import ModelSizes
+from pipeline.config.schema import Config, ExpandStage, FitStage, Stage, TrainStage
 from pipeline.config.validation_errors import all_of
 from pipeline.data import Prepared, as_read, data_of, inventory
 from pipeline.durations import Duration

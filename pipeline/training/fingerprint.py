@@ -13,8 +13,10 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 
+from pipeline.config.data import Data
 from pipeline.config.fit import FitChoice
-from pipeline.config.schema import Config, Data, ExpandStage, FitStage, ModelSizes, TrainStage
+from pipeline.config.model_sizes import ModelSizes
+from pipeline.config.schema import Config, ExpandStage, FitStage, TrainStage
 from pipeline.config.validation_errors import explain
 from pipeline.errors import UserError
 from pipeline.growth import methods

@@ -2,7 +2,7 @@
 
 import logging
 
-from pipeline.config.schema import ImageData, TextData
+from pipeline.config.data import ImageData, TextData
 from pipeline.data.augment import DRAWS
 from pipeline.records.stage_facts import TrainFacts
 

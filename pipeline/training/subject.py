@@ -15,7 +15,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline import checkpoints, models
 from pipeline.checkpoints import loader, publish
-from pipeline.config.schema import Config, ModelSizes, TrainStage
+from pipeline.config.model_sizes import ModelSizes
+from pipeline.config.schema import Config, TrainStage
 from pipeline.data import Prepared
 from pipeline.errors import placed
 from pipeline.growth.making import NO_MAKING, MakingCost

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from pipeline import checkpoints
-from pipeline.checkpoints import CheckpointLayout, State, diff, integrity, manifest, reshard
+from pipeline.checkpoints import CheckpointLayout, diff, integrity, reshard
 from pipeline.optim.optimizers import Muon
+from tests.helpers.same_state import require_same, resharded
 
 JOB = {"optimizer": "muon", "zero": {"reduce_scatter": False}}
 """Stage 3 of DeepSpeed refuses Muon otherwise."""
@@ -28,24 +28,6 @@ def source(request, tmp_path_factory, workers) -> Path:
     folder = tmp_path_factory.mktemp("source")
     workers.train(stage=request.param, world=2, first=0, steps=2, save=folder / "theirs" / "two", **JOB)
     return folder / "theirs" / "two"
-
-
-def resharded(source: Path, out: Path, layout: CheckpointLayout) -> Path:
-    reshard.execute_reshard(reshard.plan_reshard(source, layout), out, 2)
-    manifest.verify(out)
-    return out
-
-
-def require_same(one: State, other: State) -> None:
-    assert [group.names for group in one.groups] == [group.names for group in other.groups]
-    assert [group.hyper for group in one.groups] == [group.hyper for group in other.groups]
-    assert (one.step, one.steps) == (other.step, other.steps)
-    kinds = [("weights", one.tensors, other.tensors), *((s, one.slots[s], other.slots[s]) for s in one.slots)]
-    for kind, mine, theirs in kinds:
-        assert set(mine) == set(theirs)
-        for name, tensor in mine.items():
-            assert torch.equal(tensor.tensor(), theirs[name].tensor()), (kind, name)
-    assert set(one.slots) == set(other.slots)
 
 
 def test_it_is_recognised(source):

@@ -6,11 +6,11 @@ torch's SGD counts no steps and keeps one slot, so nothing of AdamW may be taken
 from pathlib import Path
 
 import pytest
-import torch
 
 from pipeline import checkpoints
-from pipeline.checkpoints import CheckpointLayout, State, manifest, reshard
+from pipeline.checkpoints import CheckpointLayout
 from pipeline.optim.optimizers import SGD
+from tests.helpers.same_state import require_same, resharded
 
 SGD_JOB = {"optimizer": "sgd"}
 
@@ -29,23 +29,6 @@ def source(request, tmp_path_factory, workers) -> Path:
     return folder / "theirs" / "two"
 
 
-def resharded(source: Path, out: Path, layout: CheckpointLayout) -> Path:
-    reshard.execute_reshard(reshard.plan_reshard(source, layout), out, 2)
-    manifest.verify(out)
-    return out
-
-
-def require_same(one: State, other: State) -> None:
-    assert [group.names for group in one.groups] == [group.names for group in other.groups]
-    assert [group.hyper for group in one.groups] == [group.hyper for group in other.groups]
-    assert (one.step, one.steps) == (other.step, other.steps) == (2, {})
-    for name, tensor in one.tensors.items():
-        assert torch.equal(tensor.tensor(), other.tensors[name].tensor()), name
-    assert set(one.slots) == set(other.slots) == {"momentum_buffer"}
-    for name, tensor in one.slots["momentum_buffer"].items():
-        assert torch.equal(tensor.tensor(), other.slots["momentum_buffer"][name].tensor()), name
-
-
 LAYOUTS = [
     (CheckpointLayout("zero", 1, 3), 1),
     (CheckpointLayout("zero", 3, 3), 3),
@@ -60,6 +43,7 @@ def test_the_script_goes_on_as_if_nothing_had_been(tmp_path, workers, source, un
     ours, again = resharded(source, tmp_path / "ours" / "two", layout), tmp_path / "again" / "two"
     before = checkpoints.raw(source)
     assert isinstance(before.optimizer(), SGD) and before.optimizer().momentum == 0.9
+    assert (before.step, before.steps, set(before.slots)) == (2, {}, {"momentum_buffer"})
     require_same(before, checkpoints.raw(ours))
     universal = layout.kind.load_universal
     losses = workers.train(

@@ -13,6 +13,7 @@ import yaml
 from torch.nn import functional as F
 
 from pipeline import config, models
+from pipeline.config.model_sizes import ModelSizes
 from pipeline.data import evaluation_batches, open_prepared
 from pipeline.training.stage import facts_line, plan_training
 from tests.helpers import cli
@@ -40,7 +41,7 @@ def published(folder: Path, family: str, head: str = "", **changes: object) -> P
     if known.data == "images":
         facts = {"kind": "images", "size": 8, "channels": 1, "class_names": [str(number) for number in range(10)]}
     sizes = {**SIZES, "family": family, **({"patch": 4} if known.data == "images" else {}), "dropout": 0.1}
-    made = models.trained(config.schema.ModelSizes(**sizes), facts)
+    made = models.trained(ModelSizes(**sizes), facts)
     chosen = next((each for each in known.heads if each.name == head), known.heads[0])
     made.update({"architectures": [chosen.class_name], **changes})
     model = models.build(made, seed=3)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import BertForMaskedLM
 
 from pipeline import checkpoints, models
-from pipeline.config.schema import ModelSizes
+from pipeline.config.model_sizes import ModelSizes
 from pipeline.data import open_prepared
 from tests.helpers.cli import lemon, lemon_here
 from tests.helpers.invented_text import some_documents, text_file

@@ -15,7 +15,7 @@ from pipeline.checkpoints import CheckpointLayout, publish
 from pipeline.checkpoints.serialization.writer_pool import write_files
 from pipeline.checkpoints.state import Group, State
 from pipeline.checkpoints.tensors import in_memory
-from pipeline.config.schema import ModelSizes
+from pipeline.config.model_sizes import ModelSizes
 from pipeline.optim.optimizers import AdamW, Muon
 from tests.helpers.growing import randomised
 from tests.helpers.samples import sample

@@ -4,7 +4,7 @@ import itertools
 import random
 from pathlib import Path
 
-from pipeline.config.schema import TextData
+from pipeline.config.data import TextData
 
 SYLLABLES = ["ka", "lo", "mi", "ren", "tus", "va", "sol", "ne", "pir", "dra"]
 

@@ -3,7 +3,8 @@
 import torch
 
 from pipeline import models
-from pipeline.config.schema import ModelSizes, TrainStage
+from pipeline.config.model_sizes import ModelSizes
+from pipeline.config.schema import TrainStage
 from pipeline.data import Batch
 
 BATCH, ROUNDS = 8, 2

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline import models
-from pipeline.config.schema import ModelSizes
+from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
 from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.verification.equivalence import verify

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipeline import models
-from pipeline.config.schema import ModelSizes
+from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
 from pipeline.growth.verification.probe import cast, fitted, probe
 from pipeline.models.family import COMMON_KEYS

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from pipeline import models
-from pipeline.config.schema import ModelSizes
+from pipeline.config.model_sizes import ModelSizes
 from pipeline.data import evaluation_batches, prepare, train_batches
 from pipeline.data.inventory import inventory
 from pipeline.errors import UserError

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from pipeline.config.schema import ImageData, TextData
+from pipeline.config.data import ImageData, TextData
 from pipeline.data import evaluation_batches, open_prepared, prepare, train_batches
 from pipeline.data.tokenizers import Pretrained, SentencePiece
 from pipeline.errors import UserError
@@ -307,7 +307,7 @@ def test_a_killed_prepare_leaves_nothing_that_counts(files):
     script = (
         "import logging, os, signal, sys\n"
         "from pathlib import Path\n"
-        "from pipeline.config.schema import TextData\n"
+        "from pipeline.config.data import TextData\n"
         "from pipeline.data import prepare\n"
         "def die(record):\n"
         "    if record.getMessage().startswith('packed'): os.kill(os.getpid(), signal.SIGKILL)\n"

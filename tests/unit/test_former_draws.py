@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.config.schema import ImageData, TextData
+from pipeline.config.data import ImageData, TextData
 from pipeline.data.augment import DRAWS
 from pipeline.records.run_folder import StageFolder
 from pipeline.training import former_draws

@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from pipeline.config.schema import ImageData
+from pipeline.config.data import ImageData
 from pipeline.data import (
     augment,
     evaluation_batches,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.schema import ImageData
+from pipeline.config.data import ImageData
 from pipeline.data import augment, prepare, rand_augment, train_batches
 from pipeline.data.mixing import Mixing
 from pipeline.data.rand_augment import OPERATIONS, TURNS

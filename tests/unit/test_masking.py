@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.schema import TextData
+from pipeline.config.data import TextData
 from pipeline.data import evaluation_batches, open_prepared, prepare, train_batches
 from pipeline.data.masking import IGNORED, Masking
 from pipeline.data.prepared import _own_hash

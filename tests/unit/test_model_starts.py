@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from pipeline import models
-from pipeline.config.schema import ModelSizes
+from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
 from pipeline.expansion import target as targets
 from pipeline.models import starts

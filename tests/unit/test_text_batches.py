@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.schema import TextData
+from pipeline.config.data import TextData
 from pipeline.data import evaluation_batches, prepare, train_batches
 from pipeline.data.text import TextSamples
 from tests.helpers.invented_text import config, some_documents, text_file
@@ -159,7 +159,7 @@ def test_loader_workers_end_with_a_killed_parent(small):
     script = (
         "import multiprocessing, sys, time\n"
         "from pathlib import Path\n"
-        "from pipeline.config.schema import TextData\n"
+        "from pipeline.config.data import TextData\n"
         "from pipeline.data import open_prepared, train_batches\n"
         "data = TextData(kind='text', block=32, workers=2)\n"
         "batches = train_batches(open_prepared(Path(sys.argv[1])), data, 0,"

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from pipeline.config.schema import TextData
+from pipeline.config.data import TextData
 from pipeline.data import open_prepared, prepare, train_batches
 from pipeline.data.census import Census
 from pipeline.data.documents import Corpus, open_corpus, read_file

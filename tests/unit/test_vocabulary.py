@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from pipeline import models
-from pipeline.config.schema import ModelSizes
+from pipeline.config.model_sizes import ModelSizes
 from pipeline.data.tokenizers import table_size
 from pipeline.expansion import target as targets
 from pipeline.models import starts

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import MaskedLMOutput
 
-from pipeline.config.schema import ModelSizes
+from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
 from pipeline.models.architecture import Architecture, ParamSpec, Space, embedding, linear, masked_lm_head, norm
 from pipeline.models.family import (

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import Dinov2Config, Dinov2ForImageClassification, Dinov2Model
 
-from pipeline.config.schema import ModelSizes
+from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
 from pipeline.models.architecture import Architecture, Axis, ParamSpec, linear, norm, reads, writes
 from pipeline.models.families.vit import attention, embeddings, image_architecture, image_keys, positions

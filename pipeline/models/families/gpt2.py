@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
-from pipeline.config.schema import ModelSizes
+from pipeline.config.model_sizes import ModelSizes
 from pipeline.models.architecture import (
     Architecture,
     LayerStack,

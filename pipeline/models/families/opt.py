@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import OPTConfig, OPTForCausalLM, OPTModel
 
-from pipeline.config.schema import ModelSizes
+from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
 from pipeline.models.architecture import (
     Architecture,

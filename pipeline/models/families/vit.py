@@ -17,7 +17,7 @@ from transformers import (
     ViTModel,
 )
 
-from pipeline.config.schema import ModelSizes
+from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
 from pipeline.models.architecture import (
     Architecture,
