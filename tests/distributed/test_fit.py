@@ -19,6 +19,7 @@ from pipeline.records.stage_records import BESIDE
 from tests.helpers.cli import lemon, lemon_here, start_lemon
 from tests.helpers.docs_code import python_of
 from tests.helpers.invented_text import some_documents, text_file
+from tests.helpers.rotation import rotated
 from tests.helpers.runs import copied, ledger, records
 from tests.helpers.waiting import wait_for
 
@@ -93,6 +94,7 @@ def test_one_rank_fits_what_two_fit(fitted, finished, tmp_path):
     assert evaluations(tmp_path / "run", "grown-fit") == pytest.approx(evaluations(fitted, "grown-fit"), abs=1e-5)
 
 
+@rotated(one_in=2, of="zero_stage")
 @pytest.mark.parametrize("zero_stage", [0, 2])
 def test_other_stages_fit_the_same(fitted, finished, tmp_path, zero_stage):
     other = f"stages.grown.fit.zero_stage={zero_stage}"
@@ -236,6 +238,7 @@ def text_run(folder: Path, family: str) -> Path:
     return path
 
 
+@rotated(one_in=3, of=("family", "fit"))
 @pytest.mark.parametrize(
     "family, fit, across",
     [

@@ -14,6 +14,7 @@ from tests.helpers import cli, runs
 from tests.helpers.cli import lemon_here
 from tests.helpers.parity_task import BATCH
 from tests.helpers.poisoned_runs import command, events, poisoned
+from tests.helpers.rotation import rotated
 from tests.helpers.runs import STEPS, ledger, losses, records, steps_in_all
 
 SCRIPT = "tests.helpers.scripts.loss_policies"
@@ -28,6 +29,7 @@ REWIND = ("stages.small.stability.not_finite=rewind", "stages.small.zero_stage=3
 """Under ZeRO-3, whose engine leaves most behind when another is built in its process."""
 
 
+@rotated(one_in=3, of="fields")
 @pytest.mark.parametrize("poison", [False, True], ids=["finite", "nan"])
 @pytest.mark.parametrize("fields", FIELDS, ids=lambda fields: "-".join(map(str, fields.values())))
 def test_a_skipped_update_leaves_no_trace(workers, fields, poison):

@@ -11,6 +11,7 @@ from pipeline.doctor.parity import train_plainly
 from pipeline.optim.optimizers import Muon
 from tests.helpers.parity_task import BATCH, batch, model_config, stage
 from tests.helpers.plain_muon import PlainMuon
+from tests.helpers.rotation import rotated
 
 STEPS = 6
 TRAIN, RESUMED = "tests.helpers.scripts.muon:train", "tests.helpers.scripts.muon:resumed"
@@ -53,6 +54,7 @@ def test_losses_follow_plain_pytorch(workers, name, zero_stage):
     assert workers.run(TRAIN, job, world=2)["losses"] == pytest.approx(plain(name), abs=1e-5)
 
 
+@rotated(one_in=3, of=("zero_stage", "precision"))
 @pytest.mark.parametrize(
     "zero_stage, precision", [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (0, "bf16"), (1, "bf16"), (3, "bf16")]
 )
@@ -69,6 +71,7 @@ def test_a_resume_is_bit_for_bit(workers, tmp_path, zero_stage, precision):
     assert set(state.steps.values()) == {2.0} and state.optimizer() == Muon(weight_decay=0.3, eps=1e-6)
 
 
+@rotated(one_in=2, of="zero_stage")
 @pytest.mark.parametrize("poison", [False, True], ids=["finite", "nan"])
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_an_update_that_is_left_out_leaves_the_momentum_as_it_was(workers, zero_stage, poison):

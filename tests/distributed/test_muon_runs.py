@@ -9,6 +9,7 @@ import pytest
 from pipeline import checkpoints, models
 from pipeline.optim.optimizers import Muon
 from tests.helpers.cli import lemon, lemon_here
+from tests.helpers.rotation import rotated
 from tests.helpers.runs import STEPS, copied, interrupted, ledger, losses, records
 
 MUON = "{kind: muon, weight_decay: 0.1, rates: {hidden: 10, head: 2}}"
@@ -52,6 +53,7 @@ def test_it_resumes_and_its_momentum_grows(uninterrupted, tmp_path):
     assert first[0] == pytest.approx(last[-1], abs=1e-6) and first[-1] < first[0]
 
 
+@rotated(one_in=2, of="how")
 @pytest.mark.parametrize("how", ["zero_stage=3", "zero_stage=0"])
 def test_it_goes_on_in_another_stage_of_zero(uninterrupted, tmp_path, how):
     """1e-3: as in test_reshard_muon.py; what is resharded is so to the bit there."""

@@ -4,9 +4,12 @@ import itertools
 
 import pytest
 
+from tests.helpers.rotation import rotated
+
 TASK = "tests.helpers.scripts.kernels:resumed"
 
 
+@rotated(one_in=4, of="zero_stage")
 @pytest.mark.parametrize("zero_stage, precision", [(0, "fp32"), (1, "bf16"), (2, "fp32"), (3, "fp32")])
 def test_a_resume_is_bit_for_bit_by_the_kernel_that_the_stage_was_begun_by(workers, tmp_path, zero_stage, precision):
     """The checkpoint names the kernel that has written it, and torch would take that; the engine's own counts. Between

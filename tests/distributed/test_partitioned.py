@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.helpers.rotation import rotated
+
 RESUME = "tests.helpers.scripts.engine_resume:resumed"
 PEAK = "tests.helpers.scripts.engine_resume:peak"
 LARGE = {"layers": 12, "hidden": 512, "heads": 8, "mlp": 2048}
@@ -15,6 +17,7 @@ def job(tmp_path, built: str, family: str, **fields) -> dict:
     return {"family": family, "stage": stage, "built": built, "saved": 2, "steps": 4, "folder": str(folder)}
 
 
+@rotated(one_in=2, of="family")
 @pytest.mark.parametrize(
     "family, fields", [("llama", {"precision": "bf16"}), ("vit", {"activation_checkpointing": True})]
 )

@@ -10,6 +10,7 @@ from pipeline import reshard
 from pipeline.checkpoints.layouts import CheckpointLayout
 from tests.helpers.cli import lemon_here
 from tests.helpers.parity_task import BATCH, stage
+from tests.helpers.rotation import rotated
 from tests.helpers.runs import losses, tiny_run
 
 SCRIPT = "tests.helpers.scripts.engine_resume"
@@ -34,6 +35,7 @@ def in_fp32(workers, tmp_path_factory) -> list[float]:
     return trained(workers, tmp_path_factory.mktemp("fp32"), zero_stage=1)["whole"]
 
 
+@rotated(one_in=2, of="zero_stage")
 @pytest.mark.parametrize("zero_stage, built", [(0, "whole"), (1, "whole"), (2, "whole"), (3, "initialized")])
 def test_autocast_trains_near_fp32_and_is_resumed(workers, in_fp32, tmp_path, zero_stage, built):
     """5e-3: products of 8 bits of mantissa, of which the mean of a loss keeps a part (6e-4 were measured)."""
@@ -106,6 +108,7 @@ def test_a_scale_that_cannot_fall_ends_the_run_in_one_line(workers, fp16):
         workers.run(f"{SCRIPT}:scaled", {"family": "vit", "stage": fields, "steps": 1}, world=2)
 
 
+@pytest.mark.slow
 def test_a_run_in_all_of_them(fp16, tmp_path):
     """The overflows of fp16 are events of steps that count; what was trained in it is expanded, and trained on under
     autocast; ZeRO-3 builds its model cut, and its optimizer works in host memory."""
