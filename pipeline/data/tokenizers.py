@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
 import sentencepiece
 
-from pipeline.config import schema
+from pipeline.config.data import TokenizerChoice
 from pipeline.data.sources import is_local
 from pipeline.errors import UserError, one_line
 
@@ -200,13 +200,13 @@ def _special(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
     return {name: number for name, number in ids.items() if number is not None}
 
 
-def create(config: schema.TokenizerChoice, texts: Iterable[str], folder: Path) -> Tokenizer:
+def create(config: TokenizerChoice, texts: Iterable[str], folder: Path) -> Tokenizer:
     """The tokenizer that `config` names, as it is saved in `folder`; `texts` is what a vocabulary is learned from."""
     _create(config, texts).save(folder)
     return load(folder)
 
 
-def _create(config: schema.TokenizerChoice, texts: Iterable[str]) -> Tokenizer:
+def _create(config: TokenizerChoice, texts: Iterable[str]) -> Tokenizer:
     if config.kind == "sentencepiece" or config.path is None:  # the schema demands a path of the other kinds
         return SentencePiece.learn(_lines(texts), config.vocab_size)
     if config.kind == "wordpiece":
