@@ -48,17 +48,18 @@ class Waited:
 def write_images(path: Path) -> None:
     """Soft shapes and some noise, which JPEG packs as it does photographs."""
     draws = np.random.Generator(np.random.Philox(key=0))
-    rows = []
+    rows: list[bytes] = []
     for _ in range(IMAGES):
         shapes = PIL.Image.fromarray(draws.integers(0, 256, (12, 16, 3), dtype=np.uint8))
         picture = np.asarray(shapes.resize((WIDE, HIGH), PIL.Image.Resampling.BICUBIC)).astype(np.int16)
         noisy = np.clip(picture + draws.integers(-18, 19, picture.shape), 0, 255).astype(np.uint8)
         file = io.BytesIO()
         PIL.Image.fromarray(noisy).save(file, "jpeg", quality=90)
-        rows.append({"bytes": file.getvalue(), "path": None})
+        rows.append(file.getvalue())
     labels = [number % CLASSES for number in range(IMAGES)]
-    pyarrow.parquet.write_table(pa.table({"image": rows, "label": labels}), path)
-    print(f"{IMAGES} images, {sum(len(row['bytes']) for row in rows) / IMAGES / 1e3:.0f} KB each", flush=True)
+    images = [{"bytes": row, "path": None} for row in rows]
+    pyarrow.parquet.write_table(pa.table({"image": images, "label": labels}), path)
+    print(f"{IMAGES} images, {sum(map(len, rows)) / IMAGES / 1e3:.0f} KB each", flush=True)
 
 
 def config(folder: Path, side: str, chosen: argparse.Namespace, workers: int) -> Path:

@@ -35,6 +35,7 @@ from pipeline.growth import methods
 from pipeline.growth.grown_model import GrownModel
 from pipeline.growth.making import making_cost
 from pipeline.growth.plan import begun_module
+from pipeline.optim.parameter_groups import GroupRule
 from pipeline.training.engine import Engine, join
 from pipeline.training.subject import Trained, of_model
 
@@ -80,7 +81,7 @@ def trained(side: str, growth: Growth) -> Trained:
     grown = GrownModel((small, large), options, module, weights)
     making = making_cost(grown.plan())
     print(f"making the weights: {making.forward:.3g} FLOPs forward, {making.backward:.3g} backward", flush=True)
-    return Trained(grown, ((True, dict(grown.named_parameters())),))
+    return Trained(grown, ((GroupRule(decayed=True), dict(grown.named_parameters())),))
 
 
 def work(side: str, growth: Growth, sizes: list[int], port: int, pipe: Connection) -> None:

@@ -97,7 +97,8 @@ def main() -> None:
         for folder, save in zip(folders[1:], options.save, strict=True):
             path = config(folder, options.minutes, f"{max(1, round(save / step))} steps")
             stage = trained(path, faults)
-            print(shown(save, wall_time(stage.path.name, stage.times)), flush=True)
+            if told := wall_time(stage.path.name, stage.times):
+                print(shown(save, told), flush=True)
 
 
 if __name__ == "__main__":

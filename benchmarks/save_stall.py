@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -27,8 +28,8 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as distributed_checkpoint
-import torch.multiprocessing as multiprocessing
+from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.memory import Peak
 from pipeline import models
@@ -101,7 +102,8 @@ class Bench:
         state: dict[str, Any] = {f"rank-{self.world.rank}": self.engine.deepspeed.optimizer.state_dict()}
         if self.world.first:
             state["module"] = self.engine.deepspeed.module_state_dict()
-        future = distributed_checkpoint.async_save(state, checkpoint_id=place, process_group=self.group)
+        future = async_save(state, checkpoint_id=place, process_group=self.group)
+        assert isinstance(future, Future)
         return future.done
 
     def save(self, side: str) -> Measured:
@@ -148,7 +150,7 @@ def rank(number: int, port: int, chosen: argparse.Namespace, folder: str) -> Non
     facts = {"kind": "text", "vocab_size": VOCABULARY, "block": TOKENS, "scored": 8}
     model = models.build(family.configure(sizes, facts), seed=1)
     bench = Bench(Engine(of_model(model), stage(chosen.zero_stage), world, seed=0), world, Path(folder))
-    found = {side: [] for side in SIDES}
+    found: dict[str, list[Measured]] = {side: [] for side in SIDES}
     for each in range(chosen.rounds + 1):
         for side in SIDES:
             measured = bench.save(side)
@@ -200,7 +202,7 @@ def main() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
-        multiprocessing.start_processes(rank, (port, chosen, folder), nprocs=WORLD, start_method="fork")
+        start_processes(rank, (port, chosen, folder), nprocs=WORLD, start_method="fork")
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ class Lemon(Side):
             turns.before_step()
             return begin_step(running, *arguments)
 
-        loop.Loop._begin_step = step  # type: ignore[method-assign]
+        setattr(loop.Loop, "_begin_step", step)  # noqa: B010
         config = self.config(self.job)
         loop.run(WholeModel(config, config.stages[0]), join(config.hang), StopRequest())
 
@@ -202,6 +202,7 @@ class Bare(Side):
 
         config, shape = Lemon.config(self.job), self.job.shape
         ranks = {"rank": world.rank, "world": world.size, "micro_batch": shape.batch // world.size}
+        ranks["device"] = world.device
         data = open_prepared(config.path / "data")
         for batch in train_batches(data, config.data, 0, batch=shape.batch, first_step=0, **ranks):
             yield [batch]
@@ -251,7 +252,7 @@ class ByTrainer(Side):
 
         turns, pipe = self.turns, self.pipe
 
-        class InTurns(TrainerCallback):
+        class InTurns(TrainerCallback):  # type: ignore[misc]
             def on_step_begin(self, *arguments: Any, **named: Any) -> None:
                 if not turns.count:
                     pipe.send({})
@@ -312,7 +313,8 @@ class Rows(torch.utils.data.Dataset[dict[str, Any]]):
     def __init__(self, job: Job):
         from pipeline.data import open_prepared
 
-        self.samples, self.text = open_prepared(Path(job.folder) / "run" / "data").samples(), job.shape.block > 0
+        samples: Any = open_prepared(Path(job.folder) / "run" / "data").samples()
+        self.samples, self.text = samples, job.shape.block > 0
         self.length = len(self.samples.rows["training"]) if self.text else 512
 
     def __len__(self) -> int:
@@ -323,7 +325,7 @@ class Rows(torch.utils.data.Dataset[dict[str, Any]]):
             special = self.samples.facts["special"]
             return {"input_ids": [special["cls"], *self.samples.rows["training"][number].tolist(), special["sep"]]}
         inputs, labels = self.samples.evaluate(0, np.array([number % self.samples.facts["evaluation"]]))
-        return {"pixel_values": inputs["pixel_values"][0], "labels": int(labels[0])}
+        return {"pixel_values": self.samples.finished(inputs, inputs)["pixel_values"][0], "labels": int(labels[0])}
 
 
 def masking(job: Job) -> Any:

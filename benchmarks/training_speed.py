@@ -40,6 +40,7 @@ SHAPES = {
     "bert": Shape("bert", layers=6, hidden=256, heads=4, batch=64, block=128),
     "vit": Shape("vit", layers=6, hidden=256, heads=4, batch=64, size=32, patch=4),
     "tiny": Shape("bert", layers=2, hidden=64, heads=2, batch=8, block=32),
+    "tiny-vit": Shape("vit", layers=2, hidden=64, heads=2, batch=8, size=8, patch=4),
     "bert-base-512": Shape("bert", layers=12, hidden=768, heads=12, batch=64, block=512),
     "bert-base-128": Shape("bert", layers=12, hidden=768, heads=12, batch=256, block=128),
     "vit-base": Shape("vit", layers=12, hidden=768, heads=12, batch=256, size=224, patch=16),
