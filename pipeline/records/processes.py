@@ -74,8 +74,10 @@ def be_a_helper(parent: int) -> None:
 
 
 def choose_accelerator() -> None:
-    """Tell DeepSpeed which accelerator to take before it is imported; else it guesses, and prints that it does."""
+    """Tell DeepSpeed which accelerator to take before it is imported; else it guesses, and prints that it does. torch
+    counts GPUs without beginning to use them, so that processes may be forked."""
     import torch
 
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

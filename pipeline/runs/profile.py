@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "lemon-profile-"
 """Of the names of temporary folders."""
+BEGUN = ".begun"
+"""In the folder aside, the stage as it has begun in the run."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def _aside(config: Config, name: str) -> Iterator[Config]:
         for entry in sorted(others):
             if (config.path / entry).exists():
                 (Path(place) / entry).symlink_to((config.path / entry).resolve())
+        (Path(place) / BEGUN).symlink_to((config.path / name).resolve())
         stages = [stage if each.name == name else each for each in config.stages]
         yield config.model_copy(update={"folder": place, "stages": stages})
 
@@ -134,7 +137,7 @@ def _ended(config: Config, stage: TrainStage | ExpandStage) -> bool:
 
 def _measured(config: Config, stage: TrainStage, wanted: Wanted) -> Budget | None:
     from pipeline.expansion.fit import subject
-    from pipeline.training import engine, machine_choices
+    from pipeline.training import engine, machine_choices, optimizer_kernel
     from pipeline.training.engine import Engine
     from pipeline.training.profiling import MeasuredSteps, of_all_ranks
     from pipeline.training.stage import plan_training
@@ -142,7 +145,8 @@ def _measured(config: Config, stage: TrainStage, wanted: Wanted) -> Budget | Non
     world, trained = engine.join(config.hang), subject(config, stage)
     plan = machine_choices.settle(plan_training(config, stage, trained), world)
     begun = trained.begun(plan.model, plan.start, plan.stage.attention)
-    built = Engine(begun, plan.stage, world, config.seed)
+    kernel = optimizer_kernel.of_stage(plan.stage, StageFolder(config.path / BEGUN), world.device.type)
+    built = Engine(begun, plan.stage, world, config.seed, kernel=kernel)
     measured = of_all_ranks(MeasuredSteps(plan, built, world).measure(wanted.steps, wanted.trace), world)
     settings, work = _settings(plan, built, world), _work(plan, world)
     built.close()

@@ -161,8 +161,9 @@ def half_precisions() -> dict[str, bool]:
 
 def precisions_of_workers() -> set[str]:
     """`supported_precisions`, asked in a child process: asking takes up memory of the GPU, and the process that starts
-    the workers lives as long as they do. Raises FaultError where the child is killed."""
-    context = multiprocessing.get_context("fork")
+    the workers lives as long as they do. Where there is a GPU the child is no fork, in which CUDA cannot begin once it
+    has in this process. Raises FaultError where the child is killed."""
+    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
     with ProcessPoolExecutor(1, context, initializer=be_a_helper, initargs=(os.getpid(),)) as pool:
         try:
             return pool.submit(supported_precisions).result()
@@ -320,6 +321,7 @@ class Engine:
                 self.gate.ask(partial(self._refused, refuses, sums))
             with self.loss_scale.of_a_step():
                 self.deepspeed.step()
+            self.gate.settle()
             self.watch.queued("optimizer")
         sums = self._over_ranks(total, stop) if sums is None else sums
         self.saving.reserve()

@@ -3,8 +3,8 @@
 On a GPU it is tried: forward and backward passes of the stage's model on its own data, beside as much memory as
 DeepSpeed will hold for weights, gradients, optimizer and buckets (accounting/memory.py). Each rank tries alone, so that
 one that runs out of memory leaves no other waiting in a collective. On a CPU, where running out of memory is the end of
-a process, the same formulas say what a step takes. The smallest that any rank has found is taken by all; a stage that
-goes on keeps it.
+a process, and under ZeRO-3, whose models may be larger than a GPU, formulas say what a step takes. The smallest that
+any rank has found is taken by all; a stage that goes on keeps it.
 """
 
 import logging
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from pipeline import models
@@ -34,7 +34,7 @@ from pipeline.training.stage import TrainingPlan
 logger = logging.getLogger(__name__)
 
 SHARE = 0.7
-"""Of a host's free memory, for a step whose activations are estimated; plain attention, if it is chosen later, may keep
+"""Of the free memory, for a step whose activations are estimated; plain attention, if it is chosen later, may keep
 a quarter besides."""
 
 
@@ -45,7 +45,8 @@ def settled(plan: TrainingPlan, world: World) -> TrainingPlan:
     if stage.micro_batch != "auto":
         return plan
     sizes = candidates(stage, world.size)
-    own = _tried(plan, world, sizes) if world.device.type == "cuda" else _estimated(plan, world, sizes)
+    tried = world.device.type == "cuda" and stage.zero_stage < 3
+    own = _tried(plan, world, sizes) if tried else _estimated(plan, world, sizes)
     least = torch.tensor(own, device=world.device)
     dist.all_reduce(least, dist.ReduceOp.MIN)
     size = int(least)
@@ -61,14 +62,16 @@ def settled(plan: TrainingPlan, world: World) -> TrainingPlan:
 
 def _estimated(plan: TrainingPlan, world: World, sizes: list[int]) -> int:
     """The largest of the sizes of which a step takes no more than this rank may have; 0: none."""
-    most = int(SHARE * free_memory.of_rank())
-    needs = {size: needed(plan, world.size, size) for size in sizes}
+    on_gpu = world.device.type == "cuda"
+    most = int(SHARE * (torch.cuda.mem_get_info(world.device)[0] if on_gpu else free_memory.of_rank()))
+    needs = {size: needed(plan, world.size, size, on_gpu) for size in sizes}
     logger.debug(f"{plan.stage.name}: a rank may take {amount(most)}, and needs {needs} bytes by micro-batch")
     return next((size for size, need in needs.items() if need <= most), 0)
 
 
-def needed(plan: TrainingPlan, ranks: int, size: int) -> int:
-    """Bytes of a rank in training, about: states, activations of `size` samples, the copy that is saved."""
+def needed(plan: TrainingPlan, ranks: int, size: int, on_gpu: bool = False) -> int:
+    """Bytes of a rank's device in training, about: states, activations of `size` samples; on a CPU the copy that is
+    saved, on a GPU DeepSpeed's buckets."""
     stage, architecture = plan.stage, models.architecture_of(plan.model)
     positions = models.of_config(plan.model).positions(plan.model, plan.data.facts)
     passing = activations(
@@ -79,8 +82,11 @@ def needed(plan: TrainingPlan, ranks: int, size: int) -> int:
         every=int(stage.activation_checkpointing),
     )
     passing += kept_scores(plan, size) if stage.attention == "eager" else 0
+    states = _states(plan, ranks, size)
+    if on_gpu:
+        return states.held + states.bucket + passing
     copy = save_copy(stage, architecture.parameters, state_numbers(architecture, stage.optimizer), ranks)
-    return _states(plan, ranks, size).held + passing + copy
+    return states.held + passing + copy
 
 
 def _states(plan: TrainingPlan, ranks: int, size: int) -> ModelStates:
@@ -106,9 +112,8 @@ def _tried(plan: TrainingPlan, world: World, sizes: list[int]) -> int:
         held = 2 * weights.itemsize * sum(parameter.numel() for parameter in module.parameters())
         for size in sizes:
             states = _states(plan, world.size, size)
-            inputs = model_inputs(_batch(plan, size), module, world.device)
             with torch.autocast("cuda", torch.bfloat16, enabled=plan.stage.precision == "bf16-autocast"):
-                fits = _passes(module.train(), inputs, states.held + states.bucket - held)
+                fits = _passes(module.train(), _batch(plan, size), world.device, states.held + states.bucket - held)
             module.zero_grad(set_to_none=True)
             free()
             if fits:
@@ -123,10 +128,10 @@ def _batch(plan: TrainingPlan, size: int) -> Batch:
     return next(train_batches(plan.data, data, config.seed, **ranks))
 
 
-def _passes(module: nn.Module, inputs: dict[str, Tensor], beside: int) -> bool:
+def _passes(module: nn.Module, batch: Batch, device: torch.device, beside: int) -> bool:
     """Whether two passes, the second on top of gradients, get through while `beside` bytes are taken."""
-    device = next(iter(inputs.values())).device
     try:
+        inputs = model_inputs(batch, module, device)
         taken = torch.empty(max(0, beside), dtype=torch.uint8, device=device)
         for _ in range(2):
             logits = module(**inputs).logits.float().flatten(0, -2)

@@ -95,7 +95,7 @@ def _begin(plan: TrainingPlan, world: World, step: int, resumed: bool, began: fl
 def _engine(plan: TrainingPlan, world: World, resume: Path | None) -> Engine:
     """The engine with what it continues from: the stage's own checkpoint, or its start."""
     subject, start = plan.subject, plan.start
-    kernel = optimizer_kernel.of_stage(plan.stage, plan.folder, world.device.type)
+    kernel = of_rank_0(lambda: optimizer_kernel.of_stage(plan.stage, plan.folder, world.device.type))
     if world.first and resume is None and start and (start / manifest.NAME).exists():
         manifest.verify(start)
     checkpoint = resume
@@ -209,7 +209,13 @@ class Loop:
         refuses = self.stabilizer.refuses if self.plan.stage.stability.may_skip else None
         stop = reason is not None or self.engine.saving.failed
         rate = self.plan.rates.at(step)
-        values = self.engine.begin_step(batches, step, rate, stop=stop, refuses=refuses)
+        try:
+            values = self.engine.begin_step(batches, step, rate, stop=stop, refuses=refuses)
+        except UserError:  # the loss scale cannot fall; what has been computed counts
+            self._finish_in_vain()
+            if self.world.first:
+                self.plan.folder.counter.write(step + 1)
+            raise
         self.begun.append(BegunStep(step + 1, began, rate, values, self.engine.loss_scale.overflowed))
 
     def _catch_up(self, all_of_them: bool) -> bool:

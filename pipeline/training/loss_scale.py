@@ -1,13 +1,19 @@
 """The loss scale of an engine in fp16, by which DeepSpeed multiplies losses so that small gradients do not vanish: it
-doubles every so many steps, and is halved where gradients become infinite by it, whose update is left out."""
+doubles every so many steps, and is halved where gradients become infinite by it, whose update is left out.
+
+DeepSpeed (0.19.8) doubles it before it divides the gradients by it, which halves those of that step. Here it rises
+behind the update that was made with it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from deepspeed import DeepSpeedEngine
 
 from pipeline.errors import UserError
 
+MOVED = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""What steps change of a scale that follows; the rest of it is the config's."""
 AT_MINIMUM = "loss scale already at minimum"
 """What DeepSpeed says where the scale cannot be halved any more."""
 
@@ -19,6 +25,10 @@ class LossScale:
         self._optimizer, self._stage = engine.optimizer, stage
         self._own = self._scaler
         self._before = self.current
+        self._update: Any = getattr(self._optimizer, "_update_scale", None)
+        self._due = False
+        if self._update is not None:
+            self._optimizer._update_scale = self._overflow_only
 
     @property
     def current(self) -> float:
@@ -34,9 +44,11 @@ class LossScale:
     @contextmanager
     def of_a_step(self) -> Iterator[None]:
         """Around a step. Raises UserError where the scale would have to fall below its least."""
-        self._before = self.current
+        self._before, self._due = self.current, False
         try:
             yield
+            if self._due:
+                self._update(False)
         except Exception as error:  # DeepSpeed raises no other kind
             if AT_MINIMUM not in str(error):
                 raise
@@ -45,14 +57,27 @@ class LossScale:
                 "lower schedule.peak, lengthen the warm-up, or train it in bf16"
             ) from error
 
+    def _overflow_only(self, has_overflow: bool = False) -> None:
+        """In the place of DeepSpeed's update of the scale: that for an update that is made comes behind it."""
+        if has_overflow:
+            self._update(True)
+        self._due = not has_overflow
+
     def settle(self) -> None:
-        """Behind a load: keep the scale that was loaded where it is of the engine's kind. A checkpoint of another
+        """Behind a load, which has put the checkpoint's scale in the place of the engine's: one that follows goes on
+        where it was, by the config's limits. One that is constant is the config's, and a checkpoint of another
         precision has none that follows."""
-        if self._scaler is not None and self._scaler.dynamic != self._own.dynamic:
-            self._optimizer.loss_scaler = self._own
-            self._optimizer.dynamic_loss_scale = self._own.dynamic
+        loaded, own = self._scaler, self._own
+        if loaded is None:
+            return
+        if loaded.dynamic and own.dynamic:
+            vars(own).update({key: getattr(loaded, key) for key in MOVED})
+            own.cur_scale = max(own.cur_scale, own.min_scale)
+            own.cur_hysteresis = min(own.cur_hysteresis, own.delayed_shift)
+        self._optimizer.loss_scaler = own
+        self._optimizer.dynamic_loss_scale = own.dynamic
 
     @property
-    def _scaler(self):  # type: ignore[no-untyped-def]
+    def _scaler(self) -> Any:
         """DeepSpeed's; None where the optimizer is torch's own, or BF16_Optimizer."""
         return getattr(self._optimizer, "loss_scaler", None)

@@ -4,7 +4,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from pipeline.training import attention, compilation, largest_micro_batch
+from pipeline.training import attention, compilation, hardware, largest_micro_batch
 from pipeline.training.engine import World, of_rank_0
 from pipeline.training.settled import BEFORE
 from pipeline.training.stage import TrainingPlan
@@ -15,7 +15,8 @@ logger = logging.getLogger(__name__)
 def settle(plan: TrainingPlan, world: World) -> TrainingPlan:
     """The plan with nothing left open: as recorded when the stage began, else by what these devices do best. To be
     called by all ranks at once. Raises UserError where they cannot do what was recorded or asked for."""
-    plan = largest_micro_batch.settled(plan, world)
+    hardware.multiply_in(plan.stage.products)  # what is measured is what trains
+    plan = largest_micro_batch.settled(_as_rank_0_reads_it(plan), world)
     chosen: dict[str, Any] = of_rank_0(lambda: {key: getattr(plan.stage, key) for key in BEFORE})
     if chosen["attention"] == "auto":
         choice = attention.choose(plan, world)
@@ -28,3 +29,11 @@ def settle(plan: TrainingPlan, world: World) -> TrainingPlan:
     if chosen["compile"]:
         logger.info("%s: its layers are compiled, each when it first runs", plan.stage.name)
     return replace(plan, stage=plan.stage.model_copy(update=chosen))
+
+
+def _as_rank_0_reads_it(plan: TrainingPlan) -> TrainingPlan:
+    """With what the plan has from records of the run, which a shared file system may show to other nodes as they were
+    before."""
+    size, rates, start, first = of_rank_0(lambda: (plan.stage.micro_batch, plan.rates, plan.start, plan.first_sample))
+    stage = plan.stage.model_copy(update={"micro_batch": size})
+    return replace(plan, stage=stage, rates=rates, start=start, first_sample=first)

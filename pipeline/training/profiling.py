@@ -141,9 +141,10 @@ def anonymous() -> int:
 
 
 def _operators(traced: profile, cuda: bool) -> list[Operator]:
-    """Those that take longest, of one step."""
+    """Those that take longest, of one step: kernels of a GPU count for the operator that has started them."""
     key = "self_device_time_total" if cuda else "self_cpu_time_total"
-    longest = sorted(traced.key_averages(), key=lambda each: getattr(each, key), reverse=True)[:OPERATORS]
+    own = [each for each in traced.key_averages() if each.device_type == DeviceType.CPU and not each.is_user_annotation]
+    longest = sorted(own, key=lambda each: getattr(each, key), reverse=True)[:OPERATORS]
     return [
         Operator(name=each.key, seconds=getattr(each, key) / 1e6 / TRACED, calls=each.count / TRACED)
         for each in longest

@@ -38,6 +38,12 @@ class UpdateGate:
         """What is asked before the next update, once for all groups; None: nothing, it is made."""
         self._question, self._answer, self._measured = question, None, None
 
+    def settle(self) -> None:
+        """Behind a step: an update that DeepSpeed has left out itself, without a call of the optimizer, leaves no trace
+        either, where it was asked for."""
+        if self._question is not None and self._answer is None:
+            self._leave_out()
+
     @property
     def norm(self) -> Tensor:
         """The global norm of the gradients before clipping, of the last update, 0-d, on the device or, where DeepSpeed

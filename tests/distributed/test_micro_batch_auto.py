@@ -47,8 +47,9 @@ def test_the_passes_that_are_tried_are_those_of_the_stage(tmp_path):
     data.prepare(loaded.data, loaded.seed, loaded.path / "data")
     plan = plan_training(loaded, loaded.training_stage("small"))
     module = plan.subject.to_load(plan.model).module.train()
-    inputs = model_inputs(_batch(plan, 4), module, torch.device("cpu"))
-    assert inputs["pixel_values"].shape == (4, 1, 8, 8) and _passes(module, inputs, beside=1000)
+    four, device = _batch(plan, 4), torch.device("cpu")
+    assert model_inputs(four, module, device)["pixel_values"].shape == (4, 1, 8, 8)
+    assert _passes(module, four, device, beside=1000)
     assert all(parameter.grad is not None for parameter in module.parameters())
 
 

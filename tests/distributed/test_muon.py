@@ -72,7 +72,7 @@ def test_a_resume_is_bit_for_bit(workers, tmp_path, zero_stage, precision):
 
 
 @rotated(one_in=2, of="zero_stage")
-@pytest.mark.parametrize("poison", [False, True], ids=["finite", "nan"])
+@pytest.mark.parametrize("poison", [False, True, "bias"], ids=["finite", "nan", "one gradient infinite"])
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_an_update_that_is_left_out_leaves_the_momentum_as_it_was(workers, zero_stage, poison):
     """Every stage but 0 moves it before the optimizer is called."""

@@ -4,9 +4,10 @@ import json
 import math
 
 import pytest
+import torch
 import yaml
 
-from pipeline import reshard
+from pipeline import checkpoints, reshard
 from pipeline.checkpoints.layouts import CheckpointLayout
 from tests.helpers.cli import lemon_here
 from tests.helpers.parity_task import BATCH, stage
@@ -79,6 +80,22 @@ def test_the_loss_scale_goes_on_where_it_was(workers, fp16, tmp_path, zero_stage
 
 
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_a_step_behind_which_the_scale_rises_is_that_of_a_constant_scale(workers, fp16, tmp_path, zero_stage):
+    """To the bit: DeepSpeed itself would divide its gradients by the scale of the next step."""
+    norms, held = [], []
+    for name, scale in (("follows", EVERY_SECOND_STEP), ("constant", {"fp16": {"loss_scale": 2.0**10}})):
+        fields = {"zero_stage": zero_stage, "precision": "fp16", "deepspeed": scale}
+        job = {"family": "vit", "stage": fields, "steps": 3, "save": str(tmp_path / name)}
+        rows = workers.run(f"{SCRIPT}:scaled", job, world=2)
+        state = checkpoints.raw(tmp_path / name / "step-0000003")
+        held.append({key: tensor.tensor() for key, tensor in state.slots["exp_avg"].items()})
+        assert rows[2][2] == (2.0**11 if name == "follows" else 2.0**10)
+        norms.append([row[1] for row in rows])
+    assert norms[0] == norms[1]
+    assert all(torch.equal(tensor, held[1][key]) for key, tensor in held[0].items())
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_an_update_whose_gradients_overflow_is_left_out_and_told(workers, fp16, zero_stage):
     fields = {"zero_stage": zero_stage, "precision": "fp16", "deepspeed": TOO_LARGE}
     rows = workers.run(f"{SCRIPT}:scaled", {"family": "vit", "stage": fields, "steps": 12}, world=2)
@@ -90,13 +107,14 @@ def test_an_update_whose_gradients_overflow_is_left_out_and_told(workers, fp16, 
         assert math.isfinite(norm) is not bool(overflowed)
 
 
-def test_a_checkpoint_of_another_precision_does_not_bring_its_scale(workers, fp16, tmp_path):
+@pytest.mark.parametrize("scale, first", [(EVERY_SECOND_STEP, 2.0**10), ({"fp16": {"loss_scale": 128.0}}, 128.0)])
+def test_a_checkpoint_of_another_precision_does_not_bring_its_scale(workers, fp16, tmp_path, scale, first):
     plain = {"family": "vit", "stage": {"zero_stage": 1}, "steps": 2, "save": str(tmp_path)}
     workers.run(f"{SCRIPT}:scaled", plain, world=2)
     place = {"place": str(tmp_path / "step-0000002"), "first": 2, "steps": 4}
-    fields = {"zero_stage": 1, "precision": "fp16", "deepspeed": EVERY_SECOND_STEP}
+    fields = {"zero_stage": 1, "precision": "fp16", "deepspeed": scale}
     rows = workers.run(f"{SCRIPT}:scaled", {**plain, **place, "stage": fields, "save": str(tmp_path / "fp16")}, world=2)
-    assert rows[0][2] == 2.0**10
+    assert rows[0][2] == first
     back = {"place": str(tmp_path / "fp16" / "step-0000004"), "first": 4, "steps": 5}
     assert workers.run(f"{SCRIPT}:scaled", {**plain, **back}, world=2)[0][2] == 1.0
 

@@ -53,10 +53,13 @@ class Segment:
     def address(self) -> int:
         return ctypes.addressof(ctypes.c_char.from_buffer(self.pages))
 
-    def touch(self, pin: bool) -> None:
-        """Have all pages there; what cannot be pinned is copied to more slowly."""
+    def touch(self, gpu: int | None) -> None:
+        """Have all pages there, pinned for a GPU; what cannot be is copied to more slowly. To be called in a thread of
+        its own, whose device that becomes: another one would be opened beside it."""
         ctypes.memset(self.address, 0, self.size)
-        self.pinned = pin and int(torch.cuda.cudart().cudaHostRegister(self.address, self.size, 0)) == 0
+        if gpu is not None:
+            torch.cuda.set_device(gpu)
+            self.pinned = int(torch.cuda.cudart().cudaHostRegister(self.address, self.size, 0)) == 0
 
     def unpin(self) -> None:
         """Before the pages are given back."""
@@ -89,7 +92,8 @@ class HostMemory:
         memory."""
         segment = Segment.of(sum(map(_room, trees)))
         self.segments.append(segment)
-        self.reserving = threading.Thread(target=segment.touch, args=(self.pin,), daemon=True)
+        gpu = torch.cuda.current_device() if self.pin else None
+        self.reserving = threading.Thread(target=segment.touch, args=(gpu,), daemon=True)
         self.reserving.start()
 
     def reuse(self) -> None:

@@ -19,8 +19,8 @@ FAMILY, RATE, REFUSED = "vit", 1e-3, 2
 def skipping(job: dict) -> dict:
     """Whether an engine that refused a step holds to the bit what one holds that never saw it.
 
-    job: stage (fields of a stage), poison (whether a sample of the last rank is NaN). Also returns the loss and norm of
-    that step, and how many tensors were compared."""
+    job: stage (fields of a stage), poison (whether a sample of the last rank is NaN; or "bias": the gradient of one
+    parameter alone is infinite). Also returns the loss and norm of that step, and how many tensors were compared."""
     world = join()
     torch.set_num_threads(1)
     seen, told = _trained(job, world, [0, 1, REFUSED, 3])
@@ -39,9 +39,14 @@ def _trained(job: dict, world: World, steps: list[int]) -> tuple[list[Tensor], d
         before = [tensor.clone() for tensor in held(engine)]
         refused = step == REFUSED
         parts = _parts(step, world)
-        if refused and job["poison"] and world.rank == world.size - 1:  # the ranks must decide alike
+        bias, hooks = engine.deepspeed.module.classifier.bias, []
+        if refused and job["poison"] == "bias":
+            hooks.append(bias.register_hook(lambda gradient: gradient * math.inf))
+        elif refused and job["poison"] and world.rank == world.size - 1:  # the ranks must decide alike
             parts[-1].inputs["pixel_values"][0, 0, 0, 0] = math.nan
         loss, norm, _ = engine.step(parts, step, RATE, refuses=lambda loss, norm, refused=refused: refused)
+        for hook in hooks:
+            hook.remove()
         after = list(held(engine))
         same = len(before) == len(after) and all(map(torch.equal, before, after))
         assert same == refused, f"step {step}"
