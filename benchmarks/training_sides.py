@@ -219,9 +219,14 @@ class Plain(Bare):
     """PyTorch alone: DistributedDataParallel, and an optimizer over fp32 master weights."""
 
     def _step(self, world: Any) -> Callable[[list[Any]], None]:
+        from pipeline.training.compilation import compile_layers
+
         torch.set_float32_matmul_precision(self.job.matmul_precision)
         plan = self._plan()
-        model = plan.subject.begun(plan.model, None, plan.stage.attention).module.to(world.device)
+        begun = plan.subject.begun(plan.model, None, plan.stage.attention)
+        if plan.stage.compile is True:
+            compile_layers(begun.layers, zero_stage=0)
+        model = begun.module.to(world.device)
         if self.job.bf16:
             model = model.bfloat16()
         parallel, parameters = DistributedDataParallel(model), list(model.parameters())

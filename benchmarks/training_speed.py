@@ -8,7 +8,7 @@
 Sides, each a process a rank, which take turns within one run:
 
 * `lemon`: a stage as `lemon run` trains it, its loop, its records, its defaults;
-* `deepspeed`: the same model, attention, data and engine in a bare loop; what it lacks of `lemon` is our overhead;
+* `deepspeed`: the same layers, data and engine in a bare loop; what it lacks of `lemon` is our overhead;
 * `plain`: the same in PyTorch's DistributedDataParallel, weights in bf16 beside fp32 master weights: the floor;
 * `trainer`: transformers' Trainer with DeepSpeed, ZeRO-1, transformers' own model and collator;
 * `trainer-compiled`: the same with its `torch_compile`.
@@ -28,6 +28,7 @@ from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script it sees its own folder only
 if "--gpu" not in sys.argv:
@@ -49,6 +50,7 @@ SHAPES = {
 }
 PRECISIONS = ("bf16", "fp32", "medium")
 Round = dict[str, float]
+Facts = dict[str, Any]
 
 
 class Side:
@@ -94,7 +96,7 @@ def compare(shape: Shape, precision: str, chosen: argparse.Namespace) -> None:
         SIDES["lemon"].prepare(job, chosen.ranks)
         lemon = Side(job, chosen.ranks)
         facts = lemon.facts
-        same = replace(job, keys=(*job.keys, f"attention={facts['attention']}"))
+        same = replace(job, keys=(*job.keys, *chosen_by(facts)))
         others = (name for name in chosen.sides if name != "lemon")
         sides = {"lemon": lemon, **{name: Side(replace(same, side=name), chosen.ranks) for name in others}}
         measured = list(rounds(sides, chosen.rounds))
@@ -103,9 +105,12 @@ def compare(shape: Shape, precision: str, chosen: argparse.Namespace) -> None:
     show(shape, precision, measured, facts, chosen)
 
 
-def show(
-    shape: Shape, precision: str, measured: list[Round], facts: dict[str, float], chosen: argparse.Namespace
-) -> None:
+def chosen_by(lemon: Facts) -> tuple[str, str]:
+    """What the other sides take over: the same layers, compiled where its are."""
+    return f"attention={lemon['attention']}", f"compile={str(lemon['compile']).lower()}"
+
+
+def show(shape: Shape, precision: str, measured: list[Round], facts: Facts, chosen: argparse.Namespace) -> None:
     said = ", ".join(f"{key} {value}" for key, value in asdict(shape).items() if value)
     print(f"\n{said}, {precision}, ZeRO-{chosen.zero_stage}, {chosen.ranks} ranks: {facts['device']}")
     print(f"attention {facts['attention']}, compile {facts['compile']}")

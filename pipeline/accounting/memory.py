@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.accounting.flops import checkpointed
+from pipeline.config.deepspeed_keys import DeepSpeedKeys, ZeroOptimization
 from pipeline.models.architecture import Architecture
 from pipeline.optim.optimizers import OptimizerSpec
 from pipeline.optim.parameter_groups import grouped
@@ -20,6 +21,24 @@ BUCKET = 500_000_000
 size."""
 MOST_GATHERED = 1_000_000_000
 """DeepSpeed's stage3_max_live_parameters: weights that stage 3 keeps gathered at one time."""
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """What DeepSpeed's config says of them. bucket: numbers of one; paired: one is filled while another is reduced, of
+    which stages 1 and 2 allocate both; gathered: the most weights that stage 3 keeps gathered."""
+
+    bucket: int = BUCKET
+    gathered: int = MOST_GATHERED
+    paired: bool = False
+
+    @classmethod
+    def of(cls, keys: DeepSpeedKeys, on_gpu: bool = False) -> "Buffers":
+        """By the keys of a stage; a pair is what this pipeline takes on GPUs where they say nothing."""
+        zero = keys.zero_optimization or ZeroOptimization()
+        gathered = MOST_GATHERED if zero.stage3_max_live_parameters is None else zero.stage3_max_live_parameters
+        paired = on_gpu if zero.overlap_comm is None else zero.overlap_comm
+        return cls(zero.reduce_bucket_size or BUCKET, gathered, paired)
 
 
 @dataclass(frozen=True)
@@ -58,6 +77,7 @@ def model_states(
     bf16: bool,
     accumulates: bool,
     fp32_sums: bool = False,
+    buffers: Buffers = Buffers(),
 ) -> ModelStates:
     """What a rank holds. accumulates: several micro-batches make a step. fp32_sums: gradients of bf16 are summed in
     float32."""
@@ -69,24 +89,30 @@ def model_states(
     shares = [_share(group.sizes, zero_stage, ranks) for group in groups]
     share, staged = sum(shares), zero_stage == 2 or (zero_stage == 1 and not fp32_sums)
     kept = sum(
-        group.slots * each + (group.muon and _orthogonalised(group, each, zero_stage, staged))
+        group.slots * each + (group.muon and _orthogonalised(group, each, zero_stage, staged, buffers))
         for group, each in zip(groups, shares, strict=True)
     )
     optimizer = FP32 * (share + kept)  # a copy of the weights in float32, whatever the training's precision
     if fp32_sums:
-        return _summed_in_fp32(zero_stage, share, share * ranks, optimizer, whole)
+        return _summed_in_fp32(zero_stage, share, share * ranks, optimizer, whole, buffers)
     if zero_stage == 3:
-        return ModelStates(width * share, width * share, optimizer, width * min(whole, MOST_GATHERED), width * BUCKET)
+        gathered = width * min(whole, buffers.gathered)
+        return ModelStates(width * share, width * share, optimizer, gathered, width * buffers.bucket)
     # Both cast their share for the step. Stage 1 keeps the sums of several micro-batches whole until then.
     gradients = max((width + FP32) * share, width * whole if zero_stage == 1 and accumulates else 0)
-    return ModelStates(width * share * ranks, gradients, optimizer, 0, width * BUCKET)
+    return ModelStates(width * share * ranks, gradients, optimizer, 0, width * _buckets(buffers))
 
 
-def _orthogonalised(group: TrainedGroup, share: int, zero_stage: int, staged: bool) -> int:
+def _buckets(buffers: Buffers) -> int:
+    """Numbers that stages 1 and 2 allocate for reducing."""
+    return buffers.bucket * (2 if buffers.paired else 1)
+
+
+def _orthogonalised(group: TrainedGroup, share: int, zero_stage: int, staged: bool, buffers: Buffers) -> int:
     """Numbers besides weights and momentum. staged: the momentum is kept as a step will leave it, too. Stage 3 gathers
     the gradients of whole matrices, as many as a bucket takes."""
     if zero_stage == 3:
-        return min(sum(group.sizes), BUCKET) + share
+        return min(sum(group.sizes), buffers.bucket) + share
     return share if staged else 0
 
 
@@ -99,13 +125,16 @@ def parameter_groups(architecture: Architecture, optimizer: OptimizerSpec) -> li
     ]
 
 
-def _summed_in_fp32(zero_stage: int, share: int, padded: int, optimizer: int, whole: int) -> ModelStates:
+def _summed_in_fp32(
+    zero_stage: int, share: int, padded: int, optimizer: int, whole: int, buffers: Buffers
+) -> ModelStates:
     """Stages 1 to 3 in bf16 whose gradients are summed in float32: whole in stage 1, from where the optimizer takes its
     share; else each rank's share. A bucket is reduced in a copy in float32. padded: numbers of all shares."""
     if zero_stage == 1:
         return ModelStates(BF16 * padded, FP32 * padded, optimizer, 0, FP32 * min(padded, BUCKET))
-    weights, gathered = (share, min(whole, MOST_GATHERED)) if zero_stage == 3 else (padded, 0)
-    bucket = BF16 * BUCKET + FP32 * min(whole, BUCKET)
+    weights, gathered = (share, min(whole, buffers.gathered)) if zero_stage == 3 else (padded, 0)
+    staged = buffers.bucket if zero_stage == 3 else _buckets(buffers)
+    bucket = BF16 * staged + FP32 * min(whole, buffers.bucket)
     return ModelStates(BF16 * weights, FP32 * share, optimizer, BF16 * gathered, bucket)
 
 

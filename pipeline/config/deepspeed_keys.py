@@ -74,6 +74,8 @@ _REFUSALS = {
         zero_optimization.enable_sanity_checks zero_optimization.log_trace_cache_warnings
         """,
 }
+OF_REDUCTION = ("reduce_bucket_size", "overlap_comm", "reduce_scatter", "use_multi_rank_bucket_allreduce")
+"""How gradients are reduced, which DeepSpeed's BF16_Optimizer does at the end of the backward pass, in its own way."""
 NOT_TAKEN = {key: reason for reason, keys in _REFUSALS.items() for key in keys.split()}
 """Keys of DeepSpeed's that a stage does not take, and why."""
 
@@ -149,14 +151,28 @@ class DeepSpeedKeys(_Keys):
         scale = self.fp16.given() if self.fp16 else {}
         return {**offload, **({"fp16": scale} if scale else {})}
 
-    def require_effect(self, zero_stage: int, precision: str) -> None:
-        """Raises ValueError for keys that a stage of this ZeRO stage and precision would ignore."""
+    def require_effect(self, zero_stage: int, precision: str, sums: str | None = None) -> None:
+        """Raises ValueError for keys that a stage of this ZeRO stage, precision and sums of bf16 would ignore."""
         problems = [
             f"deepspeed.zero_optimization.{key} is without effect in zero_stage {zero_stage}; leave it out, or choose "
             f"{' or '.join(map(str, _stages(key)))}"
             for key in self._zero
             if zero_stage not in _stages(key)
         ]
+        if zero_stage == 1 and sums == "fp32":  # DeepSpeed's BF16_Optimizer
+            problems += [
+                f"deepspeed.zero_optimization.{key} is without effect in zero_stage 1 with gradients summed in fp32; "
+                "leave it out, or choose zero_stage 2 or gradient_sums: bf16"
+                for key in self._zero
+                if key in OF_REDUCTION
+            ]
+        if self._zero.get("offload_optimizer", {}).get("pin_memory") is not None and not self.offloads:
+            place = "deepspeed.zero_optimization.offload_optimizer"
+            problems.append(f"{place}.pin_memory is without effect where nothing is offloaded; add device: cpu")
+        if self.fp16 and self.fp16.loss_scale and (follow := [k for k in self.fp16.given() if k != "loss_scale"]):
+            problems.append(
+                f"deepspeed.fp16.{follow[0]} is without effect beside a constant loss_scale; leave one of them out"
+            )
         if self.fp16 and self.fp16.given() and precision != "fp16":
             problems.append(f"deepspeed.fp16 belongs to precision fp16, this is {precision}; leave it out")
         if problems:

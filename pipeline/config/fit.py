@@ -82,6 +82,11 @@ class FitChoice(Strict):
         return self
 
     @model_validator(mode="after")
+    def _deepspeed_has_effect(self) -> Self:
+        self.deepspeed.require_effect(self.zero_stage, self.precision or "fp32")
+        return self
+
+    @model_validator(mode="after")
     def _something_moves(self) -> Self:
         if self.steps == 1 and self.warmup:
             raise ValueError(f"steps 1 has rate 0, the first of a warm-up of {self.warmup} steps; choose warmup 0")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from pipeline.config.data import Data, TextData
 from pipeline.config.deepspeed_keys import DeepSpeedKeys
@@ -37,6 +37,10 @@ def _not_empty(place: str) -> str:
 
 Place = Annotated[str, AfterValidator(_not_empty)]
 """The path of a file or folder."""
+
+
+RECORDED = "recorded"
+"""The context in which settings are read that a stage has recorded, which lack those that decide no number."""
 
 
 class Retention(Strict):
@@ -132,18 +136,13 @@ class TrainStage(Strict):
         return self.matmul_precision or BY_DEFAULT
 
     @model_validator(mode="after")
-    def _deepspeed_has_effect(self) -> Self:
-        self.deepspeed.require_effect(self.zero_stage, self.precision)
-        return self
-
-    @model_validator(mode="after")
-    def _fp16_is_partitioned(self) -> Self:
+    def _goes_with_its_zero_stage(self, info: ValidationInfo) -> Self:
+        """Of a record nothing is asked: it names no ZeRO stage."""
+        if info.context == RECORDED:
+            return self
+        self.deepspeed.require_effect(self.zero_stage, self.precision, self.sums)
         if self.precision == "fp16" and self.zero_stage == 0:
             raise ValueError("precision fp16 sums gradients in fp32, which zero_stage 0 does not; choose zero_stage 1")
-        return self
-
-    @model_validator(mode="after")
-    def _optimizer_is_right(self) -> Self:
         if reason := self.optimizer.refusal(self.zero_stage, self.precision, self.sums):
             raise ValueError(reason)
         self.deepspeed.require_none_of(self.optimizer.not_beside, f"optimizer {self.optimizer.kind}")

@@ -16,7 +16,7 @@ import torch
 from transformers import PretrainedConfig
 
 from pipeline import models
-from pipeline.accounting.memory import BF16, FP32, TrainedGroup, activations, model_states, parameter_groups
+from pipeline.accounting.memory import BF16, FP32, Buffers, TrainedGroup, activations, model_states, parameter_groups
 from pipeline.accounting.save_copy import save_copy
 from pipeline.checkpoints import CheckpointLayout, publish
 from pipeline.checkpoints.serialization.amounts import amount
@@ -296,6 +296,7 @@ def _memory(
             bf16=bf16,
             accumulates=derived["gradient_accumulation_steps"] > 1,
             fp32_sums=stage.sums_in_fp32,
+            buffers=Buffers.of(stage.deepspeed, on_gpu=True),
         )
         stages[zero_stage] = {**asdict(states), "held": states.held}
     estimate = activations(

@@ -68,9 +68,10 @@ def _require_mask_of_documents(config: Config, stage: Stage, model: PretrainedCo
     if stage.kind != "train" or not isinstance(data, TextData) or data.cross_document:
         return
     windows = [window for window in models.of_config(model).windows(model) if window is not None]
-    if windows and min(windows) < data.block:
+    block = config.block_of(stage) or data.block
+    if windows and min(windows) < block:
         raise UserError(
-            f"stages.{stage.name}: its model attends to {min(windows)} tokens, fewer than a block's {data.block}, and "
+            f"stages.{stage.name}: its model attends to {min(windows)} tokens, fewer than a block's {block}, and "
             "data.cross_document: false knows no such windows; leave it out, or choose shorter blocks"
         )
 

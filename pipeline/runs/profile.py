@@ -17,6 +17,7 @@ from pipeline import data
 from pipeline.accounting import budget
 from pipeline.accounting.budget import Budget, Settings, Work
 from pipeline.config import dump
+from pipeline.config.fit import FitChoice
 from pipeline.config.number_formats import words
 from pipeline.config.schema import Config, ExpandStage, FitStage, TrainStage
 from pipeline.data.prepared import prepared_before
@@ -103,14 +104,25 @@ def _aside(config: Config, name: str) -> Iterator[Config]:
     """The same run in a folder of its own, where the stage has not begun and all else is the run's. Raises
     UserError."""
     stage = _startable(config, config.training_stage(name))
-    others = {"data", *(each.name for each in config.stages)} - {name}
+    targets = {stage.fit.target for stage in config.stages if isinstance(stage, ExpandStage) and stage.fit}
+    others = {"data", *(each.name for each in config.stages), *filter(None, targets)} - {name}
     with tempfile.TemporaryDirectory(prefix=PREFIX) as place:
         for entry in sorted(others):
             if (config.path / entry).exists():
                 (Path(place) / entry).symlink_to((config.path / entry).resolve())
         (Path(place) / BEGUN).symlink_to((config.path / name).resolve())
-        stages = [stage if each.name == name else each for each in config.stages]
+        stages = [_settled(each, stage) for each in config.stages]
         yield config.model_copy(update={"folder": place, "stages": stages})
+
+
+def _settled(each: TrainStage | ExpandStage, stage: TrainStage) -> TrainStage | ExpandStage:
+    """The entry of a config with what `stage` has settled, where it is this stage, or the expansion that it fits."""
+    if each.name == stage.name:
+        return stage
+    if not isinstance(each, ExpandStage) or each.fit_name != stage.name:
+        return each
+    kept = {key: getattr(stage, key) for key in ("attention", "compile", "micro_batch")}
+    return each.model_copy(update={"fit": (each.fit or FitChoice()).model_copy(update=kept)})
 
 
 def _startable(config: Config, stage: TrainStage) -> TrainStage:
@@ -119,13 +131,16 @@ def _startable(config: Config, stage: TrainStage) -> TrainStage:
     from pipeline.training.start import origin
 
     folder = StageFolder(config.path / stage.name)
-    stage = settled.as_begun(micro_batches.as_begun(stage, folder), folder)
+    stage = settled.as_begun(micro_batches.as_begun(stage, folder), folder).model_copy(update={"stop": None})
     before = next((each for each in config.stages if each.name == stage.origin), None)
     if isinstance(stage, FitStage) or not before or _ended(config, before):
         if stage.origin:
             origin(config, stage.origin)
         return stage
-    logger.info(f"{stage.name}: '{before.name}' has not ended; measured with fresh weights, which cost the same")
+    logger.info(
+        f"{stage.name}: '{before.name}' has not ended; measured with fresh weights of the sizes that the config names; "
+        "a start with another table or head costs what that takes"
+    )
     return stage.model_copy(update={"start": None, "data": stage.data.model_copy(update={"continues": False})})
 
 

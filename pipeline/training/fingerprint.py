@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pipeline.config.data import Data
 from pipeline.config.fit import FitChoice
 from pipeline.config.model_sizes import ModelSizes
-from pipeline.config.schema import Config, ExpandStage, FitStage, TrainStage
+from pipeline.config.schema import RECORDED, Config, ExpandStage, FitStage, TrainStage
 from pipeline.config.validation_errors import explain
 from pipeline.errors import UserError
 from pipeline.growth import methods
@@ -93,8 +93,12 @@ class Fingerprint(Strict):
         if isinstance(self.stage, ExpandStage):
             learned = methods.is_learned(self.stage.method.name)
             fit = (self.stage.fit or FitChoice()) if learned else None
-            settings["fit"] = fit.model_dump(mode="json", exclude=NO_RESULTS | INHERITED) if fit else None
+            settings["fit"] = _of_fit(fit) if fit else None
         return settings
+
+
+def _of_fit(fit: FitChoice) -> dict[str, Any]:
+    return fit.model_dump(mode="json", exclude=NO_RESULTS | INHERITED) | {"deepspeed": fit.deepspeed.deciding()}
 
 
 def require_same(
@@ -177,7 +181,7 @@ def _unsaid(place: str, before: Any, now: Any) -> bool:
 
 def _read(folder: Path, recorded: dict[str, Any]) -> Fingerprint:
     try:
-        return Fingerprint.model_validate(recorded)
+        return Fingerprint.model_validate(recorded, context=RECORDED)
     except ValidationError as error:
         raise UserError(
             f"{folder}: begun with settings that this version does not know: {explain(error, recorded, Fingerprint)}; "

@@ -17,9 +17,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline import models
-from pipeline.accounting.memory import ModelStates, activations, model_states, parameter_groups
+from pipeline.accounting.memory import Buffers, ModelStates, activations, model_states, parameter_groups
 from pipeline.accounting.save_copy import save_copy
 from pipeline.checkpoints.serialization.amounts import amount
+from pipeline.config.schema import TrainStage
 from pipeline.data import Batch, train_batches
 from pipeline.errors import UserError
 from pipeline.models.optimizer_groups import state_numbers
@@ -84,9 +85,14 @@ def needed(plan: TrainingPlan, ranks: int, size: int, on_gpu: bool = False) -> i
     passing += kept_scores(plan, size) if stage.attention == "eager" else 0
     states = _states(plan, ranks, size)
     if on_gpu:
-        return states.held + states.bucket + passing
+        return _on_the_gpu(stage, states) + passing
     copy = save_copy(stage, architecture.parameters, state_numbers(architecture, stage.optimizer), ranks)
     return states.held + passing + copy
+
+
+def _on_the_gpu(stage: TrainStage, states: ModelStates) -> int:
+    """Bytes of them in its memory."""
+    return states.held + states.bucket - (states.optimizer if stage.deepspeed.offloads else 0)
 
 
 def _states(plan: TrainingPlan, ranks: int, size: int) -> ModelStates:
@@ -97,6 +103,7 @@ def _states(plan: TrainingPlan, ranks: int, size: int) -> ModelStates:
         bf16=plan.stage.in_16_bits,
         accumulates=plan.stage.batch > size * ranks,
         fp32_sums=plan.stage.sums_in_fp32,
+        buffers=Buffers.of(plan.stage.deepspeed, on_gpu=True),
     )
 
 
@@ -111,9 +118,9 @@ def _tried(plan: TrainingPlan, world: World, sizes: list[int]) -> int:
             return 0
         held = 2 * weights.itemsize * sum(parameter.numel() for parameter in module.parameters())
         for size in sizes:
-            states = _states(plan, world.size, size)
+            beside = _on_the_gpu(plan.stage, _states(plan, world.size, size)) - held
             with torch.autocast("cuda", torch.bfloat16, enabled=plan.stage.precision == "bf16-autocast"):
-                fits = _passes(module.train(), _batch(plan, size), world.device, states.held + states.bucket - held)
+                fits = _passes(module.train(), _batch(plan, size), world.device, beside)
             module.zero_grad(set_to_none=True)
             free()
             if fits:

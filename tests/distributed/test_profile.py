@@ -54,12 +54,30 @@ def test_a_stage_starts_from_what_is_there(finished, tmp_path, capfd):
     assert grown["settings"]["origin"] == str((finished / "run/grown/checkpoints/step-0000000").resolve())
     more = ("stages.large.activation_checkpointing=true", "processes=1")
     fresh, said = profiled(capfd, tiny_run(tmp_path), "--stage", "large", *more)
-    assert "large: 'grown' has not ended; measured with fresh weights, which cost the same" in said
+    assert "large: 'grown' has not ended; measured with fresh weights of the sizes that the config names" in said
     assert "no data are prepared; made for this profile alone" in said and "large: 4 measured steps" in said
     assert fresh["settings"]["origin"] == "fresh weights" and fresh["settings"]["ranks"] == 1
     assert fresh["work"]["flops"] == grown["work"]["flops"] and fresh["work"]["again"] > 0
     assert fresh["hfu"] > fresh["mfu"]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_target_that_is_another_stages_result_ends_no_measurement(tmp_path, capfd):
+    stop = "stages.large.stop={eval_loss: scratch}"
+    told, _ = profiled(capfd, tiny_run(tmp_path), "--stage", "large", stop, "processes=1")
+    assert told["steps"] == 4
+
+
+def test_a_fit_is_measured_as_it_has_begun(finished, tmp_path, capfd):
+    """Its attention is not chosen anew, nor its micro-batch."""
+    path = copied(finished, tmp_path, "small")
+    ligo = ["stages.grown.method=ligo", "processes=1"]
+    fit = "stages.grown.fit={steps: 2, warmup: 0, micro_batch: 8, attention: eager, accept: true}"
+    assert lemon(capfd, "train", path, "--stage", "grown", *ligo, fit)[0] == 0
+    told, _ = profiled(
+        capfd, path, "--stage", "grown-fit", *ligo, "stages.grown.fit={steps: 2, warmup: 0, accept: true}"
+    )
+    assert told["settings"]["attention"] == "eager" and told["settings"]["micro_batch"] == 8
 
 
 def test_people_get_a_table_and_a_trace(finished, tmp_path, capfd):

@@ -108,9 +108,26 @@ def test_what_is_taken_means_the_same_to_deepspeed(place):
         ({"zero_optimization": {"reduce_bucket_size": "auto"}}, "must be a whole number"),
         ({"zero_optimization": {"stage3_prefetch_bucket_size": 5}}, "without effect in zero_stage 1"),
         ({"fp16": {"initial_scale_power": 4}}, "deepspeed.fp16 belongs to precision fp16, this is fp32"),
+        ({"zero_optimization": {"offload_optimizer": {"pin_memory": True}}}, "nothing is offloaded; add device: cpu"),
     ],
 )
 def test_what_is_refused(keys, said):
+    assert said in refused(keys)
+
+
+@pytest.mark.parametrize(
+    "precision, keys, said",
+    [
+        ("bf16", {"zero_optimization": {"overlap_comm": True}}, "overlap_comm is without effect in zero_stage 1 with"),
+        ("fp16", {"fp16": {"loss_scale": 8, "hysteresis": 3}}, "hysteresis is without effect beside a constant"),
+    ],
+)
+def test_what_is_refused_in_a_precision(precision, keys, said):
+    assert said in refused(keys, precision=precision)
+
+
+def refused(keys: dict, **fields: object) -> str:
+    """What is said of a stage with these keys of DeepSpeed's."""
     tree = {
         "name": "run",
         "data": {"kind": "text"},
@@ -123,13 +140,15 @@ def test_what_is_refused(keys, said):
                 "batch": 8,
                 "schedule": {"peak": 1e-3, "horizon": "5 steps"},
                 "deepspeed": keys,
+                **fields,
             }
         ],
     }
     with pytest.raises(ValidationError) as caught:
         Config.model_validate(tree)
     text = explain(caught.value, tree, Config)
-    assert said in text and text.startswith("stages.small")
+    assert text.startswith("stages.small")
+    return text
 
 
 def test_all_mistakes_are_told():

@@ -234,6 +234,36 @@ def test_an_optimizer_may_move_to_host_memory_where_it_is_allowed(tmp_path):
     require_same(again, again.stage("small"), ["deepspeed"])
 
 
+MUON = "{kind: muon, clip: 1.0}"
+OF_A_ZERO_STAGE = [
+    ["zero_stage=0", f"optimizer={MUON}"],
+    ["zero_stage=0", "precision=bf16", "gradient_sums=bf16", "optimizer={kind: muon}"],
+    ["zero_stage=1", "precision=fp16", "deepspeed={fp16: {loss_scale: 8}}"],
+    ["zero_stage=2", "precision=bf16", "deepspeed={zero_optimization: {offload_optimizer: {device: cpu}}}"],
+]
+
+
+@pytest.mark.parametrize("keys", OF_A_ZERO_STAGE, ids=lambda keys: ", ".join(keys))
+def test_what_goes_with_its_zero_stage_alone_goes_on(tmp_path, keys):
+    """A record names no ZeRO stage, which decides no number."""
+    keys = [f"stages.small.{key}" for key in keys]
+    loaded = config.load(BERT, [f"folder={tmp_path}", *keys])
+    recorded = Fingerprint.of(loaded, loaded.stage("small")).settings()
+    again, _ = begun(tmp_path, recorded, *keys)
+    require_same(again, again.stage("small"))
+
+
+def test_how_a_fit_communicates_may_change(tmp_path):
+    growth = ["stages.grown.method=ligo", f"folder={tmp_path}"]
+    bucket = "stages.grown.fit.deepspeed={zero_optimization: {reduce_bucket_size: 1000}}"
+    offload = "stages.grown.fit.deepspeed={zero_optimization: {offload_optimizer: {device: cpu}}}"
+    before, other, offloaded = (
+        Fingerprint.of(loaded, loaded.stage("grown")).settings()
+        for loaded in (config.load(BERT, [*growth, *more]) for more in ([], [bucket], [offload]))
+    )
+    assert before == other != offloaded
+
+
 @pytest.mark.parametrize("key, before, other", [("attention", "sdpa", "eager"), ("compile", False, True)])
 def test_what_a_stage_settled_stays_and_may_be_left_open(tmp_path, key, before, other):
     """A record without the key is of a stage that had no choice."""

@@ -94,6 +94,12 @@ def test_a_single_step_of_a_warmup_moves_nothing_and_is_refused(tmp_path):
     assert rates(tmp_path, "stages.grown.fit={steps: 1, warmup: 0, peak: 0.5}") == [0.5]
 
 
+@pytest.mark.parametrize("keys", ["zero_optimization: {stage3_prefetch_bucket_size: 5}", "fp16: {loss_scale: 8}"])
+def test_keys_of_deepspeed_without_effect_are_refused(tmp_path, keys):
+    with pytest.raises(UserError, match=r"stages.grown.fit.*deepspeed"):
+        loaded(tmp_path, f"stages.grown.fit.deepspeed={{{keys}}}")
+
+
 def test_without_a_batch_nothing_is_guessed(tmp_path):
     path = tiny_run(tmp_path)
     alone = config.load(path, ["stages.grown.method=ligo", "stages.large.start=null"])
