@@ -71,12 +71,10 @@ def test_a_target_that_is_another_stages_result_ends_no_measurement(tmp_path, ca
 def test_a_fit_is_measured_as_it_has_begun(finished, tmp_path, capfd):
     """Its attention is not chosen anew, nor its micro-batch."""
     path = copied(finished, tmp_path, "small")
-    ligo = ["stages.grown.method=ligo", "processes=1"]
-    fit = "stages.grown.fit={steps: 2, warmup: 0, micro_batch: 8, attention: eager, accept: true}"
-    assert lemon(capfd, "train", path, "--stage", "grown", *ligo, fit)[0] == 0
-    told, _ = profiled(
-        capfd, path, "--stage", "grown-fit", *ligo, "stages.grown.fit={steps: 2, warmup: 0, accept: true}"
-    )
+    fit = ["stages.grown.method=ligo", "stages.grown.fit={steps: 2, warmup: 0, accept: true}", "processes=1"]
+    settled = ["stages.grown.fit.micro_batch=8", "stages.grown.fit.attention=eager"]
+    assert lemon(capfd, "train", path, "--stage", "grown", *fit, *settled)[0] == 0
+    told, _ = profiled(capfd, path, "--stage", "grown-fit", *fit)
     assert told["settings"]["attention"] == "eager" and told["settings"]["micro_batch"] == 8
 
 

@@ -1,16 +1,19 @@
 """Stages that read the same text in blocks of other lengths."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
 
 from pipeline import config, data, models
 from pipeline.accounting.flops import cost
 from pipeline.errors import UserError
 from pipeline.records.data_position import DataPosition
 from pipeline.report import build, summary
+from pipeline.runs import preflight
 from pipeline.training.fingerprint import Fingerprint, require_same
 from pipeline.training.stage import plan_training
 from tests.helpers.cli import lemon
@@ -31,6 +34,15 @@ def path(tmp_path_factory) -> Path:
 def read(path: Path, stage: str, *overrides: str) -> data.Prepared:
     loaded = config.load(path, overrides)
     return data.data_of(loaded, loaded.stage(stage))
+
+
+@pytest.mark.parametrize("window, refused", [(BLOCK + 2, True), (LONG, False)])
+def test_a_mask_of_documents_takes_the_place_of_no_window(path, window, refused):
+    """Of the stage's own block, which is longer than the run's."""
+    loaded = config.load(path, ["data.cross_document=false"])
+    model = transformers.MistralConfig(sliding_window=window, num_hidden_layers=1)
+    with pytest.raises(UserError, match=f"fewer than a block's {LONG}") if refused else nullcontext():
+        preflight._require_mask_of_documents(loaded, loaded.stage("long"), model)
 
 
 def test_other_blocks_are_the_same_ids_cut_elsewhere(path):
