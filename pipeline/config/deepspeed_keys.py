@@ -159,7 +159,7 @@ class DeepSpeedKeys(_Keys):
             for key in self._zero
             if zero_stage not in _stages(key)
         ]
-        if zero_stage == 1 and sums == "fp32":  # DeepSpeed's BF16_Optimizer
+        if zero_stage == 1 and sums == "fp32" and not self.offloads:  # DeepSpeed's BF16_Optimizer
             problems += [
                 f"deepspeed.zero_optimization.{key} is without effect in zero_stage 1 with gradients summed in fp32; "
                 "leave it out, or choose zero_stage 2 or gradient_sums: bf16"

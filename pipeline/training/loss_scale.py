@@ -1,5 +1,5 @@
 """The loss scale of an engine in fp16, by which DeepSpeed multiplies losses so that small gradients do not vanish: it
-doubles every so many steps, and is halved where gradients become infinite by it, whose update is left out.
+doubles every so many steps, and is halved where gradients become infinite by it repeatedly, whose updates are left out.
 
 DeepSpeed (0.19.8) doubles it before it divides the gradients by it, which halves those of that step. Here it rises
 behind the update that was made with it."""
