@@ -209,10 +209,11 @@ class Bare(Side):
 
 
 def loss_of(model: nn.Module, batch: Any, device: torch.device) -> Tensor:
-    """The mean cross-entropy in fp32."""
+    """The mean cross-entropy in fp32, as lemon computes it."""
+    from pipeline.training.losses import loss_per_sample
+
     inputs = {name: value.to(device) for name, value in batch.inputs.items()}
-    logits = model(**inputs).logits.float()
-    return nn.functional.cross_entropy(logits.flatten(0, -2), batch.labels.to(device).flatten())
+    return loss_per_sample(model(**inputs).logits, batch.labels.to(device)).mean()
 
 
 class Plain(Bare):
