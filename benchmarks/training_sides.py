@@ -1,8 +1,10 @@
 """The sides of training_speed.py: each trains the same model on the same data, so many steps at every turn."""
 
 import os
+import re
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -18,9 +20,13 @@ from transformers import PreTrainedModel
 ENDLESS = 1_000_000
 
 
+VOCABULARY = "vocab.txt"
+
+
 @dataclass(frozen=True)
 class Shape:
-    """A model and its batch, over all ranks."""
+    """A model and its batch, over all ranks. vocabulary: of text, as many pieces as a published tokenizer has; 0: 4,096
+    that are learned."""
 
     family: str
     layers: int
@@ -28,6 +34,7 @@ class Shape:
     heads: int
     batch: int
     block: int = 0
+    vocabulary: int = 0
     size: int = 0
     patch: int = 0
 
@@ -94,6 +101,20 @@ class Side:
         """Before any process is started."""
 
 
+def pieces(count: int) -> list[str]:
+    """So many for WordPiece: characters and the words of the embedded text, the most frequent first; the rest is
+    unused, as in published vocabularies."""
+    from pipeline.data import embedded
+
+    words = Counter(word for text in embedded.documents() for word in re.findall(r"[a-z]+|[^\sa-z]", text.lower()))
+    characters = sorted({character for word in words for character in word})
+    known = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters])
+    known |= dict.fromkeys(f"##{character}" for character in characters)
+    known |= dict.fromkeys(word for word, _ in words.most_common())
+    known |= dict.fromkeys(f"[unused{number}]" for number in range(count))
+    return list(known)[:count]
+
+
 class Lemon(Side):
     """A stage of a config, as `lemon run` trains it."""
 
@@ -102,7 +123,10 @@ class Lemon(Side):
         from pipeline.config.schema import Config
 
         shape = job.shape
-        text = {"kind": "text", "block": shape.block, "tokenizer": {"vocab_size": 4096}, "evaluation_blocks": 64}
+        pieces = (
+            {"kind": "wordpiece", "path": f"{job.folder}/{VOCABULARY}"} if shape.vocabulary else {"vocab_size": 4096}
+        )
+        text = {"kind": "text", "block": shape.block, "tokenizer": pieces, "evaluation_blocks": 64}
         images = {"kind": "images", "size": shape.size, "channels": 1, "evaluation_images": 64}
         sizes = {"family": shape.family, "layers": shape.layers, "hidden": shape.hidden, "heads": shape.heads}
         cadence = dict.fromkeys(("evaluate_every", "save_every"), f"{ENDLESS} steps")
@@ -125,6 +149,8 @@ class Lemon(Side):
     def prepare(cls, job: Job, ranks: int) -> None:
         from pipeline.runs import run
 
+        if job.shape.vocabulary:
+            Path(job.folder, VOCABULARY).write_text("\n".join(pieces(job.shape.vocabulary)))
         run.prepare_alone(cls.config(job))
 
     def train(self) -> None:

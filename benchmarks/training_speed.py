@@ -38,14 +38,14 @@ from benchmarks.ports import free_port
 from benchmarks.training_sides import SIDES, Job, Shape, work
 
 SHAPES = {
-    "bert": Shape("bert", layers=6, hidden=256, heads=4, batch=64, block=128),
+    "bert": Shape("bert", layers=6, hidden=256, heads=4, batch=64, block=128, vocabulary=30522),
     "vit": Shape("vit", layers=6, hidden=256, heads=4, batch=64, size=32, patch=4),
     "tiny": Shape("bert", layers=2, hidden=64, heads=2, batch=8, block=32),
     "tiny-vit": Shape("vit", layers=2, hidden=64, heads=2, batch=8, size=8, patch=4),
-    "bert-base-512": Shape("bert", layers=12, hidden=768, heads=12, batch=64, block=512),
-    "bert-base-128": Shape("bert", layers=12, hidden=768, heads=12, batch=256, block=128),
+    "bert-base-512": Shape("bert", layers=12, hidden=768, heads=12, batch=64, block=512, vocabulary=30522),
+    "bert-base-128": Shape("bert", layers=12, hidden=768, heads=12, batch=256, block=128, vocabulary=30522),
     "vit-base": Shape("vit", layers=12, hidden=768, heads=12, batch=256, size=224, patch=16),
-    "bert-small-512": Shape("bert", layers=6, hidden=384, heads=6, batch=128, block=512),
+    "bert-small-512": Shape("bert", layers=6, hidden=384, heads=6, batch=128, block=512, vocabulary=30522),
     "vit-small": Shape("vit", layers=6, hidden=384, heads=6, batch=256, size=224, patch=16),
 }
 PRECISIONS = ("bf16", "fp32", "medium")

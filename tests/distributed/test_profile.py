@@ -63,7 +63,7 @@ def test_a_stage_starts_from_what_is_there(finished, tmp_path, capfd):
 
 
 def test_a_target_that_is_another_stages_result_ends_no_measurement(tmp_path, capfd):
-    stop = "stages.large.stop={eval_loss: scratch}"
+    stop = "stages.large.stop={eval_loss: small}"
     told, _ = profiled(capfd, tiny_run(tmp_path), "--stage", "large", stop, "processes=1")
     assert told["steps"] == 4
 
