@@ -90,7 +90,7 @@ class Job(Generic[C]):
     def require_result(self, out: Path) -> None:
         """Raises UserError where the checkpoint `out` is not what this job makes."""
         there = manifest.parse(out / manifest.NAME).facts() if (out / manifest.NAME).exists() else {}
-        known = {**json.loads(json.dumps(self.known)), "source": self.origin.known}
+        known = {**json.loads(json.dumps({**self.known, **self.more})), "source": self.origin.known}
         there["source"] = {key: (there.get("source") or {}).get(key) for key in self.origin.known}
         differs = [key for key, value in known.items() if there.get(key) != value]
         if self.config is not None and (out / "config.json").exists():

@@ -4,7 +4,8 @@ Every reader of a checkpoint gives a `State`, every writer takes one, the growth
 Tensor names are published names, or those of the files where a layout's reader gave it.
 """
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -109,11 +110,14 @@ class State:
 
     def require_coherent(self, place: Path) -> None:
         """Raises UserError where groups, slots or tied names speak of weights that the checkpoint at `place` does not
-        hold, or that have another size."""
+        hold, or that have another size, and where a parameter is in two groups, or twice in one."""
         if absent := [name for group in self.groups for name in group.names if not self._holds(name)]:
             raise UserError(
                 f"{place}: an optimizer group has '{absent[0]}', of which there are no weights; a file is missing"
             )
+        counted = Counter(name for group in self.groups for name in group.names)
+        if twice := [name for name, count in counted.items() if count > 1]:
+            raise UserError(f"{place}: '{twice[0]}' is in optimizer groups twice; the files do not belong together")
         if lost := [alias for alias, owner in self.aliases.items() if not self._holds(owner)]:
             raise UserError(
                 f"{place}: '{lost[0]}' is tied to '{self.aliases[lost[0]]}', of which there are no weights; "
@@ -148,7 +152,19 @@ class State:
             lines.append(
                 f"{len(self.left_behind)} tensors of the source are no part of its model and left behind: {listed}"
             )
-        return [*lines, *self.unread]
+        return [*lines, *self._begun_anew(), *self.unread]
+
+    def _begun_anew(self) -> Iterator[str]:
+        """What a known optimizer that has made steps keeps of a parameter, and the files do not, in words."""
+        spec = self.known_optimizer if self._filled_slots or any(self.steps.values()) else None
+        for slot in spec.slots if spec else ():
+            held = self.slots.get(slot.name, {})
+            keeping = (group for group in self.groups if slot in spec.slots_in(group.hyper)) if spec else ()
+            if lacking := [name for group in keeping for name in group.names if name not in held]:
+                yield (
+                    f"optimizer state '{slot.name}' of {len(lacking)} parameters ('{lacking[0]}', …) is not there, "
+                    "though the optimizer has made steps; it begins with zeros"
+                )
 
     def of_the_script(self) -> list[str]:
         """In words what the training script keeps in the checkpoint (client state, the schedule of rates), for results
@@ -185,12 +201,19 @@ class State:
 
     def optimizer(self) -> OptimizerSpec:
         """The optimizer that left this state. Raises UserError, naming the slots, for one that is not registered."""
-        return optimizers.require(self._filled_slots, self._hyper)
+        spec = optimizers.require(self._filled_slots, self._hyper)
+        for group in self.groups:
+            if surplus := self._surplus(spec, group):
+                raise UserError(
+                    f"the group of '{group.names[0]}' keeps '{surplus[0]}', which {spec.kind} does not keep there; "
+                    "that state can be resharded, not grown or trained on"
+                )
+        return spec
 
     def stored_slots(self, group: Group) -> tuple[list[str], bool]:
         """The slots that optimizer files hold for every parameter of a group, and whether they hold its step: those of
         a known optimizer, which are fresh where they are missing; of any other those that are there, which may be
-        others in every group (Muon's), and before the first step none. Raises UserError that names a slot which is not
+        others in every group, and before the first step none. Raises UserError that names a slot which is not
         there for every parameter of the group in its shape: nothing is invented."""
         damped = any(hyper.get("dampening") for hyper in self._hyper)  # such a momentum does not start from zeros
         if (spec := self.known_optimizer) and (self._filled_slots or not damped):
@@ -217,8 +240,15 @@ class State:
 
     @property
     def known_optimizer(self) -> OptimizerSpec | None:
-        """The same; None for one that is not registered."""
-        return optimizers.recognise(self._filled_slots, self._hyper)
+        """The same; None for one that is not registered, or where a group keeps what such a one does not keep there."""
+        spec = optimizers.recognise(self._filled_slots, self._hyper)
+        return None if spec and any(self._surplus(spec, group) for group in self.groups) else spec
+
+    def _surplus(self, spec: OptimizerSpec, group: Group) -> list[str]:
+        """The slots that parameters of a group have and `spec` does not keep there."""
+        own = {slot.name for slot in spec.slots_in(group.hyper)}
+        others = [slot for slot in self._filled_slots if slot not in own]
+        return [slot for slot in others if any(name in self.slots[slot] for name in group.names)]
 
     @property
     def _filled_slots(self) -> list[str]:

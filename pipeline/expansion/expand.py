@@ -253,6 +253,7 @@ def _facts(expansion: ExpansionPlan, measured: Verification, source: dict[str, A
         "versions": installed(),
         "seed": expansion.growth.options.seed,
         **({"fit": fit} if fit else {}),
+        "growth": plan_file.digest(expansion.growth),
         **_operator(expansion),
         "source": source,
         "provenance": {

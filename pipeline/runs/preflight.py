@@ -169,10 +169,23 @@ def _stage_after_data(
             first_sample(config, stage, data, start_of(config, stage))
     else:
         large = stage_configs[stage.name]
+        _require_one_grouping(config, stage, large)
         _require_growth(config, stage, stage_models.source_of(stage, stage_configs), large)
         if fit := fits.unfinished(config, stage):
             _stage_after_data(config, fit, data, stage_configs)
             _require_fit(fit, large, data)
+
+
+def _require_one_grouping(config: Config, stage: ExpandStage, large: PretrainedConfig) -> None:
+    """A grown optimizer state is written in the groups of the first stage that reads it. Raises UserError for others in
+    other groups, by their rates."""
+    readers = config.continued_by(stage.name) if stage.optimizer_state == "grow" else []
+    groups = [[group.names for group in checkpoints.fresh_groups(large, reader.optimizer)] for reader in readers]
+    if odd := [reader.name for reader, mine in zip(readers, groups, strict=True) if mine != groups[0]]:
+        raise UserError(
+            f"stages.{odd[0]}.optimizer: its rates make other groups than those of '{readers[0].name}', in which "
+            f"'{stage.name}' grows the optimizer state for both; give both the same, or each an expansion of its own"
+        )
 
 
 def _require_fit(fit: FitStage, large: PretrainedConfig, data: Prepared) -> None:

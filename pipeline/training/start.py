@@ -75,19 +75,23 @@ def continues_optimizer(start: Path, stage: TrainStage, world: int) -> bool:
         optimizer_state.require_continued(f"{start}: a grown optimizer state", left, stage.optimizer)
         _require_groups(start, stage)
         return True
-    return is_loadable(start, stage, world) and stage.optimizer.continues(left)
+    return is_loadable(start, stage, world) and stage.optimizer.continues(left) and _in_its_groups(start, stage)
 
 
 def _require_groups(start: Path, stage: TrainStage) -> None:
     """Raises UserError where a grown optimizer state is not in the groups of `stage`: flat files name nothing."""
+    if not _in_its_groups(start, stage):
+        raise UserError(
+            f"{start}: its grown optimizer state is in other groups than stages.{stage.name}.optimizer makes; give the "
+            "stage the rates for which it was grown or an expansion of its own, or use --optimizer-state reset"
+        )
+
+
+def _in_its_groups(start: Path, stage: TrainStage) -> bool:
+    """Whether a checkpoint has the groups that the stage's optimizer makes."""
     state, model = checkpoints.read(start)
     mine = checkpoints.fresh_groups(model, stage.optimizer)
-    if [group.names for group in state.groups] != [group.names for group in mine]:
-        raise UserError(
-            f"{start}: its grown optimizer state is in {len(state.groups)} groups, which are not the {len(mine)} that "
-            f"stages.{stage.name}.optimizer makes; let the stage start from an expansion of this run, which writes its "
-            "groups, or use --optimizer-state reset"
-        )
+    return [group.names for group in state.groups] == [group.names for group in mine]
 
 
 def is_loadable(folder: Path, stage: TrainStage, world: int) -> bool:

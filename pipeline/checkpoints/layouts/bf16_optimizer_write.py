@@ -1,6 +1,6 @@
 """Writing checkpoints of DeepSpeed's BF16_Optimizer, which stage 1 has in bf16 where gradients are summed in float32.
 
-Its optimizer files name no stage and no loss scale, weights are stored with the padding, and all padding counts as the
+Its optimizer files name no stage, weights are stored with the padding, and all padding counts as the
 last rank's (DeepSpeed 0.19.8, `runtime/bf16_optimizer.py`). The rest is as in stage 1."""
 
 from pathlib import Path

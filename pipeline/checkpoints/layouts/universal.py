@@ -22,6 +22,7 @@ from pipeline.checkpoints.layouts.deepspeed_pickles import DynamicLossScaler, de
 from pipeline.checkpoints.layouts.layout import Layout
 from pipeline.checkpoints.layouts.zero_files import MODEL, holding_tensors, strangers_named
 from pipeline.checkpoints.layouts.zero_format import STEP, files_of_deepspeed, open_file, require_numbers, step_of
+from pipeline.checkpoints.relative_paths import is_file_name
 from pipeline.checkpoints.serialization.byte_stream import OutputFile, TensorSlice, whole
 from pipeline.checkpoints.serialization.torch_archive import TorchArchive, small_file
 from pipeline.checkpoints.state import Group, State
@@ -154,13 +155,11 @@ def _with_rest(folder: Path, state: State, model: dict[str, Any], optimizer: dic
     loader restores no buffers and no frozen parameters; here they go along."""
     engine, lost = carried.carried(model, carried.OF_THE_MODEL)
     scaling, more = carried.carried(optimizer, carried.OF_THE_OPTIMIZER | {"param_groups", "group_names", SCALARS})
-    state = replace(
-        state,
-        scalars=optimizer.get(SCALARS) or {},
-        engine=engine,
-        scaling=scaling,
-        unread=(*state.unread, *lost, *more),
-    )
+    scalars = optimizer.get(SCALARS) or {}
+    if not isinstance(scalars, dict) or not all(isinstance(each, dict) for each in scalars.values()):
+        file = folder / "zero" / "optimizer_state.pt"
+        raise UserError(f"{file}: its '{SCALARS}' are no mappings; the file is damaged")
+    state = replace(state, scalars=scalars, engine=engine, scaling=scaling, unread=(*state.unread, *lost, *more))
     if _merged(model) or "module" not in model:
         held = ", ".join(model.get("buffer_names") or ())
         cut = (f"buffers lie on the ranks of a tensor parallel model and are left behind: {held}",) if held else ()
@@ -196,10 +195,16 @@ def _expected_slots(kept: dict[str, list[str]], groups: tuple[Group, ...]) -> di
     """Slot -> the parameters that must have it, None: all, as with a known optimizer; of any other those that have."""
     slots = list(dict.fromkeys(slot for names in kept.values() for slot in names))
     spec = optimizers.recognise(slots, [group.hyper for group in groups])
-    if spec:
+    if spec and not _has_surplus(spec, kept, groups):
         holders = {slot.name: _holders(spec, slot, groups) for slot in spec.slots}
         return {slot: names for slot, names in holders.items() if names != []}
     return {slot: [name for name, held in kept.items() if slot in held] for slot in slots}
+
+
+def _has_surplus(spec: OptimizerSpec, kept: dict[str, list[str]], groups: tuple[Group, ...]) -> bool:
+    """Whether some parameter has a slot that this optimizer does not keep of it."""
+    owned = ((name, {slot.name for slot in spec.slots_in(group.hyper)}) for group in groups for name in group.names)
+    return any(not own.issuperset(kept.get(name, ())) for name, own in owned)
 
 
 def _holders(spec: OptimizerSpec, slot: Slot, groups: tuple[Group, ...]) -> list[str] | None:
@@ -213,8 +218,8 @@ def _require_whole(
 ) -> None:
     grouped = {name for group in groups for name in group.names}
     if damaged := sorted(name for name in grouped if name not in owners or name not in names):
-        lacking = slots[0] if slots and damaged[0] in names else WEIGHTS
-        raise UserError(f"{folder}: '{damaged[0]}' has no {lacking}.pt; the checkpoint is not complete")
+        lacking = "optimizer state" if slots and damaged[0] in names else f"{WEIGHTS}.pt"
+        raise UserError(f"{folder}: '{damaged[0]}' has no {lacking}; the checkpoint is not complete")
 
 
 def _model(folder: Path) -> dict[str, Any]:
@@ -268,12 +273,21 @@ def files(state: State, folder: Path) -> list[OutputFile]:
         if name in state.frozen:
             continue
         slots, keeps_step = kept[name]
+        _require_file_names(name, slots)
         stored = {WEIGHTS: weights, **{slot: state.slots.get(slot, {}).get(name) for slot in slots}}
         output += [_file(f"zero/{name}/{slot}.pt", stored[slot], weights, folder) for slot in stored]
         if keeps_step:
             output.append(small_file(f"zero/{name}/{STEP}.pt", torch.tensor(state.steps.get(name, 0.0))))
     output.append(small_file("zero/optimizer_state.pt", _optimizer(state)))
     return output + list(_model_files(state, folder))
+
+
+def _require_file_names(name: str, slots: list[str]) -> None:
+    """Raises UserError for what an unknown optimizer calls as no file can be called, or as another file is."""
+    if odd := [slot for slot in slots if not is_file_name(slot) or slot in (WEIGHTS, STEP)]:
+        raise UserError(
+            f"optimizer state {odd[0]!r} of '{name}' cannot be a file of a universal checkpoint; use --format zero"
+        )
 
 
 def _file(name: str, tensor: LazyTensor | None, weights: LazyTensor, folder: Path) -> OutputFile:

@@ -1,13 +1,19 @@
 """Muon's momentum in files of ZeRO stages 1 and 2 (DeepSpeed 0.19.8). Weights and gradients are cut where the shares of
 ranks end, but a matrix is orthogonalised whole: each rank keeps the momentum of every matrix that it has a part of, one
 behind the other, without padding. What two ranks have a part of, both keep. Before the first step there is none, and on
-ranks that have no part of any never. Stage 3, and DeepSpeed's BF16_Optimizer, cut it as the weights."""
+ranks that have no part of any never. Stage 3, DeepSpeed's BF16_Optimizer, and
+optimizers in host memory cut it as the weights."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from pipeline.checkpoints.layouts.carried import same
 from pipeline.checkpoints.layouts.zero_format import FlatPartition
-from pipeline.checkpoints.tensors import ShardSlice
+from pipeline.checkpoints.tensors import LazyTensor, ShardedTensor, ShardSlice
+from pipeline.errors import UserError
 from pipeline.optim.optimizers import USE_MUON
 
 SLOT = "momentum_buffer"
@@ -29,12 +35,34 @@ def numbers(partition: FlatPartition) -> list[int]:
     return [sum(partition.sizes[number] for number in mine) for mine in kept]
 
 
-def slices(partition: FlatPartition) -> list[list[ShardSlice]]:
-    """For every parameter, where the first rank that keeps it has it."""
+def tensors(
+    folder: Path, partition: FlatPartition, shapes: Mapping[str, tuple[int, ...]], flats: Sequence[Tensor]
+) -> dict[str, LazyTensor]:
+    """The momentum by parameter. Copies of several ranks are held against each other where they are read."""
     found: dict[int, list[ShardSlice]] = {}
     for number, kept in _kept(partition):
-        found.setdefault(number, [kept])
-    return [found.get(number, []) for number in range(len(partition.sizes))]
+        found.setdefault(number, []).append(kept)
+    return {
+        name: CopiedTensor(shape, flats, found.get(number, []), f"{folder}: {SLOT} of '{name}'")
+        for number, (name, shape) in enumerate(shapes.items())
+    }
+
+
+class CopiedTensor(ShardedTensor):
+    """A tensor of which several ranks have a whole copy each."""
+
+    def __init__(self, shape: Sequence[int], flats: Sequence[Tensor], copies: Sequence[ShardSlice], named: str):
+        super().__init__(shape, flats, copies[:1])
+        self._others, self._named = [ShardedTensor(shape, flats, [copy]) for copy in copies[1:]], named
+
+    def read(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Raises UserError where the copies differ."""
+        numbers = super().read(start, stop)
+        if any(not same(numbers, other.read(start, stop)) for other in self._others):
+            raise UserError(
+                f"{self._named} is not the same on all ranks that keep it; shards of two checkpoints are mixed"
+            )
+        return numbers
 
 
 def _kept(partition: FlatPartition) -> Iterator[tuple[int, ShardSlice]]:

@@ -1,7 +1,7 @@
 """Reading native ZeRO checkpoints, stages 0 to 3, any world size: mapped, one tensor at a time."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,15 +124,22 @@ def _slots(
     partition = _partition(stage, len(states), shapes)
     _require_one_step(folder, states)
     slots = {}
-    for slot in (key for key, value in states[0].items() if isinstance(value, Tensor) and value.dim() == 1):
-        whole = not bf16_optimizer and whole_matrices.keeps_whole(hyper, stage, slot)
-        flats = [state.get(slot, NOTHING) if whole else state[slot] for state in states]
-        _require_slot(
-            folder, slot, flats, whole_matrices.numbers(partition) if whole else [partition.flat] * len(flats)
-        )
-        places = whole_matrices.slices(partition) if whole else partition.slices()
-        slots[slot] = _sharded(shapes, places, flats)
+    for slot in _kept_flat(states):
+        flats = [state.get(slot, NOTHING) for state in states]
+        offloaded = all(flat.numel() == partition.flat for flat in flats)  # cut as the weights then, too
+        if whole_matrices.keeps_whole(hyper, stage, slot) and not (bf16_optimizer or offloaded):
+            _require_slot(folder, slot, flats, whole_matrices.numbers(partition))
+            slots[slot] = whole_matrices.tensors(folder, partition, shapes, flats)
+        else:
+            _require_slot(folder, slot, flats, [partition.flat] * len(flats))
+            slots[slot] = _sharded(shapes, partition.slices(), flats)
     return slots
+
+
+def _kept_flat(states: list[dict[str, Any]]) -> Iterator[str]:
+    """The slots that any rank keeps in flat tensors: what one has, all have to have."""
+    flat = (key for state in states for key, value in state.items() if isinstance(value, Tensor) and value.dim() == 1)
+    yield from dict.fromkeys(flat)
 
 
 def _partition(stage: int, world: int, shapes: Shapes) -> FlatPartition:

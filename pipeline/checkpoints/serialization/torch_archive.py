@@ -2,7 +2,7 @@
 
 torch itself writes the skeleton (`skip_data`): a sparse file with everything but the storages' bytes; where each
 storage lies is read from the archive's directory. Checksums inside the archive are left at 0, which `torch.load` does
-not mind; the manifest holds the SHA-256 of the whole file."""
+not mind; the manifest holds the digest of the whole file."""
 
 import io
 import math
