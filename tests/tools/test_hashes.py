@@ -74,7 +74,7 @@ def test_what_a_fit_knows_by_another_algorithm_is_hashed_again(tmp_path, caplog)
     checkpoint = tmp_path / "fit" / "checkpoints" / "step-0000003"
     checkpoint.mkdir(parents=True)
     (checkpoint / fitted.FACTS).write_text(json.dumps({"source": known}))
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="pipeline"):
         fitted.require_same_source(checkpoint, now)
     assert (
         f"{folder}: the fit knows {len(known['files'])} of its files by SHA-256; they are hashed again" in caplog.text

@@ -201,6 +201,15 @@ def test_something_else_in_its_place(held, tmp_path, capsys):
     assert not (tmp_path / "small.parts").exists()
 
 
+def test_another_growth_in_its_place(held, tmp_path, capsys):
+    """Its manifest would say the same but for the seed."""
+    command, out = ("expand", "--source", held / "small", "--target", held / "large"), tmp_path / "large"
+    assert lemon(capsys, *command, "--out", out, "--part", "1/1")[0] == 0
+    assert "nothing is left to do" in "".join(lemon(capsys, *command, "--out", out, "--part", "1/1")[1:])
+    code, _, err = lemon(capsys, *command, "--seed", 7, "--out", out, "--part", "1/1")
+    assert code == 2 and "exists already and is another checkpoint than this command makes (growth)" in err
+
+
 def test_files_of_transformers(tmp_path):
     """By the Python API: cut into shards, read back by whoever ends last."""
     small, layout = published(tmp_path, "vit", FORMATS["3 on 2"]), CheckpointLayout("huggingface", max_shard_size=3000)

@@ -42,7 +42,7 @@ def seeds(rank: int, ranks: int, step: int = 3, seed: int = 1) -> dict[int, int]
     engine.factors = []
     engine.stage, engine.seed, engine.deepspeed = stage(micro_batch=1), seed, Engines()
     engine.world, engine.watch = World(rank, ranks, torch.device("cpu")), Stopwatch()
-    engine.gate = SimpleNamespace(ask=lambda refuses: None, norm=torch.zeros(()), told=float)
+    engine.gate = SimpleNamespace(ask=lambda refuses: None, norm=torch.zeros(()), told=float, settle=lambda: None)
     engine.loss_scale = SimpleNamespace(of_a_step=nullcontext)
     engine.saving, engine._passes = SimpleNamespace(reserve=lambda: None), 0
     engine.deepspeed_config = {"gradient_accumulation_steps": COUNT // ranks}

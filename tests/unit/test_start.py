@@ -19,7 +19,7 @@ from pipeline.training import optimizer_kernel, resharded_start
 from pipeline.training.fingerprint import Fingerprint
 from pipeline.training.micro_batches import as_begun, change, size_of
 from pipeline.training.stage import plan_training
-from pipeline.training.start import continues_optimizer
+from pipeline.training.start import continues_optimizer, stored_layout
 from tests.helpers import cli
 from tests.helpers.checkpoints import reseal, trained
 from tests.helpers.cli import ROOT
@@ -227,7 +227,29 @@ def test_a_start_with_a_grown_state_is_held_to_its_optimizer(run, capsys):
     assert "the state is that of adamw" in refused(capsys, "train", run, "--stage", "scratch", GROW, *sgd)
     rates = [*other, "stages.scratch.optimizer={rates: {hidden: 0.5}}"]
     told = refused(capsys, "train", run, "--stage", "scratch", GROW, *rates)
-    assert "is in 2 groups, which are not the 3 that stages.scratch.optimizer makes" in told
+    assert "is in other groups than stages.scratch.optimizer makes" in told
+
+
+RATES = "stages.scratch.optimizer={rates: {embeddings: 2}}"
+
+
+def test_a_fresh_state_in_other_groups_is_not_gone_on_with(run):
+    """The weights of an expansion are taken alone."""
+    shutil.rmtree(run.parent / "run" / "grown")
+    assert cli.main(["train", str(run), "--stage", "grown", "-q"]) == 0
+    loaded = config.load(run, ["stages.scratch.start=grown", RATES])
+    start = checkpoints.locate(loaded.path / "grown")
+    layout = stored_layout(start)
+    for stage, goes_on in (("large", True), ("scratch", False)):
+        reader = loaded.training_stage(stage).model_copy(update={"zero_stage": layout.zero_stage})
+        assert continues_optimizer(start, reader, layout.world_size) is goes_on
+
+
+def test_stages_of_other_groups_share_no_grown_state(run, capsys):
+    """Told before anything is trained."""
+    shutil.rmtree(run.parent / "run" / "grown")
+    told = refused(capsys, "run", run, "--dry-run", GROW, "stages.scratch.start=grown", RATES)
+    assert "stages.scratch.optimizer: its rates make other groups than those of 'large'" in told
 
 
 def test_a_stage_that_was_begun_and_has_no_checkpoint_starts_from_the_newest(run):
