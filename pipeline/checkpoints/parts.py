@@ -3,15 +3,16 @@ in any order and any number of times, and whoever ends last publishes.
 
 OUT.parts/
   job.json            what all parts must agree about; the first one writes it
-  files/              becomes the checkpoint; every file appears in it whole, by a rename
+  files/              every file appears in it whole, by a rename
   sealed/             NAME.json: size and digest of a file that is whole
   read/               the same of the source's files, which the parts share as well
   part-2.json         part 2 is whole: all of its records
   part-2.lock         held by the process that writes part 2; publish.lock by the one that publishes
   drafts/             what is being written
+  result-*/           becomes the checkpoint: links to all files, and what goes along; of one process that publishes
 
-Two processes on one part would write the same bytes under the same names, so nothing relies on a lock between nodes;
-the checkpoint appears by one rename, which one of them wins.
+Two processes on one part would write the same bytes under the same names, and two that publish have a folder each: so
+nothing relies on a lock between nodes. The checkpoint appears by one rename, which one of them wins.
 """
 
 import heapq
@@ -19,6 +20,7 @@ import logging
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,13 +35,13 @@ from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.checkpoints.serialization.byte_stream import OutputFile
 from pipeline.checkpoints.serialization.writer_pool import Count, HashTask, WriteTask, carry_out
 from pipeline.errors import UserError, writing_to
-from pipeline.records.file_hashes import FileRecord, files_below, record
+from pipeline.records.file_hashes import FileRecord, record
 from pipeline.records.locks import lock
 from pipeline.records.run_folder import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
-FOLDER, FILES, PUBLISHING = ".parts", "files", "publish.lock"
+FOLDER, FILES, PUBLISHING, RESULT = ".parts", "files", "publish.lock", "result-"
 WRITTEN, READ = "sealed", "read"
 """Folders of records, and the keys of a part's own."""
 Records = dict[str, FileRecord]
@@ -201,21 +203,30 @@ def _publish_if_whole(job: Job[C], out: Path, folder: Path, part: Part) -> tuple
         if not lock(file, wait=0):
             logger.info(f"{job.name}: {part} is whole, and another part is publishing {out}")
             return None
-        return None if _is_published(job, out, part) else _publish(job, out, folder, part)
+        if _is_published(job, out, part):
+            return None
+        try:
+            return _publish(job, out, folder, part)
+        except (OSError, UserError):
+            if _is_published(job, out, part):  # by another node's process, which has removed what this one worked on
+                return None
+            raise
 
 
 def _publish(job: Job[C], out: Path, folder: Path, part: Part) -> tuple[Records, C]:
     """Raises UserError where a file is not what was sealed, and what completing the result raises."""
-    staged, written, read = folder / FILES, Records(), Records()
+    written, read = Records(), Records()
     for number in range(1, part.of + 1):
         content = read_json(_record_of(folder, number))
         own = {name: FileRecord.model_validate(file) for name, file in content[WRITTEN].items()}
-        _require_sizes(staged, own, number)
+        _require_sizes(folder / FILES, own, number)
         written |= own
         read |= {name: FileRecord.model_validate(file) for name, file in content[READ].items()}
-    for name in files_below(staged):
-        if name not in written:  # of one that died while it was publishing
-            (staged / name).unlink()
+    staged = Path(tempfile.mkdtemp(prefix=RESULT, dir=folder))
+    staged.chmod((folder / FILES).stat().st_mode)
+    for name in written:
+        (staged / name).parent.mkdir(parents=True, exist_ok=True)
+        os.link(folder / FILES / name, staged / name)
     source = job.origin.facts({job.origin.folder / name: file for name, file in read.items()})
     logger.info(f"{job.name}: {part} is the last one; all {len(written)} files are there, as they were sealed")
     completed = job.complete(staged, source)

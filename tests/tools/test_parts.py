@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline
-from pipeline.checkpoints import CheckpointLayout, manifest, parts
+from pipeline.checkpoints import CheckpointLayout, manifest, parts, publish
 from pipeline.cli import main
 from pipeline.records.locks import lock
 from tests.helpers.checkpoints import FORMATS, foreign, published, source
@@ -103,10 +103,29 @@ def test_who_publishes_dies_as_well(command, tmp_path, capsys):
     expected, out = whole(command, tmp_path, capsys), tmp_path / "out"
     assert lemon(capsys, *command, "--out", out, "--part", "1/2")[0] == 0
     killed = run_killed("manifest", *command, "--out", out, "--part", "2/2", said=tmp_path / "said")
-    assert killed.code == -9 and not out.exists() and (tmp_path / "out.parts" / "files" / manifest.NAME).exists()
+    assert killed.code == -9 and not out.exists() and list((tmp_path / "out.parts").glob(f"result-*/{manifest.NAME}"))
     code, said, err = lemon(capsys, *command, "--out", out, "--part", "1/2")
     assert code == 0 and f"part 1 of 2 {LAST}" in said, err
     assert tree(out) == expected
+
+
+def test_two_publish_at_once_where_no_lock_reaches_the_other(command, tmp_path, capsys, monkeypatch):
+    """One that completes behind the other's rename finds its own work gone, and the result there."""
+    expected, out = whole(command, tmp_path, capsys), tmp_path / "out"
+    assert lemon(capsys, *command, "--out", out, "--part", "1/2")[0] == 0
+    monkeypatch.setattr(parts, "lock", lambda *_, **__: True)
+    seal, codes = publish.seal, []
+
+    def meanwhile(staged: Path, *arguments: object) -> None:
+        if not codes:
+            codes.append(None)
+            codes.append(lemon(capsys, *command, "--out", out, "--part", "1/2")[0])
+        seal(staged, *arguments)
+
+    monkeypatch.setattr(publish, "seal", meanwhile)
+    code, said, err = lemon(capsys, *command, "--out", out, "--part", "2/2")
+    assert (code, codes) == (0, [None, 0]), err
+    assert "nothing is left to do for part 2 of 2" in said + err and tree(out) == expected
 
 
 def refused(capsys, *arguments: object) -> str:
