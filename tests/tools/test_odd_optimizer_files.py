@@ -15,17 +15,18 @@ from tests.helpers.checkpoints import by_muon, source
 
 TWO_RANKS = CheckpointLayout("zero", 1, 2)
 UNIVERSAL = CheckpointLayout("universal")
+STAGE_0 = CheckpointLayout("zero", 0, 1)
 TARGETS = [CheckpointLayout("zero", 2, 3), UNIVERSAL]
 TO_EITHER = pytest.mark.parametrize("target", TARGETS, ids=["native", "universal"])
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> dict[CheckpointLayout, Path]:
-    """What DeepSpeed's Muon has left, natively on two ranks and as universal files."""
+    """What DeepSpeed's Muon has left, natively on two ranks, as universal files, and of stage 0."""
     folder = tmp_path_factory.mktemp("muon")
     small, made = source(folder / "source", CheckpointLayout("zero", 1, 1)), {}
-    for layout in (TWO_RANKS, UNIVERSAL):
-        made[layout] = by_muon(small, folder / layout.name, layout)
+    for layout in (TWO_RANKS, UNIVERSAL, STAGE_0):
+        made[layout] = by_muon(small, folder / f"{layout.name}-{layout.zero_stage}", layout)
         (made[layout] / "manifest.json").unlink()
     return made
 
@@ -159,3 +160,15 @@ def test_state_that_cannot_be_a_universal_file_is_refused_by_name(native, slot):
         resharded(native, UNIVERSAL)
     out, _ = resharded(native, TARGETS[0])
     assert slot in checkpoints.raw(out).slots
+
+
+def test_the_order_of_muons_matrices_is_not_guessed(sources, tmp_path):
+    """A plain script's file of stage 0 names no parameters, and before the first step no shapes."""
+    folder = Path(shutil.copytree(sources[STAGE_0], tmp_path / "stage 0"))
+    path = folder / "mp_rank_00_model_states.pt"
+    content = torch.load(path, weights_only=False)
+    del content["group_names"]
+    content["optimizer"]["state"] = {}
+    torch.save(content, path)
+    with pytest.raises(UserError, match="Muon orders its matrices by shapes"):
+        checkpoints.raw(folder)

@@ -132,6 +132,11 @@ def _names(
         orders = merges(list(module.items()), pieces, _rounded_from)
     else:
         shapes = [[_shape(inner["state"].get(number, {})) for number in group["params"]] for group in hypers]
+        if any(hyper.get(USE_MUON) and mine.count(None) > 1 for hyper, mine in zip(hypers, shapes, strict=True)):
+            raise UserError(
+                f"{folder}: a checkpoint of ZeRO stage 0: Muon orders its matrices by shapes, which its state does not "
+                "tell before the first step; save it behind one, or with zero_stage 1"
+            )
         kept, owners = _cut(shapes, hypers, lambda shape: shape)
         orders = merges([(name, tuple(tensor.shape)) for name, tensor in module.items()], kept, _may_be)
     if len(orders) != 1:
