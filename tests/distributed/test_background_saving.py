@@ -20,6 +20,7 @@ from tests.helpers import cli
 from tests.helpers.cli import environment_kept, lemon_here
 from tests.helpers.parity_task import model_config, stage
 from tests.helpers.processes import in_a_child
+from tests.helpers.rotation import rotated
 from tests.helpers.runs import copied, ledger, losses, records
 from tests.helpers.scripts.saving import FAMILY
 
@@ -64,6 +65,7 @@ def storages(tree: object) -> list[int]:
     return [found.index(each) for each in found]
 
 
+@rotated(one_in=4, of=("zero_stage", "precision", "kind"))
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])

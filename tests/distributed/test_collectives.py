@@ -5,11 +5,13 @@ import json
 import pytest
 
 from tests.helpers.cli import lemon
+from tests.helpers.rotation import rotated
 from tests.helpers.runs import copied
 
 STEP = {"data", "forward", "backward", "communication", "optimizer"}
 
 
+@rotated(one_in=2, of="zero_stage")
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_a_step_has_all_parts(finished, tmp_path, capfd, zero_stage):
     path = copied(finished, tmp_path)

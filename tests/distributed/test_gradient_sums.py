@@ -5,6 +5,8 @@ import math
 
 import pytest
 
+from tests.helpers.rotation import rotated
+
 SCRIPT = "tests.helpers.scripts.gradients"
 MICRO_BATCHES = 64
 """Of a step, over all ranks."""
@@ -19,6 +21,7 @@ def settings(zero_stage: int, precision: str = "bf16", samples: int = MICRO_BATC
 NO_CLIP = {"optimizer": {"clip": 0.0}}
 
 
+@rotated(one_in=2, of=("zero_stage", "world"))
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_64_micro_batches_are_summed_in_fp32(workers, zero_stage, world):
@@ -63,6 +66,7 @@ def test_the_bound_of_the_norm_is_the_stages_own(workers, tmp_path, precision):
     assert workers.run(f"{SCRIPT}:bound", {**job, **more}, 2) == 2.0
 
 
+@rotated(one_in=3, of=("zero_stage", "precision"))
 @pytest.mark.parametrize("value, clip", [(math.inf, 0.0), (math.nan, 0.5)])
 @pytest.mark.parametrize("zero_stage, precision", [(s, p) for s in range(4) for p in ("fp32", "bf16")])
 def test_an_infinite_gradient_is_seen_in_its_own_step(workers, zero_stage, precision, value, clip):

@@ -6,6 +6,7 @@ from pipeline import models
 from pipeline.accounting.memory import model_states, parameter_groups
 from pipeline.optim.optimizers import OPTIMIZERS
 from tests.helpers.parity_task import BATCH, model_config
+from tests.helpers.rotation import rotated
 
 HELD = "tests.helpers.scripts.engine_memory:held"
 SIZES = {"layers": 3, "hidden": 96, "mlp": 384}
@@ -19,6 +20,7 @@ def stated(zero_stage: int, precision: str, optimizer: str, rounds: int, sums: s
     return model_states(groups, zero_stage=zero_stage, ranks=2, **how).held
 
 
+@rotated(one_in=2, of=("zero_stage", "precision", "sums", "optimizer", "rounds"))
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @pytest.mark.parametrize(
     "precision, sums, optimizer, rounds",

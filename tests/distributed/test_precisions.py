@@ -61,6 +61,7 @@ def test_fp16_trains_near_fp32(workers, fp16, in_fp32, tmp_path, zero_stage, bui
     assert told["whole"] != pytest.approx(in_fp32, abs=1e-6)
 
 
+@rotated(one_in=2, of="zero_stage")
 @pytest.mark.parametrize("zero_stage", [1, 3])
 def test_the_loss_scale_goes_on_where_it_was(workers, fp16, tmp_path, zero_stage):
     """Losses, norms and scales are those of an engine that was not interrupted, to the bit; resharded, the scale is the

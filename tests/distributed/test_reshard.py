@@ -187,6 +187,7 @@ def fp32_sums(world: int) -> CheckpointLayout:
     return CheckpointLayout("zero", 1, world, bf16=True, fp32_sums=True)
 
 
+@rotated(one_in=3, of=("case", "world"))
 @pytest.mark.parametrize(
     "case, world",
     [("stage 1 fp32 sums", 1), ("stage 1 fp32 sums", 2), ("stage 1 bf16", 2), ("stage 3", 1), ("stage 0 bf16", 2)],
@@ -268,6 +269,7 @@ def convert(*arguments: object) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
+@rotated(one_in=2, of="stage")
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeeds_own_converters_read_ours(tmp_path, theirs, stage):
     ours = rewritten(theirs["stage 1"], tmp_path / "ours" / "two", CheckpointLayout("zero", stage, 3))

@@ -25,6 +25,7 @@ from pipeline.growth.plan import GrowthPlan, begun_module, plan_growth, require_
 from pipeline.optim.optimizers import Slot
 from tests.helpers.checkpoints import trained
 from tests.helpers.growing import EXACT, Weights, difference, planned, randomised, rows_of
+from tests.helpers.rotation import rotated
 from tests.helpers.samples import sample
 
 SMALL = {"hidden": 8, "heads": 2, "mlp": 16, "layers": 2}
@@ -148,6 +149,7 @@ def source_of(variant: str) -> Weights:
     return randomised(sample(variant, **SMALL))
 
 
+@rotated(one_in=3, of=("variant", "rank"))
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("variant", FAMILIES)
 def test_the_formula_and_its_gradients(variant, rank):
