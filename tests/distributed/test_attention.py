@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from pipeline.training import attention
 from tests.helpers.cli import lemon
 from tests.helpers.runs import STEPS, copied, interrupted, losses
 
@@ -37,6 +39,20 @@ def test_a_beginning_stage_takes_what_was_measured_to_be_faster(finished, tmp_pa
         assert chosen == ("eager" if sdpa > 1.1 * eager else "sdpa")
     assert facts(tmp_path)["settings"]["attention"] == facts(tmp_path)["fingerprint"]["stage"]["attention"] == chosen
     assert losses(tmp_path / "run", "small")[-1][0] == STEPS
+
+
+def test_it_is_measured_in_the_products_that_train(finished, tmp_path, capfd, monkeypatch):
+    """Workers are forks, which take this over."""
+    noted = tmp_path / "noted"
+
+    def measured(*_: object) -> tuple[float, float]:
+        noted.write_text(torch.get_float32_matmul_precision())
+        return 1.0, 2.0
+
+    monkeypatch.setattr(attention, "measured", measured)
+    more = (AUTO, "stages.small.matmul_precision=medium", "stages.small.schedule.steps=2 steps", "processes=1")
+    assert lemon(capfd, "train", copied(finished, tmp_path), "--stage", "small", *more)[0] == 0
+    assert noted.read_text() == "medium"
 
 
 def test_a_stage_goes_on_with_what_it_began_with(finished, tmp_path, capfd):
