@@ -127,7 +127,8 @@ def test_the_dry_run_says_what_it_costs(fitted, capsys):
 
 
 def test_offline_it_is_fitted_in_a_folder_of_its_own(finished, tmp_path, capsys):
-    """From a stage's checkpoint, to another model of the config, on the config's data; it can be applied again."""
+    """From a stage's checkpoint, to another model of the config, on the config's data; it can be applied again, and its
+    steps measured."""
     growth = ("--source", finished / "run" / "small", "--target", f"{finished / 'tiny.yaml'}:large", "--method", "ligo")
     fit = ("--data", finished / "tiny.yaml", "--fit", "steps=3", "--fit", "batch=16", "--fit", "peak=1e-4")
     lemon_here("expand", *growth, *fit, "--fit", "accept=true", "--out", tmp_path / "out")
@@ -140,6 +141,9 @@ def test_offline_it_is_fitted_in_a_folder_of_its_own(finished, tmp_path, capsys)
     learning = spent(tmp_path / "out.fit", "grown-fit")
     assert manifest["fit"]["flops"] == learning
     assert manifest["provenance"]["flops"] - before["provenance"]["flops"] > learning > 0
+    profile = ("profile", tmp_path / "out.fit" / "config.yaml", "--stage", "grown-fit", "--steps", 1, "--json")
+    code, out, error = lemon(capsys, *profile)
+    assert code == 0 and json.loads(out)["work"]["again"] > 0, error
 
 
 def begun_from(fitted: Path, finished: Path, folder: Path) -> Path:

@@ -9,10 +9,10 @@ import yaml
 
 from pipeline import checkpoints, reshard
 from pipeline.checkpoints.layouts import CheckpointLayout
-from tests.helpers.cli import lemon_here
+from tests.helpers.cli import lemon, lemon_here
 from tests.helpers.parity_task import BATCH, stage
 from tests.helpers.rotation import rotated
-from tests.helpers.runs import losses, tiny_run
+from tests.helpers.runs import copied, entries, losses, steps_in_all, tiny_run
 
 SCRIPT = "tests.helpers.scripts.engine_resume"
 GRADIENTS = "tests.helpers.scripts.gradients:distance"
@@ -125,6 +125,18 @@ def test_a_scale_that_cannot_fall_ends_the_run_in_one_line(workers, fp16):
     fields = {"zero_stage": 1, "precision": "fp16", "deepspeed": least}
     with pytest.raises(AssertionError, match="UserError: stage 't': gradients are not finite in fp16 at the least"):
         workers.run(f"{SCRIPT}:scaled", {"family": "vit", "stage": fields, "steps": 1}, world=2)
+
+
+def test_the_step_at_which_the_scale_cannot_fall_counts(fp16, finished, tmp_path, capfd):
+    """It was computed, and the one begun behind it was not: the ledger keeps its FLOPs when the stage goes on."""
+    path, run = copied(finished, tmp_path), tmp_path / "run"
+    least = "{fp16: {initial_scale_power: 24, hysteresis: 1, min_loss_scale: 16777216}}"
+    stage = ("train", path, "--stage", "small", "stages.small.precision=fp16", "processes=1")
+    code, _, said = lemon(capfd, *stage, f"stages.small.deepspeed={least}")
+    assert code == 2 and "gradients are not finite in fp16 at the least loss scale" in said
+    lemon_here(*stage, "stages.small.deepspeed={fp16: {loss_scale: 1024}}", "stages.small.schedule.steps=3 steps")
+    assert [entry["step"] for entry in entries(run, "small") if entry["kind"] == "restart"] == [0]
+    assert steps_in_all(run, "small") == 1 + 3
 
 
 @pytest.mark.slow

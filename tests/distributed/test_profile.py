@@ -15,11 +15,17 @@ from tests.helpers.ports import free_port
 from tests.helpers.runs import BATCH, copied, tiny_run
 
 SHARES = ("data", "forward", "backward", "communication", "optimizer", "other")
+FUSED = "aten::_fused_adamw_"
 
 
 def content(folder: Path) -> dict[str, int]:
     """Everything in a run, locks and folders too, with the time of its last change."""
     return {str(path.relative_to(folder)): path.lstat().st_mtime_ns for path in (folder, *sorted(folder.rglob("*")))}
+
+
+def operators(trace: Path) -> set[str]:
+    """The names in a trace of torch's profiler."""
+    return {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
 
 
 def profiled(capfd, config: Path, *options: object) -> tuple[dict, str]:
@@ -69,13 +75,19 @@ def test_a_target_that_is_another_stages_result_ends_no_measurement(tmp_path, ca
 
 
 def test_a_fit_is_measured_as_it_has_begun(finished, tmp_path, capfd):
-    """Its attention is not chosen anew, nor its micro-batch."""
+    """Its attention is not chosen anew, nor its micro-batch, nor the kernel of its optimizer."""
     path = copied(finished, tmp_path, "small")
     fit = ["stages.grown.method=ligo", "stages.grown.fit={steps: 2, warmup: 0, accept: true}", "processes=1"]
     settled = ["stages.grown.fit.micro_batch=8", "stages.grown.fit.attention=eager"]
     assert lemon(capfd, "train", path, "--stage", "grown", *fit, *settled)[0] == 0
-    told, _ = profiled(capfd, path, "--stage", "grown-fit", *fit)
+    record, trace = tmp_path / "run" / "grown-fit" / "stage.json", tmp_path / "trace.json"
+    facts = json.loads(record.read_text())
+    assert facts["settings"]["optimizer_kernel"] == "fused"
+    facts["settings"]["optimizer_kernel"] = "default"  # as a torch without the fused one would have begun it
+    record.write_text(json.dumps(facts))
+    told, _ = profiled(capfd, path, "--stage", "grown-fit", "--trace", trace, *fit)
     assert told["settings"]["attention"] == "eager" and told["settings"]["micro_batch"] == 8
+    assert FUSED not in operators(trace)
 
 
 def test_people_get_a_table_and_a_trace(finished, tmp_path, capfd):
@@ -87,8 +99,7 @@ def test_people_get_a_table_and_a_trace(finished, tmp_path, capfd):
     for word in ("one step, over 3 measured ones", "communication", "host", "MFU", "FLOPs of the model / (", "RssAnon"):
         assert word in said
     assert "attention sdpa, eager layers" in said and "a layer takes" not in said
-    names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
-    assert "aten::addmm" in names and "aten::addmm" in said
+    assert {"aten::addmm", FUSED} <= operators(trace) and "aten::addmm" in said
 
 
 BAD = [

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from pipeline import models
 from pipeline.config.schema import TrainStage
-from pipeline.training.engine import Engine, join
+from pipeline.training.engine import Engine, World, join
 from pipeline.training.losses import loss_per_sample
 from pipeline.training.subject import of_model
 from tests.helpers.parity_task import BATCH, batch, model_config, stage
@@ -26,22 +26,14 @@ def held(job: dict) -> int:
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()  # what is there already is not looked at any more
-    fields = stage(**job["stage"]).model_dump(mode="json") | {"optimizer": job["optimizer"]}
-    of_stage = TrainStage.model_validate(fields)
-    net = models.build(model_config(job["family"], **job["sizes"]), seed=5)
-    trained = of_model(net, of_stage.activation_checkpointing, of_stage.optimizer)
-    engine = Engine(trained, of_stage, world, seed=0)
-    del net, trained
+    engine = _engine(job, world)
     inner, at_steps = getattr(engine.deepspeed.optimizer, "optimizer", engine.deepspeed.optimizer), []
     hook = inner.register_step_pre_hook(lambda *_: at_steps.append(_new()))
     most = 0
     for step in range(2):
         engine.deepspeed.train()
         for _ in range(engine.accumulation):
-            part = batch(job["family"], step, 0, BATCH // world.size // engine.accumulation)
-            losses = loss_per_sample(*engine._logits(part))
-            engine.deepspeed.backward(losses.mean())
-            del losses
+            _pass_back(engine, job, step)
             most = max(most, _new()) if step else 0
             engine.deepspeed.step()
     hook.remove()
@@ -50,6 +42,29 @@ def held(job: dict) -> int:
     gc.unfreeze()
     dist.barrier()
     return max(most, *at_steps)
+
+
+def buckets(job: dict) -> int:
+    """Bytes of the buffers through which rank 0 reduces gradients, behind a backward pass. job: as above."""
+    engine = _engine(job, join())
+    engine.deepspeed.train()
+    _pass_back(engine, job, step=0)
+    staged = [bucket.buffer for bucket in engine.deepspeed.optimizer.ipg_buckets.values()]
+    tensors = [tensor for each in staged for tensor in (each if isinstance(each, list) else [each])]
+    engine.close()
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _engine(job: dict, world: World) -> Engine:
+    fields = stage(**job["stage"]).model_dump(mode="json") | {"optimizer": job["optimizer"]}
+    of_stage = TrainStage.model_validate(fields)
+    net = models.build(model_config(job["family"], **job["sizes"]), seed=5)
+    return Engine(of_model(net, of_stage.activation_checkpointing, of_stage.optimizer), of_stage, world, seed=0)
+
+
+def _pass_back(engine: Engine, job: dict, step: int) -> None:
+    part = batch(job["family"], step, 0, BATCH // engine.world.size // engine.accumulation)
+    engine.deepspeed.backward(loss_per_sample(*engine._logits(part)).mean())
 
 
 def _new() -> int:
