@@ -6,7 +6,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,11 @@ def pieces(count: int) -> list[str]:
 
 
 class Lemon(Side):
-    """A stage of a config, as `lemon run` trains it."""
+    """A stage of a config, as `lemon run` trains it; a twin of `lemon` differs in a key, in a folder of its own."""
+
+    @staticmethod
+    def folder(job: Job) -> Path:
+        return Path(job.folder) / ("run" if job.side not in TWINS else job.side)
 
     @staticmethod
     def config(job: Job) -> Any:
@@ -133,11 +137,11 @@ class Lemon(Side):
         stage = {"kind": "train", "name": "stage", "model": "model", "batch": shape.batch, "zero_stage": job.zero_stage}
         schedule = {"peak": 1e-4, "horizon": f"{ENDLESS} steps"}
         keys = {"precision": "bf16" if job.bf16 else "fp32", "matmul_precision": job.matmul_precision}
-        keys |= dict(each.split("=", 1) for each in job.keys)
+        keys |= dict(each.split("=", 1) for each in (*job.keys, *TWINS.get(job.side, ())))
         return Config.model_validate(
             {
                 "name": "speed",
-                "folder": f"{job.folder}/run",
+                "folder": str(Lemon.folder(job)),
                 "hang": {"watch": False},
                 "data": text if shape.block else images,
                 "models": {"model": sizes | ({"patch": shape.patch} if shape.patch else {})},
@@ -152,6 +156,10 @@ class Lemon(Side):
         if job.shape.vocabulary:
             Path(job.folder, VOCABULARY).write_text("\n".join(pieces(job.shape.vocabulary)))
         run.prepare_alone(cls.config(job))
+        for twin in TWINS:
+            folder = cls.folder(replace(job, side=twin))
+            folder.mkdir()
+            (folder / "data").symlink_to(cls.folder(job) / "data")
 
     def train(self) -> None:
         from pipeline.training import loop
@@ -373,8 +381,10 @@ def masking(job: Job) -> Any:
     return DataCollatorForLanguageModeling(BertTokenizer(vocab=str(path)), mlm_probability=0.15)
 
 
+TWINS = {"lemon-eager": ("compile=false",), "lemon-compiled": ("compile=true",)}
 SIDES: dict[str, type[Side]] = {
     "lemon": Lemon,
+    **dict.fromkeys(TWINS, Lemon),
     "deepspeed": Bare,
     "plain": Plain,
     "trainer": ByTrainer,

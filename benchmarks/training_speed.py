@@ -3,11 +3,13 @@
     python benchmarks/training_speed.py                    BERT and ViT (6 layers, 256), bf16, fp32, and fp32 as medium
     python benchmarks/training_speed.py --shapes bert --precisions bf16 --rounds 3          one of them
     python benchmarks/training_speed.py --shapes tiny --steps 2 --rounds 2    a check that it runs, a minute
-    python benchmarks/training_speed.py --shapes bert-base-512 vit-base       on GPUs: real shapes, bf16
+    python benchmarks/training_speed.py --gpu --shapes bert-base-512 vit-base --precisions bf16      real shapes
+    python benchmarks/training_speed.py --sides lemon-eager lemon-compiled    what compiling gives
 
 Sides, each a process a rank, which take turns within one run:
 
 * `lemon`: a stage as `lemon run` trains it, its loop, its records, its defaults;
+* `lemon-eager`, `lemon-compiled`: the same without and with compiled layers (by default on GPUs alone);
 * `deepspeed`: the same layers, data and engine in a bare loop; what it lacks of `lemon` is our overhead;
 * `plain`: the same in PyTorch's DistributedDataParallel, weights in bf16 beside fp32 master weights: the floor;
 * `trainer`: transformers' Trainer with DeepSpeed, ZeRO-1, transformers' own model and collator;
@@ -34,11 +36,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script i
 if "--gpu" not in sys.argv:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+import torch
+
 from benchmarks.ports import free_port
-from benchmarks.training_sides import SIDES, Job, Shape, work
+from benchmarks.training_sides import SIDES, TWINS, Job, Shape, work
 
 SHAPES = {
     "bert": Shape("bert", layers=6, hidden=256, heads=4, batch=64, block=128, vocabulary=30522),
+    "bert-4096": Shape("bert", layers=6, hidden=256, heads=4, batch=64, block=128),
     "vit": Shape("vit", layers=6, hidden=256, heads=4, batch=64, size=32, patch=4),
     "tiny": Shape("bert", layers=2, hidden=64, heads=2, batch=8, block=32),
     "tiny-vit": Shape("vit", layers=2, hidden=64, heads=2, batch=8, size=8, patch=4),
@@ -141,15 +146,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["bert", "vit"])
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES), help="lemon is always one")
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), help="lemon is always one")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="of a side in a round")
-    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--ranks", type=int, help="of a side; by default 2, and one a GPU")
     parser.add_argument("--zero-stage", type=int, default=1)
     parser.add_argument("--gpu", action="store_true", help="on GPUs, a rank each; else on the CPU")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="more keys of lemon's stage")
     chosen = parser.parse_args()
-    chosen.sides = ["lemon", *(name for name in chosen.sides if name != "lemon")]
+    chosen.ranks = chosen.ranks or (torch.cuda.device_count() if chosen.gpu else 2)
+    sides = chosen.sides or [name for name in SIDES if chosen.gpu or name not in TWINS]
+    chosen.sides = ["lemon", *(name for name in sides if name != "lemon")]
     for name in chosen.shapes:
         for precision in chosen.precisions:
             compare(SHAPES[name], precision, chosen)
