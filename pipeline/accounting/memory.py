@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.accounting.flops import checkpointed
-from pipeline.config.deepspeed_keys import DeepSpeedKeys, ZeroOptimization
+from pipeline.config.deepspeed_keys import ZeroOptimization
+from pipeline.config.schema import TrainStage
 from pipeline.models.architecture import Architecture
 from pipeline.optim.optimizers import OptimizerSpec
 from pipeline.optim.parameter_groups import grouped
@@ -26,19 +27,22 @@ MOST_GATHERED = 1_000_000_000
 @dataclass(frozen=True)
 class Buffers:
     """What DeepSpeed's config says of them. bucket: numbers of one; paired: one is filled while another is reduced, of
-    which stages 1 and 2 allocate both; gathered: the most weights that stage 3 keeps gathered."""
+    which stages 1 and 2 allocate both; gathered: the most weights that stage 3 keeps gathered; at_once: where stage 1
+    sums gradients of bf16 in float32, BF16_Optimizer reduces them without any."""
 
     bucket: int = BUCKET
     gathered: int = MOST_GATHERED
     paired: bool = False
+    at_once: bool = True
 
     @classmethod
-    def of(cls, keys: DeepSpeedKeys, on_gpu: bool = False) -> "Buffers":
+    def of(cls, stage: TrainStage, on_gpu: bool = False) -> "Buffers":
         """By the keys of a stage; a pair is what this pipeline takes on GPUs where they say nothing."""
-        zero = keys.zero_optimization or ZeroOptimization()
+        zero = stage.deepspeed.zero_optimization or ZeroOptimization()
         gathered = MOST_GATHERED if zero.stage3_max_live_parameters is None else zero.stage3_max_live_parameters
         paired = on_gpu if zero.overlap_comm is None else zero.overlap_comm
-        return cls(zero.reduce_bucket_size or BUCKET, gathered, paired)
+        at_once = stage.sums == "fp32" and not stage.deepspeed.offloads
+        return cls(zero.reduce_bucket_size or BUCKET, gathered, paired, at_once)
 
 
 @dataclass(frozen=True)
@@ -128,13 +132,14 @@ def parameter_groups(architecture: Architecture, optimizer: OptimizerSpec) -> li
 def _summed_in_fp32(
     zero_stage: int, share: int, padded: int, optimizer: int, whole: int, buffers: Buffers
 ) -> ModelStates:
-    """Stages 1 to 3 in bf16 whose gradients are summed in float32: whole in stage 1, from where the optimizer takes its
-    share; else each rank's share. A bucket is reduced in a copy in float32. padded: numbers of all shares."""
+    """Stages 1 to 3 in 16 bits whose gradients are summed in float32: whole in stage 1, from where the optimizer takes
+    its share; else each rank's share. A bucket is reduced in a copy in float32. padded: numbers of all shares."""
     if zero_stage == 1:
-        return ModelStates(BF16 * padded, FP32 * padded, optimizer, 0, FP32 * min(padded, BUCKET))
+        bucket = min(padded, BUCKET) if buffers.at_once else _buckets(buffers)
+        return ModelStates(BF16 * padded, FP32 * padded, optimizer, 0, FP32 * bucket)
     weights, gathered = (share, min(whole, buffers.gathered)) if zero_stage == 3 else (padded, 0)
-    staged = buffers.bucket if zero_stage == 3 else _buckets(buffers)
-    bucket = BF16 * staged + FP32 * min(whole, buffers.bucket)
+    staged = FP32 * buffers.bucket if zero_stage == 3 else BF16 * _buckets(buffers)
+    bucket = staged + FP32 * min(whole, buffers.bucket)
     return ModelStates(BF16 * weights, FP32 * share, optimizer, BF16 * gathered, bucket)
 
 

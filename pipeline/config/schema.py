@@ -3,7 +3,15 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from pipeline.config.data import Data, TextData
 from pipeline.config.deepspeed_keys import DeepSpeedKeys
@@ -14,7 +22,7 @@ from pipeline.config.number_formats import BY_DEFAULT, IN_16_BITS, GradientSums,
 from pipeline.config.stability import Stability
 from pipeline.config.stage_data import StageData
 from pipeline.config.stop import Stop
-from pipeline.config.validation_errors import ConfigProblems
+from pipeline.config.validation_errors import ConfigProblems, explain
 from pipeline.durations import Duration, PositiveDuration, Time
 from pipeline.errors import UserError, nearest, placed
 from pipeline.optim.optimizers import AdamW, Optimizer
@@ -322,8 +330,11 @@ class Config(Strict):
         if fit.batch is None and like is behind:
             of_behind = getattr(behind, "micro_batch", None)
             inherited["micro_batch"] = fit.micro_batch or (None if of_behind == "auto" else of_behind)
-        named = {"name": stage.fit_name, "schedule": fit.schedule, "kind": "fit"}
-        return FitStage.model_validate({**shared, **own, **inherited, **named})
+        keys = {**shared, **own, **inherited, "name": stage.fit_name, "schedule": fit.schedule, "kind": "fit"}
+        try:
+            return FitStage.model_validate(keys)
+        except ValidationError as error:  # what it inherits may not fit what is given
+            raise UserError(f"stages.{stage.name}.fit: {explain(error, keys, FitStage)}") from error
 
     def continued_by(self, name: str) -> list[TrainStage]:
         """The training stages that go on from the stage `name`, at once or by way of expansions."""

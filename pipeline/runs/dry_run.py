@@ -296,7 +296,7 @@ def _memory(
             bf16=bf16,
             accumulates=derived["gradient_accumulation_steps"] > 1,
             fp32_sums=stage.sums_in_fp32,
-            buffers=Buffers.of(stage.deepspeed, on_gpu=True),
+            buffers=Buffers.of(stage, on_gpu=True),
         )
         stages[zero_stage] = {**asdict(states), "held": states.held}
     estimate = activations(

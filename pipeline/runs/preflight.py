@@ -177,13 +177,15 @@ def _stage_after_data(
 
 
 def _require_one_grouping(config: Config, stage: ExpandStage, large: PretrainedConfig) -> None:
-    """A grown optimizer state is written in the groups of the first stage that reads it. Raises UserError for others in
-    other groups, by their rates."""
-    readers = config.continued_by(stage.name) if stage.optimizer_state == "grow" else []
-    groups = [[group.names for group in checkpoints.fresh_groups(large, reader.optimizer)] for reader in readers]
-    if odd := [reader.name for reader, mine in zip(readers, groups, strict=True) if mine != groups[0]]:
+    """A grown optimizer state is written in the groups of the first training behind it. Raises UserError for stages
+    that go on with it in other groups, by their rates; an expansion of it goes by names."""
+    behind = config.continued_by(stage.name) if stage.optimizer_state == "grow" else []
+    readers = [each for each in behind if each.origin == stage.name]
+    optimizers = [each.optimizer for each in (*behind[:1], *readers)]
+    groups = [[group.names for group in checkpoints.fresh_groups(large, each)] for each in optimizers]
+    if odd := [reader.name for reader, mine in zip(readers, groups[1:], strict=True) if mine != groups[0]]:
         raise UserError(
-            f"stages.{odd[0]}.optimizer: its rates make other groups than those of '{readers[0].name}', in which "
+            f"stages.{odd[0]}.optimizer: its rates make other groups than those of '{behind[0].name}', in which "
             f"'{stage.name}' grows the optimizer state for both; give both the same, or each an expansion of its own"
         )
 

@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import pickle
+import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -161,16 +162,34 @@ def half_precisions() -> dict[str, bool]:
 
 def precisions_of_workers() -> set[str]:
     """`supported_precisions`, asked in a child process: asking takes up memory of the GPU, and the process that starts
-    the workers lives as long as they do. Where there is a GPU the child is no fork, in which CUDA cannot begin once it
-    has in this process. Raises FaultError where the child is killed."""
-    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+    the workers lives as long as they do. Raises FaultError where the child is killed."""
+    try:
+        return _asked_of_another() if torch.cuda.is_available() else _asked_of_a_fork()
+    except (BrokenProcessPool, subprocess.CalledProcessError) as error:
+        raise FaultError(
+            f"the process that asks this machine's devices for their precisions was killed (out of memory?){RESUME}"
+        ) from error
+
+
+def _asked_of_a_fork() -> set[str]:
+    context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(1, context, initializer=be_a_helper, initargs=(os.getpid(),)) as pool:
-        try:
-            return pool.submit(supported_precisions).result()
-        except BrokenProcessPool as error:
-            raise FaultError(
-                f"the process that asks this machine's devices for their precisions was killed (out of memory?){RESUME}"
-            ) from error
+        return pool.submit(supported_precisions).result()
+
+
+def _asked_of_another() -> set[str]:
+    """By a Python of its own: CUDA cannot begin in a fork once it has in this process, and what multiprocessing spawns
+    runs the caller's script once more."""
+    ask = f"from {__name__} import tell_precisions; tell_precisions({os.getpid()})"
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", ask], stdout=subprocess.PIPE, text=True, check=True, env=paths)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def tell_precisions(parent: int) -> None:
+    """Print `supported_precisions`, for the process that waits for them."""
+    be_a_helper(parent)
+    print(*supported_precisions())
 
 
 def require_precision(stage: TrainStage, supported: set[str]) -> None:

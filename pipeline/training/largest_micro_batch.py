@@ -103,7 +103,7 @@ def _states(plan: TrainingPlan, ranks: int, size: int) -> ModelStates:
         bf16=plan.stage.in_16_bits,
         accumulates=plan.stage.batch > size * ranks,
         fp32_sums=plan.stage.sums_in_fp32,
-        buffers=Buffers.of(plan.stage.deepspeed, on_gpu=True),
+        buffers=Buffers.of(plan.stage, on_gpu=True),
     )
 
 

@@ -26,6 +26,7 @@ from pipeline.training.engine import Engine, World, free, of_rank_0
 from pipeline.training.hangs.watch import Reached, watched
 from pipeline.training.hardware import peak_of_all_ranks
 from pipeline.training.length import recorded_facts
+from pipeline.training.loss_scale import ScaleAtMinimumError
 from pipeline.training.preemption import StopRequest
 from pipeline.training.progress import Progress
 from pipeline.training.resume import newest_whole
@@ -211,7 +212,7 @@ class Loop:
         rate = self.plan.rates.at(step)
         try:
             values = self.engine.begin_step(batches, step, rate, stop=stop, refuses=refuses)
-        except UserError:  # the loss scale cannot fall; what has been computed counts
+        except ScaleAtMinimumError:  # what has been computed counts
             self._finish_in_vain()
             if self.world.first:
                 self.plan.folder.counter.write(step + 1)

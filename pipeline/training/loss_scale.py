@@ -18,6 +18,10 @@ AT_MINIMUM = "loss scale already at minimum"
 """What DeepSpeed says where the scale cannot be halved any more."""
 
 
+class ScaleAtMinimumError(UserError):
+    """Gradients are not finite, and the scale cannot fall: their step was computed."""
+
+
 class LossScale:
     """That of one engine, which has one of 1 where it trains in another precision."""
 
@@ -43,7 +47,8 @@ class LossScale:
 
     @contextmanager
     def of_a_step(self) -> Iterator[None]:
-        """Around a step. Raises UserError where the scale would have to fall below its least."""
+        """Around a step. Raises ScaleAtMinimumError where the scale would have to fall below its
+        least."""
         self._before, self._due = self.current, False
         try:
             yield
@@ -52,7 +57,7 @@ class LossScale:
         except Exception as error:  # DeepSpeed raises no other kind
             if AT_MINIMUM not in str(error):
                 raise
-            raise UserError(
+            raise ScaleAtMinimumError(
                 f"stage '{self._stage}': gradients are not finite in fp16 at the least loss scale, {self.current:g}; "
                 "lower schedule.peak, lengthen the warm-up, or train it in bf16"
             ) from error

@@ -12,11 +12,14 @@ from pipeline.training.cross_entropy import cross_entropy
 
 def model_inputs(batch: Batch, model: nn.Module, device: torch.device) -> dict[str, Tensor]:
     """A micro-batch's inputs on the device, the numbers of its documents, where it has them, as a mask of attention for
-    `model`, in the dtype of its weights."""
+    `model`, in the dtype of its weights. Positions go on from document to document; a causal model is told so, for OPT
+    would count them by the mask."""
     inputs = {name: value.to(device) for name, value in batch.inputs.items()}
     if (documents := inputs.pop("documents", None)) is not None:
         causal = models.is_causal(model.config)
         inputs["attention_mask"] = document_mask(documents, next(model.parameters()).dtype, causal)
+        if causal:
+            inputs["position_ids"] = torch.arange(documents.shape[1], device=device).expand_as(documents)
     return inputs
 
 

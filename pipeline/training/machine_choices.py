@@ -11,6 +11,9 @@ from pipeline.training.stage import TrainingPlan
 
 logger = logging.getLogger(__name__)
 
+RECORDED = ("rates", "start", "target", "first_sample")
+"""Of a plan, what may come from records of the run."""
+
 
 def settle(plan: TrainingPlan, world: World) -> TrainingPlan:
     """The plan with nothing left open: as recorded when the stage began, else by what these devices do best. To be
@@ -34,6 +37,6 @@ def settle(plan: TrainingPlan, world: World) -> TrainingPlan:
 def _as_rank_0_reads_it(plan: TrainingPlan) -> TrainingPlan:
     """With what the plan has from records of the run, which a shared file system may show to other nodes as they were
     before."""
-    size, rates, start, first = of_rank_0(lambda: (plan.stage.micro_batch, plan.rates, plan.start, plan.first_sample))
-    stage = plan.stage.model_copy(update={"micro_batch": size})
-    return replace(plan, stage=stage, rates=rates, start=start, first_sample=first)
+    recorded: dict[str, Any] = of_rank_0(lambda: {key: getattr(plan, key) for key in RECORDED})
+    size = of_rank_0(lambda: plan.stage.micro_batch)
+    return replace(plan, stage=plan.stage.model_copy(update={"micro_batch": size}), **recorded)

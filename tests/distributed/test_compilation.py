@@ -53,6 +53,7 @@ def test_bf16_over_200_steps(workers):
     eager, compiled = both(workers, steps=200, zero_stage=2, precision="bf16")
     means = [[sum(kind[at : at + 20]) / 20 for at in range(0, 200, 20)] for kind in (eager, compiled)]
     assert means[1] == pytest.approx(means[0], rel=1e-3) and eager != compiled
+    assert compiled == pytest.approx(eager, rel=3e-3)
 
 
 @rotated(one_in=3, of="zero_stage")

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 import torch
@@ -9,6 +11,10 @@ import yaml
 
 from pipeline import checkpoints, reshard
 from pipeline.checkpoints.layouts import CheckpointLayout
+from pipeline.data import Batch
+from pipeline.errors import UserError
+from pipeline.records.run_folder import StageFolder
+from pipeline.training.samples import StepSamples
 from tests.helpers.cli import lemon, lemon_here
 from tests.helpers.parity_task import BATCH, stage
 from tests.helpers.rotation import rotated
@@ -123,7 +129,7 @@ def test_a_checkpoint_of_another_precision_does_not_bring_its_scale(workers, fp1
 def test_a_scale_that_cannot_fall_ends_the_run_in_one_line(workers, fp16):
     least = {"fp16": {"initial_scale_power": 24, "hysteresis": 1, "min_loss_scale": 2**24}}
     fields = {"zero_stage": 1, "precision": "fp16", "deepspeed": least}
-    with pytest.raises(AssertionError, match="UserError: stage 't': gradients are not finite in fp16 at the least"):
+    with pytest.raises(AssertionError, match="ScaleAtMinimumError: stage 't': gradients are not finite in fp16"):
         workers.run(f"{SCRIPT}:scaled", {"family": "vit", "stage": fields, "steps": 1}, world=2)
 
 
@@ -134,9 +140,27 @@ def test_the_step_at_which_the_scale_cannot_fall_counts(fp16, finished, tmp_path
     stage = ("train", path, "--stage", "small", "stages.small.precision=fp16", "processes=1")
     code, _, said = lemon(capfd, *stage, f"stages.small.deepspeed={least}")
     assert code == 2 and "gradients are not finite in fp16 at the least loss scale" in said
-    lemon_here(*stage, "stages.small.deepspeed={fp16: {loss_scale: 1024}}", "stages.small.schedule.steps=3 steps")
-    assert [entry["step"] for entry in entries(run, "small") if entry["kind"] == "restart"] == [0]
+    other = ("stages.small.deepspeed={fp16: {loss_scale: 1024}}", "--allow", "deepspeed")
+    lemon_here(*stage, *other, "stages.small.schedule.steps=3 steps")
+    assert [entry["step"] for entry in entries(run, "small") if entry["kind"] == "restart"] == [-1]
     assert steps_in_all(run, "small") == 1 + 3
+
+
+def test_a_step_whose_samples_cannot_be_read_does_not_count(finished, tmp_path, capfd):
+    """Nothing of it was computed. Workers are forks, which take this over."""
+    of = StepSamples.of
+
+    def damaged(samples: StepSamples, step: int) -> Iterator[Batch]:
+        for batch in of(samples, step):
+            if step == 2:
+                raise UserError("image 7 cannot be decoded")
+            yield batch
+
+    stage = ("train", copied(finished, tmp_path), "--stage", "small", "processes=1")
+    with mock.patch.object(StepSamples, "of", damaged):
+        code, _, said = lemon(capfd, *stage)
+    assert code == 2 and "image 7 cannot be decoded" in said
+    assert StageFolder(tmp_path / "run" / "small").counter.read() == 2
 
 
 @pytest.mark.slow

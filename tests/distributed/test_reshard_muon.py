@@ -61,6 +61,6 @@ def test_universal_files_hold_it_and_give_it_back(tmp_path, source):
     ours = resharded(source, tmp_path / "universal", CheckpointLayout("universal"))
     assert diff.compare(source, ours).equal
     require_same(checkpoints.raw(source), checkpoints.raw(ours))
-    for layout in LAYOUTS[:3]:
+    for layout in LAYOUTS:
         back = resharded(ours, tmp_path / f"back{layout.zero_stage}", layout)
         require_same(checkpoints.raw(source), checkpoints.raw(back))

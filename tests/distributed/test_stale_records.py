@@ -28,3 +28,15 @@ def test_all_ranks_go_by_what_rank_0_has_read(finished, tmp_path, monkeypatch):
     lemon_here("train", copied(finished, tmp_path), "--stage", "small", "stages.small.schedule.steps=4 steps")
     ours, theirs = (trained(where) for where in (tmp_path, finished))
     assert ours and ours == theirs[: len(ours)]
+
+
+def without_a_target_on_rank_1(*arguments: object) -> TrainingPlan:
+    plan = plan_training(*arguments)
+    return plan if os.environ["RANK"] == "0" else replace(plan, target=None)
+
+
+def test_all_ranks_end_at_the_target_that_rank_0_has_read(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "plan_training", without_a_target_on_rank_1)
+    at_once = "stages.small.stop={eval_loss: 100}"
+    lemon_here("train", copied(finished, tmp_path), "--stage", "small", at_once, "hang.first=60 seconds")
+    assert losses(tmp_path / "run", "small")[-1][0] == 0

@@ -108,6 +108,21 @@ def grown_on(path: Path) -> Path:
     return written(path.parent, content)
 
 
+def grown_and_trained(path: Path, families: tuple[str, ...]) -> Path:
+    """The same run, in which what each of these has become is grown and trained on. The width doubles, as norms behind
+    the sum (RoBERTa's) need it; layers are added where they stand before."""
+    content = yaml.safe_load(path.read_text())
+    of_family = {stage["name"]: stage for stage in content["stages"]}
+    for family in families:
+        layers = 2 if family == "roberta" else 3
+        larger = {**content["models"][family], "layers": layers, "hidden": 48, "heads": 6, "mlp": 96}
+        content["models"][f"large-{family}"] = larger
+        grow = {"kind": "expand", "name": f"grown-{family}", "source": f"on-{family}", "model": f"large-{family}"}
+        after = {**of_family[f"on-{family}"], "name": f"after-{family}", "model": grow["model"], "start": grow["name"]}
+        content["stages"] += [{**grow, "method": {"name": "lemon", "depth": "cancel"}}, after]
+    return written(path.parent, content)
+
+
 def evaluated(folder: Path, path: Path) -> float:
     """The loss of what `from_pretrained` makes of a folder on the run's evaluation set."""
     loaded = config.load(path)
@@ -190,6 +205,16 @@ def test_a_causal_model_goes_on_after_growth_where_it_was(text):
     after = [record for record in records(run, "after-llama") if "eval_loss" in record]
     assert after[0]["eval_loss"] == pytest.approx(before, rel=1e-5) and after[-1]["eval_loss"] < before
     assert after[0]["perplexity"] == pytest.approx(math.exp(after[0]["eval_loss"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data, families", [("text", ("roberta", "gpt2", "mistral")), ("images", ("deit", "dinov2"))])
+def test_so_does_every_other_family(request, data, families):
+    path = request.getfixturevalue(data)
+    cli.lemon_here("run", grown_and_trained(path, families))
+    for family in families:
+        *_, before = (row["eval_loss"] for row in records(path.parent / "run", f"on-{family}") if "eval_loss" in row)
+        assert first_loss(path.parent / "run", f"after-{family}") == pytest.approx(before, rel=1e-5), family
 
 
 def test_a_folder_that_is_grown_and_trained_on_keeps_its_vocabulary(text):

@@ -39,6 +39,16 @@ def test_a_stage_ends_at_its_target_and_goes_on_beyond_it(finished, tmp_path):
     assert ledger(run, "small") == ledger(whole, "small")
 
 
+def test_a_stage_ends_at_its_share_of_right_answers(finished, tmp_path):
+    """The best of the undisturbed stage, at the step where that one had it first."""
+    evaluated = [(r["top1"], -r["step"]) for r in records(finished / "run", "small") if "eval_loss" in r]
+    top1, step = max(evaluated)
+    lemon_here("train", copied(finished, tmp_path), "--stage", "small", f"stages.small.stop={{top1: {top1!r}}}")
+    reached = facts(tmp_path / "run")["reached"]
+    assert (reached["measure"], reached["step"], reached["value"]) == ("top1", -step, top1)
+    assert losses(tmp_path / "run", "small")[-1][0] == -step
+
+
 def test_a_finished_stage_that_is_prolonged_equals_one_of_that_length(finished, tmp_path):
     """Behind the horizon the rate stays at its minimum."""
     longer = "stages.small.schedule.steps=32 steps"

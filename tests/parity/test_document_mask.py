@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from pipeline import models
+from pipeline.data import Batch
 from pipeline.models.document_mask import document_mask
+from pipeline.training.losses import model_inputs
 from tests.helpers.samples import POSITIONS, VOCAB, sample
 
-FAMILIES = ["bert", "bert-pre-ln", "roberta", "gpt2", "llama", "mistral", "qwen3"]
+FAMILIES = ["bert", "bert-pre-ln", "roberta", "gpt2", "llama", "mistral", "qwen3", "opt"]
 CUT = 6
 """Where the second document begins."""
 
@@ -41,8 +43,8 @@ def test_each_document_is_as_if_alone(family, attention):
     second, whose positions stay, as one with these positions, or with transformers' own mask for padding in place of
     the first."""
     net, (ids, documents) = built(family, attention, torch.float64), blocks()
-    mask = document_mask(documents, torch.float64, models.is_causal(net.config))
-    together = net(input_ids=ids, attention_mask=mask).logits
+    inputs = Batch({"input_ids": ids, "documents": documents}, ids, len(ids))
+    together = net(**model_inputs(inputs, net, torch.device("cpu"))).logits
     first = net(input_ids=ids[:, :CUT]).logits
     second = second_alone(net, ids, documents)
     torch.testing.assert_close(together[:, :CUT], first, rtol=0, atol=1e-12)

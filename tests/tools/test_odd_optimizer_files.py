@@ -9,6 +9,7 @@ import torch
 
 from pipeline import checkpoints
 from pipeline.checkpoints import CheckpointLayout, diff, integrity, reshard
+from pipeline.checkpoints.layouts import whole_matrices
 from pipeline.checkpoints.state import State
 from pipeline.errors import UserError
 from tests.helpers.checkpoints import by_muon, source
@@ -118,6 +119,10 @@ def test_momentum_of_an_optimizer_in_host_memory_is_cut_as_the_weights(native):
     state = checkpoints.raw(native)
     first = state.slots["momentum_buffer"][state.groups[number].names[0]]
     assert torch.equal(first.tensor().flatten(), torch.arange(1.0, 1.0 + first.numel))
+    _, said = resharded(native, TARGETS[0])
+    assert whole_matrices.BEGUN_ANEW in said
+    native_again = reshard.remarks(reshard.plan_reshard(native.parent / "out", TARGETS[0]))
+    assert whole_matrices.BEGUN_ANEW not in native_again
 
 
 def test_a_file_that_its_parameter_has_alone_is_not_passed_over(universal):

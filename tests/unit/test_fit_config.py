@@ -100,6 +100,16 @@ def test_keys_of_deepspeed_without_effect_are_refused(tmp_path, keys):
         loaded(tmp_path, f"stages.grown.fit.deepspeed={{{keys}}}")
 
 
+@pytest.mark.parametrize("inherited", [False, True])
+def test_nor_are_those_that_bf16_leaves_without_effect(tmp_path, inherited):
+    """Named, or of the stage behind it: sums in float32 are reduced without buckets."""
+    precision = "stages.large.precision=bf16" if inherited else "stages.grown.fit.precision=bf16"
+    bucket = "stages.grown.fit.deepspeed={zero_optimization: {reduce_bucket_size: 1000000}}"
+    run = loaded(tmp_path, precision, bucket)
+    with pytest.raises(UserError, match=r"stages.grown.fit: deepspeed.*reduce_bucket_size is without effect"):
+        run.training_stage("grown-fit")
+
+
 def test_without_a_batch_nothing_is_guessed(tmp_path):
     path = tiny_run(tmp_path)
     alone = config.load(path, ["stages.grown.method=ligo", "stages.large.start=null"])

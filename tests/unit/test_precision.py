@@ -12,6 +12,7 @@ from pipeline.config.number_formats import Precision
 from pipeline.errors import FaultError, UserError
 from pipeline.training import engine
 from pipeline.training.engine import precisions_of_workers, require_precision, supported_precisions
+from tests.helpers.cli import run_python
 
 BERT = Path(__file__).parents[2] / "configs" / "quickstart" / "bert.yaml"
 
@@ -28,6 +29,19 @@ def test_an_unsupported_precision_is_one_line():
 def test_what_is_supported_is_asked_of_deepspeed():
     assert {"fp32"} <= supported_precisions() <= set(get_args(Precision))
     assert precisions_of_workers() == supported_precisions()
+
+
+def test_a_script_that_asks_beside_a_gpu_is_not_run_again(tmp_path):
+    """One without a guard, in whose process CUDA may have begun; it lies elsewhere and finds the package by its own
+    `sys.path`."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(Path(engine.__file__).parents[2])!r})\n"
+        "print('began')\nimport torch\nfrom pipeline.training import engine\n"
+        "torch.cuda.is_available = lambda: True\nprint(*sorted(engine.precisions_of_workers()))\n"
+    )
+    done = run_python(script, timeout=120)
+    assert (done.returncode, done.stdout.splitlines()) == (0, ["began", " ".join(sorted(supported_precisions()))])
 
 
 def killed() -> None:

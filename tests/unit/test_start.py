@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline import checkpoints, config, models
 from pipeline.accounting.lineage import lineage
@@ -250,6 +251,21 @@ def test_stages_of_other_groups_share_no_grown_state(run, capsys):
     shutil.rmtree(run.parent / "run" / "grown")
     told = refused(capsys, "run", run, "--dry-run", GROW, "stages.scratch.start=grown", RATES)
     assert "stages.scratch.optimizer: its rates make other groups than those of 'large'" in told
+
+
+def test_an_expansion_of_a_grown_state_goes_by_names(run, capsys):
+    """Whatever its reader's groups are: `far` starts from an expansion of `grown`, beside `large`."""
+    content = yaml.safe_load(run.read_text())
+    grown = next(stage for stage in content["stages"] if stage["name"] == "grown")
+    scratch = next(stage for stage in content["stages"] if stage["name"] == "scratch")
+    content["models"]["huge"] = {**content["models"]["large"], "layers": content["models"]["large"]["layers"] + 1}
+    content["stages"] += [
+        {**grown, "name": "again", "source": "grown", "model": "huge", "method": {"name": "lemon", "depth": "zero"}},
+        {**scratch, "name": "far", "start": "again", "model": "huge", "optimizer": {"rates": {"embeddings": 2}}},
+    ]
+    run.write_text(yaml.safe_dump(content))
+    more = [GROW, "stages.again.optimizer_state=grow"]
+    assert cli.main(["run", str(run), "--dry-run", *more]) == 0, capsys.readouterr().err
 
 
 def test_a_stage_that_was_begun_and_has_no_checkpoint_starts_from_the_newest(run):

@@ -45,6 +45,20 @@ def rows(records) -> dict[str, float]:
     return {kind: seconds for kind, seconds in wall_time("s", records).rows.items() if seconds}
 
 
+def test_the_page_tells_the_parts_of_a_mean_step(tmp_path):
+    """Milliseconds: of ten steps."""
+    run = simple_run(tmp_path)
+    parts = {"forward": 2.0, "backward": 4.0, "communication": 1.5, "optimizer": 0.5, "data": 1.0}
+    StageFolder(run / "large").times.append(start(-1, 100.0), spent(10, 109.0, **parts))
+    table = Page(write(build([run]), tmp_path / "out").read_text()).rows
+    heads = next(row for row in table if row[:1] == ["one step of"])
+    of_large = next(row for row in table[table.index(heads) :] if row[0] == "large")
+    told = dict(zip(heads, of_large, strict=True))
+    wanted = {"data": "100 ms", "forward": "200 ms", "backward": "400 ms", "communication": "150 ms"}
+    wanted |= {"optimizer": "50.0 ms", "sum": "900 ms"}
+    assert {name: told[name] for name in wanted} == wanted
+
+
 def test_rows_add_up_over_a_kill():
     told = wall_time("s", KILLED)
     assert rows(KILLED) == {

@@ -1,8 +1,8 @@
 """Muon's momentum in files of ZeRO stages 1 and 2 (DeepSpeed 0.19.8). Weights and gradients are cut where the shares of
 ranks end, but a matrix is orthogonalised whole: each rank keeps the momentum of every matrix that it has a part of, one
 behind the other, without padding. What two ranks have a part of, both keep. Before the first step there is none, and on
-ranks that have no part of any never. Stage 3, DeepSpeed's BF16_Optimizer, and
-optimizers in host memory cut it as the weights."""
+ranks that have no part of any never. Stage 3, DeepSpeed's BF16_Optimizer, and optimizers in host memory cut it as the
+weights."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +22,18 @@ SLOT = "momentum_buffer"
 def keeps_whole(hyper: Mapping[str, Any], stage: int, slot: str) -> bool:
     """Whether ranks keep a slot of a group's parameters whole. stage: 1 or 2 of DeepSpeedZeroOptimizer."""
     return stage in (1, 2) and slot == SLOT and bool(hyper.get(USE_MUON))
+
+
+BEGUN_ANEW = (
+    "Muon's momentum is that of an optimizer in host memory, where it is cut; files of stages 1 and 2 hold it whole, "
+    "from which an engine that offloads begins it anew, silently"
+)
+
+
+def is_cut(partition: FlatPartition, flats: Sequence[Tensor]) -> bool:
+    """Whether momentum is cut as the weights, as an optimizer in host memory does, where whole is another way."""
+    kept = [flat.numel() for flat in flats]
+    return kept == [partition.flat] * len(kept) != numbers(partition)
 
 
 def of_rank(partition: FlatPartition, rank: int) -> list[int]:

@@ -103,7 +103,7 @@ def _partitioned(folder: Path, files: TagFiles) -> State:
         buffers=rest.buffers,
         scaling=scaling,
         sub_group=_sub_group(folder, model, base[0]["param_groups"], shapes, world) if stage == 3 else None,
-        unread=(*rest.lost, *lost, *_reordered(groups, shapes), *_no_slots(base)),
+        unread=(*rest.lost, *lost, *_reordered(groups, shapes), *_odd_state(contents[0], base, shapes, stage)),
     )
 
 
@@ -126,7 +126,7 @@ def _slots(
     slots = {}
     for slot in _kept_flat(states):
         flats = [state.get(slot, NOTHING) for state in states]
-        offloaded = all(flat.numel() == partition.flat for flat in flats)  # cut as the weights then, too
+        offloaded = whole_matrices.is_cut(partition, flats)
         if whole_matrices.keeps_whole(hyper, stage, slot) and not (bf16_optimizer or offloaded):
             _require_slot(folder, slot, flats, whole_matrices.numbers(partition))
             slots[slot] = whole_matrices.tensors(folder, partition, shapes, flats)
@@ -162,14 +162,25 @@ def _shared(base: list[dict[str, Any]], number: int) -> list[str]:
     return [key for key in keys if all(carried.same(state.get(key), states[0][key]) for state in states)]
 
 
-def _no_slots(base: list[dict[str, Any]]) -> list[str]:
-    """What optimizers keep that is neither in the shape of their parameters nor one number for all ranks, in words."""
+def _odd_state(first: dict[str, Any], base: list[dict[str, Any]], shapes: list[Shapes], stage: int) -> Iterator[str]:
+    """What results do not have as optimizers keep it, in words: what is neither in the shape of their parameters nor
+    one number for all ranks, and Muon's momentum in host memory. first: the content of a file."""
     odd: dict[str, None] = {}
     for number, state in base[0]["state"].items():
         shared = (STEP, *_shared(base, number))
         left = (key for key, value in state.items() if value is not None and key not in shared)
         odd |= {key: None for key in left if not (isinstance(state[key], Tensor) and state[key].dim() == 1)}
-    return [f"optimizer state '{key}' is not in the shape of the parameters and is left behind" for key in odd]
+    yield from (f"optimizer state '{key}' is not in the shape of the parameters and is left behind" for key in odd)
+    if not of_bf16_optimizer(first) and any(_cut_momenta(base, shapes, stage)):
+        yield whole_matrices.BEGUN_ANEW
+
+
+def _cut_momenta(base: list[dict[str, Any]], shapes: list[Shapes], stage: int) -> Iterator[bool]:
+    """Of each flat tensor whose momentum would be kept whole, whether it is cut."""
+    for hyper in base[0]["param_groups"]:
+        for number in hyper["params"] if whole_matrices.keeps_whole(hyper, stage, whole_matrices.SLOT) else ():
+            flats = [each["state"].get(number, {}).get(whole_matrices.SLOT, NOTHING) for each in base]
+            yield whole_matrices.is_cut(_partition(stage, len(base), shapes[number]), flats)
 
 
 def _given(folder: Path, number: int, shapes: list[Shapes], shards: Sequence[dict[str, Any]]) -> list[str]:

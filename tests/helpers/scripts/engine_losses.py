@@ -14,17 +14,18 @@ from tests.helpers.parity_task import BATCH, ROUNDS, batch, model_config, stage
 
 
 def train(job: dict) -> list[float]:
-    """The losses. job: family, stage (fields of a stage: zero_stage, precision, …), steps, apart (as of `batch`)."""
+    """The losses. job: family, stage (fields of a stage: zero_stage, precision, …), steps, apart (as of
+    `batch`), rounds (micro-batches of a rank)."""
     world = join()
     torch.set_num_threads(1)
     config = model_config(job["family"])
     fields = stage(**job["stage"])
     trained = of_model(models.build(config, seed=5), fields.activation_checkpointing, fields.optimizer)
     engine = Engine(trained, fields, world, seed=0)
-    losses = []
+    losses, rounds = [], job.get("rounds", ROUNDS)
     for step in range(job["steps"]):
-        micro = BATCH // world.size // ROUNDS
-        firsts = [(part * world.size + world.rank) * micro for part in range(ROUNDS)]
+        micro = BATCH // world.size // rounds
+        firsts = [(part * world.size + world.rank) * micro for part in range(rounds)]
         parts = [batch(job["family"], step, first, micro, job.get("apart", False)) for first in firsts]
         losses.append(engine.step(parts, step, rate=1e-3)[0])
     dist.barrier()

@@ -45,14 +45,23 @@ def held(job: dict) -> int:
 
 
 def buckets(job: dict) -> int:
-    """Bytes of the buffers through which rank 0 reduces gradients, behind a backward pass. job: as above."""
-    engine = _engine(job, join())
+    """Bytes of the buffers through which rank 0 reduces gradients, in the middle of a backward pass; stages 1 and 2 let
+    go of them at its end. job: as above."""
+    engine, seen = _engine(job, join()), []
+
+    def look(gradient: torch.Tensor) -> torch.Tensor:
+        staged = [bucket.buffer for bucket in engine.deepspeed.optimizer.ipg_buckets.values()]
+        tensors = [tensor for each in staged for tensor in (each if isinstance(each, list) else [each])]
+        seen.append(sum(tensor.nbytes for tensor in tensors))
+        return gradient
+
+    first = next(engine.deepspeed.module.parameters())
+    hook = first.register_hook(look)
     engine.deepspeed.train()
     _pass_back(engine, job, step=0)
-    staged = [bucket.buffer for bucket in engine.deepspeed.optimizer.ipg_buckets.values()]
-    tensors = [tensor for each in staged for tensor in (each if isinstance(each, list) else [each])]
+    hook.remove()
     engine.close()
-    return sum(tensor.nbytes for tensor in tensors)
+    return seen[-1]
 
 
 def _engine(job: dict, world: World) -> Engine:

@@ -82,13 +82,14 @@ def parts(engine: Engine, count: int) -> list:
 def plain(fields: dict, count: int, ranks: int) -> dict[str, Tensor]:
     """The means of the gradients that torch computes for every sample in the stage's precision, summed in float64. As
     DeepSpeed does, a rank's loss is divided by its micro-batches, the sum of the ranks by the ranks."""
-    bf16 = fields["precision"] == "bf16"
+    bf16, autocast = (fields["precision"] == name for name in ("bf16", "bf16-autocast"))
     net = models.build(model_config(FAMILY), seed=SEED).train().to(torch.bfloat16 if bf16 else torch.float32)
     sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in net.named_parameters()}
     for place in range(count):
         sample = batch(FAMILY, place, 0, 1)
         net.zero_grad()
-        logits = net(**sample.inputs).logits.float()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = net(**sample.inputs).logits.float()
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), sample.labels.flatten())
         (loss / (count // ranks)).backward()
         for name, parameter in net.named_parameters():
