@@ -8,6 +8,7 @@ import torch
 from pipeline import models
 from pipeline.doctor.parity import train_plainly
 from tests.helpers.parity_task import BATCH, ROUNDS, batch, model_config, stage
+from tests.helpers.rotation import rotated
 
 STEPS = 6
 ENGINE = "tests.helpers.scripts.engine_losses:train"
@@ -115,6 +116,7 @@ def test_documents_that_are_kept_apart(workers, name, zero_stage, precision, nea
     assert expected != pytest.approx(plain(name), abs=1e-3), "a mask changes the loss"
 
 
+@rotated(one_in=2, of=("zero_stage", "name"), alike=lambda zero_stage, name: zero_stage)
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("name", ["bert-pre-ln", "llama"])
 def test_bf16_stays_near(workers, name, zero_stage):

@@ -49,6 +49,7 @@ def test_an_engine_holds_what_is_stated(workers, zero_stage, precision, sums, op
     assert workers.run(HELD, job, world=2) == pytest.approx(expected.held, rel=0.1)
 
 
+@rotated(one_in=3, of=("zero_stage", "paired", "precision", "sums"), alike=lambda zero_stage, **_: zero_stage)
 @pytest.mark.parametrize("precision, sums", [("fp32", None), ("bf16", "bf16"), ("bf16", "fp32"), ("fp16", None)])
 @pytest.mark.parametrize("zero_stage, paired", [(1, True), (2, False), (2, True), (3, False)])
 def test_an_engine_has_the_buckets_that_its_keys_ask_for(workers, zero_stage, paired, precision, sums):
