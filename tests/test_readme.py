@@ -97,7 +97,8 @@ def test_commands_and_their_options_exist(page):
     foreign = {"--size", "--expand", "--check", "--print"}  # of the benchmarks, of ruff, of the launch scripts
     foreign |= {"--text", "--vocabulary", "--rounds", "--memory"}  # of benchmarks/prepare_speed.py
     foreign |= {"--faults", "--seed", "--report", "--imports", "--minutes", "--before"}  # of the soak, of benchmarks
-    foreign |= {"--gpu", "--shapes", "--precisions"}  # of benchmarks/training_speed.py
+    foreign |= {"--gpu", "--shapes", "--precisions", "--sides"}  # of benchmarks/training_speed.py
+    foreign |= {"--folder", "--cores", "--shared"}  # of benchmarks/projection.py
     foreign |= {"--max-restarts", "--requeue", "--array"}  # of torchrun, of Slurm
     for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text):
         assert option in known | foreign, option

@@ -126,14 +126,14 @@ def test_the_dry_run_says_what_it_costs(fitted, capsys):
     assert stage["flops"]["evaluation"] == spent(fitted, "grown-fit", "evaluate", "evaluate-make")
 
 
-def test_offline_it_is_fitted_in_a_folder_of_its_own(finished, tmp_path, capsys):
+def test_offline_it_is_fitted_in_a_folder_of_its_own(finished, tmp_path, capfd):
     """From a stage's checkpoint, to another model of the config, on the config's data; it can be applied again, and its
     steps measured."""
     growth = ("--source", finished / "run" / "small", "--target", f"{finished / 'tiny.yaml'}:large", "--method", "ligo")
     fit = ("--data", finished / "tiny.yaml", "--fit", "steps=3", "--fit", "batch=16", "--fit", "peak=1e-4")
     lemon_here("expand", *growth, *fit, "--fit", "accept=true", "--out", tmp_path / "out")
     lemon_here("expand", *growth[:2], "--operator", tmp_path / "out", "--out", tmp_path / "again")
-    code, out, _ = lemon(capsys, "diff", tmp_path / "out", tmp_path / "again")
+    code, out, _ = lemon(capfd, "diff", tmp_path / "out", tmp_path / "again")
     assert code == 0, out
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["fit"]["steps"] == 3
@@ -142,7 +142,7 @@ def test_offline_it_is_fitted_in_a_folder_of_its_own(finished, tmp_path, capsys)
     assert manifest["fit"]["flops"] == learning
     assert manifest["provenance"]["flops"] - before["provenance"]["flops"] > learning > 0
     profile = ("profile", tmp_path / "out.fit" / "config.yaml", "--stage", "grown-fit", "--steps", 1, "--json")
-    code, out, error = lemon(capsys, *profile)
+    code, out, error = lemon(capfd, *profile)
     assert code == 0 and json.loads(out)["work"]["again"] > 0, error
 
 
