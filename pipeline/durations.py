@@ -89,6 +89,27 @@ def _positive(duration: Duration) -> Duration:
     return duration
 
 
+_SHARE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*$")
+
+
+def share(text: Any) -> Fraction:
+    """Read `'80 %'`. Raises ValueError on a number without the sign, on 0 and on more than 100 %."""
+    match = _SHARE.match(text) if isinstance(text, str) else None
+    if not match:
+        raise ValueError(f"a share needs a number and a percent sign, such as '80 %', not {one_line(repr(text), 40)}")
+    found = Fraction(match[1]) / 100
+    if not 0 < found <= 1:
+        raise ValueError(f"'{text}' is not between 0 and 100 %")
+    return found
+
+
+def _share(text: Any) -> Any:
+    share(text)
+    return text
+
+
+Share = Annotated[str, BeforeValidator(_share)]
+"""A part of something, as a field of a config."""
 TIME_UNITS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 
 

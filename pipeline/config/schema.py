@@ -23,7 +23,7 @@ from pipeline.config.stability import Stability
 from pipeline.config.stage_data import StageData
 from pipeline.config.stop import Stop
 from pipeline.config.validation_errors import ConfigProblems, explain
-from pipeline.durations import Duration, PositiveDuration, Time
+from pipeline.durations import Duration, PositiveDuration, Share, Time
 from pipeline.errors import UserError, nearest, placed
 from pipeline.optim.optimizers import AdamW, Optimizer
 from pipeline.optim.schedules import Schedule
@@ -81,6 +81,9 @@ class TrainStage(Strict):
     )
     data: StageData = StageData()
     schedule: Schedule
+    grow_at: Share | None = Field(
+        None, description="ends the stage at this share of its schedule's horizon, such as '80 %'; an expansion follows"
+    )
     optimizer: Optimizer = AdamW()
     precision: Precision = Field(
         "fp32",
@@ -154,6 +157,12 @@ class TrainStage(Strict):
         if reason := self.optimizer.refusal(self.zero_stage, self.precision, self.sums):
             raise ValueError(reason)
         self.deepspeed.require_none_of(self.optimizer.not_beside, f"optimizer {self.optimizer.kind}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.grow_at and self.schedule.steps:
+            raise ValueError("grow_at and schedule.steps both say how long it is; leave one of them out")
         return self
 
     @model_validator(mode="after")
@@ -379,7 +388,31 @@ class Config(Strict):
             problems.append(f"stages.{stage.name}.data.continue: it starts from fresh weights; name a start")
         if stage.data.block and self.data.kind != "text":
             problems.append(f"stages.{stage.name}.data.block: the data are images; leave it out")
+        return problems + self._problems_of_chain(stage)
+
+    def _problems_of_chain(self, stage: TrainStage) -> list[str]:
+        """What a stage that goes on with a schedule lacks, or has otherwise than the one that began it."""
+        where, before = f"stages.{stage.name}.schedule", self.trained_before(stage)
+        if not stage.schedule.continues:
+            return []
+        if before is None:
+            what = f"'{stage.origin}' is no stage of this config" if stage.origin else "it starts from fresh weights"
+            return [f"{where}.continue: {what}; leave it out, or start from what a stage has trained"]
+        mine, theirs = (each.schedule.model_dump(mode="json", by_alias=False) for each in (stage, before))
+        problems = [
+            f"{where}.{key}: '{before.name}' has {theirs.get(key)}, this {mine.get(key)}; one that goes on has the same"
+            for key in sorted({*mine, *theirs} - {"steps", "continues"})
+            if mine.get(key) != theirs.get(key)
+        ]
+        if self.block_of(stage) != self.block_of(before):
+            problems.append(f"stages.{stage.name}.data.block: '{before.name}' reads blocks of another length")
         return problems
+
+    def trained_before(self, stage: TrainStage | ExpandStage) -> TrainStage | None:
+        """The training stage whose end a stage starts from, by way of expansions or at once; None where that is fresh
+        weights, or a folder."""
+        before = next((each for each in self.stages if each.name == stage.origin), None)
+        return before if before is None or isinstance(before, TrainStage) else self.trained_before(before)
 
     def _problems_of_stop(self, stage: TrainStage, earlier: dict[str, TrainStage | ExpandStage]) -> list[str]:
         """What does not fit between a stage's target, the data and the stages before it."""

@@ -7,10 +7,11 @@ in `Schedule`, the one list of kinds.
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.durations import Duration, Pace, PositiveDuration
 from pipeline.errors import UserError
@@ -19,8 +20,9 @@ from pipeline.records.strict import Strict
 
 @dataclass(frozen=True)
 class Rates(ABC):
-    """A schedule with its durations resolved to steps. The decay ends at `horizon`; training stops after `steps`
-    updates, before that or behind it."""
+    """A schedule with its durations resolved to steps of a stage. The decay ends at `horizon`; training stops after
+    `steps` updates, before that or behind it. begin: where in the schedule the first of them is; another batch or
+    another model may have brought it there, so that it need not be whole."""
 
     kind: str
     peak: float
@@ -29,15 +31,17 @@ class Rates(ABC):
     warmup: int
     horizon: int
     steps: int
+    begin: float = field(default=0, kw_only=True)
 
     def at(self, step: int) -> float:
-        """The rate of update number `step`; the first is 0."""
-        if step < self.warmup:
-            return self.initial + (self.peak - self.initial) * step / self.warmup
-        return self.after_warmup(step)
+        """The rate of the stage's update number `step`; the first is 0."""
+        place = self.begin + step
+        if place < self.warmup:
+            return self.initial + (self.peak - self.initial) * place / self.warmup
+        return self.after_warmup(place)
 
     @abstractmethod
-    def after_warmup(self, step: int) -> float:
+    def after_warmup(self, step: float) -> float:
         """The rate of an update after the warm-up; from `horizon` on it stays what it is there."""
 
     def _decayed(self, share: float) -> float:
@@ -49,7 +53,7 @@ class Rates(ABC):
 class CosineRates(Rates):
     """Half a cosine from the end of the warm-up to the horizon."""
 
-    def after_warmup(self, step: int) -> float:
+    def after_warmup(self, step: float) -> float:
         return self._decayed(0.5 * (1.0 + math.cos(math.pi * _progress(step, self.warmup, self.horizon))))
 
 
@@ -57,7 +61,7 @@ class CosineRates(Rates):
 class LinearRates(Rates):
     """A straight line from the end of the warm-up to the horizon."""
 
-    def after_warmup(self, step: int) -> float:
+    def after_warmup(self, step: float) -> float:
         return self._decayed(1.0 - _progress(step, self.warmup, self.horizon))
 
 
@@ -65,7 +69,7 @@ class LinearRates(Rates):
 class ConstantRates(Rates):
     """The peak, to the end."""
 
-    def after_warmup(self, step: int) -> float:
+    def after_warmup(self, step: float) -> float:
         return self.peak
 
 
@@ -75,18 +79,32 @@ class WarmupStableDecayRates(Rates):
 
     decay: int
 
-    def after_warmup(self, step: int) -> float:
+    def after_warmup(self, step: float) -> float:
         return self._decayed(1.0 - _progress(step, self.horizon - self.decay, self.horizon))
 
 
-def _progress(step: int, begin: int, end: int) -> float:
+def _progress(step: float, begin: int, end: int) -> float:
     """How far `step` is on the way from `begin` to `end`, clipped to 0 … 1."""
     return min(1.0, max(0, step - begin) / max(1, end - begin))
+
+
+@dataclass(frozen=True)
+class Span:
+    """The part of a schedule that a stage trains. begin: behind how much of the horizon, in its unit; end: the share of
+    it that is behind the stage's end."""
+
+    begin: Fraction = Fraction(0)
+    end: Fraction = Fraction(1)
+
+
+WHOLE = Span()
 
 
 class _Schedule(Strict, ABC):
     """What all kinds share. `minimum` is the rate at the end of the decay, and behind it. `steps` may become another
     duration when a stage goes on, one that has ended too: it decides none of the rates."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     peak: float = Field(gt=0)
     minimum: float = Field(0.0, ge=0)
@@ -94,6 +112,11 @@ class _Schedule(Strict, ABC):
     warmup: Duration = Duration.parse("0 steps")
     horizon: PositiveDuration
     steps: PositiveDuration | None = Field(None, description="length of the stage; default: to the end of the decay")
+    continues: bool = Field(
+        False,
+        alias="continue",
+        description="begin where the training before has ended, which has the same schedule; default: at its beginning",
+    )
     kind: str
 
     @model_validator(mode="after")
@@ -103,15 +126,23 @@ class _Schedule(Strict, ABC):
         return self
 
     @abstractmethod
-    def resolve(self, pace: Pace) -> Rates:
-        """Turn the durations into steps at this `pace`. Raises UserError when they do not fit into the horizon."""
+    def resolve(self, pace: Pace, span: Span = WHOLE) -> Rates:
+        """Turn the durations into steps at this `pace`. Raises UserError when they do not fit into the horizon, or
+        nothing of the span is left."""
 
-    def _shared(self, pace: Pace, horizon: int) -> dict[str, Any]:
+    def _shared(self, pace: Pace, horizon: int, span: Span) -> dict[str, Any]:
         """The fields that all `Rates` have. Raises UserError when the warm-up would not end before the horizon."""
         warmup = self.warmup.steps(pace)
         if warmup >= horizon:
             raise UserError(
                 f"the warm-up of {warmup} steps does not end before the horizon of {horizon} steps; shorten warmup"
+            )
+        begin = span.begin / pace.of(self.horizon.unit)
+        left = math.ceil(span.end * horizon - begin)
+        if not self.steps and left <= 0:
+            raise UserError(
+                f"it would end at step {float(span.end * horizon):.6g} of its horizon, and begins at "
+                f"{float(begin):.6g}; choose a later grow_at or a longer horizon"
             )
         return {
             "kind": self.kind,
@@ -120,7 +151,8 @@ class _Schedule(Strict, ABC):
             "initial": self.initial,
             "warmup": warmup,
             "horizon": horizon,
-            "steps": self.steps.steps(pace) if self.steps else horizon,
+            "steps": self.steps.steps(pace) if self.steps else left,
+            "begin": int(begin) if begin.denominator == 1 else float(begin),
         }
 
 
@@ -129,8 +161,8 @@ class CosineSchedule(_Schedule):
 
     kind: Literal["cosine"] = "cosine"
 
-    def resolve(self, pace: Pace) -> Rates:
-        return CosineRates(**self._shared(pace, self.horizon.steps(pace)))
+    def resolve(self, pace: Pace, span: Span = WHOLE) -> Rates:
+        return CosineRates(**self._shared(pace, self.horizon.steps(pace), span))
 
 
 class LinearSchedule(_Schedule):
@@ -138,8 +170,8 @@ class LinearSchedule(_Schedule):
 
     kind: Literal["linear"]
 
-    def resolve(self, pace: Pace) -> Rates:
-        return LinearRates(**self._shared(pace, self.horizon.steps(pace)))
+    def resolve(self, pace: Pace, span: Span = WHOLE) -> Rates:
+        return LinearRates(**self._shared(pace, self.horizon.steps(pace), span))
 
 
 class ConstantSchedule(_Schedule):
@@ -147,8 +179,8 @@ class ConstantSchedule(_Schedule):
 
     kind: Literal["constant"]
 
-    def resolve(self, pace: Pace) -> Rates:
-        return ConstantRates(**self._shared(pace, self.horizon.steps(pace)))
+    def resolve(self, pace: Pace, span: Span = WHOLE) -> Rates:
+        return ConstantRates(**self._shared(pace, self.horizon.steps(pace), span))
 
 
 class LemonSchedule(_Schedule):
@@ -158,10 +190,10 @@ class LemonSchedule(_Schedule):
     kind: Literal["lemon"]
     fraction: float = Field(gt=0, le=1)
 
-    def resolve(self, pace: Pace) -> Rates:
+    def resolve(self, pace: Pace, span: Span = WHOLE) -> Rates:
         # 0.55 * 100 is 55.00000000000001 in binary floats, and must not become 56 steps
         horizon = math.ceil(round(self.fraction * self.horizon.steps(pace), 6))
-        return CosineRates(**self._shared(pace, horizon))
+        return CosineRates(**self._shared(pace, horizon, span))
 
 
 class WarmupStableDecaySchedule(_Schedule):
@@ -171,8 +203,8 @@ class WarmupStableDecaySchedule(_Schedule):
     kind: Literal["wsd"]
     decay: PositiveDuration
 
-    def resolve(self, pace: Pace) -> Rates:
-        shared, decay = self._shared(pace, self.horizon.steps(pace)), self.decay.steps(pace)
+    def resolve(self, pace: Pace, span: Span = WHOLE) -> Rates:
+        shared, decay = self._shared(pace, self.horizon.steps(pace), span), self.decay.steps(pace)
         if shared["warmup"] + decay > shared["horizon"]:
             raise UserError(
                 f"a warm-up of {shared['warmup']} steps and a decay of {decay} steps do not fit into the "

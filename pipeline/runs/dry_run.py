@@ -3,6 +3,7 @@
 The cluster is the one that the options describe, not the machine that is asked.
 """
 
+import math
 import os
 import shlex
 import shutil
@@ -230,7 +231,7 @@ def _training(
     }
     passes = evaluation_passes(samples, batch["micro_batch"], cluster.ranks)
     evaluation = samples * price.forward + passes * making.forward
-    plan: Rates | None = rates(StageFolder(config.path / stage.name), stage, worth) if known else None
+    plan: Rates | None = rates(config, stage, worth, there.data) if known else None
     result = {
         "zero_stage": stage.zero_stage,
         "precision": stage.precision,
@@ -252,7 +253,8 @@ def _training(
 def _schedule(plan: Rates) -> dict[str, Any]:
     """vars(plan), and the rate at some steps."""
     last = plan.steps - 1
-    steps = sorted({0, plan.warmup, *(last * part // 4 for part in range(1, 5))} & set(range(plan.steps)))
+    warm = math.ceil(plan.warmup - plan.begin)
+    steps = sorted({0, warm, *(last * part // 4 for part in range(1, 5))} & set(range(plan.steps)))
     points = [plan.at(last * point // (PLOTTED - 1)) for point in range(PLOTTED)]
     return {**vars(plan), "rates": {step: plan.at(step) for step in steps}, "plot": points}
 

@@ -163,7 +163,7 @@ def _stage_after_data(
         require_open_end(config, stage)
         data = as_read(data, config, stage)
         worth = pace(stage, stage_configs[stage.name], data)
-        rates(StageFolder(config.path / stage.name), stage, worth)
+        rates(config, stage, worth, data)
         require_best_known(stage, worth)
         if stage.start and _named(config, stage.start) is None:
             first_sample(config, stage, data, start_of(config, stage))

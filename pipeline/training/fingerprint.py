@@ -35,7 +35,7 @@ ALLOWABLE = {"precision", "deepspeed", "attention", "compile", *NUMBER_FORMATS}
 POLICIES = {"stability", "accept", "stop"}
 """What was done by them is in the stage's events; a stage that has ended on a NaN goes on with another policy, what a
 fit has left may be published at last, and a target decides no number before the end of the stage."""
-LENGTH = "stage.schedule.steps"
+LENGTH = ("stage.schedule.steps", "stage.grow_at")
 """The rates of the steps before are the same, whatever it is: `training/length.py` says what may follow."""
 INHERITED = {"batch", "precision", "matmul_precision", *settled.BEFORE}
 """Keys of a fit that the stage behind its expansion may decide; the fit has recorded them."""

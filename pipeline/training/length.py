@@ -1,6 +1,8 @@
 """How long a training stage is: what a step of it is worth, its schedule in steps, and whether it has ended."""
 
+import math
 from dataclasses import replace
+from fractions import Fraction
 
 from transformers import PretrainedConfig
 
@@ -9,9 +11,9 @@ from pipeline.accounting.flops import Cost, cost
 from pipeline.checkpoints import publish
 from pipeline.config.schema import Config, ExpandStage, TrainStage
 from pipeline.data import Prepared, data_of
-from pipeline.durations import Pace
+from pipeline.durations import Pace, share
 from pipeline.errors import UserError, placed
-from pipeline.optim.schedules import Rates
+from pipeline.optim.schedules import WHOLE, Rates, Span
 from pipeline.records.run_folder import StageFolder, step_of
 from pipeline.records.stage_facts import ExpandFacts, TrainFacts
 from pipeline.training.fingerprint import begun_from
@@ -42,14 +44,36 @@ def pace(stage: TrainStage, model: PretrainedConfig, data: Prepared) -> Pace:
     return Pace(stage.batch, stage.batch * data.facts["tokens_per_sample"], stage.batch * per_sample, data.size)
 
 
-def rates(folder: StageFolder, stage: TrainStage, worth: Pace) -> Rates:
+def rates(config: Config, stage: TrainStage, worth: Pace, data: Prepared) -> Rates:
     """The stage's schedule in steps. A stage that was begun keeps those it began with: a duration in FLOPs would become
-    another number of steps under other activation checkpointing. Raises UserError when the schedule does not fit, or
-    ends before what is trained already."""
+    another number of steps under other activation checkpointing. data: as the stage reads them. Raises UserError when
+    the schedule does not fit, or ends before what is trained already."""
+    folder = StageFolder(config.path / stage.name)
     recorded = recorded_facts(folder)
     with placed(f"stages.{stage.name}.schedule"):
-        resolved = stage.schedule.resolve(worth)
+        end = share(stage.grow_at) if stage.grow_at else WHOLE.end
+        resolved = stage.schedule.resolve(worth, Span(begun_at(config, stage, data), end))
         return _as_begun(resolved, recorded, folder, stage) if recorded else resolved
+
+
+def begun_at(config: Config, stage: TrainStage, data: Prepared) -> Fraction:
+    """Where in its schedule a stage begins, in the unit of the horizon: where the training before it has ended, or will
+    end as it is planned."""
+    before = config.trained_before(stage) if stage.schedule.continues else None
+    if before is None:
+        return WHOLE.begin
+    facts = recorded_facts(StageFolder(config.path / before.name))
+    if facts and facts.status == "finished":
+        trained, worth = facts.end, _recorded_pace(facts, data)
+    else:
+        worth = pace(before, models.trained(config.models[before.model], data.facts), data)
+        trained = rates(config, before, worth, data).steps
+    return begun_at(config, before, data) + trained * worth.of(stage.schedule.horizon.unit)
+
+
+def _recorded_pace(facts: TrainFacts, data: Prepared) -> Pace:
+    cost = facts.flops_per_step
+    return Pace(facts.samples_per_step, facts.tokens_per_step, cost.train + cost.recompute, data.size)
 
 
 def _as_begun(resolved: Rates, recorded: TrainFacts, folder: StageFolder, stage: TrainStage) -> Rates:
@@ -57,7 +81,9 @@ def _as_begun(resolved: Rates, recorded: TrainFacts, folder: StageFolder, stage:
     begun = replace(resolved, **{"horizon": recorded.steps, **recorded.schedule})
     if not _other_steps(recorded, stage):
         return begun
-    steps, done = resolved.steps if stage.schedule.steps else begun.horizon, _trained(folder, recorded)
+    steps, done = resolved.steps, _trained(folder, recorded)
+    if not stage.schedule.steps and not stage.grow_at:
+        steps = math.ceil(begun.horizon - begun.begin)
     if steps < done:
         raise UserError(f"steps: they are {steps}, and the stage has trained {done}; ask for at least as many")
     return replace(begun, steps=steps)
@@ -65,8 +91,9 @@ def _as_begun(resolved: Rates, recorded: TrainFacts, folder: StageFolder, stage:
 
 def _other_steps(recorded: TrainFacts, stage: TrainStage) -> bool:
     """Whether the config asks for another length of the stage than when it was last started."""
-    schedule = recorded.fingerprint.get("stage", {}).get("schedule", {})
-    return bool(schedule) and schedule.get("steps") != (str(stage.schedule.steps) if stage.schedule.steps else None)
+    before = recorded.fingerprint.get("stage", {})
+    schedule, steps = before.get("schedule", {}), str(stage.schedule.steps) if stage.schedule.steps else None
+    return bool(schedule) and (schedule.get("steps"), before.get("grow_at")) != (steps, stage.grow_at)
 
 
 def _trained(folder: StageFolder, recorded: TrainFacts) -> int:
@@ -102,7 +129,7 @@ def _steps(config: Config, stage: TrainStage, facts: TrainFacts) -> int:
         _, model = models.read_config(newest / checkpoints.CONFIG)
     else:
         model = models.trained(config.models[stage.model], data.facts)
-    return rates(folder, stage, pace(stage, model, data)).steps
+    return rates(config, stage, pace(stage, model, data), data).steps
 
 
 def require_open_end(config: Config, stage: TrainStage | ExpandStage) -> None:

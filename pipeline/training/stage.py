@@ -68,7 +68,7 @@ def plan_training(config: Config, stage: TrainStage, subject: Subject | None = N
     worth = pace(stage, model, data)
     data = replace(data, causal=models.is_causal(model))
     prices = sample_cost(stage, model, data), subject.making()
-    schedule, first = rates(folder, stage, worth), first_sample(config, stage, data, start)
+    schedule, first = rates(config, stage, worth, data), first_sample(config, stage, data, start)
     return TrainingPlan(config, stage, folder, data, model, *prices, worth, schedule, start, subject, target, first)
 
 

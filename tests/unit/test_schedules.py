@@ -1,21 +1,22 @@
 """Rates pinned to numbers computed by hand; durations in every unit."""
 
 import math
+from fractions import Fraction
 from typing import get_args
 
 import pytest
 from pydantic import TypeAdapter
 
-from pipeline.durations import Duration, Pace
+from pipeline.durations import Duration, Pace, share
 from pipeline.errors import UserError
-from pipeline.optim.schedules import Schedule
+from pipeline.optim.schedules import WHOLE, Schedule, Span
 
 PACE = Pace(samples=10, tokens=1000, flops=10**9, samples_per_epoch=200)
 
 
-def rates(**fields):
+def rates(span: Span = WHOLE, pace: Pace = PACE, **fields):
     keys = {"peak": 1.0, "minimum": 0.1, "warmup": "10 steps", "horizon": "110 steps", **fields}
-    return TypeAdapter(Schedule).validate_python(keys).resolve(PACE)
+    return TypeAdapter(Schedule).validate_python(keys).resolve(pace, span)
 
 
 @pytest.mark.parametrize(
@@ -174,3 +175,45 @@ def test_a_fraction_goes_with_lemon_only():
         rates(kind="cosine", fraction=0.5)
     with pytest.raises(ValueError, match="fraction"):
         rates(kind="lemon")
+
+
+KINDS = [{"kind": "cosine"}, {"kind": "linear"}, {"kind": "constant"}, {"kind": "wsd", "decay": "20 steps"}]
+KINDS += [{"kind": "lemon", "fraction": 0.5}]
+
+
+@pytest.mark.parametrize("keys", KINDS, ids=lambda keys: keys["kind"])
+def test_parts_of_a_schedule_have_its_rates(keys):
+    """To the bit, of three stages, the second of which ends within the decay."""
+    whole = rates(**keys)
+    at = [0, math.ceil(Fraction(3, 10) * whole.horizon), math.ceil(Fraction(9, 10) * whole.horizon), whole.horizon]
+    shares = [Fraction(3, 10), Fraction(9, 10), Fraction(1)]
+    found = []
+    for begin, end, share in zip(at, at[1:], shares, strict=False):
+        part = rates(Span(Fraction(begin), share), **keys)
+        assert (part.begin, part.steps, part.horizon) == (begin, end - begin, whole.horizon)
+        found += [part.at(step) for step in range(part.steps)]
+    assert found == [whole.at(step) for step in range(whole.steps)]
+
+
+def test_another_pace_goes_on_at_the_same_place():
+    """40 % of 100,000 tokens, at 1,000 and then at 3,000 a step: the second begins 13 1/3 of its steps in."""
+    keys = {"kind": "linear", "minimum": 0.0, "warmup": "0 steps", "horizon": "100000 tokens"}
+    first = rates(Span(end=Fraction(2, 5)), **keys)
+    larger = Pace(samples=30, tokens=3000, flops=10**9, samples_per_epoch=200)
+    second = rates(Span(Fraction(40_000)), larger, **keys)
+    assert (first.steps, second.steps, second.begin) == (40, 21, pytest.approx(40 / 3))
+    assert (second.at(0), second.at(10)) == pytest.approx((1 - 40 / 3 / 34, 1 - 70 / 3 / 34))
+
+
+def test_nothing_is_left_of_a_schedule():
+    with pytest.raises(
+        UserError, match="would end at step 55 of its horizon, and begins at 60; choose a later grow_at"
+    ):
+        rates(Span(Fraction(60), Fraction(1, 2)))
+
+
+@pytest.mark.parametrize("text", ["80", "0 %", "101 %", "-5 %", 0.8, "80 % of it"])
+def test_what_is_no_share_is_refused(text):
+    with pytest.raises(ValueError, match="a share needs|is not between"):
+        share(text)
+    assert share("12.5 %") == Fraction(1, 8) and share("100%") == 1

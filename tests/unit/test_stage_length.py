@@ -6,6 +6,7 @@ import pytest
 
 from pipeline import config, data, models
 from pipeline.checkpoints import publish
+from pipeline.data import data_of
 from pipeline.durations import Pace
 from pipeline.errors import UserError
 from pipeline.records.run_folder import StageFolder
@@ -36,7 +37,7 @@ def begun(folder: Path, *asked: str, finished: bool = True, losses: dict[int, fl
 def resolved(run: config.Config):
     stage = run.training_stage("small")
     require_same(run, stage)
-    return rates(StageFolder(run.path / "small"), stage, PACE)
+    return rates(run, stage, PACE, data_of(run, stage))
 
 
 def test_more_steps_have_an_ended_stage_go_on(tmp_path):

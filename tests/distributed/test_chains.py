@@ -1,0 +1,72 @@
+"""Growing in the middle of a run: stages that share one schedule and one order of samples."""
+
+import json
+import math
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import checkpoints, config
+from pipeline.checkpoints import diff
+from pipeline.training.start import origin
+from tests.helpers.cli import lemon_here
+from tests.helpers.runs import BATCH, copied, records
+
+PLAN = {"kind": "wsd", "peak": 1e-3, "minimum": 1e-4, "warmup": "4 steps", "decay": "6 steps", "horizon": "20 steps"}
+ON = {"schedule": {**PLAN, "continue": True}, "data": {"continue": True}}
+
+
+def chain(folder: Path, finished: Path, zero_stage: int, *grown: dict, **first: object) -> Path:
+    """A run on the data of a finished one: a stage that is grown, and what it becomes; or that alone, to its end."""
+    folder.mkdir()
+    content = yaml.safe_load(copied(finished, folder).read_text())
+    for model in content["models"].values():
+        model["dropout"] = 0.0
+    train = {"kind": "train", "batch": BATCH, "zero_stage": zero_stage, "attention": "sdpa", "schedule": PLAN}
+    train |= {"model": "small", "evaluate_every": "5 steps", "save_every": "5 steps"}
+    content["stages"] = [{**train, "name": "first", **({"grow_at": "50 %"} if grown else {}), **first}]
+    for number, keys in enumerate(grown):
+        grow = {"kind": "expand", "name": f"grown-{number}", "source": content["stages"][-1]["name"]}
+        after = {**train, **ON, "name": f"behind-{number}", "start": grow["name"], **keys}
+        content["stages"] += [{**grow, "model": after["model"], "optimizer_state": "grow"}, after]
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def trained(run: Path, *stages: str) -> list[tuple]:
+    return [(row["loss"], row["lr"]) for stage in stages for row in records(run, stage) if "lr" in row]
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_a_growth_to_its_own_size_changes_nothing(finished, tmp_path, zero_stage):
+    """To the bit: weights, moments, rates, samples."""
+    whole = chain(tmp_path / "whole", finished, zero_stage)
+    grown = chain(tmp_path / "grown", finished, zero_stage, {"model": "small"})
+    for path in (whole, grown):
+        lemon_here("run", path)
+    alone = trained(tmp_path / "whole" / "run", "first")
+    assert trained(tmp_path / "grown" / "run", "first", "behind-0") == alone and len(alone) == 20
+    ends = origin(config.load(whole), "first"), origin(config.load(grown), "behind-0")
+    assert [set(checkpoints.raw(end).steps.values()) for end in ends] == [{20.0}] * 2
+    found = diff.compare(*ends)
+    assert replace(found, besides=[]).equal and [each["key"] for each in found.besides] == ["global_samples"]
+
+
+def test_a_larger_model_goes_on_with_schedule_and_samples(finished, tmp_path):
+    """Its horizon in FLOPs, of which its steps cost more; it is interrupted, and ends as one that was not."""
+    horizon = {"schedule": {**PLAN, "horizon": "2e8 flops"}}
+    after = {"model": "large", "schedule": {**horizon["schedule"], "continue": True}}
+    path, run = chain(tmp_path / "chain", finished, 2, after, **horizon), tmp_path / "chain" / "run"
+    lemon_here("run", path)
+    small, large = (json.loads((run / name / "stage.json").read_text()) for name in ("first", "behind-0"))
+    cost = [facts["flops_per_step"]["train"] for facts in (small, large)]
+    assert small["steps"] == math.ceil(Fraction(1, 2) * math.ceil(2e8 / cost[0]))
+    assert large["schedule"]["begin"] == pytest.approx(small["steps"] * cost[0] / cost[1])
+    assert large["steps"] == math.ceil(math.ceil(2e8 / cost[1]) - large["schedule"]["begin"])
+    assert large["first_sample"] == small["steps"] * BATCH
+    rates = [row[1] for row in trained(run, "first", "behind-0")]
+    assert max(rates) == 1e-3 and rates[-1] < 1.5e-4 < rates[len(rates) // 2]

@@ -1,0 +1,89 @@
+"""Stages that share one schedule: where each begins, and what they must agree in."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import config, data
+from pipeline.config.schema import Config
+from pipeline.errors import UserError
+from tests.helpers.cli import lemon
+from tests.helpers.invented_runs import SMALL, train
+from tests.helpers.runs import BATCH, tiny_run
+
+PLAN = {"kind": "wsd", "peak": 1e-3, "minimum": 1e-4, "warmup": "4 steps", "decay": "6 steps", "horizon": "40 steps"}
+
+
+def chain(folder: Path, plan: dict = PLAN, **large: object) -> Path:
+    """`small` up to 30 % of the schedule, and `large`, with which it goes on."""
+    path = tiny_run(folder)
+    content = yaml.safe_load(path.read_text())
+    small, _, grown = (
+        next(s for s in content["stages"] if s["name"] == name) for name in ("small", "scratch", "large")
+    )
+    small |= {"schedule": plan, "grow_at": "30 %"}
+    grown |= {"schedule": {**plan, "continue": True}, "data": {"continue": True}, **large}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_a_chain_is_planned_before_it_begins(tmp_path, capsys):
+    code, out, error = lemon(capsys, "run", chain(tmp_path), "--dry-run", "--json")
+    assert code == 0, error
+    assert ' "begin": 12' in out
+
+
+@pytest.mark.parametrize(
+    "horizon, batch, begin",
+    [("40 steps", BATCH, 12), ("640 samples", 2 * BATCH, 6), ("4 epochs", BATCH, 131), ("640 samples", 3 * BATCH, 4)],
+)
+def test_it_begins_where_the_training_before_has_ended(tmp_path, horizon, batch, begin):
+    """In the unit of the horizon: 12 steps of 16 samples, 30 % of 4 epochs of 1,737 images."""
+    loaded = config.load(chain(tmp_path, {**PLAN, "horizon": horizon}, batch=batch))
+    planned = planned_rates(loaded)
+    assert planned.begin == pytest.approx(begin) and planned.begin + planned.steps == planned.horizon
+
+
+def test_it_goes_on_from_where_a_target_has_ended_the_training_before(tmp_path):
+    loaded = config.load(chain(tmp_path))
+    train(loaded.path, "small", SMALL, {0: 5.0, 7: 4.0}, steps=7, samples_per_step=BATCH)
+    assert planned_rates(loaded).begin == 7
+
+
+def planned_rates(loaded: Config):
+    """The rates of `large` as if it began, from fresh weights."""
+    if not (loaded.path / "data").exists():
+        data.prepare(loaded.data, loaded.seed, loaded.path / "data")
+    large = loaded.training_stage("large")
+    from pipeline import models
+    from pipeline.training.length import pace, rates
+
+    facts = data.data_of(loaded, large)
+    return rates(loaded, large, pace(large, models.trained(loaded.models["large"], facts.facts), facts), facts)
+
+
+BAD = {
+    "stages.large.start=null": "stages.large.schedule.continue: it starts from fresh weights; leave it out",
+    "stages.large.schedule.peak=2e-3": "stages.large.schedule.peak: 'small' has 0.001, this 0.002; one that goes on",
+    "stages.large.schedule.horizon=41 steps": "stages.large.schedule.horizon: 'small' has 40 steps, this 41 steps",
+    "stages.small.grow_at=0.8": "stages.small.grow_at: a share needs a number and a percent sign, such as '80 %'",
+    "stages.small.schedule.steps=3 steps": "stages.small: grow_at and schedule.steps both say how long it is",
+}
+
+
+@pytest.mark.parametrize("change", BAD)
+def test_what_is_no_chain_is_refused(tmp_path, change):
+    with pytest.raises(UserError) as caught:
+        config.load(chain(tmp_path), [change])
+    assert BAD[change] in str(caught.value)
+
+
+def test_a_chain_that_starts_elsewhere_is_refused(tmp_path):
+    with pytest.raises(UserError, match=f"'{tmp_path}' is no stage of this config"):
+        config.load(chain(tmp_path), [f"stages.large.start={tmp_path}"])
+
+
+def test_a_schedule_that_has_ended_is_not_gone_on_with(tmp_path, capsys):
+    code, _, error = lemon(capsys, "run", chain(tmp_path), "--dry-run", "stages.small.grow_at=null")
+    assert code == 2 and "stages.large.schedule: it would end at step 40 of its horizon, and begins at 40" in error
