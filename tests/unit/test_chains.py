@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import config, data
+from pipeline import config, data, models
 from pipeline.config.schema import Config
 from pipeline.errors import UserError
+from pipeline.training.length import pace, rates
 from tests.helpers.cli import lemon
 from tests.helpers.invented_runs import SMALL, train
 from tests.helpers.runs import BATCH, tiny_run
@@ -19,9 +20,7 @@ def chain(folder: Path, plan: dict = PLAN, **large: object) -> Path:
     """`small` up to 30 % of the schedule, and `large`, with which it goes on."""
     path = tiny_run(folder)
     content = yaml.safe_load(path.read_text())
-    small, _, grown = (
-        next(s for s in content["stages"] if s["name"] == name) for name in ("small", "scratch", "large")
-    )
+    small, grown = (next(s for s in content["stages"] if s["name"] == name) for name in ("small", "large"))
     small |= {"schedule": plan, "grow_at": "30 %"}
     grown |= {"schedule": {**plan, "continue": True}, "data": {"continue": True}, **large}
     path.write_text(yaml.safe_dump(content))
@@ -56,9 +55,6 @@ def planned_rates(loaded: Config):
     if not (loaded.path / "data").exists():
         data.prepare(loaded.data, loaded.seed, loaded.path / "data")
     large = loaded.training_stage("large")
-    from pipeline import models
-    from pipeline.training.length import pace, rates
-
     facts = data.data_of(loaded, large)
     return rates(loaded, large, pace(large, models.trained(loaded.models["large"], facts.facts), facts), facts)
 

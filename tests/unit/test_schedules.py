@@ -177,19 +177,19 @@ def test_a_fraction_goes_with_lemon_only():
         rates(kind="lemon")
 
 
-KINDS = [{"kind": "cosine"}, {"kind": "linear"}, {"kind": "constant"}, {"kind": "wsd", "decay": "20 steps"}]
-KINDS += [{"kind": "lemon", "fraction": 0.5}]
+IN_PARTS = [{"kind": "cosine"}, {"kind": "linear"}, {"kind": "constant"}, {"kind": "wsd", "decay": "20 steps"}]
+IN_PARTS += [{"kind": "lemon", "fraction": 0.5}]
 
 
-@pytest.mark.parametrize("keys", KINDS, ids=lambda keys: keys["kind"])
+@pytest.mark.parametrize("keys", IN_PARTS, ids=lambda keys: keys["kind"])
 def test_parts_of_a_schedule_have_its_rates(keys):
     """To the bit, of three stages, the second of which ends within the decay."""
     whole = rates(**keys)
     at = [0, math.ceil(Fraction(3, 10) * whole.horizon), math.ceil(Fraction(9, 10) * whole.horizon), whole.horizon]
-    shares = [Fraction(3, 10), Fraction(9, 10), Fraction(1)]
+    ends = [Fraction(3, 10), Fraction(9, 10), Fraction(1)]
     found = []
-    for begin, end, share in zip(at, at[1:], shares, strict=False):
-        part = rates(Span(Fraction(begin), share), **keys)
+    for begin, end, until in zip(at, at[1:], ends, strict=False):
+        part = rates(Span(Fraction(begin), until), **keys)
         assert (part.begin, part.steps, part.horizon) == (begin, end - begin, whole.horizon)
         found += [part.at(step) for step in range(part.steps)]
     assert found == [whole.at(step) for step in range(whole.steps)]
@@ -206,14 +206,12 @@ def test_another_pace_goes_on_at_the_same_place():
 
 
 def test_nothing_is_left_of_a_schedule():
-    with pytest.raises(
-        UserError, match="would end at step 55 of its horizon, and begins at 60; choose a later grow_at"
-    ):
+    with pytest.raises(UserError, match="would end at step 55 of its horizon, and begins at 60; choose"):
         rates(Span(Fraction(60), Fraction(1, 2)))
 
 
 @pytest.mark.parametrize("text", ["80", "0 %", "101 %", "-5 %", 0.8, "80 % of it"])
 def test_what_is_no_share_is_refused(text):
-    with pytest.raises(ValueError, match="a share needs|is not between"):
+    with pytest.raises(ValueError, match=r"a share needs|is not between"):
         share(text)
     assert share("12.5 %") == Fraction(1, 8) and share("100%") == 1
