@@ -404,6 +404,13 @@ class Config(Strict):
             for key in sorted({*mine, *theirs} - {"steps", "continues"})
             if mine.get(key) != theirs.get(key)
         ]
+        unit = stage.schedule.horizon.unit
+        problems += [
+            f"{where}.{key}: {part} beside a horizon in {unit}, and models differ in what a step is worth; say it in "
+            f"{unit}"
+            for key in ("warmup", "decay")
+            if (part := getattr(stage.schedule, key, None)) and part.amount and part.unit != unit
+        ]
         if self.block_of(stage) != self.block_of(before):
             problems.append(f"stages.{stage.name}.data.block: '{before.name}' reads blocks of another length")
         return problems

@@ -39,7 +39,8 @@ def test_a_chain_is_planned_before_it_begins(tmp_path, capsys):
 )
 def test_it_begins_where_the_training_before_has_ended(tmp_path, horizon, batch, begin):
     """In the unit of the horizon: 12 steps of 16 samples, 30 % of 4 epochs of 1,737 images."""
-    loaded = config.load(chain(tmp_path, {**PLAN, "horizon": horizon}, batch=batch))
+    parts = {"warmup": f"1 {horizon.split()[1]}", "decay": f"1 {horizon.split()[1]}"}
+    loaded = config.load(chain(tmp_path, {**PLAN, **parts, "horizon": horizon}, batch=batch))
     planned = planned_rates(loaded)
     assert planned.begin == pytest.approx(begin) and planned.begin + planned.steps == planned.horizon
 
@@ -63,6 +64,7 @@ BAD = {
     "stages.large.start=null": "stages.large.schedule.continue: it starts from fresh weights; leave it out",
     "stages.large.schedule.peak=2e-3": "stages.large.schedule.peak: 'small' has 0.001, this 0.002; one that goes on",
     "stages.large.schedule.horizon=41 steps": "stages.large.schedule.horizon: 'small' has 40 steps, this 41 steps",
+    "stages.small.schedule.warmup=100 samples": "stages.large.schedule.warmup: 'small' has 100 samples, this 4 steps",
     "stages.small.grow_at=0.8": "stages.small.grow_at: a share needs a number and a percent sign, such as '80 %'",
     "stages.small.schedule.steps=3 steps": "stages.small: grow_at and schedule.steps both say how long it is",
 }
@@ -73,6 +75,13 @@ def test_what_is_no_chain_is_refused(tmp_path, change):
     with pytest.raises(UserError) as caught:
         config.load(chain(tmp_path), [change])
     assert BAD[change] in str(caught.value)
+
+
+def test_warmup_and_decay_are_in_the_unit_of_the_horizon(tmp_path):
+    with pytest.raises(UserError) as caught:
+        config.load(chain(tmp_path, {**PLAN, "horizon": "640 samples"}))
+    assert "stages.large.schedule.warmup: 4 steps beside a horizon in samples" in str(caught.value)
+    assert "stages.large.schedule.decay: 6 steps beside a horizon in samples" in str(caught.value)
 
 
 def test_a_chain_that_starts_elsewhere_is_refused(tmp_path):
