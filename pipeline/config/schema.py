@@ -392,9 +392,9 @@ class Config(Strict):
 
     def _problems_of_chain(self, stage: TrainStage) -> list[str]:
         """What a stage that goes on with a schedule lacks, or has otherwise than the one that began it."""
-        where, before = f"stages.{stage.name}.schedule", self.trained_before(stage)
         if not stage.schedule.continues:
             return []
+        where, before = f"stages.{stage.name}.schedule", self.trained_before(stage)
         if before is None:
             what = f"'{stage.origin}' is no stage of this config" if stage.origin else "it starts from fresh weights"
             return [f"{where}.continue: {what}; leave it out, or start from what a stage has trained"]
@@ -416,10 +416,14 @@ class Config(Strict):
         return problems
 
     def trained_before(self, stage: TrainStage | ExpandStage) -> TrainStage | None:
-        """The training stage whose end a stage starts from, by way of expansions or at once; None where that is fresh
-        weights, or a folder."""
-        before = next((each for each in self.stages if each.name == stage.origin), None)
-        return before if before is None or isinstance(before, TrainStage) else self.trained_before(before)
+        """The earlier training stage whose end a stage starts from, by way of expansions or at once; None where that is
+        fresh weights, or a folder."""
+        origin, place = stage.origin, [each.name for each in self.stages].index(stage.name)
+        for each in reversed(self.stages[:place]):
+            if each.name == origin and isinstance(each, TrainStage):
+                return each
+            origin = each.origin if each.name == origin else origin
+        return None
 
     def _problems_of_stop(self, stage: TrainStage, earlier: dict[str, TrainStage | ExpandStage]) -> list[str]:
         """What does not fit between a stage's target, the data and the stages before it."""

@@ -142,7 +142,7 @@ class _Schedule(Strict, ABC):
         if not self.steps and left <= 0:
             raise UserError(
                 f"it would end at step {float(span.end * horizon):.6g} of its horizon, and begins at "
-                f"{float(begin):.6g}; choose a later grow_at or a longer horizon"
+                f"{float(begin):.6g}, where the training before ends; give that an earlier grow_at, or this a later"
             )
         return {
             "kind": self.kind,

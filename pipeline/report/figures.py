@@ -183,8 +183,9 @@ def training(run: Run) -> Chart:
         style: dict[str, Any] = {"colour": colour_of[stage.stage], "steep": steep}
         lines.append(_series(stage.training.raw, width=0.9, alpha=0.3, **style))
         lines.append(_series(stage.training.smooth, label=stage.stage, **style))
-    ends = {stage.facts["schedule"]["warmup"] for stage in run.stages if stage.stage in lossy} - {0}
-    events = tuple((step, "end of an expanded model's warm-up") for step in sorted(ends))
+    schedules = [stage.facts["schedule"] for stage in run.stages if stage.stage in lossy]
+    ends = {schedule["warmup"] - schedule.get("begin", 0) for schedule in schedules}
+    events = tuple((step, "end of an expanded model's warm-up") for step in sorted(ends) if step > 0)
     return Chart(f"{run.title}: training loss against steps", "step", "training loss, nats", lines, events)
 
 

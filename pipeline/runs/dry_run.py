@@ -178,7 +178,7 @@ def _stage(
         return {**shared, "method": stage.method.name, "disk": _expansion_on_disk(config, stage, cluster, architecture)}
     folder = StageFolder(config.path / stage.name)
     stage, cluster = as_begun(stage, folder), _as_trained(config, stage, cluster)
-    known = there.counted or not preflight.in_epochs(stage)
+    known = there.counted or not preflight.in_epochs(config, stage)
     needs = preflight.fit_needs(config, stage, stage_configs) if isinstance(stage, FitStage) else None
     training = _training(config, stage, cluster, there, model, known, needs.making if needs else NO_MAKING)
     steps = training["schedule"]["steps"] if training["schedule"] else 0

@@ -79,11 +79,11 @@ def _schedule(stage: dict[str, Any]) -> Iterator[str]:
         return
     top = max(schedule["plot"])
     bars = "".join(BARS[round(rate / top * (len(BARS) - 1))] if top else BARS[0] for rate in schedule["plot"])
-    yield (
-        f"{name}: {schedule['kind']}, peak {schedule['peak']:g}, warm-up {schedule['warmup']:,} of "
-        f"{schedule['steps']:,} steps"
-        + (f", horizon {schedule['horizon']:,}" if schedule["horizon"] != schedule["steps"] else "")
-    )
+    begin = schedule["begin"]
+    part = f"{schedule['steps']:,} steps" + (f" from step {begin:,.7g} of the schedule" if begin else "")
+    warmup = f"warm-up {schedule['warmup']:,} of " if schedule["warmup"] > begin or not begin else ""
+    horizon = f", horizon {schedule['horizon']:,}" if schedule["horizon"] != schedule["steps"] else ""
+    yield f"{name}: {schedule['kind']}, peak {schedule['peak']:g}, {warmup}{part}{horizon}"
     for measure, value in (stage["stop"] or {}).items():
         until = f"that of '{value}'" if isinstance(value, str) else value
         bound = "at least" if measure == "top1" else "at most"

@@ -145,15 +145,18 @@ def after_data(config: Config, data: Prepared | None = None, counted: bool = Tru
     else schedules in epochs are not looked at. Raises UserError that lists all problems."""
     data = as_read(data, config) if data else data_of(config)
     stage_configs = _require_trainable(config, data.facts)
-    stages = [stage for stage in config.stages if counted or not in_epochs(stage)]
+    stages = [stage for stage in config.stages if counted or not in_epochs(config, stage)]
     all_of(partial(_stage_after_data, config, stage, data, stage_configs) for stage in stages)
     return stage_configs
 
 
-def in_epochs(stage: Stage) -> bool:
-    """Whether a stage's schedule is measured by the number of training samples."""
-    keys = vars(stage.schedule).values() if isinstance(stage, TrainStage) else ()
-    return any(isinstance(key, Duration) and key.unit == "epochs" for key in keys)
+def in_epochs(config: Config, stage: Stage) -> bool:
+    """Whether a stage's schedule, or where it begins in it, is measured by the number of training samples."""
+    if not isinstance(stage, TrainStage):
+        return False
+    before = config.trained_before(stage) if stage.schedule.continues else None
+    own = any(isinstance(key, Duration) and key.unit == "epochs" for key in vars(stage.schedule).values())
+    return own or (before is not None and in_epochs(config, before))
 
 
 def _stage_after_data(

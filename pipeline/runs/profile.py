@@ -141,7 +141,8 @@ def _startable(config: Config, stage: TrainStage) -> TrainStage:
         f"{stage.name}: '{before.name}' has not ended; measured with fresh weights of the sizes that the config names; "
         "a start with another table or head costs what that takes"
     )
-    return stage.model_copy(update={"start": None, "data": stage.data.model_copy(update={"continues": False})})
+    alone = {key: getattr(stage, key).model_copy(update={"continues": False}) for key in ("data", "schedule")}
+    return stage.model_copy(update={"start": None, **alone})
 
 
 def _ended(config: Config, stage: TrainStage | ExpandStage) -> bool:

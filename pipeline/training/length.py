@@ -49,11 +49,16 @@ def rates(config: Config, stage: TrainStage, worth: Pace, data: Prepared) -> Rat
     another number of steps under other activation checkpointing. data: as the stage reads them. Raises UserError when
     the schedule does not fit, or ends before what is trained already."""
     folder = StageFolder(config.path / stage.name)
-    recorded = recorded_facts(folder)
+    recorded, begin = recorded_facts(folder), begun_at(config, stage, data)
+    keeps = recorded and (recorded.status == "finished" or publish.newest(folder.checkpoints))
     with placed(f"stages.{stage.name}.schedule"):
-        end = share(stage.grow_at) if stage.grow_at else WHOLE.end
-        resolved = stage.schedule.resolve(worth, Span(begun_at(config, stage, data), end))
-        return _as_begun(resolved, recorded, folder, stage) if recorded else resolved
+        resolved = stage.schedule.resolve(worth, Span(begin, _end(stage)))
+        return _as_begun(resolved, recorded, folder, stage) if recorded and keeps else resolved
+
+
+def _end(stage: TrainStage) -> Fraction:
+    """The share of its schedule's horizon behind which a stage ends, where nothing else says how long it is."""
+    return share(stage.grow_at) if stage.grow_at else WHOLE.end
 
 
 def begun_at(config: Config, stage: TrainStage, data: Prepared) -> Fraction:
@@ -63,29 +68,31 @@ def begun_at(config: Config, stage: TrainStage, data: Prepared) -> Fraction:
     if before is None:
         return WHOLE.begin
     facts = recorded_facts(StageFolder(config.path / before.name))
-    if facts and facts.status == "finished":
-        trained, worth = facts.end, _recorded_pace(facts, data)
+    if facts:
+        worth = _recorded_pace(facts, data)
     else:
         worth = pace(before, models.trained(config.models[before.model], data.facts), data)
-        trained = rates(config, before, worth, data).steps
+    ended = facts.end if facts and has_ended(config, before) else None
+    trained = rates(config, before, worth, data).steps if ended is None else ended
     return begun_at(config, before, data) + trained * worth.of(stage.schedule.horizon.unit)
 
 
 def _recorded_pace(facts: TrainFacts, data: Prepared) -> Pace:
-    cost = facts.flops_per_step
+    """That at which a stage has counted its steps: where it began, whatever its layers did on a later start."""
+    cost = facts.starts[0].flops_per_step
     return Pace(facts.samples_per_step, facts.tokens_per_step, cost.train + cost.recompute, data.size)
 
 
 def _as_begun(resolved: Rates, recorded: TrainFacts, folder: StageFolder, stage: TrainStage) -> Rates:
-    """The schedule that was recorded; only where its `steps` are another duration now, that counts."""
+    """The schedule that was recorded; only where its `steps` or `grow_at` are others now, they count."""
     begun = replace(resolved, **{"horizon": recorded.steps, **recorded.schedule})
     if not _other_steps(recorded, stage):
         return begun
-    steps, done = resolved.steps, _trained(folder, recorded)
-    if not stage.schedule.steps and not stage.grow_at:
-        steps = math.ceil(begun.horizon - begun.begin)
+    planned, done = math.ceil(_end(stage) * begun.horizon - begun.begin), _trained(folder, recorded)
+    steps = resolved.steps if stage.schedule.steps else planned
     if steps < done:
-        raise UserError(f"steps: they are {steps}, and the stage has trained {done}; ask for at least as many")
+        key = f"steps up to grow_at {stage.grow_at}" if stage.grow_at else "steps"
+        raise UserError(f"{key}: they are {steps}, and the stage has trained {done}; ask for at least as many")
     return replace(begun, steps=steps)
 
 
@@ -144,8 +151,8 @@ def require_open_end(config: Config, stage: TrainStage | ExpandStage) -> None:
     if behind:
         folders = ", ".join(str(config.path / name) for name in behind)
         raise UserError(
-            f"{where}, but {', '.join(behind)} began from that end; take back what has changed of its stop or "
-            f"schedule.steps, take another folder (folder=…), or remove {folders}"
+            f"{where}, but {', '.join(behind)} began from that end; take back what has changed of its stop, "
+            f"grow_at or schedule.steps, take another folder (folder=…), or remove {folders}"
         )
     if not publish.newest(StageFolder(path).checkpoints):
         raise UserError(f"{where}, but it has no checkpoint to go on from; take another folder (folder=…)")

@@ -19,7 +19,7 @@ def model_inputs(batch: Batch, model: nn.Module, device: torch.device) -> dict[s
         causal = models.is_causal(model.config)
         inputs["attention_mask"] = document_mask(documents, next(model.parameters()).dtype, causal)
         if causal:
-            inputs["position_ids"] = torch.arange(documents.shape[1], device=device).expand_as(documents)
+            inputs["position_ids"] = torch.arange(documents.shape[1], device=device)[None]
     return inputs
 
 

@@ -12,7 +12,7 @@ import yaml
 from pipeline import checkpoints, config
 from pipeline.checkpoints import diff
 from pipeline.training.start import origin
-from tests.helpers.cli import lemon_here
+from tests.helpers.cli import lemon, lemon_here
 from tests.helpers.runs import BATCH, copied, records
 
 PLAN = {"kind": "wsd", "peak": 1e-3, "minimum": 1e-4, "warmup": "4 steps", "decay": "6 steps", "horizon": "20 steps"}
@@ -35,6 +35,12 @@ def chain(folder: Path, finished: Path, zero_stage: int, *grown: dict, **first: 
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+def test_a_profile_of_a_stage_whose_turn_has_not_come(finished, tmp_path, capfd):
+    path = chain(tmp_path / "chain", finished, 1, {"model": "large"})
+    code, out, error = lemon(capfd, "profile", path, "--stage", "behind-0", "--steps", 1, "--json", "processes=1")
+    assert code == 0 and json.loads(out)["settings"]["origin"] == "fresh weights", error
 
 
 def trained(run: Path, *stages: str) -> list[tuple]:

@@ -46,7 +46,7 @@ def _masked(inputs: dict[str, torch.Tensor], causal: bool) -> dict[str, torch.Te
         [[[a == b and (not causal or later <= place) for later, b in enumerate(row)] for place, a in enumerate(row)]]
         for row in inputs["documents"].tolist()
     ]
-    positions = {"position_ids": torch.arange(len(mask[0][0])).expand(len(mask), -1)} if causal else {}
+    positions = {"position_ids": torch.arange(len(mask[0][0]))[None]} if causal else {}
     return {**others, **positions, "attention_mask": torch.tensor(mask)}
 
 

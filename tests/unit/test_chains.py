@@ -1,5 +1,6 @@
 """Stages that share one schedule: where each begins, and what they must agree in."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,27 @@ def test_it_goes_on_from_where_a_target_has_ended_the_training_before(tmp_path):
     assert planned_rates(loaded).begin == 7
 
 
+def test_flops_of_the_training_before_are_those_that_its_steps_were_counted_by(tmp_path):
+    """It has gone on under activation checkpointing, in steps of 90 FLOPs instead of 60."""
+    parts = {"warmup": "60 flops", "decay": "60 flops", "horizon": "1e12 flops"}
+    loaded = config.load(chain(tmp_path, {**PLAN, **parts}))
+    small = train(loaded.path, "small", SMALL, {0: 5.0, 7: 4.0}, steps=7, flops=60, samples_per_step=BATCH)
+    facts = json.loads(small.facts_file.read_text())
+    again = {**facts["starts"][0], "step": 3, "flops_per_step": {"train": 60, "recompute": 30}}
+    facts |= {"flops_per_step": again["flops_per_step"], "starts": [*facts["starts"], again]}
+    small.facts_file.write_text(json.dumps(facts))
+    planned = planned_rates(loaded)
+    assert planned.begin == pytest.approx(7 * 60 / (1e12 / planned.horizon), rel=1e-3)
+
+
+def test_a_stage_that_has_saved_nothing_begins_where_the_training_before_ends_now(tmp_path):
+    loaded = config.load(chain(tmp_path))
+    train(loaded.path, "small", SMALL, {0: 5.0, 9: 4.0}, steps=9, samples_per_step=BATCH)
+    begun = {"schedule": vars(planned_rates(loaded)) | {"begin": 12, "steps": 28}}
+    train(loaded.path, "large", SMALL, {0: 5.0}, steps=28, finished=False, **begun)
+    assert (planned_rates(loaded).begin, planned_rates(loaded).steps) == (9, 31)
+
+
 def planned_rates(loaded: Config):
     """The rates of `large` as if it began, from fresh weights."""
     if not (loaded.path / "data").exists():
@@ -89,6 +111,20 @@ def test_a_chain_that_starts_elsewhere_is_refused(tmp_path):
         config.load(chain(tmp_path), [f"stages.large.start={tmp_path}"])
 
 
+def test_expansions_of_each_other_are_no_chain(tmp_path):
+    content = yaml.safe_load(chain(tmp_path).read_text())
+    next(stage for stage in content["stages"] if stage["name"] == "grown")["source"] = "grown"
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=r"stages.grown.source: 'grown' is no earlier stage and no folder"):
+        config.load(tmp_path / "tiny.yaml")
+
+
+def test_the_dry_run_says_where_a_stage_begins(tmp_path, capsys):
+    _, out, _ = lemon(capsys, "run", chain(tmp_path), "--dry-run")
+    assert "large: wsd, peak 0.001, 28 steps from step 12 of the schedule, horizon 40" in " ".join(out.split())
+
+
 def test_a_schedule_that_has_ended_is_not_gone_on_with(tmp_path, capsys):
     code, _, error = lemon(capsys, "run", chain(tmp_path), "--dry-run", "stages.small.grow_at=null")
     assert code == 2 and "stages.large.schedule: it would end at step 40 of its horizon, and begins at 40" in error
+    assert "give that an earlier grow_at" in error

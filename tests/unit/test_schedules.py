@@ -206,7 +206,7 @@ def test_another_pace_goes_on_at_the_same_place():
 
 
 def test_nothing_is_left_of_a_schedule():
-    with pytest.raises(UserError, match="would end at step 55 of its horizon, and begins at 60; choose"):
+    with pytest.raises(UserError, match="would end at step 55 of its horizon, and begins at 60, where"):
         rates(Span(Fraction(60), Fraction(1, 2)))
 
 

@@ -40,6 +40,12 @@ def resolved(run: config.Config):
     return rates(run, stage, PACE, data_of(run, stage))
 
 
+def test_a_share_of_the_horizon_is_a_length(tmp_path):
+    run = config.load(begun(tmp_path).path.parent / "tiny.yaml", ["stages.small.grow_at=50 %"])
+    with pytest.raises(UserError, match=r"steps up to grow_at 50 %: they are 12, and the stage has trained 24"):
+        resolved(run)
+
+
 def test_more_steps_have_an_ended_stage_go_on(tmp_path):
     run = begun(tmp_path, "steps=3 epochs")
     stage = run.training_stage("small")
