@@ -121,6 +121,39 @@ def test_layers_stand_where_the_method_says(variant, method, origins):
         assert torch.equal(large[row.name], weights[origin]), row.name
 
 
+COPIES = {"even": [0, 0, 0, 1, 1, 2, 2], "stack": [0, 1, 2, 0, 1, 2, 0], "last": [0, 1, 2, 2, 2, 2, 2]}
+
+
+@pytest.mark.parametrize("placement", COPIES)
+@pytest.mark.parametrize("variant", CHOSEN)
+def test_lemons_new_layers_may_be_copies(variant, placement):
+    """In depth alone to the bit, and said to compute something else; in width besides, each is its origin grown."""
+    source, origins = sample(variant, layers=3), COPIES[placement]
+    weights = randomised(source)
+    large, _, plan = grown(weights, source, sample(variant, layers=7), depth="copy", placement=placement)
+    assert [layer.origin for layer in plan.layers["layers"]] == origins
+    assert plan.lossy == ("layers repeat from 3 to 7",) and not plan.moves_norm_affines
+    for row in plan.target.rows():
+        origin = row.template if row.layer is None else row.template.replace("{i}", str(origins[row.layer]))
+        assert torch.equal(large[row.name], weights[origin]), row.name
+    wide = {**times(2), "layers": 3}
+    same, _, _ = grown(weights, source, sample(variant, **wide), noise=0.0)
+    both, _, plan = grown(
+        weights, source, sample(variant, **{**wide, "layers": 7}), depth="copy", placement=placement, noise=0.0
+    )
+    for row in plan.target.rows():
+        origin = row.template if row.layer is None else row.template.replace("{i}", str(origins[row.layer]))
+        assert torch.equal(both[row.name], same[origin]), row.name
+
+
+@pytest.mark.parametrize("depth", ["zero", "cancel"])
+@pytest.mark.parametrize("placement", ["stack", "last"])
+def test_layers_that_add_nothing_stand_behind_their_origin(depth, placement):
+    source, target = sample("vit"), sample("vit", layers=4, hidden=24, heads=6, mlp=40)
+    with pytest.raises(UserError, match=f"placement '{placement}' is of depth 'copy'; use placement 'even' or 'top'"):
+        planned(source, target, depth=depth, placement=placement)
+
+
 @pytest.mark.parametrize("variant", CHOSEN)
 def test_aki_takes_new_rows_from_the_next_layer(variant):
     """The MLP's first rows are the layer's own, the new ones the next layer's; the last layer has none and is its
@@ -220,14 +253,14 @@ def test_every_method_is_tried():
     [
         ("lemon", {"colour": "red"}, "method 'lemon' has no option 'colour'; its options are depth, placement, noise"),
         ("fpi", {"noise": 1}, "method 'fpi' has no option 'noise'; it has none"),
-        ("lemon", {"depth": "nil"}, "options of method 'lemon': depth: must be 'zero' or 'cancel' (got 'nil')"),
+        ("lemon", {"depth": "nil"}, "options of method 'lemon': depth: must be 'zero', 'cancel' or 'copy' (got 'nil')"),
         ("lemon", {"noise": "-1"}, "options of method 'lemon': noise: must be at least 0 (got '-1')"),
         ("lemon", {"noise": "inf"}, "options of method 'lemon': noise: must be a finite number (got 'inf')"),
         (
             "lemon",
             {"depth": 1, "noise": "much"},
             (
-                "options of method 'lemon': 2 mistakes\n  depth: must be 'zero' or 'cancel' (got 1)\n"
+                "options of method 'lemon': 2 mistakes\n  depth: must be 'zero', 'cancel' or 'copy' (got 1)\n"
                 "  noise: must be a number (got 'much')"
             ),
         ),

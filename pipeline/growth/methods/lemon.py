@@ -39,11 +39,15 @@ from pipeline.models.architecture import Architecture, Space
 
 
 class LemonOptions(MethodOptions):
-    depth: Literal["zero", "cancel"] = Field(
-        "zero", description="what new layers add: zero, or noise that cancels over the copies it reads"
+    depth: Literal["zero", "cancel", "copy"] = Field(
+        "zero",
+        description="what new layers add: zero; noise that cancels over the copies it reads; or, not losslessly, what "
+        "the layer that they copy adds",
     )
-    placement: Literal["even", "top"] = Field(
-        "even", description="where new layers stand: spread evenly, or doubling the topmost layers"
+    placement: Literal["even", "top", "stack", "last"] = Field(
+        "even",
+        description="where new layers stand: spread evenly, or doubling the topmost layers; of depth copy also all "
+        "layers once more on top of one another, or the last one so often",
     )
     noise: float = Field(1.0, ge=0, allow_inf_nan=False, description="scale of the symmetry-breaking noise")
 
@@ -55,11 +59,12 @@ class Lemon(Method):
 
     def refusals(self, source: Architecture, target: Architecture, options: LemonOptions) -> list[str]:
         return conditions.impossible(source, target) or (
-            conditions.inexact(source, target) + _too_deep(source, target, options)
+            conditions.inexact(source, target) + _too_deep(source, target, options) + _misplaced(options)
         )
 
     def lossy(self, source: Architecture, target: Architecture, options: LemonOptions) -> list[str]:
-        return conditions.interpolated(source, target)
+        repeated = conditions.deeper(source, target) if options.depth == "copy" else []
+        return conditions.interpolated(source, target) + repeated
 
     def maps(self, source: Architecture, target: Architecture, context: GrowthContext) -> Maps:
         eta = maps.residual(source.residual.size, target.residual.size, target.rms).eta
@@ -73,11 +78,16 @@ class Lemon(Method):
 
     def stack_layers(self, source: int, target: int, options: LemonOptions) -> tuple[LayerOrigin, ...]:
         """New layers stand directly behind their origin: `top` doubles the topmost `target - source` layers (LEMON's
-        released recipe), `even` spreads them."""
-        if options.placement == "top":
-            origins = [layer for layer in range(source) for _ in range(1 + (layer >= 2 * source - target))]
-        else:
-            origins = [index * source // target for index in range(target)]
+        released recipe), `even` spreads them. Copies may also `stack` round and round (StackBERT), or repeat the
+        `last` layer."""
+        origins = {
+            "even": [index * source // target for index in range(target)],
+            "top": [layer for layer in range(source) for _ in range(1 + (layer >= 2 * source - target))],
+            "stack": [index % source for index in range(target)],
+            "last": [min(index, source - 1) for index in range(target)],
+        }[options.placement]
+        if options.depth == "copy":
+            return tuple(LayerOrigin((Term(origin),)) for origin in origins)
         new = [index > 0 and origins[index - 1] == origin for index, origin in enumerate(origins)]
         return tuple(
             LayerOrigin((Term(origin),), is_new, is_new and options.depth == "cancel")
@@ -105,6 +115,12 @@ def space_map(source: Space, target: Space, rms: bool) -> SpaceMap:
         "pixels": lambda: interpolation.pixels(before, after),
     }
     return rules[target.kind]()
+
+
+def _misplaced(options: LemonOptions) -> list[str]:
+    if options.depth == "copy" or options.placement in ("even", "top"):
+        return []
+    return [f"placement '{options.placement}' is of depth 'copy'; use placement 'even' or 'top', or depth 'copy'"]
 
 
 def _too_deep(source: Architecture, target: Architecture, options: LemonOptions) -> list[str]:
