@@ -13,6 +13,7 @@ from pipeline import checkpoints, config
 from pipeline.checkpoints import diff
 from pipeline.training.start import origin
 from tests.helpers.cli import lemon, lemon_here
+from tests.helpers.rotation import rotated
 from tests.helpers.runs import BATCH, copied, records
 
 PLAN = {"kind": "wsd", "peak": 1e-3, "minimum": 1e-4, "warmup": "4 steps", "decay": "6 steps", "horizon": "20 steps"}
@@ -47,6 +48,7 @@ def trained(run: Path, *stages: str) -> list[tuple]:
     return [(row["loss"], row["lr"]) for stage in stages for row in records(run, stage) if "lr" in row]
 
 
+@rotated(one_in=3, of="zero_stage")
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_a_growth_to_its_own_size_changes_nothing(finished, tmp_path, zero_stage):
     """To the bit: weights, moments, rates, samples."""
