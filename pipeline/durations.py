@@ -6,7 +6,7 @@ into a whole number of steps, rounded up.
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any
@@ -103,12 +103,17 @@ def share(text: Any) -> Fraction:
     return found
 
 
-def _share(text: Any) -> Any:
-    share(text)
-    return text
+def _read_by(read: Callable[[Any], object]) -> BeforeValidator:
+    """Let a text stay as it is, if `read` understands it."""
+
+    def kept(text: Any) -> Any:
+        read(text)
+        return text
+
+    return BeforeValidator(kept)
 
 
-Share = Annotated[str, BeforeValidator(_share)]
+Share = Annotated[str, _read_by(share)]
 """A part of something, as a field of a config."""
 TIME_UNITS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 
@@ -122,12 +127,7 @@ def seconds(text: Any) -> float:
     return amount
 
 
-def _time(text: Any) -> Any:
-    seconds(text)
-    return text
-
-
-Time = Annotated[str, BeforeValidator(_time)]
+Time = Annotated[str, _read_by(seconds)]
 """A span of time, as a field of a config."""
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 """A duration greater than zero, as a field of a config."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -122,9 +123,8 @@ def require_same_job(folder: Path, facts: dict[str, Any], part: Part) -> None:
     draft = folder / f"job-{part.number}-{os.getpid()}.json"
     write_json(draft, facts)
     try:
-        os.link(draft, path)  # whole or not at all, and only the first
-    except FileExistsError:
-        pass
+        with suppress(FileExistsError):  # another part's, which is held against this one's below
+            os.link(draft, path)  # whole or not at all, and only the first
     finally:
         draft.unlink()
     there = read_json(path)

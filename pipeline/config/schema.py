@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.config import chain
 from pipeline.config.data import Data, TextData
 from pipeline.config.deepspeed_keys import DeepSpeedKeys
 from pipeline.config.fit import Attention, Compile, FitChoice
@@ -391,29 +392,12 @@ class Config(Strict):
         return problems + self._problems_of_chain(stage)
 
     def _problems_of_chain(self, stage: TrainStage) -> list[str]:
-        """What a stage that goes on with a schedule lacks, or has otherwise than the one that began it."""
-        if not stage.schedule.continues:
-            return []
-        where, before = f"stages.{stage.name}.schedule", self.trained_before(stage)
-        if before is None:
-            what = f"'{stage.origin}' is no stage of this config" if stage.origin else "it starts from fresh weights"
-            return [f"{where}.continue: {what}; leave it out, or start from what a stage has trained"]
-        mine, theirs = (each.schedule.model_dump(mode="json", by_alias=False) for each in (stage, before))
-        problems = [
-            f"{where}.{key}: '{before.name}' has {theirs.get(key)}, this {mine.get(key)}; one that goes on has the same"
-            for key in sorted({*mine, *theirs} - {"steps", "continues"})
-            if mine.get(key) != theirs.get(key)
-        ]
-        unit = stage.schedule.horizon.unit
-        problems += [
-            f"{where}.{key}: {part} beside a horizon in {unit}, and models differ in what a step is worth; say it in "
-            f"{unit}"
-            for key in ("warmup", "decay")
-            if (part := getattr(stage.schedule, key, None)) and part.amount and part.unit != unit
-        ]
-        if self.block_of(stage) != self.block_of(before):
-            problems.append(f"stages.{stage.name}.data.block: '{before.name}' reads blocks of another length")
-        return problems
+        """What does not fit between a stage that goes on with a schedule and the training before it."""
+        before = self.trained_before(stage)
+        found = list(chain.problems(stage, before))
+        if stage.schedule.continues and before and self.block_of(stage) != self.block_of(before):
+            found.append(f"stages.{stage.name}.data.block: '{before.name}' reads blocks of another length")
+        return found
 
     def trained_before(self, stage: TrainStage | ExpandStage) -> TrainStage | None:
         """The earlier training stage whose end a stage starts from, by way of expansions or at once; None where that is
