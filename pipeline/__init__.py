@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError, files_explained
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.expansion.preview import Preview
     from pipeline.growth.method import ExpansionOptions
     from pipeline.records.file_hashes import Algorithm
+    from pipeline.records.stage_facts import OptimizerState
 
 __version__ = "0.2.0"
 __all__ = [
@@ -48,7 +49,6 @@ __all__ = [
 ]
 
 Place = str | Path
-OptimizerState = Literal["reset", "grow"]
 
 
 @files_explained()
@@ -271,7 +271,7 @@ class _Asked:
     ) -> ExpansionPlan:
         from pipeline.expansion import planning
 
-        how = _layout(layout, self.source), self.source_config, optimizer_state == "grow"
+        how = _layout(layout, self.source), self.source_config, optimizer_state
         if self.operator is None:
             return planning.plan_expansion(self.source, self.wanted, self.options, *how, fitted=fitted)
         if self.target or self.method or self.method_options or self.seed is not None:

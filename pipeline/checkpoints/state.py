@@ -139,6 +139,12 @@ class State:
                 f"{weights.shape if weights else 'are missing'}; the files do not belong together"
             )
 
+    @property
+    def counted(self) -> float | None:
+        """The steps that the optimizer itself has counted, for the parameter of which it has counted most; None where
+        it keeps no count."""
+        return max(self.steps.values(), default=None)
+
     def without_optimizer(self) -> "State":
         """The weights alone."""
         unread = (*self.unread, *self.besides())

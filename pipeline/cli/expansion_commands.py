@@ -4,7 +4,7 @@ import argparse
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, get_args
 
 import pipeline
 from pipeline.cli.arguments import (
@@ -24,6 +24,7 @@ from pipeline.cli.arguments import (
 from pipeline.cli.output import console
 from pipeline.errors import UserError
 from pipeline.records.processes import choose_accelerator, huge_pages
+from pipeline.records.stage_facts import OptimizerState
 
 if TYPE_CHECKING:
     from pipeline.checkpoints import CheckpointLayout
@@ -82,8 +83,9 @@ def _command(commands: Commands, name: str, text: str, handler: Handler) -> argp
     command.add_argument(
         "--optimizer-state",
         default="reset",
-        choices=["reset", "grow"],
-        help="a fresh optimizer (default), or grow its state with the weights",
+        choices=get_args(OptimizerState),
+        help="a fresh optimizer (default), grow its state with the weights, or keep it on the source's entries and "
+        "begin at zero on new ones",
     )
     add_layout(command)
     command.add_argument("--seed", type=int, help="of the noise and of what starts fresh (default 0)")
@@ -108,7 +110,7 @@ class _Arguments(TypedDict):
     method: str | None
     operator: Path | None
     method_options: dict[str, str]
-    optimizer_state: pipeline.OptimizerState
+    optimizer_state: OptimizerState
     layout: "CheckpointLayout"
     source_config: Path | None
     seed: int | None

@@ -12,7 +12,7 @@ class ModelSizes(Strict):
     """The sizes of a model that the config decides; vocabulary, positions and classes follow from the prepared data."""
 
     family: str
-    layers: int = Field(ge=1, le=MOST_LAYERS)
+    layers: int = Field(ge=0, le=MOST_LAYERS)
     hidden: int = Field(ge=1, le=MOST_UNITS)
     heads: int = Field(ge=1)
     kv_heads: int | None = Field(

@@ -31,7 +31,7 @@ from pipeline.optim.schedules import Schedule
 from pipeline.records.file_hashes import Algorithm
 from pipeline.records.folder_names import FolderName, usable_as_folder
 from pipeline.records.run_folder import StageFolder
-from pipeline.records.stage_facts import TrainFacts
+from pipeline.records.stage_facts import OptimizerState, TrainFacts
 from pipeline.records.strict import Strict
 
 OTHERS_IN_A_RUN = {"data", "config.yaml", "report.html", "report.json"}
@@ -203,7 +203,11 @@ class ExpandStage(Strict):
     model: str
     method: MethodChoice = MethodChoice()
     fit: FitChoice | None = Field(None, description="of a learned method: how it is fitted; default: its defaults")
-    optimizer_state: Literal["reset", "grow"] = "reset"
+    optimizer_state: OptimizerState = Field(
+        "reset",
+        description="reset: it begins afresh; grow: as the weights do; asymmetric: kept on the source's entries, zero "
+        "on new ones, which count steps of their own",
+    )
 
     @property
     def origin(self) -> str:

@@ -21,10 +21,10 @@ from pipeline.checkpoints.tensors import GrownTensor, LazyTensor
 from pipeline.errors import UserError
 from pipeline.expansion.planning import ExpansionPlan, weight
 from pipeline.expansion.sizes_beside import fit_to_sizes
-from pipeline.growth import plan_file
+from pipeline.growth import new_entries, plan_file
 from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.making import making_cost
-from pipeline.growth.optimizer_state import GrownSlot
+from pipeline.growth.optimizer_state import GrownSlot, KeptSlot
 from pipeline.growth.plan import GrowthPlan, TensorPlan
 from pipeline.growth.verification import probe
 from pipeline.growth.verification.equivalence import Verification, verify
@@ -207,21 +207,41 @@ def grown(expansion: ExpansionPlan) -> State:
         aliases=expansion.growth.target.aliases,
         sub_group=None if expansion.continued_by else state.sub_group,
     )
-    if not expansion.grow_optimizer_state:
+    if expansion.moments == "reset":
         return fresh
     slots = {slot.name: _grown_slot(expansion, executor, slot) for slot in expansion.optimizer.slots}
-    steps = {each.target: state.steps[each.origin] for each in planned if each.origin in state.steps}
-    return replace(fresh, slots=slots, step=state.step, steps=steps, **expansion.carried)
+    engine = {key: kept for key, kept in expansion.carried.get("engine", {}).items() if key != new_entries.KEY}
+    return replace(
+        fresh,
+        slots=slots,
+        step=state.step,
+        steps=_grown_steps(expansion),
+        engine=engine | new_entries.written(expansion.new_entries),
+        scaling=expansion.carried.get("scaling", {}),
+    )
+
+
+def _grown_steps(expansion: ExpansionPlan) -> dict[str, float]:
+    """The optimizer's counts: those of the parameters from which others come, for what comes from none the largest."""
+    held, planned = expansion.state.steps, expansion.growth.tensors
+    counted = {each.target: held[each.origin] for each in planned if each.origin in held}
+    most = expansion.state.counted
+    return counted | ({} if most is None else {each.target: most for each in planned if each.origin is None})
 
 
 def _grown_slot(expansion: ExpansionPlan, executor: PlanExecutor, slot: Slot) -> dict[str, LazyTensor]:
     read = SourceReader(expansion.source, expansion.state.slots[slot.name], slot)
     holders = expansion.grouping.holders(expansion.optimizer, slot)
-    return {
-        each.target: GrownTensor(each.shape, GrownSlot(executor, each, slot, read))
-        for each in expansion.growth.tensors
-        if each.target in holders
-    }
+    going_on = new_entries.heirs(expansion.growth)
+
+    def rows(each: TensorPlan) -> GrownSlot | KeptSlot:
+        if expansion.moments == "grow":
+            return GrownSlot(executor, each, slot, read)
+        param = executor.params[each.target]
+        return KeptSlot(executor, each, read, param.layer is None or param.layer in going_on[param.stack])
+
+    planned = (each for each in expansion.growth.tensors if each.target in holders)
+    return {each.target: GrownTensor(each.shape, rows(each)) for each in planned}
 
 
 def _verify(expansion: ExpansionPlan, staged: Path) -> Verification:
@@ -281,7 +301,7 @@ def _known(expansion: ExpansionPlan) -> dict[str, Any]:
         **expansion.layout.as_json(),
         "step": 0,
         "method": expansion.growth.options.method,
-        "optimizer_state": "grow" if expansion.grow_optimizer_state else "reset",
+        "optimizer_state": expansion.moments,
         "lossless": expansion.growth.lossless,
         "lossy": list(expansion.growth.lossy),
     }
@@ -328,7 +348,7 @@ def describe(
         origin=origin,
         method=options.method,
         method_options=options.options.model_dump(),
-        optimizer_state="grow" if expansion.grow_optimizer_state else "reset",
+        optimizer_state=expansion.moments,
         lossless=expansion.growth.lossless,
         config_change=expansion.growth.config_change,
         fit=expansion.fitted.facts if expansion.fitted else None,

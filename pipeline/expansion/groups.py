@@ -49,6 +49,8 @@ def of_the_source(
     if not state.groups:
         return of_the_stage(large, AdamW())
     _require_order(folder, state, small)
+    if any(each.origin is None for each in growth.tensors):
+        return _of_layers_from_none(folder, state, small, large)
     origins = {each.target: each.origin for each in growth.tensors}
     order = [name for name in checkpoints.parameter_order(large) if name in origins]
     shapes = {each.target: each.shape for each in growth.tensors}
@@ -58,6 +60,19 @@ def of_the_source(
     )
     frozen = tuple(name for name in order if origins[name] in state.frozen)
     return Grouping(groups, frozen, _differing_layers(state, growth))
+
+
+def _of_layers_from_none(folder: Path, state: State, small: PretrainedConfig, large: PretrainedConfig) -> Grouping:
+    """The groups of a model whose source had no layers: this pipeline's, where the source has them. Raises UserError
+    where a script has grouped the source otherwise: in which groups it would put layers is not known."""
+    optimizer = state.optimizer()
+    own = [group.names for group in checkpoints.fresh_groups(small, optimizer)]
+    if state.frozen or own != [group.names for group in state.groups]:
+        raise UserError(
+            f"{folder}: its model has no layers, and in which groups of its optimizer new ones would be is not known: "
+            "take the weights alone (--format huggingface)"
+        )
+    return of_the_stage(large, optimizer)
 
 
 def _differing_layers(state: State, growth: GrowthPlan) -> str | None:

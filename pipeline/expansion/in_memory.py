@@ -70,7 +70,8 @@ def _carry(model: PreTrainedModel, result: PreTrainedModel, plan: GrowthPlan) ->
     names = [{row.name: row.module_name for row in each.rows()} for each in (plan.source, plan.target)]
     before, after = _parameters(model), _parameters(result)
     for each in plan.tensors:
-        after[names[1][each.target]].requires_grad_(before[names[0][each.origin]].requires_grad)
+        if each.origin is not None:
+            after[names[1][each.target]].requires_grad_(before[names[0][each.origin]].requires_grad)
 
 
 def _different_from_their_owners(model: PreTrainedModel, config: PretrainedConfig) -> tuple[str, ...]:

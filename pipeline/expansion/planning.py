@@ -13,25 +13,32 @@ from pipeline import checkpoints, models
 from pipeline.checkpoints import CheckpointLayout, loader, tying
 from pipeline.checkpoints.layouts import LAYOUTS
 from pipeline.checkpoints.state import State
-from pipeline.errors import UserError
+from pipeline.errors import UserError, placed
 from pipeline.expansion import groups
 from pipeline.expansion import target as targets
 from pipeline.expansion.fitted import Fitted
 from pipeline.expansion.groups import NO_GROUPS, Grouping
 from pipeline.expansion.operator import Operator
-from pipeline.growth import optimizer_state
+from pipeline.growth import new_entries, optimizer_state
 from pipeline.growth.activations import ProbedSource
 from pipeline.growth.method import ExpansionOptions, GrowthModule
+from pipeline.growth.new_entries import NewEntries
 from pipeline.growth.plan import GrowthPlan, begun_module, plan_growth
 from pipeline.models.architecture import Architecture
 from pipeline.models.streaming import RunnableModel
 from pipeline.optim.optimizers import AdamW, OptimizerSpec
+from pipeline.records.stage_facts import OptimizerState
+
+COUNTED_ALIKE = (
+    "the optimizer's count of steps is the source's, and new entries have seen none of them: a training of lemon reads "
+    "that from the checkpoint, and corrects their first updates; with a script of your own these are too large"
+)
 
 
 @dataclass(frozen=True)
 class ExpansionPlan:
-    """An expansion that has been planned and not yet done. function: the source, as it runs. grow_optimizer_state:
-    whether the optimizer state grows too. continued_by: the optimizer of the training that goes on from the result;
+    """An expansion that has been planned and not yet done. function: the source, as it runs. moments: what becomes of
+    the optimizer state. continued_by: the optimizer of the training that goes on from the result;
     None: not known, the source's is written. grouping: the result's optimizer groups. fitted: of a learned method.
     operator: where the growth is that of an earlier expansion."""
 
@@ -42,7 +49,7 @@ class ExpansionPlan:
     large: PretrainedConfig
     growth: GrowthPlan
     layout: CheckpointLayout
-    grow_optimizer_state: bool = False
+    moments: OptimizerState = "reset"
     continued_by: OptimizerSpec | None = None
     grouping: Grouping = NO_GROUPS
     fitted: Fitted | None = None
@@ -50,9 +57,9 @@ class ExpansionPlan:
 
     @property
     def optimizer(self) -> OptimizerSpec:
-        """The optimizer that the result has state of: the source's where it grows, else a fresh one. Raises UserError
-        for one to grow that is not known."""
-        if self.grow_optimizer_state:
+        """The optimizer that the result has state of: the source's where it goes on, else a fresh one. Raises UserError
+        for one to go on that is not known."""
+        if self.moments != "reset":
             return self.state.optimizer()
         return self.continued_by or self.state.known_optimizer or AdamW()
 
@@ -60,8 +67,21 @@ class ExpansionPlan:
     def carried(self) -> dict[str, Any]:
         """What of the source's engine and script goes along: schedule, counters, client state and loss scale, where
         its own training goes on with the grown optimizer state."""
-        goes_on = self.grow_optimizer_state and self.continued_by is None
+        goes_on = self.moments != "reset" and self.continued_by is None
         return {"engine": self.state.engine, "scaling": self.state.scaling} if goes_on else {}
+
+    @property
+    def new_entries(self) -> tuple[NewEntries, ...]:
+        """The growths through which the optimizer state has come, each with the entries that it added. Raises
+        UserError."""
+        if self.moments == "reset":
+            return ()
+        with placed(str(self.source)):
+            before = new_entries.read(self.state.engine)
+        growths = [new_entries.carried(each, self.growth, self.moments == "grow") for each in before]
+        if self.moments == "asymmetric":
+            growths.append(new_entries.of_growth(self.growth, self.state.step, self.state.counted))
+        return tuple(each for each in growths if each.kept)
 
     @property
     def left_behind(self) -> list[str]:
@@ -72,7 +92,8 @@ class ExpansionPlan:
     def remarks(self) -> list[str]:
         """What the result does not hold, or a reader must know, in words."""
         grouped = [self.grouping.remark] if self.grouping.remark else []
-        return [*self.state.remarks(), *self.of_the_script, *self.state.of_the_buffers(), *grouped]
+        counted = [COUNTED_ALIKE] if self.moments == "asymmetric" and self.continued_by is None else []
+        return [*self.state.remarks(), *self.of_the_script, *self.state.of_the_buffers(), *grouped, *counted]
 
     @property
     def of_the_script(self) -> list[str]:
@@ -130,20 +151,20 @@ def plan_expansion(
     options: ExpansionOptions,
     layout: CheckpointLayout,
     source_config: Path | None = None,
-    grow_optimizer_state: bool = False,
+    moments: OptimizerState = "reset",
     continued_by: OptimizerSpec | None = None,
     fitted: Fitted | None = None,
 ) -> ExpansionPlan:
     """Decide everything; no tensor is read, unless the method needs the source to decide. Raises UserError when the
     growth cannot be done as the method promises, or anything is missing.
 
-    continued_by: the optimizer of the training that goes on from the result, where that is known. fitted: of a learned
-    method."""
+    moments: what becomes of the optimizer state. continued_by: the optimizer of the training that goes on from the
+    result, where that is known. fitted: of a learned method."""
     ends = both_ends(source, target, options.seed, source_config)
     if fitted:
         fitted.require(ends.folder)
     growth = ends.plan(options, fitted.module(ends.begun_module(options)) if fitted else None)
-    return _planned(ends, growth, layout, grow_optimizer_state, continued_by, fitted=fitted)
+    return _planned(ends, growth, layout, moments, continued_by, fitted=fitted)
 
 
 def plan_again(
@@ -151,7 +172,7 @@ def plan_again(
     operator: Path,
     layout: CheckpointLayout,
     source_config: Path | None = None,
-    grow_optimizer_state: bool = False,
+    moments: OptimizerState = "reset",
 ) -> ExpansionPlan:
     """Decide to grow a source as an earlier expansion, the folder `operator`, has grown another of its shape. No tensor
     is read. Raises UserError as `plan_expansion` does."""
@@ -159,14 +180,14 @@ def plan_again(
     config = checkpoints.config_file(checkpoints.locate(source), source_config)
     ends = both_ends(source, earlier.target(models.read_config(config)[1]), earlier.options.seed, source_config)
     growth = earlier.plan(*ends.architectures, ends.init_std)
-    return _planned(ends, growth, layout, grow_optimizer_state, operator=earlier)
+    return _planned(ends, growth, layout, moments, operator=earlier)
 
 
 def _planned(
     ends: Ends,
     growth: GrowthPlan,
     layout: CheckpointLayout,
-    grow_optimizer_state: bool,
+    moments: OptimizerState,
     continued_by: OptimizerSpec | None = None,
     **how: Any,
 ) -> ExpansionPlan:
@@ -175,8 +196,8 @@ def _planned(
     if layout.kind.published_names:
         state = tying.agreeing(state, ends.architectures[0])
     large = ends.settled(growth)
-    if grow_optimizer_state:
-        optimizer_state.require(growth, state.optimizer().slots, state.slots)
+    if moments != "reset":
+        optimizer_state.require(growth, moments, state.optimizer().slots, state.slots)
         optimizer_state.require_continued(str(folder), state.optimizer(), continued_by or state.optimizer())
         _require_room(layout)
     grouping = NO_GROUPS
@@ -184,12 +205,24 @@ def _planned(
         grouping = groups.of_the_stage(large, continued_by)
     elif layout.kind.holds_optimizer:
         grouping = groups.of_the_source(folder, state, small, large, growth)
-    if grow_optimizer_state:
+    if moments != "reset":
         optimizer = state.optimizer()
         wanted = {slot.name: grouping.holders(optimizer, slot) for slot in optimizer.slots}
         optimizer_state.require_sources(str(folder), growth, wanted, state.slots)
+    if moments == "asymmetric":
+        _require_one_count(folder, state)
     sides = folder, state, ends.function, small, large
-    return ExpansionPlan(*sides, growth, layout, grow_optimizer_state, continued_by, grouping, **how)
+    return ExpansionPlan(*sides, growth, layout, moments, continued_by, grouping, **how)
+
+
+def _require_one_count(folder: Path, state: State) -> None:
+    """Raises UserError where the optimizer has counted other steps for some parameters than for others: new entries
+    count theirs from one."""
+    if len(counts := sorted(set(state.steps.values()))) > 1:
+        raise UserError(
+            f"{folder}: its optimizer counts {counts[0]:g} steps for some parameters and {counts[-1]:g} for others; "
+            "new entries could count from one alone: use --optimizer-state reset"
+        )
 
 
 def _require_room(layout: CheckpointLayout) -> None:

@@ -19,7 +19,7 @@ from pipeline.expansion import dense
 from pipeline.expansion.expand import size_changes
 from pipeline.expansion.fit_preview import fit_content, fit_lines
 from pipeline.expansion.planning import ExpansionPlan
-from pipeline.growth import conditions, optimizer_state, plan_file
+from pipeline.growth import conditions, new_entries, optimizer_state, plan_file
 from pipeline.growth.maps import MEAN, ZERO, IndexMap, Map
 from pipeline.growth.plan import GrowthPlan, TensorPlan
 from pipeline.models.architecture import Architecture
@@ -104,12 +104,19 @@ def _conditions(growth: GrowthPlan, small: Architecture, large: Architecture) ->
 
 
 def _optimizer_state(expansion: ExpansionPlan) -> list[str]:
-    """Whether it can grow, or why it cannot."""
+    """Whether it can grow, or why it cannot; of one that is kept how much of it is new."""
     try:
         optimizer = expansion.state.optimizer()
     except UserError as error:
         return [str(error)]
+    if expansion.moments == "asymmetric":
+        return [_kept(expansion.growth)]
     return optimizer_state.refusals(expansion.growth, optimizer.slots, expansion.state.slots) or ["can grow"]
+
+
+def _kept(growth: GrowthPlan) -> str:
+    new, whole = new_entries.of_growth(growth, 0, None).count(growth.target), growth.target.parameters
+    return f"is kept on the source's entries; {new:,} of {whole:,} are new and begin at zero"
 
 
 def _flops(architecture: Architecture, config: PretrainedConfig) -> dict[str, Any]:

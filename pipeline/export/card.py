@@ -121,7 +121,8 @@ def _expanded(ancestor: Ancestor) -> str:
         if before != after
     ]
     sizes = f" ({', '.join(changes)})" if changes else ""
-    moments = "grown" if manifest.get("optimizer_state") == "grow" else "started afresh"
+    words = {"grow": "grown", "asymmetric": "kept on the source's entries"}
+    moments = words.get(str(manifest.get("optimizer_state")), "started afresh")
     method = manifest.get("method", "unknown")
     return f"expanded by method `{method}`{sizes}, optimizer state {moments}; {_verified(manifest)}"
 

@@ -6,10 +6,13 @@ from pipeline.growth.attention import lost_heads
 from pipeline.models.architecture import Architecture, Attention, Space
 
 
-def impossible(source: Architecture, target: Architecture) -> list[str]:
-    """Why no method can grow `source` into `target`; empty when one can."""
+def impossible(source: Architecture, target: Architecture, fresh_layers: bool = False) -> list[str]:
+    """Why no method can grow `source` into `target`; empty when one can. fresh_layers: layers may start afresh, and
+    the others need not be enough to make them of."""
     if foreign := _foreign(source, target):
         return foreign
+    if not fresh_layers and (rootless := _rootless(source, target)):
+        return rootless
     shrinking = _shrinking(source, target)
     heads = [reason for attention in target.attentions for reason in _heads(attention, source, target)]
     return shrinking + _fixed(source, target) + ([] if shrinking else heads)
@@ -29,6 +32,16 @@ def _foreign(source: Architecture, target: Architecture) -> list[str]:
             )
         ]
     return []
+
+
+def _rootless(source: Architecture, target: Architecture) -> list[str]:
+    before = {stack.name: stack.layers for stack in source.stacks}
+    return [
+        f"the source has no {target.stack_prefix(stack)}layers of which {stack.layers} could be made; "
+        "use lemon with depth 'random'"
+        for stack in target.stacks
+        if stack.layers and not before[stack.name]
+    ]
 
 
 def _shrinking(source: Architecture, target: Architecture) -> list[str]:
@@ -148,6 +161,16 @@ def deeper(source: Architecture, target: Architecture) -> list[str]:
     before = {stack.name: stack.layers for stack in source.stacks}
     return [
         f"{target.stack_prefix(stack)}layers repeat from {before[stack.name]} to {stack.layers}"
+        for stack in target.stacks
+        if stack.layers > before[stack.name]
+    ]
+
+
+def begun_afresh(source: Architecture, target: Architecture) -> list[str]:
+    """Layers that start afresh add something else than nothing."""
+    before = {stack.name: stack.layers for stack in source.stacks}
+    return [
+        f"{stack.layers - before[stack.name]} of {stack.layers} {target.stack_prefix(stack)}layers start afresh"
         for stack in target.stacks
         if stack.layers > before[stack.name]
     ]

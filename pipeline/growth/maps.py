@@ -165,6 +165,19 @@ class IndexMap:
         """The copies alone: what reads the mean becomes zero."""
         return self.only(self.index != MEAN)
 
+    def first_copies(self) -> "IndexMap":
+        """For every source entry its first copy alone, with weight 1; zeros elsewhere."""
+        places = torch.arange(len(self.index))
+        first = torch.full((self.source,), len(self.index))
+        copied = self.index >= 0
+        first.scatter_reduce_(0, self.index[copied], places[copied], "amin")
+        is_first = copied & (first[self.index.clamp(min=0)] == places) if self.source else copied
+        return copies(torch.where(is_first, self.index, ZERO), self.source)
+
+    def all_copies(self) -> "IndexMap":
+        """Every copy with weight 1; zeros elsewhere."""
+        return copies(torch.where(self.index >= 0, self.index, ZERO), self.source)
+
     def dense(self) -> Tensor:
         """The matrix itself (d_T, d_S), for tests and for reading."""
         return self.apply(torch.eye(self.source, dtype=torch.float64), 0)

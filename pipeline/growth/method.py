@@ -95,7 +95,8 @@ class LayerOrigin:
     terms: of all its tensors but those in `mixtures` and `blocks`, by template; what `blocks` has lies side by side
     along one axis, in order, and fills the tensor. new: it adds nothing to the residual stream at step
     0. cancels: of a new layer, the matrices that write the residual stream start as noise that cancels over the copies
-    they read, instead of zero (growth-math, section 6).
+    they read, instead of zero (growth-math, section 6). fresh: it starts as a new model's layer would, and its terms
+    say no more than behind which layer it stands; none in a model that had no layers.
     """
 
     terms: tuple[Term, ...]
@@ -103,13 +104,17 @@ class LayerOrigin:
     cancels: bool = False
     mixtures: Mapping[str, tuple[Term, ...]] = field(default_factory=dict)
     blocks: Mapping[str, tuple[GrownBlock, ...]] = field(default_factory=dict)
+    fresh: bool = False
 
     @property
-    def origin(self) -> int:
-        """The layer in whose place it stands."""
-        layer = self.terms[0].layer
-        assert layer is not None, "a layer's terms name layers"
-        return layer
+    def origin(self) -> int | None:
+        """The layer in whose place it stands; None where the source has no layers."""
+        return self.terms[0].layer if self.terms else None
+
+    @property
+    def continued(self) -> int | None:
+        """The layer that it goes on from; None of a fresh one."""
+        return None if self.fresh else self.origin
 
 
 Layers = dict[str, tuple[LayerOrigin, ...]]

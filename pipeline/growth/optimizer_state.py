@@ -5,6 +5,9 @@ Entries without a history (remainders, appended rows) start at 0 in a slot that 
 squares they get the mean of the known ones in their row, whole rows that of their tensor; and what a new layer writes
 gets the squares of the layer behind which it stands. A zero beside a large step count would make their first updates
 sqrt(1 / (1 - beta_2)) times too large. The step count is the source's.
+
+State may also be kept: unscaled where the source's entries lie, zero in all others (SPARKLING, arXiv:2602.02472), which
+then have a step count of their own (new_entries.py).
 """
 
 import math
@@ -17,10 +20,12 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.growth.execute import AxisRule, PlainRows, PlanExecutor, Read, combined, on_gradient, on_squared_gradient
-from pipeline.growth.maps import Map
+from pipeline.growth.maps import DenseMap, Map, SpaceMap
+from pipeline.growth.new_entries import on_kept
 from pipeline.growth.plan import GrowthPlan, TensorPlan
 from pipeline.models.architecture import ParamSpec
 from pipeline.optim.optimizers import OptimizerSpec, Slot
+from pipeline.records.stage_facts import OptimizerState
 
 CHUNK = 1 << 22
 """Elements of a source tensor that are summed up at a time."""
@@ -28,14 +33,19 @@ RULES: dict[int, AxisRule] = {1: on_gradient, 2: on_squared_gradient}
 """By a slot's power."""
 
 
-def refusals(plan: GrowthPlan, slots: Sequence[Slot], stored: Collection[str]) -> list[str]:
-    """Why the optimizer state cannot grow; empty when it can. slots: the optimizer's. stored: the source's, by name."""
+def refusals(
+    plan: GrowthPlan, slots: Sequence[Slot], stored: Collection[str], state: OptimizerState = "grow"
+) -> list[str]:
+    """Why the optimizer state cannot go on so; empty when it can. slots: the optimizer's. stored: the source's, by
+    name. state: `grow` or `asymmetric`."""
     names = [slot.name for slot in slots]
     reasons = []
     if missing := sorted(set(names) - set(stored)):
         reasons.append(f"the source holds no {' and no '.join(missing)}")
     if unknown := sorted(set(stored) - set(names)):
         reasons.append(f"the source holds '{unknown[0]}', which is no state of this optimizer ({', '.join(names)})")
+    if state == "asymmetric":
+        return reasons + _unkept(plan)
     if any(tensor_plan.fold for tensor_plan in plan.tensors):
         reasons.append(
             "at this width layer scales are multiplied into the weights they scale, whose optimizer state then no "
@@ -43,8 +53,8 @@ def refusals(plan: GrowthPlan, slots: Sequence[Slot], stored: Collection[str]) -
         )
     if any(tensor_plan.fresh or _mixes_units(tensor_plan) for tensor_plan in plan.tensors):
         reasons.append(
-            f"method '{plan.options.method}' starts units afresh or builds them from several layers, so that they "
-            "have no optimizer state to continue"
+            f"method '{plan.options.method}' starts units or layers afresh, or builds them from several layers, so "
+            "that they have no optimizer state to continue"
         )
     if any(tensor_plan.blocks for tensor_plan in plan.tensors):
         reasons.append(
@@ -54,14 +64,28 @@ def refusals(plan: GrowthPlan, slots: Sequence[Slot], stored: Collection[str]) -
     return reasons
 
 
+def _unkept(plan: GrowthPlan) -> list[str]:
+    """Why entries of the source lie nowhere in the target, or all of them are gone."""
+    if any(isinstance(space.writes, DenseMap) for maps in _all_maps(plan) for space in maps.values()):
+        return [f"method '{plan.options.method}' mixes units by matrices, and none of the source's stay as they are"]
+    if any(tensor_plan.fresh and tensor_plan.template == tensor_plan.target for tensor_plan in plan.tensors):
+        return [f"method '{plan.options.method}' starts every tensor afresh"]
+    return []
+
+
+def _all_maps(plan: GrowthPlan) -> Iterator[Mapping[str, SpaceMap]]:
+    yield plan.maps
+    yield from plan.maps.overrides.values()
+
+
 def _mixes_units(tensor_plan: TensorPlan) -> bool:
     return any(term.maps is not None or term.template or term.block for term in tensor_plan.terms)
 
 
-def require(plan: GrowthPlan, slots: Sequence[Slot], stored: Collection[str]) -> None:
-    """Raises UserError when the optimizer state cannot grow."""
-    if reasons := refusals(plan, slots, stored):
-        raise UserError(f"optimizer state 'grow' is not possible: {'; '.join(reasons)}; use --optimizer-state reset")
+def require(plan: GrowthPlan, state: OptimizerState, slots: Sequence[Slot], stored: Collection[str]) -> None:
+    """Raises UserError when the optimizer state cannot go on as `state` says."""
+    if reasons := refusals(plan, slots, stored, state):
+        raise UserError(f"optimizer state '{state}' is not possible: {'; '.join(reasons)}; use --optimizer-state reset")
 
 
 def require_sources(
@@ -71,7 +95,7 @@ def require_sources(
     parameter by another rule. wanted: the target's parameters by slot; stored: the source's. where: the source."""
     for slot, targets in wanted.items():
         for each in plan.tensors:
-            sources = [each.source_name(term) for term in each.terms] or [each.origin]
+            sources = [each.source_name(term) for term in each.terms] or [each.origin] if each.origin else []
             if each.target in targets and (lacking := [name for name in sources if name not in stored[slot]]):
                 raise UserError(
                     f"{where}: holds no {slot} of '{lacking[0]}', from which that of '{each.target}' would grow: its "
@@ -179,4 +203,25 @@ class GrownSlot:
         """(source tensor, coefficient) of the terms; of a tensor without terms, the one in whose place it stands."""
         tensor_plan, power = self.tensor_plan, self.slot.power
         terms = [(tensor_plan.source_name(term), term.coefficient**power) for term in tensor_plan.terms]
+        assert tensor_plan.origin is not None, "fresh layers have been refused"
         return terms or [(tensor_plan.origin, 1.0)]
+
+
+@dataclass(frozen=True)
+class KeptSlot:
+    """One slot of one target tensor, kept where the source's entries lie first, zero elsewhere. read: as above.
+    goes_on: whether the tensor goes on from the source's in whose place it stands; else it is new."""
+
+    executor: PlanExecutor
+    tensor_plan: TensorPlan
+    read: Read
+    goes_on: bool
+
+    def rows(self, rows: range | None = None) -> Tensor:
+        """All of it, or its `rows` along the first axis."""
+        shape, dtype, origin = self.tensor_plan.shape, self.executor.dtype, self.tensor_plan.origin
+        rows = range(shape[0]) if rows is None else rows
+        if not self.goes_on or origin is None:
+            return torch.zeros((len(rows), *shape[1:]), dtype=dtype)
+        source, param = PlainRows(origin, self.read, dtype), self.executor.params[self.tensor_plan.target]
+        return self.executor.transform(source, param, self.executor.plan.maps, on_kept, rows)

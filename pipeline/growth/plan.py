@@ -60,14 +60,14 @@ class TensorPlan:
     """One target tensor: W* = sum_j c_j E W_j R^T + N (growth-math, equation 1).
 
     template: its name with `{i}` for a layer, by which terms name source tensors. origin: the source tensor in whose
-    place it stands. terms: of the whole; blocks: parts side by side along one axis, each with terms of its own; without
-    either every entry starts as `fill`, or fresh. noise: the axes along which N is projected. fold: the source's layer
-    scale that is multiplied into it. note: why it has no terms.
+    place it stands; None in a layer of a model that had none. terms: of the whole; blocks: parts side by side along one
+    axis, each with terms of its own; without either every entry starts as `fill`, or fresh. noise: the axes along which
+    N is projected. fold: the source's layer scale that is multiplied into it. note: why it has no terms.
     """
 
     target: str
     template: str
-    origin: str
+    origin: str | None
     terms: tuple[Term, ...]
     shape: tuple[int, ...]
     noise: tuple[int, ...] = ()
@@ -251,10 +251,8 @@ class Planner:
 
     def _tensor(self, param: ParamSpec, origin: LayerOrigin | None) -> TensorPlan:
         template = param.template or param.name
-        tensor = TensorPlan(
-            param.name, template, in_layer(template, origin.origin if origin else None), (), self.target.shape(param)
-        )
-        if self.fresh:
+        tensor = TensorPlan(param.name, template, _place(template, origin), (), self.target.shape(param))
+        if self.fresh or (origin and origin.fresh):
             return replace(tensor, fresh=True)
         if self._identity(param, origin):
             fill = 1.0 if param.axes[0].role == "gain" else 0.0
@@ -301,7 +299,14 @@ class Planner:
 
     def _fold(self, param: ParamSpec, origin: LayerOrigin | None) -> str | None:
         scale = param.scaled_by or (param.template if param.axes[0].role == "scales" else None)
-        return in_layer(scale, origin.origin if origin else None) if scale and self.folds else None
+        return _place(scale, origin) if scale and self.folds else None
+
+
+def _place(template: str, origin: LayerOrigin | None) -> str | None:
+    """The source tensor in whose place one stands; None in a layer of a model that had none."""
+    if origin is None:
+        return template
+    return None if origin.origin is None else in_layer(template, origin.origin)
 
 
 def _has_null_space(role: str, space: SpaceMap) -> bool:

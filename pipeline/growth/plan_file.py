@@ -30,9 +30,9 @@ from pipeline.records.run_folder import read_json, write_json
 
 Json = dict[str, Any]
 PLAN, TENSORS = "plan.json", "plan.safetensors"
-FORMAT, PLAIN = 2, 1
-"""Of plan.json; the latter where it has neither sums nor blocks. Files without a format hold no maps: they are made
-again by their method, which needed no source then."""
+FORMAT, SUMS, PLAIN = 3, 2, 1
+"""Of plan.json: with fresh layers, with sums or blocks, with neither. Files without a format hold no maps: they are
+made again by their method, which needed no source then."""
 MOST_WORDS = 64
 """Blocks of an index map that are written out in the JSON."""
 SIDES = ("writes", "reads", "gains", "query_null_space")
@@ -127,6 +127,7 @@ def as_json(plan: GrowthPlan, tensors: "TensorStore | None" = None) -> Json:
         "layers": {
             stack: [
                 {"terms": writer.terms(origin.terms), "new": origin.new, "cancels": origin.cancels}
+                | ({"fresh": True} if origin.fresh else {})
                 for origin in origins
             ]
             for stack, origins in plan.layers.items()
@@ -136,7 +137,9 @@ def as_json(plan: GrowthPlan, tensors: "TensorStore | None" = None) -> Json:
         "tensors": [_tensor_as_json(each, writer) for each in plan.tensors],
     }
     if writer.sums or any(each.blocks for each in plan.tensors):
-        content |= {"format": FORMAT, "sums": writer.sums}
+        content |= {"format": SUMS, "sums": writer.sums}
+    if any(origin.fresh for origins in plan.layers.values() for origin in origins):
+        content |= {"format": FORMAT}
     return content
 
 
@@ -156,10 +159,7 @@ def _restored(content: Json, source: Architecture, target: Architecture, tensors
         source,
         target,
         store.maps(content["maps"]),
-        {
-            stack: tuple(LayerOrigin(reader.terms(each["terms"]), each["new"], each["cancels"]) for each in origins)
-            for stack, origins in content["layers"].items()
-        },
+        {stack: tuple(_layer(each, reader) for each in origins) for stack, origins in content["layers"].items()},
         tuple(_tensor(each, reader) for each in content["tensors"]),
         content["noise"],
         content["init_std"],
@@ -183,6 +183,11 @@ def _require_sizes(sizes: Json, source: Architecture, target: Architecture) -> N
             raise UserError(
                 f"plans a growth of {name} {planned}, and these two models have {before[name]} -> {after[name]}"
             )
+
+
+def _layer(content: Json, reader: TermReader) -> LayerOrigin:
+    terms, fresh = reader.terms(content["terms"]), content.get("fresh", False)
+    return LayerOrigin(terms, content["new"], content["cancels"], fresh=fresh)
 
 
 def _tensor(content: Json, reader: TermReader) -> TensorPlan:

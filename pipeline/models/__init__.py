@@ -61,6 +61,8 @@ def family_of(sizes: ModelSizes) -> Family:
     """The family of a model that a config describes. Raises UserError for an unknown one, and for a size that it does
     not have, which would be without effect."""
     selected = family(sizes.family)
+    if sizes.layers < selected.least_layers:
+        raise UserError(f"models of family '{sizes.family}' have at least {selected.least_layers} layer; choose more")
     for size in get_args(OptionalSize):
         value = getattr(sizes, size)
         if value is not None and size not in selected.optional_sizes:
@@ -179,8 +181,9 @@ def _foreign(content: dict[str, Any], where: str) -> UserError:
 def _require_possible_sizes(match: Family, config: PretrainedConfig, where: str) -> None:
     """Raises UserError for sizes that transformers takes and no model can have."""
     for key, value in ((key, getattr(config, key, None)) for key in match.keys.sizes):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise UserError(f"{where}: {key} {value!r} is impossible; a size is a whole number of at least 1")
+        least = match.least(key)
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise UserError(f"{where}: {key} {value!r} is impossible; a size is a whole number of at least {least}")
     with placed(where):
         architecture = architecture_of(config)
     sizes, layers = {space.size for space in architecture.spaces.values()}, sum(s.layers for s in architecture.stacks)

@@ -189,6 +189,10 @@ def no_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
     return ()
 
 
+LAYERS = ("num_hidden_layers", "n_layer")
+"""The keys of configs that say how many layers a model has."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One architecture with its heads; the first is the one it is trained with.
@@ -199,7 +203,7 @@ class Family:
     the standard deviation of fresh weights. configure: sizes and data facts to the config of a fresh model. reserved:
     rows of the position table that no token takes. optional_sizes: the sizes without which a model of another family is
     whole, and that its models have. windows: of every layer, how many tokens its attention sees; None: all; empty where
-    every layer of every model sees all.
+    every layer of every model sees all. least_layers: of a model that transformers builds.
     """
 
     name: str
@@ -216,6 +220,11 @@ class Family:
     reserved: int = 0
     optional_sizes: tuple[OptionalSize, ...] = ()
     windows: Callable[[Any], tuple[int | None, ...]] = no_windows
+    least_layers: int = 0
+
+    def least(self, key: str) -> int:
+        """The smallest number that a size in its config can be."""
+        return self.least_layers if key in LAYERS else 1
 
     @property
     def objective(self) -> Objective:

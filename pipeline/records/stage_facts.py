@@ -162,6 +162,11 @@ class TrainFacts(CommonFacts):
         return next((start for start in reversed(self.starts) if start.step < step), self.starts[0])
 
 
+OptimizerState = Literal["reset", "grow", "asymmetric"]
+"""What becomes of it in an expansion: it begins afresh, grows as the weights do, or is kept where the source's entries
+lie and begins at zero elsewhere."""
+
+
 class ExpandFacts(CommonFacts):
     """An expansion. layout: that of the checkpoint it writes; config_change: what it changes in the model's config;
     verification: what was measured, None before that; fit: what fitting a learned method was and has cost."""
@@ -169,7 +174,7 @@ class ExpandFacts(CommonFacts):
     kind: Literal["expand"] = "expand"
     method: str
     method_options: dict[str, Any]
-    optimizer_state: Literal["reset", "grow"]
+    optimizer_state: OptimizerState
     lossless: bool
     config_change: dict[str, Any]
     layout: dict[str, Any]

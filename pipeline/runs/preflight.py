@@ -127,11 +127,11 @@ def _require_division(stage: TrainStage, ranks: Sequence[int]) -> None:
 
 
 def _require_readers(config: Config, stage: ExpandStage) -> None:
-    """An optimizer state that is to grow needs training stages behind it that go on from it. One that has a checkpoint
+    """An optimizer state that is to go on needs training stages behind it that go on from it. One that has a checkpoint
     of its own reads it no more. It is written in the layout of the first of them; the others have it resharded."""
-    if stage.optimizer_state != "grow":
+    if stage.optimizer_state == "reset":
         return
-    where, behind = f"stages.{stage.name}.optimizer_state: grow", config.continued_by(stage.name)
+    where, behind = f"stages.{stage.name}.optimizer_state: {stage.optimizer_state}", config.continued_by(stage.name)
     if not behind:
         raise UserError(f"{where} needs a training stage behind it, which goes on from that state; use reset")
     readers = [reader for reader in behind if not publish.newest(StageFolder(config.path / reader.name).checkpoints)]
@@ -182,7 +182,7 @@ def _stage_after_data(
 def _require_one_grouping(config: Config, stage: ExpandStage, large: PretrainedConfig) -> None:
     """A grown optimizer state is written in the groups of the first training behind it. Raises UserError for stages
     that go on with it in other groups, by their rates; an expansion of it goes by names."""
-    behind = config.continued_by(stage.name) if stage.optimizer_state == "grow" else []
+    behind = config.continued_by(stage.name) if stage.optimizer_state != "reset" else []
     readers = [each for each in behind if each.origin == stage.name]
     optimizers = [each.optimizer for each in (*behind[:1], *readers)]
     groups = [[group.names for group in checkpoints.fresh_groups(large, each)] for each in optimizers]
@@ -221,11 +221,12 @@ def _require_growth(config: Config, stage: ExpandStage, small: PretrainedConfig,
     with placed(f"stages.{stage.name}"):
         architectures = models.architecture_of(small), models.architecture_of(large)
         require_possible(*architectures, method_options)
-        if stage.optimizer_state == "grow" and not methods.find(method_options.method).needs_source:
+        if stage.optimizer_state != "reset" and not methods.find(method_options.method).needs_source:
             learned = methods.is_learned(method_options.method)
             module = begun_module(*architectures, method_options) if learned else None
             growth = plan_growth(*architectures, method_options, models.initializer_range(large), module=module)
-            optimizer_state.require(growth, _optimizer_before(config, stage).slots, _slots_before(config, stage))
+            slots = _optimizer_before(config, stage).slots, _slots_before(config, stage)
+            optimizer_state.require(growth, stage.optimizer_state, *slots)
 
 
 def _optimizer_before(config: Config, stage: ExpandStage) -> OptimizerSpec:
@@ -236,7 +237,7 @@ def _optimizer_before(config: Config, stage: ExpandStage) -> OptimizerSpec:
         return _state_in(Path(stage.source)).optimizer()
     if isinstance(source, TrainStage):
         return source.optimizer
-    if source.optimizer_state == "grow":
+    if source.optimizer_state != "reset":
         return _optimizer_before(config, source)
     return config.continued_by(source.name)[0].optimizer
 

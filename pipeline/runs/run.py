@@ -176,7 +176,7 @@ def _plan_expansion(config: Config, stage: ExpandStage, start: Start) -> "Expans
         targets.of_sizes(small, config.models[stage.model], facts),
         preflight.options(stage, config.seed),
         layout_for(stage, reader, ranks_of(config, start)),
-        grow_optimizer_state=stage.optimizer_state == "grow",
+        moments=stage.optimizer_state,
         continued_by=reader.optimizer if reader else None,
         fitted=fitted,
     )

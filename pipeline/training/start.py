@@ -67,7 +67,7 @@ def continues_optimizer(start: Path, stage: TrainStage, world: int) -> bool:
     """Whether `start` is an expansion whose optimizer the engine of `stage` on `world` ranks goes on with: one that was
     grown in any layout, a fresh one in the engine's own. Raises UserError where the grown one is of another kind."""
     content = manifest.read_if_any(start)
-    grown = content is not None and content.optimizer_state == "grow"
+    grown = content is not None and content.optimizer_state in ("grow", "asymmetric")
     if content is None or not (grown or content.kind == "expand"):
         return False
     left = checkpoints.raw(start).optimizer()

@@ -33,7 +33,7 @@ LARGE = {"layers": 3, "hidden": 20, "heads": 5, "mlp": 33}
 )
 def test_every_layout_keeps_the_grown_moments(tmp_path, layout):
     job = planning.plan_expansion(
-        source(tmp_path, layout), sample("bert-pre-ln", **LARGE), methods.parse(), layout, grow_optimizer_state=True
+        source(tmp_path, layout), sample("bert-pre-ln", **LARGE), methods.parse(), layout, moments="grow"
     )
     expand.execute_expansion(job, tmp_path / "large")
     state, _ = checkpoints.read(tmp_path / "large")
@@ -57,7 +57,7 @@ def test_muons_momentum_grows_as_a_first_moment_does(tmp_path, layout):
     places = {"adamw": adamw, "muon": by_muon(adamw, tmp_path / "by-muon", layout)}
     grown = {}
     for optimizer, place in places.items():
-        job = planning.plan_expansion(place, target, methods.parse(), layout, grow_optimizer_state=True)
+        job = planning.plan_expansion(place, target, methods.parse(), layout, moments="grow")
         expand.execute_expansion(job, tmp_path / optimizer)
         grown[optimizer], _ = checkpoints.read(tmp_path / optimizer)
     kinds = {row.name: row.kind for row in models.architecture_of(target).rows()}
@@ -90,7 +90,7 @@ def test_neither_workers_nor_ranks_change_what_is_grown(tmp_path, monkeypatch):
             target,
             methods.parse("lemon", {"depth": "cancel"}),
             CheckpointLayout("zero", 3, ranks),
-            grow_optimizer_state=True,
+            moments="grow",
         )
         expand.execute_expansion(job, tmp_path / str(number), workers)
         made.append(tmp_path / str(number))
@@ -108,7 +108,7 @@ def test_a_result_without_room_for_moments_is_refused(tmp_path):
             sample("bert-pre-ln", **LARGE),
             methods.parse(),
             CheckpointLayout("huggingface"),
-            grow_optimizer_state=True,
+            moments="grow",
         )
 
 

@@ -150,7 +150,7 @@ def test_lemons_new_layers_may_be_copies(variant, placement):
 @pytest.mark.parametrize("placement", ["stack", "last"])
 def test_layers_that_add_nothing_stand_behind_their_origin(depth, placement):
     source, target = sample("vit"), sample("vit", layers=4, hidden=24, heads=6, mlp=40)
-    with pytest.raises(UserError, match=f"placement '{placement}' is of depth 'copy'; use placement 'even' or 'top'"):
+    with pytest.raises(UserError, match=f"placement '{placement}' is of depth 'copy.*; use placement 'even' or 'top'"):
         planned(source, target, depth=depth, placement=placement)
 
 
@@ -253,14 +253,18 @@ def test_every_method_is_tried():
     [
         ("lemon", {"colour": "red"}, "method 'lemon' has no option 'colour'; its options are depth, placement, noise"),
         ("fpi", {"noise": 1}, "method 'fpi' has no option 'noise'; it has none"),
-        ("lemon", {"depth": "nil"}, "options of method 'lemon': depth: must be 'zero', 'cancel' or 'copy' (got 'nil')"),
+        (
+            "lemon",
+            {"depth": "nil"},
+            "options of method 'lemon': depth: must be 'zero', 'cancel', 'copy' or 'random' (got 'nil')",
+        ),
         ("lemon", {"noise": "-1"}, "options of method 'lemon': noise: must be at least 0 (got '-1')"),
         ("lemon", {"noise": "inf"}, "options of method 'lemon': noise: must be a finite number (got 'inf')"),
         (
             "lemon",
             {"depth": 1, "noise": "much"},
             (
-                "options of method 'lemon': 2 mistakes\n  depth: must be 'zero', 'cancel' or 'copy' (got 1)\n"
+                "options of method 'lemon': 2 mistakes\n  depth: must be 'zero', 'cancel', 'copy' or 'random' (got 1)\n"
                 "  noise: must be a number (got 'much')"
             ),
         ),

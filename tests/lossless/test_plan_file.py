@@ -64,9 +64,9 @@ def test_a_plan_without_a_format_is_made_again_by_its_method(tmp_path):
 def test_a_newer_plan_is_refused(tmp_path):
     plan, _ = saved(tmp_path, *CASES["lemon"])
     content = json.loads((tmp_path / plan_file.PLAN).read_text())
-    (tmp_path / plan_file.PLAN).write_text(json.dumps({**content, "format": 3}))
+    (tmp_path / plan_file.PLAN).write_text(json.dumps({**content, "format": 4}))
     with pytest.raises(
-        UserError, match=r"plan.json: has format 3, and this version of lemon reads formats up to 2; use the version"
+        UserError, match=r"plan.json: has format 4, and this version of lemon reads formats up to 3; use the version"
     ):
         plan_file.load(tmp_path, plan.source, plan.target, 0.0)
 

@@ -88,7 +88,7 @@ def test_a_state_does_not_grow_into_another_optimizer(tmp_path):
         match=r"small: the state is that of adamw \(exp_avg, exp_avg_sq\), and the stage behind trains with sgd "
         r"\(momentum_buffer\); use the same optimizer for both, or reset the state",
     ):
-        expanded(source(tmp_path, LAYOUT), tmp_path / "large", MOMENTUM, grow_optimizer_state=True)
+        expanded(source(tmp_path, LAYOUT), tmp_path / "large", MOMENTUM, moments="grow")
 
 
 SGD_STAGE, AGAIN = "{kind: sgd, momentum: 0.8}", {"name": "grown-again", "kind": "expand", "model": "large"}

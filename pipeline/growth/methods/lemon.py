@@ -39,15 +39,15 @@ from pipeline.models.architecture import Architecture, Space
 
 
 class LemonOptions(MethodOptions):
-    depth: Literal["zero", "cancel", "copy"] = Field(
+    depth: Literal["zero", "cancel", "copy", "random"] = Field(
         "zero",
         description="what new layers add: zero; noise that cancels over the copies it reads; or, not losslessly, what "
-        "the layer that they copy adds",
+        "the layer that they copy adds, or what layers of a new model do",
     )
     placement: Literal["even", "top", "stack", "last"] = Field(
         "even",
         description="where new layers stand: spread evenly, or doubling the topmost layers; of depth copy also all "
-        "layers once more on top of one another, or the last one so often",
+        "layers once more on top of one another, or the last one so often; of depth random last: on top of all",
     )
     noise: float = Field(1.0, ge=0, allow_inf_nan=False, description="scale of the symmetry-breaking noise")
 
@@ -58,13 +58,13 @@ class Lemon(Method):
     Options = LemonOptions
 
     def refusals(self, source: Architecture, target: Architecture, options: LemonOptions) -> list[str]:
-        return conditions.impossible(source, target) or (
+        return conditions.impossible(source, target, fresh_layers=options.depth == "random") or (
             conditions.inexact(source, target) + _too_deep(source, target, options) + _misplaced(options)
         )
 
     def lossy(self, source: Architecture, target: Architecture, options: LemonOptions) -> list[str]:
-        repeated = conditions.deeper(source, target) if options.depth == "copy" else []
-        return conditions.interpolated(source, target) + repeated
+        reasons = {"copy": conditions.deeper, "random": conditions.begun_afresh}.get(options.depth)
+        return conditions.interpolated(source, target) + (reasons(source, target) if reasons else [])
 
     def maps(self, source: Architecture, target: Architecture, context: GrowthContext) -> Maps:
         eta = maps.residual(source.residual.size, target.residual.size, target.rms).eta
@@ -79,7 +79,9 @@ class Lemon(Method):
     def stack_layers(self, source: int, target: int, options: LemonOptions) -> tuple[LayerOrigin, ...]:
         """New layers stand directly behind their origin: `top` doubles the topmost `target - source` layers (LEMON's
         released recipe), `even` spreads them. Copies may also `stack` round and round (StackBERT), or repeat the
-        `last` layer."""
+        `last` layer, behind which fresh ones may stand too. Without a layer all are fresh."""
+        if not source:
+            return (LayerOrigin((), fresh=True),) * target
         origins = {
             "even": [index * source // target for index in range(target)],
             "top": [layer for layer in range(source) for _ in range(1 + (layer >= 2 * source - target))],
@@ -89,6 +91,10 @@ class Lemon(Method):
         if options.depth == "copy":
             return tuple(LayerOrigin((Term(origin),)) for origin in origins)
         new = [index > 0 and origins[index - 1] == origin for index, origin in enumerate(origins)]
+        if options.depth == "random":
+            return tuple(
+                LayerOrigin((Term(origin),), fresh=is_new) for origin, is_new in zip(origins, new, strict=True)
+            )
         return tuple(
             LayerOrigin((Term(origin),), is_new, is_new and options.depth == "cancel")
             for origin, is_new in zip(origins, new, strict=True)
@@ -118,9 +124,11 @@ def space_map(source: Space, target: Space, rms: bool) -> SpaceMap:
 
 
 def _misplaced(options: LemonOptions) -> list[str]:
-    if options.depth == "copy" or options.placement in ("even", "top"):
+    places = {"copy": ("even", "top", "stack", "last"), "random": ("even", "top", "last")}
+    if options.placement in places.get(options.depth, ("even", "top")):
         return []
-    return [f"placement '{options.placement}' is of depth 'copy'; use placement 'even' or 'top', or depth 'copy'"]
+    only = "copy" if options.placement == "stack" else "copy' or 'random"
+    return [f"placement '{options.placement}' is of depth '{only}'; use placement 'even' or 'top', or that depth"]
 
 
 def _too_deep(source: Architecture, target: Architecture, options: LemonOptions) -> list[str]:
@@ -129,5 +137,5 @@ def _too_deep(source: Architecture, target: Architecture, options: LemonOptions)
         f"placement 'top' at most doubles the {target.stack_prefix(stack)}layers, {before[stack.name]} to "
         f"{stack.layers} is more; use placement 'even'"
         for stack in target.stacks
-        if options.placement == "top" and stack.layers > 2 * before[stack.name]
+        if options.placement == "top" and before[stack.name] and stack.layers > 2 * before[stack.name]
     ]

@@ -217,7 +217,8 @@ def mixture(
     layer must write nothing."""
     before = next(each.layers for each in source.stacks if each.name == stack.name)
     origins = [origin(source, stack, layer, context.options) for layer in range(stack.layers)]
-    weights = torch.nn.functional.one_hot(torch.tensor([each.origin for each in origins]), before).double()
+    layers = torch.tensor([each.origin for each in origins], dtype=torch.long)
+    weights = torch.eye(before, dtype=torch.float64)[layers]
     if context.options.width_init == "lossless":
         silent = not param.norm and param.touches(target.residual.name, "writes")
         return weights * torch.tensor([[float(not (silent and each.new))] for each in origins])

@@ -37,6 +37,8 @@ def slots(architecture: Architecture) -> tuple[Slot, ...]:
 
 def refusals(source: Architecture, target: Architecture) -> list[str]:
     """Why the layers of these two models do not fall into the same slots; empty when they do."""
+    if not any(stack.layers for stack in target.stacks):
+        return ["mango grows the matrices of layers, and there are none; use lemon"]
     return _foreign_attention(source, target) + (_foreign_mlp(source, target) or _foreign_storage(target))
 
 

@@ -110,7 +110,8 @@ class EquivalenceCheck:
         differences = []
         for source, target in zip(self.plan.source.stacks, self.plan.target.stacks, strict=True):
             hidden, grown = list(islice(before, source.layers)), list(islice(after, target.layers))
-            last = {origin.origin: index for index, origin in enumerate(self.plan.layers[target.name])}
+            origins = [origin.continued for origin in self.plan.layers[target.name]]
+            last = {origin: index for index, origin in enumerate(origins) if origin is not None}
             differences += [
                 self._compared(f"the residual stream after layer {layer}", hidden[layer], grown[last[layer]], residual)
                 for layer in sorted(last)

@@ -26,10 +26,11 @@ def require_equal_windows(source: PretrainedConfig, target: PretrainedConfig, pl
         return
     (origins,) = plan.layers.values()
     for layer, (origin, window) in enumerate(zip(origins, after, strict=True)):
-        if before[origin.origin] != window:
+        continued = origin.continued
+        if continued is not None and before[continued] != window:
             raise UserError(
-                f"layer {layer} of the target attends to {_seen(window)}, and layer {origin.origin} of the source, "
-                f"from which it comes, to {_seen(before[origin.origin])}: long texts have other outputs"
+                f"layer {layer} of the target attends to {_seen(window)}, and layer {continued} of the source, "
+                f"from which it comes, to {_seen(before[continued])}: long texts have other outputs"
             )
 
 

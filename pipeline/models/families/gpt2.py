@@ -113,6 +113,7 @@ def configure(sizes: ModelSizes, facts: Facts) -> GPT2Config:
 
 FAMILY = Family(
     name="gpt2",
+    least_layers=1,  # its initialisation divides by the number of layers
     data="text",
     config_class=GPT2Config,
     heads=(Head("causal-lm", GPT2LMHeadModel, causal_lm), Head("encoder", GPT2Model, decoder)),
