@@ -1,5 +1,6 @@
 """The one schema of a run: data, models, and a list of stages, with the keys that each takes and what must fit."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -27,6 +28,7 @@ from pipeline.config.validation_errors import ConfigProblems, explain
 from pipeline.durations import Duration, PositiveDuration, Share, Time
 from pipeline.errors import UserError, nearest, placed
 from pipeline.optim.optimizers import AdamW, Optimizer
+from pipeline.optim.rewarm import Rewarm
 from pipeline.optim.schedules import Schedule
 from pipeline.records.file_hashes import Algorithm
 from pipeline.records.folder_names import FolderName, usable_as_folder
@@ -84,6 +86,9 @@ class TrainStage(Strict):
     schedule: Schedule
     grow_at: Share | None = Field(
         None, description="ends the stage at this share of its schedule's horizon, such as '80 %'; an expansion follows"
+    )
+    rewarm: Rewarm | None = Field(
+        None, description="a second warm-up of new entries, behind an expansion with optimizer_state asymmetric"
     )
     optimizer: Optimizer = AdamW()
     precision: Precision = Field(
@@ -398,10 +403,22 @@ class Config(Strict):
     def _problems_of_chain(self, stage: TrainStage) -> list[str]:
         """What does not fit between a stage that goes on with a schedule and the training before it."""
         before = self.trained_before(stage)
-        found = list(chain.problems(stage, before))
+        found = [*chain.problems(stage, before), *self._problems_of_rewarming(stage)]
         if stage.schedule.continues and before and self.block_of(stage) != self.block_of(before):
             found.append(f"stages.{stage.name}.data.block: '{before.name}' reads blocks of another length")
         return found
+
+    def _problems_of_rewarming(self, stage: TrainStage) -> Iterator[str]:
+        """Entries are new behind an expansion that keeps the state of the others; what a folder holds is seen later."""
+        start = next((each for each in self.stages if each.name == stage.start), None)
+        where = f"stages.{stage.name}.rewarm"
+        if stage.rewarm and (isinstance(start, TrainStage) or stage.start is None):
+            yield f"{where}: it starts from no expansion, and no entry is new; leave it out"
+        elif stage.rewarm and isinstance(start, ExpandStage) and start.optimizer_state != "asymmetric":
+            yield (
+                f"{where}: '{start.name}' has optimizer_state {start.optimizer_state}; which entries are new is known "
+                "behind asymmetric alone"
+            )
 
     def trained_before(self, stage: TrainStage | ExpandStage) -> TrainStage | None:
         """The earlier training stage whose end a stage starts from, by way of expansions or at once; None where that is

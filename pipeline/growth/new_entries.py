@@ -7,7 +7,7 @@ tensor. A source layer goes on in the first target layer that is made of it; the
 A checkpoint holds the growths that its optimizer's state came through, as `NewEntries` each, under `KEY`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -120,6 +120,15 @@ def written(growths: Sequence[NewEntries]) -> dict[str, Any]:
     return {KEY: [each.as_plain() for each in growths]} if growths else {}
 
 
+def by_growth(growths: Sequence[NewEntries], name: str, shape: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    """(number of a growth, which entries of a parameter are of it): each belongs to the last one that has added it."""
+    later = torch.zeros(tuple(shape), dtype=torch.bool)
+    for number in reversed(range(len(growths))):
+        if (mask := growths[number].mask(name, shape)) is not None:
+            yield number, mask & ~later
+            later |= mask
+
+
 def of_growth(plan: GrowthPlan, since: int, counted: float | None) -> NewEntries:
     """The entries that a plan adds."""
     grown = _Grown(plan, on_kept)
@@ -129,8 +138,8 @@ def of_growth(plan: GrowthPlan, since: int, counted: float | None) -> NewEntries
 
 def carried(before: NewEntries, plan: GrowthPlan, all_copies: bool) -> NewEntries:
     """The new entries of an earlier growth where a plan has taken them. all_copies: every copy is as old as what it
-    copies, and so are layers made of others; else only what goes on, and the plan's own new entries count as old here:
-    they are those of another growth."""
+    copies, and so are layers made of others; else only what goes on, and the plan's own new entries are of its own
+    growth, whatever this says of them."""
     grown = _Grown(plan, on_all_copies if all_copies else on_kept)
     kept = ((each.target, grown.kept(each, before)) for each in plan.tensors)
     return NewEntries(before.since, before.counted, {name: ranges for name, ranges in kept if ranges is not None})

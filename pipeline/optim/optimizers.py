@@ -7,6 +7,7 @@ in `OPTIMIZERS` and `Optimizer`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -40,11 +41,12 @@ class Slot:
 
 class OptimizerSpec(Strict):
     """What every specification has. keeps_step: whether torch counts the steps of every parameter in its state.
-    fused_on: the types of devices on which torch computes all of an update in one kernel. universal_stages: the ZeRO
-    stages whose engine loads its state from universal files. not_beside: keys of DeepSpeed's zero_optimization that are
-    not tested with it."""
+    decoupled: whether it decays weights beside the update, not in the gradient. fused_on: the types of devices on which
+    torch computes all of an update in one kernel. universal_stages: the ZeRO stages whose engine loads its state from
+    universal files. not_beside: keys of DeepSpeed's zero_optimization that are not tested with it."""
 
     keeps_step: ClassVar[bool]
+    decoupled: ClassVar[bool] = True
     fused_on: ClassVar[frozenset[str]] = frozenset()
     universal_stages: ClassVar[tuple[int, ...]] = (1, 2)
     not_beside: ClassVar[tuple[str, ...]] = ()
@@ -83,6 +85,11 @@ class OptimizerSpec(Strict):
     def hyper(self, rule: GroupRule) -> dict[str, Any]:
         """The hyper-parameters of a group but for its rate, by torch's names."""
         raise NotImplementedError
+
+    def first_updates(self, hyper: Hyper, own: float, counted: float) -> float:
+        """The factor on updates of a group that makes them right for entries whose state began at zero `own` steps ago,
+        where the optimizer counts `counted` steps, both with this one. 1: it does not correct by that count."""
+        return 1.0
 
     def continues(self, other: OptimizerSpec) -> bool:
         """Whether it can go on from the state that `other` has left: of the same kind, with the same slots."""
@@ -135,6 +142,11 @@ class AdamW(TorchOptimizer):
     def hyper(self, rule: GroupRule) -> dict[str, Any]:
         return {"weight_decay": self.weight_decay if rule.decayed else 0.0, "betas": self.betas, "eps": self.eps}
 
+    def first_updates(self, hyper: Hyper, own: float, counted: float) -> float:
+        first, second = hyper["betas"]
+        seen, all_steps = (math.sqrt(1 - second**steps) / (1 - first**steps) for steps in (own, counted))
+        return float(seen / all_steps)
+
     def build(
         self, groups: Iterable[dict[str, Any]], lr: float = 0.0, fused: bool | None = None
     ) -> torch.optim.Optimizer:
@@ -153,6 +165,7 @@ class SGD(TorchOptimizer):
     """Stochastic gradient descent with momentum; torch keeps no step count for it."""
 
     keeps_step: ClassVar[bool] = False
+    decoupled: ClassVar[bool] = False
 
     kind: Literal["sgd"] = "sgd"
     momentum: float = Field(default=0.9, ge=0)
@@ -249,6 +262,9 @@ class Muon(OptimizerSpec):
                 "loses small gradients; choose zero_stage 1 or 3 with gradient_sums fp32, or precision fp32"
             )
         return None
+
+    def first_updates(self, hyper: Hyper, own: float, counted: float) -> float:
+        return 1.0 if hyper.get(USE_MUON) else self._beside.first_updates(hyper, own, counted)
 
     def rule(self, kind: ParameterKind, decayed: bool) -> GroupRule:
         return replace(super().rule(kind, decayed), muon=kind == "hidden")

@@ -27,7 +27,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime import torch_autocast
 from torch import Tensor
 
-from pipeline import checkpoints
+from pipeline import checkpoints, models
 from pipeline.checkpoints.layouts import require_layout
 from pipeline.checkpoints.layouts.deepspeed_pickles import open_safely_from_here_on
 from pipeline.checkpoints.layouts.zero_format import unsafe
@@ -37,14 +37,18 @@ from pipeline.config.schema import TrainStage
 from pipeline.data import Batch
 from pipeline.data.sampler import places
 from pipeline.durations import seconds
-from pipeline.errors import RESUME, FaultError, UserError, one_line
+from pipeline.errors import RESUME, FaultError, UserError, one_line, placed
+from pipeline.growth import new_entries
+from pipeline.growth.new_entries import NewEntries
 from pipeline.optim.optimizers import Muon, Optimizer
+from pipeline.optim.rewarm import LEVEL, Ramp
 from pipeline.records.processes import be_a_helper
 from pipeline.records.stage_facts import OptimizerKernel
 from pipeline.rng import derive
 from pipeline.training import collectives, compilation, hardware, interfaces, muon, optimizer_kernel, timeouts
 from pipeline.training.compilation import CompileTime
 from pipeline.training.deepspeed_config import deepspeed_config
+from pipeline.training.entry_rates import EntryRates
 from pipeline.training.loss_scale import LossScale
 from pipeline.training.losses import loss_per_sample, model_inputs, per_sample
 from pipeline.training.muon import MuonGate
@@ -271,6 +275,7 @@ class Engine:
         self.loss_scale = LossScale(self.deepspeed, stage.name)
         self._compile_time = CompileTime(self.watch.compiled) if stage.compile is True else None
         self._passes = 0
+        self._growths: tuple[NewEntries, ...] = ()
         self.saving = Saving(self.deepspeed, world.rank, world.size, background=stage.save == "background")
 
     def _optimizer(self, trained: Trained) -> tuple[torch.optim.Optimizer, list[dict[str, Any]]]:
@@ -387,21 +392,36 @@ class Engine:
         final = folder / f"step-{step:07d}"
         layout = checkpoints.CheckpointLayout.of(self.stage, self.world.size)
         publication = Publication(final, {**facts, **layout.as_json(), "step": step}, **how)
-        self.saving.save(publication, dict(self.beside()), client_state={"group_names": self.names})
+        kept = {"group_names": self.names, **new_entries.written(self._growths)}
+        self.saving.save(publication, dict(self.beside()), client_state=kept)
         return final
 
-    def load(self, folder: Path) -> None:
-        """Load weights and optimizer of a checkpoint in the engine's own layout. Raises UserError when it is not."""
+    def load(self, folder: Path, ramp: Ramp = LEVEL) -> None:
+        """Load weights and optimizer of a checkpoint in the engine's own layout. ramp: of the rate of new entries.
+        Raises UserError when it is not, and where there is a ramp and no new entry."""
         require_loadable(folder, self.stage, self.world.size)
         try:
             with redirect_stdout(io.StringIO()):  # BF16_Optimizer prints what it loads
-                loaded, _ = self.deepspeed.load_checkpoint(str(folder.parent), tag=folder.name)
+                loaded, kept = self.deepspeed.load_checkpoint(str(folder.parent), tag=folder.name)
         except pickle.UnpicklingError as error:
             raise unsafe(folder, error) from error
         if loaded is None:
             raise UserError(f"{folder}: DeepSpeed cannot load it; check the folder with lemon check")
         self._repair()
         self.loss_scale.settle()
+        with placed(str(folder)):
+            self._treat_new_entries(new_entries.read(kept), ramp)
+
+    def _treat_new_entries(self, growths: tuple[NewEntries, ...], ramp: Ramp) -> None:
+        """Raises UserError where there is a ramp, and nothing for it."""
+        if ramp is not LEVEL and not growths:
+            raise UserError("no entry of its optimizer state is new; leave rewarm out, or expand with asymmetric state")
+        if growths:
+            module = self.deepspeed.module
+            published = models.published_names(module.config)
+            named = {published[name]: parameter for name, parameter in module.named_parameters()}
+            EntryRates(self.deepspeed, self.stage.optimizer, growths, ramp, named)
+        self._growths = growths
 
     def close(self) -> None:
         """Let go of model and optimizer, whose hooks would keep all of it until the process ends; under ZeRO-3 some

@@ -109,7 +109,7 @@ def _engine(plan: TrainingPlan, world: World, resume: Path | None) -> Engine:
     place = resharded_start.place(checkpoint, plan.stage, world.size, plan.folder)
     trained = subject.to_load(plan.model, plan.stage.attention)
     engine = Engine(trained, plan.stage, world, plan.config.seed, place, kernel)
-    engine.load(place)
+    engine.load(place, plan.ramp)
     logger.debug(f"{plan.stage.name}: weights and optimizer are those of {place}")
     return engine
 

@@ -14,6 +14,7 @@ from pipeline.data import Prepared, augment, data_of
 from pipeline.durations import Pace
 from pipeline.errors import UserError
 from pipeline.growth.making import MakingCost
+from pipeline.optim.rewarm import LEVEL, Ramp
 from pipeline.optim.schedules import Rates
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import OF_A_START, StepFlops, TrainFacts, TrainSettings
@@ -30,7 +31,8 @@ from pipeline.training.target import Target, target_of
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Everything about a stage that is known before the first step. cost: of a sample; making: of a micro-batch."""
+    """Everything about a stage that is known before the first step. cost: of a sample; making: of a micro-batch; ramp:
+    of the rate of new entries."""
 
     config: Config
     stage: TrainStage
@@ -45,6 +47,7 @@ class TrainingPlan:
     subject: Subject
     target: Target | None
     first_sample: int
+    ramp: Ramp = LEVEL
 
     @property
     def evaluate_every(self) -> int:
@@ -69,7 +72,9 @@ def plan_training(config: Config, stage: TrainStage, subject: Subject | None = N
     data = replace(data, causal=models.is_causal(model))
     prices = sample_cost(stage, model, data), subject.making()
     schedule, first = rates(config, stage, worth, data), first_sample(config, stage, data, start)
-    return TrainingPlan(config, stage, folder, data, model, *prices, worth, schedule, start, subject, target, first)
+    ramp = stage.rewarm.resolve(worth) if stage.rewarm else LEVEL
+    shared = config, stage, folder, data, model, *prices, worth, schedule
+    return TrainingPlan(*shared, start, subject, target, first, ramp)
 
 
 def require_best_known(stage: TrainStage, worth: Pace) -> None:

@@ -1,0 +1,155 @@
+"""Updates of the entries that growths have added: their own rate, and AdamW's bias correction by their own steps.
+
+The optimizer updates all entries of a tensor alike, with one rate and one count t of its steps. Of an entry that has
+seen k of them the update is too large: its moments started at zero behind the growth, so that AdamW should divide them
+by 1 - beta^k, and divides by 1 - beta^t. With m and v the moments, both updates are
+
+    u_t = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps),      u_k = m / (1 - b1^k) / (sqrt(v / (1 - b2^k)) + eps),
+
+and u_k = c u_t with c = [sqrt(1 - b2^k) / (1 - b1^k)] / [sqrt(1 - b2^t) / (1 - b1^t)], but for eps: the new entries
+have sqrt((1 - b2^t) / (1 - b2^k)) times as much of it, which makes updates of tiny gradients smaller. So what the optimizer has added to an entry is multiplied
+by c, and by the factor f of its rate; its decay by f alone. That is one copy of the entries before the step, and one
+pass over them behind it, of the tensors alone that hold new ones; none once c and f are 1.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from deepspeed import DeepSpeedEngine
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pipeline.growth import new_entries
+from pipeline.growth.new_entries import NewEntries
+from pipeline.optim.optimizers import Hyper, OptimizerSpec
+from pipeline.optim.rewarm import Ramp
+from pipeline.training import fragments
+
+NEGLIGIBLE = 2.0**-26
+"""How far from 1 a factor may be that is taken for 1: an update that is multiplied by it is the same in float32."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Entries of one of the optimizer's tensors among which there are new ones. new: which, (stop - start,) bool; None:
+    all. growth: the number of the one that has added them."""
+
+    start: int
+    stop: int
+    new: Tensor | None
+    growth: int
+
+    def of(self, held: Tensor) -> Tensor:
+        return held.view(-1)[self.start : self.stop]
+
+    def factor(self, value: float, like: Tensor) -> Tensor | float:
+        """`value` for new entries, 1 for the others."""
+        return value if self.new is None else torch.where(self.new, value, 1.0).to(like.dtype)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Of one step and one group, for the entries of one growth. update: on what the optimizer adds; decay: on the
+    entries before it decays them; decayed: what it leaves of each."""
+
+    update: float
+    decay: float
+    decayed: float
+
+    @property
+    def none(self) -> bool:
+        return abs(self.update - 1) < NEGLIGIBLE and abs(self.decay - 1) < NEGLIGIBLE
+
+
+class EntryRates:
+    """Stands around the step of the optimizer inside a DeepSpeed engine that has loaded its checkpoint.
+
+    growths: through which it has come. ramp: of the rate of the last one's entries. named: the module's parameters by
+    their published names.
+    """
+
+    def __init__(
+        self,
+        engine: DeepSpeedEngine,
+        optimizer: OptimizerSpec,
+        growths: Sequence[NewEntries],
+        ramp: Ramp,
+        named: Mapping[str, nn.Parameter],
+    ):
+        self._engine, self._optimizer, self._growths, self._ramp = engine, optimizer, growths, ramp
+        self._spans = self._found(named)
+        inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+        self._counted = {held: _counted(inner.state.get(held, {})) for held in self._spans}
+        self._before: list[tuple[Tensor, Span, Tensor, float]] = []
+        inner.register_step_pre_hook(self._keep)
+        inner.register_step_post_hook(self._correct)
+
+    def _found(self, named: Mapping[str, nn.Parameter]) -> dict[Tensor, list[Span]]:
+        """By the optimizer's tensors."""
+        spans: dict[Tensor, list[Span]] = {}
+        for name in dict.fromkeys(name for growth in self._growths for name in growth.kept):
+            for each in fragments.of_parameter(self._engine, named[name]):
+                for number, mask in new_entries.by_growth(self._growths, name, _shape(named[name])):
+                    spans.setdefault(each.held, []).extend(_spans(each, mask, number))
+        return spans
+
+    @torch.no_grad()
+    def _keep(self, optimizer: Optimizer, arguments: Any, named: Any) -> None:
+        """Before the step: put aside what the entries would be if it only decayed them."""
+        self._before = []
+        for group, held in _tensors(optimizer, self._spans):
+            self._counted[held] += 1
+            for span in self._spans[held]:
+                factors = self._factors(group, held, span.growth)
+                if not factors.none:
+                    entries = span.of(held)
+                    if factors.decay != 1:
+                        entries *= span.factor(factors.decay, entries)
+                    self._before.append((held, span, entries * factors.decayed, factors.update))
+
+    @torch.no_grad()
+    def _correct(self, optimizer: Optimizer, arguments: Any, named: Any) -> None:
+        """Behind the step: multiply what it has added besides."""
+        for held, span, before, factor in self._before:
+            entries, weight = span.of(held), span.factor(factor, before)
+            torch.lerp(before, entries, weight, out=entries)
+        self._before = []
+
+    def _factors(self, group: Hyper, held: Tensor, number: int) -> Factors:
+        growth, last = self._growths[number], number == len(self._growths) - 1
+        rate = self._ramp.at(self._engine.global_steps + 1 - growth.since) if last else 1.0
+        counted = self._counted[held]
+        seen = (
+            1.0 if growth.counted is None else self._optimizer.first_updates(group, counted - growth.counted, counted)
+        )
+        decayed = 1.0 - group["lr"] * group["weight_decay"] if self._optimizer.decoupled else 1.0
+        return Factors(rate * seen, (1.0 - rate * (1.0 - decayed)) / decayed, decayed)
+
+
+def _tensors(optimizer: Optimizer, spans: Mapping[Tensor, Any]) -> Iterable[tuple[Hyper, Tensor]]:
+    """(group, tensor) of those that the step updates and that hold new entries."""
+    return [
+        (group, held)
+        for group in optimizer.param_groups
+        for held in group["params"]
+        if held in spans and held.grad is not None
+    ]
+
+
+def _counted(state: Mapping[str, Any]) -> float:
+    return float(state.get("step", 0))
+
+
+def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Of the whole parameter, of which ZeRO-3 leaves a rank nothing."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _spans(fragment: fragments.Fragment, mask: Tensor, number: int) -> Iterator[Span]:
+    """Of a parameter's entries that a growth has added, as far as this rank has any."""
+    new = mask.flatten()[fragment.begin : fragment.begin + fragment.length]
+    if new.any():
+        own = None if new.all() else new.clone().to(fragment.held.device)
+        yield Span(fragment.start, fragment.start + fragment.length, own, number)
