@@ -159,6 +159,13 @@ def _share(group: Sequence[int], zero_stage: int, ranks: int) -> int:
     return 2 * math.ceil(sum(group) / (2 * ranks))
 
 
+def of_new_entries(numbers: int, partly: int, zero_stage: int, ranks: int) -> int:
+    """Bytes at most of a rank for the updates of entries that a growth has added (training/entry_rates.py): at the step
+    a copy in float32 of the tensors that hold any, and a mask of those that hold others too. numbers, partly: of these
+    two kinds of tensors."""
+    return math.ceil((FP32 * numbers + partly) / (ranks if zero_stage else 1))
+
+
 ACTIVATIONS = (
     "estimate: micro-batch x (2 x inputs of norms, 3 x of RMSNorms, + queries, keys, values + contexts + MLP units "
     "before and after activation, of gated ones 4 x MLP units, + logits)"

@@ -88,6 +88,12 @@ class NewEntries:
         old = {name: prod(sum(b - a for a, b in ranges) for ranges in self.kept[name]) for name in whole}
         return sum(size - (old[name] if self.kept[name] else 0) for name, size in whole.items())
 
+    def numbers(self, model: Architecture) -> tuple[int, int]:
+        """(numbers, of which partly) in the parameters of a model of this architecture that hold new ones: all, and
+        those of parameters that hold old ones too."""
+        sizes = {row.name: prod(model.shape(row)) for row in model.rows() if row.name in self.kept}
+        return sum(sizes.values()), sum(size for name, size in sizes.items() if self.kept[name])
+
     def as_plain(self) -> dict[str, Any]:
         """As a checkpoint holds it: numbers, lists and dicts alone."""
         kept = {name: [[list(each) for each in ranges] for ranges in axes] for name, axes in self.kept.items()}

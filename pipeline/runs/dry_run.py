@@ -17,7 +17,16 @@ import torch
 from transformers import PretrainedConfig
 
 from pipeline import models
-from pipeline.accounting.memory import BF16, FP32, Buffers, TrainedGroup, activations, model_states, parameter_groups
+from pipeline.accounting.memory import (
+    BF16,
+    FP32,
+    Buffers,
+    TrainedGroup,
+    activations,
+    model_states,
+    of_new_entries,
+    parameter_groups,
+)
 from pipeline.accounting.save_copy import save_copy
 from pipeline.checkpoints import CheckpointLayout, publish
 from pipeline.checkpoints.serialization.amounts import amount
@@ -183,11 +192,15 @@ def _stage(
     training = _training(config, stage, cluster, there, model, known, needs.making if needs else NO_MAKING)
     steps = training["schedule"]["steps"] if training["schedule"] else 0
     learned, kept = _counts(stage, architecture, needs)
+    memory = _memory(stage, cluster, there, model, needs)
+    if (added := preflight.entries_added(config, stage, stage_configs)) is not None:
+        numbers = added.numbers(architecture)
+        memory |= {"new_entries": of_new_entries(*numbers, stage.zero_stage, cluster.ranks)}
     return {
         **shared,
         **training,
         **({"coefficients": learned} if needs else {}),
-        "memory": _memory(stage, cluster, there, model, needs),
+        "memory": memory,
         "disk": stage.keep.most(steps) * _on_disk(stage, cluster, learned, kept),
     }
 

@@ -108,6 +108,8 @@ def _memory(console: Console, content: dict[str, Any], verbose: bool) -> None:
         _lines(console, [f"activations  {amount(memory['activations'])} besides ({ACTIVATIONS})"])
         if memory["offloaded"]:
             _lines(console, ["offload      what the optimizer has lies in host memory (deepspeed.zero_optimization)"])
+        if "new_entries" in memory:
+            _lines(console, [f"new entries  {amount(memory['new_entries'])} besides at each step (a copy, and masks)"])
         if memory["besides"]:
             _lines(
                 console, [f"fit          {amount(memory['besides'])} besides (source, noise, the weights of a layer)"]

@@ -16,11 +16,13 @@ from pipeline.data import Prepared, as_read, data_of, inventory
 from pipeline.durations import Duration
 from pipeline.errors import UserError, placed
 from pipeline.expansion import fit as fits
-from pipeline.growth import methods, optimizer_state
+from pipeline.growth import methods, new_entries, optimizer_state
 from pipeline.growth.making import FitNeeds
 from pipeline.growth.method import ExpansionOptions
-from pipeline.growth.plan import begun_module, plan_growth, require_possible
+from pipeline.growth.new_entries import NewEntries
+from pipeline.growth.plan import GrowthPlan, begun_module, plan_growth, require_possible
 from pipeline.models import Facts
+from pipeline.models.architecture import Architecture
 from pipeline.optim.optimizers import OptimizerSpec
 from pipeline.records.run_folder import StageFolder
 from pipeline.runs import stage_models
@@ -29,7 +31,7 @@ from pipeline.training.fingerprint import require_same
 from pipeline.training.length import pace, rates, require_open_end
 from pipeline.training.micro_batches import as_begun, divide, size_of
 from pipeline.training.stage import first_sample, require_best_known, start_of
-from pipeline.training.start import require_start, require_whole_facts
+from pipeline.training.start import require_new_entries, require_start, require_whole_facts
 
 
 def before_data(config: Config, ranks: Sequence[int], allowed: Collection[str] = ()) -> None:
@@ -169,6 +171,8 @@ def _stage_after_data(
         rates(config, stage, worth, data)
         require_best_known(stage, worth)
         if stage.start and _named(config, stage.start) is None:
+            if stage.rewarm and not publish.newest(StageFolder(config.path / stage.name).checkpoints):
+                require_new_entries(start_of(config, stage), stage)
             first_sample(config, stage, data, start_of(config, stage))
     else:
         large = stage_configs[stage.name]
@@ -222,11 +226,28 @@ def _require_growth(config: Config, stage: ExpandStage, small: PretrainedConfig,
         architectures = models.architecture_of(small), models.architecture_of(large)
         require_possible(*architectures, method_options)
         if stage.optimizer_state != "reset" and not methods.find(method_options.method).needs_source:
-            learned = methods.is_learned(method_options.method)
-            module = begun_module(*architectures, method_options) if learned else None
-            growth = plan_growth(*architectures, method_options, models.initializer_range(large), module=module)
+            growth = _growth(method_options, *architectures, models.initializer_range(large))
             slots = _optimizer_before(config, stage).slots, _slots_before(config, stage)
             optimizer_state.require(growth, stage.optimizer_state, *slots)
+
+
+def _growth(chosen: ExpansionOptions, small: Architecture, large: Architecture, init_std: float) -> GrowthPlan:
+    """As far as it is known without a source; of a learned method as its fit begins."""
+    module = begun_module(small, large, chosen) if methods.is_learned(chosen.method) else None
+    return plan_growth(small, large, chosen, init_std, module=module)
+
+
+def entries_added(config: Config, stage: TrainStage, stage_configs: dict[str, PretrainedConfig]) -> NewEntries | None:
+    """Those that the expansion before a stage adds, where it keeps the optimizer state of the others."""
+    before = _named(config, stage.start) if stage.start else None
+    if not isinstance(before, ExpandStage) or before.optimizer_state != "asymmetric":
+        return None
+    chosen, large = options(before, config.seed), stage_configs[before.name]
+    if methods.find(chosen.method).needs_source:
+        return None
+    small = stage_models.source_of(before, stage_configs)
+    sides = models.architecture_of(small), models.architecture_of(large)
+    return new_entries.of_growth(_growth(chosen, *sides, models.initializer_range(large)), 0, None)
 
 
 def _optimizer_before(config: Config, stage: ExpandStage) -> OptimizerSpec:

@@ -7,9 +7,10 @@ by 1 - beta^k, and divides by 1 - beta^t. With m and v the moments, both updates
     u_t = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps),      u_k = m / (1 - b1^k) / (sqrt(v / (1 - b2^k)) + eps),
 
 and u_k = c u_t with c = [sqrt(1 - b2^k) / (1 - b1^k)] / [sqrt(1 - b2^t) / (1 - b1^t)], but for eps: the new entries
-have sqrt((1 - b2^t) / (1 - b2^k)) times as much of it, which makes updates of tiny gradients smaller. So what the optimizer has added to an entry is multiplied
-by c, and by the factor f of its rate; its decay by f alone. That is one copy of the entries before the step, and one
-pass over them behind it, of the tensors alone that hold new ones; none once c and f are 1.
+have sqrt((1 - b2^t) / (1 - b2^k)) times as much of it, which makes updates by tiny gradients smaller. So what the
+optimizer has added to an entry is multiplied by c, and by the factor f of its rate; its decay by f alone. That is one
+copy of the entries before the step, and one pass over them behind it, of the tensors alone that hold new ones; none
+once c and f are 1.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -24,7 +24,7 @@ from pipeline.training.engine import World
 from pipeline.training.fingerprint import Fingerprint
 from pipeline.training.hardware import describe
 from pipeline.training.length import pace, rates, recorded_facts, require_open_end, sample_cost
-from pipeline.training.start import origin
+from pipeline.training.start import origin, require_new_entries
 from pipeline.training.subject import Subject, WholeModel
 from pipeline.training.target import Target, target_of
 
@@ -72,6 +72,8 @@ def plan_training(config: Config, stage: TrainStage, subject: Subject | None = N
     data = replace(data, causal=models.is_causal(model))
     prices = sample_cost(stage, model, data), subject.making()
     schedule, first = rates(config, stage, worth, data), first_sample(config, stage, data, start)
+    if stage.rewarm and not publish.newest(folder.checkpoints):
+        require_new_entries(start, stage)
     ramp = stage.rewarm.resolve(worth) if stage.rewarm else LEVEL
     shared = config, stage, folder, data, model, *prices, worth, schedule
     return TrainingPlan(*shared, start, subject, target, first, ramp)

@@ -78,6 +78,16 @@ def continues_optimizer(start: Path, stage: TrainStage, world: int) -> bool:
     return is_loadable(start, stage, world) and stage.optimizer.continues(left) and _in_its_groups(start, stage)
 
 
+def require_new_entries(start: Path | None, stage: TrainStage) -> None:
+    """Raises UserError where a stage is to warm new entries up, and what it begins from says of none."""
+    content = manifest.read_if_any(start) if start else None
+    if content is None or content.optimizer_state != "asymmetric":
+        raise UserError(
+            f"stages.{stage.name}.rewarm: {start or 'fresh weights'} has no optimizer state that was kept on the "
+            "source's entries, so that no entry is new; leave it out, or expand with optimizer_state asymmetric"
+        )
+
+
 def _require_groups(start: Path, stage: TrainStage) -> None:
     """Raises UserError where a grown optimizer state is not in the groups of `stage`: flat files name nothing."""
     if not _in_its_groups(start, stage):
