@@ -5,6 +5,9 @@ import torch
 from pipeline.growth.attention import lost_heads
 from pipeline.models.architecture import Architecture, Attention, Space
 
+NOT_COPIED = ("lookup", "grid", "pixels")
+"""Kinds of spaces that grow by rows or pixels, of which no unit is copied."""
+
 
 def impossible(source: Architecture, target: Architecture, fresh_layers: bool = False) -> list[str]:
     """Why no method can grow `source` into `target`; empty when one can. fresh_layers: layers may start afresh, and

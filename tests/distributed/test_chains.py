@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 import yaml
 
 from pipeline import checkpoints, config
-from pipeline.checkpoints import diff
+from pipeline.checkpoints import diff, publish
+from pipeline.growth import new_entries
 from pipeline.training.start import origin
 from tests.helpers.cli import lemon, lemon_here
+from tests.helpers.killed import run_killed
 from tests.helpers.rotation import rotated
 from tests.helpers.runs import BATCH, copied, records
 
@@ -62,6 +65,49 @@ def test_a_growth_to_its_own_size_changes_nothing(finished, tmp_path, zero_stage
     assert [set(checkpoints.raw(end).steps.values()) for end in ends] == [{20.0}] * 2
     found = diff.compare(*ends)
     assert replace(found, besides=[]).equal and [each["key"] for each in found.besides] == ["global_samples"]
+
+
+DEEPER = {"model": "large", "rewarm": {"steps": "4 steps", "to": 1.5}, "zero_stage": 2}
+
+
+def from_nothing(folder: Path, finished: Path) -> Path:
+    """A chain of a model without layers, one of two and a wider one of three, in a ZeRO stage each."""
+    path = chain(folder, finished, 1, {"model": "small", "grow_at": "70 %", "zero_stage": 3}, DEEPER)
+    content = yaml.safe_load(path.read_text())
+    content["models"]["none"] = {**content["models"]["small"], "layers": 0}
+    first, deeper, _, wider, _ = content["stages"]
+    first |= {"model": "none", "grow_at": "40 %"}
+    deeper |= {"method": {"name": "lemon", "depth": "random"}, "optimizer_state": "asymmetric"}
+    wider["optimizer_state"] = "asymmetric"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+NAMES = "first", "behind-0", "behind-1"
+
+
+@pytest.mark.slow
+def test_a_run_grows_twice_from_no_layer_and_may_be_killed_while_it_grows(finished, tmp_path, capsys):
+    """Steps, samples and FLOPs are those of one run; new entries are of two growths, and have a warm-up of their own;
+    after a kill in the middle of a file of the first growth all is as without."""
+    paths = [from_nothing(tmp_path / name, finished) for name in ("whole", "killed")]
+    code, out, error = lemon(capsys, "run", paths[0], "--dry-run", "--json")
+    assert code == 0, error
+    assert json.loads(out)["stages"][-1]["memory"]["new_entries"] > 0
+    whole, killed = (path.parent / "run" for path in paths)
+    lemon_here("run", paths[0])
+    lemon_here("train", paths[1], "--stage", "first")
+    assert run_killed("midway", "run", paths[1], said=tmp_path / "said").code == -signal.SIGKILL
+    assert not (killed / "grown-0" / "checkpoints").exists() or not publish.newest(killed / "grown-0" / "checkpoints")
+    lemon_here("run", paths[1])
+    assert trained(killed, *NAMES) == trained(whole, *NAMES) and len(trained(whole, *NAMES)) == 20
+    facts = [json.loads((whole / name / "stage.json").read_text()) for name in NAMES]
+    assert [each["steps"] for each in facts] == [8, 6, 6]
+    assert [each["first_sample"] for each in facts] == [0, 8 * BATCH, 14 * BATCH]
+    assert [each["schedule"]["begin"] for each in facts] == [0, 8, 14]
+    state = checkpoints.raw(origin(config.load(paths[0]), "behind-1"))
+    assert [growth.since for growth in new_entries.read(state.engine)] == [8, 14]
+    assert set(state.steps.values()) == {20.0}
 
 
 def test_a_larger_model_goes_on_with_schedule_and_samples(finished, tmp_path):

@@ -102,12 +102,7 @@ def require_like(place, plain: Plain) -> None:
             assert torch.allclose(state.slots[slot][name].tensor(), moment, rtol=1e-3, atol=2e-6), (slot, name)
 
 
-WAYS = {
-    1: [(1, 2), (3, 1)],
-    2: [(2, 2), (1, 1)],
-    3: [(3, 2), (2, 2)],
-    0: [(0, 2), (0, 2)],
-}
+WAYS = {1: [(1, 2), (3, 1)], 2: [(2, 2), (1, 1)], 3: [(3, 2), (2, 2)], 0: [(0, 2), (0, 2)]}
 """By ZeRO stage, (stage, ranks) of the training behind the growth and of the one that goes on from its checkpoint."""
 
 

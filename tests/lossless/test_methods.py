@@ -46,6 +46,8 @@ LOSSLESS = {
     "aki": {"nothing"},
     "stack": {"nothing"},
     "interpolate": {"nothing"},
+    "tile": {"nothing"},
+    "sparkling": WHOLE,
     "random": set(),
 }
 """What each method must claim: no less, and no more."""
@@ -64,6 +66,13 @@ REASONS = {
     },
     "stack": {"depth": ["layers repeat from 2 to 4"]},
     "interpolate": {"odd depth": ["layers repeat from 2 to 5"]},
+    "tile": {"mlp only": ["copies in 'mlp' are read at full weight"], "depth": ["layers repeat from 2 to 4"]},
+    "sparkling": {
+        "odd width": [
+            "embed grows from 12 to 20, no multiple: the norms see another variance",
+            "copies in 'embed' keep the size of what reads them alone",
+        ]
+    },
     "random": {"nothing": ["every tensor starts fresh"]},
 }
 
@@ -106,8 +115,14 @@ def test_methods_keep_their_word(method, variant, name):
 
 @pytest.mark.parametrize(
     "method, origins",
-    [("stack", [0, 1, 2, 0, 1, 2, 0]), ("fpi", [0, 1, 2, 0, 1, 2, 0]), ("interpolate", [0, 0, 0, 1, 1, 2, 2])],
-    ids=["stack", "fpi", "interpolate"],
+    [
+        ("stack", [0, 1, 2, 0, 1, 2, 0]),
+        ("fpi", [0, 1, 2, 0, 1, 2, 0]),
+        ("interpolate", [0, 0, 0, 1, 1, 2, 2]),
+        ("tile", [0, 0, 0, 1, 1, 2, 2]),
+        ("sparkling", [0, 1, 2, 0, 1, 2, 0]),
+    ],
+    ids=["stack", "fpi", "interpolate", "tile", "sparkling"],
 )
 @pytest.mark.parametrize("variant", CHOSEN)
 def test_layers_stand_where_the_method_says(variant, method, origins):
@@ -152,6 +167,36 @@ def test_layers_that_add_nothing_stand_behind_their_origin(depth, placement):
     source, target = sample("vit"), sample("vit", layers=4, hidden=24, heads=6, mlp=40)
     with pytest.raises(UserError, match=f"placement '{placement}' is of depth 'copy.*; use placement 'even' or 'top'"):
         planned(source, target, depth=depth, placement=placement)
+
+
+@pytest.mark.parametrize("variant", ["bert", "vit", "gpt2"])
+def test_tiles_stand_in_the_middle_and_are_not_divided(variant):
+    """MLP units 0 to 19 are those of the target from 6 on, round and round; what reads them is as it was."""
+    source, target = sample(variant), sample(variant, mlp=33)
+    weights = randomised(source)
+    large, _, _ = grown(weights, source, target, method="tile")
+    places = [(unit - 6) % 20 for unit in range(33)]
+    assert places[6:26] == list(range(20))
+    for row in models.architecture_of(source).rows():
+        expected = weights[row.name]
+        for axis, label in enumerate(row.axes):
+            if "mlp" in label.spaces:
+                expected = expected.index_select(axis, torch.tensor(places))
+        assert torch.equal(large[row.name], expected), row.name
+
+
+@pytest.mark.parametrize("units, factor", [(30, 1 / 2.5**0.5), (20, 1.0), (40, 0.5), (50, 1 / 2.5), (60, 1 / 3)])
+def test_what_reads_copies_keeps_its_size(units, factor):
+    """20 MLP units become 30: half of them twice, so that a sum over all has the mean square of 10 + 4 * 10 single
+    ones, as 2.5 times as many."""
+    source, target = sample("vit"), sample("vit", mlp=units)
+    weights = randomised(source)
+    large, _, _ = grown(weights, source, target, method="sparkling")
+    name = "vit.encoder.layer.0.output.dense.weight"
+    expected = factor * weights[name][:, torch.arange(units) % 20]
+    assert torch.allclose(large[name], expected, rtol=1e-15, atol=0)
+    writer = "vit.encoder.layer.0.intermediate.dense.weight"
+    assert torch.equal(large[writer], weights[writer][torch.arange(units) % 20])
 
 
 @pytest.mark.parametrize("variant", CHOSEN)

@@ -16,10 +16,15 @@ from pipeline.growth.methods.lemon import Lemon
 from pipeline.growth.methods.ligo import Ligo
 from pipeline.growth.methods.mango import Mango
 from pipeline.growth.methods.net2net import Net2Net
+from pipeline.growth.methods.sparkling import Sparkling
+from pipeline.growth.methods.tile import Tile
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in (Lemon(), Net2Net(), Fpi(), Aki(), Stack(), Interpolate(), Ligo(), Mango(), FromScratch())
+    for method in (
+        *(Lemon(), Net2Net(), Fpi(), Aki(), Stack(), Interpolate()),
+        *(Tile(), Sparkling(), Ligo(), Mango(), FromScratch()),
+    )
 }
 DEFAULT = Lemon.name
 

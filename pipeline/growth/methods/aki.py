@@ -11,8 +11,6 @@ from pipeline.models.architecture import Architecture
 
 OWN, NEXT = "own units", "next layer's units"
 """Names of the maps by which a layer's two terms are grown."""
-NOT_UNITS = ("lookup", "grid", "pixels")
-"""Kinds of spaces that grow by rows or pixels, which no layer owns."""
 
 
 class Aki(Method):
@@ -24,7 +22,7 @@ class Aki(Method):
 
     def lossy(self, source: Architecture, target: Architecture, options: MethodOptions) -> list[str]:
         grown = any(
-            space.kind not in NOT_UNITS and space.size > source.spaces[name].size
+            space.kind not in conditions.NOT_COPIED and space.size > source.spaces[name].size
             for name, space in target.spaces.items()
         )
         mixed = ["new units come from the next layer"] if grown else []

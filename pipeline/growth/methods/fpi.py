@@ -51,6 +51,16 @@ def copied(source: Architecture, target: Architecture, pick: Pick) -> Maps:
     )
 
 
+def read_otherwise(exact: Maps, own: Maps, how: str) -> list[str]:
+    """In words, where readers of copies do not add up to what the source's read. exact: the maps by which they do; own:
+    those with other weights. how: what the readers do."""
+    for name, space in own.items():
+        shares = [each.reads.weight for each in (exact[name], space) if isinstance(each.reads, IndexMap)]
+        if len(shares) == 2 and not torch.equal(*shares):
+            return [f"copies in '{name}' {how}"]
+    return []
+
+
 def _space(source: Space, target: Space, hidden: Tensor, pick: Pick) -> SpaceMap:
     if source.size == target.size:
         return maps.same(source.size)
