@@ -79,9 +79,11 @@ class Curves(Content):
 
 
 class Savings(Content):
-    """One expanded stage against training the same model from scratch."""
+    """One expanded stage against training the same model from scratch. one_run: whether it and all of its sources share
+    one schedule, so that none of them is of use by itself: what counts is all-in."""
 
     stage: str
+    one_run: bool = False
     model: str
     baseline: Baseline
     target: Target
@@ -178,8 +180,10 @@ def _compare(
     listed = [SourceStage(stage=source.name, flops=source.training_flops or 0) for source in sources]
     cost = None if unknown else sum(source.flops for source in listed)
     total = None if given.flops is None or cost is None else given.flops + cost
+    trained = [ancestor.stage for ancestor in chain if ancestor.kind == "train"]
     return Savings(
         stage=stage.name,
+        one_run=unknown is None and all(map(_continues, [stage, *trained[:-1]])),
         model=_facts(stage).model,
         baseline=Baseline(run=None if place is run else place.title, stage=baseline.name),
         target=Target(loss=loss, meaning=meaning),
@@ -190,6 +194,13 @@ def _compare(
         all_in=AllIn(flops=total, saving_percent=saving(total, scratch.flops)),
         curves=Curves(scratch=baseline.evaluations, expanded=expanded, sources=curves),
     )
+
+
+def _continues(stage: RecordedStage | None) -> bool:
+    """Whether its schedule goes on with that of the training before it."""
+    facts = stage.training if stage else None
+    schedule = facts.fingerprint.get("stage", {}).get("schedule", {}) if facts else {}
+    return bool(schedule.get("continue"))
 
 
 def _expansion(growths: list[Ancestor]) -> Expansion:

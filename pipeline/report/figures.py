@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pipeline.accounting.recorded_runs import Evaluation
 from pipeline.accounting.savings import Savings
-from pipeline.report.content import Run, Series
+from pipeline.report.content import Run, Series, Stage
 from pipeline.report.formatting import decimal, flops, saving, scale
 
 COLOURS = {
@@ -104,6 +104,10 @@ def compared(run: Run, comparisons: list[Savings], measure: str = "loss") -> Cha
     sources: dict[str, Line] = {}
     for one in comparisons:
         loss, name = one.target.loss, one.stage
+        if one.one_run:
+            whole = _line(_whole(one), measure, colour_of[name], f"{name}, grown within its run", steep=True)
+            lines += _with_cost(whole, measure, loss, one.all_in.flops, one.all_in.saving_percent)
+            continue
         line = _line(one.curves.expanded, measure, colour_of[name], f"{name}, expanded", steep=_lossy(one))
         lines += _with_cost(line, measure, loss, one.given.flops, one.given.saving_percent)
         if one.source.flops and len(comparisons) < CROWDED:
@@ -119,6 +123,12 @@ def compared(run: Run, comparisons: list[Savings], measure: str = "loss") -> Cha
         lines += [Line([0, end], [loss, loss], "muted", f"target {decimal(loss)}", ":", 1.4) for loss in sorted(losses)]
     title = f"{run.title}: {MEASURES[measure]}, against training FLOPs, model {first.model}"
     return _against_flops(title, measure, [*lines, *sources.values()])
+
+
+def _whole(one: Savings) -> list[Evaluation]:
+    """The evaluations of stages of one run, the cost of each added to the next."""
+    before, points = one.source.flops or 0, [point for source in one.curves.sources for point in source.points]
+    return points + [point.model_copy(update={"flops": point.flops + before}) for point in one.curves.expanded]
 
 
 def _with_cost(line: Line, measure: str, loss: float, cost: int | None, percent: float | None = None) -> list[Line]:
@@ -145,6 +155,9 @@ def overlay(runs: list[Run]) -> Chart:
             name = f"{run.title}: {one.stage}"
             scratch = _line(one.curves.scratch, "loss", colour, place, style=":", steep=True)
             lines.setdefault(place, scratch)
+            if one.one_run:
+                lines[name] = _line(_whole(one), "loss", colour, name, steep=True)
+                continue
             lines[name] = _line(one.curves.expanded, "loss", colour, name, steep=_lossy(one))
             if one.source.flops:
                 lines[f"{name}, all-in"] = _shifted(lines[name], one.source.flops, None)
@@ -175,12 +188,13 @@ def _against_flops(title: str, measure: str, lines: list[Line]) -> Chart:
 
 
 def training(run: Run) -> Chart:
-    """Training loss against steps: as recorded (light) and smoothed; where an expanded stage's warm-up ends."""
+    """Training loss against steps: as recorded (light) and smoothed; where an expanded stage's warm-up ends. A stage that
+    goes on with a schedule stands behind the one before it."""
     colour_of, lines = colours(run), []
     lossy = {one.stage: _lossy(one) for one in run.comparisons}
     for stage in (stage for stage in run.stages if stage.training.smooth):
         steep = not stage.facts.get("origin") or lossy.get(stage.stage, False)
-        style: dict[str, Any] = {"colour": colour_of[stage.stage], "steep": steep}
+        style: dict[str, Any] = {"colour": colour_of[stage.stage], "steep": steep, "behind": _steps_before(run, stage)}
         lines.append(_series(stage.training.raw, width=0.9, alpha=0.3, **style))
         lines.append(_series(stage.training.smooth, label=stage.stage, **style))
     schedules = [stage.facts["schedule"] for stage in run.stages if stage.stage in lossy]
@@ -193,12 +207,25 @@ def rates(run: Run) -> Chart:
     """Learning rate against steps, as recorded."""
     trained = sorted((stage for stage in run.stages if stage.training.rate), key=lambda stage: -stage.step)
     colour_of = colours(run)
-    lines = [_series(stage.training.rate, colour=colour_of[stage.stage], label=stage.stage) for stage in trained]
+    lines = [
+        _series(stage.training.rate, _steps_before(run, stage), colour=colour_of[stage.stage], label=stage.stage)
+        for stage in trained
+    ]
     return Chart(f"{run.title}: learning rates against steps", "step", "learning rate", lines)
 
 
-def _series(pairs: Series, **style: Any) -> Line:
-    return Line([step for step, _ in pairs], [value for _, value in pairs], **style)
+def _steps_before(run: Run, stage: Stage) -> int:
+    """Steps of the stages with whose schedule it goes on."""
+    schedule = stage.facts.get("fingerprint", {}).get("stage", {}).get("schedule", {})
+    named = {each.stage: each for each in run.stages}
+    before = named.get(str(stage.facts.get("origin"))) if schedule.get("continue") else None
+    while before is not None and before.kind != "train":
+        before = named.get(str(before.facts.get("origin")))
+    return before.step + _steps_before(run, before) if before else 0
+
+
+def _series(pairs: Series, behind: int = 0, **style: Any) -> Line:
+    return Line([behind + step for step, _ in pairs], [value for _, value in pairs], **style)
 
 
 def data_uri(chart: Chart, palette: str) -> str:

@@ -135,9 +135,9 @@ def test_it_is_the_same_when_a_checkpoint_is_read():
 
 @pytest.mark.parametrize("content", [{"since": 3}, {"since": 1, "counted": None, "kept": {"w": [[3]]}}, 7, "x"])
 def test_content_that_is_none_is_refused(content):
-    with pytest.raises(UserError, match="its 'new_entries' are none .*; the file is damaged"):
+    with pytest.raises(UserError, match=r"its 'new_entries' are none .*; the file is damaged"):
         new_entries.read({new_entries.KEY: [content]})
-    with pytest.raises(UserError, match="its 'new_entries' are no list but dict; the file is damaged"):
+    with pytest.raises(UserError, match=r"its 'new_entries' are no list but dict; the file is damaged"):
         new_entries.read({new_entries.KEY: {"since": 3}})
 
 

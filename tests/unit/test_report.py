@@ -439,3 +439,45 @@ def test_error_no_run_and_no_place(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file: cannot be written .*; choose another --out"):
         write(report, tmp_path / "file")
+
+
+def grown_run(folder, **first):
+    """`small` for 20 steps of 3 FLOPs, `large` on with its schedule for 20 of 10; scratch 400 FLOPs to loss 4."""
+    run = make_run(folder, STAGES)
+    on = {"fingerprint": {"stage": {"schedule": {"continue": True}}}}
+    train(run, "small", SMALL, {0: 8.0, 20: 5.0}, flops=3, **first)
+    expand(run, "grown", "small", LARGE)
+    train(run, "large", LARGE, LARGE_LOSS, origin="grown", **on)
+    train(run, "scratch", LARGE, SCRATCH_LOSS)
+    return run
+
+
+def test_a_run_that_grows_is_one_curve_and_its_cost_the_sum(tmp_path):
+    """4 is reached half way between 100 and 200 FLOPs of `large`, behind 60 of `small`."""
+    report = build([grown_run(tmp_path / "run")])
+    one = only(report)
+    assert one.one_run and one.all_in.flops == 210
+    chart = figures.compared(report.runs[0], [one])
+    whole = next(line for line in chart.lines if line.label and line.label.startswith("large, grown within its run"))
+    assert whole.x == [0, 60, 60, 160, 260] and whole.y == [8.0, 5.0, 5.0, 4.5, 3.5]
+    assert "all-in" not in str(chart.lines) and "small" not in {line.label for line in chart.lines}
+    page = summary(report, tmp_path / "report.html")
+    assert "The run that ends as 'large', 'small' counted, saves 47.5 % against training from scratch." in page
+    assert "Whole run" in page and "Given the small model" not in page
+    losses, rates = figures.training(report.runs[0]), figures.rates(report.runs[0])
+    for chart in (losses, rates):
+        behind = next(line for line in chart.lines if line.label == "large")
+        assert min(behind.x) == 21 and max(behind.x) == 40
+
+
+def test_a_run_that_began_elsewhere_is_compared_as_before(tmp_path):
+    """Its first stage started from a separate small model, which is of use by itself."""
+    run = make_run(tmp_path / "run", {"seed": "train", "first": "expand", **STAGES})
+    on = {"fingerprint": {"stage": {"schedule": {"continue": True}}}}
+    train(run, "seed", SMALL, {0: 8.0, 20: 6.0}, flops=3)
+    expand(run, "first", "seed", SMALL)
+    train(run, "small", SMALL, {0: 6.0, 20: 5.0}, flops=3, origin="first")
+    expand(run, "grown", "small", LARGE)
+    train(run, "large", LARGE, LARGE_LOSS, origin="grown", **on)
+    train(run, "scratch", LARGE, SCRATCH_LOSS)
+    assert [one.one_run for one in build([run]).runs[0].comparisons] == [False, False]
