@@ -188,8 +188,8 @@ def _against_flops(title: str, measure: str, lines: list[Line]) -> Chart:
 
 
 def training(run: Run) -> Chart:
-    """Training loss against steps: as recorded (light) and smoothed; where an expanded stage's warm-up ends. A stage that
-    goes on with a schedule stands behind the one before it."""
+    """Training loss against steps: as recorded (light) and smoothed; where an expanded stage's warm-up ends. A stage
+    that goes on with a schedule stands behind the one before it."""
     colour_of, lines = colours(run), []
     lossy = {one.stage: _lossy(one) for one in run.comparisons}
     for stage in (stage for stage in run.stages if stage.training.smooth):
