@@ -15,6 +15,7 @@ from pipeline.cli import (
     checkpoint_commands,
     doctor_command,
     expansion_commands,
+    pilot_command,
     profile_command,
     report_commands,
     run_commands,
@@ -35,6 +36,7 @@ EPILOG = """examples:
   lemon export runs/quickstart-bert/large --out model           a Hugging Face folder with a model card
   lemon report runs/quickstart-bert                             report.html and report.json
   lemon profile configs/quickstart/bert.yaml --stage small      where the time of a training step goes
+  lemon pilot configs/growth/in-mid-run-bert.yaml --stage none-grown-at-80   when to grow, at the latest
   lemon doctor                                                  whether this machine can train
 """
 
@@ -58,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         report_commands,
         doctor_command,
         profile_command,
+        pilot_command,
     ):
         group.add_parsers(commands)
     for command in commands.choices.values():

@@ -49,14 +49,14 @@ def add_parsers(commands: Commands) -> None:
         if name == "train":
             command.add_argument("--stage", help="which stage (default: the only training stage)")
         if name != "prepare":
-            _add_nodes(command)
+            add_nodes(command)
             _add_allow(command)
         if name == "run":
             dry_run_options.add(command)
         add_local_rank(command)
 
 
-def _add_nodes(command: argparse.ArgumentParser) -> None:
+def add_nodes(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--nodes",
         type=node_counts,
@@ -128,7 +128,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.dry_run:
         dry_run_options.show(load(options), start, options)
         return
-    _do(start, lambda: _stages(load(options), start))
+    do(start, lambda: _stages(load(options), start))
 
 
 def _stages(loaded: Config, start: Start) -> None:
@@ -140,7 +140,7 @@ def _stages(loaded: Config, start: Start) -> None:
 
 def _prepare(options: argparse.Namespace) -> None:
     start = start_of(options)
-    _do(start, lambda: _data(load(options), start))
+    do(start, lambda: _data(load(options), start))
 
 
 def _data(loaded: Config, start: Start) -> None:
@@ -150,7 +150,7 @@ def _data(loaded: Config, start: Start) -> None:
     run.prepare_alone(loaded, start)
 
 
-def _do(start: Start, work: Callable[[], None]) -> None:
+def do(start: Start, work: Callable[[], None]) -> None:
     """Have another launcher's process do its part and end at once, without Python's teardown: after a failure peers may
     wait for it, after a success gloo's threads may abort it (see engine.leave)."""
     if isinstance(start, Launched):
