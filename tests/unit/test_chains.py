@@ -1,7 +1,6 @@
 """Stages that share one schedule: where each begins, and what they must agree in."""
 
 import json
-from pathlib import Path
 
 import pytest
 import yaml
@@ -10,22 +9,10 @@ from pipeline import config, data, models
 from pipeline.config.schema import Config
 from pipeline.errors import UserError
 from pipeline.training.length import pace, rates
+from tests.helpers.chains import PLAN, chain
 from tests.helpers.cli import lemon
 from tests.helpers.invented_runs import SMALL, train
-from tests.helpers.runs import BATCH, tiny_run
-
-PLAN = {"kind": "wsd", "peak": 1e-3, "minimum": 1e-4, "warmup": "4 steps", "decay": "6 steps", "horizon": "40 steps"}
-
-
-def chain(folder: Path, plan: dict = PLAN, **large: object) -> Path:
-    """`small` up to 30 % of the schedule, and `large`, with which it goes on."""
-    path = tiny_run(folder)
-    content = yaml.safe_load(path.read_text())
-    small, grown = (next(s for s in content["stages"] if s["name"] == name) for name in ("small", "large"))
-    small |= {"schedule": plan, "grow_at": "30 %"}
-    grown |= {"schedule": {**plan, "continue": True}, "data": {"continue": True}, **large}
-    path.write_text(yaml.safe_dump(content))
-    return path
+from tests.helpers.runs import BATCH
 
 
 def test_a_chain_is_planned_before_it_begins(tmp_path, capsys):

@@ -9,10 +9,10 @@ from pipeline import config
 from pipeline.accounting.recorded_runs import Evaluation
 from pipeline.errors import UserError
 from pipeline.runs.pilot import growth_of, mixed_behind, mixing, pilot_of, points
+from tests.helpers.chains import PLAN, chain
 from tests.helpers.cli import lemon
 from tests.helpers.invented_runs import SMALL, train
 from tests.helpers.runs import tiny_run
-from tests.unit.test_chains import PLAN, chain
 
 TENTH, FIFTH = Fraction(1, 10), Fraction(1, 5)
 
