@@ -7,10 +7,15 @@ by 1 - beta^k, and divides by 1 - beta^t. With m and v the moments, both updates
     u_t = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps),      u_k = m / (1 - b1^k) / (sqrt(v / (1 - b2^k)) + eps),
 
 and u_k = c u_t with c = [sqrt(1 - b2^k) / (1 - b1^k)] / [sqrt(1 - b2^t) / (1 - b1^t)], but for eps: the new entries
-have sqrt((1 - b2^t) / (1 - b2^k)) times as much of it, which makes updates by tiny gradients smaller. So what the
-optimizer has added to an entry is multiplied by c, and by the factor f of its rate; its decay by f alone. That is one
-copy of the entries before the step, and one pass over them behind it, of the tensors alone that hold new ones; none
-once c and f are 1.
+have sqrt((1 - b2^t) / (1 - b2^k)) times as much of it, which makes updates by tiny gradients smaller.
+
+With f the factor of their rate, and d = 1 - rate * decay what the optimizer's decay leaves, it makes of w
+
+    w' = d w - rate u_t,    and is to make    (1 - f (1 - d)) w - f c rate u_t = f c w' + (1 - f (1 - d) - f c d) w.
+
+So the entries before the step are put aside, times the last factor, and behind the step they are added to what the
+optimizer has made, times the first: a pass before it and one behind it (two where a tensor holds old entries too), over
+the tensors alone that hold new ones; none once c and f are 1.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,36 +37,51 @@ NEGLIGIBLE = 2.0**-26
 """How far from 1 a factor may be that is taken for 1: an update that is multiplied by it is the same in float32."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Span:
     """Entries of one of the optimizer's tensors among which there are new ones. new: which, (stop - start,) bool; None:
-    all. growth: the number of the one that has added them."""
+    all. growth: the number of the one that has added them. aside: where they are put aside, once that was needed."""
 
     start: int
     stop: int
     new: Tensor | None
     growth: int
+    aside: Tensor | None = None
 
     def of(self, held: Tensor) -> Tensor:
         return held.view(-1)[self.start : self.stop]
 
-    def factor(self, value: float, like: Tensor) -> Tensor | float:
-        """`value` for new entries, 1 for the others."""
-        return value if self.new is None else torch.where(self.new, value, 1.0).to(like.dtype)
+    def put_aside(self, held: Tensor, factor: float) -> None:
+        entries = self.of(held)
+        self.aside = torch.empty_like(entries) if self.aside is None else self.aside
+        torch.mul(entries, factor, out=self.aside)
+
+    def add(self, held: Tensor, factor: float) -> None:
+        """Make the new entries `factor` times what they are now, and what was put aside."""
+        entries, aside = self.of(held), self.aside
+        assert aside is not None, "put aside before the step"
+        if self.new is None:
+            torch.add(aside, entries, alpha=factor, out=entries)
+        else:
+            torch.where(self.new, aside.add_(entries, alpha=factor), entries, out=entries)
 
 
 @dataclass(frozen=True)
 class Factors:
-    """Of one step and one group, for the entries of one growth. update: on what the optimizer adds; decay: on the
-    entries before it decays them; decayed: what it leaves of each."""
+    """Of one step and one group, for the entries of one growth. update: on the entries behind the step; before: on
+    those before it."""
 
     update: float
-    decay: float
-    decayed: float
+    before: float
+
+    @classmethod
+    def of(cls, rate: float, seen: float, decayed: float) -> "Factors":
+        """rate: f; seen: c; decayed: d, as above."""
+        return cls(rate * seen, 1.0 - rate * (1.0 - decayed) - rate * seen * decayed)
 
     @property
     def none(self) -> bool:
-        return abs(self.update - 1) < NEGLIGIBLE and abs(self.decay - 1) < NEGLIGIBLE
+        return max(abs(self.update - 1), abs(self.before)) < NEGLIGIBLE
 
 
 class EntryRates:
@@ -83,7 +103,7 @@ class EntryRates:
         self._spans = self._found(named)
         inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
         self._counted = {held: _counted(inner.state.get(held, {})) for held in self._spans}
-        self._before: list[tuple[Tensor, Span, Tensor, float]] = []
+        self._behind: list[tuple[Tensor, Span, float]] = []
         inner.register_step_pre_hook(self._keep)
         inner.register_step_post_hook(self._correct)
 
@@ -98,35 +118,33 @@ class EntryRates:
 
     @torch.no_grad()
     def _keep(self, optimizer: Optimizer, arguments: Any, named: Any) -> None:
-        """Before the step: put aside what the entries would be if it only decayed them."""
-        self._before = []
+        """Before the step."""
+        self._behind = []
         for group, held in _tensors(optimizer, self._spans):
             self._counted[held] += 1
             for span in self._spans[held]:
                 factors = self._factors(group, held, span.growth)
-                if not factors.none:
-                    entries = span.of(held)
-                    if factors.decay != 1:
-                        entries *= span.factor(factors.decay, entries)
-                    self._before.append((held, span, entries * factors.decayed, factors.update))
+                if factors.none:
+                    span.aside = None
+                else:
+                    span.put_aside(held, factors.before)
+                    self._behind.append((held, span, factors.update))
 
     @torch.no_grad()
     def _correct(self, optimizer: Optimizer, arguments: Any, named: Any) -> None:
-        """Behind the step: multiply what it has added besides."""
-        for held, span, before, factor in self._before:
-            entries, weight = span.of(held), span.factor(factor, before)
-            torch.lerp(before, entries, weight, out=entries)
-        self._before = []
+        """Behind the step."""
+        for held, span, factor in self._behind:
+            span.add(held, factor)
+        self._behind = []
 
     def _factors(self, group: Hyper, held: Tensor, number: int) -> Factors:
         growth, last = self._growths[number], number == len(self._growths) - 1
         rate = self._ramp.at(self._engine.global_steps + 1 - growth.since) if last else 1.0
-        counted = self._counted[held]
-        seen = (
-            1.0 if growth.counted is None else self._optimizer.first_updates(group, counted - growth.counted, counted)
-        )
+        counted, seen = self._counted[held], 1.0
+        if growth.counted is not None:
+            seen = self._optimizer.first_updates(group, counted - growth.counted, counted)
         decayed = 1.0 - group["lr"] * group["weight_decay"] if self._optimizer.decoupled else 1.0
-        return Factors(rate * seen, (1.0 - rate * (1.0 - decayed)) / decayed, decayed)
+        return Factors.of(rate, seen, decayed)
 
 
 def _tensors(optimizer: Optimizer, spans: Mapping[Tensor, Any]) -> Iterable[tuple[Hyper, Tensor]]:
