@@ -246,8 +246,8 @@ def loss_of(model: nn.Module, batch: Any, device: torch.device) -> Tensor:
     """The mean cross-entropy in fp32, as lemon computes it."""
     from pipeline.training.losses import loss_per_sample
 
-    inputs = {name: value.to(device) for name, value in batch.inputs.items()}
-    return loss_per_sample(model(**inputs).logits, batch.labels.to(device)).mean()
+    inputs = {name: value.to(device, non_blocking=True) for name, value in batch.inputs.items()}
+    return loss_per_sample(model(**inputs).logits, batch.labels.to(device, non_blocking=True)).mean()
 
 
 class Plain(Bare):
