@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses
 from deepspeed.utils import set_z3_leaf_module
 from torch import Tensor, nn
 
@@ -69,6 +70,14 @@ def compile_layers(layers: Iterable[nn.Module], zero_stage: int) -> None:
         layer.forward = torch.compile(layer.forward, dynamic=False)
         if zero_stage == 3:
             set_z3_leaf_module(layer, True)
+
+
+def restore_linear() -> None:
+    """Give torch its own linear function back, for which an engine of ZeRO-3 leaves DeepSpeed's in the process:
+    compiled for a GPU that one gave wrong gradients (torch 2.11)."""
+    torch.nn.functional.linear = getattr(
+        InsertPostInitMethodToModuleSubClasses, "linear_bk", torch.nn.functional.linear
+    )
 
 
 class CompileTime:

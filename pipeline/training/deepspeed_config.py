@@ -47,6 +47,7 @@ def _by_the_stage(stage: TrainStage, world: int, universal: bool) -> dict[str, A
             "round_robin_gradients": False,
             "overlap_comm": _overlaps(stage.zero_stage),
             **_reduction(stage),
+            **_products(stage),
         },
         "bf16": {"enabled": stage.precision == "bf16", "check_grad_overflow": False, "immediate_grad_update": True},
         **_gradient_sums(stage),
@@ -69,6 +70,13 @@ def _overlaps(zero_stage: int) -> bool:
 def _reduction(stage: TrainStage) -> dict[str, Any]:
     """Under Muon stage 3 gives every rank the gradients of whole matrices; DeepSpeed refuses the other way."""
     return {"reduce_scatter": False} if stage.zero_stage == 3 and isinstance(stage.optimizer, Muon) else {}
+
+
+def _products(stage: TrainStage) -> dict[str, Any]:
+    """Stage 3 replaces torch's linear function of the whole process by one of its own, which lets go of weights that
+    the backward pass gathers again. Compiled for a GPU it gave wrong gradients without a word (torch 2.11), and a
+    compiled layer is gathered as a whole."""
+    return {"memory_efficient_linear": False} if stage.zero_stage == 3 and stage.compile is True else {}
 
 
 def _gradient_sums(stage: TrainStage) -> dict[str, Any]:

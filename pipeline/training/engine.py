@@ -435,6 +435,7 @@ class Engine:
         parameters = list(self.deepspeed.module.parameters())
         optimizer = self.deepspeed.optimizer
         self.deepspeed.destroy()
+        compilation.restore_linear()
         for parameter in parameters:
             parameter.data = parameter.data.new_empty(0)
         for part in (*parameters, optimizer, self.deepspeed):

@@ -36,6 +36,7 @@ def both(
     eager, compiled = told["eager"], told["compiled"]
     assert (eager["graphs"], eager["seconds"]) == (0, 0)
     assert (compiled["graphs"], compiled["breaks"]) == (2, 0) and compiled["seconds"] > 0
+    assert compiled["linear"] == [True, True] and eager["linear"][1], "DeepSpeed's is not compiled, and does not stay"
     return eager["losses"], compiled["losses"]
 
 
