@@ -10,6 +10,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -65,6 +66,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 KERNEL_KEYS = ("fused", "foreach")
 """Of an optimizer's groups, which checkpoints hold: what computes the update."""
+MEANT = (r"barrier\(\): using the device under current context", "TensorFloat32 tensor cores for float32 matrix")
+"""Beginnings of torch's warnings of what is as it should be: DeepSpeed binds no device to the group of a rank that is
+alone, and products in fp32 are of fp32 where nothing else was asked for."""
 OLDEST_DEEPSPEED = (0, 19, 8)
 """Earlier versions give wrong gradients silently (0.17.6 to 0.18.2 with ZeRO-2, 0.18.6 to 0.18.9 with ZeRO-1 in bf16),
 and the repairs below were tested with this one."""
@@ -95,6 +99,8 @@ def join(hang: HangChoice = HangChoice()) -> World:
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     if cuda:
         torch.cuda.set_device(_gpu())
+        for warning in MEANT:
+            warnings.filterwarnings("ignore", message=warning)
     else:
         # On the CPU accelerator DeepSpeed compiles this op at start; training never uses it, and a stale lock hangs it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -292,9 +298,10 @@ class Engine:
         torch_autocast.TORCH_AUTOCAST_INITIALIZED = False  # else this one reduces as an earlier engine of the process
         if self.stage.compile is True:
             compilation.compile_layers(trained.layers, self.stage.zero_stage)
-        engine, *_ = deepspeed.initialize(
-            model=trained.module, optimizer=optimizer, config=self.deepspeed_config, dist_init_required=False
-        )
+        with redirect_stdout(io.StringIO()):  # BF16_Optimizer prints the memory that it takes
+            engine, *_ = deepspeed.initialize(
+                model=trained.module, optimizer=optimizer, config=self.deepspeed_config, dist_init_required=False
+            )
         for state in optimizer.state.values():  # of stage 0 in bf16 alone, by a step on gradients of zero
             if isinstance(state.get("step"), Tensor):
                 state["step"].zero_()
