@@ -50,5 +50,6 @@ def killed() -> None:
 
 def test_a_child_that_is_killed_while_it_asks_is_a_fault(monkeypatch):
     monkeypatch.setattr(engine, "supported_precisions", killed)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # beside a GPU another Python is asked
     with pytest.raises(FaultError, match=r"was killed \(out of memory\?\); run the command again to resume$"):
         precisions_of_workers()
