@@ -22,13 +22,19 @@ BEATS = 4
 """A second, for who looks whether a rank that compiles still works."""
 
 
-def choose(device: torch.device) -> bool:
+def choose(device: torch.device, zero_stage: int) -> bool:
     """Whether layers are compiled where `compile` is `auto`: on GPUs where it works. To be called by all ranks."""
-    return device.type == "cuda" and not _fails_anywhere(device)
+    return device.type == "cuda" and zero_stage != 3 and not _fails_anywhere(device)
 
 
 def require(stage: TrainStage, device: torch.device) -> None:
-    """Raises UserError where the layers are to be compiled and some rank cannot. To be called by all ranks."""
+    """Raises UserError where the layers are to be compiled and some rank cannot, or wrong gradients were seen. To be
+    called by all ranks."""
+    if device.type == "cuda" and stage.zero_stage == 3:
+        raise UserError(
+            f"stages.{stage.name}.compile: compiled layers under ZeRO-3 had wrong gradients on a GPU, and what was done "
+            "about it has not been seen to mend them on one; set it to false, or choose zero_stage 2"
+        )
     own = reason_against(device)
     if _any_rank(own is not None, device):
         raise UserError(

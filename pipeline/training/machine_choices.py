@@ -26,7 +26,7 @@ def settle(plan: TrainingPlan, world: World) -> TrainingPlan:
         chosen["attention"] = choice.attention
         logger.info("%s: attention %s: %s", plan.stage.name, choice.attention, choice.reason)
     if chosen["compile"] == "auto":
-        chosen["compile"] = compilation.choose(world.device)
+        chosen["compile"] = compilation.choose(world.device, plan.stage.zero_stage)
     elif chosen["compile"]:
         compilation.require(plan.stage, world.device)
     if chosen["compile"]:

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline import config, data
+from pipeline.errors import UserError
 from pipeline.training import attention, compilation
 from pipeline.training.engine import World
 from pipeline.training.stage import TrainingPlan, plan_training
@@ -34,10 +35,20 @@ def unmeasured(*_: object) -> tuple[float, float]:
     raise AssertionError("a measurement was made")
 
 
-@pytest.mark.parametrize("device, fails, chosen", [(CPU, False, False), (GPU, False, True), (GPU, True, False)])
-def test_layers_are_compiled_on_gpus_where_all_ranks_can(monkeypatch, device, fails, chosen):
+@pytest.mark.parametrize(
+    "device, zero_stage, fails, chosen",
+    [(CPU, 1, False, False), (GPU, 1, False, True), (GPU, 1, True, False), (GPU, 3, False, False)],
+)
+def test_layers_are_compiled_on_gpus_where_all_ranks_can(monkeypatch, device, zero_stage, fails, chosen):
+    """Under ZeRO-3 on none."""
     monkeypatch.setattr(compilation, "_fails_anywhere", lambda _: fails)
-    assert compilation.choose(device) is chosen
+    assert compilation.choose(device, zero_stage) is chosen
+
+
+def test_layers_of_zero_3_are_not_compiled_on_a_gpu(plan):
+    stage = plan.stage.model_copy(update={"zero_stage": 3, "compile": True})
+    with pytest.raises(UserError, match=r"stages.small.compile: compiled layers under ZeRO-3 had wrong gradients on a"):
+        compilation.require(stage, GPU)
 
 
 def test_gpus_take_torchs_attention(monkeypatch, plan):
