@@ -32,8 +32,8 @@ def require(stage: TrainStage, device: torch.device) -> None:
     called by all ranks."""
     if device.type == "cuda" and stage.zero_stage == 3:
         raise UserError(
-            f"stages.{stage.name}.compile: compiled layers under ZeRO-3 had wrong gradients on a GPU, and what was done "
-            "about it has not been seen to mend them on one; set it to false, or choose zero_stage 2"
+            f"stages.{stage.name}.compile: compiled layers under ZeRO-3 had wrong gradients on a GPU, and what was "
+            "done about it has not been seen to mend them on one; set it to false, or choose zero_stage 2"
         )
     own = reason_against(device)
     if _any_rank(own is not None, device):
