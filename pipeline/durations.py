@@ -21,7 +21,7 @@ LARGEST = 1e30
 LARGEST_TIME = 86400 * 36_500
 """Seconds of a hundred years."""
 UNITS = ("steps", "samples", "tokens", "epochs", "flops")
-_SYNTAX = re.compile(r"^\s*([0-9][0-9_.]*(?:[eE][+]?[0-9]+)?)\s*([a-z]+)\s*$")
+_SYNTAX = re.compile(r"^\s*([0-9][0-9_.]*(?:[eE][+-]?[0-9]+)?)\s*([a-z]+)\s*$")
 
 
 def _split(text: Any, units: Collection[str], what: str, example: str) -> tuple[str, str]:

@@ -79,11 +79,12 @@ class Curves(Content):
 
 
 class Savings(Content):
-    """One expanded stage against training the same model from scratch. one_run: whether it and all of its sources share
-    one schedule, so that none of them is of use by itself: what counts is all-in."""
+    """One expanded stage against training the same model from scratch. chain: the stages that share one schedule with
+    it, oldest first, itself included; none of them is of use by itself, and what is given lies before them. Empty of a
+    stage with a schedule of its own."""
 
     stage: str
-    one_run: bool = False
+    chain: list[str] = []
     model: str
     baseline: Baseline
     target: Target
@@ -170,7 +171,7 @@ def _compare(
     target: float | None,
 ) -> Savings:
     grown = next((index for index, ancestor in enumerate(chain) if ancestor.kind == "expand"), len(chain))
-    behind = next((place for place in range(grown, len(chain)) if chain[place].kind == "train"), len(chain))
+    growths, behind = _growths(chain[grown:]), _behind(stage, chain, grown)
     sources = [ancestor for ancestor in reversed(chain[behind:]) if ancestor.trains]
     whole_stage = Ancestor(stage.path, stage, {}, {}, None)
     expanded = joined([*reversed(chain[:behind]), whole_stage], stage.block)
@@ -180,20 +181,44 @@ def _compare(
     listed = [SourceStage(stage=source.name, flops=source.training_flops or 0) for source in sources]
     cost = None if unknown else sum(source.flops for source in listed)
     total = None if given.flops is None or cost is None else given.flops + cost
-    trained = [ancestor.stage for ancestor in chain if ancestor.kind == "train"]
     return Savings(
         stage=stage.name,
-        one_run=unknown is None and all(map(_continues, [stage, *trained[:-1]])),
+        chain=_in_one_run(stage, chain[:behind]),
         model=_facts(stage).model,
         baseline=Baseline(run=None if place is run else place.title, stage=baseline.name),
         target=Target(loss=loss, meaning=meaning),
-        expansion=_expansion(chain[grown:behind]) if grown < len(chain) else None,
+        expansion=_expansion(growths) if growths else None,
         source=Source(stages=listed, flops=cost, unknown=unknown),
         scratch=scratch,
         given=Given(**dict(given), saving_percent=saving(given.flops, scratch.flops)),
         all_in=AllIn(flops=total, saving_percent=saving(total, scratch.flops)),
         curves=Curves(scratch=baseline.evaluations, expanded=expanded, sources=curves),
     )
+
+
+def _growths(chain: list[Ancestor]) -> list[Ancestor]:
+    """The expansions at the head of a chain of ancestors."""
+    trained = next((place for place, ancestor in enumerate(chain) if ancestor.kind == "train"), len(chain))
+    return chain[:trained]
+
+
+def _behind(stage: RecordedStage, chain: list[Ancestor], grown: int) -> int:
+    """Where in a chain of ancestors, nearest first, the source stands: the first training behind the last growth that
+    is no part of the same run."""
+    later: RecordedStage | None = stage
+    for place, ancestor in enumerate(chain):
+        if ancestor.kind == "train":
+            if place > grown and not _continues(later):
+                return place
+            later = ancestor.stage
+    return len(chain)
+
+
+def _in_one_run(stage: RecordedStage, chain: list[Ancestor]) -> list[str]:
+    """The names of the trainings that share one schedule with a stage, oldest first; empty where it has its own."""
+    if not _continues(stage):
+        return []
+    return [*(ancestor.name for ancestor in reversed(chain) if ancestor.kind == "train"), stage.name]
 
 
 def _continues(stage: RecordedStage | None) -> bool:

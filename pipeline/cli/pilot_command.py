@@ -1,7 +1,10 @@
 """`lemon pilot`."""
 
 import argparse
+import os
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -12,6 +15,7 @@ from pipeline.cli.imports import imports
 from pipeline.cli.output import console
 from pipeline.cli.run_commands import add_nodes, do, load, start_of
 from pipeline.durations import share
+from pipeline.training.launcher import Start
 
 if TYPE_CHECKING:
     from pipeline.runs.pilot import Mixing
@@ -49,28 +53,43 @@ def add_parsers(commands: Commands) -> None:
 
 
 def _share(text: str) -> Fraction:
-    """A share as a config writes it; the sign may be left out."""
+    """A share as a config writes it."""
     try:
-        return share(text if "%" in text else f"{text} %")
+        return share(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _pilot(options: argparse.Namespace) -> None:
     start = start_of(options)
-    do(start, lambda: _measure(options))
+    do(start, lambda: _measure(options, start))
 
 
-def _measure(options: argparse.Namespace) -> None:
+def _measure(options: argparse.Namespace, start: Start) -> None:
     with imports():
         from pipeline.runs import pilot
 
     wanted = pilot.Wanted(options.stage, options.grow_at, options.length, float(options.within))
-    found = pilot.measure(load(options), wanted, start_of(options))
+    with _told_on_stderr() if options.json else nullcontext():
+        found = pilot.measure(load(options), wanted, start)
     if found and options.json:
         print(found.model_dump_json(indent=2))
     elif found:
         show(found)
+
+
+@contextmanager
+def _told_on_stderr() -> Iterator[None]:
+    """What this process and its workers print meanwhile goes to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def show(found: "Mixing") -> None:
@@ -89,9 +108,13 @@ def _words(found: "Mixing") -> Iterator[str]:
     if found.steps is None:
         yield f"not mixed: still more than {within} apart at the end; make the pilot longer (--length), or grow earlier"
         return
+    if not found.moved:
+        yield f"the loss at full size has moved by less than {within}, which tells nothing; "
+        yield "make the pilot longer (--length)"
+        return
     yield f"mixed within {within} behind {found.steps:,} steps of the large model"
     left = f"{found.horizon:,} steps with a decay over the last {found.decay:,}"
-    if found.latest is None:
+    if found.latest_percent is None:
         yield f"of {left} nothing is left for a growth that mixes; choose a longer horizon"
     else:
-        yield f"of {left}: grow at {int(100 * found.latest)} % of the horizon at the latest"
+        yield f"of {left}: grow at {found.latest_percent} % of the horizon at the latest"

@@ -104,11 +104,8 @@ def compared(run: Run, comparisons: list[Savings], measure: str = "loss") -> Cha
     sources: dict[str, Line] = {}
     for one in comparisons:
         loss, name = one.target.loss, one.stage
-        if one.one_run:
-            whole = _line(_whole(one), measure, colour_of[name], f"{name}, grown within its run", steep=True)
-            lines += _with_cost(whole, measure, loss, one.all_in.flops, one.all_in.saving_percent)
-            continue
-        line = _line(one.curves.expanded, measure, colour_of[name], f"{name}, expanded", steep=_lossy(one))
+        label = f"{name}, grown within its run" if one.chain else f"{name}, expanded"
+        line = _line(one.curves.expanded, measure, colour_of[name], label, steep=_lossy(one) or bool(one.chain))
         lines += _with_cost(line, measure, loss, one.given.flops, one.given.saving_percent)
         if one.source.flops and len(comparisons) < CROWDED:
             all_in = _shifted(line, one.source.flops, f"{name}, all-in")
@@ -125,12 +122,6 @@ def compared(run: Run, comparisons: list[Savings], measure: str = "loss") -> Cha
     return _against_flops(title, measure, [*lines, *sources.values()])
 
 
-def _whole(one: Savings) -> list[Evaluation]:
-    """The evaluations of stages of one run, the cost of each added to the next."""
-    before, points = one.source.flops or 0, [point for source in one.curves.sources for point in source.points]
-    return points + [point.model_copy(update={"flops": point.flops + before}) for point in one.curves.expanded]
-
-
 def _with_cost(line: Line, measure: str, loss: float, cost: int | None, percent: float | None = None) -> list[Line]:
     """The line; where it reaches the target, also a dot there, and the cost in its label."""
     if cost is None or measure != "loss":
@@ -140,9 +131,14 @@ def _with_cost(line: Line, measure: str, loss: float, cost: int | None, percent:
 
 
 def uncompared(run: Run, measure: str = "loss") -> Chart:
-    """Every training stage against its own training FLOPs, where nothing is compared."""
+    """Every training stage against its own training FLOPs, where nothing is compared; one that goes on with a schedule
+    behind those before it."""
     colour_of, evaluated = colours(run), [stage for stage in run.stages if stage.evaluations]
-    lines = [_line(stage.evaluations, measure, colour_of[stage.stage], stage.stage, steep=True) for stage in evaluated]
+    lines = []
+    for stage in evaluated:
+        before = sum(each.evaluations[-1].flops for each in _before(run, stage) if each.evaluations)
+        line = _line(stage.evaluations, measure, colour_of[stage.stage], stage.stage, steep=True)
+        lines.append(replace(line, x=[before + x for x in line.x]))
     return _against_flops(f"{run.title}: {MEASURES[measure]}, against training FLOPs", measure, lines)
 
 
@@ -155,10 +151,7 @@ def overlay(runs: list[Run]) -> Chart:
             name = f"{run.title}: {one.stage}"
             scratch = _line(one.curves.scratch, "loss", colour, place, style=":", steep=True)
             lines.setdefault(place, scratch)
-            if one.one_run:
-                lines[name] = _line(_whole(one), "loss", colour, name, steep=True)
-                continue
-            lines[name] = _line(one.curves.expanded, "loss", colour, name, steep=_lossy(one))
+            lines[name] = _line(one.curves.expanded, "loss", colour, name, steep=_lossy(one) or bool(one.chain))
             if one.source.flops:
                 lines[f"{name}, all-in"] = _shifted(lines[name], one.source.flops, None)
     return _against_flops("All runs: evaluation loss against training FLOPs", "loss", list(lines.values()))
@@ -214,14 +207,21 @@ def rates(run: Run) -> Chart:
     return Chart(f"{run.title}: learning rates against steps", "step", "learning rate", lines)
 
 
+def _before(run: Run, stage: Stage) -> list[Stage]:
+    """The trainings with whose schedule a stage goes on."""
+    named, before = {each.stage: each for each in run.stages}, []
+    while stage.facts.get("fingerprint", {}).get("stage", {}).get("schedule", {}).get("continue"):
+        origin = named.get(str(stage.facts.get("origin")))
+        while origin is not None and origin.kind != "train":
+            origin = named.get(str(origin.facts.get("origin")))
+        if origin is None:
+            break
+        before.append(stage := origin)
+    return before
+
+
 def _steps_before(run: Run, stage: Stage) -> int:
-    """Steps of the stages with whose schedule it goes on."""
-    schedule = stage.facts.get("fingerprint", {}).get("stage", {}).get("schedule", {})
-    named = {each.stage: each for each in run.stages}
-    before = named.get(str(stage.facts.get("origin"))) if schedule.get("continue") else None
-    while before is not None and before.kind != "train":
-        before = named.get(str(before.facts.get("origin")))
-    return before.step + _steps_before(run, before) if before else 0
+    return sum(each.step for each in _before(run, stage))
 
 
 def _series(pairs: Series, behind: int = 0, **style: Any) -> Line:

@@ -33,9 +33,9 @@ def statement(one: Savings) -> str:
         return f"'{one.stage}' reached the target, training from scratch has not: {_missed(one.scratch, loss)}."
     if given.saving_percent is None:
         return "The target is reached before any training: there is nothing to save."
-    if one.one_run and one.all_in.saving_percent is not None:
-        behind = " and ".join(f"'{stage.stage}'" for stage in source.stages)
-        return f"The run that ends as '{one.stage}', {behind} counted, {_against_scratch(one.all_in.saving_percent)}."
+    if one.chain and not source.stages and source.unknown is None:
+        stages = " and ".join(f"'{name}'" for name in one.chain[:-1])
+        return f"The run that ends as '{one.stage}', {stages} counted, {_against_scratch(given.saving_percent)}."
     small = f"'{source.stages[-1].stage if source.stages else source.unknown}'"
     start = f"Given {small}, '{one.stage}' {_against_scratch(given.saving_percent)}."
     if given.flops == 0:
@@ -72,27 +72,26 @@ def growth(one: Savings) -> str | None:
 
 
 def bars(one: Savings) -> list[Bar]:
-    """From scratch, given the small model, all-in; of what grew within one run that alone."""
+    """From scratch, given the small model, all-in; of what grew within one run from nothing that run."""
     baseline, compared = one.baseline, one.scratch.flops is not None and one.given.flops is not None
     place = f"stage {baseline.stage}" + (f" of {baseline.run}" if baseline.run else "")
     verdicts = [saving(way.saving_percent) if compared else None for way in (one.given, one.all_in)]
     own, loss = _own(one), one.target.loss
     scratch = Bar("From scratch", place, (("scratch", one.scratch.flops),), _cost(one.scratch, loss))
     fit = one.expansion.fit_flops if one.expansion else 0
-    alone = f"fit of its growth ({flops(fit)}), training of {one.stage}" if fit else f"training of {one.stage} alone"
+    trained = " and ".join(one.chain or [one.stage])
+    alone = f"fit of its growth ({flops(fit)}), training of {trained}" if fit else f"training of {trained} alone"
     given = Bar("Given the small model", alone, own, _cost(one.given, loss), verdicts[0])
     source, total = one.source, one.all_in.flops
+    if one.chain and not source.stages and source.unknown is None:
+        return [scratch, Bar("Whole run", alone.removesuffix(" alone"), own, given.cost, given.verdict)]
     if source.flops is None:
         reason = f"not known: '{source.unknown}' has no record"
         return [scratch, given, Bar("All-in", "its source's training added", (), reason)]
-    behind = " and ".join(stage.stage for stage in source.stages)
-    if one.one_run:
-        name, note, before = "Whole run", f"{behind} and {one.stage}, {flops(source.flops)} before", [scratch]
-    else:
-        name, note, before = "All-in", f"training of {behind} added, {flops(source.flops)}", [scratch, given]
+    note = f"training of {' and '.join(stage.stage for stage in source.stages)} added, {flops(source.flops)}"
     if total is None:
-        return [*before, Bar(name, note, (), "not reached")]
-    return [*before, Bar(name, note, (("source", source.flops), *own), flops(total), verdicts[1])]
+        return [scratch, given, Bar("All-in", note, (), "not reached")]
+    return [scratch, given, Bar("All-in", note, (("source", source.flops), *own), flops(total), verdicts[1])]
 
 
 def _own(one: Savings) -> tuple[tuple[str, int | None], ...]:

@@ -7,30 +7,30 @@ equal steps. The latest growth that still mixes lies as long before the decay as
 wherever it begins is an assumption.
 """
 
-import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.accounting.recorded_runs import Evaluation, RecordReader
 from pipeline.config.schema import Config, ExpandStage, TrainStage
+from pipeline.config.validation_errors import explain
 from pipeline.durations import Duration
 from pipeline.errors import UserError
 from pipeline.runs import run
 from pipeline.training.launcher import Start
 
-logger = logging.getLogger(__name__)
-
 FULL, BEFORE, GROWTH, BEHIND = "full", "before", "growth", "behind"
-"""The stages of a pilot's run."""
+"""The stages of a pilot's run; several expansions that follow each other are numbered."""
 STABLE = ("wsd", "constant")
 """Schedules that have a constant rate for most of their horizon."""
 EVALUATIONS = 20
-"""Behind the growth, and as often before it and at full size."""
+"""Behind the growth."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,20 @@ class Wanted:
     grow_at: Fraction
     length: Fraction
     within: float
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A growth within one schedule: the training before it, the expansions that follow each other, the training
+    behind them."""
+
+    before: TrainStage
+    expansions: tuple[ExpandStage, ...]
+    behind: TrainStage
+
+    @property
+    def name(self) -> str:
+        return self.expansions[-1].name
 
 
 class Point(BaseModel):
@@ -58,35 +72,37 @@ class Point(BaseModel):
 
 class Mixing(BaseModel):
     """What a pilot found. Steps are the large model's. within: the largest gap that counts as mixed. steps: behind the
-    growth until it is no larger any more; None: it was at the end. horizon, decay: of the run that is planned. latest:
-    the share of the horizon at which a growth still mixes before the decay; None: nothing is left for it."""
+    growth until it is no larger any more; None: it was at the end. moved: whether the loss at full size has moved by
+    more than that meanwhile, without which nothing can be told. horizon, decay: of the run that is planned.
+    latest_percent: of its horizon, at which a growth still mixes before the decay; None: nothing is left for it."""
 
     model_config = ConfigDict(frozen=True)
 
     within: float
     points: list[Point]
     steps: int | None
+    moved: bool
     horizon: int
     decay: int
-    latest: float | None
+    latest_percent: int | None
 
 
 def measure(config: Config, wanted: Wanted, start: Start) -> Mixing | None:
     """Train the pilot of an expansion, or go on with it, and say what it found; None on nodes that are not the first.
     Raises UserError."""
     growth = growth_of(config, wanted.stage)
-    derived = pilot_of(config, growth, wanted.grow_at, wanted.length)
+    derived = pilot_of(config, growth, wanted)
     run.prepare_alone(config, start)
     if start.first:
-        _share_data(config, derived)
+        _share_data(config.path / "data", derived.path)
     run.run(derived, start)
     return mixing(config, derived, growth, wanted.within) if start.first else None
 
 
-def growth_of(config: Config, name: str | None) -> ExpandStage:
-    """The expansion that is meant. Raises UserError."""
-    known = [stage for stage in config.stages if isinstance(stage, ExpandStage) and _behind(config, stage)]
-    names = ", ".join(stage.name for stage in known)
+def growth_of(config: Config, name: str | None) -> Growth:
+    """The growth that is meant, by the name of one of its expansions. Raises UserError."""
+    known = list(_growths(config))
+    names = ", ".join(growth.name for growth in known)
     if not known:
         raise UserError(
             f"config '{config.name}' grows no model within one schedule: give the training behind an expansion "
@@ -94,77 +110,123 @@ def growth_of(config: Config, name: str | None) -> ExpandStage:
         )
     if name is None and len(known) > 1:
         raise UserError(f"config '{config.name}' has {len(known)} growths; choose one with --stage: {names}")
-    found = next((stage for stage in known if stage.name == (name or known[0].name)), None)
-    if found is None:
+    meant = [each for each in known if name is None or name in {stage.name for stage in each.expansions}]
+    if not meant:
         raise UserError(f"--stage {name}: no expansion within one schedule; there are {names}")
-    return found
+    return meant[0]
 
 
-def _behind(config: Config, growth: ExpandStage) -> TrainStage | None:
-    """The training that goes on with the schedule behind an expansion."""
-    readers = [stage for stage in config.stages if isinstance(stage, TrainStage) and stage.start == growth.name]
-    return next((stage for stage in readers if stage.schedule.continues), None)
+def _growths(config: Config) -> Iterator[Growth]:
+    named = {stage.name: stage for stage in config.stages}
+    for behind in config.stages:
+        if isinstance(behind, TrainStage) and behind.schedule.continues:
+            way: list[ExpandStage] = []
+            each = named.get(behind.start or "")
+            while isinstance(each, ExpandStage):
+                way.insert(0, each)
+                each = named.get(each.source)
+            if way and isinstance(each, TrainStage):
+                yield Growth(each, tuple(way), behind)
 
 
-def pilot_of(config: Config, growth: ExpandStage, grow_at: Fraction, length: Fraction) -> Config:
-    """The pilot's run: its folder lies beside the run's. Raises UserError for a schedule without a constant rate."""
-    behind, before = _behind(config, growth), config.trained_before(growth)
-    assert behind is not None and before is not None, "an expansion within one schedule"
-    kind = behind.schedule.kind
-    if kind not in STABLE:
-        raise UserError(
-            f"stages.{behind.name}.schedule.kind: {kind} has no constant rate at which losses could mix; "
-            "a pilot is for wsd"
-        )
-    horizon = behind.schedule.horizon
-    every = Duration(horizon.amount * length / EVALUATIONS, horizon.unit)
-    schedule = _constant(behind, Duration(horizon.amount * (grow_at + length), horizon.unit))
-    data = {**behind.data.model_dump(mode="json", by_alias=True), "continue": False}
+def pilot_of(config: Config, growth: Growth, wanted: Wanted) -> Config:
+    """The pilot's run: its folder lies beside the run's. Raises UserError where there is no constant rate to train at,
+    and where the run itself begins from a checkpoint, beside which there is no model of full size."""
+    _require_possible(config, growth, wanted)
+    schedule = growth.behind.schedule
+    horizon, constant = schedule.horizon, _constant(growth.behind)
+
+    def after(share: Fraction) -> str:
+        return str(Duration(horizon.amount * share, horizon.unit))
+
+    data = {**growth.behind.data.model_dump(mode="json", by_alias=True), "continue": False}
     alone = {"start": None, "rewarm": None, "data": data}
-    shared = {"evaluate_every": str(every), "stop": None, "grow_at": None, "schedule": schedule}
-    small = {"grow_at": f"{float(100 * grow_at / (grow_at + length)):.8f} %"}
-    on = {"schedule": {**schedule, "continue": True}, "data": {**data, "continue": True}, "start": GROWTH}
+    shared = {"evaluate_every": after(wanted.length / EVALUATIONS), "stop": None, "grow_at": None}
+    full = {"schedule": {**constant, "steps": after(wanted.grow_at + wanted.length)}}
+    small = {"schedule": constant, "grow_at": f"{float(100 * wanted.grow_at):.6g} %"}
+    expansions = list(_expansions(growth))
+    on = {"schedule": {**constant, "steps": after(wanted.length), "continue": True}, "data": {**data, "continue": True}}
     stages = [
-        {**_keys(behind), **alone, **shared, "name": FULL},
-        {**_keys(before), **alone, **shared, **small, "name": BEFORE},
-        {**_keys(growth), "name": GROWTH, "source": BEFORE},
-        {**_keys(behind), **shared, **on, "name": BEHIND},
+        {**_keys(growth.behind), **alone, **shared, **full, "name": FULL},
+        {**_keys(growth.before), **alone, **shared, **small, "name": BEFORE},
+        *expansions,
+        {**_keys(growth.behind), **shared, **on, "name": BEHIND, "start": expansions[-1]["name"]},
     ]
-    name = f"{config.name}-pilot-{growth.name}"
-    content = config.model_dump(mode="json", by_alias=True)
-    folder = config.path.with_name(f"{config.path.name}-pilot-{growth.name}")
-    return Config.model_validate({**content, "name": name, "folder": str(folder), "stages": stages})
+    beside = f"-pilot-{growth.name}-at-{float(100 * wanted.grow_at):.6g}"
+    return _validated(config, {"name": config.name + beside, "stages": stages}, beside)
+
+
+def _validated(config: Config, changes: dict[str, Any], beside: str) -> Config:
+    folder = str(config.path.with_name(config.path.name + beside))
+    content = config.model_dump(mode="json", by_alias=True) | changes | {"folder": folder}
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"its pilot cannot be trained: {explain(error, content, Config)}") from error
+
+
+def _require_possible(config: Config, growth: Growth, wanted: Wanted) -> None:
+    schedule, where = growth.behind.schedule, f"stages.{growth.behind.name}.schedule"
+    if schedule.kind not in STABLE:
+        raise UserError(
+            f"{where}.kind: {schedule.kind} has no constant rate at which losses could mix; a pilot is for wsd"
+        )
+    if schedule.warmup.amount > wanted.grow_at * schedule.horizon.amount:
+        raise UserError(f"--grow-at: that lies within the warm-up of {schedule.warmup}, where no rate is constant")
+    first: TrainStage | None = growth.before
+    while first is not None and first.start and (earlier := config.trained_before(first)) is not None:
+        first = earlier
+    if first is not None and first.start:
+        raise UserError(
+            f"stages.{first.name}.start: the run begins from a checkpoint, beside which there is no model of full size "
+            "to compare with"
+        )
+
+
+def _expansions(growth: Growth) -> Iterator[dict[str, Any]]:
+    """The expansions as a pilot has them, one behind the other."""
+    source, several = BEFORE, len(growth.expansions) > 1
+    for number, stage in enumerate(growth.expansions, 1):
+        name = f"{GROWTH}-{number}" if several else GROWTH
+        yield {**_keys(stage), "name": name, "source": source}
+        source = name
 
 
 def _keys(stage: TrainStage | ExpandStage) -> dict[str, Any]:
     return stage.model_dump(mode="json", by_alias=True)
 
 
-def _constant(behind: TrainStage, horizon: Duration) -> dict[str, Any]:
-    """The schedule of a stage without its decay."""
-    kept = {key: value for key, value in _keys(behind)["schedule"].items() if key in ("peak", "initial", "warmup")}
-    return {**kept, "kind": "constant", "horizon": str(horizon)}
+def _constant(behind: TrainStage) -> dict[str, Any]:
+    """The schedule of a stage without its decay. How far it is trained says no rate, so that a pilot may become
+    longer."""
+    kept = ("peak", "initial", "warmup", "horizon")
+    return {"kind": "constant", **{key: value for key, value in _keys(behind)["schedule"].items() if key in kept}}
 
 
-def _share_data(config: Config, derived: Config) -> None:
+def _share_data(data: Path, folder: Path) -> None:
     """The pilot reads what has been prepared for the run."""
-    derived.path.mkdir(parents=True, exist_ok=True)
-    place = derived.path / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / "data"
+    if place.is_symlink() and not place.exists():
+        place.unlink()
     if not place.exists():
-        place.symlink_to(os.path.relpath(config.path / "data", derived.path))
+        place.symlink_to(os.path.relpath(data, folder))
 
 
-def mixing(config: Config, derived: Config, growth: ExpandStage, within: float) -> Mixing:
+def mixing(config: Config, derived: Config, growth: Growth, within: float) -> Mixing:
     """What the pilot's records say."""
     reader = RecordReader()
     full, behind = (reader.stage(derived.path / name) for name in (FULL, BEHIND))
     begin = behind.training.schedule.get("begin", 0) if behind.training else 0
     found = points(full.evaluations, behind.evaluations, begin)
-    horizon, decay = _planned(config, growth)
-    steps = mixed_behind(found, within)
-    left = None if steps is None else horizon - decay - steps
-    latest = None if left is None or left <= 0 else left / horizon
-    return Mixing(within=within, points=found, steps=steps, horizon=horizon, decay=decay, latest=latest)
+    horizon, decay = _planned(config, growth.behind)
+    steps, losses = mixed_behind(found, within), [point.full for point in found]
+    moved = bool(losses) and max(losses) > (1 + within) * min(losses)
+    percent = None if steps is None else 100 * (horizon - decay - steps) // horizon
+    latest = percent if percent is not None and percent > 0 else None
+    return Mixing(
+        within=within, points=found, steps=steps, moved=moved, horizon=horizon, decay=decay, latest_percent=latest
+    )
 
 
 def points(full: list[Evaluation], grown: list[Evaluation], begin: float) -> list[Point]:
@@ -182,20 +244,18 @@ def points(full: list[Evaluation], grown: list[Evaluation], begin: float) -> lis
 
 
 def mixed_behind(found: list[Point], within: float) -> int | None:
-    """The first step from which on no gap is larger than `within`; None: the last one is."""
+    """The first step from which on no gap is larger than `within`, at two evaluations at least; None: there is none."""
     apart = [index for index, point in enumerate(found) if point.gap > within]
     first = apart[-1] + 1 if apart else 0
-    return found[first].step if first < len(found) else None
+    return found[first].step if first + 1 < len(found) else None
 
 
-def _planned(config: Config, growth: ExpandStage) -> tuple[int, int]:
+def _planned(config: Config, behind: TrainStage) -> tuple[int, int]:
     """Steps of the large model of the planned run's horizon, and of its decay."""
     from pipeline import models
     from pipeline.data import data_of
     from pipeline.training.length import pace
 
-    behind = _behind(config, growth)
-    assert behind is not None, "an expansion within one schedule"
     data = data_of(config, behind)
     worth = pace(behind, models.trained(config.models[behind.model], data.facts), data)
     decay: Duration | None = getattr(behind.schedule, "decay", None)

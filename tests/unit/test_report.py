@@ -441,13 +441,15 @@ def test_error_no_run_and_no_place(tmp_path):
         write(report, tmp_path / "file")
 
 
-def grown_run(folder, **first):
+ON = {"fingerprint": {"stage": {"schedule": {"continue": True}}}}
+
+
+def grown_run(folder, losses=None):
     """`small` for 20 steps of 3 FLOPs, `large` on with its schedule for 20 of 10; scratch 400 FLOPs to loss 4."""
     run = make_run(folder, STAGES)
-    on = {"fingerprint": {"stage": {"schedule": {"continue": True}}}}
-    train(run, "small", SMALL, {0: 8.0, 20: 5.0}, flops=3, **first)
+    train(run, "small", SMALL, losses or {0: 8.0, 20: 5.0}, flops=3)
     expand(run, "grown", "small", LARGE)
-    train(run, "large", LARGE, LARGE_LOSS, origin="grown", **on)
+    train(run, "large", LARGE, LARGE_LOSS, origin="grown", **ON)
     train(run, "scratch", LARGE, SCRATCH_LOSS)
     return run
 
@@ -456,7 +458,8 @@ def test_a_run_that_grows_is_one_curve_and_its_cost_the_sum(tmp_path):
     """4 is reached half way between 100 and 200 FLOPs of `large`, behind 60 of `small`."""
     report = build([grown_run(tmp_path / "run")])
     one = only(report)
-    assert one.one_run and one.all_in.flops == 210
+    assert one.chain == ["small", "large"] and one.source.stages == []
+    assert one.given.flops == one.all_in.flops == 210
     chart = figures.compared(report.runs[0], [one])
     whole = next(line for line in chart.lines if line.label and line.label.startswith("large, grown within its run"))
     assert whole.x == [0, 60, 60, 160, 260] and whole.y == [8.0, 5.0, 5.0, 4.5, 3.5]
@@ -470,14 +473,30 @@ def test_a_run_that_grows_is_one_curve_and_its_cost_the_sum(tmp_path):
         assert min(behind.x) == 21 and max(behind.x) == 40
 
 
-def test_a_run_that_began_elsewhere_is_compared_as_before(tmp_path):
-    """Its first stage started from a separate small model, which is of use by itself."""
+def test_a_target_may_be_reached_before_the_growth(tmp_path):
+    """4 lies between 8 at 0 FLOPs and 3.9 at 30."""
+    one = only(build([grown_run(tmp_path / "run", {0: 8.0, 10: 3.9, 20: 3.8})]))
+    assert one.given.flops == one.all_in.flops == round(30 * 4 / 4.1)
+
+
+def test_a_run_that_began_from_a_small_model_is_given_that_alone(tmp_path):
+    """60 FLOPs of `seed`, from which `small` was grown, that grew into `large` within its run."""
     run = make_run(tmp_path / "run", {"seed": "train", "first": "expand", **STAGES})
-    on = {"fingerprint": {"stage": {"schedule": {"continue": True}}}}
     train(run, "seed", SMALL, {0: 8.0, 20: 6.0}, flops=3)
     expand(run, "first", "seed", SMALL)
     train(run, "small", SMALL, {0: 6.0, 20: 5.0}, flops=3, origin="first")
     expand(run, "grown", "small", LARGE)
-    train(run, "large", LARGE, LARGE_LOSS, origin="grown", **on)
+    train(run, "large", LARGE, LARGE_LOSS, origin="grown", **ON)
     train(run, "scratch", LARGE, SCRATCH_LOSS)
-    assert [one.one_run for one in build([run]).runs[0].comparisons] == [False, False]
+    one = next(each for each in build([run]).runs[0].comparisons if each.stage == "large")
+    assert one.chain == ["small", "large"] and [each.stage for each in one.source.stages] == ["seed"]
+    assert (one.given.flops, one.all_in.flops) == (210, 270)
+
+
+def test_a_chain_without_a_baseline_is_drawn_behind_what_came_before(tmp_path):
+    run = make_run(tmp_path / "run", {"small": "train", "grown": "expand", "large": "train"})
+    train(run, "small", SMALL, {0: 8.0, 20: 5.0}, flops=3)
+    expand(run, "grown", "small", LARGE)
+    train(run, "large", LARGE, LARGE_LOSS, origin="grown", **ON)
+    chart = figures.uncompared(build([run]).runs[0])
+    assert [(line.label, line.x) for line in chart.lines] == [("small", [0, 60]), ("large", [60, 160, 260])]
