@@ -14,6 +14,7 @@ from pipeline.checkpoints.tensors import LazyTensor
 from pipeline.errors import UserError
 from pipeline.optim import optimizers
 from pipeline.optim.optimizers import OptimizerSpec
+from pipeline.records.stage_facts import NEW_ENTRIES
 
 Value = TypeVar("Value")
 OF_THE_ENGINE = frozenset(
@@ -23,6 +24,8 @@ OF_THE_ENGINE = frozenset(
     }
 )
 """What DeepSpeed's engine makes anew with every save; whatever else lies beside it is the training script's."""
+OURS = frozenset({NEW_ENTRIES})
+"""What a training of this pipeline keeps there of its optimizer's state, with which it goes along or ends."""
 SHOWN = 5
 """Names of tensors in one remark."""
 
@@ -180,7 +183,7 @@ class State:
 
     def script_keys(self) -> list[str]:
         """The keys under which it keeps it."""
-        return [str(key) for key, value in self.engine.items() if value is not None and key not in OF_THE_ENGINE]
+        return [str(key) for key, value in self.engine.items() if value is not None and key not in OF_THE_ENGINE | OURS]
 
     def of_the_buffers(self) -> list[str]:
         """The same of buffers."""

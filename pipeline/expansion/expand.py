@@ -34,7 +34,7 @@ from pipeline.records import data_position
 from pipeline.records.file_hashes import FASTEST, Algorithm, hashes
 from pipeline.records.processes import WORKERS
 from pipeline.records.run_folder import StageFolder
-from pipeline.records.stage_facts import ExpandFacts
+from pipeline.records.stage_facts import NEW_ENTRIES, ExpandFacts
 from pipeline.records.stage_records import LedgerEntry
 from pipeline.records.versions import installed
 
@@ -210,7 +210,7 @@ def grown(expansion: ExpansionPlan) -> State:
     if expansion.moments == "reset":
         return fresh
     slots = {slot.name: _grown_slot(expansion, executor, slot) for slot in expansion.optimizer.slots}
-    engine = {key: kept for key, kept in expansion.carried.get("engine", {}).items() if key != new_entries.KEY}
+    engine = {key: kept for key, kept in expansion.carried.get("engine", {}).items() if key != NEW_ENTRIES}
     return replace(
         fresh,
         slots=slots,
@@ -225,12 +225,15 @@ def _grown_steps(expansion: ExpansionPlan) -> dict[str, float]:
     """The optimizer's counts: those of the parameters from which others come, for what comes from none the largest."""
     held, planned = expansion.state.steps, expansion.growth.tensors
     counted = {each.target: held[each.origin] for each in planned if each.origin in held}
-    most = expansion.state.counted
-    return counted | ({} if most is None else {each.target: most for each in planned if each.origin is None})
+    most, optimizer = expansion.state.counted, expansion.optimizer
+    counting = (group for group in expansion.grouping.groups if optimizer.counts_steps_in(group.hyper))
+    names = {name for group in counting for name in group.names}
+    fresh = (each.target for each in planned if each.origin is None and each.target in names)
+    return counted | ({} if most is None else dict.fromkeys(fresh, most))
 
 
 def _grown_slot(expansion: ExpansionPlan, executor: PlanExecutor, slot: Slot) -> dict[str, LazyTensor]:
-    read = SourceReader(expansion.source, expansion.state.slots[slot.name], slot)
+    read = SourceReader(expansion.source, expansion.state.slots.get(slot.name, {}), slot)
     holders = expansion.grouping.holders(expansion.optimizer, slot)
     going_on = new_entries.heirs(expansion.growth)
 

@@ -26,8 +26,8 @@ from pipeline.growth.new_entries import NewEntries
 from pipeline.growth.plan import GrowthPlan, begun_module, plan_growth
 from pipeline.models.architecture import Architecture
 from pipeline.models.streaming import RunnableModel
-from pipeline.optim.optimizers import AdamW, OptimizerSpec
-from pipeline.records.stage_facts import OptimizerState
+from pipeline.optim.optimizers import AdamW, OptimizerSpec, Slot
+from pipeline.records.stage_facts import NEW_ENTRIES, OptimizerState
 
 COUNTED_ALIKE = (
     "the optimizer's count of steps is the source's, and new entries have seen none of them: a training of lemon reads "
@@ -78,10 +78,13 @@ class ExpansionPlan:
             return ()
         with placed(str(self.source)):
             before = new_entries.read(self.state.engine)
-        growths = [new_entries.carried(each, self.growth, self.moments == "grow") for each in before]
-        if self.moments == "asymmetric":
-            growths.append(new_entries.of_growth(self.growth, self.state.step, self.state.counted))
-        return tuple(each for each in growths if each.kept)
+            for each in before:
+                each.require_fitting(self.growth.source)
+        carried = (new_entries.carried(each, self.growth, self.moments == "grow") for each in before)
+        growths = tuple(each for each in carried if each.kept)
+        if self.moments == "grow":
+            return growths
+        return (*growths, new_entries.of_growth(self.growth, self.state.step, self.state.counted))
 
     @property
     def left_behind(self) -> list[str]:
@@ -197,7 +200,9 @@ def _planned(
         state = tying.agreeing(state, ends.architectures[0])
     large = ends.settled(growth)
     if moments != "reset":
-        optimizer_state.require(growth, moments, state.optimizer().slots, state.slots)
+        new = bool(state.engine.get(NEW_ENTRIES))
+        kept = [slot for slot in state.optimizer().slots if slot in _held(small, state.optimizer())]
+        optimizer_state.require(growth, moments, kept, state.slots, new)
         optimizer_state.require_continued(str(folder), state.optimizer(), continued_by or state.optimizer())
         _require_room(layout)
     grouping = NO_GROUPS
@@ -213,6 +218,12 @@ def _planned(
         _require_one_count(folder, state)
     sides = folder, state, ends.function, small, large
     return ExpansionPlan(*sides, growth, layout, moments, continued_by, grouping, **how)
+
+
+def _held(config: PretrainedConfig, optimizer: OptimizerSpec) -> set[Slot]:
+    """The slots that an optimizer keeps for any parameter of a model: Muon's momentum for none without layers."""
+    groups = checkpoints.fresh_groups(config, optimizer)
+    return {slot for group in groups for slot in optimizer.slots_in(group.hyper)}
 
 
 def _require_one_count(folder: Path, state: State) -> None:

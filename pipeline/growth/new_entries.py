@@ -4,7 +4,7 @@ Along an axis the source's entries lie where they are copied first (`IndexMap.fi
 at once these are the source's tensor, unscaled places of it. So a mask of a whole model is a few ranges for each
 tensor. A source layer goes on in the first target layer that is made of it; the others are new.
 
-A checkpoint holds the growths that its optimizer's state came through, as `NewEntries` each, under `KEY`.
+A checkpoint holds the growths that its optimizer's state came through, as `NewEntries` each, under `NEW_ENTRIES`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,9 +21,8 @@ from pipeline.growth.execute import AxisRule, PlanExecutor
 from pipeline.growth.maps import DenseMap, IndexMap, Map, SpaceMap
 from pipeline.growth.plan import GrowthPlan, TensorPlan
 from pipeline.models.architecture import Architecture, ParamSpec, Role
+from pipeline.records.stage_facts import NEW_ENTRIES
 
-KEY = "new_entries"
-"""Of what a training keeps in its checkpoints beside tensors (DeepSpeed's client state)."""
 Ranges = tuple[tuple[int, int], ...]
 """Of entries along an axis, each from its first to behind its last."""
 NO_ROWS: Ranges = ()
@@ -99,6 +98,14 @@ class NewEntries:
         kept = {name: [[list(each) for each in ranges] for ranges in axes] for name, axes in self.kept.items()}
         return {"since": self.since, "counted": self.counted, "kept": kept}
 
+    def require_fitting(self, model: Architecture) -> None:
+        """Raises UserError where it speaks of other parameters than a model of this architecture has."""
+        shapes = {row.name: model.shape(row) for row in model.rows()}
+        for name, axes in self.kept.items():
+            shape = shapes.get(name)
+            if shape is None or (axes and len(axes) != len(shape)) or not _inside(axes, shape):
+                raise UserError(f"its '{NEW_ENTRIES}' are of another model ('{name}'); the file is damaged")
+
     @classmethod
     def of_plain(cls, content: Any) -> "NewEntries":
         """Raises UserError for content that is not what `as_plain` gives."""
@@ -110,20 +117,24 @@ class NewEntries:
             counted = content["counted"]
             return cls(int(content["since"]), None if counted is None else float(counted), kept)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"its '{KEY}' are none ({error!r}); the file is damaged") from error
+            raise UserError(f"its '{NEW_ENTRIES}' are none ({error!r}); the file is damaged") from error
+
+
+def _inside(axes: tuple[Ranges, ...], shape: tuple[int, ...]) -> bool:
+    return all(0 <= start < stop <= size for ranges, size in zip(axes, shape, strict=False) for start, stop in ranges)
 
 
 def read(engine: Mapping[str, Any]) -> tuple[NewEntries, ...]:
     """The growths that a checkpoint tells of. engine: what it holds beside tensors. Raises UserError."""
-    content = engine.get(KEY) or []
+    content = engine.get(NEW_ENTRIES) or []
     if not isinstance(content, list):
-        raise UserError(f"its '{KEY}' are no list but {type(content).__name__}; the file is damaged")
+        raise UserError(f"its '{NEW_ENTRIES}' are no list but {type(content).__name__}; the file is damaged")
     return tuple(NewEntries.of_plain(each) for each in content)
 
 
 def written(growths: Sequence[NewEntries]) -> dict[str, Any]:
     """What a checkpoint holds of them."""
-    return {KEY: [each.as_plain() for each in growths]} if growths else {}
+    return {NEW_ENTRIES: [each.as_plain() for each in growths]} if growths else {}
 
 
 def by_growth(growths: Sequence[NewEntries], name: str, shape: Sequence[int]) -> Iterator[tuple[int, Tensor]]:

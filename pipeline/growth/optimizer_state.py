@@ -34,22 +34,28 @@ RULES: dict[int, AxisRule] = {1: on_gradient, 2: on_squared_gradient}
 
 
 def refusals(
-    plan: GrowthPlan, slots: Sequence[Slot], stored: Collection[str], state: OptimizerState = "grow"
+    plan: GrowthPlan, slots: Sequence[Slot], stored: Collection[str], state: OptimizerState = "grow", new: bool = False
 ) -> list[str]:
-    """Why the optimizer state cannot go on so; empty when it can. slots: the optimizer's. stored: the source's, by
-    name. state: `grow` or `asymmetric`."""
+    """Why the optimizer state cannot go on so; empty when it can. slots: that the optimizer keeps for parameters of the
+    source. stored: the source's, by name. state: `grow` or `asymmetric`. new: whether the source has entries that an
+    earlier growth has added, with a count of steps of their own."""
     names = [slot.name for slot in slots]
     reasons = []
     if missing := sorted(set(names) - set(stored)):
         reasons.append(f"the source holds no {' and no '.join(missing)}")
     if unknown := sorted(set(stored) - set(names)):
         reasons.append(f"the source holds '{unknown[0]}', which is no state of this optimizer ({', '.join(names)})")
-    if state == "asymmetric":
-        return reasons + _unkept(plan)
     if any(tensor_plan.fold for tensor_plan in plan.tensors):
         reasons.append(
             "at this width layer scales are multiplied into the weights they scale, whose optimizer state then no "
             "longer fits; choose a multiple of the source's width"
+        )
+    if state == "asymmetric":
+        return reasons + _unkept(plan)
+    if new and _mixes(plan):
+        reasons.append(
+            f"method '{plan.options.method}' mixes entries that an earlier growth has added with older ones, and they "
+            "have seen other numbers of steps"
         )
     if any(tensor_plan.fresh or _mixes_units(tensor_plan) for tensor_plan in plan.tensors):
         reasons.append(
@@ -66,11 +72,18 @@ def refusals(
 
 def _unkept(plan: GrowthPlan) -> list[str]:
     """Why entries of the source lie nowhere in the target, or all of them are gone."""
-    if any(isinstance(space.writes, DenseMap) for maps in _all_maps(plan) for space in maps.values()):
-        return [f"method '{plan.options.method}' mixes units by matrices, and none of the source's stay as they are"]
+    if _mixes(plan):
+        return [f"method '{plan.options.method}' mixes units or layers, and none of the source's stay as they are"]
     if any(tensor_plan.fresh and tensor_plan.template == tensor_plan.target for tensor_plan in plan.tensors):
         return [f"method '{plan.options.method}' starts every tensor afresh"]
     return []
+
+
+def _mixes(plan: GrowthPlan) -> bool:
+    """Whether anything is made by a matrix, or of several tensors by the same maps."""
+    dense = any(isinstance(space.writes, DenseMap) for maps in _all_maps(plan) for space in maps.values())
+    sums = (tensor_plan.terms for tensor_plan in plan.tensors)
+    return dense or any(len(terms) > len({term.maps for term in terms}) for terms in sums)
 
 
 def _all_maps(plan: GrowthPlan) -> Iterator[Mapping[str, SpaceMap]]:
@@ -82,9 +95,11 @@ def _mixes_units(tensor_plan: TensorPlan) -> bool:
     return any(term.maps is not None or term.template or term.block for term in tensor_plan.terms)
 
 
-def require(plan: GrowthPlan, state: OptimizerState, slots: Sequence[Slot], stored: Collection[str]) -> None:
-    """Raises UserError when the optimizer state cannot go on as `state` says."""
-    if reasons := refusals(plan, slots, stored, state):
+def require(
+    plan: GrowthPlan, state: OptimizerState, slots: Sequence[Slot], stored: Collection[str], new: bool = False
+) -> None:
+    """Raises UserError when the optimizer state cannot go on as `state` says. Arguments as of `refusals`."""
+    if reasons := refusals(plan, slots, stored, state, new):
         raise UserError(f"optimizer state '{state}' is not possible: {'; '.join(reasons)}; use --optimizer-state reset")
 
 
@@ -96,7 +111,7 @@ def require_sources(
     for slot, targets in wanted.items():
         for each in plan.tensors:
             sources = [each.source_name(term) for term in each.terms] or [each.origin] if each.origin else []
-            if each.target in targets and (lacking := [name for name in sources if name not in stored[slot]]):
+            if each.target in targets and (lacking := [name for name in sources if name not in stored.get(slot, ())]):
                 raise UserError(
                     f"{where}: holds no {slot} of '{lacking[0]}', from which that of '{each.target}' would grow: its "
                     "optimizer trains the parameter by another rule; use --optimizer-state reset"

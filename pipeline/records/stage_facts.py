@@ -167,6 +167,11 @@ OptimizerState = Literal["reset", "grow", "asymmetric"]
 lie and begins at zero elsewhere."""
 
 
+NEW_ENTRIES = "lemon_new_entries"
+"""Of what a training keeps in its checkpoints beside tensors (DeepSpeed's client state): the growths that its optimizer
+state has come through (growth/new_entries.py)."""
+
+
 class ExpandFacts(CommonFacts):
     """An expansion. layout: that of the checkpoint it writes; config_change: what it changes in the model's config;
     verification: what was measured, None before that; fit: what fitting a learned method was and has cost."""

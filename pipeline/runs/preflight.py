@@ -25,6 +25,7 @@ from pipeline.models import Facts
 from pipeline.models.architecture import Architecture
 from pipeline.optim.optimizers import OptimizerSpec
 from pipeline.records.run_folder import StageFolder
+from pipeline.records.stage_facts import NEW_ENTRIES
 from pipeline.runs import stage_models
 from pipeline.training.engine import precisions_of_workers, require_precision
 from pipeline.training.fingerprint import require_same
@@ -170,6 +171,9 @@ def _stage_after_data(
         worth = pace(stage, stage_configs[stage.name], data)
         rates(config, stage, worth, data)
         require_best_known(stage, worth)
+        added = entries_added(config, stage, stage_configs) if stage.rewarm else None
+        if added is not None and not added.kept:
+            raise UserError(f"stages.{stage.name}.rewarm: '{stage.start}' adds no entry; leave it out")
         if stage.start and _named(config, stage.start) is None:
             if stage.rewarm and not publish.newest(StageFolder(config.path / stage.name).checkpoints):
                 require_new_entries(start_of(config, stage), stage)
@@ -228,7 +232,18 @@ def _require_growth(config: Config, stage: ExpandStage, small: PretrainedConfig,
         if stage.optimizer_state != "reset" and not methods.find(method_options.method).needs_source:
             growth = _growth(method_options, *architectures, models.initializer_range(large))
             slots = _optimizer_before(config, stage).slots, _slots_before(config, stage)
-            optimizer_state.require(growth, stage.optimizer_state, *slots)
+            optimizer_state.require(growth, stage.optimizer_state, *slots, _holds_new_entries(config, stage.source))
+
+
+def _holds_new_entries(config: Config, name: str) -> bool:
+    """Whether the state that an expansion will find has come through a growth that kept it on the entries before."""
+    stage = _named(config, name)
+    if stage is None:
+        return bool(_state_in(Path(name)).engine.get(NEW_ENTRIES))
+    before = _named(config, stage.origin) if isinstance(stage, TrainStage) and stage.origin else stage
+    if not isinstance(before, ExpandStage) or before.optimizer_state == "reset":
+        return False
+    return before.optimizer_state == "asymmetric" or _holds_new_entries(config, before.source)
 
 
 def _growth(chosen: ExpansionOptions, small: Architecture, large: Architecture, init_std: float) -> GrowthPlan:

@@ -142,7 +142,7 @@ def _startable(config: Config, stage: TrainStage) -> TrainStage:
         "a start with another table or head costs what that takes"
     )
     alone = {key: getattr(stage, key).model_copy(update={"continues": False}) for key in ("data", "schedule")}
-    return stage.model_copy(update={"start": None, **alone})
+    return stage.model_copy(update={"start": None, "rewarm": None, **alone})
 
 
 def _ended(config: Config, stage: TrainStage | ExpandStage) -> bool:

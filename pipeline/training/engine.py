@@ -420,11 +420,13 @@ class Engine:
             self._treat_new_entries(new_entries.read(kept), ramp)
 
     def _treat_new_entries(self, growths: tuple[NewEntries, ...], ramp: Ramp) -> None:
-        """Raises UserError where there is a ramp, and nothing for it."""
-        if ramp is not LEVEL and not growths:
+        """Raises UserError where there is a ramp, and nothing for it, and where they are of another model."""
+        if ramp is not LEVEL and not (growths and growths[-1].kept):
             raise UserError("no entry of its optimizer state is new; leave rewarm out, or expand with asymmetric state")
         if growths:
             module = self.deepspeed.module
+            for growth in growths:
+                growth.require_fitting(models.architecture_of(module.config))
             published = models.published_names(module.config)
             named = {published[name]: parameter for name, parameter in module.named_parameters()}
             EntryRates(self.deepspeed, self.stage.optimizer, growths, ramp, named)

@@ -9,13 +9,11 @@ by 1 - beta^k, and divides by 1 - beta^t. With m and v the moments, both updates
 and u_k = c u_t with c = [sqrt(1 - b2^k) / (1 - b1^k)] / [sqrt(1 - b2^t) / (1 - b1^t)], but for eps: the new entries
 have sqrt((1 - b2^t) / (1 - b2^k)) times as much of it, which makes updates by tiny gradients smaller.
 
-With f the factor of their rate, and d = 1 - rate * decay what the optimizer's decay leaves, it makes of w
-
-    w' = d w - rate u_t,    and is to make    (1 - f (1 - d)) w - f c rate u_t = f c w' + (1 - f (1 - d) - f c d) w.
-
-So the entries before the step are put aside, times the last factor, and behind the step they are added to what the
-optimizer has made, times the first: a pass before it and one behind it (two where a tensor holds old entries too), over
-the tensors alone that hold new ones; none once c and f are 1.
+So an entry is put aside as the optimizer's decay alone would leave it, and what the optimizer has added besides is
+multiplied by c and by the factor f of its rate; its decay is multiplied by f before the step. Only differences are
+multiplied: what does not move stays as it is, to the bit. That is a pass before the step (two where f changes a decay)
+and one behind it (two where a tensor holds old entries too), over the tensors alone that hold new ones; none once c and
+f are 1.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,37 +49,41 @@ class Span:
     def of(self, held: Tensor) -> Tensor:
         return held.view(-1)[self.start : self.stop]
 
-    def put_aside(self, held: Tensor, factor: float) -> None:
+    def put_aside(self, held: Tensor, factors: "Factors") -> None:
+        """What the entries would be if the optimizer only decayed them, the new ones by their own rate."""
         entries = self.of(held)
         self.aside = torch.empty_like(entries) if self.aside is None else self.aside
-        torch.mul(entries, factor, out=self.aside)
+        if factors.decay:
+            torch.add(entries, entries, alpha=factors.decay, out=self.aside)
+            entries.copy_(self.aside if self.new is None else torch.where(self.new, self.aside, entries))
+        torch.add(entries, entries, alpha=-factors.decayed, out=self.aside)
 
-    def add(self, held: Tensor, factor: float) -> None:
-        """Make the new entries `factor` times what they are now, and what was put aside."""
+    def multiply(self, held: Tensor, factor: float) -> None:
+        """Multiply what the optimizer has added to the new entries since they were put aside."""
         entries, aside = self.of(held), self.aside
         assert aside is not None, "put aside before the step"
-        if self.new is None:
-            torch.add(aside, entries, alpha=factor, out=entries)
-        else:
-            torch.where(self.new, aside.add_(entries, alpha=factor), entries, out=entries)
+        torch.lerp(aside, entries, factor, out=aside)
+        torch.where(self.new, aside, entries, out=entries) if self.new is not None else entries.copy_(aside)
 
 
 @dataclass(frozen=True)
 class Factors:
-    """Of one step and one group, for the entries of one growth. update: on the entries behind the step; before: on
-    those before it."""
+    """Of one step and one group, for the entries of one growth. update: on what the optimizer adds besides its decay.
+    decay: the share of themselves that they lose before the step, for their decay to be that of their rate, as a
+    negative number. decayed: the share that the optimizer's decay takes."""
 
     update: float
-    before: float
+    decay: float
+    decayed: float
 
     @classmethod
     def of(cls, rate: float, seen: float, decayed: float) -> "Factors":
-        """rate: f; seen: c; decayed: d, as above."""
-        return cls(rate * seen, 1.0 - rate * (1.0 - decayed) - rate * seen * decayed)
+        """rate: f; seen: c; decayed: rate * decay of the group."""
+        return cls(rate * seen, -(rate - 1.0) * decayed / (1.0 - decayed), decayed)
 
     @property
     def none(self) -> bool:
-        return max(abs(self.update - 1), abs(self.before)) < NEGLIGIBLE
+        return max(abs(self.update - 1), abs(self.decay)) < NEGLIGIBLE
 
 
 class EntryRates:
@@ -127,14 +129,14 @@ class EntryRates:
                 if factors.none:
                     span.aside = None
                 else:
-                    span.put_aside(held, factors.before)
+                    span.put_aside(held, factors)
                     self._behind.append((held, span, factors.update))
 
     @torch.no_grad()
     def _correct(self, optimizer: Optimizer, arguments: Any, named: Any) -> None:
         """Behind the step."""
         for held, span, factor in self._behind:
-            span.add(held, factor)
+            span.multiply(held, factor)
         self._behind = []
 
     def _factors(self, group: Hyper, held: Tensor, number: int) -> Factors:
@@ -143,7 +145,7 @@ class EntryRates:
         counted, seen = self._counted[held], 1.0
         if growth.counted is not None:
             seen = self._optimizer.first_updates(group, counted - growth.counted, counted)
-        decayed = 1.0 - group["lr"] * group["weight_decay"] if self._optimizer.decoupled else 1.0
+        decayed = group["lr"] * group["weight_decay"] if self._optimizer.decoupled else 0.0
         return Factors.of(rate, seen, decayed)
 
 

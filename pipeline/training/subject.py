@@ -62,8 +62,10 @@ def of_model(
 def checkpoint_layers(model: PreTrainedModel, every: int) -> None:
     """Have the first of every so many layers computed again in the backward pass."""
     model.config.use_cache = False
-    model.gradient_checkpointing_enable({"use_reentrant": False})
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        return
+    model.gradient_checkpointing_enable({"use_reentrant": False})
     for number, layer in enumerate(layers):
         layer.gradient_checkpointing = number % every == 0
 

@@ -1,6 +1,7 @@
 """Optimizer state that is kept where the source's entries lie, and zero elsewhere; which entries are new."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from pipeline.growth.new_entries import NewEntries
 from pipeline.growth.optimizer_state import KeptSlot
 from pipeline.growth.plan import GrowthPlan
 from pipeline.optim.optimizers import SGD, AdamW, Muon
+from pipeline.optim.rewarm import Ramp
+from pipeline.records.stage_facts import NEW_ENTRIES
+from pipeline.training.entry_rates import EntryRates
 from tests.helpers.growing import planned, randomised, rows_of, times
 from tests.helpers.samples import VARIANTS, sample
 
@@ -135,18 +139,19 @@ def test_it_is_the_same_when_a_checkpoint_is_read():
 
 @pytest.mark.parametrize("content", [{"since": 3}, {"since": 1, "counted": None, "kept": {"w": [[3]]}}, 7, "x"])
 def test_content_that_is_none_is_refused(content):
-    with pytest.raises(UserError, match=r"its 'new_entries' are none .*; the file is damaged"):
-        new_entries.read({new_entries.KEY: [content]})
-    with pytest.raises(UserError, match=r"its 'new_entries' are no list but dict; the file is damaged"):
-        new_entries.read({new_entries.KEY: {"since": 3}})
+    with pytest.raises(UserError, match=r"its 'lemon_new_entries' are none .*; the file is damaged"):
+        new_entries.read({NEW_ENTRIES: [content]})
+    with pytest.raises(UserError, match=r"its 'lemon_new_entries' are no list but dict; the file is damaged"):
+        new_entries.read({NEW_ENTRIES: {"since": 3}})
 
 
 @pytest.mark.parametrize(
     "method, sizes, reason",
     [
-        ("ligo", times(2), "method 'ligo' mixes units by matrices, and none of the source's stay as they are"),
+        ("ligo", times(2), "method 'ligo' mixes units or layers, and none of the source's stay as they are"),
+        ("ligo", {"layers": 4}, "method 'ligo' mixes units or layers"),
         ("random", times(2), "method 'random' starts every tensor afresh"),
-        ("lemon", {"image": 16}, "method 'lemon' mixes units by matrices"),
+        ("lemon", {"image": 16}, "method 'lemon' mixes units or layers"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(method, sizes, reason):
@@ -181,3 +186,48 @@ def test_a_growth_in_between_is_dropped_where_nothing_of_it_is_left():
     plan, _ = planned(sample("vit"), sample("vit", **times(2)))
     nothing = replace(new_entries.of_growth(plan, 0, None), kept={})
     assert new_entries.carried(nothing, plan, False).kept == {}
+
+
+@pytest.mark.parametrize(
+    "kept", [{"nowhere": ()}, {"vit.layernorm.bias": (((0, 13),),)}, {"vit.layernorm.bias": ((), ())}]
+)
+def test_entries_of_another_model_are_refused(kept):
+    architecture = models.architecture_of(sample("vit"))
+    with pytest.raises(UserError, match=r"its 'lemon_new_entries' are of another model \('.*'\); the file is damaged"):
+        NewEntries(0, None, kept).require_fitting(architecture)
+
+
+def test_a_folded_layer_scale_leaves_no_state_that_fits():
+    plan, _ = planned(sample("dinov2"), sample("dinov2", hidden=20, heads=5, mlp=33))
+    slots = AdamW().slots
+    assert any(each.fold for each in plan.tensors)
+    with pytest.raises(UserError, match="layer scales are multiplied into the weights they scale"):
+        optimizer_state.require(plan, "asymmetric", slots, [slot.name for slot in slots])
+
+
+def test_entries_with_other_counts_are_not_mixed():
+    plan, _ = planned(sample("vit"), sample("vit", **times(2)), method="ligo")
+    slots = AdamW().slots
+    names = [slot.name for slot in slots]
+    optimizer_state.require(plan, "grow", slots, names)
+    with pytest.raises(UserError, match="mixes entries that an earlier growth has added with older ones"):
+        optimizer_state.require(plan, "grow", slots, names, new=True)
+
+
+@pytest.mark.parametrize("kept", [(), (((0, 1),), ((0, 64),))], ids=["all new", "half new"])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_what_gets_no_gradient_is_only_decayed(kept, decay):
+    """3,000 steps at 1.3 times the rate: without decay every bit stays, with it what is new loses 1.3 times as much."""
+    parameter = torch.nn.Parameter(torch.randn(2, 64, generator=torch.Generator().manual_seed(0)))
+    before, parameter.grad = parameter.detach().clone(), torch.zeros(2, 64)
+    optimizer = AdamW(weight_decay=decay).build([{"params": [parameter]}], lr=1e-3, fused=True)
+    engine = SimpleNamespace(optimizer=optimizer, global_steps=0)
+    EntryRates(engine, AdamW(), [NewEntries(-1, -500.0, {"w": kept})], Ramp(1, 1.3), {"w": parameter})
+    for _ in range(3000):
+        optimizer.step()
+    shares = torch.full((2, 64), 1.3) if not kept else torch.tensor([[1.0], [1.3]]).expand(2, 64)
+    expected = before * torch.exp(3000 * torch.log1p(-1e-3 * decay * shares.double())).float()
+    if decay:
+        assert torch.allclose(parameter, expected, rtol=2e-4)
+    else:
+        assert torch.equal(parameter, before)

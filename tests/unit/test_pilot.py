@@ -148,5 +148,5 @@ def test_a_run_that_begins_from_a_checkpoint_is_refused(tmp_path):
     next(s for s in content["stages"] if s["name"] == "small")["start"] = str(tmp_path)
     path.write_text(yaml.safe_dump(content))
     loaded = config.load(path)
-    with pytest.raises(UserError, match="stages.small.start: the run begins from a checkpoint, beside which there is"):
+    with pytest.raises(UserError, match=r"stages.small.start: the run begins from a checkpoint, beside which there is"):
         pilot_of(loaded, growth_of(loaded, None), WANTED)

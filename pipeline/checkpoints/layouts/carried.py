@@ -42,7 +42,7 @@ def of_model_states(folder: Path, files: TagFiles, own: Collection[str] = ()) ->
     """The keys to carry, and what is left behind, in words. own: further keys that are no script's."""
     kept, lost = carried(files.model, OF_THE_MODEL.union(own))
     for rank in range(1, len(files.optimizers)) if files.stage_3 else ():
-        other, _ = carried(open_file(folder / model_file(3, rank), opaque=True), OF_THE_MODEL)
+        other, _ = carried(open_file(folder / model_file(3, rank), opaque=True), OF_THE_MODEL.union(own))
         if odd := [key for key in {**kept, **other} if not same(kept.get(key), other.get(key))]:
             lost.append(f"rank {rank}'s own {', '.join(map(repr, odd))} is left behind: rank 0's goes to every rank")
     return kept, lost
