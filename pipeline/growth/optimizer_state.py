@@ -100,7 +100,11 @@ def require(
 ) -> None:
     """Raises UserError when the optimizer state cannot go on as `state` says. Arguments as of `refusals`."""
     if reasons := refusals(plan, slots, stored, state, new):
-        raise UserError(f"optimizer state '{state}' is not possible: {'; '.join(reasons)}; use --optimizer-state reset")
+        kept = state == "grow" and not new and not refusals(plan, slots, stored, "asymmetric")
+        way_out = "asymmetric, or reset" if kept else "reset"
+        raise UserError(
+            f"optimizer state '{state}' is not possible: {'; '.join(reasons)}; use --optimizer-state {way_out}"
+        )
 
 
 def require_sources(

@@ -14,7 +14,7 @@ from pipeline import checkpoints, config
 from pipeline.checkpoints import diff, publish
 from pipeline.growth import new_entries
 from pipeline.training.start import origin
-from tests.helpers.cli import lemon, lemon_here
+from tests.helpers.cli import lemon, lemon_here, run_lemon
 from tests.helpers.killed import run_killed
 from tests.helpers.rotation import rotated
 from tests.helpers.runs import BATCH, copied, records
@@ -108,6 +108,19 @@ def test_a_run_grows_twice_from_no_layer_and_may_be_killed_while_it_grows(finish
     state = checkpoints.raw(origin(config.load(paths[0]), "behind-1"))
     assert [growth.since for growth in new_entries.read(state.engine)] == [8, 14]
     assert set(state.steps.values()) == {20.0}
+
+
+@pytest.mark.slow
+def test_a_pilot_says_when_to_grow(finished, tmp_path):
+    """As JSON alone on stdout; what is trained tells of itself on stderr. A longer one goes on with it."""
+    path = chain(tmp_path / "chain", finished, 1, {"model": "large"})
+    asked = "pilot", path, "--grow-at", "20 %", "--json", "processes=1", "--length"
+    told = [run_lemon(*asked, length) for length in ("20 %", "40 %")]
+    found = [json.loads(each.stdout) for each in told]
+    assert [each["points"][-1]["step"] for each in found] == [4, 8] and found[0]["horizon"] == 20
+    assert found[1]["points"][:5] == found[0]["points"] and "behind: step 4 of 4" in told[0].stderr
+    run = tmp_path / "chain" / "run-pilot-grown-0-at-20"
+    assert [row["step"] for row in records(run, "behind") if "lr" in row] == list(range(1, 9))
 
 
 def test_a_larger_model_goes_on_with_schedule_and_samples(finished, tmp_path):
