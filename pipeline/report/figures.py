@@ -40,7 +40,8 @@ PALETTES = {
     background: {name: pair[index] for name, pair in COLOURS.items()}
     for index, background in enumerate(("light", "dark"))
 }
-SCRATCH, EXPANDED, OTHER = ("blue", "sky"), ("orange", "purple", "brown", "ink"), ("grey", "green")
+SCRATCH, OTHER = ("blue", "sky"), ("grey", "green")
+EXPANDED = ("orange", "purple", "brown", "ink", "green", "grey")
 RUNS = ("blue", "orange", "green", "purple", "brown", "sky", "grey")
 CROWDED = 3
 """From so many comparisons on, a figure leaves out the training before the expansions: the bars state it."""
