@@ -38,7 +38,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "family": ("", "brt", 5, None),
     "batch": (0, -64, 64.5, NAN, "many", None, [64]),
     "micro_batch": (0, -1, 7, NAN, "few"),
-    "layers": (0, -3, 10**6, 2.5, NAN, "three", None),
+    "layers": (-1, -3, 10**6, 2.5, NAN, "three", None),
     "hidden": (0, 10**9, 97, NAN, "wide"),
     "heads": (0, -1, 7, NAN, "some"),
     "patch": (0, -2, NAN, "big"),
@@ -196,9 +196,9 @@ def _unknown(rng: random.Random, tree: Any) -> tuple[str, Any, bool]:
 
 
 def _missing(rng: random.Random, tree: Any) -> tuple[str, Any, bool]:
-    """A schedule and a tokenizer have a kind by default."""
+    """A schedule and a tokenizer have a kind by default, a stage its run's data."""
     section, key = _draw(rng, tree, REQUIRED)
-    while key == "kind" and {"peak", "vocab_size", "path"} & set(section):
+    while (key == "kind" and {"peak", "vocab_size", "path"} & set(section)) or (key == "data" and section is not tree):
         section, key = _draw(rng, tree, REQUIRED)
     del section[key]
     return key, "removed", False
