@@ -70,9 +70,7 @@ def test_its_script_loads_what_was_grown(tmp_path, workers, capsys, case, state)
     assert ("load_lr_scheduler_states=False" in said) == fresh
     after = workers.run(ACCOUNT, {"sizes": sizes, "load": place(out), "fresh": fresh, **job}, world)
     layout = CheckpointLayout("zero", stage, world)
-    plan = planning.plan_expansion(
-        small, GPT2Config(**sizes), methods.parse(), layout, tmp_path / "small.json", state
-    )
+    plan = planning.plan_expansion(small, GPT2Config(**sizes), methods.parse(), layout, tmp_path / "small.json", state)
     expected = named(sizes, expand.grown(plan), torch.bfloat16 if more.get("bf16") else torch.float32)
     assert {key: after[key] for key in expected} == expected
     assert after["groups"] == before["groups"] if not fresh else after["epoch"] == "None"

@@ -1,6 +1,7 @@
 """Stages that share one schedule: where each begins, and what they must agree in."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -19,6 +20,19 @@ def test_a_chain_is_planned_before_it_begins(tmp_path, capsys):
     code, out, error = lemon(capsys, "run", chain(tmp_path), "--dry-run", "--json")
     assert code == 0, error
     assert ' "begin": 12' in out
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_the_shipped_chains_are_planned(tmp_path, capsys, name):
+    """Every chain trains as many steps as the run without a growth."""
+    path = Path(__file__).parents[2] / "configs" / "growth" / f"in-mid-run-{name}.yaml"
+    code, out, error = lemon(capsys, "run", path, f"folder={tmp_path}/run", "--dry-run", "--json", "processes=2")
+    assert code == 0, error
+    steps = {stage["name"]: stage["schedule"]["steps"] for stage in json.loads(out)["stages"] if "schedule" in stage}
+    for first in ("one", "none"):
+        for share in (50, 80):
+            assert steps[f"{first}-to-{share}"] + steps[f"from-{first}-at-{share}"] == steps["full"]
+    assert steps["narrow-to-20"] + steps["from-narrow-at-20"] == steps["full"]
 
 
 @pytest.mark.parametrize(
