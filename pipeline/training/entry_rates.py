@@ -53,17 +53,22 @@ class Span:
         """What the entries would be if the optimizer only decayed them, the new ones by their own rate."""
         entries = self.of(held)
         self.aside = torch.empty_like(entries) if self.aside is None else self.aside
-        if factors.decay:
+        if factors.decay and self.new is None:
+            entries.add_(entries, alpha=factors.decay)
+        if factors.decay and self.new is not None:
             torch.add(entries, entries, alpha=factors.decay, out=self.aside)
-            entries.copy_(self.aside if self.new is None else torch.where(self.new, self.aside, entries))
+            torch.where(self.new, self.aside, entries, out=entries)
         torch.add(entries, entries, alpha=-factors.decayed, out=self.aside)
 
     def multiply(self, held: Tensor, factor: float) -> None:
         """Multiply what the optimizer has added to the new entries since they were put aside."""
         entries, aside = self.of(held), self.aside
         assert aside is not None, "put aside before the step"
-        torch.lerp(aside, entries, factor, out=aside)
-        torch.where(self.new, aside, entries, out=entries) if self.new is not None else entries.copy_(aside)
+        if self.new is None:
+            torch.lerp(aside, entries, factor, out=entries)
+        else:
+            torch.lerp(aside, entries, factor, out=aside)
+            torch.where(self.new, aside, entries, out=entries)
 
 
 @dataclass(frozen=True)
