@@ -71,11 +71,8 @@ class Side:
             self.processes[-1].start()
             theirs.close()
             self.pipes.append(ours)
-
-    def facts(self) -> Facts:
-        """Those of rank 0, when all are ready."""
-        facts: list[Facts] = [pipe.recv() for pipe in self.pipes]
-        return facts[0]
+        facts = [pipe.recv() for pipe in self.pipes]
+        self.facts = facts[0]
 
     def turn(self) -> float:
         """Seconds of a turn, of the slowest rank."""
@@ -103,13 +100,10 @@ def compare(shape: Shape, precision: str, chosen: argparse.Namespace) -> None:
         job = Job("lemon", shape, precision, chosen.steps, chosen.zero_stage, folder, tuple(chosen.set))
         SIDES["lemon"].prepare(job, chosen.ranks)
         lemon = Side(job, chosen.ranks)
-        facts = lemon.facts()
+        facts = lemon.facts
         same = replace(job, keys=(*job.keys, *chosen_by(facts)))
         others = (name for name in chosen.sides if name != "lemon")
-        started = {name: Side(replace(same, side=name), chosen.ranks) for name in others}
-        for side in started.values():
-            side.facts()
-        sides = {"lemon": lemon, **started}
+        sides = {"lemon": lemon, **{name: Side(replace(same, side=name), chosen.ranks) for name in others}}
         measured = list(rounds(sides, chosen.rounds))
         for side in sides.values():
             side.end()
