@@ -12,7 +12,6 @@ behind them, and tokenises only what is missing.
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 from array import array
 from collections import deque
@@ -31,7 +30,7 @@ from pipeline.data.documents import Corpus, fingerprint
 from pipeline.data.reading_progress import ReadingProgress
 from pipeline.data.tokenizers import Tokenizer
 from pipeline.errors import UserError
-from pipeline.records.processes import be_a_helper
+from pipeline.records.processes import Helpers, be_a_helper
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +94,8 @@ def tokenised(parts: Iterable[Part], tokenizer: Tokenizer, processes: int) -> It
     if processes == 1:
         yield from ((_emptied(part), joined(part.documents, tokenizer)) for part in parts)
         return
-    context, running = multiprocessing.get_context("fork"), deque[tuple[Part, Future[np.ndarray]]]()
-    with ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(tokenizer, os.getpid())) as pool:
+    running = deque[tuple[Part, Future[np.ndarray]]]()
+    with ProcessPoolExecutor(processes, Helpers(), initializer=_begin, initargs=(tokenizer, os.getpid())) as pool:
         try:
             for part in parts:
                 running.append((_emptied(part), pool.submit(_ids, part.documents)))

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+from multiprocessing.context import ForkContext, ForkProcess
 
 PR_SET_PDEATHSIG = 1
 """linux/prctl.h: the signal that a process gets when its parent ends."""
@@ -71,6 +72,19 @@ def be_a_helper(parent: int) -> None:
     signal.set_wakeup_fd(-1)
     for number in REQUESTS:
         signal.signal(number, signal.SIG_IGN)
+
+
+class _Helper(ForkProcess):
+    def terminate(self) -> None:
+        self.kill()
+
+
+class Helpers(ForkContext):
+    """How pools start processes that are helpers: as forks, which are ended by SIGKILL. A pool one of whose processes
+    was killed sends SIGTERM to the others and waits for them, and they pass that over; they may wait for ever for a
+    lock that the killed one had."""
+
+    Process = _Helper
 
 
 def choose_accelerator() -> None:

@@ -5,7 +5,6 @@ import gc
 import io
 import logging
 import math
-import multiprocessing
 import os
 import pickle
 import subprocess
@@ -43,7 +42,7 @@ from pipeline.growth import new_entries
 from pipeline.growth.new_entries import NewEntries
 from pipeline.optim.optimizers import Muon, Optimizer
 from pipeline.optim.rewarm import LEVEL, Ramp
-from pipeline.records.processes import be_a_helper
+from pipeline.records.processes import Helpers, be_a_helper
 from pipeline.records.stage_facts import OptimizerKernel
 from pipeline.rng import derive
 from pipeline.training import collectives, compilation, hardware, interfaces, muon, optimizer_kernel, timeouts
@@ -182,8 +181,7 @@ def precisions_of_workers() -> set[str]:
 
 
 def _asked_of_a_fork() -> set[str]:
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(1, context, initializer=be_a_helper, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(1, Helpers(), initializer=be_a_helper, initargs=(os.getpid(),)) as pool:
         return pool.submit(supported_precisions).result()
 
 

@@ -3,11 +3,14 @@
 import os
 import signal
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 
 import pytest
 
 from pipeline.records import run_folder
-from pipeline.records.processes import die_with_parent
+from pipeline.records.processes import Helpers, be_a_helper, die_with_parent
 from pipeline.training import engine
 from tests.helpers.processes import FORK, alive, unlocked, workers_of
 from tests.helpers.waiting import wait_for
@@ -47,3 +50,28 @@ def test_a_child_whose_parent_is_gone_already_ends_at_once():
     process.start()
     process.join(20)
     assert process.exitcode == 1
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_pool_ends_whichever_helper_is_killed(number):
+    """Two of three helpers have nothing to do: one of them has the lock of the queue, for which the other waits."""
+
+    def work() -> None:
+        with (
+            suppress(BrokenProcessPool),
+            ProcessPoolExecutor(3, Helpers(), initializer=be_a_helper, initargs=(os.getpid(),)) as pool,
+        ):
+            found = [pool.submit(os.getpid), pool.submit(os.getpid), pool.submit(never_answer)]
+            found[2].result()
+        os._exit(7)
+
+    process = FORK.Process(target=work)
+    process.start()
+    helpers = wait_for(lambda: found if len(found := sorted(workers_of(process.pid))) == 3 else None)
+    time.sleep(0.5)  # by then all of them ignore SIGTERM, and two wait for a task
+    os.kill(helpers[number], signal.SIGKILL)
+    process.join(20)
+    code = process.exitcode
+    process.kill()
+    assert code == 7
+    wait_for(lambda: not any(map(alive, helpers)))

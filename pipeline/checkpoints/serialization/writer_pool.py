@@ -27,7 +27,7 @@ from pipeline.checkpoints.serialization.progress import ByteProgress
 from pipeline.checkpoints.serialization.write_back import WriteBack
 from pipeline.errors import ELSEWHERE, UserError, writing_to
 from pipeline.records.file_hashes import FASTEST, Algorithm, FileRecord, hasher, record
-from pipeline.records.processes import be_a_helper, keep_freed_memory
+from pipeline.records.processes import Helpers, be_a_helper, keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -232,10 +232,8 @@ class WriterPool:
 
     def run(self) -> list[FileRecord]:
         """The records of all tasks, in their order. Raises what the first that fails has raised."""
-        context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(
-            self.workers, context, initializer=_begin, initargs=(self.tasks, self.counter, os.getpid())
-        ) as pool:
+        begin = (self.tasks, self.counter, os.getpid())
+        with ProcessPoolExecutor(self.workers, Helpers(), initializer=_begin, initargs=begin) as pool:
             running = {pool.submit(_run, number): task for number, task in enumerate(self.tasks)}
             try:
                 self._follow(running)
