@@ -110,13 +110,14 @@ class RecordedStage:
 @dataclass(frozen=True)
 class RecordedRun:
     """One run folder. title tells it from the other runs of a report; data_config: the config's section on data;
-    data: the facts of data.json."""
+    data: the facts of data.json; baseline: the stage that the config names as such."""
 
     folder: Path
     title: str
     data_config: dict[str, Any]
     data: dict[str, Any]
     stages: dict[str, RecordedStage]
+    baseline: str | None = None
 
     @property
     def trained(self) -> list[RecordedStage]:
@@ -167,7 +168,8 @@ class RecordReader:
         listed = [stage for name, kind in config["stages"] for stage in _with_its_fit(folder, name, kind)]
         stages = {name: self.stage(folder / name, kind) for name, kind in listed}
         data = self.json(folder / "data" / "data.json").get("facts", {})
-        return RecordedRun(folder, config["name"] if name_is_unique else str(folder), config["data"], data, stages)
+        title = config["name"] if name_is_unique else str(folder)
+        return RecordedRun(folder, title, config["data"], data, stages, config["baseline"])
 
 
 def _with_its_fit(folder: Path, name: str, kind: str) -> Iterator[tuple[str, str]]:
@@ -202,6 +204,7 @@ def _config(folder: Path) -> dict[str, Any]:
             "name": str(config["name"]),
             "data": {key: value for key, value in config["data"].items() if key != "workers"},
             "stages": [(usable_as_folder(stage["name"]), stage["kind"]) for stage in config["stages"]],
+            "baseline": config.get("baseline"),
         }
     except (OSError, yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(

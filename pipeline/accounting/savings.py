@@ -1,13 +1,20 @@
-"""What an expansion saved: training FLOPs to a target loss, from scratch and expanded.
+"""What an expansion saved: training FLOPs until a target is reached and kept, from scratch and expanded.
 
 The published comparison counts training FLOPs (forward, backward, recomputation) of the expanded model alone, and of
 fitting its growth where that was learned: *given* the small model. *All-in* adds the whole training of every model it
 was grown from.
 """
 
+from pipeline.accounting import baselines
+from pipeline.accounting.baselines import Rule, facts_of
+from pipeline.accounting.crossing import Metric, Reach, best, measured, reach
 from pipeline.accounting.lineage import Ancestor, origins
 from pipeline.accounting.recorded_runs import Content, Evaluation, RecordedRun, RecordedStage, RecordReader
-from pipeline.records.stage_facts import TrainFacts
+
+
+WORDS: dict[Metric, str] = {"loss": "evaluation loss", "top1": "top-1 accuracy"}
+STOPS: dict[Metric, str] = {"loss": "eval_loss", "top1": "top1"}
+"""What a stage's `stop` calls them."""
 
 
 class Baseline(Content):
@@ -18,9 +25,10 @@ class Baseline(Content):
 
 
 class Target(Content):
-    """The loss that the costs are compared at, in nats, and where it comes from."""
+    """The value of the metric that the costs are compared at, and where it comes from."""
 
-    loss: float
+    metric: Metric
+    value: float
     meaning: str
 
 
@@ -46,14 +54,6 @@ class Source(Content):
     stages: list[SourceStage]
     flops: int | None
     unknown: str | None
-
-
-class Reach(Content):
-    """Training FLOPs at which a curve met the target (None: it did not), its lowest evaluation and its last loss."""
-
-    flops: int | None
-    lowest: Evaluation
-    last: float
 
 
 class Given(Reach):
@@ -97,68 +97,41 @@ class Savings(Content):
 
 
 def compare_run(
-    run: RecordedRun, places: list[RecordedRun], reader: RecordReader, target: float | None
+    run: RecordedRun, places: list[RecordedRun], reader: RecordReader, rule: Rule
 ) -> tuple[list[Savings], list[str]]:
-    """The comparisons of a run, and sentences that say why something could not be compared.
+    """The comparisons of a run, and sentences that say why something could not be compared, or not so well.
 
     Compared is what was grown, or began from a checkpoint outside any run. A baseline is looked for in the run itself,
-    then in `places`, other runs on the same data. target: a loss; None: that at which a stage was to stop, where that
-    has ended it, else the baseline's own final evaluation loss.
+    then in `places`, other runs on the same data.
     """
-    comparisons, remarks, used = [], [], set()
+    comparisons, remarks, used = [], dict[str, None](), set()
     for stage in run.models:
         chain, unknown = origins(stage, reader)
         if unknown is None and not any(ancestor.kind == "expand" for ancestor in chain):
             continue
         used |= {ancestor.stage.path.resolve() for ancestor in chain if ancestor.stage}
-        baseline = _baseline(run, stage, places)
-        if not stage.evaluations:
-            remarks.append(f"Stage '{stage.name}' is not compared: it has no evaluation yet.")
-        elif baseline is None:
-            remarks.append(_no_baseline(stage))
-        else:
-            comparisons.append(_compare(run, stage, chain, unknown, *baseline, target))
+        if not measured(stage.evaluations, rule.metric):
+            remarks[_not_evaluated(stage, rule.metric)] = None
+            continue
+        baseline, said = baselines.choose(run, stage, places, rule)
+        if baseline is not None:
+            comparisons.append(_compare(run, stage, chain, unknown, *baseline, rule))
+            said += baselines.remarks(stage, baseline[1], rule.metric)
+        remarks |= dict.fromkeys(said)
     expansions = [stage for stage in run.stages.values() if stage.kind == "expand"]
-    remarks += [
+    unused = [
         f"Expansion '{stage.name}' is not compared: no training stage has started from it yet."
         for stage in expansions
         if stage.path.resolve() not in used
     ]
     if not expansions and not comparisons and not remarks:
-        remarks.append("Nothing is compared: the run has no expansion.")
-    return comparisons, remarks
+        unused.append("Nothing is compared: the run has no expansion.")
+    return comparisons, [*remarks, *unused]
 
 
-def _no_baseline(stage: RecordedStage) -> str:
-    blocks = f" in blocks of {stage.block} tokens" if stage.block else ""
-    return (
-        f"Stage '{stage.name}' is not compared: no stage that trains model '{_facts(stage).model}' from scratch has "
-        f"been evaluated{blocks}; train one without 'start', or add its run to the report."
-    )
-
-
-def _baseline(
-    run: RecordedRun, stage: RecordedStage, places: list[RecordedRun]
-) -> tuple[RecordedRun, RecordedStage] | None:
-    """The evaluated training stage of the same model that began from scratch, in blocks of the same length."""
-    for place in [run, *(place for place in places if place is not run and place.data_config == run.data_config)]:
-        for other in place.models:
-            same = _model(other) == _model(stage) and other.block == stage.block
-            if same and _facts(other).origin is None and other.evaluations:
-                return place, other
-    return None
-
-
-def _facts(stage: RecordedStage) -> TrainFacts:
-    """The facts of a training stage that has started."""
-    assert stage.training is not None
-    return stage.training
-
-
-def _model(stage: RecordedStage) -> tuple[str, str, dict[str, int]]:
-    """What must be the same where two stages train the same model."""
-    facts = _facts(stage)
-    return facts.model, facts.family, facts.sizes
+def _not_evaluated(stage: RecordedStage, metric: Metric) -> str:
+    what = "evaluation" if metric == "loss" else "accuracy"
+    return f"Stage '{stage.name}' is not compared: it has no {what} yet."
 
 
 def _compare(
@@ -168,25 +141,27 @@ def _compare(
     unknown: str | None,
     place: RecordedRun,
     baseline: RecordedStage,
-    target: float | None,
+    rule: Rule,
 ) -> Savings:
     grown = next((index for index, ancestor in enumerate(chain) if ancestor.kind == "expand"), len(chain))
     growths, behind = _growths(chain[grown:]), _behind(stage, chain, grown)
     sources = [ancestor for ancestor in reversed(chain[behind:]) if ancestor.trains]
     whole_stage = Ancestor(stage.path, stage, {}, {}, None)
     expanded = joined([*reversed(chain[:behind]), whole_stage], stage.block)
-    loss, meaning = _target(stage, baseline, target)
+    target, kept = _target(stage, baseline, rule), rule.kept
     curves = [] if unknown else _curves(sources, stage.block)
-    scratch, given = reach(baseline.evaluations, loss), reach(expanded, loss)
+    scratch, given = (
+        reach(points, target.value, rule.metric, kept=kept) for points in (baseline.evaluations, expanded)
+    )
     listed = [SourceStage(stage=source.name, flops=source.training_flops or 0) for source in sources]
     cost = None if unknown else sum(source.flops for source in listed)
     total = None if given.flops is None or cost is None else given.flops + cost
     return Savings(
         stage=stage.name,
         chain=_in_one_run(stage, chain[:behind]),
-        model=_facts(stage).model,
+        model=facts_of(stage).model,
         baseline=Baseline(run=None if place is run else place.title, stage=baseline.name),
-        target=Target(loss=loss, meaning=meaning),
+        target=target,
         expansion=_expansion(growths) if growths else None,
         source=Source(stages=listed, flops=cost, unknown=unknown),
         scratch=scratch,
@@ -242,18 +217,22 @@ def _curves(sources: list[Ancestor], block: int | None) -> list[SourceCurve]:
     ]
 
 
-def _target(stage: RecordedStage, baseline: RecordedStage, given: float | None) -> tuple[float, str]:
-    """The loss to compare at, and what it is: where nobody gives one, that at which the stage was to stop, else the
-    last one of the baseline."""
-    reached, last = _facts(stage).reached, baseline.evaluations[-1]
-    if given is not None:
-        return given, "as given"
-    if reached and reached.measure == "eval_loss":
-        return reached.target, f"at which '{stage.name}' was to stop"
+def _target(stage: RecordedStage, baseline: RecordedStage, rule: Rule) -> Target:
+    metric, reached = rule.metric, facts_of(stage).reached
+    if isinstance(rule.target, float):
+        return Target(metric=metric, value=rule.target, meaning="as given")
+    if rule.target is None and reached and reached.measure == STOPS[metric]:
+        return Target(metric=metric, value=reached.target, meaning=f"at which '{stage.name}' was to stop")
+    known, words, name = measured(baseline.evaluations, metric), WORDS[metric], baseline.name
+    if rule.target == "lowest":
+        point = best(baseline.evaluations, metric)
+        value = next(found for each, found in known if each is point)
+        return Target(metric=metric, value=value, meaning=f"the best {words} of '{name}', at step {point.step}")
+    (_, value), where = known[-1], f"step {known[-1][0].step} of {facts_of(baseline).steps}"
     if baseline.finished:
-        return last.loss, f"the final evaluation loss of '{baseline.name}'"
-    where = f"step {last.step} of {_facts(baseline).steps}"
-    return last.loss, f"the latest evaluation loss of '{baseline.name}', which is unfinished ({where})"
+        return Target(metric=metric, value=value, meaning=f"the final {words} of '{name}'")
+    meaning = f"the latest {words} of '{name}', which is unfinished ({where})"
+    return Target(metric=metric, value=value, meaning=meaning)
 
 
 def joined(parts: list[Ancestor], block: int | None) -> list[Evaluation]:
@@ -265,24 +244,6 @@ def joined(parts: list[Ancestor], block: int | None) -> list[Evaluation]:
         points += [point.model_copy(update={"flops": point.flops + offset}) for point in own]
         offset += part.training_flops or 0
     return points
-
-
-def reach(points: list[Evaluation], target: float) -> Reach:
-    """Whether and where a curve reaches `target`."""
-    return Reach(flops=crossing(points, target), lowest=min(points, key=lambda point: point.loss), last=points[-1].loss)
-
-
-def crossing(points: list[Evaluation], target: float) -> int | None:
-    """FLOPs at which the loss first reaches `target`, linear between two evaluations; None: not reached."""
-    before: Evaluation | None = None
-    for point in points:
-        if point.loss <= target:
-            if before is None or before.loss == point.loss:
-                return point.flops
-            share = (before.loss - target) / (before.loss - point.loss)
-            return round(before.flops + share * (point.flops - before.flops))
-        before = point
-    return None
 
 
 def saving(cost: int | None, scratch: int | None) -> float | None:

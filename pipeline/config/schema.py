@@ -281,6 +281,9 @@ class Config(Strict):
     hash: Algorithm = Field(
         "blake3", description="by which the files of checkpoints are sealed; sha256 where a policy asks for it"
     )
+    baseline: str | None = Field(
+        None, description="the training from scratch that the report compares with; default: the one that ends best"
+    )
     data: Data
     models: dict[str, ModelSizes] = Field(min_length=1)
     stages: list[Stage] = Field(min_length=1)
@@ -371,9 +374,15 @@ class Config(Strict):
         for stage in self.stages:
             problems += self._problems_of(stage, earlier)
             earlier.setdefault(stage.name, stage)
+        problems += self._problems_of_baseline()
         if problems:
             raise ConfigProblems(problems)
         return self
+
+    def _problems_of_baseline(self) -> Iterator[str]:
+        known = [each.name for each in self.stages if isinstance(each, TrainStage) and each.start is None]
+        if self.baseline is not None and self.baseline not in known:
+            yield f"baseline: '{self.baseline}' is no training from scratch{nearest(self.baseline, known)}"
 
     def _problems_of(self, stage: TrainStage | ExpandStage, earlier: dict[str, TrainStage | ExpandStage]) -> list[str]:
         """What does not fit between a stage, the models and the stages before it."""

@@ -1,11 +1,13 @@
 """From run folders to the content of a report."""
 
-import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from pipeline.accounting import totals
+from pipeline.accounting.baselines import Rule, require_known
+from pipeline.accounting.crossing import Metric
 from pipeline.accounting.recorded_runs import RecordedRun, RecordReader
 from pipeline.accounting.savings import compare_run
 from pipeline.accounting.speed import speed
@@ -15,25 +17,42 @@ from pipeline.report import tables
 from pipeline.report.content import Report, Run
 
 
-def build(runs: Sequence[Path | str], *, target: float | None = None) -> Report:
+def build(
+    runs: Sequence[Path | str],
+    *,
+    target: float | Literal["final", "lowest"] | None = None,
+    baseline: str | None = None,
+    metric: Metric = "loss",
+) -> Report:
     """Read run folders, each file once, and compute everything.
 
-    target: the evaluation loss to compare at, in nats; None: the final one of each from-scratch baseline. Raises
-    UserError for a folder that contains no run, a damaged file, or an impossible target.
+    target: what to compare at, in nats or from 0 to 1; `final` and `lowest`: of each from-scratch baseline; None: at
+    which a stage was to stop, else final. baseline: the stage from scratch; None: as a run's config says, else the best
+    of them. metric: by which is compared. Raises UserError for a folder that contains no run, a damaged file, an
+    impossible target, or a baseline that no run has.
     """
     if not runs:
         raise UserError("no run folder; name one or several, such as: lemon report runs/NAME")
-    if target is not None and not (math.isfinite(target) and target > 0):
-        raise UserError(f"--target {target}: a target is an evaluation loss above 0, such as 3.5")
+    rule = Rule(target, baseline, metric)
+    rule.require_possible()
     reader = RecordReader()
     recorded = reader.runs([Path(folder) for folder in runs])
-    options = [] if target is None else ["--target", str(target)]
-    command = shlex.join(["lemon", "report", *map(str, runs), *options])
-    return Report(command=command, runs=[_run(run, recorded, reader, target) for run in recorded])
+    require_known(recorded, baseline)
+    command = shlex.join(["lemon", "report", *map(str, runs), *_options(rule)])
+    return Report(command=command, runs=[_run(run, recorded, reader, rule) for run in recorded])
 
 
-def _run(run: RecordedRun, all_runs: list[RecordedRun], reader: RecordReader, target: float | None) -> Run:
-    comparisons, remarks = compare_run(run, all_runs, reader, target)
+def _options(rule: Rule) -> Iterator[str]:
+    if rule.target is not None:
+        yield from ("--target", str(rule.target))
+    if rule.baseline is not None:
+        yield from ("--baseline", rule.baseline)
+    if rule.metric != "loss":
+        yield from ("--metric", rule.metric)
+
+
+def _run(run: RecordedRun, all_runs: list[RecordedRun], reader: RecordReader, rule: Rule) -> Run:
+    comparisons, remarks = compare_run(run, all_runs, reader, rule)
     stages = [tables.stage(stage) for stage in run.stages.values()]
     return Run(
         title=run.title,

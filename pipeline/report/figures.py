@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.accounting.recorded_runs import Evaluation
-from pipeline.accounting.savings import Savings
+from pipeline.accounting.savings import Savings, Target
 from pipeline.report.content import Run, Series, Stage
 from pipeline.report.formatting import decimal, flops, saving, scale
 
@@ -46,6 +46,8 @@ RUNS = ("blue", "orange", "green", "purple", "brown", "sky", "grey")
 CROWDED = 3
 """From so many comparisons on, a figure leaves out the training before the expansions: the bars state it."""
 MEASURES = {"loss": "evaluation loss, nats", "top1": "top-1 accuracy, %"}
+SCALES = {"loss": 1, "top1": 100}
+"""By which a measure is drawn."""
 SETTLED = 0.1
 """Share of a line's length whose steep beginning may be cut off, so that the rest has the room of the figure."""
 CANVAS = {"figure.figsize": (10.4, 4.8), "figure.constrained_layout.use": True, "savefig.transparent": True}
@@ -101,34 +103,39 @@ def compared(run: Run, comparisons: list[Savings], measure: str = "loss") -> Cha
     colour_of, first = colours(run), comparisons[0]
     baseline_colour = "blue" if first.baseline.run else colour_of[first.baseline.stage]
     scratch = _line(first.curves.scratch, measure, baseline_colour, f"{first.baseline.stage}, from scratch", steep=True)
-    lines = _with_cost(scratch, measure, first.target.loss, first.scratch.flops)
+    lines = _with_cost(scratch, measure, first.target, first.scratch.flops)
     sources: dict[str, Line] = {}
     for one in comparisons:
-        loss, name = one.target.loss, one.stage
+        aim, name = one.target, one.stage
         label = f"{name}, grown within its run" if one.chain else f"{name}, expanded"
         line = _line(one.curves.expanded, measure, colour_of[name], label, steep=_lossy(one) or bool(one.chain))
-        lines += _with_cost(line, measure, loss, one.given.flops, one.given.saving_percent)
+        lines += _with_cost(line, measure, aim, one.given.flops, one.given.saving_percent)
         if one.source.flops and len(comparisons) < CROWDED:
             all_in = _shifted(line, one.source.flops, f"{name}, all-in")
-            lines += _with_cost(all_in, measure, loss, one.all_in.flops, one.all_in.saving_percent)
+            lines += _with_cost(all_in, measure, aim, one.all_in.flops, one.all_in.saving_percent)
             for source in one.curves.sources:
                 style: dict[str, Any] = {"width": 1.2, "steep": source.points[0].flops == 0}
                 colour = colour_of.get(source.stage, "grey")
                 sources.setdefault(source.stage, _line(source.points, measure, colour, source.stage, **style))
-    if measure == "loss":
-        end = max(line.x[-1] for line in lines)
-        losses = {one.target.loss for one in comparisons}
-        lines += [Line([0, end], [loss, loss], "muted", f"target {decimal(loss)}", ":", 1.4) for loss in sorted(losses)]
+    lines += _targets(comparisons, measure, end=max(line.x[-1] for line in lines if line.x))
     title = f"{run.title}: {MEASURES[measure]}, against training FLOPs, model {first.model}"
     return _against_flops(title, measure, [*lines, *sources.values()])
 
 
-def _with_cost(line: Line, measure: str, loss: float, cost: int | None, percent: float | None = None) -> list[Line]:
+def _targets(comparisons: list[Savings], measure: str, end: float) -> list[Line]:
+    """A line at each target of the measure, from 0 to `end` FLOPs."""
+    values = sorted({one.target.value for one in comparisons if one.target.metric == measure})
+    shown = [(value, SCALES[measure] * value) for value in values]
+    return [Line([0, end], [y, y], "muted", f"target {decimal(value)}", ":", 1.4) for value, y in shown]
+
+
+def _with_cost(line: Line, measure: str, aim: Target, cost: int | None, percent: float | None = None) -> list[Line]:
     """The line; where it reaches the target, also a dot there, and the cost in its label."""
-    if cost is None or measure != "loss":
+    if cost is None or measure != aim.metric:
         return [line]
     words = flops(cost) if percent is None else f"{flops(cost)}, {saving(percent)}"
-    return [replace(line, label=f"{line.label}: {words}"), Line([cost], [loss], line.colour, style="o")]
+    dot = Line([cost], [SCALES[measure] * aim.value], line.colour, style="o")
+    return [replace(line, label=f"{line.label}: {words}"), dot]
 
 
 def uncompared(run: Run, measure: str = "loss") -> Chart:
@@ -160,8 +167,7 @@ def overlay(runs: list[Run]) -> Chart:
 
 def _line(points: list[Evaluation], measure: str, colour: str, label: str, **style: Any) -> Line:
     measured = [(point.flops, value) for point in points if (value := getattr(point, measure)) is not None]
-    factor = 100 if measure == "top1" else 1
-    return Line([x for x, _ in measured], [factor * y for _, y in measured], colour, label, **style)
+    return Line([x for x, _ in measured], [SCALES[measure] * y for _, y in measured], colour, label, **style)
 
 
 def _shifted(line: Line, cost: int, label: str | None) -> Line:

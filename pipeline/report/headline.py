@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from pipeline.accounting.savings import Reach, Savings
+from pipeline.accounting.crossing import Reach, value
+from pipeline.accounting.savings import WORDS, Savings, Target
 from pipeline.accounting.wall_time import WallTime
 from pipeline.report.content import Event
 from pipeline.report.formatting import decimal, duration, flops, percent, saving
@@ -26,11 +27,12 @@ class Bar:
 
 def statement(one: Savings) -> str:
     """One sentence: what growing saved, given the small model and all-in."""
-    given, loss, source = one.given, one.target.loss, one.source
+    given, aim, source = one.given, one.target, one.source
     if given.flops is None:
-        return f"'{one.stage}' has not reached the target: {_missed(given, loss)}."
+        return f"'{one.stage}' has not reached the target{' for good' * given.lost}: {_missed(given, aim)}."
     if one.scratch.flops is None:
-        return f"'{one.stage}' reached the target, training from scratch has not: {_missed(one.scratch, loss)}."
+        missed = f"training from scratch has not{' kept it' * one.scratch.lost}"
+        return f"'{one.stage}' reached the target, {missed}: {_missed(one.scratch, aim)}."
     if given.saving_percent is None:
         return "The target is reached before any training: there is nothing to save."
     if one.chain and not source.stages and source.unknown is None:
@@ -52,15 +54,18 @@ def _against_scratch(percent: float) -> str:
     return f"{words} {'against' if percent >= 0.05 else 'as' if percent > -0.05 else 'than'} training from scratch"
 
 
-def _missed(place: Reach, target: float) -> str:
-    """How close to its target a curve came that did not reach it."""
-    lowest = place.lowest
-    return f"lowest loss {decimal(lowest.loss)} (step {lowest.step}, {flops(lowest.flops)}), target {decimal(target)}"
+def _missed(place: Reach, aim: Target) -> str:
+    """How close to its target a curve came that did not reach it, or how it ended behind that."""
+    best, words = place.best, "lowest loss" if aim.metric == "loss" else "highest top-1 accuracy"
+    came = f"{words} {decimal(value(best, aim.metric))} (step {best.step}, {flops(best.flops)})"
+    ended = f", at the end {decimal(place.last)}" if place.lost else ""
+    return f"{came}{ended}, target {decimal(aim.value)}"
 
 
 def target(one: Savings) -> str:
-    """What is compared: FLOPs to which loss."""
-    return f"Training FLOPs to an evaluation loss of {decimal(one.target.loss)} ({one.target.meaning})."
+    """What is compared: FLOPs until which value is reached and kept."""
+    aim = one.target
+    return f"Training FLOPs until the {WORDS[aim.metric]} is {decimal(aim.value)} for good ({aim.meaning})."
 
 
 def growth(one: Savings) -> str | None:
@@ -76,12 +81,12 @@ def bars(one: Savings) -> list[Bar]:
     baseline, compared = one.baseline, one.scratch.flops is not None and one.given.flops is not None
     place = f"stage {baseline.stage}" + (f" of {baseline.run}" if baseline.run else "")
     verdicts = [saving(way.saving_percent) if compared else None for way in (one.given, one.all_in)]
-    own, loss = _own(one), one.target.loss
-    scratch = Bar("From scratch", place, (("scratch", one.scratch.flops),), _cost(one.scratch, loss))
+    own, aim = _own(one), one.target
+    scratch = Bar("From scratch", place, (("scratch", one.scratch.flops),), _cost(one.scratch, aim))
     fit = one.expansion.fit_flops if one.expansion else 0
     trained = " and ".join(one.chain or [one.stage])
     alone = f"fit of its growth ({flops(fit)}), training of {trained}" if fit else f"training of {trained} alone"
-    given = Bar("Given the small model", alone, own, _cost(one.given, loss), verdicts[0])
+    given = Bar("Given the small model", alone, own, _cost(one.given, aim), verdicts[0])
     source, total = one.source, one.all_in.flops
     if one.chain and not source.stages and source.unknown is None:
         return [scratch, Bar("Whole run", alone.removesuffix(" alone"), own, given.cost, given.verdict)]
@@ -100,8 +105,9 @@ def _own(one: Savings) -> tuple[tuple[str, int | None], ...]:
     return (("fit", fit), ("expanded", total - fit)) if fit and total is not None else (("expanded", total),)
 
 
-def _cost(place: Reach, target: float) -> str:
-    return f"not reached: {_missed(place, target)}" if place.flops is None else flops(place.flops)
+def _cost(place: Reach, aim: Target) -> str:
+    reached = "not kept" if place.lost else "not reached"
+    return f"{reached}: {_missed(place, aim)}" if place.flops is None else flops(place.flops)
 
 
 def time_spent(one: WallTime, events: list[Event]) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.accounting.lineage import lineage
 from pipeline.accounting.recorded_runs import Evaluation, RecordReader, curve
-from pipeline.accounting.savings import crossing
+from pipeline.accounting.crossing import crossing, reach
 from pipeline.accounting.totals import Amounts, by_kind, training_flops
 from pipeline.records.stage_records import EvaluationRecord, LedgerEntry
 from pipeline.report import build
@@ -58,8 +58,22 @@ def test_crossing_is_linear_between_evaluations(target, flops):
     assert crossing(points((0, 0, 4.0), (2, 20, 2.0), (4, 40, 0.0)), target) == flops
 
 
-def test_a_loss_that_comes_back_up_crosses_once():
-    assert crossing(points((0, 0, 4.0), (1, 10, 2.0), (2, 20, 3.0), (3, 30, 1.0)), 2.0) == 10
+def test_a_loss_that_comes_back_up_counts_where_it_stays():
+    curve = points((0, 0, 4.0), (1, 10, 2.0), (2, 20, 3.0), (3, 30, 1.0))
+    assert crossing(curve, 2.0) == 25  # half way between 3.0 at 20 and 1.0 at 30
+    assert crossing(curve, 2.0, kept=False) == 10
+
+
+def test_a_target_that_is_left_again_is_not_reached():
+    found = reach(points((0, 0, 4.0), (1, 10, 2.0), (2, 20, 3.0)), 2.5)
+    assert found.flops is None and found.lost and found.best.step == 1 and found.last == 3.0
+    assert not reach(points((0, 0, 4.0), (1, 10, 3.0)), 2.5).lost
+
+
+def test_accuracy_is_reached_from_below():
+    curve = [Evaluation(step=n, flops=10 * n, loss=1.0, top1=share) for n, share in enumerate((0.1, 0.5, 0.4, 0.8))]
+    assert crossing(curve, 0.6, "top1") == 25 and crossing(curve, 0.45, "top1", kept=False) == 9
+    assert crossing(curve, 0.9, "top1") is None and reach(curve, 0.9, "top1").best.step == 3
 
 
 def checkpoint(folder: Path, **manifest: object) -> Path:

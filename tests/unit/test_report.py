@@ -38,7 +38,7 @@ def only(report: Report) -> Savings:
 
 def test_savings_given_the_small_model_and_all_in(tmp_path):
     one = only(build([simple_run(tmp_path / "run")]))
-    assert one.target.loss == 4.0 and "final evaluation loss of 'scratch'" in one.target.meaning
+    assert one.target.value == 4.0 and "final evaluation loss of 'scratch'" in one.target.meaning
     assert one.scratch.flops == 400
     assert one.given.flops == 150  # half way between 4.5 at 100 and 3.5 at 200
     assert one.given.saving_percent == pytest.approx(62.5)
@@ -89,7 +89,7 @@ def test_not_reached_is_a_result(tmp_path):
     report = build([run], target=3.0)
     one = only(report)
     assert one.scratch.flops is one.given.flops is one.all_in.saving_percent is None
-    assert one.given.lowest == Evaluation(step=20, flops=200, loss=3.5, perplexity=math.exp(3.5))
+    assert one.given.best == Evaluation(step=20, flops=200, loss=3.5, perplexity=math.exp(3.5))
     words = "lowest loss 3.5000 (step 20, 200 FLOPs), target 3.0000"
     assert f"'large' has not reached the target: {words}." in summary(report)
     assert words in Page(write(report, tmp_path / "out").read_text()).words
@@ -263,7 +263,7 @@ def test_report_json_is_the_content(tmp_path):
     report = build([simple_run(tmp_path / "run")])
     write(report, tmp_path / "out")
     held = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert held["format"] == 2 and Report.model_validate(held) == report
+    assert held["format"] == 3 and Report.model_validate(held) == report
 
 
 def test_every_file_is_read_once(tmp_path):
@@ -428,7 +428,7 @@ def test_error_a_stage_outside_the_run(tmp_path, name):
 
 @pytest.mark.parametrize("target", [0.0, -1.0, math.inf, math.nan])
 def test_error_impossible_target(tmp_path, target):
-    with pytest.raises(UserError, match=r"a target is an evaluation loss above 0, such as 3\.5"):
+    with pytest.raises(UserError, match=r"a target is an evaluation loss above 0 such as 3\.5"):
         build([simple_run(tmp_path / "run")], target=target)
 
 
@@ -474,9 +474,11 @@ def test_a_run_that_grows_is_one_curve_and_its_cost_the_sum(tmp_path):
 
 
 def test_a_target_may_be_reached_before_the_growth(tmp_path):
-    """4 lies between 8 at 0 FLOPs and 3.9 at 30."""
-    one = only(build([grown_run(tmp_path / "run", {0: 8.0, 10: 3.9, 20: 3.8})]))
-    assert one.given.flops == one.all_in.flops == round(30 * 4 / 4.1)
+    """4 lies between 8 at 0 FLOPs and 3.9 at 30; behind the growth the loss is 5 again, and 4 for good at 210."""
+    run = grown_run(tmp_path / "run", {0: 8.0, 10: 3.9, 20: 3.8})
+    first = only(build([run], target="lowest"))
+    assert first.given.flops == first.all_in.flops == round(30 * 4 / 4.1)
+    assert only(build([run])).given.flops == 210
 
 
 def test_a_run_that_began_from_a_small_model_is_given_that_alone(tmp_path):

@@ -150,7 +150,7 @@ def test_the_report_compares_where_the_stage_was_to_stop(tmp_path):
     train(run, "large", LARGE, {0: 5.0, 10: 4.4}, origin="grown", steps=20, reached=met)
     report = build([run])
     one = report.runs[0].comparisons[0]
-    assert (one.target.loss, one.target.meaning) == (4.5, "at which 'large' was to stop")
+    assert (one.target.value, one.target.meaning) == (4.5, "at which 'large' was to stop")
     assert (one.scratch.flops, one.given.flops) == (300, 83)
     state = next(stage.state for stage in report.runs[0].stages if stage.stage == "large")
     assert state == "finished at step 10 of 20: evaluation loss 4.4000 reached its target 4.5"
