@@ -23,6 +23,10 @@ class TokenizerChoice(Strict):
         return self
 
 
+Evaluated = Literal["all", "validation", "test"]
+"""Of the evaluation samples: see data/held_out.py."""
+
+
 class TextData(Strict):
     """Text in packed blocks, of which a masked model predicts hidden tokens, a causal one every next token."""
 
@@ -37,6 +41,9 @@ class TextData(Strict):
     block: int = Field(128, ge=8, le=MOST_UNITS, description="tokens per block, [CLS] and [SEP] included")
     mask: float = Field(0.15, gt=0, lt=1, description="fraction of a block that a masked model predicts")
     evaluation_blocks: int = Field(256, ge=1)
+    evaluate: Evaluated = Field(
+        "all", description="which of the evaluation samples: all, or the half to choose by (validation) or to claim on (test)"
+    )
     cross_document: bool = Field(True, description="whether tokens attend to the other documents of their block")
     workers: int = Field(0, ge=0, le=256, description="loader processes per rank")
 
@@ -69,6 +76,9 @@ class ImageData(Strict):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label that all classes have; DeiT has 0.1")
     evaluation_images: int = Field(
         2048, ge=1, description="at most; at most a fifth of the data where they are cut from it"
+    )
+    evaluate: Evaluated = Field(
+        "all", description="which of the evaluation samples: all, or the half to choose by (validation) or to claim on (test)"
     )
     workers: int = Field(0, ge=0, le=256)
 

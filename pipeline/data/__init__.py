@@ -6,13 +6,14 @@
     )
 
 Files, in the order of the data's way: sources (what a config names) -> documents, census, tokenizers, packing,
-text_building, text, masking, causal | images, augment -> prepared (the folder) -> blocks (as a stage reads it) ->
+text_building, text, masking, causal | images, augment -> prepared (the folder) -> blocks (as a stage reads it), held_out (what is evaluated) ->
 sampler (the order of the samples) -> batches (the loader) -> on_device, views, rand_augment, mixing (what is done to a
 batch there).
 """
 
 from pipeline.data.batches import evaluation_batches, train_batches
 from pipeline.data.blocks import as_read, data_of
+from pipeline.data.held_out import evaluated
 from pipeline.data.masking import IGNORED
 from pipeline.data.on_device import Batch
 from pipeline.data.prepared import Prepared, open_prepared, prepare
@@ -24,6 +25,7 @@ __all__ = [
     "Prepared",
     "as_read",
     "data_of",
+    "evaluated",
     "evaluation_batches",
     "evaluation_passes",
     "open_prepared",

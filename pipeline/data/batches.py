@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.config.data import Augmentation, ImageData, TextData
+from pipeline.data.held_out import evaluated
 from pipeline.data.images import ImageSamples
 from pipeline.data.mixing import Mixing
 from pipeline.data.on_device import Batch, on_device
@@ -18,7 +19,7 @@ from pipeline.data.prepared import Prepared
 from pipeline.data.sampler import evaluation_numbers, locate, training_numbers
 from pipeline.data.text import TextSamples
 from pipeline.errors import UserError
-from pipeline.records.processes import be_a_helper
+from pipeline.records.processes import Helpers, be_a_helper
 
 CPU = torch.device("cpu")
 
@@ -87,10 +88,11 @@ def evaluation_batches(
     Every rank yields the same number of batches of the same shape: the last ones are padded with samples that do not
     count (see `Batch.valid`, which may be 0).
     """
-    samples, size = _samples(prepared, data), prepared.facts["evaluation"]
+    samples, rows = _samples(prepared, data), evaluated(data.evaluate, data.kind, prepared.facts["evaluation"])
+    size = len(rows)
 
     def read(numbers: np.ndarray) -> Batch:
-        return Batch(*samples.evaluate(seed, numbers % size), valid=int((numbers < size).sum()))
+        return Batch(*samples.evaluate(seed, rows[numbers % size]), valid=int((numbers < size).sum()))
 
     numbers = list(evaluation_numbers(size, micro_batch, rank, world))
     return Batches(_loader(read, numbers, data.workers, device, again=True), samples, device)
@@ -139,7 +141,7 @@ def _loader(
         num_workers=workers,
         collate_fn=_unchanged,
         worker_init_fn=partial(_end_with_parent, os.getpid()),
-        multiprocessing_context="fork" if workers else None,
+        multiprocessing_context=Helpers() if workers else None,
         generator=torch.Generator(),  # a loader draws a seed when it starts; not from the generator that dropout uses
         persistent_workers=again and workers > 0,
         pin_memory=device.type == "cuda",

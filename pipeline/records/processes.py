@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from multiprocessing.context import ForkContext, ForkProcess
+from multiprocessing.popen_fork import Popen
 
 PR_SET_PDEATHSIG = 1
 """linux/prctl.h: the signal that a process gets when its parent ends."""
@@ -74,15 +75,19 @@ def be_a_helper(parent: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-class _Helper(ForkProcess):
+class _Killed(Popen):
     def terminate(self) -> None:
         self.kill()
 
 
+class _Helper(ForkProcess):
+    _Popen = staticmethod(_Killed)
+
+
 class Helpers(ForkContext):
-    """How pools start processes that are helpers: as forks, which are ended by SIGKILL. A pool one of whose processes
-    was killed sends SIGTERM to the others and waits for them, and they pass that over; they may wait for ever for a
-    lock that the killed one had."""
+    """How pools and loaders start processes that are helpers: as forks, which are ended by SIGKILL. A pool one of whose
+    processes was killed, and an interpreter that ends, send SIGTERM to the others and wait for them; they pass that
+    over, and may wait for ever for a lock that the killed one had."""
 
     Process = _Helper
 

@@ -32,7 +32,7 @@ from pipeline.checkpoints import CheckpointLayout, publish
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.config import dump
 from pipeline.config.schema import Config, ExpandStage, FitStage, Stage, TrainStage
-from pipeline.data import as_read, evaluation_passes
+from pipeline.data import as_read, evaluated, evaluation_passes
 from pipeline.data.inventory import Inventory, inventory
 from pipeline.durations import Pace
 from pipeline.errors import UserError
@@ -233,7 +233,8 @@ def _training(
     """Batch, schedule and FLOPs. known: whether the schedule's length is."""
     worth = pace(stage, model, there.data)
     price = sample_cost(stage, model, there.data)
-    step, samples = step_flops(stage, model, price, making, cluster.ranks), there.data.facts["evaluation"]
+    step = step_flops(stage, model, price, making, cluster.ranks)
+    samples = len(evaluated(config.data.evaluate, config.data.kind, there.data.facts["evaluation"]))
     derived = deepspeed_config(stage, cluster.ranks)
     batch = {
         "samples": stage.batch,

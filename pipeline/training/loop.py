@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.checkpoints import manifest, retention
 from pipeline.config import dump, number_formats
-from pipeline.data import evaluation_batches, evaluation_passes
+from pipeline.data import evaluated, evaluation_batches, evaluation_passes
 from pipeline.errors import Preempted, UserError
 from pipeline.records.data_position import KEY, DataPosition
 from pipeline.records.ledger_check import require_agreement
@@ -137,6 +137,8 @@ class Loop:
         ranks["device"] = world.device
         self.samples = StepSamples(plan, ranks, engine.accumulation)
         self.evaluation = evaluation_batches(plan.data, plan.config.data, plan.config.seed, **ranks)
+        facts, part = plan.data.facts, plan.config.data.evaluate
+        self.evaluation_samples = len(evaluated(part, facts["kind"], facts["evaluation"]))
         self.progress = Progress(
             plan.stage.name,
             plan.rates.steps,
@@ -338,7 +340,7 @@ class Loop:
         self.at_target = self.plan.target is not None and self.plan.target.met_by(result)
         if self.world.first:
             self.plan.folder.metrics.append(_evaluation_record(step, result, seconds))
-            samples = data.facts["evaluation"]
+            samples = self.evaluation_samples
             tokens = samples * data.facts["tokens_per_sample"]
             flops = samples * self.plan.cost.forward
             entries = [LedgerEntry(step=step, kind="evaluate", flops=flops, samples=samples, tokens=tokens)]

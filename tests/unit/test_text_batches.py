@@ -19,6 +19,7 @@ from pipeline.config.data import TextData
 from pipeline.data import evaluation_batches, prepare, train_batches
 from pipeline.data.text import TextSamples
 from tests.helpers.invented_text import config, some_documents, text_file
+from tests.helpers.processes import FORK
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -152,6 +153,22 @@ def test_reading_leaves_the_generator_of_the_model_alone(small):
     list(islice(training(prepared, data), 3))
     list(evaluation_batches(prepared, data, 3, micro_batch=4, rank=0, world=1))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_process_ends_whose_loader_still_has_workers(small):
+    data, prepared = small[0].model_copy(update={"workers": 1}), small[1]
+    kept = []
+
+    def work() -> None:
+        read = iter(evaluation_batches(prepared, data, 3, micro_batch=4, rank=0, world=1))
+        kept.extend([read, next(read)])
+
+    process = FORK.Process(target=work)
+    process.start()
+    process.join(60)
+    code = process.exitcode
+    process.kill()
+    assert code == 0
 
 
 def test_loader_workers_end_with_a_killed_parent(small):
