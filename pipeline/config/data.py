@@ -23,6 +23,11 @@ class TokenizerChoice(Strict):
         return self
 
 
+def predicted(mask: float, block: int) -> int:
+    """Positions that a masked model predicts of a block: a fraction of those between [CLS] and [SEP]."""
+    return max(1, round(mask * (block - 2)))
+
+
 class TextData(Strict):
     """Text in packed blocks, of which a masked model predicts hidden tokens, a causal one every next token."""
 
@@ -43,7 +48,7 @@ class TextData(Strict):
     @property
     def scored(self) -> int:
         """Predicted positions per block: always the same number, so that shapes are fixed."""
-        return max(1, round(self.mask * (self.block - 2)))
+        return predicted(self.mask, self.block)
 
 
 Augmentation = Literal["none", "shift", "crop-flip", "deit"]
