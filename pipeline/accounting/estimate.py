@@ -63,9 +63,11 @@ class DeviceHours(Content):
 
 
 class Training(Content):
-    """FLOPs of a whole training. evaluation: forward passes beside it, None where none are planned."""
+    """FLOPs of a whole training. at_most: whether a target (`stop`) may end it earlier; evaluation: forward passes
+    beside it, None where none are planned."""
 
     samples: int
+    at_most: bool
     steps: int | None
     model: int
     hardware: int

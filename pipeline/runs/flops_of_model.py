@@ -104,6 +104,7 @@ def _training(sample: Sample, asked: Asked) -> Training | None:
     model = samples * sample.model
     return Training(
         samples=samples,
+        at_most=False,
         steps=None,
         model=model,
         hardware=samples * sample.hardware,

@@ -58,6 +58,7 @@ def _training(content: dict[str, Any], devices: Devices | None) -> Training | No
     formats = content["precision"], content["matmul_precision"]
     return Training(
         samples=content["schedule"]["steps"] * content["batch"]["samples"],
+        at_most=content["stop"] is not None,
         steps=content["schedule"]["steps"],
         model=flops["model"],
         hardware=flops["train"],

@@ -120,7 +120,7 @@ def _stage(stage: StageEstimate) -> list[str]:
         return [f"{stage.batch:,}", *["?"] * 4, ""]
     hours = f"{training.device_hours.hours:,.4g}" if training.device_hours else ""
     counts = map(_flops, (training.model, training.hardware, training.evaluation))
-    return [f"{stage.batch:,}", f"{training.steps:,}", *counts, hours]
+    return [f"{stage.batch:,}", f"{'up to ' if training.at_most else ''}{training.steps:,}", *counts, hours]
 
 
 def _hours(run: RunEstimate) -> Iterator[str]:

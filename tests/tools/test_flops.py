@@ -276,6 +276,15 @@ def test_what_is_not_known_is_no_number(tmp_path, capsys):
     assert sum(row[:6] == ["small", "1,024", "?", "?", "?", "?"] for row in rows) == 1
 
 
+def test_a_stage_with_a_target_costs_at_most_what_its_schedule_does(tmp_path, capsys):
+    path, stop = tiny_run(tmp_path), "stages.large.stop={eval_loss: small}"
+    plain, stopped = estimated(capsys, path)["run"], estimated(capsys, path, stop)["run"]
+    trained = [stage["training"] for stage in stopped["stages"] if stage["training"]]
+    assert [training["at_most"] for training in trained] == [False, True, False]
+    assert all(stopped[key] == plain[key] for key in ("model", "hardware", "evaluation"))
+    assert any(line.split()[:5] == ["large", "16", "up", "to", "12"] for line in shown(capsys, path, stop))
+
+
 def test_nodes_share_the_memory(tmp_path, capsys):
     path = ROOT / "configs" / "bert" / "base-from-6x384.yaml"
     one, four = (
