@@ -68,9 +68,7 @@ def require_known(runs: list[RecordedRun], name: str | None) -> None:
         raise UserError(f"--baseline {name}: no training is called so{nearest(name, names)}")
 
 
-def _candidates(
-    run: RecordedRun, stage: RecordedStage, places: list[RecordedRun], metric: Metric
-) -> list[Candidate]:
+def _candidates(run: RecordedRun, stage: RecordedStage, places: list[RecordedRun], metric: Metric) -> list[Candidate]:
     """Evaluated stages that trained the same model from scratch, in blocks of the same length, on the same evaluation
     set under the same masks: of the run itself, else of other runs on the same data."""
     others = [place for place in places if place is not run and _same_evaluation(place, run)]

@@ -44,9 +44,7 @@ def reach(points: Sequence[Evaluation], target: float, metric: Metric = "loss", 
     return Reach(flops=flops, best=best(points, metric), last=known[-1][1], lost=lost)
 
 
-def crossing(
-    points: Sequence[Evaluation], target: float, metric: Metric = "loss", *, kept: bool = True
-) -> int | None:
+def crossing(points: Sequence[Evaluation], target: float, metric: Metric = "loss", *, kept: bool = True) -> int | None:
     """FLOPs at which the metric reaches `target`, linear between two evaluations; None: not reached. kept: and leaves
     it no more; else where it is reached first."""
     known = measured(points, metric)

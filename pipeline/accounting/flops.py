@@ -10,6 +10,11 @@ from dataclasses import dataclass
 
 from pipeline.models.architecture import Architecture, Attention, ParamSpec
 
+CONVENTION = (
+    "matrix products only, 2 FLOPs per multiply-add, backward twice forward, no input gradient for the first layer"
+)
+"""How all FLOPs are counted, in words."""
+
 
 @dataclass(frozen=True)
 class Cost:

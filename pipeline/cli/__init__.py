@@ -2,8 +2,8 @@
 
 A command's name finds its file: `run prepare train` in run_commands, `plan expand verify` in expansion_commands,
 `inspect check diff reshard export` in checkpoint_commands, `report` in report_commands, `doctor` in doctor_command,
-`profile` in profile_command, `pilot` in pilot_command. Bad input ends with one line and exit code 2. Nothing heavy is
-imported before it is needed.
+`profile` in profile_command, `pilot` in pilot_command, `flops` in flops_command. Bad input ends with one line and exit
+code 2. Nothing heavy is imported before it is needed.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pipeline.cli import (
     checkpoint_commands,
     doctor_command,
     expansion_commands,
+    flops_command,
     pilot_command,
     profile_command,
     report_commands,
@@ -37,6 +38,7 @@ EPILOG = """examples:
   lemon report runs/quickstart-bert                             report.html and report.json
   lemon profile configs/quickstart/bert.yaml --stage small      where the time of a training step goes
   lemon pilot configs/growth/in-mid-run-bert.yaml --stage none-grown-at-80   when to grow, at the latest
+  lemon flops bert-base/config.json --sequence-length 512       what a model or a run costs, from its config alone
   lemon doctor                                                  whether this machine can train
 """
 
@@ -61,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         doctor_command,
         profile_command,
         pilot_command,
+        flops_command,
     ):
         group.add_parsers(commands)
     for command in commands.choices.values():

@@ -16,7 +16,9 @@ def add_parsers(commands: Commands) -> None:
         help="what to compare at: a number, 'lowest' (the baseline's best, as if it had been stopped there) or 'final' "
         "(what it ends with; the default, where no 'stop' has ended the stage)",
     )
-    report.add_argument("--baseline", metavar="STAGE", help="stage from scratch (default: as the config says, or the best)")
+    report.add_argument(
+        "--baseline", metavar="STAGE", help="stage from scratch (default: as the config says, or the best)"
+    )
     report.add_argument(
         "--metric",
         choices=("loss", "top1", "accuracy"),

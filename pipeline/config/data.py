@@ -27,6 +27,11 @@ Evaluated = Literal["all", "validation", "test"]
 """Of the evaluation samples: see data/held_out.py."""
 
 
+def predicted(mask: float, block: int) -> int:
+    """Positions that a masked model predicts of a block: a fraction of those between [CLS] and [SEP]."""
+    return max(1, round(mask * (block - 2)))
+
+
 class TextData(Strict):
     """Text in packed blocks, of which a masked model predicts hidden tokens, a causal one every next token."""
 
@@ -42,7 +47,7 @@ class TextData(Strict):
     mask: float = Field(0.15, gt=0, lt=1, description="fraction of a block that a masked model predicts")
     evaluation_blocks: int = Field(256, ge=1)
     evaluate: Evaluated = Field(
-        "all", description="which of the evaluation samples: all, or the half to choose by (validation) or to claim on (test)"
+        "all", description="of the evaluation samples: all, or the half to choose by (validation) or to claim on (test)"
     )
     cross_document: bool = Field(True, description="whether tokens attend to the other documents of their block")
     workers: int = Field(0, ge=0, le=256, description="loader processes per rank")
@@ -50,7 +55,7 @@ class TextData(Strict):
     @property
     def scored(self) -> int:
         """Predicted positions per block: always the same number, so that shapes are fixed."""
-        return max(1, round(self.mask * (self.block - 2)))
+        return predicted(self.mask, self.block)
 
 
 Augmentation = Literal["none", "shift", "crop-flip", "deit"]
@@ -78,7 +83,7 @@ class ImageData(Strict):
         2048, ge=1, description="at most; at most a fifth of the data where they are cut from it"
     )
     evaluate: Evaluated = Field(
-        "all", description="which of the evaluation samples: all, or the half to choose by (validation) or to claim on (test)"
+        "all", description="of the evaluation samples: all, or the half to choose by (validation) or to claim on (test)"
     )
     workers: int = Field(0, ge=0, le=256)
 
