@@ -147,11 +147,7 @@ class Loop:
         self.samples = StepSamples(plan, ranks, engine.accumulation)
         self.evaluation = evaluation_batches(plan.data, plan.config.data, plan.config.seed, **ranks)
         self.progress = Progress(
-            plan.stage.name,
-            plan.rates.steps,
-            plan.folder.path,
-            plan.data.facts["kind"],
-            world.first,
+            plan.stage.name, plan.rates.steps, plan.folder.path, plan.data.facts["kind"], world.first
         )
         self.trackers = Trackers()
         self.begun: deque[BegunStep] = deque()

@@ -56,7 +56,7 @@ class ComposerNames:
         return whole | {f"throughput/device/{name}": speed / ranks for name, speed in speeds.items()}
 
     def _progress(self, step: int) -> dict[str, float]:
-        done = {"time/batch": step, "time/sample": step * self._facts.samples_per_step}
+        done: dict[str, float] = {"time/batch": step, "time/sample": step * self._facts.samples_per_step}
         return done | ({"time/token": step * self._facts.tokens_per_step} if self._text else {})
 
     def _of_evaluation(self, record: EvaluationRecord) -> dict[str, float]:

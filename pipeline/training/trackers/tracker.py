@@ -1,6 +1,6 @@
 """What a tracker is to the training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,5 +29,5 @@ class Opening:
     run: str
     stage: str
     step: int
-    earlier: list[tuple[int, Values]]
+    earlier: Sequence[tuple[int, Values]]
     about: dict[str, Any]
