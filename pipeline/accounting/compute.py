@@ -17,8 +17,8 @@ class Compute:
 
 @dataclass(frozen=True)
 class Growth:
-    """One expansion: the training compute of its source, and of the training from it on (the fit of the growth included)
-    to the next expansion, or the end."""
+    """One expansion: the training compute of its source, and of the training from it to the next expansion, or the end,
+    the fit of the growth included."""
 
     name: str
     source: Compute

@@ -1,4 +1,4 @@
-"""For how long devices were at work on a stage, and what that took of energy and carbon, by factors that users state."""
+"""For how long devices were at work on a stage, and what energy and carbon that took, by factors that a user states."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

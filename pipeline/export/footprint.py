@@ -46,8 +46,8 @@ class Footprint:
         return ", ".join(dict.fromkeys(each for time in self.times for each in time.hardware))
 
     def front(self) -> dict[str, Any]:
-        """`co2_eq_emissions`, with the hub's fields (https://huggingface.co/docs/hub/model-cards-co2), where factors for
-        it are stated."""
+        """`co2_eq_emissions` where factors are stated, with the hub's fields
+        (https://huggingface.co/docs/hub/model-cards-co2)."""
         grams = self.factors.emissions(self.device_seconds) if self.factors else None
         if self.factors is None or grams is None:
             return {}

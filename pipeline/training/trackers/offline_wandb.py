@@ -33,7 +33,11 @@ class OfflineWandb:
         self._run.log(dict(values), step=self._step)
 
     def close(self) -> None:
+        """The service that writes the file ends with it: `finish` of an offline run does not wait for that."""
+        import wandb
+
         self._run.finish()
+        wandb.teardown()
 
 
 def opened(opening: Opening) -> OfflineWandb:
