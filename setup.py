@@ -66,7 +66,7 @@ setup(
     extras_require={
         "quickstart": ["scikit-learn>=1.5"],
         "vision": ["kornia>=0.8"],
-        "tracking": ["tensorboard>=2.17"],
+        "tracking": ["tensorboard>=2.17", "wandb>=0.31"],
         "test": TEST,
         "dev": [*TEST, "ruff>=0.14", "mypy>=1.18", "pre-commit>=4", "types-PyYAML>=6"],
     },

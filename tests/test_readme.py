@@ -100,6 +100,7 @@ def test_commands_and_their_options_exist(page):
     foreign |= {"--gpu", "--shapes", "--precisions", "--sides"}  # of benchmarks/training_speed.py
     foreign |= {"--folder", "--cores", "--shared"}  # of benchmarks/projection.py
     foreign |= {"--max-restarts", "--requeue", "--array"}  # of torchrun, of Slurm
+    foreign |= {"--logdir", "--append"}  # of tensorboard, of wandb
     for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text):
         assert option in known | foreign, option
 

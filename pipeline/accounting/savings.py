@@ -11,7 +11,6 @@ from pipeline.accounting.crossing import Metric, Reach, best, measured, reach
 from pipeline.accounting.lineage import Ancestor, origins
 from pipeline.accounting.recorded_runs import Content, Evaluation, RecordedRun, RecordedStage, RecordReader
 
-
 WORDS: dict[Metric, str] = {"loss": "evaluation loss", "top1": "top-1 accuracy"}
 STOPS: dict[Metric, str] = {"loss": "eval_loss", "top1": "top1"}
 """What a stage's `stop` calls them."""

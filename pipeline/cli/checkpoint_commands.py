@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
 import pipeline
 from pipeline.cli.arguments import (
@@ -17,10 +18,15 @@ from pipeline.cli.arguments import (
     add_source_config,
     add_workers,
     path,
+    positive_number,
     selected_layout,
 )
 from pipeline.cli.output import console
+from pipeline.errors import UserError
 from pipeline.records.processes import WORKERS
+
+if TYPE_CHECKING:
+    from pipeline.accounting.device_time import PowerFactors
 
 
 def add_parsers(commands: Commands) -> None:
@@ -97,6 +103,39 @@ def _add_export(commands: Commands) -> None:
     command.add_argument("--dtype", default="float32", choices=DTYPES, help="of the stored weights (default float32)")
     add_source_config(command)
     add_hash(command)
+    _add_statements(command)
+
+
+def _add_statements(command: argparse.ArgumentParser) -> None:
+    """What the model card cannot know by itself."""
+    command.add_argument(
+        "--base-model",
+        metavar="OWNER/NAME",
+        help="of the card: the model on the hub that the lineage begins with (default: what its folder says)",
+    )
+    command.add_argument(
+        "--device-power",
+        type=positive_number,
+        metavar="WATTS",
+        help="of the card: what one rank's device draws; with the recorded device time it gives the energy",
+    )
+    command.add_argument(
+        "--pue", type=_pue, metavar="RATIO", help="with --device-power: power of the site over its devices' (default 1)"
+    )
+    command.add_argument(
+        "--carbon-intensity",
+        type=positive_number,
+        metavar="G_PER_KWH",
+        help="with --device-power: grams of CO2 equivalents of a kWh; gives co2_eq_emissions",
+    )
+    command.add_argument("--location", metavar="PLACE", help="with --carbon-intensity: where the devices stand")
+
+
+def _pue(text: str) -> float:
+    value = positive_number(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is below 1: a site draws what its devices do, at least")
+    return value
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -139,5 +178,25 @@ def _export(options: argparse.Namespace) -> None:
     from pipeline.export import folder
 
     folder.export_checkpoint(
-        options.source, options.out, options.dtype, options.source_config, WORKERS, options.algorithm
+        options.source,
+        options.out,
+        options.dtype,
+        options.source_config,
+        WORKERS,
+        options.algorithm,
+        folder.Stated(options.base_model, _power_factors(options)),
     )
+
+
+def _power_factors(options: argparse.Namespace) -> "PowerFactors | None":
+    """Raises UserError for a factor without the one that it belongs to."""
+    from pipeline.accounting.device_time import PowerFactors
+
+    needs = {"pue": "device_power", "carbon_intensity": "device_power", "location": "carbon_intensity"}
+    for name, other in needs.items():
+        if getattr(options, name) is not None and getattr(options, other) is None:
+            flag, needed = (f"--{each.replace('_', '-')}" for each in (name, other))
+            raise UserError(f"{flag}: it says nothing without {needed}; add that, or leave it out")
+    if options.device_power is None:
+        return None
+    return PowerFactors(options.device_power, options.pue or 1.0, options.carbon_intensity, options.location)

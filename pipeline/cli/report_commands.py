@@ -1,6 +1,7 @@
 """`lemon report`."""
 
 import argparse
+from typing import Literal
 
 from pipeline.cli.arguments import Commands, path
 
@@ -40,7 +41,7 @@ def _target(text: str) -> float | str:
 def _report(options: argparse.Namespace) -> None:
     from pipeline import report
 
-    metric = "top1" if options.metric == "accuracy" else options.metric
+    metric: Literal["loss", "top1"] = "loss" if options.metric == "loss" else "top1"
     content = report.build(options.runs, target=options.target, baseline=options.baseline, metric=metric)
     page = report.write(content, options.out or options.runs[0])
     print(report.summary(content, page))

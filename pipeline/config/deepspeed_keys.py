@@ -33,7 +33,8 @@ BY_THE_STAGE = {
     "compile": "compile",
     "checkpoint": "save, save_every and keep",
     "steps_per_print": "log_every",
-    "tensorboard": "tensorboard",
+    "tensorboard": "trackers",
+    "wandb": "trackers",
 }
 """Keys of DeepSpeed's, nested ones behind a dot, by those of a training stage that decide them."""
 
@@ -62,8 +63,7 @@ _REFUSALS = {
         zero_optimization.zero_quantized_gradients zero_optimization.zero_quantized_nontrainable_weights
         """,
     "report.html says where the time of a stage goes, and metrics.jsonl holds its metrics": """
-        wall_clock_breakdown memory_breakdown dump_state flops_profiler comms_logger timers csv_monitor wandb comet
-        log_level
+        wall_clock_breakdown memory_breakdown dump_state flops_profiler comms_logger timers csv_monitor comet log_level
         """,
     "it is not tested here": """
         autotuning vocabulary_size graph_harvesting disable_python_gc

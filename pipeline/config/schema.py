@@ -48,6 +48,8 @@ def _not_empty(place: str) -> str:
 
 Place = Annotated[str, AfterValidator(_not_empty)]
 """The path of a file or folder."""
+TrackerName = Literal["tensorboard", "wandb"]
+"""A program that draws what a stage measures."""
 
 
 RECORDED = "recorded"
@@ -124,13 +126,23 @@ class TrainStage(Strict):
         "the training waits for the files, and needs no memory for a copy",
     )
     keep: Annotated[Retention, BeforeValidator(_retention)] = Retention()
-    tensorboard: bool = False
+    trackers: tuple[TrackerName, ...] = Field(
+        (),
+        description="what its metrics are written for besides: tensorboard, wandb (offline: nothing is sent); "
+        "docs/trackers.md",
+    )
+    tensorboard: bool = Field(False, description="the same as trackers: [tensorboard]")
     stability: Stability = Stability()
     stop: Stop | None = Field(None, description="ends the stage at the first evaluation that reaches a target")
 
     @property
     def origin(self) -> str | None:
         return self.start
+
+    @property
+    def tracked_by(self) -> tuple[TrackerName, ...]:
+        """Its trackers, each once."""
+        return tuple(dict.fromkeys((*(("tensorboard",) if self.tensorboard else ()), *self.trackers)))
 
     @property
     def sums(self) -> GradientSums | None:

@@ -6,9 +6,9 @@
     )
 
 Files, in the order of the data's way: sources (what a config names) -> documents, census, tokenizers, packing,
-text_building, text, masking, causal | images, augment -> prepared (the folder) -> blocks (as a stage reads it), held_out (what is evaluated) ->
-sampler (the order of the samples) -> batches (the loader) -> on_device, views, rand_augment, mixing (what is done to a
-batch there).
+text_building, text, masking, causal | images, augment -> prepared (the folder) -> blocks (as a stage reads it),
+held_out (what is evaluated) -> sampler (the order of the samples) -> batches (the loader) -> on_device, views,
+rand_augment, mixing (what is done to a batch there).
 """
 
 from pipeline.data.batches import evaluation_batches, train_batches

@@ -1,5 +1,6 @@
 """The model card: what a model is, how it came to be, what that cost, and how to load it."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import transformers
@@ -10,6 +11,8 @@ from pipeline import models
 from pipeline.accounting.lineage import Ancestor
 from pipeline.accounting.totals import Amounts
 from pipeline.checkpoints.sidecars import SOURCE_README
+from pipeline.export.base_model import RELATIONS, base_model
+from pipeline.export.footprint import Footprint
 from pipeline.growth.verification.equivalence import measurement_in_words
 from pipeline.models import Family, Head
 from pipeline.records.versions import installed
@@ -22,28 +25,33 @@ TASKS = {
 }
 """The hub's name for what a model with such a head does; a bare model gives features."""
 INHERITED = ("license", "license_name", "license_link", "base_model", "base_model_relation", "language", "datasets")
-"""What a card says of licence and lineage, which growing or rewriting its weights does not change."""
+"""What a card says of licence and lineage, which rewriting its weights does not change."""
 AUTO = {"masked-lm": "AutoModelForMaskedLM", "causal-lm": "AutoModelForCausalLM"}
 
 
+@dataclass(frozen=True)
+class Origins:
+    """Where a model came from. ancestors: oldest first; source: the card of its source, of which licence and lineage
+    are kept; base_model: its id on the hub, where the user states it."""
+
+    ancestors: list[Ancestor]
+    footprint: Footprint
+    source: str | None = None
+    base_model: str | None = None
+
+
 def card(
-    name: str,
-    config: PretrainedConfig,
-    dtype: str,
-    ancestors: list[Ancestor],
-    data: dict[str, Any],
-    tokenizer: bool,
-    source: str | None = None,
+    name: str, config: PretrainedConfig, dtype: str, origins: Origins, data: dict[str, Any], tokenizer: bool
 ) -> str:
-    """The content of README.md. data: the facts of the prepared data, empty where they are not known. source: the card
-    of the source, of which licence and lineage are kept."""
+    """The content of README.md. data: the facts of the prepared data, empty where they are not known."""
     family, architecture = models.of_config(config), models.architecture_of(config)
-    head = family.head(config)
+    head, ancestors = family.head(config), origins.ancestors
     model = f"A `{family.name}` model (`{head.class_name}`)"
     sizes = ", ".join(f"{space} {size:,}" for space, size in architecture.sizes().items())
+    kept = _kept(origins)
     return "\n".join(
         [
-            *_front(family, head, inherited(source or "")),
+            *_front(family, head, kept),
             f"# {name}",
             "",
             f"{model} of {architecture.parameters:,} parameters, stored in {dtype}: {sizes}.",
@@ -52,20 +60,42 @@ def card(
             "",
             *[f"{number}. {_history(ancestor)}" for number, ancestor in enumerate(ancestors, 1)],
             "",
+            *_base_model(kept),
             "## What it cost",
             "",
             *_ledger(ancestors),
+            "",
+            *origins.footprint.lines(),
             "",
             "## How to load it",
             "",
             *_loading(name, family, head, tokenizer),
             "",
             *_inputs(data),
-            *_source_card(source),
+            *_source_card(origins.source),
             f"Written by {', '.join(f'{library} {version}' for library, version in installed().items())}.",
             "",
         ]
     )
+
+
+def _kept(origins: Origins) -> dict[str, Any]:
+    """What the front matter says beside what follows from the model itself."""
+    said = inherited(origins.source or "")
+    lineage = base_model(origins.ancestors, said, origins.base_model)
+    others = {key: value for key, value in said.items() if not key.startswith("base_model")}
+    return others | lineage | origins.footprint.front()
+
+
+def _base_model(front: dict[str, Any]) -> list[str]:
+    """What the hub cannot be told of a base model."""
+    if "base_model" not in front or "base_model_relation" in front:
+        return []
+    known = f"{', '.join(RELATIONS[:-1])} and {RELATIONS[-1]}"
+    return [
+        f"Its `base_model_relation` is left open: the hub knows {known}, and none of them is what was done here.",
+        "",
+    ]
 
 
 def _source_card(source: str | None) -> list[str]:
@@ -87,7 +117,7 @@ def _front(family: Family, head: Head, kept: dict[str, Any]) -> list[str]:
     task = TASKS.get(head.name, "image-feature-extraction" if family.data == "images" else "feature-extraction")
     return [
         "---",
-        *(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True).splitlines() if kept else []),
+        *(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=100).splitlines() if kept else []),
         "library_name: transformers",
         f"pipeline_tag: {task}",
         "tags:",

@@ -106,8 +106,9 @@ class Run(Content):
 
 class Report(Content):
     """The whole report. command: what writes it again. Since format 2 every key is always there, null where nothing is
-    known, and a stage's speed has the seconds of evaluation and saving. Keys are added (wall_time, events). Since format
-    3 a target has a metric and a value, and a curve its best evaluation, where both were losses (loss, lowest)."""
+    known, and a stage's speed has the seconds of evaluation and saving. Keys are added (wall_time, events). Since
+    format 3 a target has a metric and a value, and a curve its best evaluation, where both were losses (loss,
+    lowest)."""
 
     format: Literal[3] = 3
     command: str

@@ -27,6 +27,7 @@ from pipeline.optim.optimizers import OptimizerSpec
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import NEW_ENTRIES
 from pipeline.runs import stage_models
+from pipeline.training import trackers
 from pipeline.training.engine import precisions_of_workers, require_precision
 from pipeline.training.fingerprint import require_same
 from pipeline.training.length import pace, rates, require_open_end
@@ -104,6 +105,8 @@ def _stage_before_data(
     if isinstance(stage, TrainStage):
         if not (folder := StageFolder(config.path / stage.name)).finished:
             _require_division(as_begun(stage, folder), ranks)
+            with placed(f"stages.{stage.name}"):
+                trackers.require(stage.tracked_by)
         require_precision(stage, precisions)
     else:
         options(stage, config.seed)

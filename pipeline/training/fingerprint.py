@@ -25,7 +25,7 @@ from pipeline.records.stage_facts import NUMBER_FORMATS, StageFacts, TrainFacts
 from pipeline.records.strict import Strict
 from pipeline.training import settled
 
-CADENCE = {"evaluate_every", "save_every", "log_every", "save", "keep", "tensorboard"}
+CADENCE = {"evaluate_every", "save_every", "log_every", "save", "keep", "tensorboard", "trackers"}
 LAYOUT = {"micro_batch", "activation_checkpointing", "zero_stage"}
 """The loss is the mean over all samples of a batch, however they are split; the sum's order changes its last digits.
 With dropout, though, masks are drawn for each micro-batch: another micro_batch draws others, other ranks do not."""

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections import deque
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,14 @@ from pipeline.records.data_position import KEY, DataPosition
 from pipeline.records.ledger_check import require_agreement
 from pipeline.records.run_folder import StageFolder, write_text
 from pipeline.records.stage_facts import ReachedTarget, TrainFacts
-from pipeline.records.stage_records import BESIDE, EvaluationRecord, LedgerEntry, SaveRecord, TrainingRecord
+from pipeline.records.stage_records import (
+    BESIDE,
+    EvaluationRecord,
+    LedgerEntry,
+    MetricsRecord,
+    SaveRecord,
+    TrainingRecord,
+)
 from pipeline.training import former_draws, lost_steps, machine_choices, optimizer_kernel, resharded_start, wall_clock
 from pipeline.training.data_position import recorded
 from pipeline.training.engine import Engine, World, free, of_rank_0
@@ -36,6 +44,7 @@ from pipeline.training.stage import TrainingPlan, flops_before, plan_training, s
 from pipeline.training.step_in_flight import AHEAD, StepInFlight, StepResult
 from pipeline.training.subject import Subject
 from pipeline.training.target import reached_at
+from pipeline.training.trackers import Trackers, tracked
 from pipeline.training.window import Window
 
 logger = logging.getLogger(__name__)
@@ -140,13 +149,9 @@ class Loop:
         facts, part = plan.data.facts, plan.config.data.evaluate
         self.evaluation_samples = len(evaluated(part, facts["kind"], facts["evaluation"]))
         self.progress = Progress(
-            plan.stage.name,
-            plan.rates.steps,
-            plan.folder.path,
-            plan.data.facts["kind"],
-            world.first,
-            plan.stage.tensorboard,
+            plan.stage.name, plan.rates.steps, plan.folder.path, plan.data.facts["kind"], world.first
         )
+        self.trackers = Trackers()
         self.begun: deque[BegunStep] = deque()
         self.ahead = 0 if plan.stage.stability.may_skip else AHEAD[world.device.type]
         self.finished, self.stop = 0.0, False
@@ -162,7 +167,7 @@ class Loop:
         checkpoint."""
         stage, total = self.plan.stage, self.plan.rates.steps
         self.stabilizer, self.saved = stabilizer_at(self.plan, step), step
-        with self.progress, self.engine.saving.settled():
+        with self._tracked(step if resumed else -1) as self.trackers, self.progress, self.engine.saving.settled():
             device = f"{self.world.device.type} {number_formats.words(stage)}"
             self.progress.begin(step, self.peak.flops, self.world.size, device)
             self._spent(step, "start")
@@ -187,6 +192,12 @@ class Loop:
                     raise Preempted(f"stage '{stage.name}' stopped at step {step} of {total}, which is saved")
             self._tell_target(step)
         return True
+
+    def _tracked(self, step: int) -> AbstractContextManager[Trackers]:
+        """The trackers of a stage that goes on from `step`; none on other ranks than the first."""
+        plan = self.plan
+        names = plan.stage.tracked_by if self.world.first else ()
+        return tracked(plan.folder, names, plan.config.name, plan.data.facts["kind"], step)
 
     def _begin(self, step: int, resumed: bool) -> None:
         """Evaluate what a stage begins with, which may end it; one that goes on may have been evaluated at its end."""
@@ -304,9 +315,14 @@ class Loop:
             mfu=self.peak.utilization(plan.stage.batch * plan.cost.train * speed),
             window=means.steps,
         )
-        plan.folder.metrics.append(record)
+        self._measured(record)
         self._spend_on_steps(step, means.steps)
         self.progress.step(record)
+
+    def _measured(self, record: MetricsRecord) -> None:
+        """Record what was measured, and tell the trackers."""
+        self.plan.folder.metrics.append(record)
+        self.trackers.add(record)
 
     def _spend_on_steps(self, step: int, count: int) -> None:
         """Record what the last `count` steps have cost."""
@@ -339,7 +355,7 @@ class Loop:
         self.evaluated = {step: {retention.EVALUATION: result["eval_loss"]}}
         self.at_target = self.plan.target is not None and self.plan.target.met_by(result)
         if self.world.first:
-            self.plan.folder.metrics.append(_evaluation_record(step, result, seconds))
+            self._measured(_evaluation_record(step, result, seconds))
             samples = self.evaluation_samples
             tokens = samples * data.facts["tokens_per_sample"]
             flops = samples * self.plan.cost.forward
@@ -382,8 +398,7 @@ class Loop:
     def _record_saves(self) -> None:
         for save in self.engine.saving.published():
             step = save.publication.facts["step"]
-            record = SaveRecord(step=step, save_seconds=save.pause, published_seconds=save.seconds)
-            self.plan.folder.metrics.append(record)
+            self._measured(SaveRecord(step=step, save_seconds=save.pause, published_seconds=save.seconds))
 
     def _provenance(self, step: int) -> dict[str, Any]:
         """Where the weights come from, how far the data are read, and every FLOP spent on them, the origin's and lost

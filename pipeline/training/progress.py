@@ -6,19 +6,13 @@ It is shown where the logger `pipeline` would show INFO, so a library that uses 
 import logging
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from pipeline.errors import UserError
 from pipeline.records.stage_records import TrainingRecord
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +23,8 @@ SECONDS_BETWEEN_LINES = 30
 class Progress:
     """Of a stage of `total` steps on `kind` (text or images). first: rank 0 shows and writes, the others do nothing."""
 
-    def __init__(self, stage: str, total: int, folder: Path, kind: str, first: bool, tensorboard: bool):
-        self.stage, self.total, self.folder, self.first, self.tensorboard = stage, total, folder, first, tensorboard
+    def __init__(self, stage: str, total: int, folder: Path, kind: str, first: bool):
+        self.stage, self.total, self.folder, self.first = stage, total, folder, first
         self.shown = first and logger.isEnabledFor(logging.INFO)
         self.rate_key, self.unit = (
             ("tokens_per_second", "tokens/s") if kind == "text" else ("samples_per_second", "images/s")
@@ -47,18 +41,13 @@ class Progress:
         self.bar = Bar(*columns, console=self.console, disable=not (self.shown and sys.stdout.isatty()))
         self.task = self.bar.add_task(stage, total=total, status="")
         self.last_line = time.monotonic()
-        self.writer: SummaryWriter | None = None
 
     def __enter__(self) -> "Progress":
         self.bar.start()
-        if self.first and self.tensorboard:
-            self.writer = _tensorboard(self.folder / "tensorboard")
         return self
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
-        if self.writer:
-            self.writer.close()
 
     def begin(self, step: int, peak: float | None, ranks: int, device: str) -> None:
         """Say where the stage begins, and what its MFU is measured against: `peak` FLOP/s of all `ranks` together."""
@@ -78,13 +67,11 @@ class Progress:
         speed = f"{getattr(record, self.rate_key):,.0f} {self.unit}"
         status = f"loss {record.loss:.3f}  lr {record.lr:.1e}  {speed}{mfu}"
         self.bar.update(self.task, completed=record.step, status=status)
-        self._log_scalars(record.step, record.model_dump(), "train")
         if self.bar.disable and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
             self._write(f"{self.stage}: step {record.step} of {self.total}  {status}")
 
     def evaluation(self, step: int, result: dict[str, float]) -> None:
         values = "  ".join(f"{name.removeprefix('eval_')} {value:.4f}" for name, value in result.items())
-        self._log_scalars(step, result, "evaluation")
         self._write(f"{self.stage}: step {step} of {self.total}  evaluation {values}")
 
     def ended(self, step: int, why: str) -> None:
@@ -110,17 +97,3 @@ class Progress:
     def _log(self, line: str) -> None:
         with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-
-    def _log_scalars(self, step: int, measured: Mapping[str, Any], group: str) -> None:
-        if self.writer:
-            for name, value in measured.items():
-                if isinstance(value, float):
-                    self.writer.add_scalar(f"{group}/{name}", value, step)
-
-
-def _tensorboard(folder: Path) -> "SummaryWriter":
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError("tensorboard: true needs the package; pip install -e '.[tracking]'") from error
-    return SummaryWriter(str(folder))

@@ -95,6 +95,7 @@ GOOD: dict[str, tuple[Any, ...]] = {
     "weight_decay": (0, 0.5),
     "activation_checkpointing": (True, False),
     "tensorboard": (True, False),
+    "trackers": ([], ["tensorboard"]),
     "workers": (0, 12),
 }
 """Values that it may have."""

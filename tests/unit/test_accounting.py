@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.accounting.crossing import crossing, reach
 from pipeline.accounting.lineage import lineage
 from pipeline.accounting.recorded_runs import Evaluation, RecordReader, curve
-from pipeline.accounting.crossing import crossing, reach
 from pipeline.accounting.totals import Amounts, by_kind, training_flops
 from pipeline.records.stage_records import EvaluationRecord, LedgerEntry
 from pipeline.report import build

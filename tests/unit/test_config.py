@@ -19,7 +19,7 @@ MISTAKES = [
     ("models.small.width=5", "models.small.width: unknown key; known: "),
     (
         "foo=1",
-        "foo: unknown key; known: baseline, data, folder, hang, hash, max_time, models, name, node_timeout, processes, restarts,",
+        "foo: unknown key; known: baseline, data, folder, hang, hash, max_time, models, name, node_timeout, processes,",
     ),
     ("models.small.heads=5", "models.small: hidden 96 is not a multiple of heads 5; choose heads that divide it"),
     (

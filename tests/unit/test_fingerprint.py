@@ -198,6 +198,7 @@ FREE = [
     "activation_checkpointing=true",
     "activation_checkpointing=3",
     "tensorboard=true",
+    "trackers=[tensorboard, wandb]",
     "zero_stage=1",
     "deepspeed.zero_optimization.reduce_bucket_size=1000",
 ]

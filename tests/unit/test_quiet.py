@@ -16,7 +16,7 @@ from tests.helpers.invented_runs import training_record
 
 def train_and_evaluate(folder: Path) -> str:
     """Returns log.txt, which is written in any case."""
-    with Progress("small", 10, folder, "text", first=True, tensorboard=False) as progress:
+    with Progress("small", 10, folder, "text", first=True) as progress:
         progress.begin(5, None, 2, "cpu fp32")
         progress.step(training_record(6, 3.0))
         progress.evaluation(6, {"eval_loss": 2.5, "perplexity": 12.0})
