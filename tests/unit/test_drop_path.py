@@ -1,6 +1,7 @@
 """Stochastic depth: against formulas written out here, in training alone, and without a trace in what is saved."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from pipeline import models
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
-from pipeline.expansion import target
+from pipeline.expansion import fit, target
 from pipeline.growth.verification.probe import fitted, probe
 from pipeline.models import drop_path, starts
 from pipeline.training.subject import of_model
@@ -204,6 +205,15 @@ def test_a_target_has_its_own_rate(name, rate):
     assert getattr(starts.with_training_keys(small, large), drop_path.KEY) == rate
     silent = sample(name, layers=LAYERS, hidden=24, mlp=48)
     assert getattr(target.adopt(small, silent), drop_path.KEY, 0.0) == 0.0
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("dropout, rate", [(0.0, 0.0), (0.1, 0.0), (None, RATE)])
+def test_a_fit_with_a_dropout_of_its_own_drops_no_branches(tmp_path, name, dropout, rate):
+    (tmp_path / "target.json").write_text(models.config_text(config(name)))
+    stage = SimpleNamespace(target="target.json", dropout=dropout)
+    wanted = fit.target(SimpleNamespace(path=tmp_path), stage, None)
+    assert getattr(wanted, drop_path.KEY) == rate and wanted.hidden_dropout_prob == (dropout or 0.0)
 
 
 def test_dinov2_drops_as_its_own_code_does():
