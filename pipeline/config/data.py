@@ -74,7 +74,10 @@ class ImageData(Strict):
     cutmix: float = Field(0.0, ge=0, le=100, description="alpha of cutmix, 0: off; DeiT has 1.0")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label that all classes have; DeiT has 0.1")
     repeats: int = Field(
-        1, ge=1, le=MOST_REPEATS, description="views of an image, each augmented for itself, near one another; DeiT has 3"
+        1,
+        ge=1,
+        le=MOST_REPEATS,
+        description="views of an image, each augmented for itself, near one another; DeiT has 3",
     )
     evaluation_crop: float = Field(
         1.0,

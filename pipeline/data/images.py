@@ -32,11 +32,7 @@ class ImageSamples:
     """Reads the samples of a prepared folder."""
 
     def __init__(
-        self,
-        folder: Path,
-        facts: dict[str, Any],
-        augmentation: Augmentation = "none",
-        evaluation_crop: float = 1.0,
+        self, folder: Path, facts: dict[str, Any], augmentation: Augmentation = "none", evaluation_crop: float = 1.0
     ):
         """Raises UserError when the folder is damaged or the augmentation needs a package that is not installed."""
         self.facts = facts

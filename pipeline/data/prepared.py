@@ -29,7 +29,16 @@ logger = logging.getLogger(__name__)
 NAME, FORMAT = "data.json", 3
 """Format 1 had no hashes, and no number. Format 2 had no version of masking, and a vocabulary of as many rows as
 pieces."""
-READ_LATER = {"workers", "augment", "cross_document", "mixup", "cutmix", "label_smoothing", "repeats", "evaluation_crop"}
+READ_LATER = {
+    "workers",
+    "augment",
+    "cross_document",
+    "mixup",
+    "cutmix",
+    "label_smoothing",
+    "repeats",
+    "evaluation_crop",
+}
 """Keys of the data config that change how samples are read, not what is stored."""
 ANEW = "restore it, or remove the folder to prepare the data again"
 

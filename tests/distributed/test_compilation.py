@@ -28,8 +28,8 @@ def compiler() -> str:
 def both(
     workers, world: int = 1, steps: int = 6, family: str = "bert-pre-ln", sizes: dict | None = None, **stage: object
 ) -> tuple[list, list]:
-    """sizes: of the model, where they are others. The losses of eager and of compiled layers, each of which have compiled a graph for training and one for
-    evaluation, whole ones."""
+    """The losses of eager and of compiled layers, each of which have compiled a graph for training and one for
+    evaluation, whole ones. sizes: of the model, where they are others."""
     fields = {"micro_batch": BATCH // world // 2, **stage}
     job = {"family": family, "sizes": sizes or {}, "stage": fields, "steps": steps}
     told = workers.run(ENGINE, job, world=world)

@@ -54,7 +54,13 @@ def test_the_later_position_in_the_same_order_counts():
     here, later = DataPosition(10, 100, 1, None), DataPosition(30, 100, 1, None)
     views = DataPosition(30, 100, 1, None, repeats=3)
     assert here.behind(later) == later == later.behind(here)
-    for other in (None, DataPosition(30, 99, 1, None), DataPosition(30, 100, 2, None), DataPosition(30, 100, 1, 64), views):
+    for other in (
+        None,
+        DataPosition(30, 99, 1, None),
+        DataPosition(30, 100, 2, None),
+        DataPosition(30, 100, 1, 64),
+        views,
+    ):
         assert here.behind(other) == here
 
 
@@ -86,7 +92,9 @@ def test_weights_that_were_trained_in_another_order_are_refused(prepared, tmp_pa
     here = data.open_prepared(config.load(prepared).path / "data")
     order = {"size": 1737, "seed": 1, **other}
     views = ", 3 views of each" if "repeats" in order else ""
-    said = f"trained on {order['size']:,} images an epoch under seed {order['seed']}{views}, and this stage reads 1,737 "
+    said = (
+        f"trained on {order['size']:,} images an epoch under seed {order['seed']}{views}, and this stage reads 1,737 "
+    )
     with pytest.raises(UserError, match=said):
         first_behind(start, here, 1, WHERE)
 

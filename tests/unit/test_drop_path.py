@@ -182,7 +182,9 @@ def test_a_model_of_a_run_has_the_rate_that_it_says(name):
 
 @pytest.mark.parametrize("name", sorted(set(models.FAMILIES) - set(HAVING)))
 def test_families_that_have_none_say_so(name):
-    with pytest.raises(UserError, match=f"models of family '{name}' have no drop_path, got 0.1; remove it \\(bert-pre-"):
+    with pytest.raises(
+        UserError, match=f"models of family '{name}' have no drop_path, got 0.1; remove it \\(bert-pre-"
+    ):
         models.family_of(sizes(name, drop_path=0.1))
     assert models.family_of(sizes(name, drop_path=0.0))
 

@@ -413,7 +413,7 @@ def test_the_centre_is_what_resizing_and_cropping_leave(width, height, share):
         resized = image.resize((shorter, int(shorter * height / width)), PIL.Image.Resampling.BICUBIC)
     else:
         resized = image.resize((int(shorter * width / height), shorter), PIL.Image.Resampling.BICUBIC)
-    left, top = int(round((resized.width - size) / 2.0)), int(round((resized.height - size) / 2.0))
+    left, top = round((resized.width - size) / 2.0), round((resized.height - size) / 2.0)
     expected = np.asarray(resized)[top : top + size, left : left + size]
     assert np.array_equal(augment.fit_centre(image, size, share), expected)
 
@@ -422,7 +422,9 @@ def test_evaluation_images_are_cut_to_their_centre(noise):
     """Training images, the statistics and a run without the key know nothing of it."""
     data, prepared = noise[0].model_copy(update={"evaluation_crop": 0.5}), noise[1]
     images, _ = ImageSamples(prepared.folder, prepared.facts).read("evaluation", np.arange(12))
-    ours, whole = (next(iter(evaluation_batches(prepared, each, 3, micro_batch=12, rank=0, world=1))) for each in (data, noise[0]))
+    ours, whole = (
+        next(iter(evaluation_batches(prepared, each, 3, micro_batch=12, rank=0, world=1))) for each in (data, noise[0])
+    )
     size, views = 32, Views(prepared.facts["mean"], prepared.facts["std"])
     for cropped, plain, image in zip(ours.inputs["pixel_values"], whole.inputs["pixel_values"], images, strict=True):
         large = image.resize((2 * size, 2 * size), PIL.Image.Resampling.BICUBIC).crop((16, 16, 48, 48))
