@@ -1,6 +1,6 @@
 """What a run trains on: text in packed blocks, or images with classes."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -35,6 +35,8 @@ def predicted(mask: float, block: int) -> int:
 class TextData(Strict):
     """Text in packed blocks, of which a masked model predicts hidden tokens, a causal one every next token."""
 
+    repeats: ClassVar[int] = 1
+
     kind: Literal["text"]
     dataset: str | list[str] = Field("embedded", description="embedded, a hub name, or local files/folders/globs")
     subset: str | None = Field(None, description="configuration of a hub data set, e.g. 20231101.en")
@@ -62,6 +64,10 @@ Augmentation = Literal["none", "shift", "crop-flip", "deit"]
 """Of training images: see data/augment.py."""
 
 
+MOST_REPEATS = 64
+"""Hoffer et al. (arXiv:1901.09335) have up to 40."""
+
+
 class ImageData(Strict):
     """Image classification."""
 
@@ -79,6 +85,18 @@ class ImageData(Strict):
     mixup: float = Field(0.0, ge=0, le=100, description="alpha of mixup, 0: off; DeiT has 0.8")
     cutmix: float = Field(0.0, ge=0, le=100, description="alpha of cutmix, 0: off; DeiT has 1.0")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label that all classes have; DeiT has 0.1")
+    repeats: int = Field(
+        1,
+        ge=1,
+        le=MOST_REPEATS,
+        description="views of an image, each augmented for itself, near one another; DeiT has 3",
+    )
+    evaluation_crop: float = Field(
+        1.0,
+        ge=0.1,
+        le=1,
+        description="side of the centre that an evaluation image keeps, as a share of its shorter side; DeiT has 0.875",
+    )
     evaluation_images: int = Field(
         2048, ge=1, description="at most; at most a fifth of the data where they are cut from it"
     )
@@ -92,6 +110,14 @@ class ImageData(Strict):
         if self.augment == "deit" and self.size < 3:
             raise ValueError(
                 f"size {self.size}: an operation of augment 'deit' looks at 3 x 3 pixels; choose 3 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _repeats_differ(self) -> Self:
+        if self.repeats > 1 and self.augment == "none" and not (self.mixup or self.cutmix):
+            raise ValueError(
+                f"repeats {self.repeats}: without an augmentation the views of an image are the same; set augment"
             )
         return self
 

@@ -52,7 +52,12 @@ class FitChoice(Strict):
     warmup: int = Field(10, ge=0, le=MOST_STEPS, description="steps; as many as are taken where it is longer")
     decay: Literal["constant", "linear", "cosine"] = "cosine"
     optimizer: AdamW = AdamW()
-    dropout: float | None = Field(0.0, ge=0, lt=1, description="of the target while it is fitted; null: the model's")
+    dropout: float | None = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="of the target while it is fitted, without stochastic depth; null: the model's, both of them",
+    )
     precision: Literal["fp32", "bf16"] | None = Field(None, description="default: bf16 where the stage behind has it")
     matmul_precision: MatmulPrecision | None = Field(None, description="default: that of the training stage behind")
     zero_stage: Literal[0, 1, 2] = 1

@@ -1,11 +1,15 @@
 """The models of a run, as its config describes them."""
 
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.config.limits import MOST_LAYERS, MOST_UNITS
 from pipeline.records.strict import Strict
+
+
+def _none_of_zero(rate: float | None) -> float | None:
+    return rate or None
 
 
 class ModelSizes(Strict):
@@ -31,6 +35,13 @@ class ModelSizes(Strict):
     rope_theta: float | None = Field(None, gt=0, description="base of rotary positions; default 10,000")
     patch: int | None = Field(None, ge=1, description="images only: side of a patch, pixels")
     dropout: float = Field(0.0, ge=0, lt=1, description="of every kind that the family has")
+    drop_path: Annotated[float | None, AfterValidator(_none_of_zero)] = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="stochastic depth: rate of the last layer's branches, growing from 0 at the first; of dinov2 every "
+        "layer's; default: 0, none",
+    )
     eps: float = Field(1e-12, gt=0, description="epsilon of the norms")
     init: float = Field(
         0.02, gt=0, description="standard deviation of initial weights; narrow models learn faster with a larger one"

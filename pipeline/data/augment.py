@@ -46,6 +46,15 @@ def fit(image: PIL.Image.Image, size: int) -> np.ndarray:
     return _pixels(PIL.ImageOps.fit(image, (size, size), method=BICUBIC))
 
 
+def fit_centre(image: PIL.Image.Image, size: int, share: float) -> np.ndarray:
+    """The image resized so that its shorter side has size / share pixels, and cut to its centre, as torchvision does
+    both: (size, size, channels) uint8."""
+    shorter = round(size / share)
+    width, height = (shorter * side // min(image.size) for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return _pixels(image.resize((width, height), BICUBIC).crop((left, top, left + size, top + size)))
+
+
 def _pixels(image: PIL.Image.Image) -> np.ndarray:
     values = np.asarray(image)
     return values if values.ndim == 3 else values[:, :, None]

@@ -16,7 +16,7 @@ from pipeline.data.images import ImageSamples
 from pipeline.data.mixing import Mixing
 from pipeline.data.on_device import Batch, on_device
 from pipeline.data.prepared import Prepared
-from pipeline.data.sampler import evaluation_numbers, locate, training_numbers
+from pipeline.data.sampler import evaluation_numbers, locate, seen, training_numbers
 from pipeline.data.text import TextSamples
 from pipeline.errors import UserError
 from pipeline.records.processes import Helpers, be_a_helper
@@ -64,8 +64,10 @@ def train_batches(
     mixing = Mixing.of(data, prepared.facts)
 
     def read(numbers: np.ndarray) -> Batch:
-        epochs, rows = locate(seed, mixing.with_partners(numbers) if mixing else numbers, size)
-        inputs, labels = samples.train(seed, epochs, rows)
+        places, views = seen(mixing.with_partners(numbers) if mixing else numbers, data.repeats)
+        epochs, rows = locate(seed, places, size)
+        own = (views,) if isinstance(samples, ImageSamples) else ()
+        inputs, labels = samples.train(seed, epochs, rows, *own)
         return Batch(inputs | (mixing.drawn(seed, numbers) if mixing else {}), labels, valid=len(numbers))
 
     numbers = training_numbers(batch, micro_batch, rank, world, first_step, first_sample)
@@ -101,7 +103,9 @@ def evaluation_batches(
 def _samples(
     prepared: Prepared, data: TextData | ImageData, augmentation: Augmentation = "none"
 ) -> TextSamples | ImageSamples:
-    return prepared.samples(augmentation, isinstance(data, ImageData) or data.cross_document)
+    if isinstance(data, ImageData):
+        return prepared.samples(augmentation, evaluation_crop=data.evaluation_crop)
+    return prepared.samples(cross_document=data.cross_document)
 
 
 @dataclass(frozen=True)

@@ -31,18 +31,25 @@ LARGEST_HELD_OUT = 0.2
 class ImageSamples:
     """Reads the samples of a prepared folder."""
 
-    def __init__(self, folder: Path, facts: dict[str, Any], augmentation: Augmentation = "none"):
+    def __init__(
+        self, folder: Path, facts: dict[str, Any], augmentation: Augmentation = "none", evaluation_crop: float = 1.0
+    ):
         """Raises UserError when the folder is damaged or the augmentation needs a package that is not installed."""
         self.facts = facts
         self.splits = {split: _open_split(folder / split, facts[split]) for split in ("training", "evaluation")}
         augment.require(augmentation)
         self.augmentation, self.views = augmentation, Views(facts["mean"], facts["std"])
+        self.evaluation_crop = evaluation_crop
 
-    def train(self, seed: int, epochs: np.ndarray, rows: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def train(
+        self, seed: int, epochs: np.ndarray, rows: np.ndarray, views: np.ndarray | None = None
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Inputs and labels of training `rows`, augmented as of `epochs`, before they are `finished`. For B rows:
-        {pixels (B, channels, size, size) uint8, what else `augment.drawn` drew}, labels (B,) int64."""
-        keys = [derive(seed, "augment", int(epoch), int(row)) for epoch, row in zip(epochs, rows, strict=True)]
-        images, labels = self.read("training", rows)
+        {pixels (B, channels, size, size) uint8, what else `augment.drawn` drew}, labels (B,) int64. views: which view
+        of its image each one is; default: the first."""
+        views = np.zeros_like(rows) if views is None else views
+        keys = [_augmentation(seed, *map(int, each)) for each in zip(epochs, rows, views, strict=True)]
+        images, labels = self._read_once("training", rows)
         drawn = [
             augment.drawn(each, self.augmentation, self.facts["size"], key)
             for each, key in zip(images, keys, strict=True)
@@ -54,12 +61,26 @@ class ImageSamples:
     def evaluate(self, seed: int, rows: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Inputs and labels of evaluation `rows`, never augmented, whatever the seed; shapes as in `train`."""
         images, labels = self.read("evaluation", rows)
-        return {"pixels": _stacked([augment.fit(image, self.facts["size"]) for image in images])}, labels
+        return {"pixels": _stacked([self._fitted(image) for image in images])}, labels
+
+    def _fitted(self, image: PIL.Image.Image) -> np.ndarray:
+        size = self.facts["size"]
+        if self.evaluation_crop == 1:
+            return augment.fit(image, size)
+        return augment.fit_centre(image, size, self.evaluation_crop)
 
     def finished(self, inputs: dict[str, torch.Tensor], host: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What the model takes, from inputs of `train` or `evaluate` on its device: {pixel_values (B, channels, size,
         size) float32, normalised}. host: the same in host memory."""
         return {"pixel_values": self.views.finished(inputs, host)}
+
+    def _read_once(self, split: str, rows: np.ndarray) -> tuple[list[PIL.Image.Image], torch.Tensor]:
+        """As `read`, where rows that are given several times are decoded once."""
+        different, places = np.unique(rows, return_inverse=True)
+        if len(different) == len(rows):
+            return self.read(split, rows)
+        images, labels = self.read(split, different)
+        return [images[place] for place in places], labels[torch.from_numpy(places)]
 
     def read(self, split: str, rows: np.ndarray) -> tuple[list[PIL.Image.Image], torch.Tensor]:
         """Decoded images, upright, grey or RGB as the channels ask, and labels. Raises UserError on a damaged one."""
@@ -76,6 +97,11 @@ class ImageSamples:
                     "prepare again"
                 ) from error
         return images, torch.tensor(stored["label"], dtype=torch.int64)
+
+
+def _augmentation(seed: int, epoch: int, row: int, view: int) -> int:
+    """The seed of what is drawn for a view of an image."""
+    return derive(seed, "augment", epoch, row, *([view] if view else []))
 
 
 def _stacked(pixels: Sequence[np.ndarray]) -> torch.Tensor:

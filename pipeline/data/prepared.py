@@ -29,7 +29,17 @@ logger = logging.getLogger(__name__)
 NAME, FORMAT = "data.json", 3
 """Format 1 had no hashes, and no number. Format 2 had no version of masking, and a vocabulary of as many rows as
 pieces."""
-READ_LATER = {"workers", "evaluate", "augment", "cross_document", "mixup", "cutmix", "label_smoothing"}
+READ_LATER = {
+    "workers",
+    "evaluate",
+    "augment",
+    "cross_document",
+    "mixup",
+    "cutmix",
+    "label_smoothing",
+    "repeats",
+    "evaluation_crop",
+}
 """Keys of the data config that change how samples are read, not what is stored. (Nor does the seed, but for text with
 the masks of earlier releases.)"""
 ANEW = "restore it, or remove the folder to prepare the data again"
@@ -62,13 +72,13 @@ class Prepared:
         return self.folder / "tokenizer"
 
     def samples(
-        self, augmentation: Augmentation = "none", cross_document: bool = True
+        self, augmentation: Augmentation = "none", cross_document: bool = True, evaluation_crop: float = 1.0
     ) -> text.TextSamples | images.ImageSamples:
-        """The reader of the samples: of images as they are augmented, of text with documents that attend to each other
-        or not. Raises UserError when the folder is damaged."""
+        """The reader of the samples: of images as they are augmented, or cropped for evaluation, of text with documents
+        that attend to each other or not. Raises UserError when the folder is damaged."""
         if self.facts["kind"] == "text":
             return (CausalSamples if self.causal else text.TextSamples)(self.folder, self.facts, cross_document)
-        return images.ImageSamples(self.folder, self.facts, augmentation)
+        return images.ImageSamples(self.folder, self.facts, augmentation, evaluation_crop)
 
 
 def prepare(data: TextData | ImageData, seed: int, folder: Path, processes: int = CPUS) -> Prepared:

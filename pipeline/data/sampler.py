@@ -7,10 +7,12 @@ so a resume at any step of any data set costs nothing.
 
 The samples of a run are numbered 0, 1, 2, … without end: number n is index n % size of epoch n // size. A step
 takes the next `batch` numbers, also across an epoch's end, so nothing is dropped, and which samples a step sees
-depends neither on the ranks nor on the loader's workers.
+depends neither on the ranks nor on the loader's workers. Where images are repeated (Hoffer et al., arXiv:1901.09335),
+the numbers of a run are of views, and every image is seen once in as many epochs as it has views.
 """
 
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 
@@ -65,6 +67,35 @@ def locate(seed: int, numbers: np.ndarray, size: int) -> tuple[np.ndarray, np.nd
         in_epoch = epochs == epoch
         rows[in_epoch] = position(seed, int(epoch), index[in_epoch], size)
     return epochs, rows
+
+
+def seen(numbers: np.ndarray, repeats: int) -> tuple[np.ndarray, np.ndarray]:
+    """Global sample numbers, where every image is shown `repeats` times -> (number of each image in an order without
+    repeats, which of its views it is), both int64.
+
+    A group of images is shown as a whole once, then once more, and so on: `repeats` times, in another order each time,
+    so that the views of an image lie near one another, and none has the same neighbour n ^ 1 as another.
+    """
+    numbers = np.asarray(numbers, dtype=np.int64)
+    if repeats == 1:
+        return numbers, np.zeros_like(numbers)
+    turns = _turns(repeats)
+    group = turns.shape[1]
+    groups, place = np.divmod(numbers, turns.size)
+    views, seats = np.divmod(place, group)
+    return groups * group + turns[views, seats], views
+
+
+@cache
+def _turns(repeats: int) -> np.ndarray:
+    """(repeats, images of a group): the order of a group's images in each turn. In pairs, they are the first turns of a
+    round robin: no two images are a pair twice."""
+    others = repeats | 1
+    pairs = [
+        [(others, turn), *(((turn + step) % others, (turn - step) % others) for step in range(1, (others + 1) // 2))]
+        for turn in range(repeats)
+    ]
+    return np.array(pairs, dtype=np.int64).reshape(repeats, others + 1)
 
 
 def places(count: int, rank: int, world: int) -> range:

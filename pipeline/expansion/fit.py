@@ -29,7 +29,7 @@ from pipeline.growth.grown_model import GrownModel
 from pipeline.growth.making import MakingCost, making_cost
 from pipeline.growth.method import ExpansionOptions
 from pipeline.growth.plan import GrowthPlan
-from pipeline.models import starts
+from pipeline.models import drop_path, starts
 from pipeline.optim.parameter_groups import GroupRule
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import TrainFacts
@@ -55,7 +55,9 @@ def target(config: Config, stage: FitStage, data: Prepared) -> PretrainedConfig:
         _, small = models.read_config(checkpoints.config_file(checkpoints.locate(_source(config, stage))))
         wanted = targets.of_sizes(small, config.models[stage.model], data.facts)
     if stage.dropout is not None:
-        wanted.update(dict.fromkeys(models.of_config(wanted).keys.dropout, stage.dropout))
+        family = models.of_config(wanted)
+        wanted.update(dict.fromkeys(family.keys.dropout, stage.dropout))
+        wanted.update({drop_path.KEY: 0.0} if family.drops_paths else {})
     return wanted
 
 

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from pipeline.config.limits import MOST_LAYERS, MOST_UNITS
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError, nearest, one_line, placed
+from pipeline.models import drop_path
 from pipeline.models.architecture import Architecture
 from pipeline.models.families import bert, bert_pre_ln, dinov2, gpt2, llama, opt, vit
 from pipeline.models.family import (
@@ -221,7 +222,10 @@ def build(config: PretrainedConfig, seed: int = 0, attention: str = "sdpa", devi
     config._attn_implementation = attention
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
-        return of_config(config).head(config).model_class(config)
+        model = of_config(config).head(config).model_class(config)
+    if of_config(config).drops_paths:
+        drop_path.install(model, architecture_of(config), getattr(config, drop_path.KEY, 0.0))
+    return model
 
 
 def fill(

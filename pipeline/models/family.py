@@ -11,6 +11,7 @@ from transformers import BertConfig, PretrainedConfig, PreTrainedModel
 
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
+from pipeline.models import drop_path
 from pipeline.models.architecture import Architecture, LayerStack, NormEpsilon, ParamSpec, Space, heads, spaces
 
 Facts = Mapping[str, Any]
@@ -28,7 +29,7 @@ apart no better."""
 Objective = Literal["masked-lm", "causal-lm", "classifier"]
 """What a model is trained for: hidden tokens, the next token, the class of an image."""
 
-OptionalSize = Literal["kv_heads", "head_dim", "tied", "rope_theta", "patch"]
+OptionalSize = Literal["kv_heads", "head_dim", "tied", "rope_theta", "patch", "drop_path"]
 """A size of a `ModelSizes` that the models of some families have."""
 
 TEXT_SIZES = (
@@ -49,8 +50,8 @@ class ConfigKeys:
     counts. kept: they decide nothing about a growth (no model reads them, or the plan decides), the source's value
     counts whatever the target says. function: they
     decide what a model computes, source and target must agree. derived: `transformers` computes them from the others.
-    width: of `sizes`, those that go along with hidden_size where they equal it. undeclared: of `sizes`, those that a
-    model's code reads where the config has them, though its class declares none; a target without them has none.
+    width: of `sizes`, those that go along with hidden_size where they equal it. undeclared: of `sizes` and `training`,
+    those that are read where the config has them, though its class declares none; a target without them has none.
     """
 
     sizes: tuple[str, ...]
@@ -203,7 +204,8 @@ class Family:
     the standard deviation of fresh weights. configure: sizes and data facts to the config of a fresh model. reserved:
     rows of the position table that no token takes. optional_sizes: the sizes without which a model of another family is
     whole, and that its models have. windows: of every layer, how many tokens its attention sees; None: all; empty where
-    every layer of every model sees all. least_layers: of a model that transformers builds.
+    every layer of every model sees all. drops_paths: whether `drop_path.install` does what a config says of
+    stochastic depth, which the model's own code does not. least_layers: of a model that transformers builds.
     """
 
     name: str
@@ -220,6 +222,7 @@ class Family:
     reserved: int = 0
     optional_sizes: tuple[OptionalSize, ...] = ()
     windows: Callable[[Any], tuple[int | None, ...]] = no_windows
+    drops_paths: bool = False
     least_layers: int = 0
 
     def least(self, key: str) -> int:
@@ -277,9 +280,14 @@ def resized(sizes: ModelSizes) -> dict[str, Any]:
     }
 
 
+def dropped(sizes: ModelSizes) -> dict[str, Any]:
+    """The rate of stochastic depth in the config of a family that has it."""
+    return {drop_path.KEY: sizes.drop_path or 0.0}
+
+
 def image_resized(sizes: ModelSizes) -> dict[str, Any]:
     """`resized` for models of images, whose patch may be left as it is."""
-    return resized(sizes) | ({} if sizes.patch is None else {"patch_size": sizes.patch})
+    return resized(sizes) | dropped(sizes) | ({} if sizes.patch is None else {"patch_size": sizes.patch})
 
 
 def class_keys(facts: Facts) -> dict[str, Any]:

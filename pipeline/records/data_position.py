@@ -10,26 +10,27 @@ KEY = "samples"
 @dataclass(frozen=True)
 class DataPosition:
     """next: the number of the first sample that was not read, of epochs of `size` samples under `seed` (see
-    data/sampler.py); block: tokens of one, None of images."""
+    data/sampler.py); block: tokens of one, None of images; repeats: views of an image."""
 
     next: int
     size: int
     seed: int
     block: int | None
+    repeats: int = 1
 
     @classmethod
-    def of(cls, number: int, facts: dict[str, Any], seed: int) -> "DataPosition":
+    def of(cls, number: int, facts: dict[str, Any], seed: int, repeats: int = 1) -> "DataPosition":
         """facts: of the prepared data."""
-        return cls(number, facts["training"], seed, facts.get("block"))
+        return cls(number, facts["training"], seed, facts.get("block"), repeats)
 
     def behind(self, other: "DataPosition | None") -> "DataPosition":
         """The later of two positions in the same order; itself where the other is one in another."""
         return other if other is not None and other.order == self.order and other.next > self.next else self
 
     @property
-    def order(self) -> tuple[int, int, int | None]:
+    def order(self) -> tuple[int, int, int | None, int]:
         """What decides which sample a number is."""
-        return self.size, self.seed, self.block
+        return self.size, self.seed, self.block, self.repeats
 
     def in_order_of(self, other: "DataPosition") -> int | None:
         """The number from which a stage in the order of `other` reads on: in other blocks of the same text the first
@@ -45,7 +46,8 @@ class DataPosition:
     @property
     def words(self) -> str:
         kind = "images" if self.block is None else f"blocks of {self.block} tokens"
-        return f"{self.size:,} {kind} an epoch under seed {self.seed}"
+        views = f", {self.repeats} views of each" if self.repeats > 1 else ""
+        return f"{self.size:,} {kind} an epoch under seed {self.seed}{views}"
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if (key, value) != ("repeats", 1)}

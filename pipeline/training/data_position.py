@@ -20,10 +20,10 @@ def recorded(checkpoint: Path | None) -> DataPosition | None:
     return DataPosition(**known) if known else None
 
 
-def first_behind(start: Path, data: Prepared, seed: int, where: str) -> int:
+def first_behind(start: Path, data: Prepared, seed: int, where: str, repeats: int = 1) -> int:
     """The number of the first sample behind those that the checkpoint `start` was trained on. where: the key that asks
-    for it. Raises UserError where that is not known, or they were in another order."""
-    last, here = recorded(start), DataPosition.of(0, data.facts, seed)
+    for it. repeats: views of an image. Raises UserError where that is not known, or they were in another order."""
+    last, here = recorded(start), DataPosition.of(0, data.facts, seed, repeats)
     if last is None:
         raise UserError(
             f"{where}: {start}: nothing says on which samples it was trained; leave the key out, or start from a "

@@ -406,7 +406,7 @@ class Loop:
         own, plan = self.own_flops, self.plan
         before = flops_before(plan.start)
         read = plan.first_sample + self.stabilizer.order.read_before(step) * plan.stage.batch
-        position = DataPosition.of(read, plan.data.facts, plan.config.seed)
+        position = DataPosition.of(read, plan.data.facts, plan.config.seed, plan.config.data.repeats)
         return {
             "run": plan.config.name,
             "stage": plan.stage.name,

@@ -108,7 +108,8 @@ def first_sample(config: Config, stage: TrainStage, data: Prepared, start: Path 
         return recorded.first_sample
     if not stage.data.continues or start is None:
         return 0
-    return data_position.first_behind(start, data, config.seed, f"stages.{stage.name}.data.continue")
+    where = f"stages.{stage.name}.data.continue"
+    return data_position.first_behind(start, data, config.seed, where, config.data.repeats)
 
 
 def facts(plan: TrainingPlan, world: World) -> TrainFacts:

@@ -26,12 +26,12 @@ def compiler() -> str:
 
 
 def both(
-    workers, world: int = 1, steps: int = 6, family: str = "bert-pre-ln", dropout: float = 0.0, **stage: object
+    workers, world: int = 1, steps: int = 6, family: str = "bert-pre-ln", sizes: dict | None = None, **stage: object
 ) -> tuple[list, list]:
     """The losses of eager and of compiled layers, each of which have compiled a graph for training and one for
-    evaluation, whole ones."""
+    evaluation, whole ones. sizes: of the model, where they are others."""
     fields = {"micro_batch": BATCH // world // 2, **stage}
-    job = {"family": family, "sizes": {"dropout": dropout}, "stage": fields, "steps": steps}
+    job = {"family": family, "sizes": sizes or {}, "stage": fields, "steps": steps}
     told = workers.run(ENGINE, job, world=world)
     eager, compiled = told["eager"], told["compiled"]
     assert (eager["graphs"], eager["seconds"]) == (0, 0)
@@ -74,7 +74,15 @@ PAIRED = [(0, "vit", True), (1, "bert", False), (2, "vit", False), (3, "bert", T
 def test_two_ranks_under_dropout(workers, zero_stage, family, checkpointing):
     """Its masks are those of eager layers, also where a checkpoint runs a layer again."""
     fields = {"zero_stage": zero_stage, "activation_checkpointing": checkpointing}
-    eager, compiled = both(workers, world=2, family=family, dropout=0.1, **fields)
+    eager, compiled = both(workers, world=2, family=family, sizes={"dropout": 0.1}, **fields)
+    assert compiled == pytest.approx(eager, rel=1e-5)
+
+
+@rotated(one_in=2, of="zero_stage")
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_two_ranks_under_stochastic_depth(workers, zero_stage):
+    fields = {"zero_stage": zero_stage, "activation_checkpointing": True, "sizes": {"drop_path": 0.5}}
+    eager, compiled = both(workers, world=2, family="vit", **fields)
     assert compiled == pytest.approx(eager, rel=1e-5)
 
 

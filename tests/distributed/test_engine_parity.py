@@ -17,7 +17,7 @@ OTHERS = ("roberta", "deit", "dinov2", "gpt2", "mistral", "qwen3", "opt")
 
 
 @cache
-def plain(name: str, apart: bool = False) -> list[float]:
+def plain(name: str, apart: bool = False, clipped: bool = True) -> list[float]:
     """torch's own AdamW and clipping, one process, whole batches. apart: as of `batch`."""
     config = model_config(name)
     net = models.build(config, seed=5).train()
@@ -34,7 +34,7 @@ def plain(name: str, apart: bool = False) -> list[float]:
     batches = [batch(name, step, 0, BATCH, apart) for step in range(STEPS)]
     causal = models.is_causal(config)
     inputs = [(_masked(whole.inputs, causal), whole.labels) for whole in batches]
-    return train_plainly(net, optimizer, inputs, settings.clip)
+    return train_plainly(net, optimizer, inputs, settings.clip if clipped else float("inf"))
 
 
 def _masked(inputs: dict[str, torch.Tensor], causal: bool) -> dict[str, torch.Tensor]:
@@ -82,6 +82,18 @@ CHECKPOINTED = [("bert-pre-ln", False), ("vit", True), ("vit", 2), ("llama", Fal
 def test_losses_follow_plain_pytorch(workers, name, zero_stage, checkpointing):
     """1e-5: float32 sums in another order; measured at most 1e-6 over these steps."""
     follows(workers, name, zero_stage, checkpointing)
+
+
+@pytest.mark.parametrize("zero_stage, precision", [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16")])
+def test_without_clipping_no_gradient_is_scaled(workers, zero_stage, precision):
+    """Which the losses show: those of clipped gradients are others."""
+    optimizer = {**stage(micro_batch=1).optimizer.model_dump(), "clip": 0}
+    fields = {"zero_stage": zero_stage, "micro_batch": BATCH // 4, "optimizer": optimizer, "precision": precision}
+    losses = workers.run(ENGINE, {"family": "vit", "stage": fields, "steps": STEPS}, world=2)
+    near = 1e-5 if precision == "fp32" else 1e-2
+    assert losses == pytest.approx(plain("vit", clipped=False), abs=near)
+    if precision == "fp32":
+        assert losses != pytest.approx(plain("vit"), abs=2 * near)
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -13,7 +13,7 @@ TEXT = {"kind": "text", "vocab_size": 61, "block": 14, "scored": 3}
 IMAGES = {"kind": "images", "size": 8, "channels": 3, "class_names": ["a", "b", "c"]}
 
 
-def model_config(name: str, **more: int):
+def model_config(name: str, **more: float):
     """more: sizes that are to be others."""
     family = models.family(name)
     text = family.data == "text"

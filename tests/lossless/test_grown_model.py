@@ -14,6 +14,7 @@ from pipeline.growth import methods
 from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.grown_model import GrownModel
 from pipeline.growth.plan import begun_module
+from pipeline.models import drop_path
 from pipeline.training.compilation import compile_layers
 from tests.helpers.growing import randomised, rows_of, times
 from tests.helpers.samples import CLASSES, IMAGE, POSITIONS, VOCAB, sample
@@ -43,9 +44,10 @@ def task(variant: str) -> tuple[dict[str, Tensor], Tensor]:
     return {"input_ids": tokens}, torch.randint(VOCAB, (4 * POSITIONS,), generator=generator)
 
 
-def grown(variant: str, method: str, options: dict) -> tuple[GrownModel, dict[str, Tensor]]:
-    """Of a source of random weights, with three layers for two."""
+def grown(variant: str, method: str, options: dict, dropped: float = 0.0) -> tuple[GrownModel, dict[str, Tensor]]:
+    """Of a source of random weights, with three layers for two. dropped: rate of the target's stochastic depth."""
     source, target = sample(variant, mlp=24), sample(variant, **times(2, layers=3, mlp=48))
+    target.update({drop_path.KEY: dropped} if dropped else {})
     weights = {name: tensor.float() for name, tensor in randomised(source, scale=0.15).items()}
     parsed = methods.parse(method, options)
     module = begun_module(models.architecture_of(source), models.architecture_of(target), parsed)
@@ -54,6 +56,7 @@ def grown(variant: str, method: str, options: dict) -> tuple[GrownModel, dict[st
 
 def loss_and_gradients(module: torch.nn.Module, run, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     module.zero_grad()
+    torch.manual_seed(1)
     loss = F.cross_entropy(run().logits.flatten(0, -2), labels)
     loss.backward()
     return loss.detach(), {name: parameter.grad for name, parameter in module.named_parameters()}
@@ -62,7 +65,16 @@ def loss_and_gradients(module: torch.nn.Module, run, labels: Tensor) -> tuple[Te
 @pytest.mark.parametrize("variant, method, options", CASES.values(), ids=CASES)
 def test_loss_and_gradients_are_those_of_weights_made_before(variant, method, options):
     """Tied tensors sum their gradients in another order."""
-    model, weights = grown(variant, method, options)
+    learns_as_weights_made_before(variant, *grown(variant, method, options))
+
+
+@pytest.mark.parametrize("variant", ["bert-pre-ln", "vit"])
+def test_so_they_are_where_branches_are_dropped(variant):
+    """Also where a layer is made and run again."""
+    learns_as_weights_made_before(variant, *grown(variant, "ligo", {}, dropped=0.5))
+
+
+def learns_as_weights_made_before(variant: str, model: GrownModel, weights: dict[str, Tensor]) -> None:
     inputs, labels = task(variant)
     loss, gradients = loss_and_gradients(model.coefficients, lambda: model.train()(**inputs), labels)
     assert not [name for name, gradient in gradients.items() if gradient is None]

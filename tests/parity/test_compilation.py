@@ -8,6 +8,7 @@ from torch._dynamo.utils import counters
 
 from pipeline import models
 from pipeline.growth.verification.probe import fitted, probe
+from pipeline.models import drop_path
 from pipeline.training.compilation import compile_layers
 from pipeline.training.subject import of_model
 from tests.helpers.rotation import rotated
@@ -16,14 +17,16 @@ from tests.helpers.samples import VARIANTS, sample
 FAMILIES = [name for name in VARIANTS if " " not in name]
 
 
-def computed(variant: str, checkpointing: bool, compiled: bool) -> list[torch.Tensor]:
-    """Output in training and in evaluation, and the gradients."""
+def computed(variant: str, checkpointing: bool, compiled: bool, dropped: float = 0.0) -> list[torch.Tensor]:
+    """Output in training and in evaluation, and the gradients. dropped: rate of stochastic depth."""
     config = sample(variant, layers=4)
+    config.update({drop_path.KEY: dropped} if dropped else {})
     config.use_cache = False
     trained = of_model(models.build(config, seed=3), checkpointing)
     if compiled:
         compile_layers(trained.layers, zero_stage=1)
     inputs = fitted(probe(config), trained.module)
+    torch.manual_seed(1)
     output = trained.module.train()(**inputs)[0]
     output.square().sum().backward()
     with torch.no_grad():
@@ -46,3 +49,16 @@ def test_layers_share_a_graph_without_breaks(monkeypatch, variant, checkpointing
     assert sum(counters["graph_break"].values()) == 0
     assert len(eager) == len(traced) > 10
     assert all(torch.equal(one, other) for one, other in zip(eager, traced, strict=True))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("variant", ["bert-pre-ln", "vit"])
+def test_layers_that_drop_their_branches_at_different_rates_share_a_graph(monkeypatch, variant, checkpointing):
+    """The draws of eager layers, to the bit."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    eager, traced = (computed(variant, checkpointing, compiled, dropped=0.5) for compiled in (False, True))
+    assert counters["stats"]["unique_graphs"] == 2 and sum(counters["graph_break"].values()) == 0
+    assert all(torch.equal(one, other) for one, other in zip(eager, traced, strict=True))
+    assert not torch.equal(eager[0], computed(variant, checkpointing, compiled=False)[0])

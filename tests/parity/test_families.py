@@ -12,22 +12,23 @@ from pipeline import models
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
 from pipeline.growth.verification.probe import cast, fitted, probe
+from pipeline.models import drop_path
 from pipeline.models.family import COMMON_KEYS
 from tests.helpers.samples import VARIANTS, sample
 
-OF_SIZES = ("width", "undeclared")
-"""Lists that say more of some of the sizes."""
+OF_OTHERS = ("width", "undeclared")
+"""Lists that say more of some keys of other lists."""
 
 
 @pytest.mark.parametrize("name", models.FAMILIES)
 def test_every_key_of_the_config_is_in_one_list(name):
     """A key that a new version of transformers brings fails here, until someone decides what a growth does with it."""
     keys = models.FAMILIES[name].keys
-    lists = {field.name: getattr(keys, field.name) for field in dataclasses.fields(keys) if field.name not in OF_SIZES}
+    lists = {field.name: getattr(keys, field.name) for field in dataclasses.fields(keys) if field.name not in OF_OTHERS}
     listed = [key for each_list in lists.values() for key in each_list]
     assert sorted(set(listed)) == sorted(listed), "a key is in two lists"
     assert not set(models.FAMILIES[name].config_class().to_dict()) - set(listed)
-    assert all(set(getattr(keys, name)) <= set(keys.sizes) for name in OF_SIZES)
+    assert set(keys.width) <= set(keys.sizes) and set(keys.undeclared) <= {*keys.sizes, *keys.training}
 
 
 @pytest.mark.parametrize("name", models.FAMILIES)
@@ -40,9 +41,11 @@ def test_the_keys_of_a_family_exist(name):
 
 @pytest.mark.parametrize("name", models.FAMILIES)
 def test_undeclared_keys_are_those_that_the_code_reads_besides(name):
-    """`getattr(config, "head_dim", …)`: a key that decides the sizes of a model, and that its config's class lacks."""
+    """`getattr(config, "head_dim", …)`: a key that decides the sizes of a model, and that its config's class lacks; the
+    rate of stochastic depth is read by `models.build`."""
     family = models.FAMILIES[name]
     read = {key for head in family.heads for key in re.findall(r'getattr\((?:self\.)?config, "(\w+)"', code(head))}
+    read |= {drop_path.KEY} if family.drops_paths else set()
     assert set(family.keys.undeclared) == read - set(family.config_class().to_dict())
 
 
@@ -61,7 +64,7 @@ def test_rotary_positions_are_declared(variant):
     assert said == [rotary] * len(said), "rotary positions and Attention(rope=True) go together"
 
 
-OPTIONAL = [("kv_heads", 3), ("head_dim", 8), ("tied", True), ("rope_theta", 5e5), ("patch", 2)]
+OPTIONAL = [("kv_heads", 3), ("head_dim", 8), ("tied", True), ("rope_theta", 5e5), ("patch", 2), ("drop_path", 0.2)]
 
 
 @pytest.mark.parametrize("size, value", OPTIONAL)

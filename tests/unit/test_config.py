@@ -99,6 +99,9 @@ MISTAKES = [
             "  stages.small.optimizer.betas.1: must be less than 1 (got 2)"
         ),
     ),
+    ("data.repeats=3", "data.repeats: belongs to kind images, not to kind text; remove it"),
+    ("data.evaluation_crop=0.9", "data.evaluation_crop: belongs to kind images, not to kind text; remove it"),
+    ("models.small.drop_path=1", "models.small.drop_path: must be less than 1 (got 1)"),
     ("data.tokenizer.kind=wordpiece", "data.tokenizer: tokenizer.path: a wordpiece tokenizer needs a path"),
 ]
 

@@ -52,8 +52,15 @@ def saying(weights: Path, folder: Path, samples: dict) -> Path:
 
 def test_the_later_position_in_the_same_order_counts():
     here, later = DataPosition(10, 100, 1, None), DataPosition(30, 100, 1, None)
+    views = DataPosition(30, 100, 1, None, repeats=3)
     assert here.behind(later) == later == later.behind(here)
-    for other in (None, DataPosition(30, 99, 1, None), DataPosition(30, 100, 2, None), DataPosition(30, 100, 1, 64)):
+    for other in (
+        None,
+        DataPosition(30, 99, 1, None),
+        DataPosition(30, 100, 2, None),
+        DataPosition(30, 100, 1, 64),
+        views,
+    ):
         assert here.behind(other) == here
 
 
@@ -79,12 +86,15 @@ def test_weights_of_unknown_training_are_refused_before_the_run(prepared, tmp_pa
         preflight.after_data(run)
 
 
-@pytest.mark.parametrize("other", [{"seed": 5}, {"size": 1000}])
+@pytest.mark.parametrize("other", [{"seed": 5}, {"size": 1000}, {"repeats": 3}])
 def test_weights_that_were_trained_in_another_order_are_refused(prepared, tmp_path, other):
     start = checkpoint(tmp_path, prepared, {"next": 9, "size": 1737, "seed": 1, "block": None, **other})
     here = data.open_prepared(config.load(prepared).path / "data")
     order = {"size": 1737, "seed": 1, **other}
-    said = f"was trained on {order['size']:,} images an epoch under seed {order['seed']}, and this stage reads 1,737 "
+    views = ", 3 views of each" if "repeats" in order else ""
+    said = (
+        f"trained on {order['size']:,} images an epoch under seed {order['seed']}{views}, and this stage reads 1,737 "
+    )
     with pytest.raises(UserError, match=said):
         first_behind(start, here, 1, WHERE)
 
@@ -99,3 +109,10 @@ def test_a_copy_in_another_layout_knows_it_too(prepared, tmp_path):
     start = checkpoint(tmp_path, prepared, known)
     write_reshard(plan_reshard(start, CheckpointLayout("universal")), tmp_path / "universal", 1, "sha256")
     assert recorded(tmp_path / "universal") == DataPosition(**known)
+
+
+def test_where_nothing_is_repeated_nothing_is_said_of_it():
+    """An earlier release reads what this one has written."""
+    plain, repeated = DataPosition(9, 100, 1, None), DataPosition(9, 100, 1, None, repeats=3)
+    assert plain.as_json() == {"next": 9, "size": 100, "seed": 1, "block": None}
+    assert DataPosition(**repeated.as_json()) == repeated

@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import shutil
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
+from pydantic import ValidationError
 
 from pipeline.config.data import ImageData
 from pipeline.data import (
@@ -359,6 +361,94 @@ def test_reading_leaves_the_generator_of_the_model_alone(noise, kind):
     next(training(noise[1], data))
     list(evaluation_batches(noise[1], data, 3, micro_batch=4, rank=0, world=1))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_each_view_of_an_image_is_augmented_for_itself(noise):
+    """A run without views draws what the first one does."""
+    reader = ImageSamples(noise[1].folder, noise[1].facts, "crop-flip")
+    rows, epochs = np.array([5, 2, 5, 5, 2]), np.ones(5, dtype=int)
+    inputs, labels = reader.train(3, epochs, rows, np.array([0, 0, 1, 2, 1]))
+    plain, _ = reader.train(3, epochs, rows)
+    assert labels.tolist() == reader.train(3, epochs[:2], rows[:2])[1][[0, 1, 0, 0, 1]].tolist()
+    assert torch.equal(inputs["pixels"][:2], plain["pixels"][:2])
+    assert torch.equal(plain["pixels"][0], plain["pixels"][2]), "the same view"
+    different = {image.numpy().tobytes() for image in inputs["pixels"]}
+    assert len(different) == 5
+    again, _ = reader.train(3, epochs[3:4], rows[3:4], np.array([2]))
+    assert torch.equal(again["pixels"][0], inputs["pixels"][3]), "whatever else is read"
+
+
+def test_neither_ranks_nor_workers_nor_a_resume_change_repeated_images(noise):
+    """Groups of 12 views do not fit into the batch, nor into the micro-batches; mixing reads neighbours."""
+    changes = {"augment": "crop-flip", "repeats": 3, "mixup": 0.8, "cutmix": 1.0}
+    data, prepared = noise[0].model_copy(update=changes), noise[1]
+    whole = list(islice(training(prepared, data, batch=10, micro_batch=5), 30))  # 150 samples: every image three times
+    resumed = islice(training(prepared, data, batch=10, micro_batch=5, first_step=4), 6)
+    assert all(same(a, b) for a, b in zip(whole[8:], resumed, strict=False))
+    ranks = [islice(training(prepared, data, batch=10, micro_batch=5, rank=rank, world=2), 15) for rank in (0, 1)]
+    two = [part for turn in zip(*ranks, strict=True) for part in turn]
+    assert all(same(a, b) for a, b in zip(whole, two, strict=True))
+    loaded = training(prepared, data.model_copy(update={"workers": 2}), batch=10, micro_batch=5)
+    assert all(same(a, b) for a, b in zip(whole, islice(loaded, 30), strict=True))
+
+
+def test_an_epoch_of_repeated_images_has_as_many_samples_of_fewer_images(noise):
+    data, prepared = noise[0].model_copy(update={"repeats": 3, "mixup": 0.8}), noise[1]
+    plain = data.model_copy(update={"mixup": 0.0})
+    read = [next(training(prepared, plain, batch=48, micro_batch=48, first_step=step)) for step in range(3)]
+    seen = [{image.numpy().tobytes() for image in batch.inputs["pixel_values"]} for batch in read]
+    assert [len(each) for each in seen] == [16, 16, 16] and len(set.union(*seen)) == 48
+    counted = Counter(image.numpy().tobytes() for batch in read for image in batch.inputs["pixel_values"])
+    assert set(counted.values()) == {3}
+
+
+@pytest.mark.parametrize("share", [0.5, 0.875, 0.95])
+@pytest.mark.parametrize("width, height", [(500, 375), (375, 500), (40, 301), (333, 30), (64, 64), (7, 9)])
+def test_the_centre_is_what_resizing_and_cropping_leave(width, height, share):
+    """torchvision's Resize to a number and CenterCrop, as its documentation has them."""
+    pixels = np.random.Generator(np.random.Philox(key=2)).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image, size = PIL.Image.fromarray(pixels), 56
+    shorter = int(size / share + 0.5)
+    if width <= height:
+        resized = image.resize((shorter, int(shorter * height / width)), PIL.Image.Resampling.BICUBIC)
+    else:
+        resized = image.resize((int(shorter * width / height), shorter), PIL.Image.Resampling.BICUBIC)
+    left, top = round((resized.width - size) / 2.0), round((resized.height - size) / 2.0)
+    expected = np.asarray(resized)[top : top + size, left : left + size]
+    assert np.array_equal(augment.fit_centre(image, size, share), expected)
+
+
+def test_evaluation_images_are_cut_to_their_centre(noise):
+    """Training images, the statistics and a run without the key know nothing of it."""
+    data, prepared = noise[0].model_copy(update={"evaluation_crop": 0.5}), noise[1]
+    images, _ = ImageSamples(prepared.folder, prepared.facts).read("evaluation", np.arange(12))
+    ours, whole = (
+        next(iter(evaluation_batches(prepared, each, 3, micro_batch=12, rank=0, world=1))) for each in (data, noise[0])
+    )
+    size, views = 32, Views(prepared.facts["mean"], prepared.facts["std"])
+    for cropped, plain, image in zip(ours.inputs["pixel_values"], whole.inputs["pixel_values"], images, strict=True):
+        large = image.resize((2 * size, 2 * size), PIL.Image.Resampling.BICUBIC).crop((16, 16, 48, 48))
+        for found, pixels in ((cropped, large), (plain, image)):
+            stacked = torch.from_numpy(np.array(pixels).transpose(2, 0, 1))[None]
+            assert torch.equal(found, views.finished({"pixels": stacked}, {})[0])
+    assert same(next(training(prepared, data)), next(training(prepared, noise[0])))
+    assert prepare(data, 3, prepared.folder).facts == prepared.facts, "what is prepared stays"
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"repeats": 0}, "greater than or equal to 1"),
+        ({"repeats": 2.5}, "valid integer"),
+        ({"repeats": 3}, "repeats 3: without an augmentation the views of an image are the same; set augment"),
+        ({"evaluation_crop": 0}, "greater than or equal to 0.1"),
+        ({"evaluation_crop": 1.1}, "less than or equal to 1"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(changes, said):
+    with pytest.raises(ValidationError, match=said):
+        config(**changes)
+    assert config(repeats=3, augment="shift") and config(repeats=3, mixup=0.1), "either makes views differ"
 
 
 def test_evaluation_is_never_augmented_and_covers_the_set_once(noise):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.sampler import evaluation_numbers, locate, places, position, training_numbers
+from pipeline.data.sampler import evaluation_numbers, locate, places, position, seen, training_numbers
 
 seeds = st.integers(0, 2**63 - 1)
 epochs = st.integers(0, 10**6)
@@ -92,8 +92,8 @@ def test_numbers_run_on_across_epochs():
 def test_a_step_is_the_same_numbers_for_every_world_size(micro, passes, world, step):
     batch = micro * passes * world
     ranks = [list(islice(training_numbers(batch, micro, rank, world, step), passes)) for rank in range(world)]
-    seen = [number for turn in zip(*ranks, strict=True) for part in turn for number in part]
-    assert seen == list(range(step * batch, (step + 1) * batch))
+    taken = [number for turn in zip(*ranks, strict=True) for part in turn for number in part]
+    assert taken == list(range(step * batch, (step + 1) * batch))
 
 
 @pytest.mark.parametrize("count", [1, 2, 6, 12])
@@ -138,3 +138,43 @@ def test_evaluation_covers_each_number_once_in_equal_shares(size, micro, world):
     assert {len(part) for share in shares for part in share} == {micro}
     counted = [number for share in shares for part in share for number in part if number < size]
     assert sorted(counted) == list(range(size))
+
+
+@pytest.mark.parametrize("repeats", [2, 3, 4, 7])
+def test_an_image_is_seen_so_often_near_one_another_and_beside_another_one_each_time(repeats):
+    """repeats + 1 images, or one more where that is odd, are a group."""
+    group = repeats + 1 if repeats % 2 else repeats + 2
+    count = 5 * group * repeats
+    images, views = seen(np.arange(count), repeats)
+    assert images.dtype == views.dtype == np.int64
+    for image in range(5 * group):
+        taken = np.flatnonzero(images == image)
+        assert views[taken].tolist() == list(range(repeats))
+        assert np.ptp(taken) < group * repeats and taken.min() // (group * repeats) == image // group
+        beside = images[taken ^ 1].tolist()
+        assert len(set(beside)) == repeats and image not in beside
+    assert np.array_equal(seen(np.arange(count)[::-1], repeats)[0], images[::-1]), "a function of the number alone"
+
+
+def test_a_number_is_of_an_image_of_its_own_where_nothing_is_repeated():
+    images, views = seen(np.arange(7, 30), 1)
+    assert images.tolist() == list(range(7, 30)) and not views.any()
+
+
+@pytest.mark.parametrize("batch, least, most", [(1020, 340, 340), (1024, 342, 346)])
+def test_a_step_of_three_views_has_a_third_as_many_images(batch, least, most):
+    """Of a batch that is no multiple of 12 the groups at its ends are shared with other steps."""
+    for step in range(6):
+        images, _ = seen(np.arange(step * batch, (step + 1) * batch), 3)
+        assert least <= len(np.unique(images)) <= most
+
+
+def test_every_image_is_seen_in_as_many_epochs_as_it_has_views():
+    images, views = seen(np.arange(3 * 100), 3)
+    epochs, rows = locate(7, images, 100)
+    assert not epochs.any() and sorted(zip(rows, views, strict=True)) == [(r, v) for r in range(100) for v in range(3)]
+
+
+def test_the_order_of_views_is_the_same_in_every_version():
+    assert seen(np.arange(12), 3)[0].tolist() == [3, 0, 1, 2, 3, 1, 2, 0, 3, 2, 0, 1]
+    assert seen(np.arange(12), 3)[1].tolist() == [0] * 4 + [1] * 4 + [2] * 4

@@ -5,6 +5,7 @@ Source: Wang et al., "LEMON: Lossless Model Expansion", ICLR 2024 (arXiv:2310.07
 follow BERT's in `transformers`, with the norms standing in front of their branch.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,12 +20,15 @@ from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform, eager_attention_forward
 
+from pipeline.config.model_sizes import ModelSizes
+from pipeline.models import drop_path
 from pipeline.models.architecture import Architecture, ParamSpec, Space, embedding, linear, masked_lm_head, norm
 from pipeline.models.family import (
     BERT_KEYS,
     Family,
     Head,
     bert_architecture,
+    dropped,
     masked_config,
     resized,
     segmented_text_probe,
@@ -33,10 +37,12 @@ from pipeline.models.family import (
 
 
 class BertPreLNConfig(BertConfig):
-    """mlm_transform: dense -> activation -> norm in front of the decoder, as BERT has it; LEMON's model has none."""
+    """mlm_transform: dense -> activation -> norm in front of the decoder, as BERT has it; LEMON's model has none.
+    drop_path_rate: of stochastic depth in the last layer."""
 
     model_type = "bert-pre-ln"
     mlm_transform: bool = False
+    drop_path_rate: float | int = 0.0
 
 
 class Embeddings(nn.Module):
@@ -293,16 +299,23 @@ def encoder(config: BertPreLNConfig) -> Architecture:
     )
 
 
+def resize(sizes: ModelSizes) -> dict[str, Any]:
+    """BERT's sizes, and the rate of stochastic depth."""
+    return resized(sizes) | dropped(sizes)
+
+
 FAMILY = Family(
     name="bert-pre-ln",
     data="text",
     config_class=BertPreLNConfig,
     heads=(Head("masked-lm", BertPreLNForMaskedLM, masked_lm), Head("encoder", BertPreLNModel, encoder)),
-    keys=BERT_KEYS.extended(function=("mlm_transform",)),
-    resize=resized,
+    keys=BERT_KEYS.extended(training=(drop_path.KEY,), function=("mlm_transform",)),
+    resize=resize,
     positions=text_positions,
     probe_inputs=segmented_text_probe,
-    configure=lambda sizes, facts: masked_config(BertPreLNConfig, sizes, facts),
+    configure=lambda sizes, facts: masked_config(partial(BertPreLNConfig, **dropped(sizes)), sizes, facts),
+    optional_sizes=("drop_path",),
+    drops_paths=True,
 )
 
 AutoConfig.register("bert-pre-ln", BertPreLNConfig)

@@ -1,5 +1,5 @@
 """DINOv2 as `transformers` has it: pre-LN, a layer scale behind each branch, a classifier that reads the final norm
-twice."""
+twice. Its own code does stochastic depth, at the same rate in every layer."""
 
 from functools import partial
 from typing import Any
@@ -88,5 +88,5 @@ FAMILY = Family(
     positions=partial(positions, 1),
     probe_inputs=image_probe,
     configure=configure,
-    optional_sizes=("patch",),
+    optional_sizes=("patch", "drop_path"),
 )

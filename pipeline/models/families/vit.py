@@ -19,6 +19,7 @@ from transformers import (
 
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
+from pipeline.models import drop_path
 from pipeline.models.architecture import (
     Architecture,
     LayerStack,
@@ -175,7 +176,9 @@ def positions(prefix: int, config: PretrainedConfig, facts: Facts) -> dict[str, 
 KEYS = IMAGE_KEYS.extended(
     sizes=("intermediate_size", "pooler_output_size"),
     function=("encoder_stride", "pooler_act"),
+    training=(drop_path.KEY,),
     width=("pooler_output_size",),
+    undeclared=(drop_path.KEY,),
 )
 
 VIT = Family(
@@ -191,7 +194,8 @@ VIT = Family(
     positions=partial(positions, 1),
     probe_inputs=image_probe,
     configure=partial(configure, ViTConfig),
-    optional_sizes=("patch",),
+    optional_sizes=("patch", "drop_path"),
+    drops_paths=True,
 )
 DEIT = Family(
     name="deit",
@@ -211,5 +215,6 @@ DEIT = Family(
     positions=partial(positions, 2),
     probe_inputs=image_probe,
     configure=partial(configure, DeiTConfig),
-    optional_sizes=("patch",),
+    optional_sizes=("patch", "drop_path"),
+    drops_paths=True,
 )

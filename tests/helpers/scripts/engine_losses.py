@@ -14,11 +14,11 @@ from tests.helpers.parity_task import BATCH, ROUNDS, batch, model_config, stage
 
 
 def train(job: dict) -> list[float]:
-    """The losses. job: family, stage (fields of a stage: zero_stage, precision, …), steps, apart (as of
-    `batch`), rounds (micro-batches of a rank)."""
+    """The losses. job: family, sizes (of its model, where they are others), stage (fields of a stage: zero_stage,
+    precision, …), steps, apart (as of `batch`), rounds (micro-batches of a rank)."""
     world = join()
     torch.set_num_threads(1)
-    config = model_config(job["family"])
+    config = model_config(job["family"], **job.get("sizes", {}))
     fields = stage(**job["stage"])
     trained = of_model(models.build(config, seed=5), fields.activation_checkpointing, fields.optimizer)
     engine = Engine(trained, fields, world, seed=0)
