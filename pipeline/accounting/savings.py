@@ -8,8 +8,9 @@ was grown from.
 from pipeline.accounting import baselines
 from pipeline.accounting.baselines import Rule, facts_of
 from pipeline.accounting.crossing import Metric, Reach, best, measured, reach
-from pipeline.accounting.lineage import Ancestor, origins
+from pipeline.accounting.lineage import Ancestor
 from pipeline.accounting.recorded_runs import Content, Evaluation, RecordedRun, RecordedStage, RecordReader
+from pipeline.accounting.ways import Way, joined, way
 
 WORDS: dict[Metric, str] = {"loss": "evaluation loss", "top1": "top-1 accuracy"}
 STOPS: dict[Metric, str] = {"loss": "eval_loss", "top1": "top1"}
@@ -105,16 +106,16 @@ def compare_run(
     """
     comparisons, remarks, used = [], dict[str, None](), set()
     for stage in run.models:
-        chain, unknown = origins(stage, reader)
-        if unknown is None and not any(ancestor.kind == "expand" for ancestor in chain):
+        found = way(stage, reader)
+        if found.unknown is None and not found.growths:
             continue
-        used |= {ancestor.stage.path.resolve() for ancestor in chain if ancestor.stage}
+        used |= {part.stage.path.resolve() for part in [*found.own, *found.sources, *found.growths] if part.stage}
         if not measured(stage.evaluations, rule.metric):
             remarks[_not_evaluated(stage, rule.metric)] = None
             continue
         baseline, said = baselines.choose(run, stage, places, rule)
         if baseline is not None:
-            comparisons.append(_compare(run, stage, chain, unknown, *baseline, rule))
+            comparisons.append(_compare(run, found, *baseline, rule))
             said += baselines.remarks(stage, baseline[1], rule.metric)
         remarks |= dict.fromkeys(said)
     expansions = [stage for stage in run.stages.values() if stage.kind == "expand"]
@@ -133,73 +134,29 @@ def _not_evaluated(stage: RecordedStage, metric: Metric) -> str:
     return f"Stage '{stage.name}' is not compared: it has no {what} yet."
 
 
-def _compare(
-    run: RecordedRun,
-    stage: RecordedStage,
-    chain: list[Ancestor],
-    unknown: str | None,
-    place: RecordedRun,
-    baseline: RecordedStage,
-    rule: Rule,
-) -> Savings:
-    grown = next((index for index, ancestor in enumerate(chain) if ancestor.kind == "expand"), len(chain))
-    growths, behind = _growths(chain[grown:]), _behind(stage, chain, grown)
-    sources = [ancestor for ancestor in reversed(chain[behind:]) if ancestor.trains]
-    whole_stage = Ancestor(stage.path, stage, {}, {}, None)
-    expanded = joined([*reversed(chain[:behind]), whole_stage], stage.block)
+def _compare(run: RecordedRun, found: Way, place: RecordedRun, baseline: RecordedStage, rule: Rule) -> Savings:
+    stage, expanded = found.stage, found.evaluations
     target, kept = _target(stage, baseline, rule), rule.kept
-    curves = [] if unknown else _curves(sources, stage.block)
+    curves = [] if found.unknown else _curves(found.sources, stage.block)
     scratch, given = (
         reach(points, target.value, rule.metric, kept=kept) for points in (baseline.evaluations, expanded)
     )
-    listed = [SourceStage(stage=source.name, flops=source.training_flops or 0) for source in sources]
-    cost = None if unknown else sum(source.flops for source in listed)
+    listed = [SourceStage(stage=source.name, flops=source.training_flops or 0) for source in found.sources]
+    cost = found.source_flops
     total = None if given.flops is None or cost is None else given.flops + cost
     return Savings(
         stage=stage.name,
-        chain=_in_one_run(stage, chain[:behind]),
+        chain=found.in_one_run,
         model=facts_of(stage).model,
         baseline=Baseline(run=None if place is run else place.title, stage=baseline.name),
         target=target,
-        expansion=_expansion(growths) if growths else None,
-        source=Source(stages=listed, flops=cost, unknown=unknown),
+        expansion=_expansion(found.growths) if found.growths else None,
+        source=Source(stages=listed, flops=cost, unknown=found.unknown),
         scratch=scratch,
         given=Given(**dict(given), saving_percent=saving(given.flops, scratch.flops)),
         all_in=AllIn(flops=total, saving_percent=saving(total, scratch.flops)),
         curves=Curves(scratch=baseline.evaluations, expanded=expanded, sources=curves),
     )
-
-
-def _growths(chain: list[Ancestor]) -> list[Ancestor]:
-    """The expansions at the head of a chain of ancestors."""
-    trained = next((place for place, ancestor in enumerate(chain) if ancestor.kind == "train"), len(chain))
-    return chain[:trained]
-
-
-def _behind(stage: RecordedStage, chain: list[Ancestor], grown: int) -> int:
-    """Where in a chain of ancestors, nearest first, the source stands: the first training behind the last growth that
-    is no part of the same run."""
-    later: RecordedStage | None = stage
-    for place, ancestor in enumerate(chain):
-        if ancestor.kind == "train":
-            if place > grown and not _continues(later):
-                return place
-            later = ancestor.stage
-    return len(chain)
-
-
-def _in_one_run(stage: RecordedStage, chain: list[Ancestor]) -> list[str]:
-    """The names of the trainings that share one schedule with a stage, oldest first; empty where it has its own."""
-    if not _continues(stage):
-        return []
-    return [*(ancestor.name for ancestor in reversed(chain) if ancestor.kind == "train"), stage.name]
-
-
-def _continues(stage: RecordedStage | None) -> bool:
-    """Whether its schedule goes on with that of the training before it."""
-    facts = stage.training if stage else None
-    schedule = facts.fingerprint.get("stage", {}).get("schedule", {}) if facts else {}
-    return bool(schedule.get("continue"))
 
 
 def _expansion(growths: list[Ancestor]) -> Expansion:
@@ -232,17 +189,6 @@ def _target(stage: RecordedStage, baseline: RecordedStage, rule: Rule) -> Target
         return Target(metric=metric, value=value, meaning=f"the final {words} of '{name}'")
     meaning = f"the latest {words} of '{name}', which is unfinished ({where})"
     return Target(metric=metric, value=value, meaning=meaning)
-
-
-def joined(parts: list[Ancestor], block: int | None) -> list[Evaluation]:
-    """The evaluations of stages that follow each other, the cost of each added to the next. block: of the evaluations
-    that are comparable; those in others are left out."""
-    points, offset = [], 0
-    for part in parts:
-        own = part.evaluations if part.block == block else []
-        points += [point.model_copy(update={"flops": point.flops + offset}) for point in own]
-        offset += part.training_flops or 0
-    return points
 
 
 def saving(cost: int | None, scratch: int | None) -> float | None:

@@ -8,10 +8,10 @@ raises `UserError` before anything is started.
 from collections import Counter
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pipeline.config import number_formats
 from pipeline.config.schema import Config
@@ -22,6 +22,9 @@ from pipeline.records.strict import Strict
 NOT_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
 """What PyYAML raises for text that is no YAML, and for a value that is not what its form or its tag says (the date
 2026-13-45, `!!bool x`)."""
+
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
@@ -38,6 +41,11 @@ class _Loader(yaml.SafeLoader):
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a YAML config and apply `dotted.key=value` overrides. Stages that have begun keep the number formats that
     it leaves open. Raises UserError."""
+    return number_formats.as_begun(validated(Config, read_tree(path, overrides), Path(path)))
+
+
+def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
+    """The keys of a YAML file, with overrides, not validated yet. Raises UserError."""
     path = Path(path)
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -49,11 +57,15 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
         raise UserError(f"{path}: a config is a mapping of keys, such as 'name: …'; see configs/quickstart/bert.yaml")
     for override in overrides:
         _override(tree, override)
+    return tree
+
+
+def validated(schema: type[Checked], tree: dict[str, Any], where: Path) -> Checked:
+    """The keys as a `schema`. Raises UserError that names all mistakes."""
     try:
-        config = Config.model_validate(tree)
+        return schema.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{path}: {explain(error, tree, Config)}") from error
-    return number_formats.as_begun(config)
+        raise UserError(f"{where}: {explain(error, tree, schema)}") from error
 
 
 def dump(config: Strict) -> str:
@@ -65,15 +77,20 @@ def _override(tree: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"'{text}': an override is written key=value, such as stages.small.batch=32")
-    parsed, (*parents, last) = _value(text, value), key.split(".")
+    put(tree, key, _value(text, value), f"override '{text}'")
+
+
+def put(tree: dict[str, Any], key: str, value: Any, said: str) -> None:
+    """Set a dotted key. said: what asks for it, for the message. Raises UserError where there is no such place."""
+    *parents, last = key.split(".")
     try:
         node: Any = tree
         for part in parents:
             node = _child(node, part)
         index = _index(node, last) if isinstance(node, list) else last
-        node[index] = parsed
+        node[index] = value
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"override '{text}': the config has no key '{key}'") from error
+        raise UserError(f"{said}: the config has no key '{key}'") from error
 
 
 def _value(override: str, text: str) -> Any:

@@ -7,7 +7,6 @@ equal steps. The latest growth that still mixes lies as long before the decay as
 wherever it begins is an assumption.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,7 +21,7 @@ from pipeline.config.schema import Config, ExpandStage, TrainStage
 from pipeline.config.validation_errors import explain
 from pipeline.durations import Duration
 from pipeline.errors import UserError
-from pipeline.runs import run
+from pipeline.runs import run, shared_data
 from pipeline.training.launcher import Start
 
 FULL, BEFORE, GROWTH, BEHIND = "full", "before", "growth", "behind"
@@ -94,7 +93,7 @@ def measure(config: Config, wanted: Wanted, start: Start) -> Mixing | None:
     derived = pilot_of(config, growth, wanted)
     run.prepare_alone(config, start)
     if start.first:
-        _share_data(config.path / "data", derived.path)
+        shared_data.share(config.path / "data", derived.path)
     run.run(derived, start)
     return mixing(config, derived, growth, wanted.within) if start.first else None
 
@@ -201,16 +200,6 @@ def _constant(behind: TrainStage) -> dict[str, Any]:
     longer."""
     kept = ("peak", "initial", "warmup", "horizon")
     return {"kind": "constant", **{key: value for key, value in _keys(behind)["schedule"].items() if key in kept}}
-
-
-def _share_data(data: Path, folder: Path) -> None:
-    """The pilot reads what has been prepared for the run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    place = folder / "data"
-    if place.is_symlink() and not place.exists():
-        place.unlink()
-    if not place.exists():
-        place.symlink_to(os.path.relpath(data, folder))
 
 
 def mixing(config: Config, derived: Config, growth: Growth, within: float) -> Mixing:

@@ -1,7 +1,7 @@
 """A whole run: prepare, every stage in turn, report. Finished stages are skipped, an interrupted one resumes."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,13 @@ logger = logging.getLogger(__name__)
 
 def run(config: Config, start: Start = Nodes()) -> None:
     """Everything the config asks for, in order. Raises UserError."""
+    all_stages(config, start)
+    if start.first:
+        report([config.path])
+
+
+def all_stages(config: Config, start: Start = Nodes(), behind: Callable[[str], None] = lambda name: None) -> None:
+    """Every stage in order. behind: told the name of each that has ended, or had. Raises UserError."""
     with _prepared_run(config, start, config.stages) as on_first:
         trainings = Trainings(config, start, on_first)
         for stage in config.stages:
@@ -35,8 +42,7 @@ def run(config: Config, start: Start = Nodes()) -> None:
             if start.alone and preemption.time_is_up():  # several would not agree; the next step's do
                 raise Preempted(f"stopped by max_time before stage '{stage.name}'")
             _run_stage(config, stage, start, on_first, trainings)
-        if start.first:
-            report([config.path])
+            behind(stage.name)
 
 
 def stage_alone(config: Config, name: str, start: Start = Nodes()) -> None:

@@ -1,0 +1,142 @@
+"""What a study's YAML says: what is compared, how each arm is tuned, under which seeds, by which rule."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from pipeline.accounting.crossing import Metric
+from pipeline.config.schema import Place
+from pipeline.config.validation_errors import ConfigProblems
+from pipeline.errors import nearest
+from pipeline.records.folder_names import FolderName
+from pipeline.records.strict import Strict
+
+OWN = ("name", "folder", "seed", "stages", "baseline")
+"""Keys of a run that a study decides."""
+
+
+def _distinct(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ValueError("each seed is a whole number of at least 0, and stands there once")
+    return seeds
+
+
+Seeds = Annotated[list[int], Field(min_length=1), AfterValidator(_distinct)]
+
+
+class Tuning(Strict):
+    """trials: of each arm that is tuned, the baseline among them; seed: of all trials."""
+
+    trials: int = Field(4, ge=1, description="settings that are tried of every arm")
+    seed: int = Field(0, ge=0, description="of all trials; no seed of the comparison")
+
+
+Settings = dict[str, Any]
+"""Values by dotted keys of an arm's stages, such as `large.schedule.peak`."""
+
+
+class Arm(Strict):
+    """One way to the target model: the last stage trains it. A `start` or `source` is a stage of the arm, one of the
+    study's `sources`, or a folder."""
+
+    about: str = Field("", description="what it is, for the page")
+    stages: list[dict[str, Any]] = Field(min_length=1, description="as in a run's config")
+    tune: dict[str, list[Any]] | list[Settings] = Field(
+        {}, description="values by key, every combination of which is a trial; or the trials one by one"
+    )
+    like: str | None = Field(None, description="an arm whose choice it takes, where it is not tuned itself")
+    seeds: Seeds | None = Field(None, description="those of the study's that it is trained under; default: all")
+
+
+class Study(Strict):
+    """A whole study. The rule (metric, baseline, target, smooth) is fixed when the first run begins."""
+
+    name: FolderName
+    folder: Place = Field("studies/{name}", description="where its runs and results live; {name} is replaced")
+    question: str = Field("", description="what it is to answer, for the page")
+    metric: Metric = "loss"
+    baseline: FolderName = Field(description="the arm from scratch that all are compared with")
+    frontier: list[FolderName] = Field(
+        [], description="arms from scratch with other horizons: what scratch reaches for less"
+    )
+    target: float | Literal["final"] = Field(
+        "final", description="final: what the baseline ends with under the same seed; or a value of the metric"
+    )
+    smooth: Annotated[int, Field(ge=1, le=99)] = Field(
+        3, description="evaluations in the running mean of curves, an odd number; 1: curves as they are"
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of all intervals")
+    tuning: Tuning = Tuning()
+    seeds: Seeds
+    run: dict[str, Any] = Field(description="keys that all runs have: data, models, processes")
+    sources: list[dict[str, Any]] = Field([], description="stages that several arms start from")
+    arms: dict[FolderName, Arm] = Field(min_length=1)
+
+    @property
+    def path(self) -> Path:
+        return Path(self.folder.replace("{name}", self.name))
+
+    def seeds_of(self, arm: str) -> list[int]:
+        """The seeds that an arm is trained under."""
+        return self.arms[arm].seeds or self.seeds
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        problems = [*self._of_rule(), *self._of_run()]
+        for name, arm in self.arms.items():
+            problems += self._of_arm(name, arm)
+        if problems:
+            raise ConfigProblems(problems)
+        return self
+
+    def _of_rule(self) -> list[str]:
+        problems = [
+            f"{key}: no arm '{name}'{nearest(name, self.arms)}"
+            for key, names in (("baseline", [self.baseline]), ("frontier", self.frontier))
+            for name in names
+            if name not in self.arms
+        ]
+        if self.smooth % 2 == 0:
+            problems.append(f"smooth: {self.smooth} evaluations have no middle; choose an odd number")
+        if self.baseline in self.arms and self.arms[self.baseline].seeds:
+            problems.append(f"arms.{self.baseline}.seeds: the baseline is trained under all seeds; leave it out")
+        if self.tuning.seed in self.seeds and any(arm.tune for arm in self.arms.values()):
+            problems.append(
+                f"tuning.seed: {self.tuning.seed} is a seed of the comparison too; what is chosen under it may be its "
+                "luck"
+            )
+        return problems
+
+    def _of_run(self) -> list[str]:
+        problems = [f"run.{key}: a study decides that itself; leave it out" for key in OWN if key in self.run]
+        data = self.run.get("data")
+        if isinstance(data, dict) and "evaluate" in data:
+            problems.append(
+                "run.data.evaluate: a study tunes on the validation half and claims on the test half; leave it out"
+            )
+        return problems
+
+    def _of_arm(self, name: str, arm: Arm) -> list[str]:
+        where, problems = f"arms.{name}", []
+        tuned = bool(arm.tune)
+        if tuned and not self.arms.get(self.baseline, arm).tune:
+            problems.append(f"{where}.tune: the baseline '{self.baseline}' is not tuned; tune it as hard")
+        if tuned and (count := _count(arm.tune)) != self.tuning.trials:
+            problems.append(
+                f"{where}.tune: {count} trials, and tuning.trials is {self.tuning.trials}; all arms are tuned alike"
+            )
+        if arm.like is not None and (tuned or arm.like not in self.arms or not self.arms[arm.like].tune):
+            problems.append(f"{where}.like: '{arm.like}' is no other arm that is tuned, or this one is tuned itself")
+        if arm.seeds and (other := sorted(set(arm.seeds) - set(self.seeds))):
+            problems.append(f"{where}.seeds: {other[0]} is none of the study's seeds")
+        return problems
+
+
+def _count(tune: dict[str, list[Any]] | list[Settings]) -> int:
+    if isinstance(tune, list):
+        return len(tune)
+    count = 1
+    for values in tune.values():
+        count *= len(values)
+    return count
