@@ -61,6 +61,7 @@ setup(
         "pyyaml>=6",
         "rich>=13",
         "safetensors>=0.5",
+        "scipy>=1.13",
         "sentencepiece>=0.2",
     ],
     extras_require={

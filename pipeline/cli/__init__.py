@@ -20,6 +20,7 @@ from pipeline.cli import (
     profile_command,
     report_commands,
     run_commands,
+    study_command,
 )
 from pipeline.cli.arguments import Parser, add_local_rank
 from pipeline.cli.output import exit_code, messages_printed, print_whatever_comes
@@ -64,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         profile_command,
         pilot_command,
         flops_command,
+        study_command,
     ):
         group.add_parsers(commands)
     for command in commands.choices.values():

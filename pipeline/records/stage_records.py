@@ -47,14 +47,16 @@ class TrainingRecord(StageRecord):
 
 
 class EvaluationRecord(StageRecord):
-    """The whole evaluation set at `step`. perplexity: of text; top1: of images, 0 to 1; evaluation_seconds: None where
-    it was not measured."""
+    """The whole evaluation set at `step`. perplexity: of text; top1: of images, 0 to 1; peak_memory: the most bytes
+    that rank 0 has taken since it started, device memory on GPUs. evaluation_seconds, peak_memory: None where they were
+    not measured."""
 
     kind: Literal["evaluate"] = "evaluate"
     eval_loss: float
     perplexity: float | None = None
     top1: float | None = None
     evaluation_seconds: float | None = None
+    peak_memory: int | None = None
 
 
 class SaveRecord(StageRecord):

@@ -63,6 +63,7 @@ def _composed(study: Study, name: str, tried: Sequence[Trial], seed: int, half: 
         "folder": str(study.path / name),
         "seed": seed,
         "stages": stages,
+        "baseline": ends.get(study.baseline),
     }
     if isinstance(data, dict):
         content["data"] = {**data, "evaluate": half}

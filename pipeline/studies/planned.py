@@ -106,7 +106,18 @@ def _measured(composed: Composed, stage: str) -> Speed:
     composed.path.mkdir(parents=True, exist_ok=True)
     file = composed.path / "profiled.yaml"
     write_text(file, dump(composed.config))
-    command = [sys.executable, "-m", "pipeline", "profile", str(file), "--stage", stage, "--steps", str(STEPS), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "profile",
+        str(file),
+        "--stage",
+        stage,
+        "--steps",
+        str(STEPS),
+        "--json",
+    ]
     begun = time.monotonic()
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     whole = time.monotonic() - begun

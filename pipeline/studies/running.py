@@ -100,8 +100,8 @@ def fix_rule(study: Study) -> None:
         for key in RULE:
             if before["rule"].get(key) != rule[key]:
                 raise UserError(
-                    f"{path}: the study began with {key} {before['rule'].get(key)!r}, and the config has {rule[key]!r}; "
-                    "a rule is fixed before the first run: take another folder (folder=…), or leave it"
+                    f"{path}: the study began with {key} {before['rule'].get(key)!r}, and the config has "
+                    f"{rule[key]!r}; a rule is fixed before the first run: take another folder (folder=…), or leave it"
                 )
         arms: dict[str, Any] = {**dict.fromkeys(study.arms, now), **before["arms"]}
         seeds = {**dict.fromkeys(map(str, study.seeds), now), **before["seeds"]}

@@ -35,6 +35,7 @@ from pipeline.training.hangs.watch import Reached, watched
 from pipeline.training.hardware import peak_of_all_ranks
 from pipeline.training.length import recorded_facts
 from pipeline.training.loss_scale import ScaleAtMinimumError
+from pipeline.training.peak_memory import peak_memory
 from pipeline.training.preemption import StopRequest
 from pipeline.training.progress import Progress
 from pipeline.training.resume import newest_whole
@@ -355,7 +356,7 @@ class Loop:
         self.evaluated = {step: {retention.EVALUATION: result["eval_loss"]}}
         self.at_target = self.plan.target is not None and self.plan.target.met_by(result)
         if self.world.first:
-            self._measured(_evaluation_record(step, result, seconds))
+            self._measured(_evaluation_record(step, result, seconds, peak_memory(self.world.device)))
             samples = self.evaluation_samples
             tokens = samples * data.facts["tokens_per_sample"]
             flops = samples * self.plan.cost.forward
@@ -417,11 +418,12 @@ class Loop:
         }
 
 
-def _evaluation_record(step: int, result: dict[str, float], seconds: float) -> EvaluationRecord:
+def _evaluation_record(step: int, result: dict[str, float], seconds: float, memory: int) -> EvaluationRecord:
     return EvaluationRecord(
         step=step,
         eval_loss=result["eval_loss"],
         perplexity=result.get("perplexity"),
         top1=result.get("top1"),
         evaluation_seconds=seconds,
+        peak_memory=memory,
     )
