@@ -6,8 +6,9 @@ A figure is data first (`Chart`), then an SVG in one of two palettes: a page sho
 import base64
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -76,13 +77,25 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure as data. events: what happens at an x, drawn as vertical lines."""
+    """Lines, as data. events: what happens at an x, drawn as vertical lines."""
 
     title: str
     x_label: str
     y_label: str
     lines: list[Line]
     events: tuple[tuple[float, str], ...] = ()
+
+    def draw(self, axes: Axes, colours: Mapping[str, str]) -> None:
+        _draw(axes, self, colours)
+
+
+class Drawn(Protocol):
+    """A figure as data, with what draws it. colours: of a palette, by name."""
+
+    @property
+    def title(self) -> str: ...
+
+    def draw(self, axes: Axes, colours: Mapping[str, str]) -> None: ...
 
 
 def colours(run: Run) -> dict[str, str]:
@@ -235,24 +248,24 @@ def _series(pairs: Series, behind: int = 0, **style: Any) -> Line:
     return Line([behind + step for step, _ in pairs], [value for _, value in pairs], **style)
 
 
-def data_uri(chart: Chart, palette: str) -> str:
+def data_uri(chart: Drawn, palette: str) -> str:
     """The chart as the source of an image, so that its styles apply to nothing else on the page."""
     return f"data:image/svg+xml;base64,{base64.b64encode(svg(chart, palette)).decode('ascii')}"
 
 
-def svg(chart: Chart, palette: str) -> bytes:
+def svg(chart: Drawn, palette: str) -> bytes:
     """The chart as a standalone SVG with a transparent background. Text stays text, in the reader's font."""
     colours, file = PALETTES[palette], io.BytesIO()
     style = STYLE | dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), colours["muted"])
     style |= {"text.color": colours["ink"], "axes.labelcolor": colours["ink"], "grid.color": colours["rule"]}
     with matplotlib.rc_context(style | {"svg.hashsalt": chart.title}):
         figure = Figure()
-        _draw(figure.add_subplot(), chart, colours)
+        chart.draw(figure.add_subplot(), colours)
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()
 
 
-def _draw(axes: Axes, chart: Chart, colours: dict[str, str]) -> None:
+def _draw(axes: Axes, chart: Chart, colours: Mapping[str, str]) -> None:
     for line in chart.lines:
         style: dict[str, Any] = {"color": colours[line.colour], "linewidth": line.width, "alpha": line.alpha}
         order: dict[str, Any] = {"zorder": 2 + line.alpha, "clip_on": line.style != "o"}
@@ -261,6 +274,11 @@ def _draw(axes: Axes, chart: Chart, colours: dict[str, str]) -> None:
         axes.axvline(x, color=colours["muted"], linewidth=1.4, linestyle=":", label=meaning)
     axes.set(xlabel=chart.x_label, ylabel=chart.y_label, xlim=(0, None), ylim=settled(chart.lines))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    legend(axes)
+
+
+def legend(axes: Axes) -> None:
+    """Above the figure, each label once."""
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     columns = max(1, 100 // (6 + max(map(len, handles), default=0)))  # a row holds about 100 letters
     axes.legend(handles.values(), handles, loc="lower left", bbox_to_anchor=(0, 1.03), ncols=columns)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,10 @@ class Speed(Strict):
 @dataclass(frozen=True)
 class PlannedStage:
     """A stage of one of the runs. shape: of its steps, equal ones take the same time; empty of an expansion. flops:
-    evaluation included; None: not known before the data are. took: seconds, once it has ended."""
+    evaluation included; None: not known before the data are. evaluating: FLOPs of evaluation per FLOP of training.
+    took: seconds, once it has ended."""
 
+    folder: Path
     run: str
     name: str
     kind: str
@@ -61,9 +63,9 @@ def _of_run(composed: Composed, start: Start) -> Iterator[PlannedStage]:
     cluster = Cluster.of(composed.config, start)
     preflight.before_data(composed.config, [cluster.ranks], start.allowed)
     for content in stage_needs.of_run(composed.config, cluster).stages:
-        folder, flops = StageFolder(composed.path / content["name"]), content.get("flops")
-        spent = wall_time(content["name"], folder.times) if folder.finished else None
-        yield PlannedStage(
+        flops = content.get("flops")
+        stage = PlannedStage(
+            folder=composed.path / content["name"],
             run=composed.name,
             name=content["name"],
             kind=content["kind"],
@@ -71,9 +73,23 @@ def _of_run(composed: Composed, start: Start) -> Iterator[PlannedStage]:
             steps=content["schedule"]["steps"] if content.get("schedule") else 0,
             flops=flops["total"] if flops else 0 if content["kind"] == "expand" else None,
             evaluating=flops["evaluation"] / flops["train"] if flops and flops["train"] else 0.0,
-            done=folder.finished,
-            took=spent.seconds - spent.rows["waiting"] if spent else None,
+            done=False,
+            took=None,
         )
+        yield _as_it_is(stage)
+
+
+def refreshed(stages: Sequence[PlannedStage]) -> list[PlannedStage]:
+    """The same stages, of which more may have ended by now."""
+    return [stage if stage.done else _as_it_is(stage) for stage in stages]
+
+
+def _as_it_is(stage: PlannedStage) -> PlannedStage:
+    folder = StageFolder(stage.folder)
+    if not folder.finished:
+        return stage
+    spent = wall_time(stage.name, folder.times)
+    return replace(stage, done=True, took=spent.seconds - spent.rows["waiting"] if spent else None)
 
 
 def _shape(content: dict[str, Any]) -> str:
@@ -88,7 +104,7 @@ def _shape(content: dict[str, Any]) -> str:
 def measured_speeds(folder: Path, runs: Sequence[Composed], stages: Sequence[PlannedStage]) -> dict[str, Speed]:
     """Of every shape that is still to be trained; what has been measured before is kept in `folder`. Raises UserError
     and FaultError as `lemon profile` does."""
-    known = {key: Speed.model_validate(held) for key, held in _read(folder / SPEEDS).items()}
+    known = known_speeds(folder)
     configs = {composed.name: composed for composed in runs}
     for stage in stages:
         if stage.shape and stage.shape not in known and not stage.done:
@@ -97,8 +113,11 @@ def measured_speeds(folder: Path, runs: Sequence[Composed], stages: Sequence[Pla
     return known
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+def known_speeds(folder: Path) -> dict[str, Speed]:
+    """Those that have been measured before, by shape."""
+    path = folder / SPEEDS
+    held = read_json(path) if path.exists() else {}
+    return {shape: Speed.model_validate(content) for shape, content in held.items()}
 
 
 def _measured(composed: Composed, stage: str) -> Speed:

@@ -11,7 +11,7 @@ from pipeline.report.formatting import duration, percent
 from pipeline.runs import run, shared_data
 from pipeline.studies import choice, planned
 from pipeline.studies.composed import Composed, of_seed, tuning
-from pipeline.studies.planned import Outlook, PlannedStage, Speed
+from pipeline.studies.planned import Outlook, Speed
 from pipeline.studies.schema import Settings, Study
 from pipeline.studies.trials import trials
 from pipeline.training.environment import Launched
@@ -26,20 +26,55 @@ RULE = ("metric", "baseline", "frontier", "target", "smooth", "confidence", "tun
 
 def go(study: Study, start: Start) -> None:
     """Everything that a study asks for and that is missing. Raises UserError, FaultError and Preempted."""
-    runs = all_runs(study)
-    stages = planned.planned(runs, start)
-    if start.first:
-        fix_rule(study)
-        _say(stages, {})
-    speeds = _speeds(study, runs, stages, start)
-    first = runs[0]
+    progress = Progress(study, start)
     tuned = tuning(study)
     if tuned is not None:
-        _run(study, tuned, first, start, speeds)
+        progress.run(tuned)
         if start.first:
             choice.fix(study, tuned)
+        progress = Progress(study, start)
     for seed in study.seeds:
-        _run(study, of_seed(study, seed, choices(study)), first, start, speeds)
+        progress.run(of_seed(study, seed, choices(study)))
+
+
+class Progress:
+    """The stages of a study, of which more and more have ended. Raises UserError with what a run would say."""
+
+    def __init__(self, study: Study, start: Start):
+        self._start, self._runs = start, all_runs(study)
+        self._stages = planned.planned(self._runs, start)
+        if start.first:
+            fix_rule(study)
+        self._speeds = self._measured(study)
+        self._say()
+
+    def run(self, composed: Composed) -> None:
+        """One of the runs. Those behind the first read its data."""
+        first, done = self._runs[0], {(stage.run, stage.name) for stage in self._stages if stage.done}
+        if composed.path != first.path and self._start.first:
+            shared_data.share(first.path / "data", composed.path)
+
+        def behind(name: str) -> None:
+            if (composed.name, name) not in done:
+                self._say(f"'{composed.name}/{name}' has ended; ")
+
+        run.all_stages(composed.config, self._start, behind)
+
+    def _measured(self, study: Study) -> dict[str, Speed]:
+        """Speeds, where this command alone starts all workers; the data come first."""
+        start, runs = self._start, self._runs
+        if not start.alone or isinstance(start, Launched) or all(stage.done for stage in self._stages):
+            return {}
+        run.prepare_alone(runs[0].config, start)
+        for each in runs[1:]:
+            shared_data.share(runs[0].path / "data", each.path)
+        self._stages = planned.planned(runs, start)
+        return planned.measured_speeds(study.path, runs, self._stages)
+
+    def _say(self, said: str = "") -> None:
+        if self._start.first:
+            self._stages = planned.refreshed(self._stages)
+            logger.info(f"study: {said}{words(planned.outlook(self._stages, self._speeds))}")
 
 
 def all_runs(study: Study) -> list[Composed]:
@@ -53,34 +88,6 @@ def all_runs(study: Study) -> list[Composed]:
 def choices(study: Study) -> dict[str, Settings]:
     """What was chosen for each arm; empty before that."""
     return choice.recorded(study)
-
-
-def _speeds(study: Study, runs: list[Composed], stages: list[PlannedStage], start: Start) -> dict[str, Speed]:
-    """Measured where this command alone starts all workers; the data come first."""
-    if not start.alone or isinstance(start, Launched) or all(stage.done for stage in stages):
-        return {}
-    run.prepare_alone(runs[0].config, start)
-    for each in runs[1:]:
-        shared_data.share(runs[0].path / "data", each.path)
-    speeds = planned.measured_speeds(study.path, runs, stages)
-    _say(planned.planned(runs, start), speeds)
-    return speeds
-
-
-def _run(study: Study, composed: Composed, first: Composed, start: Start, speeds: dict[str, Speed]) -> None:
-    """One run. Those behind the first read its data."""
-    if composed.path != first.path and start.first:
-        shared_data.share(first.path / "data", composed.path)
-
-    def behind(name: str) -> None:
-        if start.first:
-            _say(planned.planned(all_runs(study), start), speeds, f"'{composed.name}/{name}' has ended; ")
-
-    run.all_stages(composed.config, start, behind)
-
-
-def _say(stages: list[PlannedStage], speeds: dict[str, Speed], said: str = "") -> None:
-    logger.info(f"study: {said}{words(planned.outlook(stages, speeds))}")
 
 
 def words(found: Outlook) -> str:

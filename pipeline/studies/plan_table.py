@@ -1,0 +1,70 @@
+"""`lemon study CONFIG --dry-run`: the runs of a study, what they cost, how far they are."""
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.accounting.flops import CONVENTION
+from pipeline.checkpoints.serialization.amounts import amount
+from pipeline.report.formatting import duration
+from pipeline.runs import stage_needs
+from pipeline.runs.stage_needs import Cluster
+from pipeline.studies import planned
+from pipeline.studies.composed import Composed
+from pipeline.studies.planned import PlannedStage
+from pipeline.studies.running import all_runs, choices, words
+from pipeline.studies.schema import Study
+from pipeline.training.launcher import Start
+
+
+def show(study: Study, start: Start, console: Console) -> None:
+    """Print it. Raises UserError with what a run would say."""
+    runs = all_runs(study)
+    stages = planned.planned(runs, start)
+    for line in _head(study, runs):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(_table(stages))
+    for line in _end(study, runs, stages, start):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _head(study: Study, runs: list[Composed]) -> Iterator[str]:
+    yield f"study        {study.name} in {study.path}"
+    if study.question:
+        yield f"question     {study.question}"
+    against = f"'{study.baseline}'" + f", and {', '.join(study.frontier)} for equal FLOPs" * bool(study.frontier)
+    yield f"baseline     {against}"
+    target = "what the baseline ends with under the same seed" if study.target == "final" else study.target
+    yield f"target       {study.metric}: {target}, reached and kept, mean over {study.smooth} evaluations"
+    tuned = f"{study.tuning.trials} trials of each tuned arm under seed {study.tuning.seed}, on the validation half"
+    yield f"tuning       {tuned if len(runs) > len(study.seeds) else 'none'}"
+    yield f"seeds        {', '.join(map(str, study.seeds))}, on the test half"
+    if len(runs) > len(study.seeds) and not choices(study):
+        yield "note         until the tuning has ended, the first trial of each arm stands for the one that is chosen"
+
+
+def _table(stages: list[PlannedStage]) -> Table:
+    table = Table("run", "stage", "does", "steps", "FLOPs", "state", box=None, pad_edge=False)
+    run = ""
+    for stage in stages:
+        flops = "" if stage.kind == "expand" else "?" if stage.flops is None else f"{stage.flops:.3g}"
+        steps = f"{stage.steps:,}" if stage.steps else ""
+        state = "done" if stage.done else "to do"
+        table.add_row("" if stage.run == run else stage.run, stage.name, stage.kind, steps, flops, state)
+        run = stage.run
+    return table
+
+
+def _end(study: Study, runs: list[Composed], stages: list[PlannedStage], start: Start) -> Iterator[str]:
+    known = [stage.flops for stage in stages if stage.flops is not None]
+    total = f"{sum(known):.4g} in all, evaluation included" if len(known) == len(stages) else "not known yet"
+    yield f"FLOPs        {total} ({CONVENTION})"
+    needed = sum(stage_needs.of_run(each.config, Cluster.of(each.config, start)).disk for each in runs)
+    yield f"disk         {amount(needed)} of checkpoints at most"
+    found = planned.outlook(stages, planned.known_speeds(study.path))
+    yield f"state        {words(found)}"
+    if found.seconds is None and found.done < found.stages:
+        yield "time         not known: speeds are measured when the study begins"
+    elif found.seconds:
+        yield f"time         about {duration(found.seconds)} left on the machine whose speeds were measured"
