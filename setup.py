@@ -40,7 +40,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["pipeline", "pipeline.*"]),
-    package_data={"pipeline.report": ["templates/*"]},
+    package_data={"pipeline.report": ["templates/*"], "pipeline.studies": ["templates/*"]},
     python_requires=">=3.11,<3.13",
     install_requires=[
         "torch>=2.11,<2.14",

@@ -46,9 +46,9 @@ def _study(options: argparse.Namespace) -> None:
     if options.dry_run:
         _show_plan(study, start)
     elif options.results:
-        _show_results(study)
+        _show_results(study, options)
     else:
-        do(start, lambda: _go(study, start))
+        do(start, lambda: _go(study, start, options))
 
 
 def _load(options: argparse.Namespace) -> "Study":
@@ -58,13 +58,13 @@ def _load(options: argparse.Namespace) -> "Study":
     return config.validated(Study, config.read_tree(options.config, options.overrides), options.config)
 
 
-def _go(study: "Study", start: Start) -> None:
+def _go(study: "Study", start: Start, options: argparse.Namespace) -> None:
     with imports():
         from pipeline.studies import running
 
     running.go(study, start)
     if start.first:
-        _show_results(study)
+        _show_results(study, options)
 
 
 def _show_plan(study: "Study", start: Start) -> None:
@@ -75,5 +75,10 @@ def _show_plan(study: "Study", start: Start) -> None:
     plan_table.show(study, start, console())
 
 
-def _show_results(study: "Study") -> None:
-    pass
+def _show_results(study: "Study", options: argparse.Namespace) -> None:
+    with imports():
+        from pipeline.studies import findings, page
+
+    found = findings.found(study, options.config)
+    for line in page.summary(found, page.write(found, study.path)):
+        print(line)
