@@ -51,7 +51,9 @@ SCALES = {"loss": 1, "top1": 100}
 """By which a measure is drawn."""
 SETTLED = 0.1
 """Share of a line's length whose steep beginning may be cut off, so that the rest has the room of the figure."""
-CANVAS = {"figure.figsize": (10.4, 4.8), "figure.constrained_layout.use": True, "savefig.transparent": True}
+WIDTH, HEIGHT = 10.4, 4.8
+"""Inches; of a height where a figure has none of its own."""
+CANVAS = {"figure.constrained_layout.use": True, "savefig.transparent": True}
 FONTS = ["Segoe UI", "Roboto", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"]
 TEXT = {"svg.fonttype": "none", "font.size": 11, "font.sans-serif": FONTS}
 SPINES = dict.fromkeys(("axes.spines.left", "axes.spines.right", "axes.spines.top"), False)
@@ -85,15 +87,22 @@ class Chart:
     lines: list[Line]
     events: tuple[tuple[float, str], ...] = ()
 
+    @property
+    def height(self) -> float:
+        return HEIGHT
+
     def draw(self, axes: Axes, colours: Mapping[str, str]) -> None:
         _draw(axes, self, colours)
 
 
 class Drawn(Protocol):
-    """A figure as data, with what draws it. colours: of a palette, by name."""
+    """A figure as data, with what draws it. height: in inches; colours: of a palette, by name."""
 
     @property
     def title(self) -> str: ...
+
+    @property
+    def height(self) -> float: ...
 
     def draw(self, axes: Axes, colours: Mapping[str, str]) -> None: ...
 
@@ -259,7 +268,7 @@ def svg(chart: Drawn, palette: str) -> bytes:
     style = STYLE | dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), colours["muted"])
     style |= {"text.color": colours["ink"], "axes.labelcolor": colours["ink"], "grid.color": colours["rule"]}
     with matplotlib.rc_context(style | {"svg.hashsalt": chart.title}):
-        figure = Figure()
+        figure = Figure(figsize=(WIDTH, chart.height))
         chart.draw(figure.add_subplot(), colours)
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()

@@ -80,7 +80,6 @@ def _merged(study: Study, tried: Sequence[Trial]) -> tuple[Stages, dict[str, str
     known: dict[str, str] = {}
     merged: Stages = []
     ends: dict[str, str] = {}
-    sources = {stage.get("name") for stage in study.sources}
     for trial in tried:
         renamed: dict[Any, str] = {}
         stages = stages_of(study, trial)
@@ -89,7 +88,7 @@ def _merged(study: Study, tried: Sequence[Trial]) -> tuple[Stages, dict[str, str
             body = {key: renamed.get(value, value) if key in ORIGINS else value for key, value in stage.items()}
             digest = json.dumps({key: value for key, value in body.items() if key != "name"}, sort_keys=True)
             if digest not in known:
-                name = trial.label if stage is stages[-1] else _free(str(local), trial, sources, known)
+                name = trial.label if stage is stages[-1] else _between(study, trial, stage)
                 known[digest] = name
                 merged.append({**body, "name": name})
             renamed[local] = known[digest]
@@ -97,10 +96,10 @@ def _merged(study: Study, tried: Sequence[Trial]) -> tuple[Stages, dict[str, str
     return merged, ends
 
 
-def _free(local: str, trial: Trial, sources: set[Any], known: dict[str, str]) -> str:
+def _between(study: Study, trial: Trial, stage: dict[str, Any]) -> str:
     """The name of a stage that is not the last one: its own of a source as the study has it, else one behind its
     trial's."""
-    return local if local in sources and local not in known.values() else f"{trial.label}-{local}"
+    return str(stage.get("name")) if stage in study.sources else f"{trial.label}-{stage.get('name')}"
 
 
 def _require_comparable(study: Study, config: Config, ends: dict[str, str]) -> None:

@@ -39,6 +39,10 @@ class Rows:
     x_label: str
     rows: tuple[tuple[str, tuple[Mark, ...]], ...]
 
+    @property
+    def height(self) -> float:
+        return 1.3 + sum(0.35 + 0.25 * len(marks) for _, marks in self.rows)
+
     def draw(self, axes: Axes, colours: Mapping[str, str]) -> None:
         axes.axvline(0, color=colours["muted"], linewidth=1.2)
         for place, (_, marks) in enumerate(self.rows):
@@ -68,6 +72,10 @@ class HeatMap:
     rows: tuple[str, ...]
     values: tuple[tuple[float | None, ...], ...]
     best: tuple[int, int] | None
+
+    @property
+    def height(self) -> float:
+        return 1.0 + 0.5 * len(self.rows)
 
     def draw(self, axes: Axes, colours: Mapping[str, str]) -> None:
         known = [value for row in self.values for value in row if value is not None]

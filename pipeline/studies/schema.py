@@ -1,5 +1,6 @@
 """What a study's YAML says: what is compared, how each arm is tuned, under which seeds, by which rule."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -117,6 +118,13 @@ class Study(Strict):
             )
         return problems
 
+    def _of_shared(self, where: str, arm: Arm, other: Arm) -> Iterator[str]:
+        """Settings that an arm is to take from another one, and has no stage for."""
+        names = {stage.get("name") for stage in [*self.sources, *arm.stages]}
+        for key in _keys(other.tune):
+            if (stage := key.partition(".")[0]) not in names:
+                yield f"{where}.like: '{arm.like}' is tuned by {key}, and this arm has no stage '{stage}'; call it so"
+
     def _of_arm(self, name: str, arm: Arm) -> list[str]:
         where, problems = f"arms.{name}", []
         tuned = bool(arm.tune)
@@ -128,9 +136,16 @@ class Study(Strict):
             )
         if arm.like is not None and (tuned or arm.like not in self.arms or not self.arms[arm.like].tune):
             problems.append(f"{where}.like: '{arm.like}' is no other arm that is tuned, or this one is tuned itself")
+        elif arm.like is not None:
+            problems += self._of_shared(where, arm, self.arms[arm.like])
         if arm.seeds and (other := sorted(set(arm.seeds) - set(self.seeds))):
             problems.append(f"{where}.seeds: {other[0]} is none of the study's seeds")
         return problems
+
+
+def _keys(tune: dict[str, list[Any]] | list[Settings]) -> list[str]:
+    """The keys by which an arm is tuned."""
+    return list(dict.fromkeys(key for settings in ([tune] if isinstance(tune, dict) else tune) for key in settings))
 
 
 def _count(tune: dict[str, list[Any]] | list[Settings]) -> int:

@@ -39,14 +39,7 @@ def _settings(arm: Arm) -> list[Settings]:
 
 def chosen(study: Study, arm: str, choices: dict[str, Settings]) -> Trial:
     """An arm as it is compared: with the settings that were chosen for it, or for the arm that it is `like`."""
-    like = study.arms[arm].like
-    return Trial(arm, arm, choices.get(like or arm, {}) if like is None else _shared(study, arm, choices.get(like, {})))
-
-
-def _shared(study: Study, arm: str, settings: Settings) -> Settings:
-    """Of another arm's settings those whose stage this one has too."""
-    names = {stage.get("name") for stage in [*study.sources, *study.arms[arm].stages]}
-    return {key: value for key, value in settings.items() if key.partition(".")[0] in names}
+    return Trial(arm, arm, choices.get(study.arms[arm].like or arm, {}))
 
 
 def stages_of(study: Study, trial: Trial) -> Stages:

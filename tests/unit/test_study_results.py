@@ -1,0 +1,143 @@
+"""What a study finds in runs with round numbers: savings, intervals, choices, costs that add up, the page."""
+
+import csv
+import io
+import json
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.studies import choice, findings, page, words
+from pipeline.studies.composed import tuning
+from pipeline.studies.results import StudyResults
+from tests.helpers.invented_studies import SEEDS, finished, study
+from tests.helpers.opened import opened
+from tests.helpers.pages import Page
+
+CONFIG = Path("configs/studies/invented.yaml")
+
+
+def arm(results: StudyResults, name: str):
+    return next(one for one in results.arms if one.name == name)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return findings.found(finished(tmp_path_factory.mktemp("study") / "s"), CONFIG)
+
+
+def test_savings_are_paired_by_seed(results):
+    first, second = arm(results, "lemon").seeds
+    assert (first.target, first.given, first.all_in) == (4.0, 150, 210)  # half way from 4.5 at 100 to 3.5 at 200
+    assert first.savings.given == pytest.approx(62.5) and first.savings.all_in == pytest.approx(47.5)
+    assert (second.target, second.given, second.all_in) == (4.2, 100, 160)
+    assert second.savings.given == pytest.approx(75.0) and second.savings.all_in == pytest.approx(60.0)
+    given = arm(results, "lemon").given
+    assert (given.of, given.reached, given.sample.n) == (2, 2, 2) and given.sample.mean == pytest.approx(68.75)
+
+
+def test_trials_of_both_sides_are_charged(results):
+    """Scratch: two trials of 400; lemon: two of 200 and the small model, 60, once."""
+    scratch, lemon = arm(results, "scratch"), arm(results, "lemon")
+    assert (scratch.trial_flops, lemon.trial_flops) == (800, 460)
+    assert lemon.seeds[0].savings.tuned == pytest.approx(100 * (1200 - 670) / 1200)
+
+
+def test_what_a_small_model_must_be_used_for(results):
+    """60 over the mean of 400 - 150 and 400 - 100."""
+    assert arm(results, "lemon").break_even == pytest.approx(60 / 275)
+    assert arm(results, "scratch").break_even is None
+
+
+def test_equal_flops_lie_between_two_horizons(results):
+    """Lemon costs 260 all-in: between half (200, 4.5) and scratch (400, 4.0), in the logarithm of FLOPs."""
+    one = arm(results, "lemon").seeds[0]
+    assert one.equal.value == pytest.approx(4.5 - 0.5 * 0.3785116, abs=1e-6)  # log(1.3) / log(2)
+    assert one.equal.difference == pytest.approx(3.5 - one.equal.value)
+    assert one.equal.saving is None  # no horizon of scratch ends at 3.5
+    assert arm(results, "half").seeds[0].equal is None
+
+
+def test_other_targets_are_drawn_up_to_the_claimed_one(results):
+    points = arm(results, "lemon").by_target
+    assert 4.2 <= points[-1].target < 4.3  # scratch ends at 4.0 and 4.2, and both reach it
+    assert all(point.given >= point.all_in for point in points)
+
+
+def test_rows_of_the_ledger_add_up(results):
+    for key in ("training", "everything"):
+        parts = [getattr(one, key).flops for one in results.spent]
+        assert sum(parts) == getattr(results.whole, key).flops
+    assert results.whole.training.flops == 2 * (400 + 200) + 60 + 2 * (400 + 200 + 60 + 200)
+    assert [one.run for one in results.spent] == ["tuning", "seed-1", "seed-2"] and not results.unfinished
+
+
+def test_a_choice_looks_at_the_cost_of_the_target(tmp_path):
+    """The baseline's best ends at 4.0; lemon-t2 is there at 100, lemon-t1 at 150, though it ends lower."""
+    own = finished(tmp_path / "s")
+    tried = choice.judged(own, tuning(own))
+    assert [(each.label, each.chosen) for each in tried["scratch"]] == [("scratch-t1", False), ("scratch-t2", True)]
+    assert [(each.at_target, each.chosen) for each in tried["lemon"]] == [(210, False), (160, True)]
+    assert choice.recorded(own) == {
+        "scratch": {"large.schedule.peak": 2.0e-3},
+        "lemon": {"large.schedule.peak": 2.0e-3},
+    }
+
+
+def test_a_seed_that_does_not_reach_the_target_is_told_and_never_guessed(tmp_path):
+    seeds = deepcopy(SEEDS)
+    seeds[2]["lemon"] = {0: 5.0, 10: 4.5, 20: 4.4}
+    found = findings.found(finished(tmp_path / "s", seeds), CONFIG)
+    lemon = arm(found, "lemon")
+    assert (lemon.given.of, lemon.given.reached) == (2, 1)
+    assert lemon.seeds[1].given is lemon.seeds[1].savings.all_in is None
+    assert "under 1 of 2 seeds it did not reach the target" in words.statement(lemon, found)
+    assert words.saved(lemon.all_in) == "47.5 % (one seed), not reached in 1 of 2 seeds"
+    assert "not reached" in page.render(found)
+
+
+def test_a_target_of_ones_own(tmp_path):
+    found = findings.found(finished(tmp_path / "s", target=4.4), CONFIG)
+    first, _ = arm(found, "lemon").seeds
+    assert first.target == 4.4 and first.given == 110
+    assert arm(found, "scratch").seeds[0].given == 320
+
+
+def test_what_is_missing_is_told(tmp_path):
+    found = findings.found(finished(tmp_path / "s", {1: SEEDS[1]}), CONFIG)
+    assert [one.seed for one in arm(found, "lemon").seeds] == [1]
+    assert "seed-2/scratch" in found.unfinished and "Unfinished: " in page.render(found)
+
+
+def test_nothing_yet(tmp_path):
+    with pytest.raises(UserError, match="no evaluation of the baseline 'scratch' yet; run the study first"):
+        findings.found(study(tmp_path / "s"), CONFIG)
+
+
+def test_files_hold_everything(results, tmp_path):
+    place = page.write(results, tmp_path)
+    held = json.loads((tmp_path / "study.json").read_text())
+    assert StudyResults.model_validate(held) == results and held["format"] == 1
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "study.csv").read_text())))
+    assert [(row["arm"], row["seed"]) for row in rows] == [
+        (name, seed) for name in ("scratch", "half", "lemon") for seed in ("1", "2")
+    ]
+    assert rows[4]["given"] == "150" and float(rows[4]["saved_all_in_percent"]) == pytest.approx(47.5)
+    found = Page(place.read_text())
+    assert not found.unclosed and not found.crossed and "62.5 %" in found.words
+    for outside in ("http://", "https://", "@import", "url(", "<script", "<link"):
+        assert outside not in place.read_text()
+
+
+def test_the_page_is_the_same_every_time(results):
+    assert page.render(results) == page.render(results)
+
+
+def test_records_are_read_once(tmp_path):
+    own = finished(tmp_path / "s")
+    with opened() as counts:
+        findings.found(own, CONFIG)
+    ledgers = {path: count for path, count in counts.items() if path.name == "ledger.jsonl"}
+    assert ledgers and set(ledgers.values()) <= {1, 2}  # the choice reads those of the trials for itself
