@@ -23,6 +23,7 @@ FLOORS = """
     training export
     expansion doctor
     runs
+    studies
     cli
     __main__
 """

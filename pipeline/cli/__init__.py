@@ -2,7 +2,7 @@
 
 A command's name finds its file: `run prepare train` in run_commands, `plan expand verify` in expansion_commands,
 `inspect check diff reshard export` in checkpoint_commands, `report` in report_commands, `doctor` in doctor_command,
-`profile` in profile_command, `pilot` in pilot_command, `flops` in flops_command. Bad input ends with one line and exit
+`profile` in profile_command, `pilot` in pilot_command, `study` in study_command, `flops` in flops_command. Bad input ends with one line and exit
 code 2. Nothing heavy is imported before it is needed.
 """
 
@@ -40,6 +40,7 @@ EPILOG = """examples:
   lemon profile configs/quickstart/bert.yaml --stage small      where the time of a training step goes
   lemon pilot configs/growth/in-mid-run-bert.yaml --stage none-grown-at-80   when to grow, at the latest
   lemon flops bert-base/config.json --sequence-length 512       what a model or a run costs, from its config alone
+  lemon study configs/studies/bert.yaml --dry-run               what a comparison with tuning and seeds would cost
   lemon doctor                                                  whether this machine can train
 """
 
