@@ -2,8 +2,8 @@
 
 A command's name finds its file: `run prepare train` in run_commands, `plan expand verify` in expansion_commands,
 `inspect check diff reshard export` in checkpoint_commands, `report` in report_commands, `doctor` in doctor_command,
-`profile` in profile_command, `pilot` in pilot_command, `study` in study_command, `flops` in flops_command. Bad input ends with one line and exit
-code 2. Nothing heavy is imported before it is needed.
+`profile` in profile_command, `pilot` in pilot_command, `study` in study_command, `flops` in flops_command. Bad input
+ends with one line and exit code 2. Nothing heavy is imported before it is needed.
 """
 
 import argparse

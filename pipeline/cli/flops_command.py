@@ -42,6 +42,12 @@ def add_parsers(commands: Commands) -> None:
     )
     _add_of_model(command)
     command.add_argument("--nodes", type=positive_integer, help="of a YAML config: nodes that would train (default 1)")
+    add_devices(command)
+    add_json(command, "the estimate")
+
+
+def add_devices(command: argparse.ArgumentParser) -> None:
+    """What device-hours are counted by."""
     command.add_argument("--mfu", type=_number(1.0), metavar="SHARE", help="say device-hours at this MFU, such as 0.4")
     command.add_argument(
         "--device-tflops", type=_number(MOST_TFLOPS), metavar="TFLOP/S", help="peak of a device, such as 312"
@@ -51,7 +57,6 @@ def add_parsers(commands: Commands) -> None:
         metavar="NAME",
         help="the device whose data sheet says its peak, such as A100 (of a config.json: bf16)",
     )
-    add_json(command, "the estimate")
 
 
 def _add_of_model(command: argparse.ArgumentParser) -> None:

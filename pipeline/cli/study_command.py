@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from pipeline.cli.arguments import Commands, add_local_rank, path
+from pipeline.cli.flops_command import add_devices
 from pipeline.cli.imports import imports
 from pipeline.cli.run_commands import add_nodes, do, start_of
 from pipeline.records.processes import choose_accelerator
@@ -35,6 +36,7 @@ def add_parsers(commands: Commands) -> None:
     command.add_argument(
         "--results", action="store_true", help="write the results of what there is by now, and run nothing"
     )
+    add_devices(command)
     add_nodes(command)
     add_local_rank(command)
 
@@ -44,7 +46,7 @@ def _study(options: argparse.Namespace) -> None:
     choose_accelerator()
     study = _load(options)
     if options.dry_run:
-        _show_plan(study, start)
+        _show_plan(study, start, options)
     elif options.results:
         _show_results(study, options)
     else:
@@ -67,12 +69,14 @@ def _go(study: "Study", start: Start, options: argparse.Namespace) -> None:
         _show_results(study, options)
 
 
-def _show_plan(study: "Study", start: Start) -> None:
+def _show_plan(study: "Study", start: Start, options: argparse.Namespace) -> None:
     with imports():
         from pipeline.cli.output import console
+        from pipeline.runs.device_hours import Devices
         from pipeline.studies import plan_table
 
-    plan_table.show(study, start, console())
+    devices = Devices.asked(options.mfu, options.device_tflops, options.device)
+    plan_table.show(study, start, console(), devices)
 
 
 def _show_results(study: "Study", options: argparse.Namespace) -> None:

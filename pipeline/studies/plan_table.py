@@ -9,6 +9,7 @@ from pipeline.accounting.flops import CONVENTION
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.report.formatting import duration
 from pipeline.runs import stage_needs
+from pipeline.runs.device_hours import Devices
 from pipeline.runs.stage_needs import Cluster
 from pipeline.studies import planned
 from pipeline.studies.composed import Composed
@@ -18,14 +19,14 @@ from pipeline.studies.schema import Study
 from pipeline.training.launcher import Start
 
 
-def show(study: Study, start: Start, console: Console) -> None:
-    """Print it. Raises UserError with what a run would say."""
+def show(study: Study, start: Start, console: Console, devices: Devices | None = None) -> None:
+    """Print it. devices: what it is to be trained on. Raises UserError with what a run would say."""
     runs = all_runs(study)
     stages = planned.planned(runs, start)
     for line in _head(study, runs):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(_table(stages))
-    for line in _end(study, runs, stages, start):
+    for line in [*_end(study, runs, stages, start), *_device_hours(stages, devices)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -54,6 +55,20 @@ def _table(stages: list[PlannedStage]) -> Table:
         table.add_row("" if stage.run == run else stage.run, stage.name, stage.kind, steps, flops, state)
         run = stage.run
     return table
+
+
+def _device_hours(stages: list[PlannedStage], devices: Devices | None) -> Iterator[str]:
+    """Of all training, evaluation excluded."""
+    trained = [stage for stage in stages if stage.kind != "expand"]
+    if devices is None:
+        return
+    if any(stage.model_flops is None for stage in trained):
+        yield "device-hours not known before the data are"
+        return
+    hours = [devices.hours(stage.model_flops or 0, *stage.formats) for stage in trained]
+    peaks = ", ".join(dict.fromkeys(f"{each.peak:.4g} FLOP/s ({each.peak_of})" for each in hours))
+    whole = sum(each.hours for each in hours)
+    yield f"device-hours {whole:,.1f} of one device for all training at an MFU of {devices.mfu:g} of {peaks}"
 
 
 def _end(study: Study, runs: list[Composed], stages: list[PlannedStage], start: Start) -> Iterator[str]:

@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.accounting.budget import Budget
 from pipeline.accounting.wall_time import wall_time
 from pipeline.config import dump
+from pipeline.config.number_formats import BY_DEFAULT, MatmulPrecision
 from pipeline.errors import FaultError, UserError
 from pipeline.records.run_folder import StageFolder, read_json, write_json, write_text
 from pipeline.records.strict import Strict
@@ -40,7 +41,7 @@ class Speed(Strict):
 class PlannedStage:
     """A stage of one of the runs. shape: of its steps, equal ones take the same time; empty of an expansion. flops:
     evaluation included; None: not known before the data are. evaluating: FLOPs of evaluation per FLOP of training.
-    took: seconds, once it has ended."""
+    took: seconds, once it has ended. model_flops, formats: of the training alone, and in which number formats."""
 
     folder: Path
     run: str
@@ -52,6 +53,8 @@ class PlannedStage:
     evaluating: float
     done: bool
     took: float | None
+    model_flops: int | None = None
+    formats: tuple[str, MatmulPrecision] = ("fp32", BY_DEFAULT)
 
 
 def planned(runs: Sequence[Composed], start: Start) -> list[PlannedStage]:
@@ -75,6 +78,8 @@ def _of_run(composed: Composed, start: Start) -> Iterator[PlannedStage]:
             evaluating=flops["evaluation"] / flops["train"] if flops and flops["train"] else 0.0,
             done=False,
             took=None,
+            model_flops=flops["model"] if flops else None,
+            formats=(content.get("precision", "fp32"), content.get("matmul_precision", BY_DEFAULT)),
         )
         yield _as_it_is(stage)
 
