@@ -30,6 +30,7 @@ TEST = [
     "scikit-learn>=1.5",
     "kornia>=0.8",
     "tensorboard>=2.17",
+    "wandb>=0.31",
     "kubeflow-training>=1.9,<2",
 ]
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pipeline.accounting.crossing import Metric, best, measured, value
 from pipeline.accounting.recorded_runs import RecordedRun, RecordedStage
+from pipeline.config.data import ImageData, TextData
 from pipeline.errors import UserError, nearest
 from pipeline.records.stage_facts import TrainFacts
 
@@ -70,18 +71,22 @@ def require_known(runs: list[RecordedRun], name: str | None) -> None:
 
 def _candidates(run: RecordedRun, stage: RecordedStage, places: list[RecordedRun], metric: Metric) -> list[Candidate]:
     """Evaluated stages that trained the same model from scratch, in blocks of the same length, on the same evaluation
-    set under the same masks: of the run itself, else of other runs on the same data."""
+    set under the same masks: of the run itself, and of other runs on the same data."""
     others = [place for place in places if place is not run and _same_evaluation(place, run)]
-    for group in ([run], others):
-        found = [(place, other) for place in group for other in place.models if _comparable(other, stage, metric)]
-        if found:
-            return found
-    return []
+    return [(place, other) for place in [run, *others] for other in place.models if _comparable(other, stage, metric)]
 
 
 def _same_evaluation(place: RecordedRun, run: RecordedRun) -> bool:
     kept = ("masking", "evaluation")
-    return place.data_config == run.data_config and all(place.data.get(key) == run.data.get(key) for key in kept)
+    same = _with_defaults(place.data_config) == _with_defaults(run.data_config)
+    return same and all(place.data.get(key) == run.data.get(key) for key in kept)
+
+
+def _with_defaults(data: dict[str, Any]) -> dict[str, Any]:
+    """A config's section on data, a key that is younger than the run with its default."""
+    kind = TextData if data.get("kind") == "text" else ImageData
+    defaults = {key: field.default for key, field in kind.model_fields.items() if not field.is_required()}
+    return {key: value for key, value in {**defaults, **data}.items() if key != "workers"}
 
 
 def _comparable(other: RecordedStage, stage: RecordedStage, metric: Metric) -> bool:
@@ -139,7 +144,7 @@ def remarks(stage: RecordedStage, baseline: RecordedStage, metric: Metric) -> It
     if unlike := list(_unlike(stage, baseline)):
         yield f"'{stage.name}' and its baseline '{baseline.name}' differ in more than their start: {'; '.join(unlike)}."
     facts = facts_of(baseline)
-    if baseline.finished and not _decayed(facts):
+    if baseline.finished and not decayed(facts):
         yield (
             f"The learning rate of '{baseline.name}' has not decayed to its end, so that its loss would still fall: "
             "savings against it are worth little."
@@ -167,7 +172,7 @@ def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _decayed(facts: TrainFacts) -> bool:
+def decayed(facts: TrainFacts) -> bool:
     """Whether a finished stage has come to the end of its schedule."""
     horizon = facts.schedule.get("horizon") or facts.steps
     return facts.schedule.get("kind") != "constant" and facts.schedule.get("begin", 0) + facts.end >= horizon

@@ -14,12 +14,14 @@ HOUR = 3600.0
 @dataclass(frozen=True)
 class DeviceTime:
     """seconds: in which the workers of a stage were there, by rank 0's clock, steps that were lost included, waiting
-    between starts not. device_seconds: each times the ranks of its start. hardware: ranks and device, in words."""
+    between starts not. device_seconds: each times the ranks of its start. hardware: ranks and device, in words. whole:
+    whether the time of all its starts is recorded."""
 
     stage: str
     seconds: float
     device_seconds: float
     hardware: tuple[str, ...]
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,14 @@ def device_time(stage: RecordedStage, until: int) -> DeviceTime | None:
         seconds=sum(spell.seconds for spell in spells),
         device_seconds=sum(spell.seconds * spell.start.settings.world_size for spell in spells),
         hardware=tuple(dict.fromkeys(hardware)),
+        whole=_from_the_beginning(stage),
     )
+
+
+def _from_the_beginning(stage: RecordedStage) -> bool:
+    """Whether the first start that has recorded time was the stage's first one: earlier releases recorded none."""
+    first = next((record for record in stage.times if isinstance(record, StartRecord)), None)
+    return first is not None and first.step < 0
 
 
 def _spells(stage: RecordedStage) -> list[_Spell]:

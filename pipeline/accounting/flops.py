@@ -24,22 +24,23 @@ class Cost:
     backward: int
     recompute: int
     """What activation checkpointing adds: each layer that is checkpointed forward once more, less the matrix product
-    that ends it (nothing behind it is saved, so torch stops recomputing in front of it)."""
+    that ends it where nothing is dropped behind it (then nothing is saved there, and torch stops in front of it)."""
 
     @property
     def train(self) -> int:
         return self.forward + self.backward
 
 
-def cost(architecture: Architecture, positions: dict[str, int], every: int = 1) -> Cost:
+def cost(architecture: Architecture, positions: dict[str, int], every: int = 1, *, drops: bool = False) -> Cost:
     """FLOPs of one sample. `positions` says how many tokens, patches, … a sample has; every: of so many layers the
-    first is checkpointed, where any are."""
+    first is checkpointed, where any are; drops: whether something is dropped behind the product that ends a layer, for
+    which that has to be computed again too."""
     forward = backward = recompute = 0
     for row in architecture.rows():
         once = _forward(architecture, row, positions)
         forward += once
         backward += once * (2 if row.input_grad else 1)
-        again = row.layer is not None and row.layer % every == 0 and not _closes(architecture, row)
+        again = row.layer is not None and row.layer % every == 0 and (drops or not _closes(architecture, row))
         recompute += once if again else 0
     attention = again_attention = 0
     for stack in architecture.stacks:

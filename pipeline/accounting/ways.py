@@ -10,13 +10,26 @@ from pipeline.accounting.recorded_runs import Evaluation, RecordedStage, RecordR
 class Way:
     """Parts, oldest first. own: the stage itself, last, and what shares its schedule, with the growths before and
     between; sources: what trains before that, a model or a growth; growths: the expansions that follow each other at
-    the head, the last one first; unknown: of which checkpoint the training is not recorded."""
+    the head, the last one first; unknown: of which checkpoint the training is not recorded; chain: all ancestors, and
+    the stage."""
 
     stage: RecordedStage
     own: list[Ancestor]
     sources: list[Ancestor]
     growths: list[Ancestor]
     unknown: str | None
+    chain: list[Ancestor]
+
+    @property
+    def around_growth(self) -> tuple[Ancestor, Ancestor] | None:
+        """The trainings before the last growth and behind it; None where nothing grew, or nothing was trained
+        before."""
+        grown = [place for place, part in enumerate(self.chain) if part.kind == "expand"]
+        if not grown:
+            return None
+        before = [part for part in self.chain[: grown[-1]] if part.kind == "train"]
+        behind = [part for part in self.chain[grown[-1] :] if part.kind == "train"]
+        return (before[-1], behind[0]) if before and behind else None
 
     @property
     def source_flops(self) -> int | None:
@@ -41,9 +54,10 @@ def way(stage: RecordedStage, reader: RecordReader) -> Way:
     chain, unknown = origins(stage, reader)
     grown = next((index for index, ancestor in enumerate(chain) if ancestor.kind == "expand"), len(chain))
     behind = _behind(stage, chain, grown)
-    own = [*reversed(chain[:behind]), Ancestor(stage.path, stage, {}, {}, None)]
+    end = Ancestor(stage.path, stage, {}, {}, None)
+    own = [*reversed(chain[:behind]), end]
     sources = [ancestor for ancestor in reversed(chain[behind:]) if ancestor.trains]
-    return Way(stage, own, sources, _growths(chain[grown:]), unknown)
+    return Way(stage, own, sources, _growths(chain[grown:]), unknown, [*reversed(chain), end])
 
 
 def _growths(chain: list[Ancestor]) -> list[Ancestor]:

@@ -102,10 +102,10 @@ def _length(text: str) -> Duration:
 
 def _flops(options: argparse.Namespace) -> None:
     is_run = Path(options.config).suffix in (".yaml", ".yml")
+    found = _of_run(options) if is_run else _of_model(options)
     with imports():
         from pipeline.runs import flops_tables
 
-    found = _of_run(options) if is_run else _of_model(options)
     if options.json:
         print(found.model_dump_json(indent=2))
     else:
@@ -125,13 +125,13 @@ def _of_run(options: argparse.Namespace) -> "Estimate":
         if getattr(options, option) is not None:
             name = option.replace("_", "-")
             raise UserError(f"--{name} is of a config.json; a run's config says it by its key: {key}")
+    loaded = load(options)  # first: it tells DeepSpeed which accelerator to take
     with imports():
         from pipeline.runs import flops_of_run
         from pipeline.runs.device_hours import Devices
         from pipeline.runs.stage_needs import Cluster
 
     devices = Devices.asked(options.mfu, options.device_tflops, options.device)
-    loaded = load(options)
     cluster = Cluster.of(loaded, Nodes(options.nodes or 1))
     return flops_of_run.of_run(options.config, loaded, cluster, options.head_positions, devices)
 

@@ -81,8 +81,9 @@ def _show_plan(study: "Study", start: Start, options: argparse.Namespace) -> Non
 
 def _show_results(study: "Study", options: argparse.Namespace) -> None:
     with imports():
-        from pipeline.studies import findings, page
+        from pipeline.studies import findings, page, running
 
-    found = findings.found(study, options.config)
+    running.require_as_begun(study)
+    found = findings.found(study, [str(options.config), *options.overrides])
     for line in page.summary(found, page.write(found, study.path)):
         print(line)

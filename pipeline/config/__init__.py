@@ -41,7 +41,10 @@ class _Loader(yaml.SafeLoader):
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a YAML config and apply `dotted.key=value` overrides. Stages that have begun keep the number formats that
     it leaves open. Raises UserError."""
-    return number_formats.as_begun(validated(Config, read_tree(path, overrides), Path(path)))
+    tree = read_tree(path, overrides)
+    if "arms" in tree and "stages" not in tree:
+        raise UserError(f"{path}: this is a study, no run; start it by lemon study {path}")
+    return number_formats.as_begun(validated(Config, tree, Path(path)))
 
 
 def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:

@@ -122,4 +122,17 @@ class ImageData(Strict):
         return self
 
 
+READ_LATER = {
+    "workers",
+    "evaluate",
+    "augment",
+    "cross_document",
+    "mixup",
+    "cutmix",
+    "label_smoothing",
+    "repeats",
+    "evaluation_crop",
+}
+"""Keys that change how samples are read, not what is stored. (Nor does the seed of a run, but for text with the masks
+of earlier releases.)"""
 Data = Annotated[TextData | ImageData, Field(discriminator="kind")]

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.config.data import Augmentation, Data, ImageData, TextData
+from pipeline.config.data import READ_LATER, Augmentation, Data, ImageData, TextData
 from pipeline.config.validation_errors import explain
 from pipeline.data import images, text, text_building
 from pipeline.data.causal import CausalSamples
@@ -29,19 +29,6 @@ logger = logging.getLogger(__name__)
 NAME, FORMAT = "data.json", 3
 """Format 1 had no hashes, and no number. Format 2 had no version of masking, and a vocabulary of as many rows as
 pieces."""
-READ_LATER = {
-    "workers",
-    "evaluate",
-    "augment",
-    "cross_document",
-    "mixup",
-    "cutmix",
-    "label_smoothing",
-    "repeats",
-    "evaluation_crop",
-}
-"""Keys of the data config that change how samples are read, not what is stored. (Nor does the seed, but for text with
-the masks of earlier releases.)"""
 ANEW = "restore it, or remove the folder to prepare the data again"
 
 
@@ -82,7 +69,7 @@ class Prepared:
 
 
 def prepare(data: TextData | ImageData, seed: int, folder: Path, processes: int = CPUS) -> Prepared:
-    """Write `folder` from the config, or return at once what an earlier call with the same config and seed wrote.
+    """Write `folder` from the config, or return at once what an earlier call with the same config wrote.
 
     Works in a sibling folder that is renamed at the end: what a killed call leaves is no prepared data; the next call
     goes on with what text has been packed there, if its settings are the same, and removes anything else. Text is
@@ -110,7 +97,7 @@ def prepare(data: TextData | ImageData, seed: int, folder: Path, processes: int 
 
 
 def prepared_before(folder: Path, data: TextData | ImageData, seed: int) -> Prepared | None:
-    """What an earlier `prepare` with the same config and seed wrote. Raises UserError where anything else is there."""
+    """What an earlier `prepare` with the same config wrote. Raises UserError where anything else is there."""
     if (folder / NAME).exists():
         _require_same(folder, data, seed)
         return open_prepared(folder)

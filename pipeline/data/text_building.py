@@ -2,7 +2,7 @@
 
 What is needed to go on after a kill lies in a folder of its own, `unfinished/`, as long as the data are prepared:
 
-    settings.json    the config, seed and versions that it began with; under others everything starts over
+    settings.json    the config and versions that it began with; under others everything starts over
     census.json      what was found before the training text is packed (`Survey`)
     parts.jsonl      which parts of it are packed: see packing.py
 """
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from pipeline.config.data import TextData
+from pipeline.config.data import READ_LATER, TextData
 from pipeline.data import tokenizers
 from pipeline.data.census import Census, Facts
 from pipeline.data.documents import Corpus, corpora, fingerprint
@@ -99,6 +99,12 @@ def _settings(data: TextData, seed: int) -> dict[str, Any]:
     }
 
 
+def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
+    """What of the settings decides what is stored."""
+    data = {key: value for key, value in settings["data"].items() if key not in READ_LATER}
+    return {**settings, "data": data, "seed": None}
+
+
 def _tokenizer_source(data: TextData) -> dict[str, Any]:
     """The local files that the config's tokenizer is read from."""
     path = Path(data.tokenizer.path or "").expanduser()
@@ -118,12 +124,12 @@ def _begun(data: TextData, seed: int, folder: Path) -> Survey | None:
     """What an earlier call with the same settings has found, if its tokenizer and evaluation set are still there."""
     place = folder / UNFINISHED
     try:
-        if read_json(place / "settings.json") != _settings(data, seed):
+        if _deciding(read_json(place / "settings.json")) != _deciding(_settings(data, seed)):
             return None
         survey = Survey.model_validate(read_json(place / "census.json"))
         evaluation = record(folder / "evaluation.bin", HASH)
         whole = _tokenizer_files(folder) == survey.tokenizer and evaluation == survey.evaluation
-    except (UserError, OSError, ValidationError):
+    except (UserError, OSError, ValidationError, LookupError, TypeError):
         return None
     return survey if whole else None
 

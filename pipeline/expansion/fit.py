@@ -57,7 +57,7 @@ def target(config: Config, stage: FitStage, data: Prepared) -> PretrainedConfig:
     if stage.dropout is not None:
         family = models.of_config(wanted)
         wanted.update(dict.fromkeys(family.keys.dropout, stage.dropout))
-        wanted.update({drop_path.KEY: 0.0} if family.drops_paths else {})
+        wanted.update({drop_path.KEY: 0.0} if drop_path.KEY in family.keys.training else {})
     return wanted
 
 

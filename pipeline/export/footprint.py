@@ -34,7 +34,7 @@ class Footprint:
         times = [time for _, time in measured if time is not None]
         if factors and not times:
             raise UserError("--device-power: no device time is recorded of what led to this checkpoint; leave it out")
-        untimed = tuple(name for name, time in measured if time is None)
+        untimed = tuple(name for name, time in measured if time is None or not time.whole)
         return cls(training_compute(ancestors), growths(ancestors), times, untimed, factors)
 
     @property
@@ -54,7 +54,7 @@ class Footprint:
         location = {"geographical_location": self.factors.location} if self.factors.location else {}
         emissions = {
             "emissions": float(f"{grams:.6g}"),
-            "source": f"computed from recorded device time and stated factors: {self._formula()}",
+            "source": f"{self._least}computed from recorded device time and stated factors: {self._formula()}",
             "training_type": "pre-training",
             **location,
             "hardware_used": self.hardware,
@@ -87,19 +87,21 @@ class Footprint:
             f"{_hours(time.device_seconds)} of devices"
             for time in self.times
         )
-        least = "at least " if self.untimed else ""
-        total = (
-            f"{least}{_hours(self.device_seconds)} of devices in all, with starts, evaluations, saves and lost steps"
-        )
+        whole = f"{self._least}{_hours(self.device_seconds)} of devices in all"
+        total = f"{whole}, with starts, evaluations, saves and lost steps"
         return [f"* Training time: {stages}; {total}." + _lacking("It", self.untimed)]
+
+    @property
+    def _least(self) -> str:
+        """In front of a sum that lacks something."""
+        return "at least " if self.untimed else ""
 
     def _energy_lines(self) -> list[str]:
         if self.factors is None:
             return []
-        least = "at least " if self.untimed else ""
-        energy = f"{least}{self.factors.energy(self.device_seconds):.4g} kWh"
+        energy = f"{self._least}{self.factors.energy(self.device_seconds):.4g} kWh"
         grams = self.factors.emissions(self.device_seconds)
-        emissions = "" if grams is None else f", {least}{grams:.4g} g of CO2 equivalents"
+        emissions = "" if grams is None else f", {self._least}{grams:.4g} g of CO2 equivalents"
         return [
             f"* Energy, estimated from factors that were stated, not measured: {energy}{emissions} ({self._formula()})."
         ]
@@ -134,8 +136,11 @@ def _growth_line(growth: Growth) -> str:
     spent = f"* Training since the growth `{growth.name}`: {_flops(growth.since)}, "
     if growth.share is not None:
         return f"{spent}{100 * growth.share:.4g} % of the {_flops(growth.source)} of its source."
-    why = "was not trained" if not (growth.source.flops or growth.source.unknown) else "is not known"
-    return f"{spent}of a source whose training compute {why}: no share can be stated."
+    if growth.source.unknown:
+        return f"{spent}of a source whose training compute is not known: no share can be stated."
+    if growth.since.unknown:
+        return f"{spent}behind {_flops(growth.source)} of its source: no share can be stated."
+    return f"{spent}of a source that was not trained: no share can be stated."
 
 
 def _flops(compute: Compute) -> str:

@@ -94,6 +94,16 @@ def reads_pieces(config: PretrainedConfig, facts: Facts) -> bool:
     return bool(pieces <= getattr(config, "vocab_size", 0) <= most)
 
 
+BRANCH_DROPS = ("hidden_dropout_prob", "resid_pdrop", "dropout", drop_path.KEY)
+"""Keys of the rates at which what a branch adds to the residual stream is dropped in training."""
+
+
+def drops_branches(config: PretrainedConfig) -> bool:
+    """Whether something is dropped behind the product that ends a layer."""
+    known = of_config(config).keys.training
+    return any(key in known and (getattr(config, key, None) or 0) > 0 for key in BRANCH_DROPS)
+
+
 def of_config(config: PretrainedConfig) -> Family:
     """The family that a config object belongs to. Raises UserError for a config of another one."""
     match = next((each for each in FAMILIES.values() if each.config_class is type(config)), None)

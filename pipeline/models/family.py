@@ -64,8 +64,9 @@ class ConfigKeys:
 
     @property
     def dropout(self) -> tuple[str, ...]:
-        """Those of `training` that are a probability of dropout in the model's layers."""
-        return tuple(key for key in self.training if "drop" in key and not key.startswith(("classifier", "summary")))
+        """Those of `training` that are a probability of dropout in the model's layers, stochastic depth apart."""
+        others = ("classifier", "summary", drop_path.KEY)
+        return tuple(key for key in self.training if "drop" in key and not key.startswith(others))
 
     def extended(self, **more: tuple[str, ...]) -> "ConfigKeys":
         """The same lists with more keys in those that are named."""

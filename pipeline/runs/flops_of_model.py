@@ -45,7 +45,8 @@ def of_model(path: Path, asked: Asked) -> Estimate:
 
 def _model(family: Family, config: PretrainedConfig, asked: Asked) -> ModelEstimate:
     architecture, positions = models.architecture_of(config), _positions(family, config, asked)
-    sample = Sample.of(config, positions, cost(architecture, positions, asked.every or 1), asked.every > 0)
+    price = cost(architecture, positions, asked.every or 1, drops=models.drops_branches(config))
+    sample = Sample.of(config, positions, price, asked.every > 0)
     return ModelEstimate(
         family=family.name,
         head=family.head(config).name,

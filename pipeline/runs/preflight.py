@@ -27,7 +27,6 @@ from pipeline.optim.optimizers import OptimizerSpec
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import NEW_ENTRIES
 from pipeline.runs import stage_models
-from pipeline.training import trackers
 from pipeline.training.engine import precisions_of_workers, require_precision
 from pipeline.training.fingerprint import require_same
 from pipeline.training.length import pace, rates, require_open_end
@@ -80,6 +79,17 @@ def _require_mask_of_documents(config: Config, stage: Stage, model: PretrainedCo
         )
 
 
+def trackers_installed(config: Config) -> None:
+    """Raises UserError where the package of a tracker is missing of a stage that is still to be trained; on the machine
+    of rank 0, which tells them."""
+    from pipeline.training import trackers
+
+    for stage in config.stages:
+        if isinstance(stage, TrainStage) and not StageFolder(config.path / stage.name).finished:
+            with placed(f"stages.{stage.name}"):
+                trackers.require(stage.tracked_by)
+
+
 def checkpoints_fit(config: Config, stages: Sequence[Stage | FitStage], ranks: int) -> None:
     """Check the checkpoints that the training among the `stages` will load, as far as they are there. Raises UserError
     that lists all problems."""
@@ -105,8 +115,6 @@ def _stage_before_data(
     if isinstance(stage, TrainStage):
         if not (folder := StageFolder(config.path / stage.name)).finished:
             _require_division(as_begun(stage, folder), ranks)
-            with placed(f"stages.{stage.name}"):
-                trackers.require(stage.tracked_by)
         require_precision(stage, precisions)
     else:
         options(stage, config.seed)

@@ -124,6 +124,8 @@ def _check_before_data(config: Config, start: Start) -> None:
     from pipeline.runs import preflight
 
     preflight.before_data(config, possible_ranks(config, start), start.allowed)
+    if start.first:
+        preflight.trackers_installed(config)
 
 
 def _run_stage(config: Config, stage: Stage | FitStage, start: Start, on_first: OnFirst, trainings: Trainings) -> None:

@@ -1,11 +1,11 @@
 """The runs that a study consists of: one for tuning, one for each seed, each an ordinary config of a run.
 
-Stages that are the same in several arms, down to what they start from, are one stage of the run: what arms share is
-trained once.
+A source that several arms start from is one stage of a run, and so is a stage that is the same in several trials of an
+arm, down to what it starts from: it is trained once.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,28 +39,34 @@ class Composed:
         return self.config.path
 
 
-def tuning(study: Study) -> Composed | None:
-    """The run in which all arms are tuned; None where none is."""
+def tuning(study: Study, without: Collection[str] = ()) -> Composed | None:
+    """The run in which all arms are tuned; None where none is. without: labels of trials that are not trained on."""
     order = [study.baseline, *(arm for arm in study.arms if arm != study.baseline)]
     tried = [trial for arm in order for trial in trials(study, arm)]
-    return _composed(study, TUNING, tried, study.tuning.seed, CHOSEN_ON) if tried else None
+    if not tried:
+        return None
+    return _composed(study, study.tuned_at / TUNING, tried, study.tuning.seed, CHOSEN_ON, without)
 
 
 def of_seed(study: Study, seed: int, choices: dict[str, Settings]) -> Composed:
     """The run of all arms that are trained under a seed, with what was chosen for them."""
     order = [study.baseline, *(arm for arm in study.arms if arm != study.baseline)]
     arms = [chosen(study, arm, choices) for arm in order if seed in study.seeds_of(arm)]
-    return _composed(study, f"seed-{seed}", arms, seed, CLAIMED_ON)
+    return _composed(study, study.path / f"seed-{seed}", arms, seed, CLAIMED_ON)
 
 
-def _composed(study: Study, name: str, tried: Sequence[Trial], seed: int, half: str) -> Composed:
+def _composed(
+    study: Study, folder: Path, tried: Sequence[Trial], seed: int, half: str, without: Collection[str] = ()
+) -> Composed:
     """Raises UserError for a run that cannot be."""
     stages, ends = _merged(study, tried)
+    if without:
+        stages = _needed(stages, {end for label, end in ends.items() if label not in without})
     data = study.run.get("data")
     content = {
         **study.run,
-        "name": f"{study.name}-{name}",
-        "folder": str(study.path / name),
+        "name": f"{study.name}-{folder.name}",
+        "folder": str(folder),
         "seed": seed,
         "stages": stages,
         "baseline": ends.get(study.baseline),
@@ -70,13 +76,15 @@ def _composed(study: Study, name: str, tried: Sequence[Trial], seed: int, half: 
     try:
         config = number_formats.as_begun(Config.model_validate(content))
     except ValidationError as error:
-        raise UserError(f"study '{study.name}', run '{name}': {explain(error, content, Config)}") from error
-    _require_comparable(study, config, ends)
-    return Composed(name, config, tuple(tried), ends, None if half == CHOSEN_ON else seed)
+        raise UserError(f"study '{study.name}', run '{folder.name}': {explain(error, content, Config)}") from error
+    ends = {label: end for label, end in ends.items() if label not in without}
+    _require_comparable(study, config, {trial.label: trial for trial in tried}, ends)
+    return Composed(folder.name, config, tuple(tried), ends, None if half == CHOSEN_ON else seed)
 
 
 def _merged(study: Study, tried: Sequence[Trial]) -> tuple[Stages, dict[str, str]]:
-    """The stages of all trials, equal ones once, and the last stage of each trial by its label."""
+    """The stages of all trials, equal ones of an arm and sources once, and the last stage of each trial by its
+    label."""
     known: dict[str, str] = {}
     merged: Stages = []
     ends: dict[str, str] = {}
@@ -84,16 +92,24 @@ def _merged(study: Study, tried: Sequence[Trial]) -> tuple[Stages, dict[str, str
         renamed: dict[Any, str] = {}
         stages = stages_of(study, trial)
         for stage in stages:
-            local = stage.get("name")
             body = {key: renamed.get(value, value) if key in ORIGINS else value for key, value in stage.items()}
-            digest = json.dumps({key: value for key, value in body.items() if key != "name"}, sort_keys=True)
+            owner = "" if stage in study.sources else trial.arm
+            digest = owner + json.dumps({**body, "name": None}, sort_keys=True, default=str)
             if digest not in known:
-                name = trial.label if stage is stages[-1] else _between(study, trial, stage)
-                known[digest] = name
-                merged.append({**body, "name": name})
-            renamed[local] = known[digest]
-        ends[trial.label] = renamed[stages[-1].get("name")]
+                known[digest] = trial.label if stage is stages[-1] else _between(study, trial, stage)
+                merged.append({**body, "name": known[digest]})
+            renamed[stage["name"]] = known[digest]
+        ends[trial.label] = renamed[stages[-1]["name"]]
     return merged, ends
+
+
+def _needed(stages: Stages, ends: set[str]) -> Stages:
+    """Those that lead to some of the ends."""
+    needed: set[Any] = set(ends)
+    for stage in reversed(stages):
+        if stage["name"] in needed:
+            needed |= {stage.get(key) for key in ORIGINS}
+    return [stage for stage in stages if stage["name"] in needed]
 
 
 def _between(study: Study, trial: Trial, stage: dict[str, Any]) -> str:
@@ -102,18 +118,20 @@ def _between(study: Study, trial: Trial, stage: dict[str, Any]) -> str:
     return str(stage.get("name")) if stage in study.sources else f"{trial.label}-{stage.get('name')}"
 
 
-def _require_comparable(study: Study, config: Config, ends: dict[str, str]) -> None:
-    """Raises UserError where the ends of the arms train different models, or are cut off by a target."""
-    last = {label: config.stage(name) for label, name in ends.items()}
+def _require_comparable(study: Study, config: Config, trials_by: dict[str, Trial], ends: dict[str, str]) -> None:
+    """Raises UserError where the ends of the arms cannot be compared: other models, blocks of other lengths, training
+    that a target cuts off, a baseline that does not begin from scratch."""
+    where, last = f"study '{study.name}'", {label: config.stage(name) for label, name in ends.items()}
     for label, stage in last.items():
         if not isinstance(stage, TrainStage):
-            raise UserError(f"study '{study.name}', '{label}': ends with an expansion; a training stage comes last")
-    models = {stage.model for stage in last.values()}
-    if len(models) > 1:
-        named = ", ".join(f"'{label}' trains '{stage.model}'" for label, stage in last.items())
-        raise UserError(f"study '{study.name}': all arms end with the same model, and {named}")
+            raise UserError(f"{where}, '{label}': ends with an expansion; a training stage comes last")
+        if trials_by[label].arm in study.scratch and stage.start is not None:
+            raise UserError(f"{where}, '{label}': a baseline begins from scratch, and this starts from '{stage.start}'")
+    measures: dict[str, Callable[[Any], object]] = {"model": lambda stage: stage.model, "block": config.block_of}
+    for what, of in measures.items():
+        if len({of(stage) for stage in last.values()}) > 1:
+            named = ", ".join(f"'{label}' {of(stage)}" for label, stage in last.items())
+            raise UserError(f"{where}: all arms end with the same {what}, and there are {named}")
     for stage in config.stages:
         if isinstance(stage, TrainStage) and stage.stop:
-            raise UserError(
-                f"study '{study.name}', stage '{stage.name}': stop: a study compares whole curves; leave it out"
-            )
+            raise UserError(f"{where}, stage '{stage.name}': stop: a study compares whole curves; leave it out")

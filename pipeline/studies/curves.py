@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
+from pipeline.accounting.baselines import decayed
 from pipeline.accounting.crossing import Metric, crossing, value
 from pipeline.accounting.lineage import Ancestor
 from pipeline.accounting.recorded_runs import Content, Evaluation, RecordedStage, RecordReader
@@ -24,23 +25,34 @@ class Point(Content):
 @dataclass(frozen=True)
 class Curve:
     """points: of an arm's own training; flops, seconds: of all of it; source_flops, source_seconds: of all training
-    before it, growths that were fitted included; before, behind: what was measured last before the last growth, and
-    first behind it; memory: bytes that rank 0 took at most, in any part of it."""
+    before it, growths that were fitted included, None where it is not recorded, of which `unknown` names the
+    checkpoint; before, behind: what was measured last before the last growth, and first behind it; memory: bytes that
+    rank 0 took at most, in any part of it; machines: devices and ranks of all parts; finished, decayed: whether it has
+    ended, and so has its schedule."""
 
+    stage: RecordedStage
     points: list[Point]
     flops: int
     seconds: float
-    source_flops: int
+    source_flops: int | None
     source_seconds: float
+    unknown: str | None
     before: float | None
     behind: float | None
     memory: int | None
+    machines: frozenset[str]
     finished: bool
+    decayed: bool
 
     @property
     def final(self) -> float:
         """What the last evaluation measured."""
         return self.points[-1].value
+
+    @property
+    def all_flops(self) -> int | None:
+        """With the sources' training."""
+        return None if self.source_flops is None else self.flops + self.source_flops
 
     def flops_at(self, target: float, metric: Metric) -> int | None:
         """Own training FLOPs from which on the smoothed curve keeps the target; None: it does not. Linear between two
@@ -64,27 +76,37 @@ def _evaluation(point: Point, metric: Metric) -> Evaluation:
 def curve(stage: RecordedStage, reader: RecordReader, metric: Metric, window: int) -> Curve | None:
     """Of the arm that a stage ends; None before its first evaluation. window: evaluations of the running mean."""
     found = way(stage, reader)
-    evaluations = [point for point in found.evaluations if value(point, metric) is not None]
-    if not evaluations:
+    parts = [*found.sources, *found.own]
+    points = _points(found, reader, metric, window)
+    if not points or stage.training is None:
         return None
-    measured = [value(point, metric) or 0.0 for point in evaluations]
-    smoothed, times = running_mean(measured, window), _seconds_of(found)
-    points = [
-        Point(flops=point.flops, seconds=time, value=held, smoothed=mean)
-        for point, time, held, mean in zip(evaluations, times, measured, smoothed, strict=True)
-    ]
     before, behind = _around_growth(found, metric)
     return Curve(
+        stage=stage,
         points=points,
         flops=sum(part.training_flops or 0 for part in found.own),
         seconds=sum(_seconds(part, reader) for part in found.own),
-        source_flops=found.source_flops or 0,
+        source_flops=found.source_flops,
         source_seconds=sum(_seconds(part, reader) for part in found.sources),
+        unknown=found.unknown,
         before=before,
         behind=behind,
-        memory=_memory([*found.sources, *found.own]),
+        memory=_memory(parts),
+        machines=frozenset(machine for part in parts for machine in _machines(part)),
         finished=stage.finished,
+        decayed=stage.finished and decayed(stage.training),
     )
+
+
+def _points(found: Way, reader: RecordReader, metric: Metric, window: int) -> list[Point]:
+    """The evaluations of a way's own parts that measured the metric."""
+    timed = zip(found.evaluations, _times(found, reader), strict=True)
+    known = [(point, time, held) for point, time in timed if (held := value(point, metric)) is not None]
+    means = running_mean([held for _, _, held in known], window)
+    return [
+        Point(flops=point.flops, seconds=time, value=held, smoothed=mean)
+        for (point, time, held), mean in zip(known, means, strict=True)
+    ]
 
 
 def running_mean(values: list[float], window: int) -> list[float]:
@@ -93,13 +115,13 @@ def running_mean(values: list[float], window: int) -> list[float]:
     return [sum(values[i - r : i + r + 1]) / (2 * r + 1) for i, r in enumerate(far)]
 
 
-def _seconds_of(found: Way) -> list[float]:
+def _times(found: Way, reader: RecordReader) -> list[float]:
     """Seconds until each evaluation of the way's own parts."""
     times, offset = [], 0.0
     for part in found.own:
         if part.block == found.stage.block:
             times += [offset + _until(part, point.step) for point in part.evaluations]
-        offset += _until(part, part.last_step)
+        offset += _seconds(part, reader)
     return times
 
 
@@ -118,10 +140,16 @@ def _seconds(part: Ancestor, reader: RecordReader) -> float:
 
 
 def _around_growth(found: Way, metric: Metric) -> tuple[float | None, float | None]:
-    parts = [part for part in [*found.sources, *found.own] if part.evaluations]
-    if not found.growths or len(parts) < 2:
+    """Where both were evaluated in blocks of the same length."""
+    both = found.around_growth
+    if both is None or both[0].block != both[1].block or not (both[0].evaluations and both[1].evaluations):
         return None, None
-    return value(parts[-2].evaluations[-1], metric), value(parts[-1].evaluations[0], metric)
+    return value(both[0].evaluations[-1], metric), value(both[1].evaluations[0], metric)
+
+
+def _machines(part: Ancestor) -> list[str]:
+    facts = part.stage.training if part.stage else None
+    return [f"{start.settings.world_size} x {start.device}" for start in facts.starts] if facts else []
 
 
 def _memory(parts: list[Ancestor]) -> int | None:

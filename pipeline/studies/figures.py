@@ -149,7 +149,7 @@ def curves(results: StudyResults, all_in: bool) -> Chart:
     colour_of, lines = colours(results), []
     for arm in results.arms:
         for place, one in enumerate(arm.seeds):
-            x = [float(point.flops + (one.source if all_in else 0)) for point in one.curve]
+            x = [float(point.flops + ((one.source or 0) if all_in else 0)) for point in one.curve]
             y = [SCALES[metric] * point.value for point in one.curve]
             label = arm.name if place == 0 else None
             lines.append(Line(x, y, colour_of[arm.name], label, width=1.3, alpha=0.7, steep=one.source == 0))
@@ -184,14 +184,14 @@ def equal_flops(results: StudyResults) -> Chart:
     metric: Metric = results.rule["metric"]
     colour_of, lines = colours(results), []
     for arm in results.arms:
-        ends = [(float(one.flops + one.source), SCALES[metric] * one.final) for one in arm.seeds if one.finished]
+        ends = [(float(one.flops + (one.source or 0)), SCALES[metric] * one.final) for one in arm.seeds if one.complete]
         if ends:
             lines.append(Line([x for x, _ in ends], [y for _, y in ends], colour_of[arm.name], arm.name, style="o"))
     means = sorted(
         (sum(x for x, _ in ends) / len(ends), sum(y for _, y in ends) / len(ends))
         for arm in results.arms
         if arm.role != "arm"
-        and (ends := [(float(one.flops), SCALES[metric] * one.final) for one in arm.seeds if one.finished])
+        and (ends := [(float(one.flops), SCALES[metric] * one.final) for one in arm.seeds if one.complete])
     )
     lines.append(Line([x for x, _ in means], [y for _, y in means], "blue", "scratch of every horizon", "--", 1.5))
     return _against_flops(results, "all-in", metric, lines)

@@ -6,16 +6,15 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
+from pipeline.accounting import baselines, totals
 from pipeline.accounting import savings as costs
-from pipeline.accounting import totals
 from pipeline.accounting.lineage import lineage
 from pipeline.accounting.recorded_runs import RecordReader
 from pipeline.accounting.totals import Amounts
+from pipeline.accounting.ways import way
 from pipeline.errors import UserError
-from pipeline.records.run_folder import read_json
-from pipeline.studies import choice
+from pipeline.studies import choice, protocol, running
 from pipeline.studies.composed import Composed, of_seed, tuning
 from pipeline.studies.curves import Curve, curve
 from pipeline.studies.results import (
@@ -29,8 +28,7 @@ from pipeline.studies.results import (
     StudyResults,
     Summary,
 )
-from pipeline.studies.running import PROTOCOL
-from pipeline.studies.schema import Study
+from pipeline.studies.schema import Settings, Study
 from pipeline.studies.statistics import sample
 from pipeline.studies.trials import chosen, stages_of
 
@@ -43,30 +41,34 @@ Curves = dict[str, dict[int, Curve]]
 """By arm and seed."""
 
 
-def found(study: Study, config: Path) -> StudyResults:
-    """What there is by now. config: the study's file, for the command. Raises UserError before the first evaluation of
-    the baseline under any seed."""
-    reader, tuned, choices = RecordReader(), tuning(study), choice.recorded(study)
-    runs = [of_seed(study, seed, choices) for seed in study.seeds]
+def found(study: Study, arguments: Sequence[str] = ()) -> StudyResults:
+    """What there is by now. arguments: of the command, behind `lemon study`. Raises UserError before anything was
+    measured."""
+    reader, choices, held = RecordReader(), choice.recorded(study), protocol.of(study)
+    tuned = running.tuned_run(study) if study.tuned else None
+    runs = [of_seed(study, seed, running.first_trials(study) | choices) for seed in study.seeds]
     curves = _curves(study, runs, reader)
-    if not curves[study.baseline]:
-        raise UserError(f"{study.path}: no evaluation of the baseline '{study.baseline}' yet; run the study first")
     trials = choice.judged(study, tuned) if tuned else {}
+    if held is None or not (curves[study.baseline] or trials):
+        raise UserError(
+            f"{study.path}: nothing of the baseline '{study.baseline}' is measured yet; run the study first"
+        )
     spent_on = _trial_flops(study, tuned, reader)
-    arms = [_arm(study, name, curves, trials, spent_on, choices) for name in _order(study)]
-    spent = list(_spent([*([tuned] if tuned else []), *runs], reader))
-    protocol = read_json(study.path / PROTOCOL)
-    began = min(protocol["arms"].values())
+    own = [*([tuned] if tuned and study.tuned_in is None else []), *runs]
+    spent = list(_spent(study.path, reader))
     return StudyResults(
         name=study.name,
         question=study.question,
-        command=shlex.join(["lemon", "study", str(config)]),
-        rule=protocol["rule"],
-        began=began,
-        added={name: day for kind in ("arms", "seeds") for name, day in protocol[kind].items() if day > began},
-        unfinished=list(_unfinished([*([tuned] if tuned else []), *runs], reader)),
-        machine=_machine(study, runs, reader),
-        arms=arms,
+        command=shlex.join(["lemon", "study", *arguments]),
+        study=study.model_dump(mode="json"),
+        rule=held.rule,
+        began=held.began,
+        added=protocol.added(study, held),
+        dropped=protocol.dropped(study, held),
+        unfinished=list(_unfinished(own, reader)),
+        broken=running.broken_trials(study) if study.tuned else {},
+        versions=_versions(study, runs, reader),
+        arms=[_arm(study, name, curves, trials, spent_on, choices) for name in _order(study)],
         spent=spent,
         whole=_sum(spent),
     )
@@ -74,8 +76,7 @@ def found(study: Study, config: Path) -> StudyResults:
 
 def _order(study: Study) -> list[str]:
     """The baseline and its frontier first."""
-    first = [study.baseline, *study.frontier]
-    return [*first, *(arm for arm in study.arms if arm not in first)]
+    return [*study.scratch, *(arm for arm in study.arms if arm not in study.scratch)]
 
 
 def _curves(study: Study, runs: Sequence[Composed], reader: RecordReader) -> Curves:
@@ -89,13 +90,14 @@ def _curves(study: Study, runs: Sequence[Composed], reader: RecordReader) -> Cur
 
 
 def _trial_flops(study: Study, tuned: Composed | None, reader: RecordReader) -> dict[str, int]:
-    """Training FLOPs of all trials of each arm, what several of them share counted once."""
-    if tuned is None:
+    """Training FLOPs of all trials of each arm, those that broke down too, what several of them share counted once."""
+    whole = tuning(study)
+    if tuned is None or whole is None:
         return {}
     spent: dict[str, int] = {}
     for arm in study.arms:
         like = study.arms[arm].like or arm
-        ends = [tuned.path / tuned.ends[trial.label] for trial in tuned.trials if trial.arm == like]
+        ends = [whole.path / whole.ends[trial.label] for trial in whole.trials if trial.arm == like]
         begun = [end for end in ends if (end / "stage.json").exists()]
         parts = {part.path.resolve(): part.training_flops or 0 for end in begun for part in lineage(end, reader)}
         spent[arm] = sum(parts.values())
@@ -108,12 +110,13 @@ def _arm(
     curves: Curves,
     trials: dict[str, list[choice.TrialResult]],
     spent_on: dict[str, int],
-    choices: dict[str, dict[str, Any]],
+    choices: dict[str, Settings],
 ) -> ArmResult:
     arm, compared = study.arms[name], chosen(study, name, choices)
     tried = spent_on.get(name, 0), spent_on.get(study.baseline, 0)
-    seeds = [_seed(study, name, seed, curves, tried) for seed in sorted(curves[name]) if seed in curves[study.baseline]]
-    equal = [one.equal.difference for one in seeds if one.equal]
+    pairs = {seed: (own, curves[study.baseline].get(seed)) for seed, own in sorted(curves[name].items())}
+    seeds = [_seed(study, seed, own, base, curves, tried) for seed, (own, base) in pairs.items() if base]
+    first = next(iter(curves[name].values()), None)
     return ArmResult(
         name=name,
         about=arm.about,
@@ -125,11 +128,26 @@ def _arm(
         trial_flops=tried[0],
         seeds=seeds,
         **{key: _summary(study, seeds, key) for key in Savings.model_fields},
-        final=sample([one.final for one in seeds], study.confidence),
-        equal=sample(equal, study.confidence),
-        break_even=_break_even(seeds, curves[study.baseline], study),
+        final=sample([one.final for one in seeds if one.complete], study.confidence),
+        equal=sample([one.equal.difference for one in seeds if one.equal], study.confidence),
+        break_even=_break_even([one for one in seeds if one.complete]),
         by_target=[] if name == study.baseline else list(_by_target(study, name, curves)),
+        chain=way(first.stage, RecordReader()).in_one_run if first else [],
+        remarks=_remarks(study, [(own, base) for own, base in pairs.values() if base]),
+        machines=sorted({machine for own in curves[name].values() for machine in own.machines}),
     )
+
+
+def _remarks(study: Study, pairs: Sequence[tuple[Curve, Curve]]) -> list[str]:
+    """What makes pairs of an arm and the baseline worth less, each sentence once. (Horizons of scratch are meant to
+    differ in nothing that these tell.)"""
+    said = [
+        sentence
+        for own, base in pairs
+        if own.stage is not base.stage
+        for sentence in baselines.remarks(own.stage, base.stage, study.metric)
+    ]
+    return list(dict.fromkeys(said))
 
 
 def _role(study: Study, name: str) -> Role:
@@ -140,50 +158,58 @@ def _target(study: Study, baseline: Curve) -> float:
     return baseline.final if study.target == "final" else study.target
 
 
-def _seed(study: Study, name: str, seed: int, curves: Curves, tried: tuple[int, int]) -> SeedResult:
+def _seed(study: Study, seed: int, own: Curve, baseline: Curve, curves: Curves, tried: tuple[int, int]) -> SeedResult:
     """tried: training FLOPs of all trials, of the arm and of the baseline."""
-    own, baseline = curves[name][seed], curves[study.baseline][seed]
-    target = _target(study, baseline)
+    target, complete = _target(study, baseline), own.finished and baseline.finished
     given, scratch = own.flops_at(target, study.metric), baseline.flops_at(target, study.metric)
-    all_in = None if given is None else given + own.source_flops
-    seconds = None if given is None else own.seconds_at(given) + own.source_seconds
+    all_in = None if given is None or own.source_flops is None else given + own.source_flops
+    seconds = None if given is None or own.unknown else own.seconds_at(given) + own.source_seconds
+    frontier = [curves[arm][seed] for arm in study.scratch if seed in curves[arm]]
+    time = _time(own, baseline, seconds, scratch)
     return SeedResult(
         seed=seed,
-        finished=own.finished,
+        complete=complete,
         final=own.final,
         target=target,
         flops=own.flops,
         source=own.source_flops,
+        unknown=own.unknown,
         given=given,
         all_in=all_in,
+        scratch=scratch,
         seconds=seconds,
         memory=own.memory,
         before=own.before,
         behind=own.behind,
-        savings=Savings(
-            given=costs.saving(given, scratch),
-            all_in=costs.saving(all_in, scratch),
-            tuned=None if all_in is None or scratch is None else costs.saving(all_in + tried[0], scratch + tried[1]),
-            time=None if seconds is None or scratch is None else _less(seconds, baseline.seconds_at(scratch)),
-        ),
-        equal=_at_equal_flops(study, own, [curves[arm][seed] for arm in _scratch(study) if seed in curves[arm]]),
+        savings=_savings(given, all_in, scratch, tried, time) if complete else Savings(),
+        equal=_at_equal_flops(own, frontier),
         curve=own.points,
     )
 
 
-def _less(cost: float, scratch: float) -> float | None:
-    return 100 * (scratch - cost) / scratch if scratch else None
+def _savings(
+    given: int | None, all_in: int | None, scratch: int | None, tried: tuple[int, int], time: float | None
+) -> Savings:
+    tuned = None
+    if all_in is not None and scratch is not None and all(tried):
+        tuned = costs.saving(all_in + tried[0], scratch + tried[1])
+    return Savings(given=costs.saving(given, scratch), all_in=costs.saving(all_in, scratch), tuned=tuned, time=time)
 
 
-def _scratch(study: Study) -> list[str]:
-    return [study.baseline, *study.frontier]
+def _time(own: Curve, baseline: Curve, seconds: float | None, scratch: int | None) -> float | None:
+    """Per cent of the baseline's seconds, where both were trained on the same machines."""
+    if seconds is None or scratch is None or own.machines != baseline.machines or len(own.machines) > 1:
+        return None
+    spent = baseline.seconds_at(scratch)
+    return 100 * (spent - seconds) / spent if spent else None
 
 
-def _at_equal_flops(study: Study, own: Curve, scratch: Sequence[Curve]) -> EqualFlops | None:
-    """scratch: of the horizons that were trained to their end; linear in the logarithm of FLOPs between two of them."""
-    ends = sorted((curve.flops, curve.final) for curve in scratch if curve.finished)
-    cost = own.flops + own.source_flops
-    if not own.finished or own in scratch or cost <= 0:
+def _at_equal_flops(own: Curve, scratch: Sequence[Curve]) -> EqualFlops | None:
+    """scratch: of the horizons, of which those count that were trained to the end of their schedule; linear in the
+    logarithm of FLOPs between two of them."""
+    ends = sorted((curve.flops, curve.final) for curve in scratch if curve.decayed)
+    cost = own.all_flops
+    if not own.decayed or own in scratch or not cost:
         return None
     value = _between([(math.log(flops), end) for flops, end in ends], math.log(cost))
     if value is None:
@@ -202,24 +228,34 @@ def _between(points: Sequence[tuple[float, float]], x: float) -> float | None:
 
 
 def _summary(study: Study, seeds: Sequence[SeedResult], key: str) -> Summary:
-    known = [value for one in seeds if (value := getattr(one.savings, key)) is not None]
-    return Summary(of=len(seeds), reached=len(known), sample=sample(known, study.confidence))
+    complete = [one for one in seeds if one.complete]
+    known = [value for one in complete if (value := getattr(one.savings, key)) is not None]
+    return Summary(
+        of=len(complete),
+        reached=sum(one.given is not None for one in complete),
+        scratch=sum(one.scratch is not None for one in complete),
+        sample=sample(known, study.confidence),
+    )
 
 
-def _break_even(seeds: Sequence[SeedResult], baseline: dict[int, Curve], study: Study) -> float | None:
-    """source / (scratch - given), of the means over the seeds that reached the target."""
-    known = [(one.source, one.given, baseline[one.seed].flops_at(one.target, study.metric)) for one in seeds]
-    whole = [(source, given, scratch) for source, given, scratch in known if given is not None and scratch is not None]
-    if not whole or not any(source for source, _, _ in whole):
+def _break_even(seeds: Sequence[SeedResult]) -> float | None:
+    """source / (scratch - given), of the means over the seeds; None where one of them has not reached the target."""
+    known = [
+        (one.source, one.scratch - one.given)
+        for one in seeds
+        if one.source is not None and one.scratch is not None and one.given is not None
+    ]
+    if not known or len(known) < len(seeds) or not any(source for source, _ in known):
         return None
-    left = mean(scratch - given for _, given, scratch in whole)
-    return mean(source for source, _, _ in whole) / left if left > 0 else None
+    left = mean(left for _, left in known)
+    return mean(source for source, _ in known) / left if left > 0 else None
 
 
 def _by_target(study: Study, name: str, curves: Curves) -> Iterator[AtTarget]:
     """From an early value of the baseline's curves to their final one, where every seed reaches it."""
     scratch = curves[study.baseline]
-    pairs = [(own, scratch[seed]) for seed, own in curves[name].items() if seed in scratch]
+    both = [(own, scratch[seed]) for seed, own in curves[name].items() if seed in scratch]
+    pairs = [(own, base) for own, base in both if own.finished and base.finished]
     if not pairs:
         return
     final = mean(curve.final for _, curve in pairs)
@@ -230,7 +266,8 @@ def _by_target(study: Study, name: str, curves: Curves) -> Iterator[AtTarget]:
         for own, base in pairs:
             cost, of_scratch = own.flops_at(target, study.metric), base.flops_at(target, study.metric)
             given.append(costs.saving(cost, of_scratch))
-            all_in.append(None if cost is None else costs.saving(cost + own.source_flops, of_scratch))
+            whole = None if cost is None or own.source_flops is None else cost + own.source_flops
+            all_in.append(costs.saving(whole, of_scratch))
         known = [value for value in given if value is not None], [value for value in all_in if value is not None]
         if len(known[0]) == len(known[1]) == len(pairs):
             yield AtTarget(target=target, given=mean(known[0]), all_in=mean(known[1]))
@@ -240,12 +277,18 @@ def _value_at(curve: Curve, flops: float) -> float:
     return next((point.smoothed for point in curve.points if point.flops >= flops), curve.final)
 
 
-def _spent(runs: Sequence[Composed], reader: RecordReader) -> Iterator[Spent]:
-    for composed in runs:
-        if (composed.path / "config.yaml").exists():
-            (recorded,) = reader.runs([composed.path])
-            both = totals.add_up(recorded.stages.values())
-            yield Spent(run=composed.name, training=both.training, everything=both.everything)
+def _spent(folder: Path, reader: RecordReader) -> Iterator[Spent]:
+    """Of every run of the study, and every stage in it, whether the study still has it or not."""
+    for config in sorted(folder.glob("*/config.yaml"), key=_place):
+        stages = [reader.stage(facts.parent) for facts in sorted(config.parent.glob("*/stage.json"))]
+        both = totals.add_up(stages)
+        yield Spent(run=config.parent.name, training=both.training, everything=both.everything)
+
+
+def _place(config: Path) -> tuple[int, str]:
+    """The tuning first, then the seeds by their numbers."""
+    seed = config.parent.name.removeprefix("seed-")
+    return (int(seed) if seed.isdecimal() else -1, config.parent.name)
 
 
 def _sum(spent: Sequence[Spent]) -> Spent:
@@ -263,9 +306,8 @@ def _unfinished(runs: Sequence[Composed], reader: RecordReader) -> Iterator[str]
                 yield f"{composed.name}/{stage.name}"
 
 
-def _machine(study: Study, runs: Sequence[Composed], reader: RecordReader) -> dict[str, str]:
+def _versions(study: Study, runs: Sequence[Composed], reader: RecordReader) -> dict[str, str]:
     for composed in runs:
-        facts = reader.stage(composed.path / composed.ends[study.baseline]).training
-        if facts:
-            return {"device": facts.device, "ranks": str(facts.settings.world_size), **facts.versions}
+        if facts := reader.stage(composed.path / composed.ends[study.baseline]).training:
+            return facts.versions
     return {}

@@ -14,10 +14,23 @@ from pipeline.report import figures as shared
 from pipeline.report import formatting
 from pipeline.report.render import pairs
 from pipeline.studies import figures, words
-from pipeline.studies.results import ArmResult, SeedResult, StudyResults
+from pipeline.studies.results import ArmResult, Savings, SeedResult, StudyResults
 
 NAME = "study"
-COLUMNS = ("final", "target", "flops", "source", "given", "all_in", "seconds", "memory", "before", "behind")
+COLUMNS = (
+    "complete",
+    "final",
+    "target",
+    "flops",
+    "source",
+    "given",
+    "all_in",
+    "scratch",
+    "seconds",
+    "memory",
+    "before",
+    "behind",
+)
 """Of study.csv, behind arm and seed, and before the savings."""
 
 
@@ -54,7 +67,8 @@ def table(results: StudyResults) -> str:
     """A row for each arm and seed, as CSV."""
     file = io.StringIO()
     rows = [_row(arm, one) for arm in results.arms for one in arm.seeds]
-    writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+    names = ["arm", "seed", *COLUMNS, *(f"saved_{key}_percent" for key in Savings.model_fields)]
+    writer = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return file.getvalue()

@@ -11,26 +11,27 @@ from pipeline.report.formatting import duration
 from pipeline.runs import stage_needs
 from pipeline.runs.device_hours import Devices
 from pipeline.runs.stage_needs import Cluster
-from pipeline.studies import planned
+from pipeline.studies import choice, planned, protocol
 from pipeline.studies.composed import Composed
 from pipeline.studies.planned import PlannedStage
-from pipeline.studies.running import all_runs, choices, words
+from pipeline.studies.running import all_runs, words
 from pipeline.studies.schema import Study
 from pipeline.training.launcher import Start
 
 
 def show(study: Study, start: Start, console: Console, devices: Devices | None = None) -> None:
     """Print it. devices: what it is to be trained on. Raises UserError with what a run would say."""
+    protocol.of(study)
     runs = all_runs(study)
     stages = planned.planned(runs, start)
-    for line in _head(study, runs):
+    for line in _head(study):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(_table(stages))
     for line in [*_end(study, runs, stages, start), *_device_hours(stages, devices)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _head(study: Study, runs: list[Composed]) -> Iterator[str]:
+def _head(study: Study) -> Iterator[str]:
     yield f"study        {study.name} in {study.path}"
     if study.question:
         yield f"question     {study.question}"
@@ -39,9 +40,10 @@ def _head(study: Study, runs: list[Composed]) -> Iterator[str]:
     target = "what the baseline ends with under the same seed" if study.target == "final" else study.target
     yield f"target       {study.metric}: {target}, reached and kept, mean over {study.smooth} evaluations"
     tuned = f"{study.tuning.trials} trials of each tuned arm under seed {study.tuning.seed}, on the validation half"
-    yield f"tuning       {tuned if len(runs) > len(study.seeds) else 'none'}"
+    elsewhere = f"as it was chosen in {study.tuned_in}"
+    yield f"tuning       {'none' if not study.tuned else elsewhere if study.tuned_in else tuned}"
     yield f"seeds        {', '.join(map(str, study.seeds))}, on the test half"
-    if len(runs) > len(study.seeds) and not choices(study):
+    if not choice.complete(study):
         yield "note         until the tuning has ended, the first trial of each arm stands for the one that is chosen"
 
 

@@ -31,10 +31,12 @@ STEPS = 5
 
 
 class Speed(Strict):
-    """step: seconds of one, by `lemon profile`; start: seconds until the first one, of reading and starting workers."""
+    """step: seconds of one, by `lemon profile`; start: seconds until the first one, of reading and starting workers;
+    rate: FLOP/s of its steps."""
 
     step: float
     start: float
+    rate: float
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def measured_speeds(folder: Path, runs: Sequence[Composed], stages: Sequence[Pla
     known = known_speeds(folder)
     configs = {composed.name: composed for composed in runs}
     for stage in stages:
-        if stage.shape and stage.shape not in known and not stage.done:
+        if stage.kind == "train" and stage.shape not in known and not stage.done:
             known[stage.shape] = _measured(configs[stage.run], stage.name)
             write_json(folder / SPEEDS, {key: speed.model_dump() for key, speed in known.items()})
     return known
@@ -152,8 +154,8 @@ def _measured(composed: Composed, stage: str) -> Speed:
             "what it said stands above"
         )
     found = Budget.model_validate(json.loads(ended.stdout[ended.stdout.index("{") :]))
-    step = found.step.median
-    return Speed(step=step, start=max(0.0, whole - 2 * STEPS * step))
+    step, flops = found.step.median, found.work.flops + found.work.again
+    return Speed(step=step, start=max(0.0, whole - 2 * STEPS * step), rate=flops / step)
 
 
 @dataclass(frozen=True)
@@ -185,8 +187,11 @@ def outlook(stages: Sequence[PlannedStage], speeds: dict[str, Speed]) -> Outlook
 
 
 def _guess(stage: PlannedStage, speeds: dict[str, Speed]) -> float | None:
-    """Seconds of a stage, None where its speed was not measured. An expansion takes about as long as a start does."""
-    if not stage.shape:
-        return max((speed.start for speed in speeds.values()), default=None)
+    """Seconds of a stage, None where its speed was not measured. An expansion takes about as long as a start does; a
+    fit is as fast as the slowest training, FLOP by FLOP, for it can be measured only when its source is there."""
+    start = max((speed.start for speed in speeds.values()), default=None)
+    if stage.kind != "train":
+        slowest = min((speed.rate for speed in speeds.values()), default=None)
+        return start if not stage.steps or start is None else start + (stage.flops or 0) / (slowest or 1)
     speed = speeds.get(stage.shape)
     return None if speed is None else speed.start + stage.steps * speed.step * (1 + stage.evaluating)

@@ -13,14 +13,15 @@ Role = Literal["baseline", "frontier", "arm"]
 
 
 class Savings(Content):
-    """Per cent of the baseline's cost under the same seed, at the target; None where that is not reached. given: own
-    training FLOPs, the small model given; all_in: with the training of the sources; tuned: with the training of all
-    trials of either side, too; time: seconds of training steps, all-in."""
+    """Per cent of what the baseline costs under the same seed, at the target. given: own training FLOPs, the small
+    model given; all_in: with the training of the sources; tuned: with all trials, those of the baseline added to its
+    cost too; time: seconds of training steps, all-in. None where either has not ended or not reached the target, where
+    a cost is not recorded, where the arm was not tuned, where the machines were not the same."""
 
-    given: float | None
-    all_in: float | None
-    tuned: float | None
-    time: float | None
+    given: float | None = None
+    all_in: float | None = None
+    tuned: float | None = None
+    time: float | None = None
 
 
 class EqualFlops(Content):
@@ -34,18 +35,22 @@ class EqualFlops(Content):
 
 
 class SeedResult(Content):
-    """An arm under one seed. target: what is to be reached and kept; flops: of own training in all, source: of that
-    before it; given: own FLOPs at the target, all_in: with the sources'; seconds: all-in, at the target; memory: bytes
-    that rank 0 took at most; before, behind: what was measured on either side of the last growth."""
+    """An arm under one seed. complete: whether it and the baseline have ended, without which it counts in no mean;
+    target: what is to be reached and kept; flops: of own training in all, source: of that before it, None where it is
+    not recorded of the checkpoint `unknown`; given: own FLOPs at the target, all_in: with the sources'; scratch: the
+    baseline's there; seconds: all-in, at the target; memory: bytes that rank 0 took at most; before, behind: what was
+    measured on either side of the last growth."""
 
     seed: int
-    finished: bool
+    complete: bool
     final: float
     target: float
     flops: int
-    source: int
+    source: int | None
+    unknown: str | None
     given: int | None
     all_in: int | None
+    scratch: int | None
     seconds: float | None
     memory: int | None
     before: float | None
@@ -56,11 +61,12 @@ class SeedResult(Content):
 
 
 class Summary(Content):
-    """Of one saving over the seeds, in per cent. of: the seeds that were trained; reached: those that kept the target,
-    of which alone is the sample."""
+    """Of one saving over the seeds, in per cent. of: the seeds under which it and the baseline have ended; reached:
+    those under which it kept the target, scratch: those under which the baseline did; the sample is of both."""
 
     of: int
     reached: int
+    scratch: int
     sample: Sample | None
 
 
@@ -74,8 +80,10 @@ class AtTarget(Content):
 
 class ArmResult(Content):
     """settings: those that were chosen; like: the arm whose choice it took; trial_flops: training FLOPs of all of its
-    trials; break_even: how many target models one small model must serve until all-in costs no more than scratch, None
-    where that never is; equal: differences of final values at equal FLOPs."""
+    trials, 0 where it was not tuned; break_even: how many target models one small model must serve until all-in costs
+    no more than scratch, None where that never is, or is not known (every complete seed must have reached the target);
+    equal: differences of final values at equal FLOPs; chain: stages that share its schedule, so that nothing is given;
+    remarks: what makes the comparison worth less; machines: devices and ranks of its training."""
 
     name: str
     about: str
@@ -94,6 +102,9 @@ class ArmResult(Content):
     equal: Sample | None
     break_even: float | None
     by_target: list[AtTarget]
+    chain: list[str]
+    remarks: list[str]
+    machines: list[str]
 
 
 class Spent(Content):
@@ -105,19 +116,23 @@ class Spent(Content):
 
 
 class StudyResults(Content):
-    """All of it. rule: fixed before the first run; added: arms and seeds that came later than its first day;
-    unfinished: stages that are missing, as `run/stage`; machine: device and versions of the baseline's last start."""
+    """All of it. study: as its YAML says it; rule: fixed before the first run; added: what was planned later, and when;
+    dropped: what was planned once and is no longer there; unfinished: stages that are missing, as `run/stage`; broken:
+    trials that have broken down, with what was said; versions: of the baseline's last start."""
 
     format: Literal[1] = 1
     name: str
     question: str
     command: str
     convention: str = CONVENTION
+    study: dict[str, Any]
     rule: dict[str, Any]
     began: str
     added: dict[str, str]
+    dropped: list[str]
     unfinished: list[str]
-    machine: dict[str, str]
+    broken: dict[str, str]
+    versions: dict[str, str]
     arms: list[ArmResult]
     spent: list[Spent]
     whole: Spent

@@ -1,40 +1,79 @@
 """A study from its first run to its last: tuning, choices, the seeds one after the other. What has ended is skipped."""
 
 import logging
-from datetime import UTC, datetime
-from typing import Any
 
+from pipeline.config import dump
 from pipeline.errors import UserError
-from pipeline.records import run_folder
-from pipeline.records.run_folder import read_json, write_json
+from pipeline.records.run_folder import StageFolder, read_json, write_json
 from pipeline.report.formatting import duration, percent
 from pipeline.runs import run, shared_data
-from pipeline.studies import choice, planned
+from pipeline.runs.first_node import dividing_work
+from pipeline.studies import choice, planned, protocol
 from pipeline.studies.composed import Composed, of_seed, tuning
 from pipeline.studies.planned import Outlook, Speed
 from pipeline.studies.schema import Settings, Study
 from pipeline.studies.trials import trials
+from pipeline.training import fingerprint
 from pipeline.training.environment import Launched
 from pipeline.training.launcher import Start
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = "protocol.json"
-"""The rule, as it was when the first run began, and the arms and seeds with the day on which each was added."""
-RULE = ("metric", "baseline", "frontier", "target", "smooth", "confidence", "tuning")
+BROKEN = "broken-down.json"
+"""The trials that have broken down, each with what was said of it."""
 
 
 def go(study: Study, start: Start) -> None:
     """Everything that a study asks for and that is missing. Raises UserError, FaultError and Preempted."""
+    study.path.mkdir(parents=True, exist_ok=True)
+    with dividing_work(study.path, start) as on_first:
+        on_first(lambda: protocol.fix(study, dump(study)), lambda: protocol.of(study) is not None)
+        if study.tuned and study.tuned_in is None:
+            _tune(study, start)
+            on_first(lambda: choice.fix(study, tuned_run(study)), lambda: choice.complete(study))
+    if not choice.complete(study):
+        raise UserError(f"{study.tuned_at}: no choice is recorded there for every tuned arm; finish that study first")
     progress = Progress(study, start)
-    tuned = tuning(study)
-    if tuned is not None:
-        progress.run(tuned)
-        if start.first:
-            choice.fix(study, tuned)
-        progress = Progress(study, start)
     for seed in study.seeds:
-        progress.run(of_seed(study, seed, choices(study)))
+        progress.run(of_seed(study, seed, choice.recorded(study)))
+
+
+def _tune(study: Study, start: Start) -> None:
+    """Train all trials. One that breaks down is left, and the others go on."""
+    progress = Progress(study, start)
+    while True:
+        tuned = tuned_run(study)
+        try:
+            return progress.run(tuned)
+        except UserError as error:
+            broken = _broke_down(tuned)
+            if not broken or not start.alone:
+                raise
+            logger.warning(f"study: {', '.join(broken)} has broken down and counts as the worst of its arm: {error}")
+            write_json(study.path / BROKEN, {**broken_trials(study), **dict.fromkeys(broken, str(error))})
+
+
+def broken_trials(study: Study) -> dict[str, str]:
+    """By label, with what was said."""
+    path = study.tuned_at / BROKEN
+    return read_json(path) if path.exists() else {}
+
+
+def tuned_run(study: Study) -> Composed:
+    """The run in which arms are tuned, without the trials that have broken down; there must be one."""
+    tuned = tuning(study, broken_trials(study))
+    assert tuned is not None, "no arm is tuned"
+    return tuned
+
+
+def _broke_down(tuned: Composed) -> list[str]:
+    """The trials whose last training has ended itself, because its loss was no number."""
+    ends = {label: StageFolder(tuned.path / end) for label, end in tuned.ends.items()}
+    return [
+        label
+        for label, folder in ends.items()
+        if not folder.finished and any(event.action == "abort" for event in folder.events)
+    ]
 
 
 class Progress:
@@ -43,8 +82,6 @@ class Progress:
     def __init__(self, study: Study, start: Start):
         self._start, self._runs = start, all_runs(study)
         self._stages = planned.planned(self._runs, start)
-        if start.first:
-            fix_rule(study)
         self._speeds = self._measured(study)
         self._say()
 
@@ -78,16 +115,23 @@ class Progress:
 
 
 def all_runs(study: Study) -> list[Composed]:
-    """In the order in which they are run. Before the tuning has ended, the first trial of each arm stands for the
-    chosen one. Raises UserError."""
-    tuned = tuning(study)
-    known = choices(study) or {arm: trials(study, arm)[0].settings for arm in study.arms if study.arms[arm].tune}
-    return [*([tuned] if tuned else []), *(of_seed(study, seed, known) for seed in study.seeds)]
+    """In the order in which they are run. For an arm of which nothing is chosen yet, its first trial stands. Raises
+    UserError."""
+    known = first_trials(study) | choice.recorded(study)
+    own = study.tuned and study.tuned_in is None
+    return [*([tuned_run(study)] if own else []), *(of_seed(study, seed, known) for seed in study.seeds)]
 
 
-def choices(study: Study) -> dict[str, Settings]:
-    """What was chosen for each arm; empty before that."""
-    return choice.recorded(study)
+def first_trials(study: Study) -> dict[str, Settings]:
+    return {arm: trials(study, arm)[0].settings for arm, keys in study.arms.items() if keys.tune}
+
+
+def require_as_begun(study: Study) -> None:
+    """Raises UserError where the rule, or what decides the numbers of a stage that has begun, is another by now."""
+    protocol.of(study)
+    for composed in all_runs(study):
+        for stage in composed.config.stages:
+            fingerprint.require_same(composed.config, stage, each=True)
 
 
 def words(found: Outlook) -> str:
@@ -95,21 +139,3 @@ def words(found: Outlook) -> str:
     flops = f", {percent(found.flops)} of the FLOPs" if found.flops is not None else ""
     left = f", about {duration(found.seconds)} left" if found.seconds else ""
     return f"{found.done} of {found.stages} stages done{flops}{left if found.done < found.stages else ''}"
-
-
-def fix_rule(study: Study) -> None:
-    """Record the rule before the first run, and the day of every arm and seed. Raises UserError where the rule is
-    another by now."""
-    path, now = study.path / PROTOCOL, datetime.now(UTC).date().isoformat()
-    rule = {key: study.model_dump(mode="json")[key] for key in RULE}
-    with run_folder.exclusive(study.path):
-        before = read_json(path) if path.exists() else {"rule": rule, "arms": {}, "seeds": {}}
-        for key in RULE:
-            if before["rule"].get(key) != rule[key]:
-                raise UserError(
-                    f"{path}: the study began with {key} {before['rule'].get(key)!r}, and the config has "
-                    f"{rule[key]!r}; a rule is fixed before the first run: take another folder (folder=…), or leave it"
-                )
-        arms: dict[str, Any] = {**dict.fromkeys(study.arms, now), **before["arms"]}
-        seeds = {**dict.fromkeys(map(str, study.seeds), now), **before["seeds"]}
-        write_json(path, {"rule": rule, "arms": arms, "seeds": seeds})

@@ -1,6 +1,8 @@
 """What a study's YAML says: what is compared, how each arm is tuned, under which seeds, by which rule."""
 
+import math
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -49,6 +51,11 @@ class Arm(Strict):
     like: str | None = Field(None, description="an arm whose choice it takes, where it is not tuned itself")
     seeds: Seeds | None = Field(None, description="those of the study's that it is trained under; default: all")
 
+    @property
+    def trials(self) -> list[Settings]:
+        """In their order; none of an arm that is not tuned."""
+        return _trials(self.tune)
+
 
 class Study(Strict):
     """A whole study. The rule (metric, baseline, target, smooth) is fixed when the first run begins."""
@@ -69,6 +76,9 @@ class Study(Strict):
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of all intervals")
     tuning: Tuning = Tuning()
+    tuned_in: Place | None = Field(
+        None, description="the folder of another study with the same arms, whose choices are taken; none are made here"
+    )
     seeds: Seeds
     run: dict[str, Any] = Field(description="keys that all runs have: data, models, processes")
     sources: list[dict[str, Any]] = Field([], description="stages that several arms start from")
@@ -78,13 +88,28 @@ class Study(Strict):
     def path(self) -> Path:
         return Path(self.folder.replace("{name}", self.name))
 
+    @property
+    def tuned_at(self) -> Path:
+        """The folder of the study whose trials count."""
+        return Path(self.tuned_in) if self.tuned_in else self.path
+
+    @property
+    def tuned(self) -> bool:
+        """Whether any arm is."""
+        return any(arm.tune for arm in self.arms.values())
+
+    @property
+    def scratch(self) -> list[str]:
+        """The baseline and its frontier."""
+        return [self.baseline, *self.frontier]
+
     def seeds_of(self, arm: str) -> list[int]:
         """The seeds that an arm is trained under."""
         return self.arms[arm].seeds or self.seeds
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        problems = [*self._of_rule(), *self._of_run()]
+        problems = [*self._of_rule(), *self._of_run(), *self._of_stages("sources", self.sources)]
         for name, arm in self.arms.items():
             problems += self._of_arm(name, arm)
         if problems:
@@ -102,7 +127,11 @@ class Study(Strict):
             problems.append(f"smooth: {self.smooth} evaluations have no middle; choose an odd number")
         if self.baseline in self.arms and self.arms[self.baseline].seeds:
             problems.append(f"arms.{self.baseline}.seeds: the baseline is trained under all seeds; leave it out")
-        if self.tuning.seed in self.seeds and any(arm.tune for arm in self.arms.values()):
+        if len(set(self.scratch)) < len(self.scratch):
+            problems.append("frontier: an arm stands there once, and the baseline not at all")
+        if isinstance(self.target, float) and not 0 < self.target <= (1 if self.metric == "top1" else math.inf):
+            problems.append(f"target: {self.target} is no value of {self.metric} that is to be reached")
+        if self.tuning.seed in self.seeds and self.tuned:
             problems.append(
                 f"tuning.seed: {self.tuning.seed} is a seed of the comparison too; what is chosen under it may be its "
                 "luck"
@@ -112,11 +141,23 @@ class Study(Strict):
     def _of_run(self) -> list[str]:
         problems = [f"run.{key}: a study decides that itself; leave it out" for key in OWN if key in self.run]
         data = self.run.get("data")
+        if isinstance(data, dict) and data.get("kind") == "text" and self.metric == "top1":
+            problems.append("metric: top1 is of images; text is evaluated by its loss")
         if isinstance(data, dict) and "evaluate" in data:
             problems.append(
                 "run.data.evaluate: a study tunes on the validation half and claims on the test half; leave it out"
             )
         return problems
+
+    def _of_stages(self, where: str, stages: list[dict[str, Any]]) -> Iterator[str]:
+        """What must be known of a stage before the runs are composed; the rest is told by them."""
+        for stage in stages:
+            name = stage.get("name")
+            if not isinstance(name, str):
+                yield f"{where}: a stage has no name; give each one"
+            for key in ("start", "source"):
+                if not isinstance(stage.get(key), str | None):
+                    yield f"{where}.{name}.{key}: names a stage or a folder, and is {stage.get(key)!r}"
 
     def _of_shared(self, where: str, arm: Arm, other: Arm) -> Iterator[str]:
         """Settings that an arm is to take from another one, and has no stage for."""
@@ -125,12 +166,18 @@ class Study(Strict):
             if (stage := key.partition(".")[0]) not in names:
                 yield f"{where}.like: '{arm.like}' is tuned by {key}, and this arm has no stage '{stage}'; call it so"
 
-    def _of_arm(self, name: str, arm: Arm) -> list[str]:
-        where, problems = f"arms.{name}", []
-        tuned = bool(arm.tune)
+    def _of_arm(self, label: str, arm: Arm) -> list[str]:
+        where, tuned = f"arms.{label}", bool(arm.tune)
+        problems = [*self._of_stages(where, arm.stages), *_of_tune(where, arm)]
+        sources = [stage.get("name") for stage in self.sources]
+        problems += [
+            f"{where}: its stage '{stage.get('name')}' has the name of a source; call it otherwise"
+            for stage in arm.stages
+            if stage.get("name") in sources
+        ]
         if tuned and not self.arms.get(self.baseline, arm).tune:
             problems.append(f"{where}.tune: the baseline '{self.baseline}' is not tuned; tune it as hard")
-        if tuned and (count := _count(arm.tune)) != self.tuning.trials:
+        if tuned and (count := len(arm.trials)) != self.tuning.trials:
             problems.append(
                 f"{where}.tune: {count} trials, and tuning.trials is {self.tuning.trials}; all arms are tuned alike"
             )
@@ -143,15 +190,24 @@ class Study(Strict):
         return problems
 
 
+def _of_tune(where: str, arm: Arm) -> Iterator[str]:
+    tried = _trials(arm.tune)
+    if any(settings == other for index, settings in enumerate(tried) for other in tried[:index]):
+        yield f"{where}.tune: two of its trials are the same; each is to be another one"
+    if any(not settings for settings in tried):
+        yield f"{where}.tune: a trial without settings; give each a value of a key"
+    for key in _keys(arm.tune):
+        if "." not in key:
+            yield f"{where}.tune.{key}: a key is STAGE.KEY, such as large.schedule.peak"
+
+
 def _keys(tune: dict[str, list[Any]] | list[Settings]) -> list[str]:
     """The keys by which an arm is tuned."""
     return list(dict.fromkeys(key for settings in ([tune] if isinstance(tune, dict) else tune) for key in settings))
 
 
-def _count(tune: dict[str, list[Any]] | list[Settings]) -> int:
+def _trials(tune: dict[str, list[Any]] | list[Settings]) -> list[Settings]:
+    """In their order; of a grid every combination."""
     if isinstance(tune, list):
-        return len(tune)
-    count = 1
-    for values in tune.values():
-        count *= len(values)
-    return count
+        return tune
+    return [dict(zip(tune, values, strict=True)) for values in product(*tune.values())] if tune else []

@@ -2,11 +2,10 @@
 
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 from pipeline import config
-from pipeline.studies.schema import Arm, Settings, Study
+from pipeline.studies.schema import Settings, Study
 
 Stages = list[dict[str, Any]]
 """As they stand in a run's config."""
@@ -25,16 +24,7 @@ class Trial:
 
 def trials(study: Study, arm: str) -> list[Trial]:
     """Those in which an arm is tuned, in the order of its grid; none of one that is not."""
-    return [
-        Trial(f"{arm}-t{number}", arm, settings) for number, settings in enumerate(_settings(study.arms[arm]), start=1)
-    ]
-
-
-def _settings(arm: Arm) -> list[Settings]:
-    if isinstance(arm.tune, list):
-        return arm.tune
-    keys, grid = list(arm.tune), list(product(*arm.tune.values()))
-    return [dict(zip(keys, values, strict=True)) for values in grid] if keys else []
+    return [Trial(f"{arm}-t{number}", arm, settings) for number, settings in enumerate(study.arms[arm].trials, start=1)]
 
 
 def chosen(study: Study, arm: str, choices: dict[str, Settings]) -> Trial:

@@ -2,16 +2,9 @@
 
 from collections.abc import Iterator
 
-from pipeline.report.formatting import MINUS, decimal, flops
+from pipeline.report.formatting import MINUS, decimal, flops, signed
 from pipeline.studies.results import ArmResult, StudyResults, Summary
 from pipeline.studies.statistics import Sample
-
-COUNTS = {
-    "given": "given the small model",
-    "all_in": "all-in, the training of the small model added",
-    "tuned": "all-in with tuning, the trials of both sides added",
-    "time": "seconds of training steps, all-in",
-}
 
 
 def percent(number: float | None) -> str:
@@ -30,29 +23,45 @@ def interval(sample: Sample | None, *, next_one: bool = False) -> str:
 def saved(summary: Summary) -> str:
     """`54.3 % (48.2 to 60.4)`, with how many seeds have not reached the target."""
     if summary.sample is None:
-        return "not reached" if summary.of else "–"
-    sample, missed = summary.sample, summary.of - summary.reached
-    doubt = f" ({sample.low:.1f} to {sample.high:.1f})" if sample.low is not None else " (one seed)"
-    text = f"{sample.mean:.1f} %{doubt}".replace("-", MINUS)
+        return "not reached" if summary.of and not summary.reached else "–"
+    text, missed = _said(summary), summary.of - summary.reached
     return f"{text}, not reached in {missed} of {summary.of} seeds" if missed else text
 
 
 def statements(results: StudyResults) -> Iterator[str]:
     """A sentence for each arm that grew, the one that saves most all-in first."""
-    grown = [arm for arm in results.arms if arm.role == "arm" and arm.seeds]
+    grown = [arm for arm in results.arms if arm.role == "arm" and arm.given.of]
     for arm in sorted(grown, key=lambda arm: -(arm.all_in.sample.mean if arm.all_in.sample else float("-inf"))):
-        yield statement(arm, results)
+        yield statement(arm)
 
 
-def statement(arm: ArmResult, results: StudyResults) -> str:
+def statement(arm: ArmResult) -> str:
     """What an arm saved, by what is counted."""
-    if arm.given.sample is None:
-        return f"'{arm.name}' reached the target under none of {arm.given.of} seeds."
-    missed = arm.given.of - arm.given.reached
-    start = f"'{arm.name}' saves {_said(arm.given)} given the small model, {_said(arm.all_in)} all-in"
-    tuned = f", {_said(arm.tuned)} with all trials of both sides charged" if arm.trial_flops else ""
-    doubt = f"; under {missed} of {arm.given.of} seeds it did not reach the target" if missed else ""
-    return f"{start}{tuned}{doubt}."
+    given = arm.given
+    if given.sample is None:
+        if given.reached:
+            return (
+                f"'{arm.name}' reached the target under {given.reached} of {given.of} seeds, the baseline under none."
+            )
+        return f"'{arm.name}' reached the target under none of {given.of} seeds."
+    parts = [f"{_said(given)} with all of its stages counted" if arm.chain else f"{_said(given)} given the small model"]
+    if not arm.chain:
+        parts.append(
+            f"{_said(arm.all_in)} all-in" if arm.all_in.sample else f"an unknown share all-in ({_unknown(arm)})"
+        )
+    if arm.tuned.sample:
+        parts.append(f"{_said(arm.tuned)} with all trials of both sides charged")
+    missed = given.of - given.reached
+    doubt = f"; under {missed} of {given.of} seeds it did not reach the target" if missed else ""
+    unmet = given.of - given.scratch
+    return (
+        f"'{arm.name}' saves {', '.join(parts)}{doubt}{'; nor did the baseline under ' + str(unmet) if unmet else ''}."
+    )
+
+
+def _unknown(arm: ArmResult) -> str:
+    names = list(dict.fromkeys(one.unknown for one in arm.seeds if one.unknown))
+    return f"the training of {', '.join(names)} is not recorded"
 
 
 def _said(summary: Summary) -> str:
@@ -67,8 +76,22 @@ def _said(summary: Summary) -> str:
 def break_even(arm: ArmResult) -> str:
     """Of how many target models one small model must be the source."""
     if arm.break_even is None:
-        return "never" if arm.seeds and arm.seeds[0].source else "–"
+        known = arm.given.of and arm.given.reached == arm.given.scratch == arm.given.of
+        return "never" if known and any(one.source for one in arm.seeds) else "–"
     return "at once" if arm.break_even <= 1 else f"{arm.break_even:.1f} uses"
+
+
+def difference(sample: Sample) -> str:
+    """`−0.1203 (−0.1402 to −0.1004)`."""
+    doubt = f" ({signed(sample.low)} to {signed(sample.high)})" if sample.low is not None else " (one seed)"
+    return signed(sample.mean) + doubt
+
+
+def equal_saving(arm: ArmResult) -> str:
+    """The mean of the seeds under which two horizons enclose the arm's end."""
+    known = [one.equal.saving for one in arm.seeds if one.equal and one.equal.saving is not None]
+    compared = sum(one.equal is not None for one in arm.seeds)
+    return f"{percent(sum(known) / len(known))} ({len(known)} of {compared} seeds)" if known else "–"
 
 
 def final(sample: Sample | None) -> str:
@@ -89,11 +112,14 @@ def rule(results: StudyResults) -> Iterator[str]:
         "the last."
     )
     tuning = held["tuning"]
-    yield (
-        f"Every tuned arm had {tuning['trials']} trials under seed {tuning['seed']}, judged on the validation half of "
-        "the evaluation set: the baseline by its last value, the others by all-in FLOPs at that. What is claimed was "
-        "measured on the test half, under other seeds."
-    )
+    if any(arm.trials for arm in results.arms):
+        yield (
+            f"Every tuned arm had {tuning['trials']} trials under seed {tuning['seed']}, judged on the validation half "
+            "of the evaluation set: the baseline by its last value, the others by all-in FLOPs at that. What is "
+            "claimed was measured on the test half, under other seeds."
+        )
+    else:
+        yield "No arm was tuned. What is claimed was measured on the test half of the evaluation set."
     yield (
         f"Intervals are those of Student's t at {100 * held['confidence']:g} %: of the mean over the seeds, and, for "
         "one further seed, of prediction."

@@ -34,7 +34,8 @@ def recorded_facts(folder: StageFolder) -> TrainFacts | None:
 def sample_cost(stage: TrainStage, model: PretrainedConfig, data: Prepared) -> Cost:
     """FLOPs of a sample."""
     positions = models.of_config(model).positions(model, data.facts)
-    return cost(models.architecture_of(model), positions, every=int(stage.activation_checkpointing) or 1)
+    every, drops = int(stage.activation_checkpointing) or 1, models.drops_branches(model)
+    return cost(models.architecture_of(model), positions, every, drops=drops)
 
 
 def pace(stage: TrainStage, model: PretrainedConfig, data: Prepared) -> Pace:

@@ -418,7 +418,7 @@ class Loop:
         }
 
 
-def _evaluation_record(step: int, result: dict[str, float], seconds: float, memory: int) -> EvaluationRecord:
+def _evaluation_record(step: int, result: dict[str, float], seconds: float, memory: int | None) -> EvaluationRecord:
     return EvaluationRecord(
         step=step,
         eval_loss=result["eval_loss"],

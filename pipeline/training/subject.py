@@ -182,12 +182,9 @@ class WholeModel(Subject):
 
 
 def started(config: Config, stage: TrainStage, stored: PretrainedConfig, facts: Facts) -> PretrainedConfig:
-    """The config with which a stage begins to train a model of the config `stored`. A folder's is of no model of the
-    run: what matters to training alone is as the run's model says."""
-    adapted = starts.adapted(stored, facts)
-    if _is_of_the_run(config, stage):
-        return adapted
-    return starts.with_training_keys(adapted, config.models[stage.model])
+    """The config with which a stage begins to train a model of the config `stored`, a folder's or another stage's: what
+    matters to training alone is as the model of this stage says."""
+    return starts.with_training_keys(starts.adapted(stored, facts), config.models[stage.model])
 
 
 def require_startable(

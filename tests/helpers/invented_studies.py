@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import validated
+from pipeline.config import dump, validated
 from pipeline.records.run_folder import write_text
-from pipeline.studies import choice, running
+from pipeline.studies import choice, protocol
 from pipeline.studies.composed import Composed, of_seed, tuning
 from pipeline.studies.schema import Study
 from tests.helpers.invented_runs import LARGE, SMALL, expand, train
@@ -51,8 +51,6 @@ def study(folder: Path, **changes: Any) -> Study:
 def trained(composed: Composed, losses: dict[str, dict[int, float]]) -> None:
     """The stages of a run, each training with the losses that its name has here, 10 FLOPs a step (small: 3)."""
     composed.path.mkdir(parents=True, exist_ok=True)
-    from pipeline.config import dump
-
     write_text(composed.path / "config.yaml", dump(composed.config))
     for stage in composed.config.stages:
         if stage.kind == "expand":
@@ -96,7 +94,8 @@ SEEDS = {
 def finished(folder: Path, seeds: dict[int, dict[str, dict[int, float]]] = SEEDS, **changes: Any) -> Study:
     """A study whose runs have all ended."""
     own = study(folder, **changes)
-    running.fix_rule(own)
+    own.path.mkdir(parents=True)
+    protocol.fix(own, dump(own))
     tuned = tuning(own)
     assert tuned is not None
     trained(tuned, TRIALS)

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-SHIPPED = sorted((Path(__file__).resolve().parents[2] / "configs").rglob("*.yaml"))
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "studies")
 CONFIGS = [path for path in SHIPPED if not path.name.startswith(("in-mid-run", "base-from-6x512"))]
 """But for those whose stages share one schedule: there a valid value in one stage alone is refused. And for those that
 differ from another one in a source's sizes."""

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import models
 from pipeline.accounting.flops import cost
+from pipeline.models import drop_path
 from pipeline.training.subject import checkpoint_layers
 from tests.helpers.samples import IMAGE, POSITIONS, VARIANTS, VOCAB, facts, sample
 
@@ -75,16 +76,21 @@ def test_fresh_values_are_those_of_the_model(variant):
             assert (values == (row.std if row.fresh == "ones" else 0.0)).all(), row.name
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.1], ids=["keeping", "dropping"])
 @pytest.mark.parametrize("every", [0, 1, 2], ids=["plain", "checkpointing", "checkpointing-2nd"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_flops_equal_torchs_counter_exactly(variant, every):
-    """every: of so many layers the first is checkpointed; 0: none."""
+def test_flops_equal_torchs_counter_exactly(variant, every, rate):
+    """every: of so many layers the first is checkpointed; 0: none. rate: of every kind of dropout, of stochastic depth
+    too."""
     config = sample(variant, layers=3, heads=4, kv_heads=2, hidden=16, head_dim=6)
+    keys = models.of_config(config).keys
+    config.update({key: rate for key in (*keys.dropout, drop_path.KEY) if key in keys.training})
     model = models.build(config, attention="eager").train()
     if every:
         checkpoint_layers(model, every)
     architecture = models.architecture_of(config)
-    expected = cost(architecture, positions(variant, config), every=every or 1)
+    drops = models.drops_branches(config)
+    expected = cost(architecture, positions(variant, config), every=every or 1, drops=drops)
     with FlopCounterMode(display=False) as counter:
         outputs = model(**inputs(variant))
     assert counter.get_total_flops() == BATCH * expected.forward

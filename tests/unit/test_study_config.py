@@ -6,11 +6,11 @@ import pytest
 
 from pipeline.config import validated
 from pipeline.errors import UserError
-from pipeline.records.run_folder import read_json
-from pipeline.studies import running
+from pipeline.records.run_folder import write_json
+from pipeline.studies import choice, protocol, running
 from pipeline.studies.composed import of_seed, tuning
 from pipeline.studies.planned import Outlook, PlannedStage, Speed, outlook
-from pipeline.studies.running import fix_rule, words
+from pipeline.studies.running import words
 from pipeline.studies.schema import Study
 from pipeline.studies.trials import trials
 from tests.helpers.cli import ROOT, lemon
@@ -64,6 +64,43 @@ def test_a_grid_is_every_combination_in_its_order(tmp_path):
     assert tried[1] == {PEAK: 1.0e-3, "large.schedule.warmup": "2 steps"}
 
 
+def test_an_arm_more_renames_no_stage(tmp_path):
+    """Of the arms that are there: what has begun goes on."""
+    arms = content(tmp_path)["arms"]
+    twin = {**arms["lemon"], "tune": {PEAK: [3.0e-3, 4.0e-3]}}
+    before = names(tuning(study(tmp_path))), names(of_seed(study(tmp_path), 1, CHOICES))
+    changed = study(tmp_path, arms={"twin": twin, **arms})
+    after = names(tuning(changed)), names(of_seed(changed, 1, CHOICES))
+    assert all(set(old) <= set(new) for old, new in zip(before, after, strict=True))
+
+
+def test_choices_are_taken_from_another_study(tmp_path):
+    (tmp_path / "first").mkdir()
+    write_json(tmp_path / "first" / choice.FILE, CHOICES)
+    own = study(tmp_path / "second", tuned_in=str(tmp_path / "first"), seeds=[6])
+    assert choice.complete(own) and choice.recorded(own) == CHOICES
+    assert [composed.name for composed in running.all_runs(own)] == ["seed-6"]
+    assert tuning(own).path == tmp_path / "first" / "tuning"
+    write_json(tmp_path / "first" / choice.FILE, {"lemon": 3})
+    with pytest.raises(UserError, match=r"choices.json: not what was chosen for each arm; the file is damaged"):
+        choice.recorded(own)
+
+
+def test_an_arm_without_a_choice_is_planned_by_its_first_trial(tmp_path):
+    own = study(tmp_path)
+    write_json(tmp_path / choice.FILE, {"scratch": {PEAK: 2.0e-3}})
+    _, first, _ = running.all_runs(own)
+    peaks = {stage.name: stage.schedule.peak for stage in first.config.stages if stage.kind == "train"}
+    assert peaks["scratch"] == 2.0e-3 and peaks["lemon"] == 1.0e-3
+
+
+def test_a_trial_that_has_broken_down_is_left_out_and_renames_nothing(tmp_path):
+    own = study(tmp_path)
+    whole, left = tuning(own), tuning(own, {"lemon-t1", "scratch-t2"})
+    assert names(left) == ["scratch-t1", "small", "lemon-t1-grown", "lemon-t2"]
+    assert set(names(left)) < set(names(whole)) and set(left.ends) == {"scratch-t1", "lemon-t2"}
+
+
 def test_an_arm_under_fewer_seeds(tmp_path):
     arms = content(tmp_path)["arms"]
     arms["lemon"]["seeds"] = [2]
@@ -95,6 +132,17 @@ def changed(folder, place, value):
     ("arms.lemon.seeds", [3], "arms.lemon.seeds: 3 is none of the study's seeds"),
     ("arms.scratch.seeds", [1], "arms.scratch.seeds: the baseline is trained under all seeds; leave it out"),
     ("arms.lemon.colour", 1, "unknown key"),
+    ("arms.lemon.tune", {PEAK: [1.0e-3, 0.001]}, "arms.lemon.tune: two of its trials are the same"),
+    ("arms.lemon.tune", [{}, {PEAK: 1.0e-3}], "arms.lemon.tune: a trial without settings"),
+    ("arms.lemon.tune", {"large": [1, 2]}, "arms.lemon.tune.large: a key is STAGE.KEY"),
+    ("arms.lemon.stages", [{"kind": "train"}], "arms.lemon: a stage has no name"),
+    ("arms.lemon.stages", [{"name": ["x"]}], "arms.lemon: a stage has no name"),
+    ("arms.lemon.stages", [{"name": "x", "source": ["x"]}], "arms.lemon.x.source: names a stage or a folder"),
+    ("arms.lemon.stages", [{"name": "small"}], "its stage 'small' has the name of a source"),
+    ("frontier", ["half", "half"], "frontier: an arm stands there once"),
+    ("frontier", ["scratch"], "frontier: an arm stands there once, and the baseline not at all"),
+    ("metric", "top1", "metric: top1 is of images; text is evaluated by its loss"),
+    ("target", -1.0, "target: -1.0 is no value of loss that is to be reached"),
 ])  # fmt: skip
 def test_mistakes_are_told(tmp_path, place, value, said):
     with pytest.raises(UserError) as caught:
@@ -111,6 +159,8 @@ STOP = {"kind": "train", "name": "large", "model": "large", "batch": 4, "schedul
     ("arms.half.stages", [{**STOP, "stop": None, "model": "small"}], "all arms end with the same model"),
     ("arms.lemon.stages", content(Path("x"))["arms"]["lemon"]["stages"][:1], "ends with an expansion"),
     ("run.models", {}, "models: needs 1 or more entries"),
+    ("frontier", ["lemon"], "a baseline begins from scratch, and this starts from 'lemon-grown'"),
+    ("arms.half.stages", [{**STOP, "stop": None, "data": {"block": 16}}], "all arms end with the same block"),
 ])  # fmt: skip
 def test_runs_that_cannot_be_are_told(tmp_path, place, value, said):
     tree = changed(tmp_path, place, value)
@@ -128,19 +178,27 @@ def both(own):
 
 
 def test_a_rule_is_fixed_and_what_comes_later_is_dated(tmp_path, monkeypatch):
-    fix_rule(study(tmp_path))
+    own = study(tmp_path)
+    protocol.fix(own, "x")
     with pytest.raises(UserError, match=r"the study began with target 'final', and the config has 4\.0; a rule"):
-        fix_rule(study(tmp_path, target=4.0))
+        protocol.fix(study(tmp_path, target=4.0), "x")
 
-    class Later(running.datetime):
+    class Later(protocol.datetime):
         @classmethod
         def now(cls, tz=None):
             return cls(2100, 1, 1, tzinfo=tz)
 
-    monkeypatch.setattr(running, "datetime", Later)
-    fix_rule(study(tmp_path, seeds=[1, 2, 3]))
-    held = read_json(tmp_path / "protocol.json")
-    assert held["seeds"]["3"] == "2100-01-01" > held["seeds"]["1"]
+    monkeypatch.setattr(protocol, "datetime", Later)
+    changed = study(tmp_path, seeds=[2, 3])
+    protocol.fix(changed, "x")
+    held = protocol.of(changed)
+    assert protocol.added(own, held) == {} and protocol.dropped(changed, held) == [
+        f"{arm} under seed 1" for arm in ("scratch", "half", "lemon")
+    ]
+    assert protocol.added(changed, held)["lemon under seed 3"] == "2100-01-01T00:00:00+00:00"
+    (tmp_path / protocol.FILE).write_text('{"rule": {}}')
+    with pytest.raises(UserError, match="not what a study plans; the file is damaged"):
+        protocol.of(changed)
 
 
 def stage(name, done=False, took=None, shape="a", steps=10):
@@ -148,7 +206,7 @@ def stage(name, done=False, took=None, shape="a", steps=10):
 
 
 def test_what_stages_took_corrects_what_is_left():
-    speeds = {"a": Speed(step=2.0, start=10.0)}
+    speeds = {"a": Speed(step=2.0, start=10.0, rate=5.0)}
     found = outlook([stage("one"), stage("two")], speeds)
     assert found == Outlook(done=0, stages=2, flops=0.0, seconds=80.0)  # 2 x (10 + 10 steps x 2 s x 1.5)
     found = outlook([stage("one", done=True, took=80.0), stage("two")], speeds)
@@ -159,12 +217,16 @@ def test_what_stages_took_corrects_what_is_left():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "studies").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_studies_can_be_planned(path, tmp_path, capsys):
-    code, said, error = lemon(capsys, "study", path, f"folder={tmp_path}/x", "run.data.dataset=embedded", "--dry-run")
+    code, said, error = lemon(
+        capsys, "study", path, f"folder={tmp_path}/x", "--dry-run", "--mfu", 0.4, "--device", "A100"
+    )
     assert code == 0, error
     assert "to do" in said and "not known: speeds are measured when the study begins" in said
-    assert not (tmp_path / "x").exists()
+    assert "device-hours" in said and not (tmp_path / "x").exists()
 
 
-def test_a_file_that_is_no_study(capsys):
+def test_a_run_is_no_study_and_a_study_no_run(capsys):
     code, _, error = lemon(capsys, "study", ROOT / "configs" / "quickstart" / "bert.yaml", "--dry-run")
     assert code == 2 and "arms: is missing" in error
+    code, _, error = lemon(capsys, "run", ROOT / "configs" / "studies" / "bert.yaml", "--dry-run")
+    assert code == 2 and "this is a study, no run; start it by lemon study" in error

@@ -3,20 +3,20 @@
 import csv
 import io
 import json
+import shutil
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.studies import choice, findings, page, words
+from pipeline.records.run_folder import StageFolder, write_json
+from pipeline.studies import choice, findings, page, running, words
 from pipeline.studies.composed import tuning
-from pipeline.studies.results import StudyResults
-from tests.helpers.invented_studies import SEEDS, finished, study
+from pipeline.studies.results import Savings, StudyResults
+from tests.helpers.invented_runs import LARGE, SETTINGS, expand, train
+from tests.helpers.invented_studies import SEEDS, content, finished, study
 from tests.helpers.opened import opened
 from tests.helpers.pages import Page
-
-CONFIG = Path("configs/studies/invented.yaml")
 
 
 def arm(results: StudyResults, name: str):
@@ -25,7 +25,7 @@ def arm(results: StudyResults, name: str):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    return findings.found(finished(tmp_path_factory.mktemp("study") / "s"), CONFIG)
+    return findings.found(finished(tmp_path_factory.mktemp("study") / "s"))
 
 
 def test_savings_are_paired_by_seed(results):
@@ -89,31 +89,133 @@ def test_a_choice_looks_at_the_cost_of_the_target(tmp_path):
 def test_a_seed_that_does_not_reach_the_target_is_told_and_never_guessed(tmp_path):
     seeds = deepcopy(SEEDS)
     seeds[2]["lemon"] = {0: 5.0, 10: 4.5, 20: 4.4}
-    found = findings.found(finished(tmp_path / "s", seeds), CONFIG)
+    found = findings.found(finished(tmp_path / "s", seeds))
     lemon = arm(found, "lemon")
     assert (lemon.given.of, lemon.given.reached) == (2, 1)
     assert lemon.seeds[1].given is lemon.seeds[1].savings.all_in is None
-    assert "under 1 of 2 seeds it did not reach the target" in words.statement(lemon, found)
+    assert "under 1 of 2 seeds it did not reach the target" in words.statement(lemon)
     assert words.saved(lemon.all_in) == "47.5 % (one seed), not reached in 1 of 2 seeds"
     assert "not reached" in page.render(found)
 
 
+def again(folder, losses, **facts):
+    """A stage of an invented run, trained to other losses."""
+    small = StageFolder(folder).facts
+    shutil.rmtree(folder)
+    train(folder.parent, folder.name, LARGE, losses, origin=small.origin, **facts)
+
+
+def test_a_source_that_is_not_recorded_is_not_free(tmp_path):
+    own = finished(tmp_path / "s")
+    for seed in own.seeds:
+        expand(tmp_path / "s" / f"seed-{seed}", "lemon-grown", str(tmp_path), LARGE)
+    lemon = arm(found := findings.found(own), "lemon")
+    assert lemon.given.sample.mean == pytest.approx(68.75)
+    assert lemon.all_in.sample is lemon.tuned.sample is lemon.equal is lemon.break_even is None
+    assert lemon.seeds[0].source is lemon.seeds[0].seconds is None and lemon.seeds[0].unknown == str(tmp_path)
+    assert f"an unknown share all-in (the training of {tmp_path} is not recorded)" in words.statement(lemon)
+    assert "not recorded" in page.render(found)
+
+
+def test_what_has_not_ended_counts_in_no_mean(tmp_path):
+    own = finished(tmp_path / "s")
+    again(tmp_path / "s" / "seed-2" / "lemon", {0: 5.0, 2: 3.0}, finished=False, steps=20)
+    found = findings.found(own)
+    lemon = arm(found, "lemon")
+    assert (lemon.given.of, lemon.given.reached, lemon.final.n, lemon.equal.n) == (1, 1, 1, 1)
+    assert not lemon.seeds[1].complete and lemon.seeds[1].savings == Savings()
+    assert "lemon (not ended)" in page.render(found) and "seed-2/lemon" in found.unfinished
+    again(tmp_path / "s" / "seed-2" / "scratch", {0: 8.0, 20: 6.0}, finished=False, steps=40)
+    assert arm(findings.found(own), "scratch").final.n == 1
+
+
+def test_a_baseline_that_misses_the_target_is_told(tmp_path):
+    """Scratch ends at 4.0 and 4.2; lemon is at 3.95 under both."""
+    found = findings.found(finished(tmp_path / "s", target=3.95))
+    lemon = arm(found, "lemon")
+    assert (lemon.given.reached, lemon.given.scratch) == (2, 0)
+    assert words.statement(lemon) == "'lemon' reached the target under 2 of 2 seeds, the baseline under none."
+    assert words.saved(lemon.given) == "–"
+
+
+def test_an_untuned_arm_has_no_saving_with_tuning(tmp_path):
+    arms = content(tmp_path)["arms"]
+    arms["lemon"]["tune"] = {}
+    lemon = arm(findings.found(finished(tmp_path / "s", arms=arms)), "lemon")
+    assert lemon.trial_flops == 0 and lemon.tuned.sample is None and lemon.given.sample.n == 2
+
+
+def test_other_settings_and_machines_are_told(tmp_path):
+    own = finished(tmp_path / "s")
+    other = {**SETTINGS, "batch": 64, "precision": "bf16", "world_size": 8}
+    again(tmp_path / "s" / "seed-1" / "lemon", SEEDS[1]["lemon"], settings=other, device="H100")
+    found = findings.found(own)
+    lemon = arm(found, "lemon")
+    assert "batch 64, not 4" in lemon.remarks[0] and "precision bf16, not fp32" in lemon.remarks[0]
+    assert lemon.seeds[0].savings.time is None and lemon.seeds[1].savings.time is not None
+    assert lemon.machines == ["2 x CPU <x86>", "8 x H100"] and "batch 64, not 4" in page.render(found)
+
+
+def test_a_horizon_that_was_cut_is_no_horizon(tmp_path):
+    own = finished(tmp_path / "s")
+    schedule = {"kind": "cosine", "peak": 1e-3, "warmup": 2, "steps": 20, "horizon": 40}
+    again(tmp_path / "s" / "seed-1" / "half", SEEDS[1]["half"], schedule=schedule, steps=20)
+    lemon = arm(findings.found(own), "lemon")
+    assert lemon.seeds[0].equal is None and lemon.seeds[1].equal is not None
+
+
+def test_seconds_of_a_fit_count(tmp_path):
+    """Half a second a step: 20 of the small model, 15 of lemon's until the target, and 10 of the fit."""
+    own = finished(tmp_path / "s")
+    before = arm(findings.found(own), "lemon").seeds[0].seconds
+    train(tmp_path / "s" / "seed-1", "lemon-grown-fit", LARGE, {0: 5.0, 10: 4.9}, kind="fit")
+    assert arm(findings.found(own), "lemon").seeds[0].seconds == pytest.approx(before + 5.0) == pytest.approx(22.5)
+
+
+def test_what_is_planned_no_more_is_named_and_stays_charged(tmp_path):
+    own = finished(tmp_path / "s")
+    whole = findings.found(own).whole
+    arms = content(tmp_path / "s")["arms"]
+    del arms["lemon"]
+    found = findings.found(study(tmp_path / "s", arms=arms, seeds=[2]))
+    assert "lemon under seed 2" in found.dropped and "scratch under seed 1" in found.dropped
+    assert found.whole == whole and "Planned once, and no longer shown" in page.render(found)
+
+
+def test_trials_alone_are_shown_while_tuning(tmp_path):
+    found = findings.found(finished(tmp_path / "s", {}))
+    assert not arm(found, "scratch").seeds and len(arm(found, "scratch").trials) == 2
+    assert "scratch-t2" in page.render(found) and page.table(found).startswith("arm,seed,complete")
+
+
+def test_a_trial_that_broke_down_is_the_worst_and_charged(tmp_path):
+    own = finished(tmp_path / "s")
+    write_json(tmp_path / "s" / running.BROKEN, {"lemon-t2": "loss not a number"})
+    (tmp_path / "s" / choice.FILE).unlink()
+    choice.fix(own, running.tuned_run(own))
+    assert choice.recorded(own)["lemon"] == {"large.schedule.peak": 1.0e-3}
+    found = findings.found(own)
+    lemon = arm(found, "lemon")
+    assert [(each.final, each.chosen) for each in lemon.trials] == [(3.5, True), (None, False)]
+    assert lemon.trial_flops == 460 and "Trial lemon-t2 has broken down" in page.render(found)
+
+
 def test_a_target_of_ones_own(tmp_path):
-    found = findings.found(finished(tmp_path / "s", target=4.4), CONFIG)
+    found = findings.found(finished(tmp_path / "s", target=4.4))
     first, _ = arm(found, "lemon").seeds
     assert first.target == 4.4 and first.given == 110
     assert arm(found, "scratch").seeds[0].given == 320
 
 
 def test_what_is_missing_is_told(tmp_path):
-    found = findings.found(finished(tmp_path / "s", {1: SEEDS[1]}), CONFIG)
+    found = findings.found(finished(tmp_path / "s", {1: SEEDS[1]}))
     assert [one.seed for one in arm(found, "lemon").seeds] == [1]
     assert "seed-2/scratch" in found.unfinished and "Unfinished: " in page.render(found)
 
 
 def test_nothing_yet(tmp_path):
-    with pytest.raises(UserError, match="no evaluation of the baseline 'scratch' yet; run the study first"):
-        findings.found(study(tmp_path / "s"), CONFIG)
+    with pytest.raises(UserError, match="nothing of the baseline 'scratch' is measured yet; run the study first"):
+        findings.found(study(tmp_path / "s"))
 
 
 def test_files_hold_everything(results, tmp_path):
@@ -138,6 +240,6 @@ def test_the_page_is_the_same_every_time(results):
 def test_records_are_read_once(tmp_path):
     own = finished(tmp_path / "s")
     with opened() as counts:
-        findings.found(own, CONFIG)
+        findings.found(own)
     ledgers = {path: count for path, count in counts.items() if path.name == "ledger.jsonl"}
     assert ledgers and set(ledgers.values()) <= {1, 2}  # the choice reads those of the trials for itself

@@ -16,6 +16,7 @@ from pipeline.training import trackers
 from pipeline.training.trackers import tracked
 from pipeline.training.trackers.composer_names import ComposerNames
 from tests.helpers.invented_runs import SETTINGS, SMALL, common
+from tests.helpers.required import require_module
 from tests.helpers.tracked_runs import tensorboard_values, wandb_records, wandb_rows
 
 STEPS = 12
@@ -156,7 +157,7 @@ def killed_and_gone_on(path: Path, names: tuple) -> StageFolder:
 
 
 def test_tensorboard_shows_each_step_once_though_some_were_done_again(tmp_path):
-    pytest.importorskip("tensorboard")
+    require_module("tensorboard", "tensorboard")
     folder = killed_and_gone_on(tmp_path, ("tensorboard",))
     values = tensorboard_values(folder.path / "tensorboard")
     assert values["loss/train/total"] == [(step, pytest.approx(3 + 1 / step)) for step in range(1, STEPS + 1)]
@@ -168,7 +169,7 @@ def test_tensorboard_shows_each_step_once_though_some_were_done_again(tmp_path):
 
 def test_tensorboard_asked_for_later_shows_the_steps_before(tmp_path):
     """As of a stage that an earlier release began, with names of its own in its event file."""
-    pytest.importorskip("tensorboard")
+    require_module("tensorboard", "tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
     folder = StageFolder(tmp_path / "small")
@@ -188,7 +189,7 @@ def offline_run(folder: StageFolder) -> Path:
 
 
 def test_wandb_holds_each_step_once_in_one_run_though_some_were_done_again(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    require_module("wandb", "wandb")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     folder = killed_and_gone_on(tmp_path, ("wandb",))
     rows = wandb_rows(offline_run(folder))
@@ -201,7 +202,7 @@ def test_wandb_holds_each_step_once_in_one_run_though_some_were_done_again(tmp_p
 
 
 def test_every_start_has_the_same_id_and_goes_nowhere(tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
+    wandb = require_module("wandb", "wandb")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("WANDB_MODE", "online")
     folder = StageFolder(tmp_path / "small")
@@ -219,7 +220,7 @@ def test_every_start_has_the_same_id_and_goes_nowhere(tmp_path, monkeypatch):
 
 
 def test_an_id_that_is_none_is_told(tmp_path):
-    pytest.importorskip("wandb")
+    require_module("wandb", "wandb")
     folder = StageFolder(tmp_path / "small")
     folder.begin(facts())
     (folder.path / "wandb").mkdir()

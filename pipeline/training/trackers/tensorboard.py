@@ -1,7 +1,9 @@
-"""TensorBoard's event files, in the folder `tensorboard` of a stage."""
+"""TensorBoard's event files, in the folder `tensorboard` of a stage.
 
-import re
-import time
+Every start writes one that holds all that was measured before, in the place of those of earlier starts: so what is done
+again appears once, and what was measured while nothing was tracked is there too.
+"""
+
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +14,6 @@ if TYPE_CHECKING:
 
 FOLDER, SUFFIX = "tensorboard", ".composer"
 """SUFFIX: of files with Composer's names, which earlier releases did not write."""
-LONGEST_WAIT = 5.0
-"""Seconds for which a start waits for its file to be named behind those of earlier ones."""
 
 
 class TensorBoard:
@@ -34,21 +34,13 @@ class TensorBoard:
 
 
 def opened(opening: Opening) -> TensorBoard:
-    """A further event file. Readers drop what earlier ones hold behind the step from which the stage goes on. The first
-    one holds what was measured before it, too."""
+    """The stage's event file, with all that was measured before."""
     from torch.utils.tensorboard import SummaryWriter
 
-    folder = opening.folder / FOLDER
-    first = not list(folder.glob(f"events.*{SUFFIX}"))
-    _wait_for_a_later_second(folder)
-    tracker = TensorBoard(SummaryWriter(str(folder), purge_step=opening.step + 1, filename_suffix=SUFFIX))
-    for step, values in opening.earlier if first else []:
+    folder: Path = opening.folder / FOLDER
+    for former in folder.glob(f"events.*{SUFFIX}"):
+        former.unlink()
+    tracker = TensorBoard(SummaryWriter(str(folder), filename_suffix=SUFFIX))
+    for step, values in opening.earlier:
         tracker.put(step, values)
     return tracker
-
-
-def _wait_for_a_later_second(folder: Path) -> None:
-    """Event files are named after the second in which they begin, and read in that order."""
-    names = (re.match(r"events\.out\.tfevents\.(\d+)\.", path.name) for path in folder.glob("events.*"))
-    newest = max((int(name[1]) for name in names if name), default=0)
-    time.sleep(min(max(0.0, newest + 1 - time.time()), LONGEST_WAIT))
