@@ -29,7 +29,8 @@ from pipeline.growth.grown_model import GrownModel
 from pipeline.growth.making import MakingCost, making_cost
 from pipeline.growth.method import ExpansionOptions
 from pipeline.growth.plan import GrowthPlan
-from pipeline.models import drop_path, starts
+from pipeline.models import starts
+from pipeline.models.family import WHOLE
 from pipeline.optim.parameter_groups import GroupRule
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import TrainFacts
@@ -57,7 +58,7 @@ def target(config: Config, stage: FitStage, data: Prepared) -> PretrainedConfig:
     if stage.dropout is not None:
         family = models.of_config(wanted)
         wanted.update(dict.fromkeys(family.keys.dropout, stage.dropout))
-        wanted.update({drop_path.KEY: 0.0} if drop_path.KEY in family.keys.training else {})
+        wanted.update({key: 0.0 for key in WHOLE if key in family.keys.training})
     return wanted
 
 

@@ -42,6 +42,10 @@ TEXT_SIZES = (
 )
 
 
+WHOLE = (drop_path.KEY, "layerdrop")
+"""Keys of the probability at which whole branches or layers are dropped."""
+
+
 @dataclass(frozen=True)
 class ConfigKeys:
     """What a growth does with each key of a family's config. A key in none of the lists counts as one of `function`.
@@ -64,8 +68,9 @@ class ConfigKeys:
 
     @property
     def dropout(self) -> tuple[str, ...]:
-        """Those of `training` that are a probability of dropout in the model's layers, stochastic depth apart."""
-        others = ("classifier", "summary", drop_path.KEY)
+        """Those of `training` that are a probability of dropout in a model's layers, dropping of whole branches or layers
+        apart."""
+        others = ("classifier", "summary", *WHOLE)
         return tuple(key for key in self.training if "drop" in key and not key.startswith(others))
 
     def extended(self, **more: tuple[str, ...]) -> "ConfigKeys":
