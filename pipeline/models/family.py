@@ -68,8 +68,8 @@ class ConfigKeys:
 
     @property
     def dropout(self) -> tuple[str, ...]:
-        """Those of `training` that are a probability of dropout in a model's layers, dropping of whole branches or layers
-        apart."""
+        """Those of `training` that are a probability of dropout in a model's layers, dropping of whole branches or
+        layers apart."""
         others = ("classifier", "summary", *WHOLE)
         return tuple(key for key in self.training if "drop" in key and not key.startswith(others))
 
