@@ -154,7 +154,7 @@ def remarks(stage: RecordedStage, baseline: RecordedStage, metric: Metric) -> It
     if abs(last - peak) > MEANT * abs(peak):
         yield (
             f"'{baseline.name}' ends at {last:.4f}, its best is {peak:.4f} at step {top.step}: it has become worse "
-            "(overfitting?), and its final value is easily reached; compare at its best with --target lowest."
+            "(overfitting?), and its final value is easily reached (lemon report --target lowest compares at its best)."
         )
 
 

@@ -21,11 +21,8 @@ def interval(sample: Sample | None, *, next_one: bool = False) -> str:
 
 
 def saved(summary: Summary) -> str:
-    """`54.3 % (48.2 to 60.4)`, with how many seeds have not reached the target."""
-    if summary.sample is None:
-        return "not reached" if summary.of and not summary.reached else "–"
-    text, missed = _said(summary), summary.of - summary.reached
-    return f"{text}, not reached in {missed} of {summary.of} seeds" if missed else text
+    """`54.3 % (48.2 to 60.4)`: of the seeds that reached the target."""
+    return "not reached" if summary.of and not summary.reached else _said(summary)
 
 
 def statements(results: StudyResults) -> Iterator[str]:

@@ -91,7 +91,7 @@ SEEDS = {
 }
 
 
-def finished(folder: Path, seeds: dict[int, dict[str, dict[int, float]]] = SEEDS, **changes: Any) -> Study:
+def finished(folder: Path, losses: dict[int, dict[str, dict[int, float]]] = SEEDS, **changes: Any) -> Study:
     """A study whose runs have all ended."""
     own = study(folder, **changes)
     own.path.mkdir(parents=True)
@@ -101,6 +101,6 @@ def finished(folder: Path, seeds: dict[int, dict[str, dict[int, float]]] = SEEDS
     trained(tuned, TRIALS)
     choice.fix(own, tuned)
     for seed in own.seeds:
-        if seed in seeds:
-            trained(of_seed(own, seed, choice.recorded(own)), seeds[seed])
+        if seed in losses:
+            trained(of_seed(own, seed, choice.recorded(own)), losses[seed])
     return own
