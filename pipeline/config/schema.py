@@ -1,6 +1,5 @@
 """The one schema of a run: data, models, and a list of stages, with the keys that each takes and what must fit."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config import chain
+from pipeline.config import stages_fit
 from pipeline.config.data import Data, TextData
 from pipeline.config.deepspeed_keys import DeepSpeedKeys
 from pipeline.config.fit import Attention, Compile, FitChoice
@@ -35,9 +34,6 @@ from pipeline.records.folder_names import FolderName, usable_as_folder
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import OptimizerState, TrainFacts
 from pipeline.records.strict import Strict
-
-OTHERS_IN_A_RUN = {"data", "config.yaml", "report.html", "report.json"}
-"""What lies beside the stages in the run folder."""
 
 
 def _not_empty(place: str) -> str:
@@ -379,68 +375,6 @@ class Config(Strict):
             for reader in ([stage] if isinstance(stage, TrainStage) else self.continued_by(stage.name))
         ]
 
-    @model_validator(mode="after")
-    def _stages_fit(self) -> Self:
-        earlier: dict[str, TrainStage | ExpandStage] = {}
-        problems: list[str] = []
-        for stage in self.stages:
-            problems += self._problems_of(stage, earlier)
-            earlier.setdefault(stage.name, stage)
-        problems += self._problems_of_baseline()
-        if problems:
-            raise ConfigProblems(problems)
-        return self
-
-    def _problems_of_baseline(self) -> Iterator[str]:
-        known = [each.name for each in self.stages if isinstance(each, TrainStage) and each.start is None]
-        if self.baseline is not None and self.baseline not in known:
-            yield f"baseline: '{self.baseline}' is no training from scratch{nearest(self.baseline, known)}"
-
-    def _problems_of(self, stage: TrainStage | ExpandStage, earlier: dict[str, TrainStage | ExpandStage]) -> list[str]:
-        """What does not fit between a stage, the models and the stages before it."""
-        problems, origin, where = [], stage.origin, f"stages.{stage.name}"
-        if stage.name in earlier or stage.name.removesuffix(".draft") in OTHERS_IN_A_RUN:
-            problems.append(f"{where}: the name is taken; give each stage its own")
-        if stage.model not in self.models:
-            problems.append(f"{where}.model: no model '{stage.model}'{nearest(stage.model, self.models)}")
-        later = origin in {each.name for each in self.stages}
-        if origin and origin not in earlier and (later or not Path(origin).exists()):
-            key, known = "source" if isinstance(stage, ExpandStage) else "start", nearest(origin, earlier)
-            problems.append(f"{where}.{key}: '{origin}' is no earlier stage and no folder{known}")
-        if isinstance(stage, ExpandStage) and origin in earlier:
-            source, target = (self.models.get(name) for name in (earlier[origin].model, stage.model))
-            problems += _shrinkage(stage, source, target) if source and target else []
-        return problems + (self._problems_of_training(stage, earlier) if isinstance(stage, TrainStage) else [])
-
-    def _problems_of_training(self, stage: TrainStage, earlier: dict[str, TrainStage | ExpandStage]) -> list[str]:
-        """What does not fit between a training stage, the data and the stages before it."""
-        problems = self._problems_of_stop(stage, earlier)
-        if stage.data.continues and stage.origin is None:
-            problems.append(f"stages.{stage.name}.data.continue: it starts from fresh weights; name a start")
-        if stage.data.block and self.data.kind != "text":
-            problems.append(f"stages.{stage.name}.data.block: the data are images; leave it out")
-        return problems + self._problems_of_chain(stage)
-
-    def _problems_of_chain(self, stage: TrainStage) -> list[str]:
-        """What does not fit between a stage that goes on with a schedule and the training before it."""
-        before = self.trained_before(stage)
-        found = [*chain.problems(stage, before), *self._problems_of_rewarming(stage)]
-        if stage.schedule.continues and before and self.block_of(stage) != self.block_of(before):
-            found.append(f"stages.{stage.name}.data.block: '{before.name}' reads blocks of another length")
-        return found
-
-    def _problems_of_rewarming(self, stage: TrainStage) -> Iterator[str]:
-        """Entries are new behind an expansion that keeps the state of the others; what a folder holds is seen later."""
-        start = next((each for each in self.stages if each.name == stage.start), None)
-        where = f"stages.{stage.name}.rewarm"
-        if stage.rewarm and (isinstance(start, TrainStage) or stage.start is None):
-            yield f"{where}: it starts from no expansion, and no entry is new; leave it out"
-        elif stage.rewarm and isinstance(start, ExpandStage) and start.optimizer_state != "asymmetric":
-            yield (
-                f"{where}: '{start.name}' has optimizer_state {start.optimizer_state}; which entries are new is known "
-                "behind asymmetric alone"
-            )
-
     def trained_before(self, stage: TrainStage | ExpandStage) -> TrainStage | None:
         """The earlier training stage whose end a stage starts from, by way of expansions or at once; None where that is
         fresh weights, or a folder."""
@@ -451,27 +385,8 @@ class Config(Strict):
             origin = each.origin if each.name == origin else origin
         return None
 
-    def _problems_of_stop(self, stage: TrainStage, earlier: dict[str, TrainStage | ExpandStage]) -> list[str]:
-        """What does not fit between a stage's target, the data and the stages before it."""
-        if stage.stop is None:
-            return []
-        where, value = f"stages.{stage.name}.stop.{stage.stop.measure}", stage.stop.value
-        problems = []
-        if stage.stop.measure == "top1" and self.data.kind == "text":
-            problems.append(f"{where}: text is evaluated by its loss alone; name eval_loss")
-        trained = [name for name, each in earlier.items() if isinstance(each, TrainStage)]
-        if isinstance(value, str) and value not in trained:
-            problems.append(f"{where}: '{value}' is no number and no earlier training stage{nearest(value, trained)}")
-        elif isinstance(value, str) and self.block_of(earlier[value]) != self.block_of(stage):
-            lengths = f"{self.block_of(earlier[value])} tokens, this one in blocks of {self.block_of(stage)}"
-            problems.append(f"{where}: '{value}' is evaluated in blocks of {lengths}; name a number")
-        return problems
-
-
-def _shrinkage(stage: ExpandStage, source: ModelSizes, target: ModelSizes) -> list[str]:
-    return [
-        f"stages.{stage.name}: target model '{stage.model}' has {key} {getattr(target, size)}, fewer than its "
-        f"source's {getattr(source, size)}; an expansion cannot shrink"
-        for key, size in (("layers", "layers"), ("hidden", "hidden"), ("heads", "heads"), ("mlp", "mlp_units"))
-        if getattr(target, size) < getattr(source, size)
-    ]
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        if problems := list(stages_fit.problems(self)):
+            raise ConfigProblems(problems)
+        return self
