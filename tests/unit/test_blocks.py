@@ -71,7 +71,7 @@ def test_models_have_positions_for_the_longest_block_and_steps_cost_what_their_b
     for name, block in (("short", BLOCK), ("whole", LONG)):
         plan = plans[name]
         positions = {"token": block, "scored": max(1, round(0.15 * (block - 2))), "sequence": 1}
-        price = cost(models.architecture_of(plan.model), positions)
+        price = cost(models.architecture_of(plan.model), positions, drops=models.drops_branches(plan.model))
         assert plan.cost == price and plan.pace.flops == 8 * price.train
         assert (plan.pace.tokens, plan.pace.samples_per_epoch) == (8 * block, plan.data.size)
 

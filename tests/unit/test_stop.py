@@ -161,6 +161,6 @@ def test_an_accuracy_that_was_reached_leaves_the_loss_to_compare_at_alone(tmp_pa
     met = {"step": 20, "measure": "top1", "target": 0.8, "value": 0.8125, "flops": 200}
     run = simple_run(tmp_path / "run", reached=met, steps=40)
     report = build([run])
-    assert report.runs[0].comparisons[0].target.loss == 4.0
+    assert report.runs[0].comparisons[0].target.value == 4.0
     state = next(stage.state for stage in report.runs[0].stages if stage.stage == "large")
     assert state == "finished at step 20 of 40: top-1 accuracy 81.25 % reached its target 80 %"
