@@ -99,7 +99,9 @@ def test_people_get_a_table_and_a_trace(finished, tmp_path, capfd):
     for word in ("one step, over 3 measured ones", "communication", "host", "MFU", "FLOPs of the model / (", "RssAnon"):
         assert word in said
     assert "attention sdpa, eager layers" in said and "a layer takes" not in said
-    assert {"aten::addmm", FUSED} <= operators(trace) and "aten::addmm" in said
+    listed = {line.split()[0] for line in said.splitlines() if line.startswith("aten::")}
+    assert {"aten::addmm", FUSED} <= operators(trace)
+    assert len(listed) > 5 and listed <= operators(trace)  # which of them take longest is the machine's matter
 
 
 BAD = [
