@@ -117,6 +117,8 @@ def _arm(
     pairs = {seed: (own, curves[study.baseline].get(seed)) for seed, own in sorted(curves[name].items())}
     seeds = [_seed(study, seed, own, base, curves, tried) for seed, (own, base) in pairs.items() if base]
     first = next(iter(curves[name].values()), None)
+    chain = way(first.stage, RecordReader()).in_one_run if first else []
+    sources = [(one.before, one.target) for one in seeds if one.complete and one.before is not None and not chain]
     return ArmResult(
         name=name,
         about=arm.about,
@@ -130,9 +132,11 @@ def _arm(
         **{key: _summary(study, seeds, key) for key in Savings.model_fields},
         final=sample([one.final for one in seeds if one.complete], study.confidence),
         equal=sample([one.equal.difference for one in seeds if one.equal], study.confidence),
+        source_final=sample([end for end, _ in sources], study.confidence),
+        source_enough=sum(end <= target if study.metric == "loss" else end >= target for end, target in sources),
         break_even=_break_even([one for one in seeds if one.complete]),
         by_target=[] if name == study.baseline else list(_by_target(study, name, curves)),
-        chain=way(first.stage, RecordReader()).in_one_run if first else [],
+        chain=chain,
         remarks=_remarks(study, [(own, base) for own, base in pairs.values() if base]),
         machines=sorted({machine for own in curves[name].values() for machine in own.machines}),
     )

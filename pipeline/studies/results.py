@@ -82,8 +82,10 @@ class ArmResult(Content):
     """settings: those that were chosen; like: the arm whose choice it took; trial_flops: training FLOPs of all of its
     trials, 0 where it was not tuned; break_even: how many target models one small model must serve until all-in costs
     no more than scratch, None where that never is, or is not known (every complete seed must have reached the target);
-    equal: differences of final values at equal FLOPs; chain: stages that share its schedule, so that nothing is given;
-    remarks: what makes the comparison worth less; machines: devices and ranks of its training."""
+    equal: differences of final values at equal FLOPs; source_final: what its source ends with, before the last growth,
+    and source_enough: the seeds under which that is at the target already, nothing where both are of one schedule;
+    chain: stages that share its schedule, so that nothing is given; remarks: what makes the comparison worth less;
+    machines: devices and ranks of its training."""
 
     name: str
     about: str
@@ -100,6 +102,8 @@ class ArmResult(Content):
     time: Summary
     final: Sample | None
     equal: Sample | None
+    source_final: Sample | None
+    source_enough: int
     break_even: float | None
     by_target: list[AtTarget]
     chain: list[str]

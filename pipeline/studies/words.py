@@ -56,6 +56,17 @@ def statement(arm: ArmResult) -> str:
     )
 
 
+def doubts(results: StudyResults) -> Iterator[str]:
+    """What makes savings worth less: a source that needs no growing, and what runs differ in."""
+    for arm in results.arms:
+        if arm.source_enough:
+            yield (
+                f"The source of '{arm.name}' is at the target by itself under {arm.source_enough} of {arm.given.of} "
+                "seeds: its saving says that a smaller model would do."
+            )
+    yield from dict.fromkeys(remark for arm in results.arms for remark in arm.remarks)
+
+
 def _unknown(arm: ArmResult) -> str:
     names = list(dict.fromkeys(one.unknown for one in arm.seeds if one.unknown))
     return f"the training of {', '.join(names)} is not recorded"

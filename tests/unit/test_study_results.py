@@ -51,6 +51,21 @@ def test_what_a_small_model_must_be_used_for(results):
     assert arm(results, "scratch").break_even is None
 
 
+def test_a_source_that_is_at_the_target_by_itself_is_told(results, tmp_path):
+    """Under seed 1 the small model ends at 4.0, which is where scratch ends, under seed 2 at 5.0 of 4.2."""
+    assert arm(results, "lemon").source_final.mean == 5.0 and arm(results, "lemon").source_enough == 0
+    assert arm(results, "scratch").source_final is None and not list(words.doubts(results))
+    losses = deepcopy(SEEDS)
+    losses[1]["small"] = {0: 8.0, 20: 4.0}
+    told = findings.found(finished(tmp_path / "s", losses))
+    assert arm(told, "lemon").source_final.mean == 4.5 and arm(told, "lemon").source_enough == 1
+    assert list(words.doubts(told)) == [
+        "The source of 'lemon' is at the target by itself under 1 of 2 seeds: its saving says that a smaller model "
+        "would do."
+    ]
+    assert words.doubts(told).__next__() in page.render(told).replace("&#39;", "'")
+
+
 def test_equal_flops_lie_between_two_horizons(results):
     """Lemon costs 260 all-in: between half (200, 4.5) and scratch (400, 4.0), in the logarithm of FLOPs."""
     one = arm(results, "lemon").seeds[0]
