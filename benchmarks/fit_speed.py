@@ -36,7 +36,8 @@ from pipeline.growth.grown_model import GrownModel
 from pipeline.growth.making import making_cost
 from pipeline.growth.plan import begun_module
 from pipeline.optim.parameter_groups import GroupRule
-from pipeline.training.engine import Engine, join
+from pipeline.training.engine import Engine
+from pipeline.training.process_group import join
 from pipeline.training.subject import Trained, of_model
 
 BLOCK, SCORED, VOCABULARY = 128, 19, 30_522

@@ -36,7 +36,8 @@ from pipeline import models
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.config.schema import TrainStage
 from pipeline.data import Batch
-from pipeline.training.engine import Engine, World, join
+from pipeline.training.engine import Engine
+from pipeline.training.process_group import World, join
 from pipeline.training.subject import of_model
 
 WORLD, TOKENS, SAMPLES, VOCABULARY = 2, 64, 2, 8192

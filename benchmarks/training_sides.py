@@ -163,8 +163,8 @@ class Lemon(Side):
 
     def train(self) -> None:
         from pipeline.training import loop
-        from pipeline.training.engine import join
         from pipeline.training.preemption import StopRequest
+        from pipeline.training.process_group import join
         from pipeline.training.subject import WholeModel
 
         begin_step, turns, tell = loop.Loop._begin_step, self.turns, self._tell
@@ -198,7 +198,7 @@ class Bare(Side):
     """lemon's engine in a bare loop: DeepSpeed's calls and the batches, nothing else."""
 
     def train(self) -> None:
-        from pipeline.training.engine import join
+        from pipeline.training.process_group import join
 
         world = join()
         step = self._step(world)

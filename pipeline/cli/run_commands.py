@@ -152,7 +152,7 @@ def _data(loaded: Config, start: Start) -> None:
 
 def do(start: Start, work: Callable[[], None]) -> None:
     """Have another launcher's process do its part and end at once, without Python's teardown: after a failure peers may
-    wait for it, after a success gloo's threads may abort it (see engine.leave)."""
+    wait for it, after a success gloo's threads may abort it (see process_group.leave)."""
     if isinstance(start, Launched):
         StopRequest.of_this_process()
         launcher.take_over_log_level()
@@ -211,7 +211,7 @@ def _work(loaded: Config, name: str, start: Launched) -> None:
         with imports():
             from pipeline.expansion.fit import subject
             from pipeline.runs import trainings
-            from pipeline.training import engine, fingerprint, loop
+            from pipeline.training import fingerprint, loop, process_group
 
         stage = loaded.training_stage(name)
         with run_folder.claimed(loaded.path) if alone else nullcontext(), full_disk_explained(loaded.path):
@@ -220,11 +220,11 @@ def _work(loaded: Config, name: str, start: Launched) -> None:
                 trainings.reshard_start(loaded, stage, start)
             try:
                 with request.joining():
-                    world = engine.join(loaded.hang)
+                    world = process_group.join(loaded.hang)
                 loop.run(subject(loaded, stage), world, request)
             except Preempted:
-                engine.leave(preemption.REQUEUE)
-            engine.leave(preemption.REQUEUE if request.asked else 0)  # behind the last step nobody has heard it
+                process_group.leave(preemption.REQUEUE)
+            process_group.leave(preemption.REQUEUE if request.asked else 0)  # behind the last step nobody has heard it
     except BaseException as error:
         launcher.tell_failure(error)
         raise

@@ -13,7 +13,8 @@ from pipeline.data import Batch
 from pipeline.doctor.finding import Finding, graded
 from pipeline.models.optimizer_groups import optimizer_groups
 from pipeline.optim.optimizers import AdamW
-from pipeline.training.engine import Engine, World, free
+from pipeline.training.engine import Engine, free
+from pipeline.training.process_group import World
 from pipeline.training.subject import of_model
 
 VOCABULARY, BLOCK, SCORED = 97, 16, 4

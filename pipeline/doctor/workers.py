@@ -9,8 +9,8 @@ import torch.distributed as dist
 
 from pipeline.doctor.finding import Finding, graded
 from pipeline.doctor.parity import parity
-from pipeline.training import engine
-from pipeline.training.engine import World
+from pipeline.training import device_precisions, process_group
+from pipeline.training.process_group import World
 
 NUMBERS, REPEATS = 16 << 20, 5
 """float32 numbers of an all-reduce (64 MiB); the fastest of so many counts."""
@@ -25,21 +25,21 @@ def findings(folder: Path) -> Path:
 
 def work(folder: Path) -> None:
     """Be one of these processes, to its end; rank 0 prints each verdict as it comes."""
-    world = engine.join()
+    world = process_group.join()
     for finding in _found(world):
         if world.first:
             print(finding.line, flush=True)
             with findings(folder).open("a", encoding="utf-8") as file:
                 file.write(finding.model_dump_json() + "\n")
-    engine.leave()
+    process_group.leave()
 
 
 def _found(world: World) -> Iterator[Finding]:
-    said = engine.half_precisions()
+    said = device_precisions.half_precisions()
     text = ", ".join(f"{name} {'yes' if able else 'no'}" for name, able in said.items())
     yield graded("precisions", f"{text}, as DeepSpeed sees the devices", "train in fp32", note=not said["bf16"])
     yield bandwidth(world)
-    yield from parity(world, engine.supported_precisions())
+    yield from parity(world, device_precisions.supported_precisions())
 
 
 def bandwidth(world: World) -> Finding:

@@ -35,7 +35,7 @@ from pipeline.optim.parameter_groups import GroupRule
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import TrainFacts
 from pipeline.records.stage_records import EvaluationRecord
-from pipeline.training.engine import of_rank_0
+from pipeline.training.process_group import of_rank_0
 from pipeline.training.stage import start_of
 from pipeline.training.start import origin
 from pipeline.training.subject import Subject, Trained, WholeModel

@@ -27,7 +27,7 @@ from pipeline.optim.optimizers import OptimizerSpec
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import NEW_ENTRIES
 from pipeline.runs import stage_models
-from pipeline.training.engine import precisions_of_workers, require_precision
+from pipeline.training.device_precisions import precisions_of_workers, require_precision
 from pipeline.training.fingerprint import require_same
 from pipeline.training.length import pace, rates, require_open_end
 from pipeline.training.micro_batches import as_begun, divide, size_of

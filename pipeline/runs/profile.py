@@ -28,7 +28,8 @@ from pipeline.training import launcher, micro_batches, settled
 from pipeline.training.launcher import Nodes, Seat
 
 if TYPE_CHECKING:
-    from pipeline.training.engine import Engine, World
+    from pipeline.training.engine import Engine
+    from pipeline.training.process_group import World
     from pipeline.training.profiling import Measured
     from pipeline.training.stage import TrainingPlan
 
@@ -75,9 +76,9 @@ def work(config: Config, wanted: Wanted) -> Budget | None:
 
 def leave() -> NoReturn:
     """End this worker, together with the others."""
-    from pipeline.training import engine
+    from pipeline.training import process_group
 
-    engine.leave()
+    process_group.leave()
 
 
 def _require_data(config: Config, place: Path) -> None:
@@ -153,12 +154,12 @@ def _ended(config: Config, stage: TrainStage | ExpandStage) -> bool:
 
 def _measured(config: Config, stage: TrainStage, wanted: Wanted) -> Budget | None:
     from pipeline.expansion.fit import subject
-    from pipeline.training import engine, machine_choices, optimizer_kernel
+    from pipeline.training import machine_choices, optimizer_kernel, process_group
     from pipeline.training.engine import Engine
     from pipeline.training.profiling import MeasuredSteps, of_all_ranks
     from pipeline.training.stage import plan_training
 
-    world, trained = engine.join(config.hang), subject(config, stage)
+    world, trained = process_group.join(config.hang), subject(config, stage)
     plan = machine_choices.settle(plan_training(config, stage, trained), world)
     begun = trained.begun(plan.model, plan.start, plan.stage.attention)
     kernel = optimizer_kernel.of_stage(plan.stage, StageFolder(config.path / BEGUN), world.device.type)

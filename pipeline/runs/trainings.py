@@ -150,11 +150,11 @@ def _train_here(config: Config, stage: TrainStage, start: Launched) -> None:
     import torch.distributed as dist
 
     from pipeline.expansion.fit import subject
-    from pipeline.training import engine, loop
+    from pipeline.training import engine, loop, process_group
 
     request = StopRequest.of_this_process()
     with request.joining():
-        world = engine.join(config.hang)
+        world = process_group.join(config.hang)
     with run_folder.share(config.path, start.node_rank), full_disk_explained(config.path):
         try:
             loop.run(subject(config, stage), world, request)

@@ -20,9 +20,9 @@ from pipeline.accounting.memory import kept_layers
 from pipeline.data import Batch, train_batches
 from pipeline.models.family import LAYER_TYPES
 from pipeline.training import free_memory, micro_batches
-from pipeline.training.engine import World
 from pipeline.training.losses import model_inputs
 from pipeline.training.precisions import PRODUCTS
+from pipeline.training.process_group import World
 from pipeline.training.stage import TrainingPlan
 
 Attention = Literal["sdpa", "eager"]

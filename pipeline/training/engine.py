@@ -1,57 +1,46 @@
 """The training-time door to DeepSpeed: build, step, evaluate, save, load."""
 
-import datetime
 import gc
 import io
 import logging
 import math
-import os
 import pickle
-import subprocess
-import sys
-import warnings
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any
 
 import deepspeed
 import deepspeed.ops
 import torch
 import torch.distributed as dist
-from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime import torch_autocast
 from torch import Tensor
 
 from pipeline import checkpoints, models
 from pipeline.checkpoints.layouts import require_layout
-from pipeline.checkpoints.layouts.deepspeed_pickles import open_safely_from_here_on
 from pipeline.checkpoints.layouts.zero_format import unsafe
-from pipeline.config.hang import HangChoice
 from pipeline.config.number_formats import BY_DEFAULT
 from pipeline.config.schema import TrainStage
 from pipeline.data import Batch
 from pipeline.data.sampler import places
-from pipeline.durations import seconds
-from pipeline.errors import RESUME, FaultError, UserError, one_line, placed
+from pipeline.errors import UserError, placed
 from pipeline.growth import new_entries
 from pipeline.growth.new_entries import NewEntries
 from pipeline.optim.optimizers import Muon, Optimizer
 from pipeline.optim.rewarm import LEVEL, Ramp
-from pipeline.records.processes import Helpers, be_a_helper
 from pipeline.records.stage_facts import OptimizerKernel
 from pipeline.rng import derive
-from pipeline.training import collectives, compilation, hardware, interfaces, muon, optimizer_kernel, timeouts
+from pipeline.training import collectives, compilation, hardware, muon, optimizer_kernel, timeouts
 from pipeline.training.compilation import CompileTime
 from pipeline.training.deepspeed_config import deepspeed_config
+from pipeline.training.device_precisions import require_precision, supported_precisions
 from pipeline.training.entry_rates import EntryRates
 from pipeline.training.loss_scale import LossScale
 from pipeline.training.losses import loss_per_sample, model_inputs, per_sample
 from pipeline.training.muon import MuonGate
+from pipeline.training.process_group import World
 from pipeline.training.save_in_flight import Publication
 from pipeline.training.saving import Saving
 from pipeline.training.start import require_loadable
@@ -62,82 +51,8 @@ from pipeline.training.update_gate import Refuses, UpdateGate
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 KERNEL_KEYS = ("fused", "foreach")
 """Of an optimizer's groups, which checkpoints hold: what computes the update."""
-MEANT = (r"barrier\(\): using the device under current context", "TensorFloat32 tensor cores for float32 matrix")
-"""Beginnings of torch's warnings of what is as it should be: DeepSpeed binds no device to the group of a rank that is
-alone, and products in fp32 are of fp32 where nothing else was asked for."""
-OLDEST_DEEPSPEED = (0, 19, 8)
-"""Earlier versions give wrong gradients silently (0.17.6 to 0.18.2 with ZeRO-2, 0.18.6 to 0.18.9 with ZeRO-1 in bf16),
-and the repairs below were tested with this one."""
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among all workers."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-
-def join(hang: HangChoice = HangChoice()) -> World:
-    """Join the process group that the launcher's environment describes; from here on this worker executes nothing that
-    a file holds. Raises UserError for an old DeepSpeed, and FaultError where not all come."""
-    if tuple(int(part) for part in deepspeed.__version__.split("+")[0].split(".")[:3]) < OLDEST_DEEPSPEED:
-        raise UserError(
-            f"DeepSpeed {deepspeed.__version__} is too old, its gradients cannot be trusted; install at least 0.19.8"
-        )
-    open_safely_from_here_on()
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-    if cuda:
-        torch.cuda.set_device(_gpu())
-        for warning in MEANT:
-            warnings.filterwarnings("ignore", message=warning)
-    else:
-        # On the CPU accelerator DeepSpeed compiles this op at start; training never uses it, and a stale lock hangs it.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    interfaces.choose(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    _meet("nccl" if cuda else "gloo", hang)
-    return World(
-        dist.get_rank(),
-        dist.get_world_size(),
-        torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"),
-    )
-
-
-def _meet(backend: str, hang: HangChoice) -> None:
-    """Make the process group of all workers. Raises FaultError when it takes longer than anything should."""
-    try:
-        deepspeed.init_distributed(backend, timeout=datetime.timedelta(seconds=seconds(hang.first)), verbose=False)
-    except dist.DistError as error:
-        raise FaultError(
-            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} has not met all others within {hang.first} "
-            f"({one_line(error)}); look for those that did not start, and run the command again"
-        ) from error
-    timeouts.set_on_every_group(datetime.timedelta(seconds=seconds(hang.collective)))
-
-
-def _gpu() -> int:
-    """This worker's GPU among those that it sees: that of its local rank, or the only one, where the launcher shows
-    each its own (srun --gpus-per-task); DeepSpeed reads LOCAL_RANK too. Raises UserError where there is none."""
-    local_rank, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if count == 1 and local_rank > 0:
-        os.environ |= {name: "0" for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK") if name in os.environ}
-        return 0
-    if local_rank >= count:
-        raise UserError(
-            f"LOCAL_RANK={local_rank}: this process sees {count} GPU(s); start at most that many on a node, or set "
-            "DS_ACCELERATOR=cpu"
-        )
-    return local_rank
 
 
 def free() -> None:
@@ -145,98 +60,6 @@ def free() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-
-
-def leave(code: int = 0) -> NoReturn:
-    """End this worker with an exit code, together with the others and without Python's teardown: now and then gloo's
-    threads are still joinable there and abort the process (SIGABRT, seen with ZeRO-3 in about 1 run of 10), although
-    all is done."""
-    dist.barrier()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def supported_precisions() -> set[str]:
-    """The values of `precision` that DeepSpeed can train in on this machine's devices, as its accelerator says."""
-    found = half_precisions()
-    return {"fp32"} | ({"bf16", "bf16-autocast"} if found["bf16"] else set()) | ({"fp16"} if found["fp16"] else set())
-
-
-def half_precisions() -> dict[str, bool]:
-    """What DeepSpeed's accelerator says of 16-bit formats."""
-    accelerator = get_accelerator()
-    return {"bf16": bool(accelerator.is_bf16_supported()), "fp16": bool(accelerator.is_fp16_supported())}
-
-
-def precisions_of_workers() -> set[str]:
-    """`supported_precisions`, asked in a child process: asking takes up memory of the GPU, and the process that starts
-    the workers lives as long as they do. Raises FaultError where the child is killed."""
-    try:
-        return _asked_of_another() if torch.cuda.is_available() else _asked_of_a_fork()
-    except (BrokenProcessPool, subprocess.CalledProcessError) as error:
-        raise FaultError(
-            f"the process that asks this machine's devices for their precisions was killed (out of memory?){RESUME}"
-        ) from error
-
-
-def _asked_of_a_fork() -> set[str]:
-    with ProcessPoolExecutor(1, Helpers(), initializer=be_a_helper, initargs=(os.getpid(),)) as pool:
-        return pool.submit(supported_precisions).result()
-
-
-def _asked_of_another() -> set[str]:
-    """By a Python of its own: CUDA cannot begin in a fork once it has in this process, and what multiprocessing spawns
-    runs the caller's script once more."""
-    ask = f"from {__name__} import tell_precisions; tell_precisions({os.getpid()})"
-    paths = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", ask], stdout=subprocess.PIPE, text=True, check=True, env=paths)
-    return set(done.stdout.splitlines()[-1].split())
-
-
-def tell_precisions(parent: int) -> None:
-    """Print `supported_precisions`, for the process that waits for them."""
-    be_a_helper(parent)
-    print(*supported_precisions())
-
-
-def require_precision(stage: TrainStage, supported: set[str]) -> None:
-    """Raises UserError when `stage` is to be trained in a precision that is not among the supported ones."""
-    if stage.precision not in supported:
-        device = get_accelerator().device_name()
-        raise UserError(
-            f"stages.{stage.name}.precision: {stage.precision} is not supported by this machine's {device} devices; "
-            f"choose {' or '.join(sorted(supported))}"
-        )
-
-
-def of_rank_0(find: Callable[[], T]) -> T:
-    """What `find` gives on rank 0, for every rank; to be called by all. It may open a file of every rank, which all
-    ranks together could not. Raises the UserError that rank 0 has raised."""
-    found: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            found[0] = find()
-        except UserError as error:
-            found[1] = str(error)
-    dist.broadcast_object_list(found)
-    result, refusal = found
-    if refusal is not None:
-        raise UserError(refusal)
-    return cast(T, result)
-
-
-def checkpoint_of_rank_0(newest: Path | None) -> Path | None:
-    """Rank 0's newest checkpoint, for every rank: a shared file system may show them different ones. Raises
-    UserError."""
-    checkpoint = [newest]
-    dist.broadcast_object_list(checkpoint)
-    if checkpoint[0] is not None and not checkpoint[0].is_dir():
-        raise UserError(
-            f"{checkpoint[0]}: rank {dist.get_rank()} does not see the checkpoint that rank 0 resumes from; "
-            "is the folder shared by all nodes?"
-        )
-    return checkpoint[0]
 
 
 def _nothing() -> None:

@@ -26,10 +26,11 @@ from pipeline.errors import UserError
 from pipeline.models.optimizer_groups import state_numbers
 from pipeline.training import free_memory
 from pipeline.training.attention import kept_scores
-from pipeline.training.engine import World, free
+from pipeline.training.engine import free
 from pipeline.training.losses import model_inputs
 from pipeline.training.micro_batches import candidates
 from pipeline.training.precisions import WEIGHTS
+from pipeline.training.process_group import World
 from pipeline.training.stage import TrainingPlan
 
 logger = logging.getLogger(__name__)

@@ -30,13 +30,14 @@ from pipeline.records.stage_records import (
 )
 from pipeline.training import former_draws, lost_steps, machine_choices, optimizer_kernel, resharded_start, wall_clock
 from pipeline.training.data_position import recorded
-from pipeline.training.engine import Engine, World, free, of_rank_0
+from pipeline.training.engine import Engine, free
 from pipeline.training.hangs.watch import Reached, watched
 from pipeline.training.hardware import peak_of_all_ranks
 from pipeline.training.length import recorded_facts
 from pipeline.training.loss_scale import ScaleAtMinimumError
 from pipeline.training.peak_memory import peak_memory
 from pipeline.training.preemption import StopRequest
+from pipeline.training.process_group import World, of_rank_0
 from pipeline.training.progress import Progress
 from pipeline.training.resume import newest_whole
 from pipeline.training.samples import StepSamples

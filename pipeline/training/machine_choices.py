@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.training import attention, compilation, hardware, largest_micro_batch
-from pipeline.training.engine import World, of_rank_0
+from pipeline.training.process_group import World, of_rank_0
 from pipeline.training.settled import BEFORE
 from pipeline.training.stage import TrainingPlan
 

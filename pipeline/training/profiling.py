@@ -14,7 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from pipeline.accounting import budget
 from pipeline.accounting.budget import Kernels, Operator, Seconds
-from pipeline.training.engine import Engine, World
+from pipeline.training.engine import Engine
+from pipeline.training.process_group import World
 from pipeline.training.samples import StepSamples
 from pipeline.training.stage import TrainingPlan
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from pipeline.checkpoints import manifest, publish
 from pipeline.errors import UserError
-from pipeline.training.engine import World, checkpoint_of_rank_0, of_rank_0
+from pipeline.training.process_group import World, checkpoint_of_rank_0, of_rank_0
 
 
 def newest_whole(checkpoints: Path, world: World) -> Path | None:

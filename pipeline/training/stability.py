@@ -11,7 +11,7 @@ from pipeline.config.stability import Stability
 from pipeline.errors import UserError
 from pipeline.records.event_records import Action, EventRecord, RecentRecord
 from pipeline.training.data_order import DataOrder
-from pipeline.training.engine import of_rank_0
+from pipeline.training.process_group import of_rank_0
 from pipeline.training.spikes import LOSS, NORM, Finding, SpikeDetector
 from pipeline.training.stage import TrainingPlan
 

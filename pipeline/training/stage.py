@@ -20,10 +20,10 @@ from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import OF_A_START, StepFlops, TrainFacts, TrainSettings
 from pipeline.records.versions import installed
 from pipeline.training import data_position, micro_batches, optimizer_kernel, settled
-from pipeline.training.engine import World
 from pipeline.training.fingerprint import Fingerprint
 from pipeline.training.hardware import describe
 from pipeline.training.length import pace, rates, recorded_facts, require_open_end, sample_cost
+from pipeline.training.process_group import World
 from pipeline.training.start import origin, require_new_entries
 from pipeline.training.subject import Subject, WholeModel
 from pipeline.training.target import Target, target_of

@@ -15,7 +15,7 @@ import yaml
 from pipeline import config
 from pipeline.expansion import expand
 from pipeline.records import run_folder
-from pipeline.training import engine, loop
+from pipeline.training import engine, loop, process_group
 from pipeline.training.loop import Loop
 from pipeline.training.preemption import StopRequest
 from pipeline.training.subject import WholeModel
@@ -98,7 +98,7 @@ def test_the_memory_of_a_stage_is_given_back(finished, tmp_path, stage):
         before = bytes_of_tensors()
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        loop.run(WholeModel(loaded, loaded.training_stage(stage)), engine.join(), StopRequest())
+        loop.run(WholeModel(loaded, loaded.training_stage(stage)), process_group.join(), StopRequest())
         engine.free()
         kilobytes = (bytes_of_tensors() - before) // 1000
         print(f"{kilobytes} kB are left", file=sys.stderr)

@@ -11,10 +11,10 @@ from pipeline import config, data, models
 from pipeline.accounting.memory import activations, model_states, parameter_groups
 from pipeline.optim.optimizers import AdamW
 from pipeline.training import free_memory
-from pipeline.training.engine import World
 from pipeline.training.largest_micro_batch import SHARE, _batch, _passes, _tried, needed
 from pipeline.training.losses import model_inputs
 from pipeline.training.micro_batches import candidates
+from pipeline.training.process_group import World
 from pipeline.training.stage import plan_training
 from tests.helpers import cli
 from tests.helpers.cli import lemon_here

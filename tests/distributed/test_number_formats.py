@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoints.describe import layout_facts
-from pipeline.training import engine
+from pipeline.training import device_precisions
 from tests.helpers.cli import lemon, lemon_here
 from tests.helpers.runs import copied, interrupted, losses, records
 
@@ -19,7 +19,7 @@ OLD = ("gradient_sums", "matmul_precision")
 
 def trained(finished: Path, folder: Path, *overrides: str) -> Path:
     """The folder, in which the stage `small` was trained anew in bf16 at ZeRO-1. Skips where the device has no bf16."""
-    if "bf16" not in engine.supported_precisions():
+    if "bf16" not in device_precisions.supported_precisions():
         pytest.skip("DeepSpeed does not support bf16 on this device")
     folder.mkdir()
     lemon_here("train", copied(finished, folder), "--stage", "small", *BF16, *overrides)

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import checkpoints
 from pipeline.data import batches
-from pipeline.training import engine, loop
+from pipeline.training import device_precisions, loop
 from tests.helpers.cli import lemon, lemon_here
 from tests.helpers.killed import run_killed
 from tests.helpers.launched import of_srun, task
@@ -126,7 +126,7 @@ def test_a_grown_state_goes_on(finished, tmp_path, reader):
 
 @pytest.mark.slow
 def test_another_precision_only_where_it_is_allowed(finished, tmp_path, capfd):
-    if "bf16" not in engine.supported_precisions():
+    if "bf16" not in device_precisions.supported_precisions():
         pytest.skip("DeepSpeed does not support bf16 on this device")
     path = interrupted(finished, tmp_path, "small", 20)
     command = ["train", path, "--stage", "small", "stages.small.precision=bf16"]

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.config.hang import HangChoice
 from pipeline.errors import FaultError
-from pipeline.training import engine
+from pipeline.training import process_group
 from tests.helpers.cli import environment
 from tests.helpers.ports import free_port
 from tests.helpers.processes import in_a_child
@@ -31,7 +31,7 @@ def test_ranks_that_do_not_start_are_not_waited_for_longer_than_the_start_may_ta
     def join() -> int:
         os.environ.update(environment(**alone, MASTER_PORT=str(free_port())))
         with pytest.raises(FaultError, match=r"^rank 0 of 2 has not met all others within 2 seconds "):
-            engine.join(short)
+            process_group.join(short)
         return 7
 
     assert in_a_child(join, tmp_path / "said").code == 7, (tmp_path / "said").read_text()

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from pipeline import config, data
 from pipeline.errors import UserError
 from pipeline.training import attention, compilation
-from pipeline.training.engine import World
+from pipeline.training.process_group import World
 from pipeline.training.stage import TrainingPlan, plan_training
 from tests.helpers.runs import tiny_run
 

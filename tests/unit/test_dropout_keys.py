@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pipeline.data import Batch
-from pipeline.training.engine import Engine, World
+from pipeline.training.engine import Engine
+from pipeline.training.process_group import World
 from pipeline.training.stopwatch import Stopwatch
 from tests.helpers.parity_task import stage
 

@@ -9,7 +9,7 @@ import torch
 from pipeline.cli import build_parser
 from pipeline.errors import UserError
 from pipeline.records import locks, run_folder
-from pipeline.training import engine, launcher
+from pipeline.training import launcher, process_group
 
 
 @pytest.mark.parametrize("text", ["abc", "", "-1", "2.5"])
@@ -47,17 +47,17 @@ def test_a_worker_that_sees_one_gpu_takes_it(monkeypatch):
     """srun --gpus-per-task; DeepSpeed reads the number from the environment, and compares it with Open MPI's."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(os, "environ", {"LOCAL_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "3"})
-    assert engine._gpu() == 0
+    assert process_group._gpu() == 0
     assert os.environ == {"LOCAL_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
 
 
 def test_more_workers_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert engine._gpu() == 3
+    assert process_group._gpu() == 3
     monkeypatch.setenv("LOCAL_RANK", "4")
     with pytest.raises(UserError, match=r"^LOCAL_RANK=4: this process sees 4 GPU\(s\); start at most that many"):
-        engine._gpu()
+        process_group._gpu()
 
 
 def test_the_place_of_a_traceback_that_was_told_stays(tmp_path):

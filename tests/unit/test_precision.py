@@ -10,8 +10,8 @@ import pytest
 from pipeline import config
 from pipeline.config.number_formats import Precision
 from pipeline.errors import FaultError, UserError
-from pipeline.training import engine
-from pipeline.training.engine import precisions_of_workers, require_precision, supported_precisions
+from pipeline.training import device_precisions
+from pipeline.training.device_precisions import precisions_of_workers, require_precision, supported_precisions
 from tests.helpers.cli import run_python
 
 BERT = Path(__file__).parents[2] / "configs" / "quickstart" / "bert.yaml"
@@ -36,9 +36,9 @@ def test_a_script_that_asks_beside_a_gpu_is_not_run_again(tmp_path):
     `sys.path`."""
     script = tmp_path / "script.py"
     script.write_text(
-        f"import sys\nsys.path.insert(0, {str(Path(engine.__file__).parents[2])!r})\n"
-        "print('began')\nimport torch\nfrom pipeline.training import engine\n"
-        "torch.cuda.is_available = lambda: True\nprint(*sorted(engine.precisions_of_workers()))\n"
+        f"import sys\nsys.path.insert(0, {str(Path(device_precisions.__file__).parents[2])!r})\n"
+        "print('began')\nimport torch\nfrom pipeline.training import device_precisions\n"
+        "torch.cuda.is_available = lambda: True\nprint(*sorted(device_precisions.precisions_of_workers()))\n"
     )
     done = run_python(script, timeout=120)
     assert (done.returncode, done.stdout.splitlines()) == (0, ["began", " ".join(sorted(supported_precisions()))])
@@ -49,7 +49,7 @@ def killed() -> None:
 
 
 def test_a_child_that_is_killed_while_it_asks_is_a_fault(monkeypatch):
-    monkeypatch.setattr(engine, "supported_precisions", killed)
+    monkeypatch.setattr(device_precisions, "supported_precisions", killed)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # beside a GPU another Python is asked
     with pytest.raises(FaultError, match=r"was killed \(out of memory\?\); run the command again to resume$"):
         precisions_of_workers()

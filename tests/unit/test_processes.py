@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.records import run_folder
 from pipeline.records.processes import Helpers, be_a_helper, die_with_parent
-from pipeline.training import engine
+from pipeline.training import device_precisions
 from tests.helpers.processes import FORK, alive, unlocked, workers_of
 from tests.helpers.waiting import wait_for
 
@@ -23,11 +23,11 @@ def never_answer() -> None:
 @pytest.fixture
 def asking(tmp_path, monkeypatch):
     """A process that has locked a run and asks a child for the precisions, which never answers."""
-    monkeypatch.setattr(engine, "supported_precisions", never_answer)
+    monkeypatch.setattr(device_precisions, "supported_precisions", never_answer)
 
     def work() -> None:
         with run_folder.exclusive(tmp_path, 0):
-            engine.precisions_of_workers()
+            device_precisions.precisions_of_workers()
 
     process = FORK.Process(target=work)
     process.start()

@@ -16,11 +16,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
-from pipeline.training.engine import World
 from pipeline.training.environment import number
 from pipeline.training.hangs.beat import Beat
 from pipeline.training.hangs.judgement import Member, Verdict
 from pipeline.training.launcher import NODE
+from pipeline.training.process_group import World
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ import torch.distributed as dist
 from pipeline.config.hang import HangChoice
 from pipeline.errors import FAULT, FaultError
 from pipeline.training import launcher, timeouts
-from pipeline.training.engine import World
 from pipeline.training.hangs import beat, channel, judgement, stacks
 from pipeline.training.hangs.beat import Beat
 from pipeline.training.hangs.channel import Channel, State
 from pipeline.training.hangs.judgement import Observer, Verdict
 from pipeline.training.hangs.limits import Limits
+from pipeline.training.process_group import World
 
 logger = logging.getLogger(__name__)
 

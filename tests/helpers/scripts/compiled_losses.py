@@ -7,7 +7,8 @@ from torch._dynamo.utils import counters
 
 from pipeline import models
 from pipeline.data import Batch
-from pipeline.training.engine import Engine, World, join
+from pipeline.training.engine import Engine
+from pipeline.training.process_group import World, join
 from pipeline.training.subject import of_model
 from tests.helpers.parity_task import BATCH, ROUNDS, batch, model_config, stage
 

@@ -5,7 +5,8 @@ from unittest import mock
 import torch.distributed as dist
 
 from pipeline.doctor.parity import parity
-from pipeline.training.engine import Engine, join
+from pipeline.training.engine import Engine
+from pipeline.training.process_group import join
 
 
 def healthy(job: dict) -> list[str]:

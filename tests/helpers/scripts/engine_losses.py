@@ -8,7 +8,8 @@ import torch.distributed as dist
 from pipeline import models
 from pipeline.config.hang import HangChoice
 from pipeline.training import timeouts
-from pipeline.training.engine import Engine, join
+from pipeline.training.engine import Engine
+from pipeline.training.process_group import join
 from pipeline.training.subject import of_model
 from tests.helpers.parity_task import BATCH, ROUNDS, batch, model_config, stage
 

@@ -8,8 +8,9 @@ import torch.distributed as dist
 
 from pipeline import models
 from pipeline.config.schema import TrainStage
-from pipeline.training.engine import Engine, World, join
+from pipeline.training.engine import Engine
 from pipeline.training.losses import loss_per_sample
+from pipeline.training.process_group import World, join
 from pipeline.training.subject import of_model
 from tests.helpers.parity_task import BATCH, batch, model_config, stage
 

@@ -13,7 +13,8 @@ from pipeline import models
 from pipeline.config.schema import TrainStage
 from pipeline.records.processes import give_back_freed_memory
 from pipeline.training import partitioned
-from pipeline.training.engine import Engine, World, join
+from pipeline.training.engine import Engine
+from pipeline.training.process_group import World, join
 from pipeline.training.subject import of_model
 from tests.helpers.parity_task import BATCH, batch, model_config, stage
 

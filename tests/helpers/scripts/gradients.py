@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline import models
-from pipeline.training.engine import Engine, World, join
+from pipeline.training.engine import Engine
+from pipeline.training.process_group import World, join
 from pipeline.training.subject import of_model
 from tests.helpers.parity_task import batch, model_config, stage
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from pipeline import models
-from pipeline.training.engine import Engine, World, join
+from pipeline.training.engine import Engine
+from pipeline.training.process_group import World, join
 from pipeline.training.subject import of_model
 from tests.helpers.parity_task import BATCH, batch, model_config, stage
 

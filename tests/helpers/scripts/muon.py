@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import models
-from pipeline.training.engine import Engine, World, join
+from pipeline.training.engine import Engine
+from pipeline.training.process_group import World, join
 from pipeline.training.subject import of_model
 from tests.helpers.parity_task import BATCH, ROUNDS, batch, model_config, stage
 

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from pipeline import models
 from pipeline.errors import UserError
 from pipeline.training import saving
-from pipeline.training.engine import Engine, World, join
+from pipeline.training.engine import Engine
+from pipeline.training.process_group import World, join
 from pipeline.training.save_in_flight import SaveInFlight
 from pipeline.training.subject import of_model
 from tests.helpers.parity_task import BATCH, batch, model_config, stage
