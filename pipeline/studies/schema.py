@@ -49,7 +49,9 @@ class Arm(Strict):
         {}, description="values by key, every combination of which is a trial; or the trials one by one"
     )
     like: str | None = Field(None, description="an arm whose choice it takes, where it is not tuned itself")
-    seeds: Seeds | None = Field(None, description="those of the study's that it is trained under; default: all")
+    seeds: Seeds | Annotated[int, Field(ge=1)] | None = Field(
+        None, description="those of the study's that it is trained under, or how many of its first; default: all"
+    )
 
     @property
     def trials(self) -> list[Settings]:
@@ -82,6 +84,9 @@ class Study(Strict):
     seeds: Seeds
     run: dict[str, Any] = Field(description="keys that all runs have: data, models, processes")
     sources: list[dict[str, Any]] = Field([], description="stages that several arms start from")
+    only: list[FolderName] = Field(
+        [], description="the arms that are trained, beside the baseline and its frontier; default: all"
+    )
     arms: dict[FolderName, Arm] = Field(min_length=1)
 
     @property
@@ -105,7 +110,20 @@ class Study(Strict):
 
     def seeds_of(self, arm: str) -> list[int]:
         """The seeds that an arm is trained under."""
-        return self.arms[arm].seeds or self.seeds
+        own = self.arms[arm].seeds
+        return own if isinstance(own, list) else self.seeds[:own]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_the_others(cls, keys: Any) -> Any:
+        """Arms that `only` leaves out are none of the study's."""
+        arms, only = (keys.get("arms"), keys.get("only")) if isinstance(keys, dict) else (None, None)
+        if not (isinstance(arms, dict) and isinstance(only, list) and only):
+            return keys
+        if unknown := [name for name in only if name not in arms]:
+            raise ConfigProblems([f"only: no arm '{name}'{nearest(str(name), arms)}" for name in unknown])
+        scratch = [keys.get("baseline"), *(keys.get("frontier") or [])]
+        return {**keys, "arms": {name: arm for name, arm in arms.items() if name in (*scratch, *only)}}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -185,7 +203,7 @@ class Study(Strict):
             problems.append(f"{where}.like: '{arm.like}' is no other arm that is tuned, or this one is tuned itself")
         elif arm.like is not None:
             problems += self._of_shared(where, arm, self.arms[arm.like])
-        if arm.seeds and (other := sorted(set(arm.seeds) - set(self.seeds))):
+        if isinstance(arm.seeds, list) and (other := sorted(set(arm.seeds) - set(self.seeds))):
             problems.append(f"{where}.seeds: {other[0]} is none of the study's seeds")
         return problems
 

@@ -106,6 +106,16 @@ def test_an_arm_under_fewer_seeds(tmp_path):
     arms["lemon"]["seeds"] = [2]
     own = study(tmp_path, arms=arms)
     assert "lemon" not in names(of_seed(own, 1, CHOICES)) and "lemon" in names(of_seed(own, 2, CHOICES))
+    arms["lemon"]["seeds"] = 1
+    first = study(tmp_path, arms=arms)
+    assert (first.seeds_of("lemon"), first.seeds_of("half")) == ([1], [1, 2])
+    assert study(tmp_path, arms=arms, seeds=[6, 7]).seeds_of("lemon") == [6]
+
+
+def test_only_some_arms(tmp_path):
+    arms = content(tmp_path)["arms"]
+    own = study(tmp_path, arms={**arms, "twin": arms["lemon"]}, only=["twin"])
+    assert list(own.arms) == ["scratch", "half", "twin"]
 
 
 def changed(folder, place, value):
@@ -130,6 +140,8 @@ def changed(folder, place, value):
     ("arms.half.like", "half", "arms.half.like: 'half' is no other arm that is tuned"),
     ("arms.half.stages", [{"name": "other"}], "'scratch' is tuned by large.schedule.peak, and this arm has no stage"),
     ("arms.lemon.seeds", [3], "arms.lemon.seeds: 3 is none of the study's seeds"),
+    ("arms.lemon.seeds", 0, "arms.lemon.seeds"),
+    ("only", ["lemn"], "only: no arm 'lemn'; did you mean 'lemon'?"),
     ("arms.scratch.seeds", [1], "arms.scratch.seeds: the baseline is trained under all seeds; leave it out"),
     ("arms.lemon.colour", 1, "unknown key"),
     ("arms.lemon.tune", {PEAK: [1.0e-3, 0.001]}, "arms.lemon.tune: two of its trials are the same"),
