@@ -120,10 +120,11 @@ class Study(Strict):
         arms, only = (keys.get("arms"), keys.get("only")) if isinstance(keys, dict) else (None, None)
         if not (isinstance(arms, dict) and isinstance(only, list) and only):
             return keys
-        if unknown := [name for name in only if name not in arms]:
+        if unknown := [name for name in only if name not in list(arms)]:
             raise ConfigProblems([f"only: no arm '{name}'{nearest(str(name), arms)}" for name in unknown])
-        scratch = [keys.get("baseline"), *(keys.get("frontier") or [])]
-        return {**keys, "arms": {name: arm for name, arm in arms.items() if name in (*scratch, *only)}}
+        frontier = keys.get("frontier")
+        kept = [keys.get("baseline"), *(frontier if isinstance(frontier, list) else []), *only]
+        return {**keys, "arms": {name: arm for name, arm in arms.items() if name in kept}}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -142,6 +142,7 @@ def changed(folder, place, value):
     ("arms.lemon.seeds", [3], "arms.lemon.seeds: 3 is none of the study's seeds"),
     ("arms.lemon.seeds", 0, "arms.lemon.seeds"),
     ("only", ["lemn"], "only: no arm 'lemn'; did you mean 'lemon'?"),
+    ("only", [["lemon"]], "only: no arm '['lemon']'"),
     ("arms.scratch.seeds", [1], "arms.scratch.seeds: the baseline is trained under all seeds; leave it out"),
     ("arms.lemon.colour", 1, "unknown key"),
     ("arms.lemon.tune", {PEAK: [1.0e-3, 0.001]}, "arms.lemon.tune: two of its trials are the same"),
