@@ -180,7 +180,7 @@ class GrownSlot:
 
     def _sum(self, name: str) -> float:
         """The sum of what a source tensor grows to: its entries, axis by axis, times the weights that they occur
-        with."""
+        with. Not by a product of matrices: the rounding of those differs with where in memory their operands lie."""
         first, *others = [
             torch.cat([axis_map.apply_transpose(torch.ones_like(ones), 0) for axis_map, ones in self._axis(axis)])
             for axis in range(len(self.tensor_plan.shape))
@@ -190,8 +190,8 @@ class GrownSlot:
         for start in range(0, len(first), height):
             tensor = source(range(start, min(start + height, len(first))))
             for weights in reversed(others):
-                tensor = tensor @ weights
-            total += (tensor @ first[start : start + height]).item()
+                tensor = (tensor * weights).sum(-1)
+            total += (tensor * first[start : start + height]).sum().item()
         return total
 
     def _known(self, axis: int, rows: range | None = None) -> Tensor:
