@@ -150,6 +150,7 @@ def judge(growth: GrowthPlan, measured: Verification) -> None:
     if growth.lossless and not measured.lossless:
         raise UserError(
             f"method '{growth.options.method}' claims to be lossless and is not: {measured}; nothing was published"
+            + (f"; less noise than {growth.noise:g} leaves less to round" if growth.noise > 1 else "")
         )
     if growth.lossless:
         logger.info(f"expand: verified, {measured}")

@@ -44,6 +44,7 @@ PALETTES = {
 SCRATCH, OTHER = ("blue", "sky"), ("grey", "green")
 EXPANDED = ("orange", "purple", "brown", "ink", "green", "grey")
 RUNS = ("blue", "orange", "green", "purple", "brown", "sky", "grey")
+DOTS = ("o", "s", "^")
 CROWDED = 3
 """From so many comparisons on, a figure leaves out the training before the expansions: the bars state it."""
 MEASURES = {"loss": "evaluation loss, nats", "top1": "top-1 accuracy, %"}
@@ -65,7 +66,7 @@ STYLE: dict[Any, Any] = {**CANVAS, **TEXT, **SPINES, **AXES, **LEGEND, "lines.so
 
 @dataclass(frozen=True)
 class Line:
-    """A series, or with style `o` a dot. label: its entry in the legend; steep: its beginning may be cut off."""
+    """A series, or with a style of DOTS dots. label: its entry in the legend; steep: its beginning may be cut off."""
 
     x: list[float]
     y: list[float]
@@ -277,7 +278,7 @@ def svg(chart: Drawn, palette: str) -> bytes:
 def _draw(axes: Axes, chart: Chart, colours: Mapping[str, str]) -> None:
     for line in chart.lines:
         style: dict[str, Any] = {"color": colours[line.colour], "linewidth": line.width, "alpha": line.alpha}
-        order: dict[str, Any] = {"zorder": 2 + line.alpha, "clip_on": line.style != "o"}
+        order: dict[str, Any] = {"zorder": 2 + line.alpha, "clip_on": line.style not in DOTS}
         axes.plot(line.x, line.y, line.style, label=line.label, **style, **order)
     for x, meaning in chart.events:
         axes.axvline(x, color=colours["muted"], linewidth=1.4, linestyle=":", label=meaning)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,7 +13,9 @@ from pipeline.report.figures import MEASURES, SCALES, Chart, Line, legend
 from pipeline.report.formatting import scale
 from pipeline.studies.results import ArmResult, StudyResults, Summary
 
-ARMS = ("orange", "green", "purple", "brown", "sky", "grey", "ink")
+ARMS = ("orange", "green", "purple", "brown", "grey", "ink")
+STROKES = (("-", "--", "o"), ("-.", ":", "s"), ("-", "--", "^"))
+"""Of a line, of the one beside it, and of a dot: the next ones where the colours begin again."""
 KINDS = {"given": "given the small model", "all_in": "all-in", "tuned": "all-in with tuning"}
 COLOURS = {"given": "orange", "all_in": "blue", "tuned": "grey"}
 HEIGHT = 0.22
@@ -29,6 +32,16 @@ class Mark:
     mean: float
     low: float | None = None
     high: float | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """How an arm is drawn. line: of what is counted; beside: of the same, counted otherwise; dot: of a single value."""
+
+    colour: str
+    line: str = "-"
+    beside: str = "--"
+    dot: str = "o"
 
 
 @dataclass(frozen=True)
@@ -117,11 +130,12 @@ class Across(Chart):
         legend(axes)
 
 
-def colours(results: StudyResults) -> dict[str, str]:
-    """Of the arms: blue from scratch."""
-    grown = [arm.name for arm in results.arms if arm.role == "arm"]
-    scratch = {arm.name: "blue" if arm.role == "baseline" else "sky" for arm in results.arms if arm.role != "arm"}
-    return scratch | {name: ARMS[index % len(ARMS)] for index, name in enumerate(grown)}
+def looks(results: StudyResults) -> dict[str, Look]:
+    """Of the arms: blue and sky from scratch; the others each in their own, by colour and then by stroke."""
+    scratch = {arm.name: Look("blue" if arm.role == "baseline" else "sky") for arm in results.arms if arm.role != "arm"}
+    others = [arm.name for arm in results.arms if arm.role == "arm"]
+    unused = cycle(Look(colour, *strokes) for strokes in STROKES for colour in ARMS)
+    return scratch | dict(zip(others, unused, strict=False))
 
 
 def grown(results: StudyResults) -> list[ArmResult]:
@@ -146,13 +160,14 @@ def _marks(arm: ArmResult) -> Iterator[Mark]:
 def curves(results: StudyResults, all_in: bool) -> Chart:
     """Every seed's curve against training FLOPs; all_in: behind the training of its sources."""
     metric: Metric = results.rule["metric"]
-    colour_of, lines = colours(results), []
+    look_of, lines = looks(results), []
     for arm in results.arms:
         for place, one in enumerate(arm.seeds):
             x = [float(point.flops + ((one.source or 0) if all_in else 0)) for point in one.curve]
             y = [SCALES[metric] * point.value for point in one.curve]
             label = arm.name if place == 0 else None
-            lines.append(Line(x, y, colour_of[arm.name], label, width=1.3, alpha=0.7, steep=one.source == 0))
+            look, steep = look_of[arm.name], one.source == 0
+            lines.append(Line(x, y, look.colour, label, look.line, width=1.3, alpha=0.7, steep=steep))
     return _against_flops(results, "all-in" if all_in else "own", metric, lines)
 
 
@@ -170,11 +185,12 @@ def _rest(line: Line) -> tuple[Any, ...]:
 def by_target(results: StudyResults) -> Across:
     """Mean savings at other targets than the one that is claimed."""
     metric: Metric = results.rule["metric"]
-    colour_of, lines = colours(results), []
+    look_of, lines = looks(results), []
     for arm in grown(results):
         x = [SCALES[metric] * each.target for each in arm.by_target]
-        lines.append(Line(x, [each.given for each in arm.by_target], colour_of[arm.name], arm.name))
-        lines.append(Line(x, [each.all_in for each in arm.by_target], colour_of[arm.name], style="--", width=1.5))
+        look = look_of[arm.name]
+        lines.append(Line(x, [each.given for each in arm.by_target], look.colour, arm.name, look.line))
+        lines.append(Line(x, [each.all_in for each in arm.by_target], look.colour, style=look.beside, width=1.5))
     title = f"{results.name}: savings at other targets"
     return Across(title, f"target: {MEASURES[metric]}", "saved, %", lines, backwards=metric == "loss")
 
@@ -182,11 +198,12 @@ def by_target(results: StudyResults) -> Across:
 def equal_flops(results: StudyResults) -> Chart:
     """The ends of fully decayed runs against all that they cost; scratch of every horizon joined by its means."""
     metric: Metric = results.rule["metric"]
-    colour_of, lines = colours(results), []
+    look_of, lines = looks(results), []
     for arm in results.arms:
         ends = [(float(one.flops + (one.source or 0)), SCALES[metric] * one.final) for one in arm.seeds if one.complete]
         if ends:
-            lines.append(Line([x for x, _ in ends], [y for _, y in ends], colour_of[arm.name], arm.name, style="o"))
+            look = look_of[arm.name]
+            lines.append(Line([x for x, _ in ends], [y for _, y in ends], look.colour, arm.name, look.dot))
     means = sorted(
         (sum(x for x, _ in ends) / len(ends), sum(y for _, y in ends) / len(ends))
         for arm in results.arms

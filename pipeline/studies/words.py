@@ -26,21 +26,21 @@ def saved(summary: Summary) -> str:
 
 
 def statements(results: StudyResults) -> Iterator[str]:
-    """A sentence for each arm that grew, the one that saves most all-in first."""
+    """A sentence for each arm that grew, the one that saves most all-in first; one for all that never got there."""
     grown = [arm for arm in results.arms if arm.role == "arm" and arm.given.of]
     for arm in sorted(grown, key=lambda arm: -(arm.all_in.sample.mean if arm.all_in.sample else float("-inf"))):
-        yield statement(arm)
+        if arm.given.reached:
+            yield statement(arm)
+    never = [f"'{arm.name}' ({arm.given.of})" for arm in grown if not arm.given.reached]
+    if never:
+        yield f"Under none of their seeds reached the target: {', '.join(never)}."
 
 
 def statement(arm: ArmResult) -> str:
-    """What an arm saved, by what is counted."""
+    """What an arm that reached the target saved, by what is counted."""
     given = arm.given
     if given.sample is None:
-        if given.reached:
-            return (
-                f"'{arm.name}' reached the target under {given.reached} of {given.of} seeds, the baseline under none."
-            )
-        return f"'{arm.name}' reached the target under none of {given.of} seeds."
+        return f"'{arm.name}' reached the target under {given.reached} of {given.of} seeds, the baseline under none."
     parts = [f"{_said(given)} with all of its stages counted" if arm.chain else f"{_said(given)} given the small model"]
     if not arm.chain:
         parts.append(

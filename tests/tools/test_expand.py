@@ -81,6 +81,17 @@ def test_a_lossy_result_is_not_published(tmp_path, caplog):
     assert "tensors" in caplog.text and "verified" not in caplog.text
 
 
+def test_noise_that_rounding_cannot_cancel_is_refused_with_the_way_out(tmp_path):
+    """What is stored in float32 cancels up to its rounding, and that grows with the noise."""
+    method = methods.parse("lemon", {"noise": "1e5", "depth": "cancel"})
+    job = planning.plan_expansion(
+        published(tmp_path), configure("bert-pre-ln", **LARGE), method, CheckpointLayout("huggingface")
+    )
+    with pytest.raises(UserError, match=r"nothing was published; less noise than 100000 leaves less to round$"):
+        expand.execute_expansion(job, tmp_path / "large")
+    assert not (tmp_path / "large").exists()
+
+
 def test_weights_that_are_not_finite_are_named(tmp_path):
     broken = torch.full((12,), float("nan"))
     small = published(tmp_path, **{"bert.LayerNorm.bias": broken})

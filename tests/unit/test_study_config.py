@@ -118,6 +118,12 @@ def test_only_some_arms(tmp_path):
     assert list(own.arms) == ["scratch", "half", "twin"]
 
 
+@pytest.mark.parametrize("frontier", ["half", 3, [["half"]], None])
+def test_only_some_arms_beside_a_frontier_that_is_no_list(tmp_path, frontier):
+    with pytest.raises(UserError, match="frontier"):
+        study(tmp_path, only=["lemon"], frontier=frontier)
+
+
 def changed(folder, place, value):
     tree = content(folder)
     node, keys = tree, place.split(".")
@@ -143,6 +149,7 @@ def changed(folder, place, value):
     ("arms.lemon.seeds", 0, "arms.lemon.seeds"),
     ("only", ["lemn"], "only: no arm 'lemn'; did you mean 'lemon'?"),
     ("only", [["lemon"]], "only: no arm '['lemon']'"),
+    ("frontier", "half", "frontier"),
     ("arms.scratch.seeds", [1], "arms.scratch.seeds: the baseline is trained under all seeds; leave it out"),
     ("arms.lemon.colour", 1, "unknown key"),
     ("arms.lemon.tune", {PEAK: [1.0e-3, 0.001]}, "arms.lemon.tune: two of its trials are the same"),
