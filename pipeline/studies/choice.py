@@ -1,7 +1,8 @@
 """Which trial of an arm is best, by what was measured on the validation half.
 
-Of the baseline: the one that ends best. Of another arm: the one that keeps the chosen baseline's final value for the
-fewest FLOPs, all-in; where none keeps it, the one that ends best. A trial that has broken down is the worst.
+Of the baseline: the one that ends best. Of another arm: the one that keeps the chosen baseline's final value, bettered
+by the margin, for the fewest FLOPs, all-in; where none keeps it, the one that ends best. A trial that has broken down
+is the worst.
 """
 
 from pydantic import TypeAdapter, ValidationError
@@ -22,7 +23,7 @@ _CHOICES: TypeAdapter[dict[str, Settings]] = TypeAdapter(dict[str, Settings])
 class TrialResult(Content):
     """What a trial measured on the validation half. final: None of one that has broken down; flops: of its own
     training, all_in: with its sources', None where that is not recorded; at_target: FLOPs, all-in where that is known,
-    from which on it keeps the baseline's final value, None: it does not."""
+    from which on it keeps the baseline's final value, bettered by the margin, None: it does not."""
 
     label: str
     settings: Settings
@@ -79,8 +80,14 @@ def judged(study: Study, tuned: Composed) -> dict[str, list[TrialResult]]:
             continue
         results[arm] = _of_arm(tried, known, study.metric, target)
         if arm == study.baseline:
-            target = next(each.final for each in results[arm] if each.chosen)
+            target = _bettered(study, next(each.final for each in results[arm] if each.chosen))
     return results
+
+
+def _bettered(study: Study, final: float | None) -> float | None:
+    """The baseline's final value, by the margin."""
+    margin = study.tuning.margin if study.metric == "top1" else -study.tuning.margin
+    return None if final is None else final + margin
 
 
 def _curve(study: Study, tuned: Composed, trial: Trial, reader: RecordReader) -> Curve | None:
@@ -90,7 +97,7 @@ def _curve(study: Study, tuned: Composed, trial: Trial, reader: RecordReader) ->
 
 
 def _of_arm(tried: list[Trial], curves: dict[str, Curve], metric: Metric, target: float | None) -> list[TrialResult]:
-    """target: the chosen baseline's final value, None of the baseline itself."""
+    """target: what an arm is to reach and keep, None of the baseline itself."""
     order = 1 if metric == "loss" else -1
     at_target = {label: _cost(found, metric, target) for label, found in curves.items()}
 

@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.records import run_folder
 from pipeline.records.run_folder import read_json, write_json, write_text
 from pipeline.records.strict import Strict
-from pipeline.studies.schema import Study
+from pipeline.studies.schema import Study, Tuning
 
 FILE, COPY = "protocol.json", "study.yaml"
 RULE = ("metric", "baseline", "frontier", "target", "smooth", "confidence", "tuning", "tuned_in")
@@ -35,6 +35,12 @@ def _rule(study: Study) -> dict[str, Any]:
     return {key: held[key] for key in RULE}
 
 
+def _with_defaults(rule: dict[str, Any]) -> dict[str, Any]:
+    """The rule of a study that began before tuning had a key of today: what it does without it."""
+    tuning = rule.get("tuning")
+    return {**rule, "tuning": {**Tuning().model_dump(), **tuning}} if isinstance(tuning, dict) else rule
+
+
 def of(study: Study) -> Protocol | None:
     """That of a study's folder; None before its first run. Raises UserError where it is damaged, and where the rule is
     another by now."""
@@ -45,6 +51,7 @@ def of(study: Study) -> Protocol | None:
         held = Protocol.model_validate(read_json(path))
     except ValidationError as error:
         raise UserError(f"{path}: not what a study plans; the file is damaged, restore it") from error
+    held = held.model_copy(update={"rule": _with_defaults(held.rule)})
     for key, value in _rule(study).items():
         if held.rule.get(key) != value:
             raise UserError(

@@ -29,10 +29,14 @@ Seeds = Annotated[list[int], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Tuning(Strict):
-    """trials: of each arm that is tuned, the baseline among them; seed: of all trials."""
+    """trials: of each arm that is tuned, the baseline among them; seed: of all trials. margin: what is chosen for being
+    cheap at the target by one seed's luck misses it under another; so much better than it a trial has to be."""
 
     trials: int = Field(4, ge=1, description="settings that are tried of every arm")
     seed: int = Field(0, ge=0, description="of all trials; no seed of the comparison")
+    margin: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="of the metric, by which an arm's trial has to pass the target"
+    )
 
 
 Settings = dict[str, Any]

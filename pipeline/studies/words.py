@@ -121,9 +121,10 @@ def rule(results: StudyResults) -> Iterator[str]:
     )
     tuning = held["tuning"]
     if any(arm.trials for arm in results.arms):
+        margin = f", bettered by {tuning['margin']:g}" if tuning["margin"] else ""
         yield (
             f"Every tuned arm had {tuning['trials']} trials under seed {tuning['seed']}, judged on the validation half "
-            "of the evaluation set: the baseline by its last value, the others by all-in FLOPs at that. What is "
+            f"of the evaluation set: the baseline by its last value, the others by all-in FLOPs at that{margin}. What is "
             "claimed was measured on the test half, under other seeds."
         )
     else:
