@@ -5,7 +5,7 @@ arm, down to what it starts from: it is trained once.
 """
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,19 +119,27 @@ def _between(study: Study, trial: Trial, stage: dict[str, Any]) -> str:
 
 
 def _require_comparable(study: Study, config: Config, trials_by: dict[str, Trial], ends: dict[str, str]) -> None:
-    """Raises UserError where the ends of the arms cannot be compared: other models, blocks of other lengths, training
-    that a target cuts off, a baseline that does not begin from scratch."""
+    """Raises UserError where the ends of the arms cannot be compared: other models (but for those that are to be
+    smaller), blocks of other lengths, training that a target cuts off, a baseline that does not begin from scratch."""
     where, last = f"study '{study.name}'", {label: config.stage(name) for label, name in ends.items()}
     for label, stage in last.items():
         if not isinstance(stage, TrainStage):
             raise UserError(f"{where}, '{label}': ends with an expansion; a training stage comes last")
-        if trials_by[label].arm in study.scratch and stage.start is not None:
+        if trials_by[label].arm in [*study.scratch, *study.smaller] and stage.start is not None:
             raise UserError(f"{where}, '{label}': a baseline begins from scratch, and this starts from '{stage.start}'")
-    measures: dict[str, Callable[[Any], object]] = {"model": lambda stage: stage.model, "block": config.block_of}
-    for what, of in measures.items():
-        if len({of(stage) for stage in last.values()}) > 1:
-            named = ", ".join(f"'{label}' {of(stage)}" for label, stage in last.items())
-            raise UserError(f"{where}: all arms end with the same {what}, and there are {named}")
+    large = {label: stage for label, stage in last.items() if trials_by[label].arm not in study.smaller}
+    _require_same(where, "model", {label: stage.model for label, stage in large.items()})
+    _require_same(where, "block", {label: config.block_of(stage) for label, stage in last.items()})
+    target = {stage.model for stage in large.values()}
+    for label in last.keys() - large.keys():
+        if last[label].model in target:
+            raise UserError(f"{where}, '{label}': smaller: it trains the target model itself; that is a frontier's arm")
     for stage in config.stages:
         if isinstance(stage, TrainStage) and stage.stop:
             raise UserError(f"{where}, stage '{stage.name}': stop: a study compares whole curves; leave it out")
+
+
+def _require_same(where: str, what: str, held: dict[str, Any]) -> None:
+    if len(set(held.values())) > 1:
+        named = ", ".join(f"'{label}' {value}" for label, value in held.items())
+        raise UserError(f"{where}: all arms end with the same {what}, and there are {named}")

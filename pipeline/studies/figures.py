@@ -14,6 +14,8 @@ from pipeline.report.formatting import scale
 from pipeline.studies.results import ArmResult, StudyResults, Summary
 
 ARMS = ("orange", "green", "purple", "brown", "grey", "ink")
+SCRATCH = ("baseline", "frontier")
+"""Roles of arms that train the target model from scratch."""
 STROKES = (("-", "--", "o"), ("-.", ":", "s"), ("-", "--", "^"))
 """Of a line, of the one beside it, and of a dot: the next ones where the colours begin again."""
 KINDS = {"given": "given the small model", "all_in": "all-in", "tuned": "all-in with tuning"}
@@ -132,8 +134,10 @@ class Across(Chart):
 
 def looks(results: StudyResults) -> dict[str, Look]:
     """Of the arms: blue and sky from scratch; the others each in their own, by colour and then by stroke."""
-    scratch = {arm.name: Look("blue" if arm.role == "baseline" else "sky") for arm in results.arms if arm.role != "arm"}
-    others = [arm.name for arm in results.arms if arm.role == "arm"]
+    scratch = {
+        arm.name: Look("blue" if arm.role == "baseline" else "sky") for arm in results.arms if arm.role in SCRATCH
+    }
+    others = [arm.name for arm in results.arms if arm.role not in SCRATCH]
     unused = cycle(Look(colour, *strokes) for strokes in STROKES for colour in ARMS)
     return scratch | dict(zip(others, unused, strict=False))
 
@@ -142,9 +146,14 @@ def grown(results: StudyResults) -> list[ArmResult]:
     return [arm for arm in results.arms if arm.role == "arm" and arm.seeds]
 
 
+def compared(results: StudyResults) -> list[ArmResult]:
+    """What grew, and what got to the target by a smaller model alone."""
+    return [arm for arm in results.arms if arm.role not in SCRATCH and arm.seeds]
+
+
 def savings(results: StudyResults) -> Rows:
     """The savings of all arms, by what they count."""
-    rows = tuple((arm.name, tuple(_marks(arm))) for arm in grown(results))
+    rows = tuple((arm.name, tuple(_marks(arm))) for arm in compared(results))
     return Rows(f"{results.name}: FLOPs saved at the target", "saved, % of training from scratch", rows)
 
 
@@ -186,7 +195,7 @@ def by_target(results: StudyResults) -> Across:
     """Mean savings at other targets than the one that is claimed."""
     metric: Metric = results.rule["metric"]
     look_of, lines = looks(results), []
-    for arm in grown(results):
+    for arm in compared(results):
         x = [SCALES[metric] * each.target for each in arm.by_target]
         look = look_of[arm.name]
         lines.append(Line(x, [each.given for each in arm.by_target], look.colour, arm.name, look.line))
@@ -207,7 +216,7 @@ def equal_flops(results: StudyResults) -> Chart:
     means = sorted(
         (sum(x for x, _ in ends) / len(ends), sum(y for _, y in ends) / len(ends))
         for arm in results.arms
-        if arm.role != "arm"
+        if arm.role in SCRATCH
         and (ends := [(float(one.flops), SCALES[metric] * one.final) for one in arm.seeds if one.complete])
     )
     lines.append(Line([x for x, _ in means], [y for _, y in means], "blue", "scratch of every horizon", "--", 1.5))

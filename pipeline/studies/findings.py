@@ -155,7 +155,9 @@ def _remarks(study: Study, pairs: Sequence[tuple[Curve, Curve]]) -> list[str]:
 
 
 def _role(study: Study, name: str) -> Role:
-    return "baseline" if name == study.baseline else "frontier" if name in study.frontier else "arm"
+    if name == study.baseline:
+        return "baseline"
+    return "frontier" if name in study.frontier else "smaller" if name in study.smaller else "arm"
 
 
 def _target(study: Study, baseline: Curve) -> float:

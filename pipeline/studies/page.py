@@ -85,5 +85,6 @@ def summary(results: StudyResults, page: Path) -> Iterator[str]:
     if results.unfinished:
         yield f"  unfinished: {len(results.unfinished)} stages, such as {results.unfinished[0]}"
     yield from (f"  {sentence}" for sentence in words.statements(results))
+    yield from (f"  note: {sentence}" for sentence in words.doubts(results))
     yield f"study:  {page}"
     yield f"data:   {page.with_suffix('.json')}, {page.with_suffix('.csv')}"

@@ -37,6 +37,8 @@ def _head(study: Study) -> Iterator[str]:
         yield f"question     {study.question}"
     against = f"'{study.baseline}'" + f", and {', '.join(study.frontier)} for equal FLOPs" * bool(study.frontier)
     yield f"baseline     {against}"
+    if study.smaller:
+        yield f"smaller      {', '.join(study.smaller)}: the target by a smaller model, without growing"
     target = "what the baseline ends with under the same seed" if study.target == "final" else study.target
     yield f"target       {study.metric}: {target}, reached and kept, mean over {study.smooth} evaluations"
     tuned = f"{study.tuning.trials} trials of each tuned arm under seed {study.tuning.seed}, on the validation half"

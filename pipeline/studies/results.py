@@ -9,7 +9,7 @@ from pipeline.studies.choice import TrialResult
 from pipeline.studies.curves import Point
 from pipeline.studies.statistics import Sample
 
-Role = Literal["baseline", "frontier", "arm"]
+Role = Literal["baseline", "frontier", "smaller", "arm"]
 
 
 class Savings(Content):

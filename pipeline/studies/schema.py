@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -74,6 +74,9 @@ class Study(Strict):
     frontier: list[FolderName] = Field(
         [], description="arms from scratch with other horizons: what scratch reaches for less"
     )
+    smaller: list[FolderName] = Field(
+        [], description="arms that train a smaller model from scratch: what the target costs without growing"
+    )
     target: float | Literal["final"] = Field(
         "final", description="final: what the baseline ends with under the same seed; or a value of the metric"
     )
@@ -89,7 +92,7 @@ class Study(Strict):
     run: dict[str, Any] = Field(description="keys that all runs have: data, models, processes")
     sources: list[dict[str, Any]] = Field([], description="stages that several arms start from")
     only: list[FolderName] = Field(
-        [], description="the arms that are trained, beside the baseline and its frontier; default: all"
+        [], description="the arms that are trained, beside those of baseline, frontier and smaller; default: all"
     )
     arms: dict[FolderName, Arm] = Field(min_length=1)
 
@@ -126,8 +129,8 @@ class Study(Strict):
             return keys
         if unknown := [name for name in only if name not in list(arms)]:
             raise ConfigProblems([f"only: no arm '{name}'{nearest(str(name), arms)}" for name in unknown])
-        frontier = keys.get("frontier")
-        kept = [keys.get("baseline"), *(frontier if isinstance(frontier, list) else []), *only]
+        lists = [held for key in ("frontier", "smaller") if isinstance(held := keys.get(key), list)]
+        kept = [keys.get("baseline"), *chain.from_iterable(lists), *only]
         return {**keys, "arms": {name: arm for name, arm in arms.items() if name in kept}}
 
     @model_validator(mode="after")
@@ -142,7 +145,7 @@ class Study(Strict):
     def _of_rule(self) -> list[str]:
         problems = [
             f"{key}: no arm '{name}'{nearest(name, self.arms)}"
-            for key, names in (("baseline", [self.baseline]), ("frontier", self.frontier))
+            for key, names in (("baseline", [self.baseline]), ("frontier", self.frontier), ("smaller", self.smaller))
             for name in names
             if name not in self.arms
         ]
@@ -152,6 +155,8 @@ class Study(Strict):
             problems.append(f"arms.{self.baseline}.seeds: the baseline is trained under all seeds; leave it out")
         if len(set(self.scratch)) < len(self.scratch):
             problems.append("frontier: an arm stands there once, and the baseline not at all")
+        if len({*self.scratch, *self.smaller}) < len({*self.scratch}) + len(self.smaller):
+            problems.append("smaller: an arm stands there once, and neither the baseline nor its frontier does")
         if isinstance(self.target, float) and not 0 < self.target <= (1 if self.metric == "top1" else math.inf):
             problems.append(f"target: {self.target} is no value of {self.metric} that is to be reached")
         if self.tuning.seed in self.seeds and self.tuned:

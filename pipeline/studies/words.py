@@ -34,6 +34,30 @@ def statements(results: StudyResults) -> Iterator[str]:
     never = [f"'{arm.name}' ({arm.given.of})" for arm in grown if not arm.given.reached]
     if never:
         yield f"Under none of their seeds reached the target: {', '.join(never)}."
+    unbeaten = (without_growing(arm) for arm in _smaller(results) if not _beaten(results, arm))
+    yield from filter(None, unbeaten)
+
+
+def without_growing(arm: ArmResult) -> str:
+    """What a smaller model that was trained from scratch, and not grown, needs for the target; empty where no seed has
+    ended."""
+    if not arm.given.of:
+        return ""
+    begin = f"A smaller model by itself, '{arm.name}',"
+    if arm.all_in.sample is None:
+        return f"{begin} reached the target under {arm.given.reached} of {arm.given.of} seeds."
+    return f"{begin} saves {_said(arm.all_in)} without any growth{_missed(arm.given)}."
+
+
+def _smaller(results: StudyResults) -> list[ArmResult]:
+    return [arm for arm in results.arms if arm.role == "smaller"]
+
+
+def _beaten(results: StudyResults, smaller: ArmResult) -> list[str]:
+    """The arms whose growth costs more, all-in, than a smaller model does that is at the target by itself."""
+    own = smaller.all_in.sample
+    grown = [arm for arm in results.arms if arm.role == "arm" and arm.all_in.sample]
+    return [arm.name for arm in grown if own and arm.all_in.sample and arm.all_in.sample.mean < own.mean]
 
 
 def statement(arm: ArmResult) -> str:
@@ -48,16 +72,24 @@ def statement(arm: ArmResult) -> str:
         )
     if arm.tuned.sample:
         parts.append(f"{_said(arm.tuned)} with all trials of both sides charged")
-    missed = given.of - given.reached
-    doubt = f"; under {missed} of {given.of} seeds it did not reach the target" if missed else ""
     unmet = given.of - given.scratch
-    return (
-        f"'{arm.name}' saves {', '.join(parts)}{doubt}{'; nor did the baseline under ' + str(unmet) if unmet else ''}."
-    )
+    neither = f"; nor did the baseline under {unmet}" if unmet else ""
+    return f"'{arm.name}' saves {', '.join(parts)}{_missed(given)}{neither}."
+
+
+def _missed(given: Summary) -> str:
+    missed = given.of - given.reached
+    return f"; under {missed} of {given.of} seeds it did not reach the target" if missed else ""
 
 
 def doubts(results: StudyResults) -> Iterator[str]:
-    """What makes savings worth less: a source that needs no growing, and what runs differ in."""
+    """What makes savings worth less: a smaller model or a source that needs no growing, and what runs differ in."""
+    for arm in _smaller(results):
+        if beaten := _beaten(results, arm):
+            yield (
+                f"{without_growing(arm)} That is more than {', '.join(beaten)} saved: growing pays here for who needs "
+                "the larger model, not for the target."
+            )
     for arm in results.arms:
         if arm.source_enough:
             yield (
@@ -124,8 +156,8 @@ def rule(results: StudyResults) -> Iterator[str]:
         margin = f", bettered by {tuning['margin']:g}" if tuning["margin"] else ""
         yield (
             f"Every tuned arm had {tuning['trials']} trials under seed {tuning['seed']}, judged on the validation half "
-            f"of the evaluation set: the baseline by its last value, the others by all-in FLOPs at that{margin}. What is "
-            "claimed was measured on the test half, under other seeds."
+            f"of the evaluation set: the baseline by its last value, the others by all-in FLOPs at that{margin}. What "
+            "is claimed was measured on the test half, under other seeds."
         )
     else:
         yield "No arm was tuned. What is claimed was measured on the test half of the evaluation set."

@@ -1,5 +1,6 @@
 """A study's YAML becomes runs, in which what is shared is trained once; and what is told of its mistakes."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,8 @@ def changed(folder, place, value):
     ("arms.lemon.stages", [{"name": ["x"]}], "arms.lemon: a stage has no name"),
     ("arms.lemon.stages", [{"name": "x", "source": ["x"]}], "arms.lemon.x.source: names a stage or a folder"),
     ("arms.lemon.stages", [{"name": "small"}], "its stage 'small' has the name of a source"),
+    ("smaller", ["half"], "smaller: an arm stands there once, and neither the baseline nor its frontier does"),
+    ("smaller", ["tiny"], "smaller: no arm 'tiny'"),
     ("frontier", ["half", "half"], "frontier: an arm stands there once"),
     ("frontier", ["scratch"], "frontier: an arm stands there once, and the baseline not at all"),
     ("metric", "top1", "metric: top1 is of images; text is evaluated by its loss"),
@@ -179,6 +182,7 @@ STOP = {"kind": "train", "name": "large", "model": "large", "batch": 4, "schedul
     ("arms.half.stages", [{**STOP, "stop": None, "model": "small"}], "all arms end with the same model"),
     ("arms.lemon.stages", content(Path("x"))["arms"]["lemon"]["stages"][:1], "ends with an expansion"),
     ("run.models", {}, "models: needs 1 or more entries"),
+    ("smaller", ["lemon"], "a baseline begins from scratch, and this starts from 'lemon-grown'"),
     ("frontier", ["lemon"], "a baseline begins from scratch, and this starts from 'lemon-grown'"),
     ("arms.half.stages", [{**STOP, "stop": None, "data": {"block": 16}}], "all arms end with the same block"),
 ])  # fmt: skip
@@ -190,6 +194,18 @@ def test_runs_that_cannot_be_are_told(tmp_path, place, value, said):
     with pytest.raises(UserError) as caught:
         both(own)
     assert said in str(caught.value), caught.value
+
+
+def test_a_smaller_arm_trains_a_smaller_model(tmp_path):
+    arms = content(tmp_path)["arms"]
+    again = {"stages": [{**arms["scratch"]["stages"][0], "name": "again"}]}
+    own = study(tmp_path, arms={**arms, "again": again}, smaller=["again"])
+    with pytest.raises(
+        UserError, match="'again': smaller: it trains the target model itself; that is a frontier's arm"
+    ):
+        both(own)
+    again["stages"][0]["model"] = "small"
+    both(study(tmp_path, arms={**arms, "again": again}, smaller=["again"], only=["lemon"]))
 
 
 def both(own):
@@ -219,6 +235,18 @@ def test_a_rule_is_fixed_and_what_comes_later_is_dated(tmp_path, monkeypatch):
     (tmp_path / protocol.FILE).write_text('{"rule": {}}')
     with pytest.raises(UserError, match="not what a study plans; the file is damaged"):
         protocol.of(changed)
+
+
+def test_a_rule_from_before_there_was_a_margin_had_none(tmp_path):
+    own = study(tmp_path)
+    protocol.fix(own, "x")
+    path = tmp_path / protocol.FILE
+    held = json.loads(path.read_text())
+    del held["rule"]["tuning"]["margin"]
+    path.write_text(json.dumps(held))
+    assert protocol.of(own).rule["tuning"] == {"trials": 2, "seed": 9, "margin": 0.0}
+    with pytest.raises(UserError, match=r"the study began with tuning .*'margin': 0.0.*, and the config has .*0.1"):
+        protocol.of(study(tmp_path, tuning={"trials": 2, "seed": 9, "margin": 0.1}))
 
 
 def stage(name, done=False, took=None, shape="a", steps=10):

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from copy import deepcopy
+from html import unescape
 
 import pytest
 
@@ -14,7 +15,7 @@ from pipeline.studies import choice, findings, page, running, words
 from pipeline.studies.composed import tuning
 from pipeline.studies.results import Savings, StudyResults
 from tests.helpers.invented_runs import LARGE, SETTINGS, expand, train
-from tests.helpers.invented_studies import SEEDS, content, finished, study
+from tests.helpers.invented_studies import RATE, SEEDS, content, finished, study
 from tests.helpers.opened import opened
 from tests.helpers.pages import Page
 
@@ -67,6 +68,42 @@ def test_a_source_that_is_at_the_target_by_itself_is_told(results, tmp_path):
     assert doubt in page.render(told).replace("&#39;", "'")
 
 
+def with_a_smaller_arm(folder, losses):
+    """The study, and a small model that is trained by itself for 40 steps of 3 FLOPs."""
+    arms = content(folder)["arms"]
+    alone = {"kind": "train", "name": "alone", "model": "small", "batch": 4, "schedule": RATE}
+    seeds = deepcopy(SEEDS)
+    for seed, held in losses.items():
+        seeds[seed]["alone"] = held
+    return findings.found(finished(folder, seeds, arms={**arms, "alone": {"stages": [alone]}}, smaller=["alone"]))
+
+
+def test_a_smaller_model_that_does_without_growing_is_told(tmp_path):
+    """At 4.0 after 40 steps of 3 FLOPs, at 4.2 after 36: 70 and 73 % less than scratch's 400; lemon, all-in, saves
+    47.5 and 60 %."""
+    told = with_a_smaller_arm(tmp_path / "s", {1: {0: 8.0, 40: 4.0}, 2: {0: 8.0, 4: 6.2, 36: 4.2, 40: 4.0}})
+    alone = arm(told, "alone")
+    assert alone.role == "smaller" and [one.all_in for one in alone.seeds] == [120, 108]
+    assert alone.all_in.sample.mean == pytest.approx((70 + 73) / 2) and alone.break_even is None
+    [doubt] = words.doubts(told)
+    assert doubt.startswith("A smaller model by itself, 'alone', saves 71.5 % (")
+    assert doubt.endswith(
+        "That is more than lemon saved: growing pays here for who needs the larger model, not for the target."
+    )
+    assert not any("alone" in sentence for sentence in words.statements(told))
+    assert f"  note: {doubt}" in page.summary(told, tmp_path / "study.html")
+    drawn = unescape(page.render(told))
+    assert doubt in drawn and "alone (smaller, not grown)" in drawn
+
+
+def test_a_smaller_model_that_needs_more_is_no_doubt(tmp_path):
+    told = with_a_smaller_arm(tmp_path / "s", {1: {0: 8.0, 40: 5.0}, 2: {0: 8.0, 40: 5.0}})
+    assert not list(words.doubts(told))
+    assert list(words.statements(told))[-1] == (
+        "A smaller model by itself, 'alone', reached the target under 0 of 2 seeds."
+    )
+
+
 def test_equal_flops_lie_between_two_horizons(results):
     """Lemon costs 260 all-in: between half (200, 4.5) and scratch (400, 4.0), in the logarithm of FLOPs."""
     one = arm(results, "lemon").seeds[0]
@@ -100,6 +137,16 @@ def test_a_choice_looks_at_the_cost_of_the_target(tmp_path):
         "scratch": {"large.schedule.peak": 2.0e-3},
         "lemon": {"large.schedule.peak": 2.0e-3},
     }
+
+
+def test_a_trial_has_to_pass_the_target_by_the_margin(tmp_path):
+    """lemon-t1 ends at 3.5, lemon-t2, which is at 4.0 sooner, at 3.75."""
+    for margin, chosen in ((0.1, [False, True]), (0.3, [True, False]), (0.6, [True, False])):
+        own = finished(tmp_path / str(margin), tuning={"trials": 2, "seed": 9, "margin": margin})
+        tried = choice.judged(own, tuning(own))["lemon"]
+        assert [each.chosen for each in tried] == chosen, margin
+        assert (tried[0].at_target is None) == (margin == 0.6)
+        assert any(f"bettered by {margin:g}" in sentence for sentence in words.rule(findings.found(own)))
 
 
 def test_a_seed_that_does_not_reach_the_target_is_told_and_never_guessed(tmp_path):
