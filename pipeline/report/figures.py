@@ -44,7 +44,7 @@ PALETTES = {
 SCRATCH, OTHER = ("blue", "sky"), ("grey", "green")
 EXPANDED = ("orange", "purple", "brown", "ink", "green", "grey")
 RUNS = ("blue", "orange", "green", "purple", "brown", "sky", "grey")
-DOTS = ("o", "s", "^")
+DOTS = ("o", "s")
 CROWDED = 3
 """From so many comparisons on, a figure leaves out the training before the expansions: the bars state it."""
 MEASURES = {"loss": "evaluation loss, nats", "top1": "top-1 accuracy, %"}

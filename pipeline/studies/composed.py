@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.config import number_formats
+from pipeline.config.model_sizes import ModelSizes
 from pipeline.config.schema import Config, TrainStage
 from pipeline.config.validation_errors import explain
 from pipeline.errors import UserError
@@ -126,14 +127,17 @@ def _require_comparable(study: Study, config: Config, trials_by: dict[str, Trial
         if not isinstance(stage, TrainStage):
             raise UserError(f"{where}, '{label}': ends with an expansion; a training stage comes last")
         if trials_by[label].arm in [*study.scratch, *study.smaller] and stage.start is not None:
-            raise UserError(f"{where}, '{label}': a baseline begins from scratch, and this starts from '{stage.start}'")
+            raise UserError(
+                f"{where}, '{label}': what growing is compared with begins from scratch, and this starts from "
+                f"'{stage.start}'"
+            )
     large = {label: stage for label, stage in last.items() if trials_by[label].arm not in study.smaller}
     _require_same(where, "model", {label: stage.model for label, stage in large.items()})
     _require_same(where, "block", {label: config.block_of(stage) for label, stage in last.items()})
-    target = {stage.model for stage in large.values()}
-    for label in last.keys() - large.keys():
-        if last[label].model in target:
-            raise UserError(f"{where}, '{label}': smaller: it trains the target model itself; that is a frontier's arm")
+    target = next((config.models[stage.model] for stage in large.values()), None)
+    for label, stage in last.items():
+        if label not in large and target is not None:
+            _require_smaller(f"{where}, '{label}'", config.models[stage.model], target)
     for stage in config.stages:
         if isinstance(stage, TrainStage) and stage.stop:
             raise UserError(f"{where}, stage '{stage.name}': stop: a study compares whole curves; leave it out")
@@ -143,3 +147,21 @@ def _require_same(where: str, what: str, held: dict[str, Any]) -> None:
     if len(set(held.values())) > 1:
         named = ", ".join(f"'{label}' {value}" for label, value in held.items())
         raise UserError(f"{where}: all arms end with the same {what}, and there are {named}")
+
+
+def _require_smaller(where: str, model: ModelSizes, target: ModelSizes) -> None:
+    """Raises UserError for a model whose loss is of another kind, or which is not smaller than the target."""
+    if model.family != target.family:
+        raise UserError(
+            f"{where}: smaller: trains a {model.family}, and the target is a {target.family}; take one family"
+        )
+    sizes, most = ((each.layers, each.hidden, each.mlp_units) for each in (model, target))
+    if sizes == most or any(own > other for own, other in zip(sizes, most, strict=True)):
+        raise UserError(
+            f"{where}: smaller: a model of {_in_words(sizes)} is not smaller than the target, of {_in_words(most)}; "
+            "one of the target's sizes is an arm of the frontier"
+        )
+
+
+def _in_words(sizes: tuple[int, int, int]) -> str:
+    return "{} layers, {} hidden and {} MLP units".format(*sizes)

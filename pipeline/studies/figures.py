@@ -1,7 +1,7 @@
 """The figures of a study, drawn from its results alone. Every seed is drawn."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
 
@@ -16,7 +16,7 @@ from pipeline.studies.results import ArmResult, StudyResults, Summary
 ARMS = ("orange", "green", "purple", "brown", "grey", "ink")
 SCRATCH = ("baseline", "frontier")
 """Roles of arms that train the target model from scratch."""
-STROKES = (("-", "--", "o"), ("-.", ":", "s"), ("-", "--", "^"))
+STROKES = (("-", "--", "o"), ("-.", ":", "s"))
 """Of a line, of the one beside it, and of a dot: the next ones where the colours begin again."""
 KINDS = {"given": "given the small model", "all_in": "all-in", "tuned": "all-in with tuning"}
 COLOURS = {"given": "orange", "all_in": "blue", "tuned": "grey"}
@@ -133,7 +133,7 @@ class Across(Chart):
 
 
 def looks(results: StudyResults) -> dict[str, Look]:
-    """Of the arms: blue and sky from scratch; the others each in their own, by colour and then by stroke."""
+    """Of the arms: blue and sky from scratch; the others in their own, as far as colours times strokes reach."""
     scratch = {
         arm.name: Look("blue" if arm.role == "baseline" else "sky") for arm in results.arms if arm.role in SCRATCH
     }
@@ -147,7 +147,7 @@ def grown(results: StudyResults) -> list[ArmResult]:
 
 
 def compared(results: StudyResults) -> list[ArmResult]:
-    """What grew, and what got to the target by a smaller model alone."""
+    """What is compared with training from scratch: what grew, and what trains a smaller model by itself."""
     return [arm for arm in results.arms if arm.role not in SCRATCH and arm.seeds]
 
 
@@ -159,6 +159,8 @@ def savings(results: StudyResults) -> Rows:
 
 def _marks(arm: ArmResult) -> Iterator[Mark]:
     for key, words in KINDS.items():
+        if key == "given" and arm.nothing_given:
+            continue
         summary: Summary = getattr(arm, key)
         dots = tuple(value for one in arm.seeds if (value := getattr(one.savings, key)) is not None)
         if summary.sample:
@@ -198,8 +200,9 @@ def by_target(results: StudyResults) -> Across:
     for arm in compared(results):
         x = [SCALES[metric] * each.target for each in arm.by_target]
         look = look_of[arm.name]
-        lines.append(Line(x, [each.given for each in arm.by_target], look.colour, arm.name, look.line))
-        lines.append(Line(x, [each.all_in for each in arm.by_target], look.colour, style=look.beside, width=1.5))
+        all_in = Line(x, [each.all_in for each in arm.by_target], look.colour, arm.name, look.beside, 1.5)
+        given = Line(x, [each.given for each in arm.by_target], look.colour, arm.name, look.line)
+        lines += [all_in] if arm.nothing_given else [given, replace(all_in, label=None)]
     title = f"{results.name}: savings at other targets"
     return Across(title, f"target: {MEASURES[metric]}", "saved, %", lines, backwards=metric == "loss")
 

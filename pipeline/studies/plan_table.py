@@ -42,6 +42,7 @@ def _head(study: Study) -> Iterator[str]:
     target = "what the baseline ends with under the same seed" if study.target == "final" else study.target
     yield f"target       {study.metric}: {target}, reached and kept, mean over {study.smooth} evaluations"
     tuned = f"{study.tuning.trials} trials of each tuned arm under seed {study.tuning.seed}, on the validation half"
+    tuned += f"; the target bettered by {study.tuning.margin:g}" if study.tuning.margin else ""
     elsewhere = f"as it was chosen in {study.tuned_in}"
     yield f"tuning       {'none' if not study.tuned else elsewhere if study.tuned_in else tuned}"
     yield f"seeds        {', '.join(map(str, study.seeds))}, on the test half"

@@ -4,6 +4,7 @@ A later rule is refused. What is planned later is dated, and what was planned an
 """
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -41,16 +42,34 @@ def _with_defaults(rule: dict[str, Any]) -> dict[str, Any]:
     return {**rule, "tuning": {**Tuning().model_dump(), **tuning}} if isinstance(tuning, dict) else rule
 
 
+def _require_as_tuned(study: Study) -> None:
+    """Raises UserError where the study whose choices are taken has chosen by another rule."""
+    path = study.tuned_at / FILE
+    if study.tuned_in is None or not path.exists():
+        return
+    there, here = _with_defaults(_read(path).rule).get("tuning"), _rule(study)["tuning"]
+    if there != here:
+        raise UserError(
+            f"{path}: chosen there with tuning {there!r}, and the config has {here!r}; take the tuning of the study "
+            "that tuned_in names"
+        )
+
+
+def _read(path: Path) -> Protocol:
+    try:
+        return Protocol.model_validate(read_json(path))
+    except ValidationError as error:
+        raise UserError(f"{path}: not what a study plans; the file is damaged, restore it") from error
+
+
 def of(study: Study) -> Protocol | None:
     """That of a study's folder; None before its first run. Raises UserError where it is damaged, and where the rule is
     another by now."""
     path = study.path / FILE
+    _require_as_tuned(study)
     if not path.exists():
         return None
-    try:
-        held = Protocol.model_validate(read_json(path))
-    except ValidationError as error:
-        raise UserError(f"{path}: not what a study plans; the file is damaged, restore it") from error
+    held = _read(path)
     held = held.model_copy(update={"rule": _with_defaults(held.rule)})
     for key, value in _rule(study).items():
         if held.rule.get(key) != value:

@@ -110,6 +110,11 @@ class ArmResult(Content):
     remarks: list[str]
     machines: list[str]
 
+    @property
+    def nothing_given(self) -> bool:
+        """Whether all that it costs is its own: it has grown within one schedule, or not at all."""
+        return bool(self.chain) or self.role == "smaller"
+
 
 class Spent(Content):
     """FLOPs of one of the study's runs: what savings count, and everything."""

@@ -44,8 +44,8 @@ Settings = dict[str, Any]
 
 
 class Arm(Strict):
-    """One way to the target model: the last stage trains it. A `start` or `source` is a stage of the arm, one of the
-    study's `sources`, or a folder."""
+    """One way to the target model: the last stage trains it (or, of those in `smaller`, a smaller one). A `start` or
+    `source` is a stage of the arm, one of the study's `sources`, or a folder."""
 
     about: str = Field("", description="what it is, for the page")
     stages: list[dict[str, Any]] = Field(min_length=1, description="as in a run's config")
@@ -92,7 +92,7 @@ class Study(Strict):
     run: dict[str, Any] = Field(description="keys that all runs have: data, models, processes")
     sources: list[dict[str, Any]] = Field([], description="stages that several arms start from")
     only: list[FolderName] = Field(
-        [], description="the arms that are trained, beside those of baseline, frontier and smaller; default: all"
+        [], description="the arms that are trained, beside those of baseline, frontier, smaller and like; default: all"
     )
     arms: dict[FolderName, Arm] = Field(min_length=1)
 
@@ -131,6 +131,7 @@ class Study(Strict):
             raise ConfigProblems([f"only: no arm '{name}'{nearest(str(name), arms)}" for name in unknown])
         lists = [held for key in ("frontier", "smaller") if isinstance(held := keys.get(key), list)]
         kept = [keys.get("baseline"), *chain.from_iterable(lists), *only]
+        kept += [arm.get("like") for name, arm in arms.items() if name in kept and isinstance(arm, dict)]
         return {**keys, "arms": {name: arm for name, arm in arms.items() if name in kept}}
 
     @model_validator(mode="after")
@@ -159,6 +160,10 @@ class Study(Strict):
             problems.append("smaller: an arm stands there once, and neither the baseline nor its frontier does")
         if isinstance(self.target, float) and not 0 < self.target <= (1 if self.metric == "top1" else math.inf):
             problems.append(f"target: {self.target} is no value of {self.metric} that is to be reached")
+        if self.metric == "top1" and self.tuning.margin >= 1:
+            problems.append(
+                f"tuning.margin: {self.tuning.margin:g} of top1 is more than all; it is a share, such as 0.01"
+            )
         if self.tuning.seed in self.seeds and self.tuned:
             problems.append(
                 f"tuning.seed: {self.tuning.seed} is a seed of the comparison too; what is chosen under it may be its "

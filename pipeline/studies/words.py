@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from pipeline.report.formatting import MINUS, decimal, flops, signed
-from pipeline.studies.results import ArmResult, StudyResults, Summary
+from pipeline.studies.results import ArmResult, SeedResult, StudyResults, Summary
 from pipeline.studies.statistics import Sample
 
 
@@ -26,38 +26,18 @@ def saved(summary: Summary) -> str:
 
 
 def statements(results: StudyResults) -> Iterator[str]:
-    """A sentence for each arm that grew, the one that saves most all-in first; one for all that never got there."""
+    """A sentence for each arm that grew, the one that saves most all-in first; one for all that never got there; one
+    for each smaller model that is no doubt about them."""
     grown = [arm for arm in results.arms if arm.role == "arm" and arm.given.of]
     for arm in sorted(grown, key=lambda arm: -(arm.all_in.sample.mean if arm.all_in.sample else float("-inf"))):
         if arm.given.reached:
             yield statement(arm)
-    never = [f"'{arm.name}' ({arm.given.of})" for arm in grown if not arm.given.reached]
+    never = [f"'{arm.name}' (0 of {arm.given.of} seeds)" for arm in grown if not arm.given.reached]
     if never:
-        yield f"Under none of their seeds reached the target: {', '.join(never)}."
-    unbeaten = (without_growing(arm) for arm in _smaller(results) if not _beaten(results, arm))
-    yield from filter(None, unbeaten)
-
-
-def without_growing(arm: ArmResult) -> str:
-    """What a smaller model that was trained from scratch, and not grown, needs for the target; empty where no seed has
-    ended."""
-    if not arm.given.of:
-        return ""
-    begin = f"A smaller model by itself, '{arm.name}',"
-    if arm.all_in.sample is None:
-        return f"{begin} reached the target under {arm.given.reached} of {arm.given.of} seeds."
-    return f"{begin} saves {_said(arm.all_in)} without any growth{_missed(arm.given)}."
-
-
-def _smaller(results: StudyResults) -> list[ArmResult]:
-    return [arm for arm in results.arms if arm.role == "smaller"]
-
-
-def _beaten(results: StudyResults, smaller: ArmResult) -> list[str]:
-    """The arms whose growth costs more, all-in, than a smaller model does that is at the target by itself."""
-    own = smaller.all_in.sample
-    grown = [arm for arm in results.arms if arm.role == "arm" and arm.all_in.sample]
-    return [arm.name for arm in grown if own and arm.all_in.sample and arm.all_in.sample.mean < own.mean]
+        yield f"Never reached the target: {', '.join(never)}."
+    for arm in results.arms:
+        if arm.role == "smaller" and arm.given.of and not cheaper_than(results, arm):
+            yield without_growing(arm) + "."
 
 
 def statement(arm: ArmResult) -> str:
@@ -77,6 +57,38 @@ def statement(arm: ArmResult) -> str:
     return f"'{arm.name}' saves {', '.join(parts)}{_missed(given)}{neither}."
 
 
+def without_growing(arm: ArmResult) -> str:
+    """What a smaller model that was trained from scratch, and not grown, needs for the target."""
+    given, begin = arm.given, f"A smaller model by itself, '{arm.name}',"
+    if given.sample is None:
+        scratch = ", the baseline under none" if given.reached else ""
+        return f"{begin} reached the target under {given.reached} of {given.of} seeds{scratch}"
+    return f"{begin} saves {_said(arm.all_in)} without any growth{_missed(given)}"
+
+
+def cheaper_than(results: StudyResults, smaller: ArmResult) -> list[str]:
+    """The arms that grew than which a smaller model is cheaper under most seeds that both have: it is at the target,
+    and they are not, or for more FLOPs, all-in."""
+    found = []
+    for arm in results.arms:
+        ended = {one.seed: one for one in arm.seeds if one.complete and (one.given is None or one.all_in is not None)}
+        pairs = [(one, ended[one.seed]) for one in smaller.seeds if one.complete and one.seed in ended]
+        under = sum(_costs_less(one, other) for one, other in pairs)
+        if arm.role == "arm" and 2 * under > len(pairs):
+            found.append(f"'{arm.name}' under {under} of {len(pairs)} seeds")
+    return found
+
+
+def _costs_less(one: SeedResult, other: SeedResult) -> bool:
+    return one.all_in is not None and (other.all_in is None or one.all_in < other.all_in)
+
+
+def aim(results: StudyResults) -> str:
+    """The head of a column of what trials cost at what they are judged by."""
+    margin = results.rule["tuning"]["margin"]
+    return "all-in FLOPs at the target" + (f", bettered by {margin:g}" if margin else "")
+
+
 def _missed(given: Summary) -> str:
     missed = given.of - given.reached
     return f"; under {missed} of {given.of} seeds it did not reach the target" if missed else ""
@@ -84,11 +96,11 @@ def _missed(given: Summary) -> str:
 
 def doubts(results: StudyResults) -> Iterator[str]:
     """What makes savings worth less: a smaller model or a source that needs no growing, and what runs differ in."""
-    for arm in _smaller(results):
-        if beaten := _beaten(results, arm):
+    for arm in results.arms:
+        if arm.role == "smaller" and (others := cheaper_than(results, arm)):
             yield (
-                f"{without_growing(arm)} That is more than {', '.join(beaten)} saved: growing pays here for who needs "
-                "the larger model, not for the target."
+                f"{without_growing(arm)}, and is at the target for fewer FLOPs, all-in, than {' and '.join(others)}: "
+                "for the target alone nothing needs to be grown."
             )
     for arm in results.arms:
         if arm.source_enough:

@@ -1,6 +1,7 @@
 """A study's YAML becomes runs, in which what is shared is trained once; and what is told of its mistakes."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from pipeline.studies.running import words
 from pipeline.studies.schema import Study
 from pipeline.studies.trials import trials
 from tests.helpers.cli import ROOT, lemon
-from tests.helpers.invented_studies import RATE, content, study
+from tests.helpers.invented_studies import FAMILY, RATE, content, study
 
 PEAK = "large.schedule.peak"
 CHOICES = {"scratch": {PEAK: 2.0e-3}, "lemon": {PEAK: 1.0e-3}}
@@ -113,6 +114,13 @@ def test_an_arm_under_fewer_seeds(tmp_path):
     assert study(tmp_path, arms=arms, seeds=[6, 7]).seeds_of("lemon") == [6]
 
 
+def test_only_keeps_the_arm_whose_choice_is_taken(tmp_path):
+    arms = content(tmp_path)["arms"]
+    like = {"stages": arms["lemon"]["stages"], "like": "lemon"}
+    own = study(tmp_path, arms={**arms, "like": like, "other": like}, only=["like"])
+    assert list(own.arms) == ["scratch", "half", "lemon", "like"]
+
+
 def test_only_some_arms(tmp_path):
     arms = content(tmp_path)["arms"]
     own = study(tmp_path, arms={**arms, "twin": arms["lemon"]}, only=["twin"])
@@ -182,8 +190,8 @@ STOP = {"kind": "train", "name": "large", "model": "large", "batch": 4, "schedul
     ("arms.half.stages", [{**STOP, "stop": None, "model": "small"}], "all arms end with the same model"),
     ("arms.lemon.stages", content(Path("x"))["arms"]["lemon"]["stages"][:1], "ends with an expansion"),
     ("run.models", {}, "models: needs 1 or more entries"),
-    ("smaller", ["lemon"], "a baseline begins from scratch, and this starts from 'lemon-grown'"),
-    ("frontier", ["lemon"], "a baseline begins from scratch, and this starts from 'lemon-grown'"),
+    ("smaller", ["lemon"], "what growing is compared with begins from scratch, and this starts from 'lemon-grown'"),
+    ("frontier", ["lemon"], "what growing is compared with begins from scratch, and this starts from 'lemon-grown'"),
     ("arms.half.stages", [{**STOP, "stop": None, "data": {"block": 16}}], "all arms end with the same block"),
 ])  # fmt: skip
 def test_runs_that_cannot_be_are_told(tmp_path, place, value, said):
@@ -196,16 +204,38 @@ def test_runs_that_cannot_be_are_told(tmp_path, place, value, said):
     assert said in str(caught.value), caught.value
 
 
-def test_a_smaller_arm_trains_a_smaller_model(tmp_path):
-    arms = content(tmp_path)["arms"]
-    again = {"stages": [{**arms["scratch"]["stages"][0], "name": "again"}]}
-    own = study(tmp_path, arms={**arms, "again": again}, smaller=["again"])
-    with pytest.raises(
-        UserError, match="'again': smaller: it trains the target model itself; that is a frontier's arm"
-    ):
+TARGET = {**FAMILY, "layers": 4, "hidden": 16, "heads": 4}
+
+
+@pytest.mark.parametrize("sizes, said", [
+    (TARGET, "4 layers, 16 hidden and 64 MLP units is not smaller than the target, of 4 layers, 16 hidden and 64"),
+    ({**TARGET, "layers": 2, "hidden": 32}, "2 layers, 32 hidden and 128 MLP units is not smaller than the target"),
+    ({**TARGET, "family": "llama", "layers": 2}, "trains a llama, and the target is a bert-pre-ln; take one family"),
+    ({**TARGET, "mlp": 32}, None),
+    ({**TARGET, "layers": 2}, None),
+])  # fmt: skip
+def test_a_smaller_arm_trains_a_smaller_model(tmp_path, sizes, said):
+    tree = content(tmp_path, smaller=["again"], only=["lemon"])
+    tree["run"]["models"]["again"] = sizes
+    tree["arms"]["again"] = {"stages": [{**tree["arms"]["scratch"]["stages"][0], "name": "again", "model": "again"}]}
+    own = validated(Study, tree, Path("study.yaml"))
+    with pytest.raises(UserError, match=f"'again': smaller: .*{said}") if said else nullcontext():
         both(own)
-    again["stages"][0]["model"] = "small"
-    both(study(tmp_path, arms={**arms, "again": again}, smaller=["again"], only=["lemon"]))
+
+
+def test_choices_are_taken_by_the_rule_that_made_them(tmp_path):
+    first = study(tmp_path / "first")
+    first.path.mkdir()
+    protocol.fix(first, "x")
+    again = {"tuned_in": str(first.path), "seeds": [6]}
+    assert protocol.of(study(tmp_path / "again", **again)) is None
+    with pytest.raises(UserError, match=r"first/protocol\.json: chosen there with tuning .*'margin': 0\.0"):
+        protocol.of(study(tmp_path / "again", **again, tuning={"trials": 2, "seed": 9, "margin": 0.3}))
+
+
+def test_a_margin_of_top1_is_a_share(tmp_path):
+    with pytest.raises(UserError, match=r"tuning\.margin: 2 of top1 is more than all"):
+        study(tmp_path, metric="top1", tuning={"trials": 2, "seed": 9, "margin": 2.0})
 
 
 def both(own):

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.records.run_folder import StageFolder, write_json
-from pipeline.studies import choice, findings, page, running, words
+from pipeline.studies import choice, figures, findings, page, running, words
 from pipeline.studies.composed import tuning
 from pipeline.studies.results import Savings, StudyResults
 from tests.helpers.invented_runs import LARGE, SETTINGS, expand, train
@@ -68,14 +68,15 @@ def test_a_source_that_is_at_the_target_by_itself_is_told(results, tmp_path):
     assert doubt in page.render(told).replace("&#39;", "'")
 
 
-def with_a_smaller_arm(folder, losses):
-    """The study, and a small model that is trained by itself for 40 steps of 3 FLOPs."""
-    arms = content(folder)["arms"]
+def with_a_smaller_arm(folder, losses, seeds=SEEDS, arms=None):
+    """The study, and a small model that is trained by itself, 3 FLOPs a step, to the losses that each seed has here."""
+    arms = arms or content(folder)["arms"]
     alone = {"kind": "train", "name": "alone", "model": "small", "batch": 4, "schedule": RATE}
-    seeds = deepcopy(SEEDS)
+    seeds = deepcopy(seeds)
     for seed, held in losses.items():
         seeds[seed]["alone"] = held
-    return findings.found(finished(folder, seeds, arms={**arms, "alone": {"stages": [alone]}}, smaller=["alone"]))
+    arms["alone"] = {"stages": [alone], "seeds": sorted(losses)}
+    return findings.found(finished(folder, seeds, arms=arms, smaller=["alone"]))
 
 
 def test_a_smaller_model_that_does_without_growing_is_told(tmp_path):
@@ -88,20 +89,59 @@ def test_a_smaller_model_that_does_without_growing_is_told(tmp_path):
     [doubt] = words.doubts(told)
     assert doubt.startswith("A smaller model by itself, 'alone', saves 71.5 % (")
     assert doubt.endswith(
-        "That is more than lemon saved: growing pays here for who needs the larger model, not for the target."
+        "without any growth, and is at the target for fewer FLOPs, all-in, than 'lemon' under 2 of 2 seeds: for the "
+        "target alone nothing needs to be grown."
     )
     assert not any("alone" in sentence for sentence in words.statements(told))
     assert f"  note: {doubt}" in page.summary(told, tmp_path / "study.html")
     drawn = unescape(page.render(told))
     assert doubt in drawn and "alone (smaller, not grown)" in drawn
+    [(_, marks)] = [row for row in figures.savings(told).rows if row[0] == "alone"]
+    assert [mark.label for mark in marks] == ["all-in"], "nothing is given"
 
 
-def test_a_smaller_model_that_needs_more_is_no_doubt(tmp_path):
-    told = with_a_smaller_arm(tmp_path / "s", {1: {0: 8.0, 40: 5.0}, 2: {0: 8.0, 40: 5.0}})
+@pytest.mark.parametrize(
+    "losses, said",
+    [
+        ({1: {0: 8.0, 40: 5.0}, 2: {0: 8.0, 40: 5.0}}, "reached the target under 0 of 2 seeds."),
+        (
+            {1: {0: 8.0, 40: 4.0}, 2: {0: 8.0, 40: 5.0}},
+            "saves 70.0 % (one seed) without any growth; under 1 of 2 seeds it did not reach the target.",
+        ),
+    ],
+)
+def test_a_smaller_model_that_needs_more_is_no_doubt(tmp_path, losses, said):
+    told = with_a_smaller_arm(tmp_path / "s", losses)
     assert not list(words.doubts(told))
-    assert list(words.statements(told))[-1] == (
-        "A smaller model by itself, 'alone', reached the target under 0 of 2 seeds."
-    )
+    assert list(words.statements(told))[-1] == f"A smaller model by itself, 'alone', {said}"
+
+
+def test_a_smaller_model_is_compared_under_the_seeds_that_both_have(tmp_path):
+    """Under seed 2 it saves 40 %, lemon 60; that lemon saves 47.5 % under seed 1 is of no account."""
+    told = with_a_smaller_arm(tmp_path / "s", {2: {0: 8.0, 40: 4.3, 80: 4.2}})
+    assert arm(told, "alone").all_in.sample.mean == pytest.approx(40.0) and not list(words.doubts(told))
+
+
+def test_a_smaller_model_at_a_target_that_nothing_grown_reaches_is_a_doubt(tmp_path):
+    seeds = deepcopy(SEEDS)
+    for held in seeds.values():
+        held["lemon"] = {0: 5.0, 20: 4.9}
+    told = with_a_smaller_arm(tmp_path / "s", {seed: {0: 8.0, 40: 4.0} for seed in SEEDS}, seeds)
+    assert "than 'lemon' under 2 of 2 seeds" in next(words.doubts(told))
+    assert next(words.statements(told)) == "Never reached the target: 'lemon' (0 of 2 seeds)."
+
+
+def test_a_page_without_growth_has_its_figures(tmp_path):
+    arms = content(tmp_path)["arms"]
+    del arms["lemon"]
+    told = with_a_smaller_arm(tmp_path / "s", {seed: {0: 8.0, 40: 4.0} for seed in SEEDS}, arms=arms)
+    assert "Every dot is a seed, the diamond their mean" in page.render(told)
+
+
+def test_arms_look_different(results):
+    many = [arm(results, "lemon").model_copy(update={"name": str(number)}) for number in range(10)]
+    held = results.model_copy(update={"arms": [*results.arms[:2], *many]})
+    assert len(set(figures.looks(held).values())) == 12
 
 
 def test_equal_flops_lie_between_two_horizons(results):
@@ -146,7 +186,9 @@ def test_a_trial_has_to_pass_the_target_by_the_margin(tmp_path):
         tried = choice.judged(own, tuning(own))["lemon"]
         assert [each.chosen for each in tried] == chosen, margin
         assert (tried[0].at_target is None) == (margin == 0.6)
-        assert any(f"bettered by {margin:g}" in sentence for sentence in words.rule(findings.found(own)))
+        told = findings.found(own)
+        assert any(f"bettered by {margin:g}" in sentence for sentence in words.rule(told))
+        assert f"all-in FLOPs at the target, bettered by {margin:g}" in page.render(told)
 
 
 def test_a_seed_that_does_not_reach_the_target_is_told_and_never_guessed(tmp_path):
