@@ -99,7 +99,7 @@ def doubts(results: StudyResults) -> Iterator[str]:
     for arm in results.arms:
         if arm.role == "smaller" and (others := cheaper_than(results, arm)):
             yield (
-                f"{without_growing(arm)}, and is at the target for fewer FLOPs, all-in, than {' and '.join(others)}: "
+                f"{without_growing(arm)}, and is at the target for fewer FLOPs, all-in, than {', '.join(others)}: "
                 "for the target alone nothing needs to be grown."
             )
     for arm in results.arms:
