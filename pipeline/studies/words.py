@@ -20,6 +20,17 @@ def interval(sample: Sample | None, *, next_one: bool = False) -> str:
     return f"{low:.1f} to {high:.1f} %".replace("-", MINUS)
 
 
+def planned_later(results: StudyResults) -> Iterator[str]:
+    """For each moment after the study had begun what was planned at it, as `lemon (seeds 1, 2): MOMENT`."""
+    moments: dict[str, dict[str, list[str]]] = {}
+    for pair, moment in results.added.items():
+        arm, _, seed = pair.rpartition(" under seed ")
+        moments.setdefault(moment, {}).setdefault(arm, []).append(seed)
+    for moment, arms in moments.items():
+        named = ", ".join(f"{arm} (seeds {', '.join(seeds)})" for arm, seeds in arms.items())
+        yield f"{named}: {moment}"
+
+
 def saved(summary: Summary) -> str:
     """`54.3 % (48.2 to 60.4)`: of the seeds that reached the target."""
     return "not reached" if summary.of and not summary.reached else _said(summary)
@@ -99,8 +110,8 @@ def doubts(results: StudyResults) -> Iterator[str]:
     for arm in results.arms:
         if arm.role == "smaller" and (others := cheaper_than(results, arm)):
             yield (
-                f"{without_growing(arm)}, and is at the target for fewer FLOPs, all-in, than {', '.join(others)}: "
-                "for the target alone nothing needs to be grown."
+                f"{without_growing(arm)}. It needs fewer FLOPs, all-in, than {', '.join(others)}: where that is so, "
+                "nothing needs to be grown for the target alone."
             )
     for arm in results.arms:
         if arm.source_enough:

@@ -89,8 +89,8 @@ def test_a_smaller_model_that_does_without_growing_is_told(tmp_path):
     [doubt] = words.doubts(told)
     assert doubt.startswith("A smaller model by itself, 'alone', saves 71.5 % (")
     assert doubt.endswith(
-        "without any growth, and is at the target for fewer FLOPs, all-in, than 'lemon' under 2 of 2 seeds: for the "
-        "target alone nothing needs to be grown."
+        "without any growth. It needs fewer FLOPs, all-in, than 'lemon' under 2 of 2 seeds: where that is so, nothing "
+        "needs to be grown for the target alone."
     )
     assert not any("alone" in sentence for sentence in words.statements(told))
     assert f"  note: {doubt}" in page.summary(told, tmp_path / "study.html")
@@ -136,6 +136,13 @@ def test_a_page_without_growth_has_its_figures(tmp_path):
     del arms["lemon"]
     told = with_a_smaller_arm(tmp_path / "s", {seed: {0: 8.0, 40: 4.0} for seed in SEEDS}, arms=arms)
     assert "Every dot is a seed, the diamond their mean" in page.render(told)
+
+
+def test_what_was_planned_later_stands_by_its_moment(results):
+    later = {"half under seed 1": "t1", "lemon under seed 2": "t2", "half under seed 2": "t1"}
+    held = results.model_copy(update={"added": later})
+    assert list(words.planned_later(held)) == ["half (seeds 1, 2): t1", "lemon (seeds 2): t2"]
+    assert "half (seeds 1, 2): t1; lemon (seeds 2): t2." in page.render(held)
 
 
 def test_arms_look_different(results):
