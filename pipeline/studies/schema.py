@@ -29,8 +29,9 @@ Seeds = Annotated[list[int], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Tuning(Strict):
-    """trials: of each arm that is tuned, the baseline among them; seed: of all trials. margin: what is chosen for being
-    cheap at the target by one seed's luck misses it under another; so much better than it a trial has to be."""
+    """trials: of each arm that is tuned, the baseline among them; seed: of all trials. margin: by how much
+    a trial has to pass the target, since one that is chosen for just reaching it under one seed may miss it under
+    others."""
 
     trials: int = Field(4, ge=1, description="settings that are tried of every arm")
     seed: int = Field(0, ge=0, description="of all trials; no seed of the comparison")

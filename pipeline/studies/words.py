@@ -55,7 +55,7 @@ def statement(arm: ArmResult) -> str:
     """What an arm that reached the target saved, by what is counted."""
     given = arm.given
     if given.sample is None:
-        return f"'{arm.name}' reached the target under {given.reached} of {given.of} seeds, the baseline under none."
+        return f"'{arm.name}' reached the target under {given.reached} of {given.of} seeds, the baseline under none of them."
     parts = [f"{_said(given)} with all of its stages counted" if arm.chain else f"{_said(given)} given the small model"]
     if not arm.chain:
         parts.append(
@@ -72,7 +72,7 @@ def without_growing(arm: ArmResult) -> str:
     """What a smaller model that was trained from scratch, and not grown, needs for the target."""
     given, begin = arm.given, f"A smaller model by itself, '{arm.name}',"
     if given.sample is None:
-        scratch = ", the baseline under none" if given.reached else ""
+        scratch = ", the baseline under none of them" if given.reached else ""
         return f"{begin} reached the target under {given.reached} of {given.of} seeds{scratch}"
     return f"{begin} saves {_said(arm.all_in)} without any growth{_missed(given)}"
 

@@ -246,7 +246,7 @@ def test_a_baseline_that_misses_the_target_is_told(tmp_path):
     found = findings.found(finished(tmp_path / "s", target=3.95))
     lemon = arm(found, "lemon")
     assert (lemon.given.reached, lemon.given.scratch) == (2, 0)
-    assert words.statement(lemon) == "'lemon' reached the target under 2 of 2 seeds, the baseline under none."
+    assert words.statement(lemon) == "'lemon' reached the target under 2 of 2 seeds, the baseline under none of them."
     assert words.saved(lemon.given) == "–"
 
 
