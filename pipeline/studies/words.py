@@ -55,7 +55,8 @@ def statement(arm: ArmResult) -> str:
     """What an arm that reached the target saved, by what is counted."""
     given = arm.given
     if given.sample is None:
-        return f"'{arm.name}' reached the target under {given.reached} of {given.of} seeds, the baseline under none of them."
+        reached = f"{given.reached} of {given.of} seeds"
+        return f"'{arm.name}' reached the target under {reached}, the baseline under none of them."
     parts = [f"{_said(given)} with all of its stages counted" if arm.chain else f"{_said(given)} given the small model"]
     if not arm.chain:
         parts.append(
