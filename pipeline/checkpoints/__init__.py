@@ -277,7 +277,7 @@ def _spelled(state: State, config: PretrainedConfig, layout: Layout) -> State:
 
     if layout.published_names:
         return state
-    return state.renamed({param.name: param.module_name for param in models.architecture_of(config).rows()})
+    return state.renamed(models.architecture_of(config).module_names)
 
 
 def config_of(config: PretrainedConfig, layout: CheckpointLayout) -> OutputFile:

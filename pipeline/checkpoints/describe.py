@@ -36,7 +36,7 @@ COUNTERS = ("skipped_steps", "global_samples")
 """Of what DeepSpeed's engine counts, that of which nothing else tells."""
 SHOWN = 8
 """Names in one line."""
-UNTIED_BY_DEFAULT = ("llama", "mistral", "qwen3")
+UNTIED_BY_DEFAULT = ("llama", "mistral", "phi3", "qwen2", "qwen3")
 """Models of transformers whose config ties nothing where it says nothing."""
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 TIED = {

@@ -20,8 +20,9 @@ def published(stored: Collection[str], architecture: Architecture, prefix: str) 
 
     prefix: what a model with a head puts before its bare model's names ("bert").
     """
+    parameters = {param.name for param in architecture.rows()}
     modules = {param.module_name: param.name for param in architecture.rows()}
-    parameters = set(modules.values())
+    modules = {module: name for module, name in modules.items() if module not in architecture.aliases}
     own, tied = {}, aliases(stored, architecture, prefix)
     for name in stored:
         spellings = [modules.get(text, text) for text in _spellings(name, prefix)]

@@ -66,7 +66,7 @@ def _named(state: State, config: PretrainedConfig, layout: Layout) -> State:
         state = replace(state, groups=checkpoints.fresh_groups(config, AdamW()))
     if layout.published_names:
         return tying.agreeing(state, models.architecture_of(config))
-    return state.renamed({param.name: param.module_name for param in models.architecture_of(config).rows()})
+    return state.renamed(models.architecture_of(config).module_names)
 
 
 def _require_groups(source: Path, state: State) -> None:

@@ -39,12 +39,15 @@ FAMILIES: dict[str, Family] = {
         bert_pre_ln.FAMILY,
         bert.BERT,
         bert.ROBERTA,
+        bert.XLM_ROBERTA,
+        bert.CAMEMBERT,
         vit.VIT,
         vit.DEIT,
         dinov2.FAMILY,
         gpt2.FAMILY,
         llama.LLAMA,
         llama.MISTRAL,
+        llama.QWEN2,
         llama.QWEN3,
         opt.FAMILY,
     )
@@ -126,7 +129,7 @@ def is_causal(config: PretrainedConfig) -> bool:
 def published_names(config: PretrainedConfig) -> dict[str, str]:
     """The published name of every parameter in the modules of a config's model; of a tied one its owner's."""
     architecture = architecture_of(config)
-    return architecture.aliases | {row.module_name: row.name for row in architecture.rows()}
+    return {module: architecture.aliases.get(name, name) for name, module in architecture.module_names.items()}
 
 
 def initializer_range(config: PretrainedConfig) -> float:

@@ -222,6 +222,15 @@ class Architecture:
         return [param for param in self.params if param.layered and param.stack == stack.name]
 
     @property
+    def module_names(self) -> dict[str, str]:
+        """The name inside the model of every parameter and of every tied name. Where the model's code builds a head
+        before the embedding that it is tied to, the two change places: what files call the embedding's the model calls
+        the head's."""
+        modules = {row.name: row.module_name for row in self.rows()}
+        tied = {alias: owner if modules[owner] == alias else alias for alias, owner in self.aliases.items()}
+        return modules | tied
+
+    @property
     def attentions(self) -> tuple[Attention, ...]:
         """Every attention once, stack by stack."""
         return tuple(dict.fromkeys(attention for stack in self.stacks for attention in stack.attentions))

@@ -180,10 +180,9 @@ class Head:
 
     @property
     def public_class(self) -> type[PreTrainedModel]:
-        """The class whose `from_pretrained` loads such a model: of a subclass of a `transformers` model its parent."""
-        parent = self.model_class.__mro__[1]
-        public = self.model_class.__module__.startswith("transformers") or parent.__name__.endswith("PreTrainedModel")
-        return self.model_class if public else parent
+        """The class whose `from_pretrained` loads such a model: of a subclass of a `transformers` model that one."""
+        known = next(each for each in self.model_class.__mro__ if each.__module__.startswith("transformers"))
+        return self.model_class if known.__name__.endswith("PreTrainedModel") else known
 
     @property
     def class_name(self) -> str:

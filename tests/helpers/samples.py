@@ -6,7 +6,8 @@ from pipeline import models
 
 VOCAB, POSITIONS, IMAGE, PATCH, CLASSES = 61, 14, 8, 4, 3
 SMALL = {"layers": 2, "hidden": 12, "heads": 3, "mlp": 20}
-BERT_LIKE, ROTARY = ("bert-pre-ln", "bert", "roberta"), ("llama", "mistral", "qwen3")
+BERT_LIKE = ("bert-pre-ln", "bert", "roberta", "xlm-roberta", "camembert")
+ROTARY = ("llama", "mistral", "qwen2", "qwen3")
 IMAGES = tuple(name for name, family in models.FAMILIES.items() if family.data == "images")
 VARIANTS = {
     "bert-pre-ln": {},
@@ -20,6 +21,11 @@ VARIANTS = {
     "roberta": {},
     "roberta untied": {"tie_word_embeddings": False},
     "roberta encoder": {"head": "encoder"},
+    "xlm-roberta": {},
+    "xlm-roberta untied": {"tie_word_embeddings": False},
+    "xlm-roberta encoder": {"head": "encoder"},
+    "camembert": {},
+    "camembert encoder": {"head": "encoder"},
     "vit": {},
     "vit encoder": {"head": "encoder"},
     "vit without bias": {"qkv_bias": False},
@@ -37,6 +43,9 @@ VARIANTS = {
     "llama biases": {"attention_bias": True, "mlp_bias": True},
     "mistral": {"tie_word_embeddings": False},
     "mistral encoder": {"head": "encoder"},
+    "qwen2": {"tie_word_embeddings": False},
+    "qwen2 tied": {"tie_word_embeddings": True},
+    "qwen2 encoder": {"head": "encoder"},
     "qwen3": {"tie_word_embeddings": False},
     "qwen3 tied": {"tie_word_embeddings": True},
     "qwen3 encoder": {"head": "encoder"},
@@ -103,7 +112,7 @@ def _named(name: str, sizes: dict) -> dict:
         }
     common |= {"layer_norm_eps": eps, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     if name in BERT_LIKE:
-        shift = 2 if name == "roberta" else 0  # RoBERTa counts positions from behind its padding token
+        shift = models.family(name).reserved
         return {**common, "intermediate_size": mlp, "vocab_size": vocab, "max_position_embeddings": positions + shift}
     inner = (
         {"mlp_ratio": max(1, mlp // hidden), "layerscale_value": 0.7}

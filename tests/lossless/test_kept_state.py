@@ -17,8 +17,8 @@ from pipeline.optim.optimizers import SGD, AdamW, Muon
 from pipeline.optim.rewarm import Ramp
 from pipeline.records.stage_facts import NEW_ENTRIES
 from pipeline.training.entry_rates import EntryRates
-from tests.helpers.growing import planned, randomised, rows_of, times
-from tests.helpers.samples import VARIANTS, sample
+from tests.helpers.growing import GROUPED, planned, randomised, rows_of, times
+from tests.helpers.samples import IMAGES, VARIANTS, sample
 
 SIZES = {
     "double": times(2, layers=4),
@@ -26,7 +26,6 @@ SIZES = {
     "wider heads": {"hidden": 24, "heads": 3, "mlp": 40},
     "rows": {"vocab": 70, "positions": 20},
 }
-POST_LN = ("bert", "bert untied", "roberta")
 
 
 def kept(plan: GrowthPlan, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -42,9 +41,9 @@ def kept(plan: GrowthPlan, weights: dict[str, torch.Tensor]) -> dict[str, torch.
 def cases():
     for variant in VARIANTS:
         for name, sizes in SIZES.items():
-            rotary = variant.split()[0] in ("llama", "mistral", "qwen3")
-            rows = variant.split()[0] in ("vit", "deit", "dinov2") and name == "rows"
-            if not rows and not (rotary and name == "wider heads") and not (variant == "bert" and name == "odd"):
+            rows = variant.split()[0] in IMAGES and name == "rows"
+            heads = variant in GROUPED and name == "wider heads"
+            if not rows and not heads and not (variant == "bert" and name == "odd"):
                 yield variant, sizes
 
 

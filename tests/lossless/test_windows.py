@@ -15,7 +15,7 @@ from pipeline.growth.methods import METHODS
 from pipeline.growth.optimizer_state import GrownSlot, refusals
 from pipeline.growth.plan import TensorPlan
 from pipeline.optim.optimizers import Slot
-from tests.helpers.growing import planned, randomised, rows_of
+from tests.helpers.growing import ARCHITECTURES, planned, randomised, rows_of
 from tests.helpers.rotation import rotated
 from tests.helpers.samples import IMAGES, VARIANTS, sample
 
@@ -40,7 +40,9 @@ def grower(variant: str, large: dict, method: str = methods.DEFAULT, **options) 
 
 def sizes(variant: str) -> dict:
     """The largest growth that LEMON does losslessly."""
-    whole = variant.startswith("bert-pre-ln transform") or variant.split()[0] in ("bert", "roberta", "opt")
+    architecture = ARCHITECTURES[variant]
+    inner = any(space.kind == "inner" for space in architecture.spaces.values())
+    whole = inner or architecture.post_norm or architecture.epsilon.key is None
     return {**(WHOLE if whole else LARGE), **({} if variant.split()[0] in IMAGES else {"vocab": 80})}
 
 

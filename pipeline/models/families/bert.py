@@ -1,4 +1,4 @@
-"""BERT and RoBERTa as `transformers` has them: post-LN, MLM transform, decoder tied or not, scored at the masked
+"""BERT, RoBERTa and RoBERTa's kin (XLM-RoBERTa, CamemBERT) as `transformers` has them: post-LN, MLM transform, decoder tied or not, scored at the masked
 positions only."""
 
 from collections.abc import Callable
@@ -10,11 +10,17 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertModel,
+    CamembertConfig,
+    CamembertForMaskedLM,
+    CamembertModel,
     PretrainedConfig,
     PreTrainedModel,
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+    XLMRobertaModel,
 )
 from transformers.modeling_outputs import MaskedLMOutput
 
@@ -53,8 +59,8 @@ class BertForScoredMaskedLM(BertForMaskedLM):
         return MaskedLMOutput(logits=self.cls(chosen(hidden_BSD, masked_positions)))
 
 
-class RobertaForScoredMaskedLM(RobertaForMaskedLM):
-    """`RobertaForMaskedLM` in the same way."""
+class ScoredLmHead(PreTrainedModel):
+    """The forward of RoBERTa and its kin in the same way."""
 
     def forward(
         self,
@@ -71,6 +77,18 @@ class RobertaForScoredMaskedLM(RobertaForMaskedLM):
         return MaskedLMOutput(logits=self.lm_head(chosen(hidden_BSD, masked_positions)))
 
 
+class RobertaForScoredMaskedLM(ScoredLmHead, RobertaForMaskedLM):
+    pass
+
+
+class XLMRobertaForScoredMaskedLM(ScoredLmHead, XLMRobertaForMaskedLM):
+    pass
+
+
+class CamembertForScoredMaskedLM(ScoredLmHead, CamembertForMaskedLM):
+    pass
+
+
 def chosen(hidden_BSD: Tensor, positions_BM: Tensor | None) -> Tensor:
     """(B, M, D): the hidden states at some positions, or all."""
     if positions_BM is None:
@@ -78,11 +96,12 @@ def chosen(hidden_BSD: Tensor, positions_BM: Tensor | None) -> Tensor:
     return hidden_BSD.gather(1, positions_BM.unsqueeze(-1).expand(-1, -1, hidden_BSD.shape[-1]))
 
 
-def _encoder(prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
-    """Embeddings and layers. The norms write the residual stream itself."""
+def _encoder(prefix: str, tied: bool, words: str | None = None) -> tuple[ParamSpec, ...]:
+    """Embeddings and layers. The norms write the residual stream itself. words: the module of the token embedding, where
+    it is another than the name says."""
     layer = prefix + "encoder.layer.{i}."
     return (
-        *embedding(prefix + "embeddings.word_embeddings", "vocab", "embed", tied=tied, decay=tied),
+        *embedding(prefix + "embeddings.word_embeddings", "vocab", "embed", tied=tied, decay=tied, module=words),
         *embedding(prefix + "embeddings.position_embeddings", "positions", "embed"),
         *embedding(prefix + "embeddings.token_type_embeddings", "types", "embed"),
         *norm(prefix + "embeddings.LayerNorm", "embed", "embed"),
@@ -107,13 +126,15 @@ def masked_lm(
     bias: str,
     decoder: str,
     ignored: tuple[str, ...],
+    head_first: bool = False,
 ) -> Architecture:
     """The encoder, dense -> activation -> norm, and a decoder, tied to the token embedding unless the config says
-    otherwise. ignored: what else published files hold."""
+    otherwise. ignored: what else published files hold. head_first: the model's code builds its head before its encoder,
+    so that what both share goes by the head's name."""
     tied, words = config.tie_word_embeddings, f"{prefix}embeddings.word_embeddings"
     head, aliases = masked_lm_head(tied, "decoded", decoder=decoder, bias=bias, embedding=words)
     params = (
-        *_encoder(prefix, tied),
+        *_encoder(prefix, tied, decoder if tied and head_first else None),
         *linear(transform, "embed", "transformed", counted_per="scored"),
         *norm(transform_norm, "transformed", "decoded"),
         *head,
@@ -187,7 +208,9 @@ RESERVED = 2
 then the last row stays free)."""
 
 
-def configure_roberta(sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
+def configure_roberta(
+    config_class: Callable[..., PretrainedConfig], sizes: ModelSizes, facts: Facts
+) -> PretrainedConfig:
     """Raises UserError for a padding token behind which no position could begin."""
     pad = facts.get("special", {}).get("pad", RESERVED - 1)
     if pad >= RESERVED:
@@ -195,28 +218,43 @@ def configure_roberta(sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
             f"RoBERTa counts positions from behind the padding token's id, and that of the data's tokenizer is {pad}; "
             "choose a tokenizer whose padding token is 0 or 1, or another family"
         )
-    config = masked_config(RobertaConfig, sizes, {**facts, "positions": positions_of(facts) + RESERVED})
+    config = masked_config(config_class, sizes, {**facts, "positions": positions_of(facts) + RESERVED})
     config.update({"pad_token_id": pad})
     return config
 
 
-ROBERTA = _family(
-    "roberta",
-    RobertaConfig,
-    RobertaForScoredMaskedLM,
-    RobertaModel,
-    "lm_head",
-    partial(
+def _roberta(
+    name: str,
+    config_class: type[PretrainedConfig],
+    masked: type[PreTrainedModel],
+    bare: type[PreTrainedModel],
+    head_first: bool = False,
+) -> Family:
+    """RoBERTa, and what differs from it in its vocabulary alone."""
+    architecture = partial(
         masked_lm,
-        family="roberta",
+        family=name,
         prefix="roberta.",
         transform="lm_head.dense",
         transform_norm="lm_head.layer_norm",
         bias="lm_head",
         decoder="lm_head.decoder",
-        ignored=(*(f"roberta.{name}" for name in BUFFERS), "roberta.pooler.*"),
-    ),
-    probe_inputs=partial(segmented_text_probe, reserved=RESERVED),
-    configure=configure_roberta,
-    reserved=RESERVED,
-)
+        ignored=(*(f"roberta.{buffer}" for buffer in BUFFERS), "roberta.pooler.*"),
+        head_first=head_first,
+    )
+    return _family(
+        name,
+        config_class,
+        masked,
+        bare,
+        "lm_head",
+        architecture,
+        probe_inputs=partial(segmented_text_probe, reserved=RESERVED),
+        configure=partial(configure_roberta, config_class),
+        reserved=RESERVED,
+    )
+
+
+ROBERTA = _roberta("roberta", RobertaConfig, RobertaForScoredMaskedLM, RobertaModel)
+XLM_ROBERTA = _roberta("xlm-roberta", XLMRobertaConfig, XLMRobertaForScoredMaskedLM, XLMRobertaModel, True)
+CAMEMBERT = _roberta("camembert", CamembertConfig, CamembertForScoredMaskedLM, CamembertModel, True)

@@ -1,9 +1,12 @@
-"""Llama, Mistral and Qwen3 as `transformers` has them: RMSNorm, rotary positions, SwiGLU, grouped keys and values.
+"""Llama, Mistral, Qwen2 and Qwen3 as `transformers` has them: RMSNorm, rotary positions, SwiGLU, grouped keys and
+values.
 
-Qwen3 has a norm over head_dim in front of the rotary positions of queries and keys.
+Qwen2's queries, keys and values have biases whatever its config says. Qwen3 has a norm over head_dim in front of the
+rotary positions of queries and keys.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,12 +21,16 @@ from transformers import (
     MistralModel,
     PretrainedConfig,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Model,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
 )
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from pipeline.config.model_sizes import ModelSizes
@@ -63,7 +70,17 @@ from pipeline.models.family import (
 )
 
 
-def _decoder(prefix: str, config: PretrainedConfig, qk_norm: bool, tied: bool, ended: str) -> tuple[ParamSpec, ...]:
+@dataclass(frozen=True)
+class Traits:
+    """What tells one of these families from the others. qk_norm: a norm over head_dim reads queries and keys. qkv_bias:
+    queries, keys and values have biases by the model's code, and what the heads give out has none."""
+
+    family: str
+    qk_norm: bool = False
+    qkv_bias: bool = False
+
+
+def _decoder(prefix: str, config: PretrainedConfig, traits: Traits, tied: bool, ended: str) -> tuple[ParamSpec, ...]:
     """Embedding, layers and the final norm, which writes the space `ended`."""
     layer, bias = prefix + "layers.{i}.", getattr(config, "attention_bias", False)
     mlp_bias = getattr(config, "mlp_bias", False)
@@ -78,9 +95,9 @@ def _decoder(prefix: str, config: PretrainedConfig, qk_norm: bool, tied: bool, e
         *(
             row
             for name, space in (("q", "query"), ("k", "key"), ("v", "value"))
-            for row in linear(f"{layer}self_attn.{name}_proj", "normed", space, bias=bias)
+            for row in linear(f"{layer}self_attn.{name}_proj", "normed", space, bias=bias or traits.qkv_bias)
         ),
-        *(head_norms if qk_norm else ()),
+        *(head_norms if traits.qk_norm else ()),
         *linear(layer + "self_attn.o_proj", "context", "embed", bias=bias),
         *norm(layer + "post_attention_layernorm", "embed", "normed", bias=False),
         *linear(layer + "mlp.gate_proj", "normed", "mlp", bias=mlp_bias),
@@ -91,12 +108,12 @@ def _decoder(prefix: str, config: PretrainedConfig, qk_norm: bool, tied: bool, e
 
 
 def _architecture(
-    family: str, config: PretrainedConfig, params: tuple[ParamSpec, ...], qk_norm: bool, **options: Any
+    traits: Traits, config: PretrainedConfig, params: tuple[ParamSpec, ...], **options: Any
 ) -> Architecture:
     width = config.hidden_size
     groups = config.num_key_value_heads or config.num_attention_heads
     return Architecture(
-        family=family,
+        family=traits.family,
         spaces=spaces(
             Space("embed", width, "residual"),
             Space("normed", width, "normed"),
@@ -104,9 +121,9 @@ def _architecture(
             *heads(config.num_attention_heads, head_dim(config), groups),
             Space("mlp", config.intermediate_size, "mlp"),
             Space("vocab", config.vocab_size, "lookup"),
-            *([Space("head", head_dim(config), "fixed")] if qk_norm else []),
+            *([Space("head", head_dim(config), "fixed")] if traits.qk_norm else []),
         ),
-        stacks=(LayerStack("layers", config.num_hidden_layers, (Attention(rope=True, qk_norm=qk_norm),)),),
+        stacks=(LayerStack("layers", config.num_hidden_layers, (Attention(rope=True, qk_norm=traits.qk_norm),)),),
         params=params,
         epsilon=NormEpsilon(config.rms_norm_eps, "rms_norm_eps"),
         rms=True,
@@ -114,21 +131,21 @@ def _architecture(
     )
 
 
-def causal_lm(family: str, qk_norm: bool, config: PretrainedConfig) -> Architecture:
+def causal_lm(traits: Traits, config: PretrainedConfig) -> Architecture:
     """The decoder and its head, tied to the token embedding or not."""
     tied = config.tie_word_embeddings
     head, aliases = lm_head(tied, "model.embed_tokens")
-    params = (*_decoder("model.", config, qk_norm, tied, "decoded" if tied else "normed"), *head)
+    params = (*_decoder("model.", config, traits, tied, "decoded" if tied else "normed"), *head)
     return _architecture(
-        family, config, params, qk_norm, aliases=aliases, ignored=("model.layers.*.self_attn.rotary_emb.inv_freq",)
+        traits, config, params, aliases=aliases, ignored=("model.layers.*.self_attn.rotary_emb.inv_freq",)
     )
 
 
-def decoder(family: str, qk_norm: bool, config: PretrainedConfig) -> Architecture:
+def decoder(traits: Traits, config: PretrainedConfig) -> Architecture:
     """The bare decoder."""
-    params = _decoder("", config, qk_norm, tied=False, ended="normed")
+    params = _decoder("", config, traits, tied=False, ended="normed")
     ignored = ("layers.*.self_attn.rotary_emb.inv_freq", "lm_head.weight")
-    return _architecture(family, config, params, qk_norm, outputs={"last_hidden_state": "normed"}, ignored=ignored)
+    return _architecture(traits, config, params, outputs={"last_hidden_state": "normed"}, ignored=ignored)
 
 
 def resize(sizes: ModelSizes) -> dict[str, Any]:
@@ -163,7 +180,7 @@ def configure(config_class: Callable[..., PretrainedConfig], sizes: ModelSizes, 
     )
 
 
-def rms_norm(module: LlamaRMSNorm | MistralRMSNorm | Qwen3RMSNorm, x: Tensor) -> Tensor:
+def rms_norm(module: LlamaRMSNorm | MistralRMSNorm | Qwen2RMSNorm | Qwen3RMSNorm, x: Tensor) -> Tensor:
     """The norms of `transformers` without their cast to float32."""
     scale: Tensor = torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon)
     normed: Tensor = module.weight * x * scale
@@ -175,8 +192,8 @@ def windows_everywhere(config: MistralConfig) -> tuple[int | None, ...]:
     return tuple(config.sliding_window for _ in range(config.num_hidden_layers))
 
 
-def windows_by_type(config: Qwen3Config) -> tuple[int | None, ...]:
-    """Qwen3: the layers have it whose type says so."""
+def windows_by_type(config: Qwen2Config | Qwen3Config) -> tuple[int | None, ...]:
+    """Qwen: the layers have it whose type says so."""
     return tuple(config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types)
 
 
@@ -189,21 +206,20 @@ KEYS = TEXT_KEYS.extended(
 
 
 def _family(
-    name: str,
+    traits: Traits,
     config_class: type[PretrainedConfig],
     causal: type[PreTrainedModel],
     bare: type[PreTrainedModel],
     norm_class: type[nn.Module],
     keys: ConfigKeys,
-    qk_norm: bool = False,
     windows: Callable[[Any], tuple[int | None, ...]] = no_windows,
 ) -> Family:
     ends = (
-        Head("causal-lm", causal, partial(causal_lm, name, qk_norm)),
-        Head("encoder", bare, partial(decoder, name, qk_norm)),
+        Head("causal-lm", causal, partial(causal_lm, traits)),
+        Head("encoder", bare, partial(decoder, traits)),
     )
     return Family(
-        name=name,
+        name=traits.family,
         data="text",
         config_class=config_class,
         heads=ends,
@@ -219,7 +235,7 @@ def _family(
 
 
 LLAMA = _family(
-    "llama",
+    Traits("llama"),
     LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
@@ -227,7 +243,7 @@ LLAMA = _family(
     KEYS.extended(function=("attention_bias", "mlp_bias", "pretraining_tp")),
 )
 MISTRAL = _family(
-    "mistral",
+    Traits("mistral"),
     MistralConfig,
     MistralForCausalLM,
     MistralModel,
@@ -235,13 +251,22 @@ MISTRAL = _family(
     KEYS.extended(function=("sliding_window",)),
     windows=windows_everywhere,
 )
+QWEN_KEYS = KEYS.extended(kept=("max_window_layers",), function=("sliding_window", "use_sliding_window"))
+QWEN2 = _family(
+    Traits("qwen2", qkv_bias=True),
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Model,
+    Qwen2RMSNorm,
+    QWEN_KEYS.extended(undeclared=("head_dim",)),
+    windows=windows_by_type,
+)
 QWEN3 = _family(
-    "qwen3",
+    Traits("qwen3", qk_norm=True),
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
     Qwen3RMSNorm,
-    KEYS.extended(kept=("max_window_layers",), function=("attention_bias", "sliding_window", "use_sliding_window")),
-    qk_norm=True,
+    QWEN_KEYS.extended(function=("attention_bias",)),
     windows=windows_by_type,
 )
