@@ -214,10 +214,7 @@ def _family(
     keys: ConfigKeys,
     windows: Callable[[Any], tuple[int | None, ...]] = no_windows,
 ) -> Family:
-    ends = (
-        Head("causal-lm", causal, partial(causal_lm, traits)),
-        Head("encoder", bare, partial(decoder, traits)),
-    )
+    ends = (Head("causal-lm", causal, partial(causal_lm, traits)), Head("encoder", bare, partial(decoder, traits)))
     return Family(
         name=traits.family,
         data="text",
