@@ -1,5 +1,5 @@
-"""BERT, RoBERTa and RoBERTa's kin (XLM-RoBERTa, CamemBERT) as `transformers` has them: post-LN, MLM transform, decoder tied or not, scored at the masked
-positions only."""
+"""BERT, RoBERTa and RoBERTa's kin (XLM-RoBERTa, CamemBERT) as `transformers` has them: post-LN, MLM transform, decoder
+tied or not, scored at the masked positions only."""
 
 from collections.abc import Callable
 from functools import partial
@@ -97,8 +97,8 @@ def chosen(hidden_BSD: Tensor, positions_BM: Tensor | None) -> Tensor:
 
 
 def _encoder(prefix: str, tied: bool, words: str | None = None) -> tuple[ParamSpec, ...]:
-    """Embeddings and layers. The norms write the residual stream itself. words: the module of the token embedding, where
-    it is another than the name says."""
+    """Embeddings and layers. The norms write the residual stream itself. words: the module of the token embedding,
+    where it is another than the name says."""
     layer = prefix + "encoder.layer.{i}."
     return (
         *embedding(prefix + "embeddings.word_embeddings", "vocab", "embed", tied=tied, decay=tied, module=words),
