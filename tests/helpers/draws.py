@@ -30,6 +30,7 @@ FAMILIES = (
     "bert",
     "bert untied",
     "roberta",
+    "xlm-roberta",
     "gpt2",
     "llama",
     "llama tied",

@@ -26,6 +26,7 @@ DIFFERENT = {
     "bert": "cls.predictions.decoder.weight",
     "bert-pre-ln": "cls.predictions.decoder.bias",
     "roberta": "lm_head.decoder.bias",
+    "xlm-roberta": "lm_head.decoder.weight",
 }
 """Variant -> a tied name of it."""
 

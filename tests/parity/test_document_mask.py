@@ -9,7 +9,7 @@ from pipeline.models.document_mask import document_mask
 from pipeline.training.losses import model_inputs
 from tests.helpers.samples import POSITIONS, VOCAB, sample
 
-FAMILIES = ["bert", "bert-pre-ln", "roberta", "gpt2", "llama", "mistral", "qwen3", "opt"]
+FAMILIES = [name for name, family in models.FAMILIES.items() if family.data == "text"]
 CUT = 6
 """Where the second document begins."""
 
