@@ -34,6 +34,8 @@ VARIANTS = {
     "deit encoder": {"head": "encoder"},
     "dinov2": {},
     "dinov2 encoder": {"head": "encoder"},
+    "dinov2-with-registers": {"num_register_tokens": 3},
+    "dinov2-with-registers encoder": {"head": "encoder", "num_register_tokens": 3},
     "gpt2": {},
     "gpt2 untied": {"tie_word_embeddings": False},
     "gpt2 encoder": {"head": "encoder"},
@@ -116,7 +118,7 @@ def _named(name: str, sizes: dict) -> dict:
         return {**common, "intermediate_size": mlp, "vocab_size": vocab, "max_position_embeddings": positions + shift}
     inner = (
         {"mlp_ratio": max(1, mlp // hidden), "layerscale_value": 0.7}
-        if name == "dinov2"
+        if name.startswith("dinov2")
         else {"intermediate_size": mlp}
     )
     return {

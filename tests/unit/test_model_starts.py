@@ -22,7 +22,7 @@ SIZES = {"layers": 2, "hidden": 12, "heads": 3, "mlp": 20}
 def sizes_of(variant: str, **changes: object) -> ModelSizes:
     family = variant.split()[0]
     own = {"patch": 4} if models.family(family).data == "images" else {}
-    mlp = {"mlp": 12} if family == "dinov2" else {}
+    mlp = {"mlp": 12} if family.startswith("dinov2") else {}
     return ModelSizes(**{"family": family, **SIZES, **own, **mlp, **changes})
 
 
@@ -61,7 +61,7 @@ def test_a_bare_encoder_gets_its_familys_head(variant):
     assert taken and all(torch.equal(tensor, weights[name]) for name, tensor in taken.items())
 
 
-@pytest.mark.parametrize("variant", ["vit", "deit", "deit distilled", "dinov2"])
+@pytest.mark.parametrize("variant", ["vit", "deit", "deit distilled", "dinov2", "dinov2-with-registers"])
 def test_other_classes_get_another_last_layer(variant):
     stored, other = sample(variant), {**facts(variant), "class_names": ["a", "b", "c", "d"]}
     config = starts.adapted(stored, other)
