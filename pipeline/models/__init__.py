@@ -15,7 +15,7 @@ from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError, nearest, one_line, placed
 from pipeline.models import drop_path
 from pipeline.models.architecture import Architecture
-from pipeline.models.families import bert, bert_pre_ln, dinov2, gpt2, llama, opt, vit
+from pipeline.models.families import bert, bert_pre_ln, dinov2, distilbert, gpt2, llama, opt, vit
 from pipeline.models.family import (
     LAYER_TYPES,
     LAYER_TYPES_STATED,
@@ -41,6 +41,7 @@ FAMILIES: dict[str, Family] = {
         bert.ROBERTA,
         bert.XLM_ROBERTA,
         bert.CAMEMBERT,
+        distilbert.FAMILY,
         vit.VIT,
         vit.DEIT,
         dinov2.DINOV2,

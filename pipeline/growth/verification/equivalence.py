@@ -121,7 +121,7 @@ class EquivalenceCheck:
     def losses(self, small: Trace, large: Trace, inputs: Inputs) -> tuple[float, float] | None:
         """Cross-entropy of the probe's own tokens, where new logits enter the softmax."""
         grown = "vocab" in self.plan.target.spaces and self.plan.maps["vocab"].appended
-        if "logits" not in small.outputs or not grown:
+        if self.plan.target.outputs.get("logits") != "vocab" or not grown:
             return None
         labels = inputs["input_ids"][inputs["attention_mask"].bool()]
         before, after = (F.cross_entropy(trace.outputs["logits"], labels).item() for trace in (small, large))
