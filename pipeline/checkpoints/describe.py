@@ -26,7 +26,8 @@ from pipeline.records.run_folder import read_json
 
 Facts = dict[str, Any]
 SIZE_KEYS = (
-    *("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head", "num_key_value_heads"),
+    *("hidden_size", "n_embd", "dim", "num_hidden_layers", "n_layer", "n_layers", "num_attention_heads", "n_head"),
+    *("n_heads", "num_key_value_heads", "hidden_dim"),
     *("head_dim", "intermediate_size", "n_inner", "mlp_ratio", "vocab_size", "max_position_embeddings", "n_positions"),
     *("image_size", "patch_size"),
 )
@@ -43,6 +44,7 @@ TIED = {
     "lm_head.weight": EMBEDDINGS,
     "cls.predictions.decoder.weight": EMBEDDINGS,
     "lm_head.decoder.weight": EMBEDDINGS,
+    "vocab_projector.weight": EMBEDDINGS,
     "cls.predictions.decoder.bias": ("cls.predictions.bias",),
     "lm_head.decoder.bias": ("lm_head.bias",),
 }

@@ -22,6 +22,8 @@ TASKS = {
     "causal-lm": "text-generation",
     "classifier": "image-classification",
     "distilled": "image-classification",
+    "sequence-classifier": "text-classification",
+    "token-classifier": "token-classification",
 }
 """The hub's name for what a model with such a head does; a bare model gives features."""
 INHERITED = ("license", "license_name", "license_link", "base_model", "base_model_relation", "language", "datasets")

@@ -15,7 +15,7 @@ from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError, nearest, one_line, placed
 from pipeline.models import drop_path
 from pipeline.models.architecture import Architecture
-from pipeline.models.families import bert, bert_pre_ln, dinov2, gpt2, llama, opt, vit
+from pipeline.models.families import bert, bert_pre_ln, dinov2, distilbert, gpt2, llama, opt, vit
 from pipeline.models.family import (
     LAYER_TYPES,
     LAYER_TYPES_STATED,
@@ -41,9 +41,11 @@ FAMILIES: dict[str, Family] = {
         bert.ROBERTA,
         bert.XLM_ROBERTA,
         bert.CAMEMBERT,
+        distilbert.FAMILY,
         vit.VIT,
         vit.DEIT,
-        dinov2.FAMILY,
+        dinov2.DINOV2,
+        dinov2.WITH_REGISTERS,
         gpt2.FAMILY,
         llama.LLAMA,
         llama.MISTRAL,

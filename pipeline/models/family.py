@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Generator, Tensor, nn
@@ -70,7 +70,7 @@ class ConfigKeys:
     def dropout(self) -> tuple[str, ...]:
         """Those of `training` that are a probability of dropout in a model's layers, dropping of whole branches or
         layers apart."""
-        others = ("classifier", "summary", *WHOLE)
+        others = ("classifier", "summary", "qa", "seq_classif", *WHOLE)
         return tuple(key for key in self.training if "drop" in key and not key.startswith(others))
 
     def extended(self, **more: tuple[str, ...]) -> "ConfigKeys":
@@ -167,7 +167,7 @@ LAYER_NORM = NormModule(nn.LayerNorm, "eps")
 @dataclass(frozen=True)
 class Head:
     """What a model of a family ends with: its class, in `transformers` or here, and its architecture by a config. name:
-    an `Objective`, `distilled` (a classifier too) or `encoder` (none, which has no loss)."""
+    an `Objective`, `distilled` (a classifier too), a head that no objective here is for, or `encoder` (none)."""
 
     name: str
     model_class: type[PreTrainedModel]
@@ -175,8 +175,8 @@ class Head:
 
     @property
     def has_loss(self) -> bool:
-        """Whether it ends in logits."""
-        return self.name != "encoder"
+        """Whether an objective is for it."""
+        return self.name in (*get_args(Objective), "distilled")
 
     @property
     def public_class(self) -> type[PreTrainedModel]:
@@ -195,7 +195,7 @@ def no_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
     return ()
 
 
-LAYERS = ("num_hidden_layers", "n_layer")
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
 """The keys of configs that say how many layers a model has."""
 
 
@@ -312,21 +312,20 @@ def positions_of(facts: Facts) -> int:
     return int(facts.get("positions", facts["block"]))
 
 
-def masked_config(config_class: Callable[..., PretrainedConfig], sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
-    """A BERT-like config: the vocabulary and the number of positions come from the data. Raises UserError."""
+def masked_keys(sizes: ModelSizes, facts: Facts) -> dict[str, Any]:
+    """What the data decide of a masked model: the vocabulary and the number of positions. Raises UserError."""
     require_kind(sizes, facts, "text")
     if "mask" not in facts.get("special", {"mask"}):
         raise UserError(
             f"models of family '{sizes.family}' are trained by masking, and the tokenizer of the data has no mask "
             "token; choose a tokenizer that has one, or a causal model"
         )
-    return config_class(
-        vocab_size=facts["vocab_size"],
-        max_position_embeddings=positions_of(facts),
-        layer_norm_eps=sizes.eps,
-        pad_token_id=None,
-        **resized(sizes),
-    )
+    return {"vocab_size": facts["vocab_size"], "max_position_embeddings": positions_of(facts), "pad_token_id": None}
+
+
+def masked_config(config_class: Callable[..., PretrainedConfig], sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
+    """A BERT-like config. Raises UserError."""
+    return config_class(**masked_keys(sizes, facts), layer_norm_eps=sizes.eps, **resized(sizes))
 
 
 def causal_keys(sizes: ModelSizes, facts: Facts) -> dict[str, Any]:

@@ -9,15 +9,15 @@ from pipeline import models
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
 from pipeline.models.architecture import Architecture
-from pipeline.models.family import Facts, Family, class_keys, positions_of
+from pipeline.models.family import Facts, Family, Head, class_keys, positions_of
 
 DATA_DECIDE = ("lookup", "grid")
 """Kinds of spaces whose size the data decide: a vocabulary, positions."""
 
 
 def adapted(stored: PretrainedConfig, facts: Facts) -> PretrainedConfig:
-    """A checkpoint's config with the head that the data need: a bare encoder gets its family's, a classifier of other
-    classes one of the data's."""
+    """A checkpoint's config with the head that the data need: a bare encoder, or a model with a head that nothing here
+    trains, gets its family's, a classifier of other classes one of the data's."""
     family, config = models.of_config(stored), copy.deepcopy(stored)
     other_classes = family.objective == "classifier" and stored.num_labels != len(facts["class_names"])
     if other_classes or not family.head(stored).has_loss:
@@ -64,10 +64,16 @@ def unreadable(config: PretrainedConfig, facts: Facts) -> str | None:
     """What keeps a model from being trained on the data of `facts`, in words."""
     family = models.of_config(config)
     if not family.head(config).has_loss:
-        return "the model has no head, and so no loss; take one that has"
+        return _headless(family.head(config))
     if family.data != facts["kind"]:
         return f"the data are {facts['kind']}, which family '{family.name}' does not read"
     return _unread_text(family, config, facts) if family.data == "text" else _unread_images(config, facts)
+
+
+def _headless(head: Head) -> str:
+    if head.name == "encoder":
+        return "the model has no head, and so no loss; take one that has"
+    return f"a {head.class_name} grows, and nothing here trains one; take a model with another head"
 
 
 def _unread_text(family: Family, config: PretrainedConfig, facts: Facts) -> str | None:

@@ -17,7 +17,7 @@ def model_config(name: str, **more: float):
     """more: sizes that are to be others."""
     family = models.family(name)
     text = family.data == "text"
-    mlp = 48 if name == "dinov2" else 40
+    mlp = 48 if name.startswith("dinov2") else 40
     shape = {"layers": 2, "hidden": 24, "heads": 3, "mlp": mlp, "patch": None if text else 4} | more
     sizes = ModelSizes(family=name, **shape)
     return family.configure(sizes, TEXT if text else IMAGES)

@@ -26,6 +26,11 @@ VARIANTS = {
     "xlm-roberta encoder": {"head": "encoder"},
     "camembert": {},
     "camembert encoder": {"head": "encoder"},
+    "distilbert": {},
+    "distilbert untied": {"tie_word_embeddings": False},
+    "distilbert sequence": {"head": "sequence-classifier", "num_labels": CLASSES},
+    "distilbert token": {"head": "token-classifier", "num_labels": CLASSES},
+    "distilbert encoder": {"head": "encoder"},
     "vit": {},
     "vit encoder": {"head": "encoder"},
     "vit without bias": {"qkv_bias": False},
@@ -34,6 +39,8 @@ VARIANTS = {
     "deit encoder": {"head": "encoder"},
     "dinov2": {},
     "dinov2 encoder": {"head": "encoder"},
+    "dinov2-with-registers": {"num_register_tokens": 3},
+    "dinov2-with-registers encoder": {"head": "encoder", "num_register_tokens": 3},
     "gpt2": {},
     "gpt2 untied": {"tie_word_embeddings": False},
     "gpt2 encoder": {"head": "encoder"},
@@ -60,7 +67,7 @@ VARIANTS = {
 
 def sample(variant: str, **sizes) -> PretrainedConfig:
     """The config of a variant; `sizes` overrides SMALL, and may hold kv_heads, head_dim, vocab, positions, image,
-    patch, eps (for which OPT's config has no key)."""
+    patch, eps (for which the configs of OPT and DistilBERT have no key)."""
     name, options = variant.split()[0], dict(VARIANTS[variant])
     family = models.family(name)
     head_name = options.pop("head", family.heads[0].name)
@@ -99,6 +106,19 @@ def _named(name: str, sizes: dict) -> dict:
             "bos_token_id": 0,
             "eos_token_id": 0,
         }
+    if name == "distilbert":
+        return {
+            "n_layers": layers,
+            "dim": hidden,
+            "n_heads": heads,
+            "hidden_dim": mlp,
+            "vocab_size": vocab,
+            "max_position_embeddings": positions,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "qa_dropout": 0.0,
+            "seq_classif_dropout": 0.0,
+        }
     if name == "opt":
         return {
             **common,
@@ -116,7 +136,7 @@ def _named(name: str, sizes: dict) -> dict:
         return {**common, "intermediate_size": mlp, "vocab_size": vocab, "max_position_embeddings": positions + shift}
     inner = (
         {"mlp_ratio": max(1, mlp // hidden), "layerscale_value": 0.7}
-        if name == "dinov2"
+        if name.startswith("dinov2")
         else {"intermediate_size": mlp}
     )
     return {

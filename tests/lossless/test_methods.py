@@ -13,7 +13,8 @@ from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.method import MethodOptions
 from pipeline.growth.methods import METHODS
 from pipeline.growth.methods.fpi import Fpi
-from pipeline.growth.verification.equivalence import verify
+from pipeline.growth.verification.equivalence import EquivalenceCheck, verify
+from pipeline.growth.verification.probe import probe
 from tests.helpers.growing import (
     ARCHITECTURES,
     EXACT,
@@ -270,6 +271,21 @@ def test_larger_images_keep_the_prefix_and_are_declared_lossy(variant):
     assert all(torch.equal(large[other], weights[other]) for other in weights if other != name)
     found = verify(runnable(source, weights), runnable(target, large), plan)
     assert 1e-6 < found.float64 < 2 and not found.lossless and len(found.drift) == 2  # measured at the prefix tokens
+
+
+def test_of_a_larger_grid_every_token_before_the_patches_is_compared():
+    """Registers too, which have no row in the position table; the patches are others."""
+    source, target = (sample("dinov2-with-registers encoder", image=image) for image in (8, 16))
+    weights = randomised(source)
+    large, target, plan = grown(weights, source, target)
+    check = EquivalenceCheck(runnable(source, weights), runnable(target, large), plan)
+    before, after = check.traces(probe(source), torch.float64)
+    output, found = after.outputs["last_hidden_state"], check.difference(before, after)
+    assert output.shape[1] == 1 + 3 + 16
+    for token, seen in ((0, True), (1, True), (3, True), (4, False)):
+        output[0, token] += 1e3
+        assert (check.difference(before, after) > 10 * found) == seen, token
+        output[0, token] -= 1e3
 
 
 @pytest.mark.parametrize("image, patch", [(16, 8), (12, 6), (24, 8)])

@@ -181,8 +181,9 @@ def test_fan_outs_cancel_only_where_something_is_free(sizes, options):
     )
 
 
-def test_dinov2_with_swiglu():
-    config = sample("dinov2")
+@pytest.mark.parametrize("variant", ["dinov2", "dinov2-with-registers"])
+def test_dinov2_with_swiglu(variant):
+    config = sample(variant)
     config.use_swiglu_ffn = True
     with pytest.raises(
         UserError,
@@ -192,6 +193,19 @@ def test_dinov2_with_swiglu():
         ),
     ):
         models.architecture_of(config)
+
+
+def test_dinov2_with_registers_and_without_any():
+    config = sample("dinov2-with-registers")
+    config.num_register_tokens = 0
+    with pytest.raises(UserError, match="num_register_tokens 0 is less than 1; choose a DINOv2 without any"):
+        models.architecture_of(config)
+
+
+def test_another_number_of_registers():
+    target = sample("dinov2-with-registers")
+    target.num_register_tokens = 4
+    assert "registers changes from 3 to 4; it has to stay as it is" in refused(sample("dinov2-with-registers"), target)
 
 
 def test_an_unknown_architecture():

@@ -7,6 +7,7 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     BertForMaskedLM,
+    DistilBertForMaskedLM,
     RobertaForMaskedLM,
     RobertaPreLayerNormConfig,
 )
@@ -34,7 +35,9 @@ def batch() -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-@pytest.mark.parametrize("name", ["bert-pre-ln", "bert-pre-ln transform", "bert", "roberta"])
+@pytest.mark.parametrize(
+    "name", ["bert-pre-ln", "bert-pre-ln transform", "bert", "roberta", "distilbert", "distilbert untied"]
+)
 def test_scoring_some_positions_is_scoring_all_and_choosing(name):
     model, inputs = randomised(name), batch()
     positions = torch.tensor([[0, 3, 6], [11, 2, 2], [5, 1, 9]])
@@ -43,7 +46,10 @@ def test_scoring_some_positions_is_scoring_all_and_choosing(name):
     torch.testing.assert_close(model(**inputs, masked_positions=positions).logits, expected, **TIGHT)
 
 
-@pytest.mark.parametrize("name, their_class", [("bert", BertForMaskedLM), ("roberta", RobertaForMaskedLM)])
+@pytest.mark.parametrize(
+    "name, their_class",
+    [("bert", BertForMaskedLM), ("roberta", RobertaForMaskedLM), ("distilbert", DistilBertForMaskedLM)],
+)
 def test_the_models_that_score_positions_are_those_of_transformers(name, their_class):
     ours, inputs = randomised(name), batch()
     theirs = their_class(ours.config).double().eval()

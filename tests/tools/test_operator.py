@@ -141,9 +141,10 @@ def test_the_plan_says_what_a_fit_takes(operator, capsys):
     [
         ("vit", "the model has num_channels 3, the data 1"),
         ("vit encoder", "the model has no head, and so no loss"),
+        ("distilbert token", "a DistilBertForTokenClassification grows, and nothing here trains one"),
         ("gpt2", "the data are images, which family 'gpt2' does not read"),
     ],
-    ids=["channels", "bare", "family"],
+    ids=["channels", "bare", "head", "family"],
 )
 def test_data_that_a_model_cannot_be_fitted_on_are_refused(tmp_path, capsys, variant, complaint):
     small = saved(tmp_path / "small", variant)

@@ -218,8 +218,9 @@ def test_a_fit_with_a_dropout_of_its_own_drops_no_branches(tmp_path, name, dropo
     assert getattr(wanted, drop_path.KEY) == rate and wanted.hidden_dropout_prob == (dropout or 0.0)
 
 
-def test_dinov2_drops_as_its_own_code_does():
+@pytest.mark.parametrize("variant", ["dinov2", "dinov2-with-registers"])
+def test_dinov2_drops_as_its_own_code_does(variant):
     """The same rate in every layer; nothing of this package beside it."""
-    model = models.build(config("dinov2"))
+    model = models.build(config(variant))
     assert not any(hasattr(module, "scale") for module in model.modules())
-    assert [layer.drop_path.drop_prob for layer in model.dinov2.encoder.layer] == [RATE] * LAYERS
+    assert [layer.drop_path.drop_prob for layer in model.base_model.encoder.layer] == [RATE] * LAYERS

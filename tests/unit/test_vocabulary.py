@@ -65,7 +65,7 @@ def test_data_of_an_older_release_have_a_row_for_each_piece():
 def test_dropout_is_off_unless_it_is_asked_for(family):
     """Every kind of it: in the keys of the config, but those of a head that is not trained, and in the modules."""
     config = models.trained(sizes(family), facts(family))
-    unread = "path", "summary"
+    unread = "path", "summary", "qa", "seq_classif"
     stated = {
         key: value
         for key, value in config.to_dict().items()

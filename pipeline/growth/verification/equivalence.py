@@ -121,7 +121,7 @@ class EquivalenceCheck:
     def losses(self, small: Trace, large: Trace, inputs: Inputs) -> tuple[float, float] | None:
         """Cross-entropy of the probe's own tokens, where new logits enter the softmax."""
         grown = "vocab" in self.plan.target.spaces and self.plan.maps["vocab"].appended
-        if "logits" not in small.outputs or not grown:
+        if self.plan.target.outputs.get("logits") != "vocab" or not grown:
             return None
         labels = inputs["input_ids"][inputs["attention_mask"].bool()]
         before, after = (F.cross_entropy(trace.outputs["logits"], labels).item() for trace in (small, large))
@@ -133,9 +133,10 @@ class EquivalenceCheck:
         for model, values in (("source", small), ("target", large)):
             require_finite(f"{what} of the {model}", values)
         read = self.plan.maps[space].reads.apply_transpose(large, -1)
-        grid = next((each for each in self.plan.target.spaces.values() if each.kind == "grid"), None)
-        if grid and grid.size != self.plan.source.spaces[grid.name].size and small.dim() == 3:
-            small, read = small[:, : grid.prefix], read[:, : grid.prefix]
+        grid = next((each for each in self.plan.source.spaces.values() if each.kind == "grid"), None)
+        if grid and grid.size != self.plan.target.spaces[grid.name].size and small.dim() == 3:
+            ahead = small.shape[1] - (grid.size - grid.prefix)
+            small, read = small[:, :ahead], read[:, :ahead]
         difference = relative_difference(small, read)
         if math.isinf(difference):
             raise UserError(

@@ -1,27 +1,46 @@
-"""DINOv2 as `transformers` has it: pre-LN, a layer scale behind each branch, a classifier that reads the final norm
-twice. Its own code does stochastic depth, at the same rate in every layer."""
+"""DINOv2, with registers and without, as `transformers` has them: pre-LN, a layer scale behind each branch, a
+classifier that reads the final norm twice. Their own code does stochastic depth, at the same rate in every layer.
+
+Registers stand behind the cls token, have no positions, and the classifier does not read them.
+"""
 
 from functools import partial
 from typing import Any
 
-from transformers import Dinov2Config, Dinov2ForImageClassification, Dinov2Model
+from transformers import (
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersForImageClassification,
+    Dinov2WithRegistersModel,
+)
 
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
-from pipeline.models.architecture import Architecture, Axis, ParamSpec, linear, norm, reads, writes
+from pipeline.models.architecture import Architecture, Axis, ParamSpec, Space, linear, norm, reads, writes
 from pipeline.models.families.vit import attention, embeddings, image_architecture, image_keys, positions
 from pipeline.models.family import IMAGE_KEYS, Facts, Family, Head, image_probe, image_resized
 
+Config = Dinov2Config | Dinov2WithRegistersConfig
 
-def _encoder(prefix: str, config: Dinov2Config) -> tuple[ParamSpec, ...]:
+
+def registers(config: Config) -> int:
+    """Tokens between the cls token and the patches."""
+    return config.num_register_tokens if isinstance(config, Dinov2WithRegistersConfig) else 0
+
+
+def _encoder(prefix: str, config: Config) -> tuple[ParamSpec, ...]:
     """Embeddings (the mask token behind the cls token), layers and the final norm."""
     layer = prefix + "encoder.layer.{i}."
     cls, *others = embeddings(prefix + "embeddings.", ("cls_token",))
     mask = ParamSpec(prefix + "embeddings.mask_token", (reads("one"), writes("embed")), "add")
+    own = ParamSpec(prefix + "embeddings.register_tokens", (reads("one"), reads("registers"), writes("embed")), "add")
     first, second = (f"{layer}layer_scale{n}.lambda1" for n in (1, 2))
     return (
         cls,
-        *([mask] if config.use_mask_token else []),
+        *([mask] if getattr(config, "use_mask_token", True) else []),
+        *([own] if registers(config) else []),
         *others,
         *norm(layer + "norm1", "embed", "normed"),
         *attention(layer, layer, config.qkv_bias),
@@ -37,31 +56,41 @@ def _encoder(prefix: str, config: Dinov2Config) -> tuple[ParamSpec, ...]:
     )
 
 
-def _architecture(config: Dinov2Config, params: tuple[ParamSpec, ...], outputs: dict[str, str]) -> Architecture:
-    """Raises UserError for the SwiGLU variant: its published files fuse what its modules hold apart."""
+def _architecture(family: str, config: Config, params: tuple[ParamSpec, ...], outputs: dict[str, str]) -> Architecture:
+    """Raises UserError for the SwiGLU variant, whose published files fuse what its modules hold apart, and for a model
+    that has registers, none of them."""
     if config.use_swiglu_ffn:
         raise UserError(
             "DINOv2 with use_swiglu_ffn is not supported; "
             "its published files fuse two tensors that its modules hold apart"
         )
-    return image_architecture("dinov2", config, params, int(config.hidden_size * config.mlp_ratio), 1, outputs)
+    if isinstance(config, Dinov2WithRegistersConfig) and config.num_register_tokens < 1:
+        raise UserError(f"num_register_tokens {config.num_register_tokens} is less than 1; choose a DINOv2 without any")
+    mlp = int(config.hidden_size * config.mlp_ratio)
+    more = (Space("registers", registers(config), "fixed"),) if registers(config) else ()
+    return image_architecture(family, config, params, mlp, 1, outputs, *more)
 
 
-def classifier(config: Dinov2Config) -> Architecture:
+def classifier(family: str, config: Config) -> Architecture:
     """A dense layer from the cls token and the mean of the patches, both behind the final norm."""
     end = linear("classifier", reads("normed", "normed"), "classes", counted_per="sequence")
-    return _architecture(config, (*_encoder("dinov2.", config), *end), {"logits": "classes"})
+    return _architecture(family, config, (*_encoder(f"{config.model_type}.", config), *end), {"logits": "classes"})
 
 
-def encoder(config: Dinov2Config) -> Architecture:
-    return _architecture(config, _encoder("", config), {"last_hidden_state": "normed"})
+def encoder(family: str, config: Config) -> Architecture:
+    return _architecture(family, config, _encoder("", config), {"last_hidden_state": "normed"})
+
+
+def tokens(config: Config, facts: Facts) -> dict[str, int]:
+    return positions(1 + registers(config), config, facts)
 
 
 def resize(sizes: ModelSizes) -> dict[str, Any]:
     """The MLP's size is a whole multiple of the width. Raises UserError for another."""
     if sizes.mlp_units % sizes.hidden:
         raise UserError(
-            f"model family 'dinov2' needs an mlp that is a multiple of hidden {sizes.hidden}, got {sizes.mlp_units}"
+            f"model family '{sizes.family}' needs an mlp that is a multiple of hidden {sizes.hidden}, "
+            f"got {sizes.mlp_units}"
         )
     named = image_resized(sizes)
     del named["intermediate_size"]
@@ -73,20 +102,45 @@ def configure(sizes: ModelSizes, facts: Facts) -> Dinov2Config:
     return Dinov2Config(**image_keys(sizes, facts), **resize(sizes), use_mask_token=False)
 
 
-FAMILY = Family(
+def configure_with_registers(sizes: ModelSizes, facts: Facts) -> Dinov2WithRegistersConfig:
+    """With as many registers as the published models have. Raises UserError."""
+    return Dinov2WithRegistersConfig(**image_keys(sizes, facts), **resize(sizes))
+
+
+KEYS = IMAGE_KEYS.extended(
+    sizes=("mlp_ratio",),
+    training=("drop_path_rate", "layerscale_value"),
+    function=("apply_layernorm", "reshape_hidden_states", "use_swiglu_ffn"),
+    derived=("out_features", "out_indices", "stage_names"),
+)
+
+DINOV2 = Family(
     name="dinov2",
     data="images",
     config_class=Dinov2Config,
-    heads=(Head("classifier", Dinov2ForImageClassification, classifier), Head("encoder", Dinov2Model, encoder)),
-    keys=IMAGE_KEYS.extended(
-        sizes=("mlp_ratio",),
-        training=("drop_path_rate", "layerscale_value"),
-        function=("apply_layernorm", "reshape_hidden_states", "use_mask_token", "use_swiglu_ffn"),
-        derived=("out_features", "out_indices", "stage_names"),
+    heads=(
+        Head("classifier", Dinov2ForImageClassification, partial(classifier, "dinov2")),
+        Head("encoder", Dinov2Model, partial(encoder, "dinov2")),
     ),
+    keys=KEYS.extended(function=("use_mask_token",)),
     resize=resize,
-    positions=partial(positions, 1),
+    positions=tokens,
     probe_inputs=image_probe,
     configure=configure,
+    optional_sizes=("patch", "drop_path"),
+)
+WITH_REGISTERS = Family(
+    name="dinov2-with-registers",
+    data="images",
+    config_class=Dinov2WithRegistersConfig,
+    heads=(
+        Head("classifier", Dinov2WithRegistersForImageClassification, partial(classifier, "dinov2-with-registers")),
+        Head("encoder", Dinov2WithRegistersModel, partial(encoder, "dinov2-with-registers")),
+    ),
+    keys=KEYS.extended(function=("num_register_tokens",)),
+    resize=resize,
+    positions=tokens,
+    probe_inputs=image_probe,
+    configure=configure_with_registers,
     optional_sizes=("patch", "drop_path"),
 )

@@ -95,9 +95,16 @@ def embeddings(
 
 
 def image_architecture(
-    family: str, config: PretrainedConfig, params: tuple[ParamSpec, ...], mlp: int, prefix: int, outputs: dict[str, str]
+    family: str,
+    config: PretrainedConfig,
+    params: tuple[ParamSpec, ...],
+    mlp: int,
+    prefix: int,
+    outputs: dict[str, str],
+    *more: Space,
 ) -> Architecture:
-    """The spaces of a vision Transformer with `prefix` tokens before its patches."""
+    """The spaces of a vision Transformer with `prefix` tokens before its patches in the position table, and `more` of
+    its own."""
     width = int(config.hidden_size)
     pooled = [Space("pooled", config.pooler_output_size or width, "pooled")] if "pooled" in outputs.values() else []
     classes = [Space("classes", config.num_labels or 0, "fixed")] if "classes" in outputs.values() else []
@@ -114,6 +121,7 @@ def image_architecture(
             Space("channels", config.num_channels, "fixed"),
             Space("patch", config.patch_size, "pixels"),
             *classes,
+            *more,
         ),
         stacks=(LayerStack("layers", config.num_hidden_layers),),
         params=params,
