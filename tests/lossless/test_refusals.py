@@ -226,9 +226,11 @@ def test_a_bug_of_an_architecture_is_no_fault_of_the_config(monkeypatch):
         ),
         (
             {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]},
-            "model_type 't5' (architectures: T5ForConditionalGeneration) is not supported; nearest in architecture: "
-            "none (encoder and decoder, relative positions); supported: "
-            f"{', '.join(sorted(models.FAMILIES))}; to add a family: docs/adding-a-family.md",
+            (
+                "model_type 't5' (architectures: T5ForConditionalGeneration) is not supported; nearest in "
+                "architecture: none (encoder and decoder, relative positions); supported: "
+                f"{', '.join(sorted(models.FAMILIES))}; to add a family: docs/adding-a-family.md"
+            ),
         ),
         ({}, "it names no model_type: add it"),
         (
