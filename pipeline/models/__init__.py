@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from pipeline.config.limits import MOST_LAYERS, MOST_UNITS
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError, nearest, one_line, placed
-from pipeline.models import drop_path
+from pipeline.models import drop_path, unsupported
 from pipeline.models.architecture import Architecture
 from pipeline.models.families import bert, bert_pre_ln, dinov2, distilbert, gpt2, llama, opt, vit
 from pipeline.models.family import (
@@ -57,8 +57,11 @@ FAMILIES: dict[str, Family] = {
 
 
 def family(name: str) -> Family:
-    """The family called `name`. Raises UserError with the nearest name."""
+    """The family called `name`. Raises UserError with the nearest name; of a model that is known and not supported with
+    the family nearest in architecture."""
     if name not in FAMILIES:
+        if unsupported.is_unsupported(name):
+            raise UserError(unsupported.refusal(f"model family '{name}'", {"model_type": name}, FAMILIES))
         raise UserError(f"unknown model family '{name}'{nearest(name, FAMILIES)}")
     return FAMILIES[name]
 
@@ -113,9 +116,13 @@ def of_config(config: PretrainedConfig) -> Family:
     """The family that a config object belongs to. Raises UserError for a config of another one."""
     match = next((each for each in FAMILIES.values() if each.config_class is type(config)), None)
     if match is None:
-        stated = f"{type(config).__name__} (model_type '{config.model_type}')"
-        raise UserError(f"{stated} is no config of a supported family; known: {', '.join(sorted(FAMILIES))}")
+        raise _unsupported({**config.to_dict(), "model_type": config.model_type}, type(config).__name__)
     return match
+
+
+def _unsupported(content: dict[str, Any], where: str) -> UserError:
+    """What to say of a config that names its type, which is no supported one."""
+    return UserError(f"{where}: {unsupported.refusal(unsupported.described(content), content, FAMILIES)}")
 
 
 def architecture_of(config: PretrainedConfig) -> Architecture:
@@ -185,13 +192,12 @@ def recognise(content: dict[str, Any], where: str) -> tuple[Family, PretrainedCo
 
 def _foreign(content: dict[str, Any], where: str) -> UserError:
     """What to say of a config of no supported family."""
-    kind, known = content.get("model_type"), f"known: {', '.join(sorted(FAMILIES))}"
-    if kind:
-        return UserError(f"{where}: model_type '{kind}' is not a supported family; {known}")
+    if content.get("model_type"):
+        return _unsupported(content, where)
     if "architecture" in content:
         timm = f"a config of timm ('{content['architecture']}'), which is not read"
         return UserError(f"{where}: {timm}; use the same model's files for transformers")
-    return UserError(f"{where}: it names no model_type: add it; {known}")
+    return UserError(f"{where}: it names no model_type: add it; known: {', '.join(sorted(FAMILIES))}")
 
 
 def _require_possible_sizes(match: Family, config: PretrainedConfig, where: str) -> None:

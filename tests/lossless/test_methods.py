@@ -162,6 +162,45 @@ def test_lemons_new_layers_may_be_copies(variant, placement):
         assert torch.equal(both[row.name], same[origin]), row.name
 
 
+@pytest.mark.parametrize("variant", CHOSEN)
+def test_copies_stand_as_a_list_says(variant):
+    """Depth up-scaling (SOLAR): the first layers, and behind them the last ones, where both overlap."""
+    source, target = sample(variant, layers=4), sample(variant, layers=6)
+    weights, origins = randomised(source), [0, 1, 2, 1, 2, 3]
+    large, _, plan = grown(weights, source, target, depth="copy", placement="0-2,1-3")
+    assert plan.lossy == ("layers repeat from 4 to 6",)
+    for row in plan.target.rows():
+        origin = row.template if row.layer is None else row.template.replace("{i}", str(origins[row.layer]))
+        assert torch.equal(large[row.name], weights[origin]), row.name
+
+
+@pytest.mark.parametrize("depth", ["zero", "cancel"])
+@pytest.mark.parametrize("variant", ["bert-pre-ln", "vit", "gpt2", "qwen3 tied", "dinov2"])
+def test_layers_that_add_nothing_stand_where_a_list_says(variant, depth):
+    """A new one behind every second layer, as LLaMA Pro has them, and in width besides: lossless."""
+    source, target = sample(variant, layers=4), sample(variant, **times(2), layers=6)
+    weights = randomised(source)
+    large, target, plan = grown(weights, source, target, depth=depth, placement="0-1,1-3,3")
+    assert [layer.origin for layer in plan.layers["layers"]] == [0, 1, 1, 2, 3, 3]
+    assert [layer.new for layer in plan.layers["layers"]] == [False, False, True, False, False, True]
+    assert plan.lossless and difference(source, weights, target, large, plan) <= EXACT
+
+
+@pytest.mark.parametrize(
+    "depth, placement, reason",
+    [
+        ("zero", "0-2,1-3", "has a layer elsewhere than directly behind its origin; use depth 'copy'"),
+        ("random", "3,0-3,3", "has a layer elsewhere than directly behind its origin; use depth 'copy'"),
+        ("copy", "0-3", "lists 4 layers, and the target has 6; list as many"),
+        ("copy", "0-4,3", "names layer 4, and the source has 4, from 0 on"),
+        ("copy", "0-2,0-2", "leaves out layer 3 of the source; name each of its 4 layers"),
+    ],
+)
+def test_lists_of_which_no_model_can_be_made_are_refused(depth, placement, reason):
+    with pytest.raises(UserError, match=f"placement '{placement}' {reason}"):
+        planned(sample("llama", layers=4), sample("llama", layers=6), depth=depth, placement=placement)
+
+
 @pytest.mark.parametrize("depth", ["zero", "cancel"])
 @pytest.mark.parametrize("placement", ["stack", "last"])
 def test_layers_that_add_nothing_stand_behind_their_origin(depth, placement):
@@ -312,6 +351,14 @@ def test_every_method_is_tried():
 @pytest.mark.parametrize(
     "name, options, said",
     [
+        (
+            "lemon",
+            {"placement": "evn"},
+            (
+                "options of method 'lemon': placement: must be even, top, stack, last or a list of layers such as "
+                "0-23,8-31 (got 'evn')"
+            ),
+        ),
         ("lemon", {"colour": "red"}, "method 'lemon' has no option 'colour'; its options are depth, placement, noise"),
         ("fpi", {"noise": 1}, "method 'fpi' has no option 'noise'; it has none"),
         (

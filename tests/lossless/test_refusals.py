@@ -234,10 +234,17 @@ def test_a_bug_of_an_architecture_is_no_fault_of_the_config(monkeypatch):
 @pytest.mark.parametrize(
     "content, reason",
     [
-        ({"model_type": "qwen2"}, "model_type 'qwen2' is not a supported family; known: bert, "),
         (
-            {"model_type": "t5"},
-            f"model_type 't5' is not a supported family; known: {', '.join(sorted(models.FAMILIES))}",
+            {"model_type": "qwen9", "rms_norm_eps": 1e-6, "rope_theta": 1e4},
+            "model_type 'qwen9' (architectures: none) is not supported; nearest in architecture: llama (",
+        ),
+        (
+            {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]},
+            (
+                "model_type 't5' (architectures: T5ForConditionalGeneration) is not supported; nearest in "
+                "architecture: none (encoder and decoder, relative positions); supported: "
+                f"{', '.join(sorted(models.FAMILIES))}; to add a family: docs/adding-a-family.md"
+            ),
         ),
         ({}, "it names no model_type: add it"),
         (
@@ -246,7 +253,7 @@ def test_a_bug_of_an_architecture_is_no_fault_of_the_config(monkeypatch):
         ),
         ({"model_type": "vit", "hidden_size": 13, "num_attention_heads": 3}, "num_attention_heads"),
     ],
-    ids=["misspelt", "foreign", "none", "architecture", "sizes"],
+    ids=["unlisted", "foreign", "none", "architecture", "sizes"],
 )
 def test_a_foreign_config_is_recognised(content, reason):
     with pytest.raises(UserError, match="^some/config.json: .*" + re.escape(reason)):

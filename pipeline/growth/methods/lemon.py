@@ -29,13 +29,21 @@ directly behind the layer they came from and add nothing to the stream at step 0
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from pipeline.growth import conditions, interpolation, maps
+from pipeline.growth import conditions, interpolation, layer_lists, maps
 from pipeline.growth.attention import attention_maps
 from pipeline.growth.maps import Maps, SpaceMap
 from pipeline.growth.method import GrowthContext, LayerOrigin, Method, MethodOptions, Term
 from pipeline.models.architecture import Architecture, Space
+
+PLACES = {
+    "zero": ("even", "top"),
+    "cancel": ("even", "top"),
+    "copy": ("even", "top", "stack", "last"),
+    "random": ("even", "top", "last"),
+}
+"""By the depth, where new layers may stand, lists aside."""
 
 
 class LemonOptions(MethodOptions):
@@ -44,12 +52,25 @@ class LemonOptions(MethodOptions):
         description="what new layers add: zero; noise that cancels over the copies it reads; or, not losslessly, what "
         "the layer that they copy adds, or what layers of a new model do",
     )
-    placement: Literal["even", "top", "stack", "last"] = Field(
+    placement: Literal["even", "top", "stack", "last"] | str = Field(
         "even",
         description="where new layers stand: spread evenly, or doubling the topmost layers; of depth copy also all "
-        "layers once more on top of one another, or the last one so often; of depth random last: on top of all",
+        "layers once more on top of one another, or the last one so often; of depth random last: on top of all; or a "
+        f"list of the layers from which all come, such as {layer_lists.EXAMPLE}, of depth copy in any order",
     )
     noise: float = Field(1.0, ge=0, allow_inf_nan=False, description="scale of the symmetry-breaking noise")
+
+    @field_validator("placement")
+    @classmethod
+    def _is_a_place(cls, value: str) -> str:
+        if value not in PLACES["copy"] and layer_lists.parse(value) is None:
+            raise ValueError(f"must be {', '.join(PLACES['copy'])} or a list of layers such as {layer_lists.EXAMPLE}")
+        return value
+
+    @property
+    def listed(self) -> list[int] | None:
+        """The layers from which all come, where a list says so."""
+        return layer_lists.parse(self.placement)
 
 
 class Lemon(Method):
@@ -59,7 +80,9 @@ class Lemon(Method):
 
     def refusals(self, source: Architecture, target: Architecture, options: LemonOptions) -> list[str]:
         return conditions.impossible(source, target, fresh_layers=options.depth == "random") or (
-            conditions.inexact(source, target) + _too_deep(source, target, options) + _misplaced(options)
+            conditions.inexact(source, target)
+            + _too_deep(source, target, options)
+            + _misplaced(source, target, options)
         )
 
     def lossy(self, source: Architecture, target: Architecture, options: LemonOptions) -> list[str]:
@@ -79,15 +102,19 @@ class Lemon(Method):
     def stack_layers(self, source: int, target: int, options: LemonOptions) -> tuple[LayerOrigin, ...]:
         """New layers stand directly behind their origin: `top` doubles the topmost `target - source` layers (LEMON's
         released recipe), `even` spreads them. Copies may also `stack` round and round (StackBERT), or repeat the
-        `last` layer, behind which fresh ones may stand too. Without a layer all are fresh."""
+        `last` layer, behind which fresh ones may stand too; or a list says all origins. Without a layer all are
+        fresh."""
         if not source:
             return (LayerOrigin((), fresh=True),) * target
-        origins = {
-            "even": [index * source // target for index in range(target)],
-            "top": [layer for layer in range(source) for _ in range(1 + (layer >= 2 * source - target))],
-            "stack": [index % source for index in range(target)],
-            "last": [min(index, source - 1) for index in range(target)],
-        }[options.placement]
+        origins = (
+            options.listed
+            or {
+                "even": [index * source // target for index in range(target)],
+                "top": [layer for layer in range(source) for _ in range(1 + (layer >= 2 * source - target))],
+                "stack": [index % source for index in range(target)],
+                "last": [min(index, source - 1) for index in range(target)],
+            }[options.placement]
+        )
         if options.depth == "copy":
             return tuple(LayerOrigin((Term(origin),)) for origin in origins)
         new = [index > 0 and origins[index - 1] == origin for index, origin in enumerate(origins)]
@@ -123,9 +150,16 @@ def space_map(source: Space, target: Space, rms: bool) -> SpaceMap:
     return rules[target.kind]()
 
 
-def _misplaced(options: LemonOptions) -> list[str]:
-    places = {"copy": ("even", "top", "stack", "last"), "random": ("even", "top", "last")}
-    if options.placement in places.get(options.depth, ("even", "top")):
+def _misplaced(source: Architecture, target: Architecture, options: LemonOptions) -> list[str]:
+    if (layers := options.listed) is not None:
+        before = {stack.name: stack.layers for stack in source.stacks}
+        behind = options.depth != "copy"
+        found = [
+            layer_lists.mistake(options.placement, layers, before[stack.name], stack.layers, behind)
+            for stack in target.stacks
+        ]
+        return [mistake for mistake in found if mistake]
+    if options.placement in PLACES[options.depth]:
         return []
     only = "copy" if options.placement == "stack" else "copy' or 'random"
     return [f"placement '{options.placement}' is of depth '{only}'; use placement 'even' or 'top', or that depth"]
