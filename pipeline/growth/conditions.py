@@ -163,8 +163,18 @@ def _tied_decoder_without_gain(source: Architecture, target: Architecture) -> li
 
 
 def _space(source: Space, target: Space, architecture: Architecture) -> list[str]:
+    if target.size % source.size == 0:
+        return []
     post_ln = target.kind == "residual" and architecture.post_norm
-    if target.size % source.size and (target.kind == "inner" or post_ln):
+    if target.kind == "residual" and architecture.norm_writes_stream and not post_ln:
+        no_mean = "the remainder has to be the mean of what the norm gives out, and no entry of a norm's output is"
+        return [
+            (
+                f"a norm behind the embedding writes the residual stream, which cannot grow losslessly from "
+                f"{source.size} to {target.size}: {no_mean}; choose a multiple of {source.size}"
+            )
+        ]
+    if target.kind == "inner" or post_ln:
         where = "a dense-activation-norm head" if target.kind == "inner" else "post-LN"
         return [
             (
@@ -258,6 +268,8 @@ def _norms(source: Architecture, target: Architecture, config_change: dict[str, 
         lines.append(f"{norm} sees {copies} full {'copy' if copies == 1 else 'copies'}{remainder}{changes}")
     if target.post_norm:
         lines.append("post-LN: exact at whole multiples of the width")
+    elif target.norm_writes_stream:
+        lines.append("norm behind the embedding: exact at whole multiples of the width")
     if any(space.kind == "inner" for space in target.spaces.values()):
         lines.append("dense-activation-norm head: exact at whole multiples of the width")
     return lines

@@ -195,6 +195,11 @@ def no_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
     return ()
 
 
+def no_older_keys(config: PretrainedConfig) -> dict[str, Any]:
+    """Of families whose configs transformers 4 reads as they are."""
+    return {}
+
+
 LAYERS = ("num_hidden_layers", "n_layer")
 """The keys of configs that say how many layers a model has."""
 
@@ -208,9 +213,10 @@ class Family:
     touch every kind of embedding. norms: the classes of its modules that hold an epsilon. initializer_range: the key of
     the standard deviation of fresh weights. configure: sizes and data facts to the config of a fresh model. reserved:
     rows of the position table that no token takes. optional_sizes: the sizes without which a model of another family is
-    whole, and that its models have. windows: of every layer, how many tokens its attention sees; None: all; empty where
-    every layer of every model sees all. drops_paths: whether `drop_path.install` does what a config says of
-    stochastic depth, which the model's own code does not. least_layers: of a model that transformers builds.
+    whole, and that its models have. windows: of every layer, how many tokens its attention sees, to each side where it
+    sees both; None: all; empty where every layer of every model sees all. older_keys: what a config says in keys of
+    transformers 4 alone, which a written one holds besides. drops_paths: whether `drop_path.install` does what a config
+    says of stochastic depth, which the model's own code does not. least_layers: of a model that transformers builds.
     """
 
     name: str
@@ -227,6 +233,7 @@ class Family:
     reserved: int = 0
     optional_sizes: tuple[OptionalSize, ...] = ()
     windows: Callable[[Any], tuple[int | None, ...]] = no_windows
+    older_keys: Callable[[Any], dict[str, Any]] = no_older_keys
     drops_paths: bool = False
     least_layers: int = 0
 
@@ -314,12 +321,7 @@ def positions_of(facts: Facts) -> int:
 
 def masked_config(config_class: Callable[..., PretrainedConfig], sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
     """A BERT-like config: the vocabulary and the number of positions come from the data. Raises UserError."""
-    require_kind(sizes, facts, "text")
-    if "mask" not in facts.get("special", {"mask"}):
-        raise UserError(
-            f"models of family '{sizes.family}' are trained by masking, and the tokenizer of the data has no mask "
-            "token; choose a tokenizer that has one, or a causal model"
-        )
+    require_maskable(sizes, facts)
     return config_class(
         vocab_size=facts["vocab_size"],
         max_position_embeddings=positions_of(facts),
@@ -327,6 +329,16 @@ def masked_config(config_class: Callable[..., PretrainedConfig], sizes: ModelSiz
         pad_token_id=None,
         **resized(sizes),
     )
+
+
+def require_maskable(sizes: ModelSizes, facts: Facts) -> None:
+    """Raises UserError for data of which no tokens can be hidden."""
+    require_kind(sizes, facts, "text")
+    if "mask" not in facts.get("special", {"mask"}):
+        raise UserError(
+            f"models of family '{sizes.family}' are trained by masking, and the tokenizer of the data has no mask "
+            "token; choose a tokenizer that has one, or a causal model"
+        )
 
 
 def causal_keys(sizes: ModelSizes, facts: Facts) -> dict[str, Any]:

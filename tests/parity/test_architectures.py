@@ -12,7 +12,7 @@ from pipeline.training.subject import checkpoint_layers
 from tests.helpers.samples import IMAGE, POSITIONS, VARIANTS, VOCAB, facts, sample
 
 BATCH = 2
-TRAINED = {"bert-pre-ln", "bert-pre-ln transform", "bert", "roberta", "xlm-roberta", "camembert"}
+TRAINED = {"bert-pre-ln", "bert-pre-ln transform", "bert", "roberta", "xlm-roberta", "camembert", "modernbert"}
 """Masked language models whose forward takes `masked_positions`; the others score everywhere."""
 
 
