@@ -12,7 +12,9 @@ from typing import Any
 
 from torch import Tensor
 from transformers import ModernBertConfig, ModernBertForMaskedLM, ModernBertModel, PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import MaskedLMOutput
+from transformers.models.modernbert.modeling_modernbert import ModernBertAttention, rotate_half
 
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.models.architecture import (
@@ -71,6 +73,23 @@ class ModernBertForScoredMaskedLM(ModernBertForMaskedLM):
     def is_custom_code(cls) -> bool:
         """Its weights start as those of its base class do, by which all are drawn."""
         return False
+
+
+def attention_in_float64(
+    module: Any,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    attention_mask: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """(B, S, D): the forward of `ModernBertAttention` without dropout. Its own turns queries and keys in float32."""
+    shape = hidden_states.shape[:-1]
+    fused = module.Wqkv(hidden_states).view(*shape, 3, -1, module.head_dim)
+    query, key, value = (each.transpose(1, 2) for each in fused.unbind(-3))
+    cos, sin = (each.unsqueeze(1) for each in position_embeddings)
+    query, key = (each * cos + rotate_half(each) * sin for each in (query, key))
+    context, _weights = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=module.head_dim**-0.5)
+    return module.Wo(context.reshape(*shape, -1)), None
 
 
 def cut(config: ModernBertConfig) -> float:
@@ -248,6 +267,8 @@ FAMILY = Family(
     positions=text_positions,
     probe_inputs=text_probe,
     configure=configure,
+    in_float64=((ModernBertAttention, attention_in_float64),),
     windows=windows,
     older_keys=older_keys,
+    least_layers=1,
 )
