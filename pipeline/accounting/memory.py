@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pipeline.accounting.flops import checkpointed
 from pipeline.config.deepspeed_keys import ZeroOptimization
 from pipeline.config.schema import TrainStage
-from pipeline.models.architecture import Architecture
+from pipeline.models.architecture import Architecture, ParamSpec
 from pipeline.optim.optimizers import OptimizerSpec
 from pipeline.optim.parameter_groups import grouped
 
@@ -179,9 +179,9 @@ def activations(
     """Bytes that a forward pass leaves for the backward pass, about: attention is taken to keep no scores, dropout's
     masks do not count. positions: tokens, patches, … of a sample. every: under activation checkpointing of the first of
     so many layers, of which the input is kept, and all of one; 0: without."""
-    numbers = _saved(architecture, positions, None)
+    numbers = _saved(architecture, positions, [spec for spec in architecture.params if not spec.layered])
     for stack in architecture.stacks:
-        layer = _saved(architecture, positions, stack.name)
+        layer = _saved(architecture, positions, architecture.templates(stack))
         kept = architecture.residual.size * positions["token"]
         inputs = checkpointed(stack.layers, every) if every else 0
         numbers += inputs * kept + kept_layers(stack.layers, every) * layer
@@ -196,11 +196,11 @@ def kept_layers(layers: int, every: int) -> int:
     return layers - checkpointed(layers, every) + 1 if every else layers
 
 
-def _saved(architecture: Architecture, positions: dict[str, int], stack: str | None) -> int:
-    """Numbers that one sample leaves in a layer of a stack; None: outside of all. Where a gate multiplies MLP units, it
-    is kept besides, activated."""
-    specs = [spec for spec in architecture.params if (spec.stack if spec.layered else None) == stack]
-    gates = sum(spec.use == "matmul" and spec.touches("mlp", "writes") for spec in specs) - 1
+def _saved(architecture: Architecture, positions: dict[str, int], specs: list[ParamSpec]) -> int:
+    """Numbers that one sample leaves where these parameters are used: in a layer, or outside of all. Where a gate
+    multiplies MLP units, it is kept besides, activated."""
+    matrices = [axis for spec in specs if spec.use == "matmul" for axis in spec.axes if axis.role == "writes"]
+    gates = sum(axis.spaces.count("mlp") for axis in matrices) - 1
     gated = max(0, gates) * positions["token"] * architecture.spaces["mlp"].size
     return gated + sum(
         _kept(axis.role, architecture.spaces[name].kind, spec.use, architecture.rms)

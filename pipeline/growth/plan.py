@@ -20,6 +20,7 @@ each is a `GrownBlock`. The reasons at each turn:
 * a layer that continues another is one term with c = 1; a learned method mixes all layers of a stack in many terms;
 * a *new* layer must add nothing to the residual stream at step 0, so what writes the stream there has no term at all:
   zero, or noise alone (section 6);
+* what the layer lacks that a layer comes from (a first layer's norm, say) starts as in a new model;
 * post-LN norms of new layers are identities, and the affine moves on to the last of the copies (section 6);
 * noise is possible along an axis that reads a space that grew by copies, and on keys along the null space of the
   queries (sections 3 and 5);
@@ -31,7 +32,8 @@ symmetry, preview and the optimizer state read the plan alone. No tensor of the 
 says that it needs the source.
 """
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from pipeline.errors import UserError
@@ -243,6 +245,7 @@ class Planner:
         self.noise_maps = method.noise_maps(source, target, context) or self.maps
         residual = self.maps[target.residual.name].writes
         self.folds = isinstance(residual, IndexMap) and bool((residual.index == MEAN).any())
+        self.holders = _holders(source)
         self.last_norms = {stack.name: _last_norm(target.templates(stack)) for stack in target.stacks}
 
     def tensors(self) -> Iterator[TensorPlan]:
@@ -251,18 +254,17 @@ class Planner:
 
     def _tensor(self, param: ParamSpec, origin: LayerOrigin | None) -> TensorPlan:
         template = param.template or param.name
-        tensor = TensorPlan(param.name, template, _place(template, origin), (), self.target.shape(param))
+        tensor = TensorPlan(param.name, template, self._place(template, origin), (), self.target.shape(param))
         if self.fresh or (origin and origin.fresh):
             return replace(tensor, fresh=True)
+        if origin and origin.origin not in self.holders[template]:
+            return _lacking(tensor, param)
         if self._identity(param, origin):
             fill = 1.0 if param.axes[0].role == "gain" else 0.0
             return replace(tensor, fill=fill, note="new layer: its affine moves on")
         if origin and (blocks := origin.blocks.get(template)):
             return replace(tensor, blocks=blocks)
-        terms, fold = (
-            origin.mixtures.get(template, origin.terms) if origin else (Term(None),),
-            self._fold(param, origin),
-        )
+        terms, fold = self._terms(template, origin), self._fold(param, origin)
         if origin and origin.new and not param.norm and param.touches(self.target.residual.name, "writes"):
             silent = self._silent(tensor, param, origin)
             return replace(silent, terms=terms, fold=fold) if template in origin.mixtures else silent
@@ -299,14 +301,44 @@ class Planner:
 
     def _fold(self, param: ParamSpec, origin: LayerOrigin | None) -> str | None:
         scale = param.scaled_by or (param.template if param.axes[0].role == "scales" else None)
-        return _place(scale, origin) if scale and self.folds else None
+        return self._place(scale, origin) if scale and self.folds else None
+
+    def _terms(self, template: str, origin: LayerOrigin | None) -> tuple[Term, ...]:
+        """What a tensor is made of; layers that do not have it add nothing to it."""
+        if origin is None:
+            return (Term(None),)
+        return tuple(
+            term
+            for term in origin.mixtures.get(template, origin.terms)
+            if term.layer is None or term.layer in self.holders[term.template or template]
+        )
+
+    def _place(self, template: str, origin: LayerOrigin | None) -> str | None:
+        """The source tensor in whose place one stands: that of the layer it comes from, where this has none that of the
+        nearest layer; None where no layer of the source has one."""
+        if origin is None:
+            return template
+        holders, layer = self.holders[template], origin.origin
+        if layer is None or not holders:
+            return None
+        nearest = layer if layer in holders else min(holders, key=lambda each: (abs(each - layer), each))
+        return in_layer(template, nearest)
 
 
-def _place(template: str, origin: LayerOrigin | None) -> str | None:
-    """The source tensor in whose place one stands; None in a layer of a model that had none."""
-    if origin is None:
-        return template
-    return None if origin.origin is None else in_layer(template, origin.origin)
+def _holders(source: Architecture) -> Mapping[str, set[int]]:
+    """Template -> the layers of the source that have it."""
+    holders: dict[str, set[int]] = defaultdict(set)
+    for row in source.rows():
+        if row.layer is not None:
+            holders[row.template or row.name].add(row.layer)
+    return holders
+
+
+def _lacking(tensor: TensorPlan, param: ParamSpec) -> TensorPlan:
+    """A tensor that the layer it would come from does not have: a norm starts as one that only normalises."""
+    if param.fresh == "normal" or tensor.origin is None:
+        return replace(tensor, fresh=True, note="its origin has none")
+    return replace(tensor, fill=param.std if param.fresh == "ones" else 0.0, note="its origin has none")
 
 
 def _has_null_space(role: str, space: SpaceMap) -> bool:

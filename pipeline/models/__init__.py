@@ -15,7 +15,7 @@ from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError, nearest, one_line, placed
 from pipeline.models import drop_path, unsupported
 from pipeline.models.architecture import Architecture
-from pipeline.models.families import bert, bert_pre_ln, dinov2, distilbert, gpt2, llama, opt, vit
+from pipeline.models.families import bert, bert_pre_ln, dinov2, distilbert, gpt2, llama, modernbert, opt, vit
 from pipeline.models.family import (
     LAYER_TYPES,
     LAYER_TYPES_STATED,
@@ -42,6 +42,7 @@ FAMILIES: dict[str, Family] = {
         bert.XLM_ROBERTA,
         bert.CAMEMBERT,
         distilbert.FAMILY,
+        modernbert.FAMILY,
         vit.VIT,
         vit.DEIT,
         dinov2.DINOV2,
@@ -166,10 +167,20 @@ def function_keys(config: PretrainedConfig) -> dict[str, Any]:
 
 def rotation_counts_positions(config: PretrainedConfig) -> bool:
     """Whether rotary positions are scaled by the number of positions."""
+    written = getattr(config, ROPE_AS_WRITTEN, {}).get("rope_scaling")
+    return any(_counts_positions(rope, written or rope) for rope in ropes(config))
+
+
+def ropes(config: PretrainedConfig) -> list[dict[str, Any]]:
+    """What a config says of rotary positions, once for each type of layers that has its own."""
     rope = getattr(config, ROPE, None) or {}
+    own = [each for each in rope.values() if isinstance(each, dict)]
+    return own or [rope]
+
+
+def _counts_positions(rope: dict[str, Any], written: dict[str, Any]) -> bool:
     if rope.get("rope_type", "default") in ("default", "linear"):
         return False
-    written = getattr(config, ROPE_AS_WRITTEN, {}).get("rope_scaling") or rope
     return not (rope["rope_type"] == "llama3" and "original_max_position_embeddings" in written)
 
 
@@ -223,10 +234,10 @@ def _require_possible_sizes(match: Family, config: PretrainedConfig, where: str)
 
 def config_text(config: PretrainedConfig, dtype: str = "float32") -> str:
     """The content of config.json, with the class name that any reader of Hugging Face files knows, the dtype it loads
-    in, and rotary positions also in the keys in which the source has them."""
+    in, rotary positions also in the keys in which the source has them, and what transformers 4 reads besides."""
     content = json.loads(config.to_json_string(use_diff=False))
     content.pop("transformers_weights", None)  # the name of the source's file
-    content |= content.pop(ROPE_AS_WRITTEN, {})
+    content |= content.pop(ROPE_AS_WRITTEN, {}) | of_config(config).older_keys(config)
     stated = {"architectures": [of_config(config).head(config).class_name], "dtype": dtype}
     return json.dumps(content | stated, indent=2, sort_keys=True) + "\n"
 

@@ -85,15 +85,22 @@ class Attention:
 
 @dataclass(frozen=True)
 class LayerStack:
-    """Equal layers that stand on one another (an encoder, a decoder).
+    """Layers that stand on one another (an encoder, a decoder).
 
     name: what the templates of its parameters name it by. attentions: one in most models, two where a decoder also
-    looks at an encoder.
+    looks at an encoder. period: layers repeat in a pattern of so many kinds (a window, say, in all but every third),
+    beginning at the first layer; a growth keeps it.
     """
 
     name: str
     layers: int
     attentions: tuple[Attention, ...] = (Attention(),)
+    period: int = 1
+
+    @property
+    def blocks(self) -> int:
+        """How many times the whole pattern occurs."""
+        return self.layers // self.period
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,10 @@ def reads(*spaces: str) -> Axis:
     return Axis(spaces, "reads")
 
 
+EVERY_LAYER, FIRST_LAYER, LATER_LAYERS = range(2**31), range(1), range(1, 2**31)
+"""Numbers of layers, whatever the stack's height."""
+
+
 @dataclass(frozen=True)
 class ParamSpec:
     """One parameter: a template (`{i}` in its name) or, with `layer` set, the parameter of one layer.
@@ -135,7 +146,8 @@ class ParamSpec:
     module: its name inside the model where that is another. template: the name that `at` filled in.
     fresh: how a new model starts it: `normal` with `std` times the config's initializer_range, or a constant.
     norm: gain or bias of a norm. scaled_by: the layer scale that multiplies what it writes.
-    stack: of a layered template, the stack of layers that it is repeated in.
+    stack: of a layered template, the stack of layers that it is repeated in. layers: those of its layers that have it;
+    where layers differ in what a parameter reads, it is listed once for each kind, under one name.
     """
 
     name: str
@@ -152,6 +164,7 @@ class ParamSpec:
     norm: bool = False
     scaled_by: str | None = None
     stack: str = "layers"
+    layers: range = EVERY_LAYER
 
     @property
     def module_name(self) -> str:
@@ -213,13 +226,16 @@ class Architecture:
             if not param.layered:
                 yield param.at(None)
         for stack in self.stacks:
+            own = [param for param in self.params if param.layered and param.stack == stack.name]
             for layer in range(stack.layers):
-                for param in self.templates(stack):
-                    yield param.at(layer)
+                for param in own:
+                    if layer in param.layers:
+                        yield param.at(layer)
 
     def templates(self, stack: LayerStack) -> list[ParamSpec]:
-        """The parameters of one layer of a stack."""
-        return [param for param in self.params if param.layered and param.stack == stack.name]
+        """The parameters that the layers of a stack have, each name once: as the last kind of layers has it."""
+        own = {param.name: param for param in self.params if param.layered and param.stack == stack.name}
+        return list(own.values())
 
     @property
     def module_names(self) -> dict[str, str]:
@@ -255,6 +271,11 @@ class Architecture:
     def post_norm(self) -> bool:
         """Whether norms inside the layers write the residual stream themselves (post-LN)."""
         return any(p.layered and p.touches(self.residual.name, "gain") for p in self.params)
+
+    @property
+    def norm_writes_stream(self) -> bool:
+        """Whether any norm does, one behind the embedding say."""
+        return any(p.touches(self.residual.name, "gain") for p in self.params)
 
     @property
     def grouped(self) -> bool:
@@ -349,6 +370,16 @@ def linear(
     )
     offset = ParamSpec(f"{name}.bias", (rows,), "add", counted_per, module=f"{module}.bias", scaled_by=scaled_by)
     return (weight, offset) if bias else (weight,)
+
+
+def within(layers: range, params: tuple[ParamSpec, ...]) -> tuple[ParamSpec, ...]:
+    """Parameters of some layers of their stack alone."""
+    return tuple(replace(param, layers=layers) for param in params)
+
+
+def begun(std: float, params: tuple[ParamSpec, ...]) -> tuple[ParamSpec, ...]:
+    """Parameters whose fresh weights have a standard deviation of `std` times the config's initializer_range."""
+    return tuple(replace(param, std=std) if param.fresh == "normal" else param for param in params)
 
 
 def lm_head(tied: bool, embedding: str) -> tuple[tuple[ParamSpec, ...], dict[str, str]]:

@@ -195,6 +195,11 @@ def no_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
     return ()
 
 
+def no_older_keys(config: PretrainedConfig) -> dict[str, Any]:
+    """Of families whose configs transformers 4 reads as they are."""
+    return {}
+
+
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
 """The keys of configs that say how many layers a model has."""
 
@@ -205,12 +210,15 @@ class Family:
 
     keys: what a growth does with the keys of its config. resize: a model's sizes to those keys. positions: how many
     tokens, patches, sequences and scored positions one sample has. probe_inputs: random inputs for so many samples that
-    touch every kind of embedding. norms: the classes of its modules that hold an epsilon. initializer_range: the key of
-    the standard deviation of fresh weights. configure: sizes and data facts to the config of a fresh model. reserved:
-    rows of the position table that no token takes. optional_sizes: the sizes without which a model of another family is
-    whole, and that its models have. windows: of every layer, how many tokens its attention sees; None: all; empty where
-    every layer of every model sees all. drops_paths: whether `drop_path.install` does what a config says of
-    stochastic depth, which the model's own code does not. least_layers: of a model that transformers builds.
+    touch every kind of embedding. norms: the classes of its modules that hold an epsilon. in_float64: those of others
+    that compute in float32 whatever they are given, each with its forward in the dtype of its input. initializer_range:
+    the key of the standard deviation of fresh weights. configure: sizes and data facts to the config of a fresh model.
+    reserved: rows of the position table that no token takes. optional_sizes: the sizes without which a model of another
+    family is whole, and that its models have. windows: of every layer, how many tokens its attention sees, to each side
+    where it sees both; None: all; empty where every layer of every model sees all. older_keys: what a config says in
+    keys of transformers 4 alone, which a written one holds besides. drops_paths: whether `drop_path.install` does what
+    a config says of stochastic depth, which the model's own code does not. least_layers: of a model that transformers
+    builds.
     """
 
     name: str
@@ -223,10 +231,12 @@ class Family:
     probe_inputs: Callable[[Any, Generator, int], Inputs]
     configure: Callable[[ModelSizes, Facts], PretrainedConfig]
     norms: tuple[NormModule, ...] = field(default=(LAYER_NORM,))
+    in_float64: tuple[tuple[type[nn.Module], Callable[..., Any]], ...] = ()
     initializer_range: str = "initializer_range"
     reserved: int = 0
     optional_sizes: tuple[OptionalSize, ...] = ()
     windows: Callable[[Any], tuple[int | None, ...]] = no_windows
+    older_keys: Callable[[Any], dict[str, Any]] = no_older_keys
     drops_paths: bool = False
     least_layers: int = 0
 
@@ -258,10 +268,14 @@ class Family:
         return (public | written)[name]
 
     def prepare_float64(self, model: PreTrainedModel) -> None:
-        """Let the norms of `model` that would compute in float32 compute in the dtype of their input."""
+        """Let the modules of `model` that would compute in float32 compute in the dtype of their input."""
         for module, norm in self._norms(model):
             if norm.float64 is not None:
                 module.forward = partial(norm.float64, module)
+        for module in model.modules():
+            for module_class, forward in self.in_float64:
+                if isinstance(module, module_class):
+                    module.forward = partial(forward, module)
 
     def scale_epsilon(self, model: PreTrainedModel, factor: float) -> None:
         """Multiply the epsilon of every norm of `model`."""

@@ -20,7 +20,7 @@ from tests.helpers import cli
 from tests.helpers.invented_text import some_documents, text_file
 from tests.helpers.runs import records
 
-TEXT = {name: "" for name in ("roberta", "xlm-roberta", "gpt2", "llama", "mistral", "qwen2", "qwen3")}
+TEXT = dict.fromkeys(("roberta", "xlm-roberta", "gpt2", "llama", "mistral", "qwen2", "qwen3"), "")
 IMAGES = {"vit": "", "deit": "", "dinov2": "encoder"}
 """Families, and the head of the folder, where it is another than the one that is trained."""
 SIZES = {"layers": 2, "hidden": 24, "heads": 3, "mlp": 48}
@@ -208,7 +208,9 @@ def test_a_causal_model_goes_on_after_growth_where_it_was(text):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("data, families", [("text", ("roberta", "xlm-roberta", "gpt2", "mistral", "qwen2")), ("images", ("deit", "dinov2"))])
+@pytest.mark.parametrize(
+    "data, families", [("text", ("roberta", "xlm-roberta", "gpt2", "mistral", "qwen2")), ("images", ("deit", "dinov2"))]
+)
 def test_so_does_every_other_family(request, data, families):
     path = request.getfixturevalue(data)
     cli.lemon_here("run", grown_and_trained(path, families))

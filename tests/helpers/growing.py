@@ -23,7 +23,8 @@ Weights = dict[str, torch.Tensor]
 ARCHITECTURES = {variant: models.architecture_of(sample(variant)) for variant in VARIANTS}
 """Every variant at its small size: what a test decides by a rule, it reads here."""
 POST_NORM = [variant for variant, architecture in ARCHITECTURES.items() if architecture.post_norm]
-GROUPED = [variant for variant, architecture in ARCHITECTURES.items() if architecture.attentions[0].rope]
+ROTARY = [variant for variant, architecture in ARCHITECTURES.items() if architecture.attentions[0].rope]
+GROUPED = [variant for variant in ROTARY if "kv_heads" in models.family(variant.split()[0]).optional_sizes]
 WORDS = [variant for variant, architecture in ARCHITECTURES.items() if "vocab" in architecture.spaces]
 WITH_LOGITS = [variant for variant, architecture in ARCHITECTURES.items() if "logits" in architecture.outputs]
 

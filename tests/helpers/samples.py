@@ -8,6 +8,8 @@ VOCAB, POSITIONS, IMAGE, PATCH, CLASSES = 61, 14, 8, 4, 3
 SMALL = {"layers": 2, "hidden": 12, "heads": 3, "mlp": 20}
 BERT_LIKE = ("bert-pre-ln", "bert", "roberta", "xlm-roberta", "camembert")
 ROTARY = ("llama", "mistral", "qwen2", "qwen3")
+EVERY_OTHER = 2
+"""Layers of a ModernBERT for each of `layers`: one that attends to all tokens, one to a window."""
 IMAGES = tuple(name for name, family in models.FAMILIES.items() if family.data == "images")
 VARIANTS = {
     "bert-pre-ln": {},
@@ -31,6 +33,10 @@ VARIANTS = {
     "distilbert sequence": {"head": "sequence-classifier", "num_labels": CLASSES},
     "distilbert token": {"head": "token-classifier", "num_labels": CLASSES},
     "distilbert encoder": {"head": "encoder"},
+    "modernbert": {},
+    "modernbert untied": {"tie_word_embeddings": False},
+    "modernbert encoder": {"head": "encoder"},
+    "modernbert biases": dict.fromkeys(("attention_bias", "classifier_bias", "mlp_bias", "norm_bias"), True),
     "vit": {},
     "vit encoder": {"head": "encoder"},
     "vit without bias": {"qkv_bias": False},
@@ -118,6 +124,18 @@ def _named(name: str, sizes: dict) -> dict:
             "attention_dropout": 0.0,
             "qa_dropout": 0.0,
             "seq_classif_dropout": 0.0,
+        }
+    if name == "modernbert":
+        return {
+            **common,
+            "num_hidden_layers": EVERY_OTHER * layers,
+            "global_attn_every_n_layers": EVERY_OTHER,
+            "local_attention": 6,
+            "intermediate_size": mlp,
+            "vocab_size": vocab,
+            "norm_eps": eps,
+            "max_position_embeddings": positions,
+            **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
         }
     if name == "opt":
         return {

@@ -21,6 +21,7 @@ from tests.helpers.growing import (
     EXACT,
     GROUPED,
     POST_NORM,
+    ROTARY,
     WORDS,
     chained,
     difference,
@@ -74,6 +75,8 @@ def forbidden(source: Architecture, target: Architecture, depth: str = "zero", p
         return f"a dense-activation-norm head cannot grow losslessly from {before} to {after}"
     if after % before and target.post_norm:
         return f"post-LN cannot grow losslessly from {before} to {after}"
+    if after % before and target.norm_writes_stream:
+        return f"a norm behind the embedding writes the residual stream, which cannot .* from {before} to {after}"
     if after % before and target.epsilon.key is None:
         return (
             f"the norms' epsilon is a constant .* a width from {before} to {after} needs another one; choose a multiple"
@@ -132,7 +135,7 @@ def test_depth_is_lossless(variant, sizes, depth, placement):
 
 
 @pytest.mark.parametrize("sizes", HEAD_SIZES.values(), ids=HEAD_SIZES)
-@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in GROUPED])
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in ROTARY])
 def test_larger_heads_are_lossless(variant, sizes):
     check(variant, {}, sizes)
 
@@ -189,7 +192,8 @@ def test_vocabulary_grows(variant, more):
         if row.use == "add":
             assert not new.any() and large[row.name][:61].all()
         else:
-            assert new.all() and new.std().item() == pytest.approx(models.initializer_range(target), rel=0.25)
+            std = row.std * models.initializer_range(target)
+            assert new.all() and new.std().item() == pytest.approx(std, rel=0.25)
     found = verify(runnable(source, weights), runnable(target, large), plan)
     assert found.lossless, str(found)
     assert (found.loss is None) == (ARCHITECTURES[variant].outputs.get("logits") != "vocab")

@@ -17,7 +17,7 @@ from pipeline.optim.optimizers import SGD, AdamW, Muon
 from pipeline.optim.rewarm import Ramp
 from pipeline.records.stage_facts import NEW_ENTRIES
 from pipeline.training.entry_rates import EntryRates
-from tests.helpers.growing import GROUPED, planned, randomised, rows_of, times
+from tests.helpers.growing import ROTARY, planned, randomised, rows_of, times
 from tests.helpers.samples import IMAGES, VARIANTS, sample
 
 SIZES = {
@@ -42,7 +42,7 @@ def cases():
     for variant in VARIANTS:
         for name, sizes in SIZES.items():
             rows = variant.split()[0] in IMAGES and name == "rows"
-            heads = variant in GROUPED and name == "wider heads"
+            heads = variant in ROTARY and name == "wider heads"
             if not rows and not heads and not (variant == "bert" and name == "odd"):
                 yield variant, sizes
 

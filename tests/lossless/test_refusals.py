@@ -42,6 +42,16 @@ LEMON = [
         {"head_dim": 6},
         "rotary positions depend on head_dim, which changes from 4 to 6; give the target heads of 4",
     ),
+    (
+        "modernbert encoder",
+        {},
+        {"hidden": 20, "heads": 5},
+        (
+            "a norm behind the embedding writes the residual stream, which cannot grow losslessly from 12 to 20: the "
+            "remainder has to be the mean of what the norm gives out, and no entry of a norm's output is; choose a "
+            "multiple of 12"
+        ),
+    ),
     ("vit", {}, {"hidden": 9}, f"embed shrinks from 12 to 9{SHRINKS}; head_dim shrinks from 4 to 3{SHRINKS}"),
     ("vit", {}, {"layers": 1}, f"layers shrinks from 2 to 1{SHRINKS}"),
     ("gpt2", {}, {"mlp": 10}, f"mlp shrinks from 20 to 10{SHRINKS}"),
@@ -164,9 +174,10 @@ def test_no_method_shrinks(method):
 @pytest.mark.parametrize("variant", ARCHITECTURES)
 def test_doubling_the_top_at_most_doubles(variant):
     said = refused(sample(variant), sample(variant, layers=5), placement="top")
+    period = ARCHITECTURES[variant].stacks[0].period
     assert said == (
         "method 'lemon' cannot grow this model: "
-        "placement 'top' at most doubles the layers, 2 to 5 is more; use placement 'even'"
+        f"placement 'top' at most doubles the layers, {2 * period} to {5 * period} is more; use placement 'even'"
     )
 
 

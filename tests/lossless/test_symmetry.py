@@ -12,12 +12,12 @@ from pipeline.growth.plan import GrowthPlan, TensorPlan
 from pipeline.growth.verification.probe import probe
 from pipeline.growth.verification.symmetry import symmetry
 from pipeline.models.streaming import ReadModel
-from tests.helpers.growing import GROUPED, dense, grown, planned, randomised, rows_of, times
+from tests.helpers.growing import ROTARY, dense, grown, planned, randomised, rows_of, times
 from tests.helpers.samples import VARIANTS, sample
 
 LARGER_HEADS = {"hidden": 24, "heads": 3, "mlp": 48}
 GROWTHS = [(variant, times(2)) for variant in VARIANTS] + [
-    (variant, LARGER_HEADS) for variant in VARIANTS if variant not in GROUPED
+    (variant, LARGER_HEADS) for variant in VARIANTS if variant not in ROTARY
 ]
 NAMES = [f"{variant}-{'heads' if sizes is not LARGER_HEADS else 'head size'}" for variant, sizes in GROWTHS]
 
@@ -42,7 +42,7 @@ def test_copies_receive_different_gradients(variant, sizes):
         ), found
 
 
-@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in GROUPED])
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in ROTARY])
 def test_row_noise_of_keys_separates_queries_inside_a_head(variant):
     """Queries of a larger head see E_Q^T k, so that M with E_Q^T M = 0 is unseen. Without it, in-head copies of a
     query have the same gradient for ever: the noise along its reading axis is no help, since N E = 0."""

@@ -42,7 +42,7 @@ def sizes(variant: str) -> dict:
     """The largest growth that LEMON does losslessly."""
     architecture = ARCHITECTURES[variant]
     inner = any(space.kind == "inner" for space in architecture.spaces.values())
-    whole = inner or architecture.post_norm or architecture.epsilon.key is None
+    whole = inner or architecture.norm_writes_stream or architecture.epsilon.key is None
     return {**(WHOLE if whole else LARGE), **({} if variant.split()[0] in IMAGES else {"vocab": 80})}
 
 

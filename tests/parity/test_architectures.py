@@ -19,6 +19,7 @@ TRAINED = {
     "roberta",
     "xlm-roberta",
     "camembert",
+    "modernbert",
     "distilbert",
     "distilbert untied",
 }

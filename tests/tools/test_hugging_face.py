@@ -34,7 +34,7 @@ def test_every_family_in_and_out(tmp_path, capsys, variant):
     model, report = loader.from_pretrained(tmp_path / "large", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     assert (
-        models.architecture_of(model.config).stacks[0].layers == 3
+        models.architecture_of(model.config).stacks[0].blocks == 3
         and manifest.verify(tmp_path / "large").verification["lossless"]
     )
     assert lemon(capsys, "verify", tmp_path / "small", tmp_path / "large")[0] == 0

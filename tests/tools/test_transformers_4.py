@@ -31,6 +31,10 @@ TIED_APART = [variant for variant in DIFFERENT if variant in KNOWN]
 SCALINGS = {"none": None, "llama3": SCALED, "linear": {"rope_type": "linear", "factor": 2.0}}
 
 
+BASES = {"full_attention": 5e4, "sliding_attention": 7e3}
+"""Of rotary positions, by the type of a layer."""
+
+
 @dataclass(frozen=True)
 class Case:
     """A result, and the source that it has the outputs of in transformers 4 too; None: outputs of another shape, or a
@@ -81,6 +85,21 @@ def _of_layer_types(folder: Path) -> Case:
     return Case(_grown(small, "qwen3", SLIDING, LONG, **times(2, layers=4)), _inputs(small, LONG), small)
 
 
+def _of_alternation(older: bool, folder: Path) -> Case:
+    """ModernBERT in the keys of transformers 4 alone, or of 5 alone, which transformers 4 reads as its defaults."""
+    rope = {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in BASES.items()}
+    fours = {
+        "global_attn_every_n_layers": 2,
+        "global_rope_theta": BASES["full_attention"],
+        "local_rope_theta": BASES["sliding_attention"],
+    }
+    fives = {"layer_types": ["full_attention", "sliding_attention"] * 2, "rope_parameters": rope}
+    keys = (fours | dict.fromkeys(fives, ...)) if older else (fives | dict.fromkeys(fours, ...))
+    small = edit(_saved(folder / "small", "modernbert", positions=LONG), **keys)
+    target = {**keys, "num_hidden_layers": 6} | ({} if older else {"layer_types": fives["layer_types"][:2] * 3})
+    return Case(_grown(small, "modernbert", target, LONG, **times(2)), _inputs(small, LONG), small if older else None)
+
+
 def _of_windows(folder: Path) -> Case:
     window = {"sliding_window": WINDOW}
     small = edit(saved(folder / "small", "mistral", positions=LONG), **window)
@@ -104,6 +123,8 @@ BUILDERS: dict[str, Callable[[Path], Case]] = {
     **{f"grown {name}": lambda folder, name=name: _of_variant(name, folder) for name in KNOWN},
     **{f"rope {name}": lambda folder, each=each: _of_rotation(each, folder) for name, each in SCALINGS.items()},
     "layer types": _of_layer_types,
+    "alternation": lambda folder: _of_alternation(True, folder),
+    "alternation in new keys": lambda folder: _of_alternation(False, folder),
     "windows": _of_windows,
     **{f"tied apart {name}": lambda folder, name=name: _of_ties(name, folder) for name in TIED_APART},
     **{

@@ -152,6 +152,11 @@ def space_map(source: Space, target: Space, rms: bool) -> SpaceMap:
 
 def _misplaced(source: Architecture, target: Architecture, options: LemonOptions) -> list[str]:
     if (layers := options.listed) is not None:
+        if kinds := [stack.period for stack in target.stacks if stack.period > 1]:
+            return [
+                f"placement '{options.placement}' lists layers one by one, and these repeat in a pattern of {kinds[0]} "
+                "kinds; use placement 'even' or 'top'"
+            ]
         before = {stack.name: stack.layers for stack in source.stacks}
         behind = options.depth != "copy"
         found = [
@@ -166,10 +171,10 @@ def _misplaced(source: Architecture, target: Architecture, options: LemonOptions
 
 
 def _too_deep(source: Architecture, target: Architecture, options: LemonOptions) -> list[str]:
-    before = {stack.name: stack.layers for stack in source.stacks}
+    before = {stack.name: stack for stack in source.stacks}
     return [
-        f"placement 'top' at most doubles the {target.stack_prefix(stack)}layers, {before[stack.name]} to "
+        f"placement 'top' at most doubles the {target.stack_prefix(stack)}layers, {before[stack.name].layers} to "
         f"{stack.layers} is more; use placement 'even'"
         for stack in target.stacks
-        if options.placement == "top" and before[stack.name] and stack.layers > 2 * before[stack.name]
+        if options.placement == "top" and before[stack.name].blocks and stack.blocks > 2 * before[stack.name].blocks
     ]

@@ -1,0 +1,270 @@
+"""ModernBERT as `transformers` has it: pre-LN behind an embedding norm, rotary positions, GeGLU, projections fused, and
+layers of two kinds, of which every third attends to all tokens.
+
+The norm behind the embedding writes the residual stream, and the first layer's attention reads the stream itself. The
+layers' kinds are `layer_types` in transformers 5 and one number in transformers 4, and so are the rotary positions'
+bases; a written config has both.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from transformers import ModernBertConfig, ModernBertForMaskedLM, ModernBertModel, PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_outputs import MaskedLMOutput
+from transformers.models.modernbert.modeling_modernbert import ModernBertAttention, rotate_half
+
+from pipeline.config.model_sizes import ModelSizes
+from pipeline.models.architecture import (
+    FIRST_LAYER,
+    LATER_LAYERS,
+    Architecture,
+    Attention,
+    LayerStack,
+    NormEpsilon,
+    ParamSpec,
+    Space,
+    begun,
+    embedding,
+    heads,
+    linear,
+    norm,
+    spaces,
+    within,
+    writes,
+)
+from pipeline.models.families.bert import chosen
+from pipeline.models.family import (
+    LAYER_TYPES,
+    LAYER_TYPES_STATED,
+    ROPE,
+    ROPE_AS_WRITTEN,
+    TEXT_KEYS,
+    Facts,
+    Family,
+    Head,
+    head_dim,
+    masked_keys,
+    text_positions,
+    text_probe,
+)
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+EVERY, USUAL = "global_attn_every_n_layers", 3
+"""How transformers 4 says after how many layers the next attends to all tokens; and what a config means without it."""
+BASES = {FULL: "global_rope_theta", SLIDING: "local_rope_theta"}
+"""How it says the bases of rotary positions."""
+
+
+class ModernBertForScoredMaskedLM(ModernBertForMaskedLM):
+    """`ModernBertForMaskedLM` with the same parameters; the head runs on a fixed number of positions per sequence."""
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, masked_positions: Tensor | None = None, **_: Any
+    ) -> MaskedLMOutput:
+        """Logits (B, M, V) at `masked_positions` (B, M), or (B, S, V) everywhere when none are given."""
+        hidden_BSD = self.model(input_ids, attention_mask=attention_mask).last_hidden_state
+        return MaskedLMOutput(logits=self.decoder(self.head(chosen(hidden_BSD, masked_positions))))
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Its weights start as those of its base class do, by which all are drawn."""
+        return False
+
+
+def attention_in_float64(
+    module: Any,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    attention_mask: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """(B, S, D): the forward of `ModernBertAttention` without dropout. Its own turns queries and keys in float32."""
+    shape = hidden_states.shape[:-1]
+    fused = module.Wqkv(hidden_states).view(*shape, 3, -1, module.head_dim)
+    query, key, value = (each.transpose(1, 2) for each in fused.unbind(-3))
+    cos, sin = (each.unsqueeze(1) for each in position_embeddings)
+    query, key = (each * cos + rotate_half(each) * sin for each in (query, key))
+    context, _weights = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=module.head_dim**-0.5)
+    return module.Wo(context.reshape(*shape, -1)), None
+
+
+def cut(config: ModernBertConfig) -> float:
+    """The standard deviation of normal numbers of which those beyond `initializer_cutoff_factor` are drawn again."""
+    cutoff = config.initializer_cutoff_factor or 3.0
+    density = math.exp(-(cutoff**2) / 2) / math.sqrt(2 * math.pi)
+    return math.sqrt(1 - 2 * cutoff * density / math.erf(cutoff / math.sqrt(2)))
+
+
+def ending(config: ModernBertConfig) -> float:
+    """The same of what ends a branch, and of the head."""
+    return cut(config) / math.sqrt(2 * config.num_hidden_layers)
+
+
+def _encoder(prefix: str, config: ModernBertConfig, tied: bool) -> tuple[ParamSpec, ...]:
+    """Embedding, its norm, layers, and the final norm."""
+    layer, fused, gated = prefix + "layers.{i}.", writes("query", "key", "value"), writes("mlp", "mlp")
+    bias, inside, end = config.attention_bias, cut(config), ending(config)
+    normed = partial(norm, bias=config.norm_bias)
+    return (
+        *begun(inside, embedding(prefix + "embeddings.tok_embeddings", "vocab", "embed", tied=tied, decay=tied)),
+        *normed(prefix + "embeddings.norm", "embed", "embed"),
+        *within(LATER_LAYERS, normed(layer + "attn_norm", "embed", "normed")),
+        *within(FIRST_LAYER, begun(inside, linear(layer + "attn.Wqkv", "embed", fused, bias=bias))),
+        *within(LATER_LAYERS, begun(inside, linear(layer + "attn.Wqkv", "normed", fused, bias=bias))),
+        *begun(end, linear(layer + "attn.Wo", "context", "embed", bias=bias)),
+        *normed(layer + "mlp_norm", "embed", "normed"),
+        *begun(inside, linear(layer + "mlp.Wi", "normed", gated, bias=config.mlp_bias)),
+        *begun(end, linear(layer + "mlp.Wo", "mlp", "embed", bias=config.mlp_bias)),
+        *normed(prefix + "final_norm", "embed", "normed"),
+    )
+
+
+def _architecture(
+    config: ModernBertConfig, params: tuple[ParamSpec, ...], *more: Space, **options: Any
+) -> Architecture:
+    return Architecture(
+        family="modernbert",
+        spaces=spaces(
+            Space("embed", config.hidden_size, "residual"),
+            Space("normed", config.hidden_size, "normed"),
+            *more,
+            *heads(config.num_attention_heads, head_dim(config)),
+            Space("mlp", config.intermediate_size, "mlp"),
+            Space("vocab", config.vocab_size, "lookup"),
+        ),
+        stacks=(LayerStack("layers", config.num_hidden_layers, (Attention(rope=True),), every(config) or 1),),
+        params=params,
+        epsilon=NormEpsilon(config.norm_eps, "norm_eps"),
+        **options,
+    )
+
+
+def masked_lm(config: ModernBertConfig) -> Architecture:
+    """The encoder, dense -> activation -> norm, and a decoder, tied to the token embedding or not."""
+    tied, width = config.tie_word_embeddings, config.hidden_size
+    decoder = begun(ending(config), linear("decoder", "decoded", "vocab", counted_per="scored"))
+    params = (
+        *_encoder("model.", config, tied),
+        *begun(
+            ending(config),
+            linear("head.dense", "normed", "transformed", counted_per="scored", bias=config.classifier_bias),
+        ),
+        *norm("head.norm", "transformed", "decoded", bias=config.norm_bias),
+        *(() if tied else decoder[:1]),
+        *(decoder[1:] if config.decoder_bias else ()),
+    )
+    aliases = {"decoder.weight": "model.embeddings.tok_embeddings.weight"} if tied else {}
+    ends = Space("transformed", width, "inner"), Space("decoded", width, "tied" if tied else "normed")
+    return _architecture(config, params, *ends, aliases=aliases)
+
+
+def encoder(config: ModernBertConfig) -> Architecture:
+    """The bare encoder."""
+    outputs, others = {"last_hidden_state": "normed"}, ("head.*", "decoder.*")
+    return _architecture(config, _encoder("", config, tied=False), outputs=outputs, ignored=others)
+
+
+def every(config: ModernBertConfig) -> int | None:
+    """After how many layers the next attends to all tokens, as the first does; None where they follow no such
+    pattern."""
+    types, stated = config.layer_types, getattr(config, EVERY, None) or USUAL
+    return next((n for n in (stated, *range(1, len(types) + 1)) if types == pattern(n, len(types))), None)
+
+
+def pattern(period: int, layers: int) -> list[str]:
+    return [SLIDING if layer % period else FULL for layer in range(layers)]
+
+
+def older_keys(config: ModernBertConfig) -> dict[str, Any]:
+    """What transformers 4 reads of the layers' kinds and of rotary positions."""
+    bases = {key: getattr(config, ROPE)[kind]["rope_theta"] for kind, key in BASES.items()}
+    period = every(config)
+    return bases | ({} if period is None else {EVERY: period})
+
+
+def windows(config: ModernBertConfig) -> tuple[int | None, ...]:
+    """To each side, the token itself included."""
+    return tuple(config.local_attention // 2 + 1 if kind == SLIDING else None for kind in config.layer_types)
+
+
+def resize(sizes: ModelSizes) -> dict[str, Any]:
+    return {
+        "hidden_size": sizes.hidden,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "intermediate_size": sizes.mlp_units,
+        **dict.fromkeys(("attention_dropout", "embedding_dropout", "mlp_dropout"), sizes.dropout),
+        "initializer_range": sizes.init,
+    }
+
+
+def configure(sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
+    """Raises UserError for data that are no text, or have no mask token."""
+    special = facts.get("special", {})
+    begins, ends = special.get("cls"), special.get("sep")
+    return ModernBertConfig(
+        **masked_keys(sizes, facts),
+        norm_eps=sizes.eps,
+        bos_token_id=begins,
+        cls_token_id=begins,
+        eos_token_id=ends,
+        sep_token_id=ends,
+        **resize(sizes),
+    )
+
+
+FAMILY = Family(
+    name="modernbert",
+    data="text",
+    config_class=ModernBertConfig,
+    heads=(Head("masked-lm", ModernBertForScoredMaskedLM, masked_lm), Head("encoder", ModernBertModel, encoder)),
+    keys=TEXT_KEYS.extended(
+        sizes=("head_dim",),
+        undeclared=("head_dim",),
+        training=(
+            "attention_dropout",
+            "classifier_dropout",
+            "deterministic_flash_attn",
+            "embedding_dropout",
+            "initializer_cutoff_factor",
+            "initializer_range",
+            "mlp_dropout",
+            "sparse_pred_ignore_index",
+            "sparse_prediction",
+        ),
+        kept=(
+            EVERY,
+            LAYER_TYPES,
+            LAYER_TYPES_STATED,
+            ROPE_AS_WRITTEN,
+            "layer_norm_eps",
+            "norm_eps",
+            "position_embedding_type",
+            "reference_compile",
+            "repad_logits_with_grad",
+        ),
+        function=(
+            "attention_bias",
+            "classifier_activation",
+            "classifier_bias",
+            "classifier_pooling",
+            "decoder_bias",
+            "hidden_activation",
+            "local_attention",
+            "mlp_bias",
+            "norm_bias",
+            ROPE,
+        ),
+    ),
+    resize=resize,
+    positions=text_positions,
+    probe_inputs=text_probe,
+    configure=configure,
+    in_float64=((ModernBertAttention, attention_in_float64),),
+    windows=windows,
+    older_keys=older_keys,
+    least_layers=1,
+)
