@@ -7,7 +7,9 @@ from pipeline import models
 VOCAB, POSITIONS, IMAGE, PATCH, CLASSES = 61, 14, 8, 4, 3
 SMALL = {"layers": 2, "hidden": 12, "heads": 3, "mlp": 20}
 BERT_LIKE = ("bert-pre-ln", "bert", "roberta", "xlm-roberta", "camembert")
-ROTARY = ("llama", "mistral", "qwen2", "qwen3")
+ROTARY = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
+CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+"""Soft caps as small as the numbers of a sample, so that they count."""
 IMAGES = tuple(name for name, family in models.FAMILIES.items() if family.data == "images")
 VARIANTS = {
     "bert-pre-ln": {},
@@ -49,6 +51,9 @@ VARIANTS = {
     "qwen3": {"tie_word_embeddings": False},
     "qwen3 tied": {"tie_word_embeddings": True},
     "qwen3 encoder": {"head": "encoder"},
+    "gemma2": {**CAPS, "query_pre_attn_scalar": 6},
+    "gemma2 untied": {**CAPS, "tie_word_embeddings": False, "attention_bias": True},
+    "gemma2 encoder": {"head": "encoder", **CAPS},
     "opt": {},
     "opt untied": {"tie_word_embeddings": False},
     "opt encoder": {"head": "encoder"},

@@ -4,6 +4,8 @@
  |
 | residual stream   | k copies, remainder the mean (LayerNorm) or zero (RMSNorm) | full copies share
  |
+| a branch's end    | the same, where a norm stands between it and the stream    | (by that norm)
+ |
 | norm's output     | k copies, remainder zero                                   | full copies share, remainder free
  |
 | heads, MLP units  | circular copies of whole units                             | copies share equally
@@ -59,7 +61,10 @@ class Lemon(Method):
 
     def refusals(self, source: Architecture, target: Architecture, options: LemonOptions) -> list[str]:
         return conditions.impossible(source, target, fresh_layers=options.depth == "random") or (
-            conditions.inexact(source, target) + _too_deep(source, target, options) + _misplaced(options)
+            conditions.inexact(source, target)
+            + _too_deep(source, target, options)
+            + _misplaced(options)
+            + (conditions.uncancelled(source, target) if options.depth == "cancel" else [])
         )
 
     def lossy(self, source: Architecture, target: Architecture, options: LemonOptions) -> list[str]:
@@ -112,6 +117,7 @@ def space_map(source: Space, target: Space, rms: bool) -> SpaceMap:
     rules = {
         "residual": lambda: maps.residual(before, after, rms),
         "normed": lambda: maps.normed(before, after),
+        "branch": lambda: maps.residual(before, after, rms),
         "tied": lambda: maps.tied(before, after, rms),
         "inner": lambda: maps.circular(before, after),
         "pooled": lambda: maps.circular(before, after),
