@@ -17,6 +17,7 @@ from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError, nearest, placed
 from pipeline.growth.plan import GrowthPlan
 from pipeline.models import LAYER_TYPES, LAYER_TYPES_STATED, POSITIONS, ROPE, ConfigKeys, Facts, Family
+from pipeline.models.architecture import Architecture
 from pipeline.models.family import positions_of
 from pipeline.records.run_folder import read_json
 
@@ -137,14 +138,22 @@ def _rebuilt(small: PretrainedConfig, changes: dict[str, Any], where: str) -> Pr
     inherited = {key: value for key, value in small.to_dict().items() if key not in keys.undeclared}
     content = {key: value for key, value in {**inherited, **changes}.items() if key not in keys.derived}
     if types := content.pop(LAYER_TYPES, None):
-        layers = content["num_hidden_layers"]
-        content[LAYER_TYPES] = [types[layer * len(types) // layers] for layer in range(layers)]
+        content[LAYER_TYPES] = _spread_types(types, content["num_hidden_layers"], models.architecture_of(small))
     with placed(where):
         _require_same_rotation(small, content)
     for key in keys.width:
         if content.get(key) == small.hidden_size:
             content[key] = changes.get("hidden_size", small.hidden_size)
     return models.recognise({**content, "architectures": small.architectures}, where)[1]
+
+
+def _spread_types(types: list[str], layers: int, source: Architecture) -> list[str]:
+    """The types of attention of so many layers, until the plan decides (`settled`): in the source's pattern, or, where
+    it has none, each repeated in its place."""
+    (stack,) = source.stacks
+    if stack.period > 1:
+        return [types[layer % min(stack.period, len(types))] for layer in range(layers)]
+    return [types[layer * len(types) // layers] for layer in range(layers)]
 
 
 def _require_same_rotation(small: PretrainedConfig, content: dict[str, Any]) -> None:
@@ -166,7 +175,10 @@ def settled(
     large.update(growth.config_change)
     if types := getattr(small, LAYER_TYPES, None):
         (origins,) = growth.layers.values()
-        followed = [types[origin.origin] for origin in origins]
+        followed = [
+            kind if origin.origin is None else types[origin.origin]
+            for kind, origin in zip(getattr(large, LAYER_TYPES), origins, strict=True)
+        ]
         large.update({LAYER_TYPES: followed})
         if stated and stated != followed:
             listed = ", ".join(followed[:SHOWN]) + (", …" if len(followed) > SHOWN else "")

@@ -3,7 +3,7 @@
 import torch
 
 from pipeline.growth.attention import lost_heads
-from pipeline.models.architecture import Architecture, Attention, Space
+from pipeline.models.architecture import Architecture, Attention, LayerStack, Space
 
 NOT_COPIED = ("lookup", "grid", "pixels")
 """Kinds of spaces that grow by rows or pixels, of which no unit is copied."""
@@ -16,7 +16,7 @@ def impossible(source: Architecture, target: Architecture, fresh_layers: bool = 
         return foreign
     if not fresh_layers and (rootless := _rootless(source, target)):
         return rootless
-    shrinking = _shrinking(source, target)
+    shrinking = _shrinking(source, target) + _out_of_pattern(source, target)
     heads = [reason for attention in target.attentions for reason in _heads(attention, source, target)]
     return shrinking + _fixed(source, target) + ([] if shrinking else heads)
 
@@ -38,13 +38,38 @@ def _foreign(source: Architecture, target: Architecture) -> list[str]:
 
 
 def _rootless(source: Architecture, target: Architecture) -> list[str]:
-    before = {stack.name: stack.layers for stack in source.stacks}
+    before = {stack.name: stack for stack in source.stacks}
     return [
         f"the source has no {target.stack_prefix(stack)}layers of which {stack.layers} could be made; "
         "use lemon with depth 'random'"
+        if not before[stack.name].layers
+        else f"the source's {before[stack.name].layers} {target.stack_prefix(stack)}layers are less than one pattern "
+        f"of {stack.period} kinds of them, and {stack.layers} need more; use lemon with depth 'random'"
         for stack in target.stacks
-        if stack.layers and not before[stack.name]
+        if stack.blocks and not before[stack.name].blocks and not _out_of_pattern(source, target)
     ]
+
+
+def _out_of_pattern(source: Architecture, target: Architecture) -> list[str]:
+    """Layers of several kinds keep their pattern: only whole ones are added (growth-math, section 6)."""
+    before = {stack.name: stack for stack in source.stacks}
+    return [
+        reason
+        for stack in target.stacks
+        if stack.layers > before[stack.name].layers
+        for reason in _broken_pattern(target.stack_prefix(stack), before[stack.name], stack)
+    ]
+
+
+def _broken_pattern(prefix: str, source: LayerStack, target: LayerStack) -> list[str]:
+    if target.period != source.period:
+        kinds = f"{source.period} kinds in the source, {target.period} in the target"
+        return [f"the {prefix}layers repeat in patterns of {kinds}; give the target the source's"]
+    if not (beyond := (target.layers - source.layers) % source.period):
+        return []
+    fewer = target.layers - beyond
+    broken = f"{source.period} kinds, which a growth from {source.layers} to {target.layers} would break"
+    return [f"the {prefix}layers repeat in a pattern of {broken}; choose {fewer} or {fewer + source.period}"]
 
 
 def _shrinking(source: Architecture, target: Architecture) -> list[str]:

@@ -10,8 +10,9 @@ What it answers becomes a `GrowthPlan`, and nobody asks the method again.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import NoneType
 from typing import Any, ClassVar, Protocol, get_args
 
@@ -19,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from torch import Tensor
 
 from pipeline.growth.maps import Maps
-from pipeline.models.architecture import Architecture, ParamSpec
+from pipeline.models.architecture import Architecture, LayerStack, ParamSpec
 
 
 class MethodOptions(BaseModel):
@@ -121,6 +122,45 @@ Layers = dict[str, tuple[LayerOrigin, ...]]
 """Stack of layers -> the origins of its target layers."""
 
 
+StackRule = Callable[[int, int], tuple[LayerOrigin, ...]]
+"""(layers of a source's stack, of the target's) -> where each of the target's comes from, as its terms say."""
+
+
+def in_pattern(rule: StackRule, source: LayerStack, target: LayerStack) -> tuple[LayerOrigin, ...]:
+    """The origins of a stack's layers by a rule for layers, where these repeat in a pattern of `period` kinds: the rule
+    says of whole patterns where they come from, and every layer comes from the layer at its place in those
+    (growth-math, section 6). Layers behind the last whole pattern go by the rule for one layer that becomes one."""
+    period, blocks = source.period, rule(source.blocks, target.blocks)
+    ended = rule(1, 1) if target.layers % period else ()
+    return (
+        *(_shifted(origin, period, place) for origin in blocks for place in range(period)),
+        *(
+            _shifted(origin, 1, source.blocks * period + place)
+            for origin in ended
+            for place in range(target.layers % period)
+        ),
+    )
+
+
+def _shifted(origin: LayerOrigin, period: int, place: int) -> LayerOrigin:
+    """One layer's origin, from that of its pattern."""
+    if period == 1 and place == 0:
+        return origin
+
+    def shifted(terms: tuple[Term, ...]) -> tuple[Term, ...]:
+        return tuple(term if term.layer is None else replace(term, layer=term.layer * period + place) for term in terms)
+
+    return replace(
+        origin,
+        terms=shifted(origin.terms),
+        mixtures={template: shifted(terms) for template, terms in origin.mixtures.items()},
+        blocks={
+            template: tuple(replace(block, terms=shifted(block.terms)) for block in blocks)
+            for template, blocks in origin.blocks.items()
+        },
+    )
+
+
 class SourceModel(Protocol):
     """A source that a method may look at while it decides."""
 
@@ -186,13 +226,15 @@ class Method(ABC):
 
     def layers(self, source: Architecture, target: Architecture, context: GrowthContext) -> Layers:
         """Which source layers make each target layer, stack by stack."""
-        before = {stack.name: stack.layers for stack in source.stacks}
+        before = {stack.name: stack for stack in source.stacks}
         return {
-            stack.name: self.stack_layers(before[stack.name], stack.layers, context.options) for stack in target.stacks
+            stack.name: in_pattern(partial(self.stack_layers, options=context.options), before[stack.name], stack)
+            for stack in target.stacks
         }
 
     def stack_layers(self, source: int, target: int, options: Any) -> tuple[LayerOrigin, ...]:
-        """The origins of `target` layers in a stack of `source`; by default round and round."""
+        """The origins of `target` layers in a stack of `source`; by default round and round. Where layers repeat in a
+        pattern it is asked about whole patterns (`in_pattern`)."""
         return tuple(LayerOrigin((Term(index % source),)) for index in range(target))
 
     def noise(self, options: Any) -> float:

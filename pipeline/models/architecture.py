@@ -87,15 +87,22 @@ class Attention:
 
 @dataclass(frozen=True)
 class LayerStack:
-    """Equal layers that stand on one another (an encoder, a decoder).
+    """Layers that stand on one another (an encoder, a decoder).
 
     name: what the templates of its parameters name it by. attentions: one in most models, two where a decoder also
-    looks at an encoder.
+    looks at an encoder. period: layers repeat in a pattern of so many kinds (a window, say, in all but every third),
+    beginning at the first layer; a growth keeps it.
     """
 
     name: str
     layers: int
     attentions: tuple[Attention, ...] = (Attention(),)
+    period: int = 1
+
+    @property
+    def blocks(self) -> int:
+        """How many times the whole pattern occurs."""
+        return self.layers // self.period
 
 
 @dataclass(frozen=True)

@@ -138,10 +138,10 @@ def _misplaced(options: LemonOptions) -> list[str]:
 
 
 def _too_deep(source: Architecture, target: Architecture, options: LemonOptions) -> list[str]:
-    before = {stack.name: stack.layers for stack in source.stacks}
+    before = {stack.name: stack for stack in source.stacks}
     return [
-        f"placement 'top' at most doubles the {target.stack_prefix(stack)}layers, {before[stack.name]} to "
+        f"placement 'top' at most doubles the {target.stack_prefix(stack)}layers, {before[stack.name].layers} to "
         f"{stack.layers} is more; use placement 'even'"
         for stack in target.stacks
-        if options.placement == "top" and before[stack.name] and stack.layers > 2 * before[stack.name]
+        if options.placement == "top" and before[stack.name].blocks and stack.blocks > 2 * before[stack.name].blocks
     ]

@@ -8,13 +8,14 @@ sqrt(D_S / D_T) and their epsilon by its square. `lossless` takes LEMON's matric
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.growth.maps import DenseMap, IndexMap, Map, SpaceMap, same
-from pipeline.growth.method import GrowthContext, LayerOrigin, Term
+from pipeline.growth.method import GrowthContext, LayerOrigin, Term, in_pattern
 from pipeline.growth.methods import lemon
 from pipeline.growth.methods.lemon import Lemon, LemonOptions
 from pipeline.models.architecture import Architecture, Attention, LayerStack, ParamSpec, Space
@@ -203,11 +204,15 @@ class _Drawn:
 
 def origin(source: Architecture, stack: LayerStack, layer: int, options: Any) -> LayerOrigin:
     """The layer that a target layer starts from. options: LiGO's."""
-    before = next(each.layers for each in source.stacks if each.name == stack.name)
+    before = next(each for each in source.stacks if each.name == stack.name)
+    return in_pattern(partial(_origins, options), before, stack)[layer]
+
+
+def _origins(options: Any, before: int, after: int) -> tuple[LayerOrigin, ...]:
     if options.width_init == "lossless":
-        return Lemon().stack_layers(before, stack.layers, LEMON)[layer]
-    index = layer % before if options.depth_init == "stack" else layer * before // stack.layers
-    return LayerOrigin((Term(index),))
+        return Lemon().stack_layers(before, after, LEMON)
+    stacked = options.depth_init == "stack"
+    return tuple(LayerOrigin((Term(layer % before if stacked else layer * before // after),)) for layer in range(after))
 
 
 def mixture(

@@ -27,10 +27,10 @@ itself, S = sum_r S[r, :, :, r] (at rank 1 the core):
 Rows of a vocabulary and of positions are appended and images interpolated, as always.
 
 Index 0 of the ring is where the growth starts: FPI with layers stacked (SB the identity, SO circular copies, SI the
-same divided by their number, SL layer l2 mod L1); an MLP's units are copied within their piece. Of the other indices
-only what leads away from 0, S[0, :, :, r], is drawn, and what leads back, or stays away, is zero. So no other path
-around the ring counts at the start, the first step's gradients reach all that leads back to 0, and from then on every
-entry's are nonzero.
+same divided by their number, SL layer l2 mod L1, or whole patterns of layers in that way); an MLP's units are copied
+within their piece. Of the other indices only what leads away from 0, S[0, :, :, r], is drawn, and what leads back, or
+stays away, is zero. So no other path around the ring counts at the start, the first step's gradients reach all that
+leads back to 0, and from then on every entry's are nonzero.
 """
 
 from itertools import product
@@ -51,6 +51,7 @@ from pipeline.growth.method import (
     LearnedMethod,
     MethodOptions,
     Term,
+    in_pattern,
 )
 from pipeline.growth.methods import lemon, mango_slots
 from pipeline.growth.methods.ligo_start import NOT_LEARNED
@@ -94,13 +95,14 @@ class MangoModule(nn.Module, GrowthModule):
         super().__init__()
         self.source, self.target, self.rank = source, target, context.options.rank
         self.slots, self.stack = mango_slots.slots(target), target.stacks[0]
-        (before,), after = source.stacks, self.stack
+        (before,) = source.stacks
+        self.origins = [each.origin for each in in_pattern(_stacked, before, self.stack)]
         units = torch.arange(target.residual.size) % source.residual.size
         copied = nn.functional.one_hot(units, source.residual.size).T.double()
         starts = {
             "slots": torch.eye(len(self.slots)),
             "outputs": copied,
-            "layers": nn.functional.one_hot(torch.arange(after.layers) % before.layers, before.layers).T,
+            "layers": nn.functional.one_hot(torch.tensor(self.origins), before.layers).T,
             "inputs": copied / copied.sum(1, keepdim=True),
         }
         self.cores = nn.ParameterDict(
@@ -151,10 +153,9 @@ class MangoModule(nn.Module, GrowthModule):
 
     def layers(self) -> Layers:
         """Every matrix of a layer is made block by block, everything else is a mixture of the source's layers."""
-        before = self.source.stacks[0].layers
-        return {self.stack.name: tuple(self._layer(layer, before) for layer in range(self.stack.layers))}
+        return {self.stack.name: tuple(self._layer(layer) for layer in range(self.stack.layers))}
 
-    def _layer(self, layer: int, before: int) -> LayerOrigin:
+    def _layer(self, layer: int) -> LayerOrigin:
         weights = self._closed("layers")[:, layer]
         mixture = tuple(Term(number, weight) for number, weight in enumerate(weights.unbind()))
         blocks: dict[str, list[GrownBlock]] = {}
@@ -162,7 +163,7 @@ class MangoModule(nn.Module, GrowthModule):
             place, width = slot.block(self.target.residual.size), self.target.residual.name
             blocks.setdefault(slot.template, []).append(GrownBlock(place, (width, width), self._terms(number, layer)))
         return LayerOrigin(
-            (Term(layer % before),),
+            (Term(self.origins[layer]),),
             mixtures={param.name: mixture for param in self.target.templates(self.stack) if param.name not in blocks},
             blocks={template: tuple(each) for template, each in blocks.items()},
         )
@@ -176,6 +177,10 @@ class MangoModule(nn.Module, GrowthModule):
             Term(number, coefficient, maps, template, block)
             for (number, maps, template, block), coefficient in zip(self.taken, coefficients, strict=True)
         )
+
+
+def _stacked(source: int, target: int) -> tuple[LayerOrigin, ...]:
+    return tuple(LayerOrigin((Term(layer % source),)) for layer in range(target))
 
 
 def _too_large(source: Architecture, target: Architecture, rank: int) -> list[str]:
