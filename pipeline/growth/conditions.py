@@ -279,7 +279,9 @@ def _norms(source: Architecture, target: Architecture, config_change: dict[str, 
     if target.post_norm:
         lines.append("post-LN: exact at whole multiples of the width")
     if target.branch_ends:
-        lines.append("norms at the ends of branches see what the norms of the stream see; new layers start their gain at 0")
+        lines.append(
+            "norms at the ends of branches see what the norms of the stream see; new layers start their gain at 0"
+        )
     if any(space.kind == "inner" for space in target.spaces.values()):
         lines.append("dense-activation-norm head: exact at whole multiples of the width")
     return lines

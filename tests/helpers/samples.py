@@ -8,6 +8,8 @@ VOCAB, POSITIONS, IMAGE, PATCH, CLASSES = 61, 14, 8, 4, 3
 SMALL = {"layers": 2, "hidden": 12, "heads": 3, "mlp": 20}
 BERT_LIKE = ("bert-pre-ln", "bert", "roberta", "xlm-roberta", "camembert")
 ROTARY = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
+BY_TURNS = ("gemma2",)
+"""Of those, the families with two layers for each of `layers`: one with a window, one without."""
 CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 """Soft caps as small as the numbers of a sample, so that they count."""
 IMAGES = tuple(name for name, family in models.FAMILIES.items() if family.data == "images")
@@ -93,8 +95,10 @@ def _named(name: str, sizes: dict) -> dict:
         }
     common = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
     if name in ROTARY:
+        by_turns = {"num_hidden_layers": 2 * layers, "sliding_window": 4} if name in BY_TURNS else {}
         return {
             **common,
+            **by_turns,
             "num_key_value_heads": sizes.get("kv_heads", heads),
             "head_dim": sizes.get("head_dim", 4),
             "intermediate_size": mlp,

@@ -30,6 +30,8 @@ from pipeline.models.architecture import (
 from pipeline.models.families import llama
 from pipeline.models.family import Facts, Family, Head, NormModule, causal_positions, head_dim, text_probe
 
+PATTERN = 2
+"""A layer whose attention has a window, and one whose attention has none."""
 gain = partial(norm, bias=False, offset=1.0)
 """A norm's gain g, stored as g - 1."""
 
@@ -79,7 +81,7 @@ def _architecture(config: PretrainedConfig, params: tuple[ParamSpec, ...], **opt
             Space("mlp", config.intermediate_size, "mlp"),
             Space("vocab", config.vocab_size, "lookup"),
         ),
-        stacks=(LayerStack("layers", config.num_hidden_layers, (Attention(rope=True),)),),
+        stacks=(LayerStack("layers", config.num_hidden_layers, (Attention(rope=True),), period=PATTERN),),
         params=params,
         epsilon=NormEpsilon(config.rms_norm_eps, "rms_norm_eps"),
         rms=True,
