@@ -50,6 +50,7 @@ FAMILIES: dict[str, Family] = {
         llama.QWEN2,
         llama.QWEN3,
         gemma.GEMMA2,
+        gemma.GEMMA3,
         opt.FAMILY,
     )
 }
@@ -141,6 +142,7 @@ def initializer_range(config: PretrainedConfig) -> float:
 def rotation(config: PretrainedConfig) -> dict[str, Any]:
     """All that decides the rotary positions of a model; empty where it has none."""
     stated = {key: value for key, value in (getattr(config, ROPE, None) or {}).items() if value is not None}
+    stated = {key: value for key, value in stated.items() if isinstance(value, dict)} or stated  # by types of layers
     return stated | ({POSITIONS: getattr(config, POSITIONS)} if rotation_counts_positions(config) else {})
 
 
@@ -158,10 +160,20 @@ def function_keys(config: PretrainedConfig) -> dict[str, Any]:
 
 def rotation_counts_positions(config: PretrainedConfig) -> bool:
     """Whether rotary positions are scaled by the number of positions."""
+    written = getattr(config, ROPE_AS_WRITTEN, {}).get("rope_scaling")
+    return any(_counts_positions(rope, written or rope) for rope in ropes(config))
+
+
+def ropes(config: PretrainedConfig) -> list[dict[str, Any]]:
+    """What a config says of rotary positions, once for each type of layers that has its own."""
     rope = getattr(config, ROPE, None) or {}
+    own = [each for each in rope.values() if isinstance(each, dict)]
+    return own or [rope]
+
+
+def _counts_positions(rope: dict[str, Any], written: dict[str, Any]) -> bool:
     if rope.get("rope_type", "default") in ("default", "linear"):
         return False
-    written = getattr(config, ROPE_AS_WRITTEN, {}).get("rope_scaling") or rope
     return not (rope["rope_type"] == "llama3" and "original_max_position_embeddings" in written)
 
 
@@ -219,7 +231,7 @@ def config_text(config: PretrainedConfig, dtype: str = "float32") -> str:
     in, and rotary positions also in the keys in which the source has them."""
     content = json.loads(config.to_json_string(use_diff=False))
     content.pop("transformers_weights", None)  # the name of the source's file
-    content |= content.pop(ROPE_AS_WRITTEN, {})
+    content |= content.pop(ROPE_AS_WRITTEN, {}) | of_config(config).older_keys(config)
     stated = {"architectures": [of_config(config).head(config).class_name], "dtype": dtype}
     return json.dumps(content | stated, indent=2, sort_keys=True) + "\n"
 
@@ -290,6 +302,7 @@ __all__ = [
     "read_config",
     "reads_pieces",
     "recognise",
+    "ropes",
     "rotation",
     "rotation_counts_positions",
     "trained",

@@ -195,6 +195,11 @@ def no_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
     return ()
 
 
+def no_older_keys(config: PretrainedConfig) -> dict[str, Any]:
+    """Of families whose configs transformers 4 reads as they are."""
+    return {}
+
+
 LAYERS = ("num_hidden_layers", "n_layer")
 """The keys of configs that say how many layers a model has."""
 
@@ -209,7 +214,8 @@ class Family:
     the standard deviation of fresh weights. configure: sizes and data facts to the config of a fresh model. reserved:
     rows of the position table that no token takes. optional_sizes: the sizes without which a model of another family is
     whole, and that its models have. windows: of every layer, how many tokens its attention sees; None: all; empty where
-    every layer of every model sees all. drops_paths: whether `drop_path.install` does what a config says of
+    every layer of every model sees all. older_keys: what a config says in keys of transformers 4 alone, which a written
+    one holds besides. drops_paths: whether `drop_path.install` does what a config says of
     stochastic depth, which the model's own code does not. least_layers: of a model that transformers builds.
     """
 
@@ -227,6 +233,7 @@ class Family:
     reserved: int = 0
     optional_sizes: tuple[OptionalSize, ...] = ()
     windows: Callable[[Any], tuple[int | None, ...]] = no_windows
+    older_keys: Callable[[Any], dict[str, Any]] = no_older_keys
     drops_paths: bool = False
     least_layers: int = 0
 

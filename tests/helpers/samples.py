@@ -7,8 +7,8 @@ from pipeline import models
 VOCAB, POSITIONS, IMAGE, PATCH, CLASSES = 61, 14, 8, 4, 3
 SMALL = {"layers": 2, "hidden": 12, "heads": 3, "mlp": 20}
 BERT_LIKE = ("bert-pre-ln", "bert", "roberta", "xlm-roberta", "camembert")
-ROTARY = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
-BY_TURNS = ("gemma2",)
+ROTARY = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+BY_TURNS = ("gemma2", "gemma3_text")
 """Of those, the families with two layers for each of `layers`: one with a window, one without."""
 CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 """Soft caps as small as the numbers of a sample, so that they count."""
@@ -56,6 +56,9 @@ VARIANTS = {
     "gemma2": {**CAPS, "query_pre_attn_scalar": 6},
     "gemma2 untied": {**CAPS, "tie_word_embeddings": False, "attention_bias": True},
     "gemma2 encoder": {"head": "encoder", **CAPS},
+    "gemma3_text": {"query_pre_attn_scalar": 6},
+    "gemma3_text untied": {"tie_word_embeddings": False, "final_logit_softcapping": 3.0, "attention_bias": True},
+    "gemma3_text encoder": {"head": "encoder"},
     "opt": {},
     "opt untied": {"tie_word_embeddings": False},
     "opt encoder": {"head": "encoder"},
@@ -96,6 +99,7 @@ def _named(name: str, sizes: dict) -> dict:
     common = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
     if name in ROTARY:
         by_turns = {"num_hidden_layers": 2 * layers, "sliding_window": 4} if name in BY_TURNS else {}
+        by_turns |= {"sliding_window_pattern": 2} if name == "gemma3_text" else {}
         return {
             **common,
             **by_turns,

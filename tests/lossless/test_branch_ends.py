@@ -40,7 +40,8 @@ def test_the_norm_gives_the_stream_what_it_gave(source, target):
 
 @pytest.mark.parametrize("variant", WITH_LOSS)
 def test_what_grew_in_the_remainder_learns(variant):
-    """Its rows give out 0 (noise cancels) and get a gradient, by a gain there that is not 0. A gain of 0 would be as lossless, and dead."""
+    """Its rows give out 0 (noise cancels) and get a gradient, by a gain there that is not 0. A gain of 0 would be as
+    lossless, and dead. A tied decoder reads zeros there, so that the last branch of all learns a step later."""
     source = sample(variant)
     weights = randomised(source)
     large, target, plan = grown(weights, source, sample(variant, **ODD))
@@ -49,13 +50,13 @@ def test_what_grew_in_the_remainder_learns(variant):
     writers = [name for name, row in rows.items() if row.use == "matmul" and row.touches("branch", "writes")]
     assert len(gains) == len(writers) == 2 * target.num_hidden_layers
     found = gradients(target, large, probe(source), VOCAB)
-    for gain, writer in zip(gains, writers, strict=True):
-        assert (large[gain][12:] + rows[gain].offset).all()
+    assert all((large[gain][12:] + rows[gain].offset).all() for gain in gains)
+    for writer in writers[: -1 if target.tie_word_embeddings else None]:
         assert (found[writer][12:].abs().sum(1) > 1e-6).all(), writer
     dead = {name: torch.cat([large[name][:12], torch.full((8,), -rows[name].offset)]) for name in gains}
     assert difference(source, weights, target, {**large, **dead}, plan) <= EXACT
     found = gradients(target, {**large, **dead}, probe(source), VOCAB)
-    assert not any(found[writer][12:].any() for writer in writers)
+    assert all(found[writer][12:].abs().max() < 1e-12 for writer in writers)
 
 
 @pytest.mark.parametrize("variant", WITH_LOSS)

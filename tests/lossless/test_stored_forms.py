@@ -85,7 +85,7 @@ def test_the_table_is_as_much_smaller_as_its_multiplier_is_larger(variant):
     """And where the decoder is tied to it, the last norm makes up for that. Optimizer state goes the other way."""
     source = sample(variant)
     weights, name = randomised(source), next(n for n in randomised(source) if "embed_tokens" in n)
-    large, target, plan = grown(weights, source, sample(variant, **ODD), noise=0.0)
+    large, _, plan = grown(weights, source, sample(variant, **ODD), noise=0.0)
     factor = (12 / 20) ** 0.5
     table = torch.cat([weights[name], torch.zeros(61, 8)], 1) * factor
     assert torch.allclose(large[name], table, rtol=1e-7)  # models hold the root in float32

@@ -28,8 +28,8 @@ def measured(source, target, large: dict, plan: GrowthPlan) -> dict[str, float]:
 
 @pytest.mark.parametrize("variant, sizes", GROWTHS, ids=NAMES)
 def test_copies_receive_different_gradients(variant, sizes):
-    """Entries of the stream (of branches, where norms end them), queries, keys (those of other heads), values and MLP units all separate; without noise
-    none ever does."""
+    """Entries of the stream (of branches, where norms end them), queries, keys (those of other heads), values and MLP
+    units all separate; without noise none ever does."""
     source, weights = sample(variant), randomised(sample(variant))
     for options in ({}, {"noise": 0.0}, {"method": "fpi"}):
         large, target, plan = grown(weights, source, sample(variant, **sizes), **options)
