@@ -96,7 +96,7 @@ def load(folder: Path, state: State, config_file: Path) -> Loading:
                 ignore_mismatched_sizes=True,
                 local_files_only=True,
                 trust_remote_code=False,
-                attn_implementation="sdpa",
+                attn_implementation=models.attention_of(config),
                 **options,
             )
     except Exception as error:  # transformers raises many kinds

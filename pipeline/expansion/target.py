@@ -16,7 +16,7 @@ from pipeline.config import load
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError, nearest, placed
 from pipeline.growth.plan import GrowthPlan
-from pipeline.models import LAYER_TYPES, LAYER_TYPES_STATED, POSITIONS, ROPE, ConfigKeys, Facts, Family
+from pipeline.models import LAYER_TYPES, LAYER_TYPES_STATED, POSITIONS, ConfigKeys, Facts, Family
 from pipeline.models.architecture import Architecture
 from pipeline.models.family import positions_of
 from pipeline.records.run_folder import read_json
@@ -162,9 +162,14 @@ def _require_same_rotation(small: PretrainedConfig, content: dict[str, Any]) -> 
     if before == after or not models.rotation_counts_positions(small):
         return
     raise UserError(
-        f"the source's rotary positions ('{getattr(small, ROPE)['rope_type']}') depend on {POSITIONS}, and {after} "
+        f"the source's rotary positions ({_kinds(small)}) depend on {POSITIONS}, and {after} "
         f"instead of {before} would be another function; give the target {POSITIONS} {before}"
     )
+
+
+def _kinds(config: PretrainedConfig) -> str:
+    """The kinds of rotary positions that a config names, each once."""
+    return ", ".join(f"'{kind}'" for kind in dict.fromkeys(str(rope["rope_type"]) for rope in models.ropes(config)))
 
 
 def settled(

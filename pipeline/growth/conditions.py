@@ -182,7 +182,27 @@ def _space(source: Space, target: Space, architecture: Architecture) -> list[str
                 f"remainder, its readers need copies; choose a multiple of {source.size}"
             )
         ]
+    if target.size % source.size and target.kind == "branch" and not architecture.rms:
+        return [
+            (
+                f"a LayerNorm at the end of a branch cannot grow losslessly from {source.size} to {target.size}: it "
+                f"gives out 0 where the residual stream needs the mean; choose a multiple of {source.size}"
+            )
+        ]
     return []
+
+
+def uncancelled(source: Architecture, target: Architecture) -> list[str]:
+    """Why noise in new layers cannot cancel: a norm divides what is left of it by itself."""
+    before = {stack.name: stack.layers for stack in source.stacks}
+    if not target.branch_ends or all(stack.layers <= before[stack.name] for stack in target.stacks):
+        return []
+    return [
+        (
+            "depth 'cancel' lets a new layer's branches end in noise that adds up to 0, and here a norm at their end "
+            "would divide that 0 by the root of its epsilon; use depth 'zero', which starts the norm's gain at 0"
+        )
+    ]
 
 
 def interpolated(source: Architecture, target: Architecture) -> list[str]:
@@ -270,6 +290,10 @@ def _norms(source: Architecture, target: Architecture, config_change: dict[str, 
         lines.append("post-LN: exact at whole multiples of the width")
     elif target.norm_writes_stream:
         lines.append("norm behind the embedding: exact at whole multiples of the width")
+    if target.branch_ends:
+        lines.append(
+            "norms at the ends of branches see what the norms of the stream see; new layers start their gain at 0"
+        )
     if any(space.kind == "inner" for space in target.spaces.values()):
         lines.append("dense-activation-norm head: exact at whole multiples of the width")
     return lines

@@ -138,6 +138,11 @@ class PlanExecutor:
     def __init__(self, plan: GrowthPlan, dtype: torch.dtype = torch.float64):
         self.plan, self.dtype = plan, dtype
         self.params = {param.name: param for param in plan.target.rows()}
+        self._source_scales = {param.name: param.scale for param in plan.source.params}
+
+    def factor(self, param: ParamSpec) -> float:
+        """What a parameter that the model's code scales by its width is multiplied by; gradients by its inverse."""
+        return self._source_scales[param.template or param.name] / param.scale
 
     def tensors(self, read: Read) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of the target, in the architecture's order."""
@@ -151,11 +156,31 @@ class PlanExecutor:
         rows = range(tensor_plan.shape[0]) if rows is None else rows
         if tensor_plan.fresh:
             return self._fresh(tensor_plan, param, rows)
-        addends = [self._blocks(tensor_plan, param, read, rows)] if tensor_plan.blocks else []
-        addends += self._terms(tensor_plan, param, tensor_plan.terms, read, rows)
+        addends = [self._stored(tensor_plan, param, read, rows)] if tensor_plan.grown else []
         addends += [self.noise(tensor_plan, rows)] if tensor_plan.noise else []
-        grown = added(addends) if addends else self._full(tensor_plan, rows, tensor_plan.fill)
+        empty = tensor_plan.fill / param.scale - param.offset
+        grown = added(addends) if addends else self._full(tensor_plan, rows, empty)
         return self._append_fresh(tensor_plan, param, grown, rows)
+
+    def _stored(self, tensor_plan: TensorPlan, param: ParamSpec, read: Read, rows: range) -> Tensor:
+        """`rows` of what is stored, where scale * (stored + offset) grows: the maps are linear, so that the offset goes
+        by them apart, and numbers that stay are carried to the bit."""
+        factor = self.factor(param)
+        grown = self._sum(tensor_plan, param, read, rows)
+        grown = grown if factor == 1 else grown * factor
+        if not param.offset:
+            return grown
+
+        def offset(name: str, rows: range) -> Tensor:
+            return torch.full_like(read(name, rows), param.offset)
+
+        shift = self._sum(tensor_plan, param, offset, rows) * factor - param.offset
+        return torch.where(shift == 0, grown, grown + shift)
+
+    def _sum(self, tensor_plan: TensorPlan, param: ParamSpec, read: Read, rows: range) -> Tensor:
+        """`rows` of all that is grown from tensors of the source."""
+        blocks = [self._blocks(tensor_plan, param, read, rows)] if tensor_plan.blocks else []
+        return added(blocks + self._terms(tensor_plan, param, tensor_plan.terms, read, rows))
 
     def _blocks(self, tensor_plan: TensorPlan, param: ParamSpec, read: Read, rows: range) -> Tensor:
         """`rows` of the blocks of a tensor, each grown by itself."""
@@ -252,7 +277,7 @@ class PlanExecutor:
     def _fresh(self, tensor_plan: TensorPlan, param: ParamSpec, rows: range) -> Tensor:
         if param.fresh == "normal":
             return self._normal(tensor_plan, param, torch.arange(rows.start, rows.stop), 1.0, "fresh")
-        return self._full(tensor_plan, rows, param.std if param.fresh == "ones" else 0.0)
+        return self._full(tensor_plan, rows, (param.std if param.fresh == "ones" else 0.0) - param.offset)
 
     def noise(self, tensor_plan: TensorPlan, rows: range) -> Tensor:
         """N of a tensor that has any, along all its axes."""

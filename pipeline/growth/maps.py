@@ -308,10 +308,13 @@ def circular(source: int, target: int) -> SpaceMap:
 
 def residual(source: int, target: int, rms: bool = False) -> SpaceMap:
     """The residual stream. Read by LayerNorm, the remainder is the mean, so that mean and (up to eta^2) variance are
-    kept; read by RMSNorm it is zero, so that the mean square is."""
-    written = full_copies(source, target, ZERO if rms else MEAN)
+    kept; read by RMSNorm it is zero, so that the mean square is. So does what a norm at the end of a branch reads, and
+    the remainder of its gain scales zero and is free: the mean keeps it alive."""
     return SpaceMap(
-        written, full_copies(source, target, ZERO, source / _covered(source, target)), written, eta(source, target)
+        full_copies(source, target, ZERO if rms else MEAN),
+        full_copies(source, target, ZERO, source / _covered(source, target)),
+        full_copies(source, target, MEAN),
+        eta(source, target),
     )
 
 

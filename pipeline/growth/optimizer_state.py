@@ -159,7 +159,14 @@ class GrownSlot:
         return filled if recorded.all() else torch.where(recorded, filled, self.typical)
 
     def _transformed(self, name: str, rows: range) -> Tensor:
-        return self.executor.transform(self._source(name), self._param, self.executor.plan.maps, self._rule, rows)
+        source, maps = self._source(name), self.executor.plan.maps
+        grown = self.executor.transform(source, self._param, maps, self._rule, rows)
+        return grown if self._factor == 1 else grown * self._factor
+
+    @property
+    def _factor(self) -> float:
+        """What the gradient's scale adds to its maps: the inverse of the weight's, to the slot's power."""
+        return self.executor.factor(self._param) ** -self.slot.power
 
     def _filled(self, grown: Tensor) -> Tensor:
         """Entries without a history get the mean of the known ones in their row."""
@@ -174,7 +181,7 @@ class GrownSlot:
     @cached_property
     def typical(self) -> float:
         """The mean of all known entries, for rows without a history: the sum of all over the number of known ones."""
-        total = sum(coefficient * self._sum(name) for name, coefficient in self._terms)
+        total = self._factor * sum(coefficient * self._sum(name) for name, coefficient in self._terms)
         recorded = math.prod(int(self._known(axis).sum()) for axis in range(len(self.tensor_plan.shape)))
         return float(total / recorded) if recorded else 0.0
 

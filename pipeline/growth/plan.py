@@ -21,6 +21,7 @@ each is a `GrownBlock`. The reasons at each turn:
 * a *new* layer must add nothing to the residual stream at step 0, so what writes the stream there has no term at all:
   zero, or noise alone (section 6);
 * what the layer lacks that a layer comes from (a first layer's norm, say) starts as in a new model;
+* where a norm at the end of a branch writes the stream, it is its gain that is zero there (section 6);
 * post-LN norms of new layers are identities, and the affine moves on to the last of the copies (section 6);
 * noise is possible along an axis that reads a space that grew by copies, and on keys along the null space of the
   queries (sections 3 and 5);
@@ -63,7 +64,8 @@ class TensorPlan:
 
     template: its name with `{i}` for a layer, by which terms name source tensors. origin: the source tensor in whose
     place it stands; None in a layer of a model that had none. terms: of the whole; blocks: parts side by side along one
-    axis, each with terms of its own; without either every entry starts as `fill`, or fresh. noise: the axes along which
+    axis, each with terms of its own; without either every entry starts as `fill` (of what the model computes with), or
+    fresh. noise: the axes along which
     N is projected. fold: the source's layer scale that is multiplied into it. note: why it has no terms.
     """
 
@@ -265,7 +267,7 @@ class Planner:
         if origin and (blocks := origin.blocks.get(template)):
             return replace(tensor, blocks=blocks)
         terms, fold = self._terms(template, origin), self._fold(param, origin)
-        if origin and origin.new and not param.norm and param.touches(self.target.residual.name, "writes"):
+        if origin and origin.new and self.target.adds_to_stream(param):
             silent = self._silent(tensor, param, origin)
             return replace(silent, terms=terms, fold=fold) if template in origin.mixtures else silent
         return replace(tensor, terms=terms, noise=self._noise_axes(param), fold=fold)

@@ -13,9 +13,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from pipeline.config.limits import MOST_LAYERS, MOST_UNITS
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError, nearest, one_line, placed
-from pipeline.models import drop_path, unsupported
+from pipeline.models import drop_path, plain_attention, unsupported
 from pipeline.models.architecture import Architecture
-from pipeline.models.families import bert, bert_pre_ln, dinov2, distilbert, gpt2, llama, modernbert, opt, vit
+from pipeline.models.families import bert, bert_pre_ln, dinov2, distilbert, gemma, gpt2, llama, modernbert, opt, vit
 from pipeline.models.family import (
     LAYER_TYPES,
     LAYER_TYPES_STATED,
@@ -52,6 +52,8 @@ FAMILIES: dict[str, Family] = {
         llama.MISTRAL,
         llama.QWEN2,
         llama.QWEN3,
+        gemma.GEMMA2,
+        gemma.GEMMA3,
         opt.FAMILY,
     )
 }
@@ -150,6 +152,7 @@ def initializer_range(config: PretrainedConfig) -> float:
 def rotation(config: PretrainedConfig) -> dict[str, Any]:
     """All that decides the rotary positions of a model; empty where it has none."""
     stated = {key: value for key, value in (getattr(config, ROPE, None) or {}).items() if value is not None}
+    stated = {key: value for key, value in stated.items() if isinstance(value, dict)} or stated  # by types of layers
     return stated | ({POSITIONS: getattr(config, POSITIONS)} if rotation_counts_positions(config) else {})
 
 
@@ -247,11 +250,18 @@ def read_config(path: Path) -> tuple[Family, PretrainedConfig]:
     return recognise(read_json(path), str(path))
 
 
+def attention_of(config: PretrainedConfig, asked: str = "sdpa") -> str:
+    """What a config's model attends with where it is asked for `sdpa` or `eager`: without a cap on its scores that the
+    fused kernels do not have."""
+    return "eager" if plain_attention.is_needed(config, of_config(config).head(config).model_class) else asked
+
+
 def build(config: PretrainedConfig, seed: int = 0, attention: str = "sdpa", device: str = "cpu") -> PreTrainedModel:
-    """A freshly initialised model; the same seed gives the same weights. Device 'meta' gives names and shapes only."""
+    """A freshly initialised model; the same seed gives the same weights. attention: as in `attention_of`. Device 'meta'
+    gives names and shapes only."""
     choose_accelerator()  # transformers imports DeepSpeed when it builds a model
     config = copy.deepcopy(config)  # transformers shares and mutates config objects
-    config._attn_implementation = attention
+    config._attn_implementation = attention_of(config, attention)
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         model = of_config(config).head(config).model_class(config)
@@ -287,6 +297,7 @@ __all__ = [
     "Head",
     "Inputs",
     "architecture_of",
+    "attention_of",
     "build",
     "config_text",
     "family",
@@ -300,6 +311,7 @@ __all__ = [
     "read_config",
     "reads_pieces",
     "recognise",
+    "ropes",
     "rotation",
     "rotation_counts_positions",
     "trained",

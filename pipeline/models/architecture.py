@@ -18,6 +18,7 @@ from pipeline.optim.parameter_groups import ParameterKind
 Kind = Literal[
     "residual",
     "normed",
+    "branch",
     "tied",
     "inner",
     "pooled",
@@ -31,9 +32,10 @@ Kind = Literal[
     "pixels",
     "fixed",
 ]
-"""residual: the residual stream, which all stacks of layers share. normed: the output of a norm. tied: the output of
-a norm that the (transposed) token embedding reads. inner: a dense layer's activation that a norm reads. pooled: a
-dense layer's activation that the model gives out. query, key, value: an attention's projections, heads of `unit`
+"""residual: the residual stream, which all stacks of layers share. normed: the output of a norm. branch: what a
+branch ends in before the norm at its end, which writes the residual stream. tied: the output of a norm that the
+(transposed) token embedding reads. inner: a dense layer's activation that a norm reads. pooled: a dense layer's
+activation that the model gives out. query, key, value: an attention's projections, heads of `unit`
 entries; context: its output, heads like the query's. mlp: hidden units that may be copied. lookup: rows that are
 looked up, so that more may be appended (vocabulary, positions). grid: positions of image patches behind `prefix`
 other tokens. pixels: a side of a patch. fixed: keeps its size."""
@@ -61,7 +63,7 @@ class Space:
     @property
     def tied_to_hidden_size(self) -> bool:
         """Whether it has the residual stream's size by construction, so that its size goes without saying."""
-        return self.kind in ("normed", "tied", "inner", "pooled")
+        return self.kind in ("normed", "branch", "tied", "inner", "pooled")
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,8 @@ class NormEpsilon:
 class Axis:
     """One axis of a parameter: the space it touches, or several behind one another (fused projections).
 
-    writes, reads: rows and columns of a weight. gain: of a norm that reads `source`. scales: a layer scale, which
-    multiplies what is written to the space.
+    writes, reads: rows and columns of a weight. gain: of a norm. scales: a layer scale, which multiplies what is
+    written to the space. source: of a norm's gain and bias, the space that the norm reads.
     """
 
     spaces: tuple[str, ...]
@@ -147,7 +149,9 @@ class ParamSpec:
     fresh: how a new model starts it: `normal` with `std` times the config's initializer_range, or a constant.
     norm: gain or bias of a norm. scaled_by: the layer scale that multiplies what it writes.
     stack: of a layered template, the stack of layers that it is repeated in. layers: those of its layers that have it;
-    where layers differ in what a parameter reads, it is listed once for each kind, under one name.
+    where layers differ in what a parameter reads, it is listed once for each kind, under one name. offset, scale: the
+    model computes with scale * (stored + offset), and that is what grows; `fresh` is of stored + offset, gradients are
+    of what is stored.
     """
 
     name: str
@@ -165,6 +169,8 @@ class ParamSpec:
     scaled_by: str | None = None
     stack: str = "layers"
     layers: range = EVERY_LAYER
+    offset: float = 0.0
+    scale: float = 1.0
 
     @property
     def module_name(self) -> str:
@@ -269,13 +275,33 @@ class Architecture:
 
     @property
     def post_norm(self) -> bool:
-        """Whether norms inside the layers write the residual stream themselves (post-LN)."""
-        return any(p.layered and p.touches(self.residual.name, "gain") for p in self.params)
+        """Whether norms inside the layers read the residual stream and write it themselves (post-LN)."""
+        return any(param.layered for param in self._stream_gains)
+
+    @property
+    def branch_ends(self) -> bool:
+        """Whether norms stand at the ends of branches, and write the residual stream what the branches add to it."""
+        return any(self.ends_branch(param) for param in self.params)
+
+    def ends_branch(self, param: ParamSpec) -> bool:
+        """Whether a parameter is the gain or the bias of a norm at the end of a branch."""
+        return any(axis.source is not None and self.spaces[axis.source].kind == "branch" for axis in param.axes)
+
+    def adds_to_stream(self, param: ParamSpec) -> bool:
+        """Whether a parameter is the last to write what a branch adds to the residual stream: where it is 0, nothing
+        is added."""
+        return self.ends_branch(param) or (not param.norm and param.touches(self.residual.name, "writes"))
 
     @property
     def norm_writes_stream(self) -> bool:
         """Whether any norm does, one behind the embedding say."""
-        return any(p.touches(self.residual.name, "gain") for p in self.params)
+        return bool(self._stream_gains)
+
+    @property
+    def _stream_gains(self) -> list[ParamSpec]:
+        """The gains of the norms that read the residual stream and write it."""
+        gains = [param for param in self.params if param.touches(self.residual.name, "gain")]
+        return [param for param in gains if not self.ends_branch(param)]
 
     @property
     def grouped(self) -> bool:
@@ -402,9 +428,16 @@ def masked_lm_head(
 
 
 def norm(
-    name: str, reading: str, writing: str, *, module: str | None = None, bias: bool = True
+    name: str,
+    reading: str,
+    writing: str,
+    *,
+    module: str | None = None,
+    bias: bool = True,
+    offset: float = 0.0,
+    scale: float = 1.0,
 ) -> tuple[ParamSpec, ...]:
-    """A LayerNorm: gain and bias; without `bias` an RMSNorm."""
+    """A LayerNorm: gain and bias; without `bias` an RMSNorm. offset: of its gain. scale: of both."""
     module = module or name
     gain = ParamSpec(
         f"{name}.weight",
@@ -413,15 +446,26 @@ def norm(
         module=f"{module}.weight",
         fresh="ones",
         norm=True,
+        offset=offset,
+        scale=scale,
     )
-    offset = ParamSpec(f"{name}.bias", (writes(writing),), "add", module=f"{module}.bias", norm=True)
-    return (gain, offset) if bias else (gain,)
+    written = Axis((writing,), "writes", reading)
+    added = ParamSpec(f"{name}.bias", (written,), "add", module=f"{module}.bias", norm=True, scale=scale)
+    return (gain, added) if bias else (gain,)
 
 
 def embedding(
-    name: str, indexed: str, writing: str, *, tied: bool = False, decay: bool = False, module: str | None = None
+    name: str,
+    indexed: str,
+    writing: str,
+    *,
+    tied: bool = False,
+    decay: bool = False,
+    module: str | None = None,
+    scale: float = 1.0,
 ) -> tuple[ParamSpec, ...]:
-    """A lookup table (indexed, writes); `tied` when the decoder multiplies by it as well."""
+    """A lookup table (indexed, writes); `tied` when the decoder multiplies by it as well. scale: what the model's code
+    multiplies its rows by where they are looked up, alone; the norm in front of a tied decoder then has 1 / scale."""
     use: Use = "both" if tied else "lookup"
     return (
         ParamSpec(
@@ -432,5 +476,6 @@ def embedding(
             decay,
             module=f"{module or name}.weight",
             fresh="normal",
+            scale=scale,
         ),
     )

@@ -4,6 +4,8 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+from pipeline import models
+from pipeline.errors import UserError
 from pipeline.training import attention, compilation, hardware, largest_micro_batch
 from pipeline.training.process_group import World, of_rank_0
 from pipeline.training.settled import BEFORE
@@ -19,7 +21,7 @@ def settle(plan: TrainingPlan, world: World) -> TrainingPlan:
     """The plan with nothing left open: as recorded when the stage began, else by what these devices do best. To be
     called by all ranks at once. Raises UserError where they cannot do what was recorded or asked for."""
     hardware.multiply_in(plan.stage.products)  # what is measured is what trains
-    plan = largest_micro_batch.settled(_as_rank_0_reads_it(plan), world)
+    plan = largest_micro_batch.settled(_attending(_as_rank_0_reads_it(plan)), world)
     chosen: dict[str, Any] = of_rank_0(lambda: {key: getattr(plan.stage, key) for key in BEFORE})
     if chosen["attention"] == "auto":
         choice = attention.choose(plan, world)
@@ -32,6 +34,19 @@ def settle(plan: TrainingPlan, world: World) -> TrainingPlan:
     if chosen["compile"]:
         logger.info("%s: its layers are compiled, each when it first runs", plan.stage.name)
     return replace(plan, stage=plan.stage.model_copy(update=chosen))
+
+
+def _attending(plan: TrainingPlan) -> TrainingPlan:
+    """With plain attention where the model computes with no other. Raises UserError where the fused kernels are asked
+    for."""
+    if models.attention_of(plan.model) == "sdpa":
+        return plan
+    if plan.stage.attention == "sdpa":
+        raise UserError(
+            f"{plan.stage.name}: attention sdpa: its model caps attention scores, which torch's fused kernels do not; "
+            "use auto or eager"
+        )
+    return replace(plan, stage=plan.stage.model_copy(update={"attention": "eager"}))
 
 
 def _as_rank_0_reads_it(plan: TrainingPlan) -> TrainingPlan:

@@ -7,6 +7,7 @@ import torch
 from transformers import PretrainedConfig
 
 from pipeline import models
+from pipeline.expansion.target import settled
 from pipeline.growth import methods
 from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.maps import IndexMap, Map
@@ -36,7 +37,7 @@ def randomised(config: PretrainedConfig, seed: int = 7, scale: float = 0.4) -> W
     for row in architecture.rows():
         tensors[row.name] = torch.randn(architecture.shape(row), generator=generator, dtype=torch.float64) * scale
         if row.axes[0].role in ("gain", "scales"):
-            tensors[row.name] += 1
+            tensors[row.name] += 1 - row.offset
     return tensors
 
 
@@ -59,9 +60,7 @@ def planned(
     chosen = methods.parse(method, options, seed)
     module = begun_module(*architectures, chosen).requires_grad_(False) if methods.is_learned(method) else None
     plan = plan_growth(*architectures, chosen, models.initializer_range(target), module=module)
-    target = copy.deepcopy(target)
-    target.update(plan.config_change)
-    return plan, target
+    return plan, settled(source, copy.deepcopy(target), plan, None)
 
 
 def rows_of(weights: Weights) -> Callable[[str, range], torch.Tensor]:

@@ -7,9 +7,12 @@ from pipeline import models
 VOCAB, POSITIONS, IMAGE, PATCH, CLASSES = 61, 14, 8, 4, 3
 SMALL = {"layers": 2, "hidden": 12, "heads": 3, "mlp": 20}
 BERT_LIKE = ("bert-pre-ln", "bert", "roberta", "xlm-roberta", "camembert")
-ROTARY = ("llama", "mistral", "qwen2", "qwen3")
+ROTARY = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+BY_TURNS = ("gemma2", "gemma3_text", "modernbert")
 EVERY_OTHER = 2
-"""Layers of a ModernBERT for each of `layers`: one that attends to all tokens, one to a window."""
+"""The families with so many layers for each of `layers`: one with a window, one without."""
+CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+"""Soft caps as small as the numbers of a sample, so that they count."""
 IMAGES = tuple(name for name, family in models.FAMILIES.items() if family.data == "images")
 VARIANTS = {
     "bert-pre-ln": {},
@@ -62,6 +65,12 @@ VARIANTS = {
     "qwen3": {"tie_word_embeddings": False},
     "qwen3 tied": {"tie_word_embeddings": True},
     "qwen3 encoder": {"head": "encoder"},
+    "gemma2": {**CAPS, "query_pre_attn_scalar": 6},
+    "gemma2 untied": {**CAPS, "tie_word_embeddings": False, "attention_bias": True},
+    "gemma2 encoder": {"head": "encoder", **CAPS},
+    "gemma3_text": {"query_pre_attn_scalar": 6},
+    "gemma3_text untied": {"tie_word_embeddings": False, "final_logit_softcapping": 3.0, "attention_bias": True},
+    "gemma3_text encoder": {"head": "encoder"},
     "opt": {},
     "opt untied": {"tie_word_embeddings": False},
     "opt encoder": {"head": "encoder"},
@@ -101,8 +110,11 @@ def _named(name: str, sizes: dict) -> dict:
         }
     common = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
     if name in ROTARY:
+        by_turns = {"num_hidden_layers": EVERY_OTHER * layers, "sliding_window": 4} if name in BY_TURNS else {}
+        by_turns |= {"sliding_window_pattern": 2} if name == "gemma3_text" else {}
         return {
             **common,
+            **by_turns,
             "num_key_value_heads": sizes.get("kv_heads", heads),
             "head_dim": sizes.get("head_dim", 4),
             "intermediate_size": mlp,

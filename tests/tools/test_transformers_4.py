@@ -106,6 +106,19 @@ def _of_windows(folder: Path) -> Case:
     return Case(_grown(small, "mistral", window, LONG, **times(2)), _inputs(small, LONG), small)
 
 
+def _of_two_bases(older: bool, folder: Path) -> Case:
+    """One for layers with a window, a scaled one for the others; in the keys of transformers 4, or as 5 has saved it,
+    which 4 does not read."""
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    keys = {"rope_parameters": ..., "rope_local_base_freq": 300.0, "rope_theta": 5e5, "rope_scaling": scaling}
+    if not older:
+        bases = {"rope_type": "default", "rope_theta": 300.0}, {**scaling, "rope_theta": 5e5}
+        keys = {"rope_parameters": dict(zip(("sliding_attention", "full_attention"), bases, strict=True))}
+    small = edit(saved(folder / "small", "gemma3_text", positions=LONG), **keys)
+    large = _grown(small, "gemma3_text", keys, LONG, **times(2, layers=3))
+    return Case(large, _inputs(small, LONG), small if older else None)
+
+
 def _of_ties(variant: str, folder: Path) -> Case:
     small = stored_beside(folder / "small", variant, DIFFERENT[variant])
     return Case(_grown(small, variant, **times(2)), _inputs(small))
@@ -125,6 +138,9 @@ BUILDERS: dict[str, Callable[[Path], Case]] = {
     "layer types": _of_layer_types,
     "alternation": lambda folder: _of_alternation(True, folder),
     "alternation in new keys": lambda folder: _of_alternation(False, folder),
+    **{
+        f"two bases, older {older}": lambda folder, older=older: _of_two_bases(older, folder) for older in (True, False)
+    },
     "windows": _of_windows,
     **{f"tied apart {name}": lambda folder, name=name: _of_ties(name, folder) for name in TIED_APART},
     **{

@@ -4,6 +4,8 @@
  |
 | residual stream   | k copies, remainder the mean (LayerNorm) or zero (RMSNorm) | full copies share
  |
+| a branch's end    | the same, where a norm stands between it and the stream    | (by that norm)
+ |
 | norm's output     | k copies, remainder zero                                   | full copies share, remainder free
  |
 | heads, MLP units  | circular copies of whole units                             | copies share equally
@@ -83,6 +85,7 @@ class Lemon(Method):
             conditions.inexact(source, target)
             + _too_deep(source, target, options)
             + _misplaced(source, target, options)
+            + (conditions.uncancelled(source, target) if options.depth == "cancel" else [])
         )
 
     def lossy(self, source: Architecture, target: Architecture, options: LemonOptions) -> list[str]:
@@ -139,6 +142,7 @@ def space_map(source: Space, target: Space, rms: bool) -> SpaceMap:
     rules = {
         "residual": lambda: maps.residual(before, after, rms),
         "normed": lambda: maps.normed(before, after),
+        "branch": lambda: maps.residual(before, after, rms),
         "tied": lambda: maps.tied(before, after, rms),
         "inner": lambda: maps.circular(before, after),
         "pooled": lambda: maps.circular(before, after),
@@ -154,8 +158,10 @@ def _misplaced(source: Architecture, target: Architecture, options: LemonOptions
     if (layers := options.listed) is not None:
         if kinds := [stack.period for stack in target.stacks if stack.period > 1]:
             return [
-                f"placement '{options.placement}' lists layers one by one, and these repeat in a pattern of {kinds[0]} "
-                "kinds; use placement 'even' or 'top'"
+                (
+                    f"placement '{options.placement}' lists layers one by one, and these repeat in a pattern of "
+                    f"{kinds[0]} kinds; use placement 'even' or 'top'"
+                )
             ]
         before = {stack.name: stack.layers for stack in source.stacks}
         behind = options.depth != "copy"

@@ -21,7 +21,7 @@ from pipeline.growth.methods.lemon import Lemon, LemonOptions
 from pipeline.models.architecture import Architecture, Attention, LayerStack, ParamSpec, Space
 from pipeline.rng import derive
 
-STREAM = ("residual", "normed", "inner", "tied")
+STREAM = ("residual", "normed", "branch", "inner", "tied")
 """Kinds of spaces with one matrix for all: the stream, and what norms read or give out; entry by entry the same."""
 NOT_LEARNED = ("lookup", "grid", "pixels", "fixed")
 MOST = 0.03
@@ -225,7 +225,7 @@ def mixture(
     layers = torch.tensor([each.origin for each in origins], dtype=torch.long)
     weights = torch.eye(before, dtype=torch.float64)[layers]
     if context.options.width_init == "lossless":
-        silent = not param.norm and param.touches(target.residual.name, "writes")
+        silent = target.adds_to_stream(param)
         return weights * torch.tensor([[float(not (silent and each.new))] for each in origins])
     generator = torch.Generator().manual_seed(derive(context.seed, "ligo", param.template or param.name))
     others = MOST * torch.rand(weights.shape, generator=generator, dtype=torch.float64)

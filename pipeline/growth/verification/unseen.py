@@ -53,9 +53,11 @@ def table_difference(small: RunnableModel, large: RunnableModel, plan: GrowthPla
     single rows), the large one's read back: of every row, be it in the probe or not. And the table's name; None where
     all are equal. Raises UserError that names one that cannot be compared."""
     worst, name = 0.0, None
+    scales = {param.name: param.scale for param in plan.source.params}
     for row in _tables(plan):
         before, after = (model.parameter(row.module_name) for model in (small, large))
-        gap, peak = _gap(before, after, plan.maps[plan.target.residual.name].reads)
+        read = plan.maps[plan.target.residual.name].reads.scaled(row.scale / scales[row.template or row.name])
+        gap, peak = _gap(before, after, read)
         if not math.isfinite(gap) or (gap and not peak):
             what = "is 0 everywhere in the source alone" if math.isfinite(gap) else "holds NaN or infinite values"
             raise UserError(f"'{row.name}' {what}, which no relative difference can measure; use an older checkpoint")

@@ -197,12 +197,14 @@ def windows_by_type(config: Qwen2Config | Qwen3Config) -> tuple[int | None, ...]
     return tuple(config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types)
 
 
-KEYS = TEXT_KEYS.extended(
+KEYS_OF_ALL = TEXT_KEYS.extended(
     sizes=("num_key_value_heads", "head_dim"),
     training=("attention_dropout", "initializer_range"),
     kept=(LAYER_TYPES, LAYER_TYPES_STATED, "rms_norm_eps", ROPE_AS_WRITTEN),
-    function=("hidden_act", ROPE),
+    function=(ROPE,),
 )
+"""Gemma's too, whose configs name the activation otherwise."""
+KEYS = KEYS_OF_ALL.extended(function=("hidden_act",))
 
 
 def _family(
