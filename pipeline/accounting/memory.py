@@ -200,7 +200,7 @@ def _saved(architecture: Architecture, positions: dict[str, int], stack: str | N
     """Numbers that one sample leaves in a layer of a stack; None: outside of all. Where a gate multiplies MLP units, it
     is kept besides, activated."""
     specs = [spec for spec in architecture.params if (spec.stack if spec.layered else None) == stack]
-    gates = sum(spec.use == "matmul" and spec.touches("mlp", "writes") for spec in specs) - 1
+    gates = sum(spec.times("mlp", "writes") for spec in specs if spec.use == "matmul") - 1
     gated = max(0, gates) * positions["token"] * architecture.spaces["mlp"].size
     return gated + sum(
         _kept(axis.role, architecture.spaces[name].kind, spec.use, architecture.rms)

@@ -51,6 +51,7 @@ FAMILIES: dict[str, Family] = {
         llama.MISTRAL,
         llama.QWEN2,
         llama.QWEN3,
+        llama.PHI3,
         opt.FAMILY,
     )
 }

@@ -7,7 +7,7 @@ from pipeline import models
 VOCAB, POSITIONS, IMAGE, PATCH, CLASSES = 61, 14, 8, 4, 3
 SMALL = {"layers": 2, "hidden": 12, "heads": 3, "mlp": 20}
 BERT_LIKE = ("bert-pre-ln", "bert", "roberta", "xlm-roberta", "camembert")
-ROTARY = ("llama", "mistral", "qwen2", "qwen3")
+ROTARY = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 IMAGES = tuple(name for name, family in models.FAMILIES.items() if family.data == "images")
 VARIANTS = {
     "bert-pre-ln": {},
@@ -56,6 +56,9 @@ VARIANTS = {
     "qwen3": {"tie_word_embeddings": False},
     "qwen3 tied": {"tie_word_embeddings": True},
     "qwen3 encoder": {"head": "encoder"},
+    "phi3": {"tie_word_embeddings": False},
+    "phi3 tied": {"tie_word_embeddings": True},
+    "phi3 encoder": {"head": "encoder"},
     "opt": {},
     "opt untied": {"tie_word_embeddings": False},
     "opt encoder": {"head": "encoder"},
@@ -103,6 +106,7 @@ def _named(name: str, sizes: dict) -> dict:
             "vocab_size": vocab,
             "rms_norm_eps": eps,
             "max_position_embeddings": positions,
+            "pad_token_id": None,
             "bos_token_id": 0,
             "eos_token_id": 0,
         }

@@ -9,7 +9,7 @@ from pipeline.models.document_mask import document_mask
 from pipeline.training.losses import model_inputs
 from tests.helpers.samples import POSITIONS, VOCAB, sample
 
-FAMILIES = ["bert", "bert-pre-ln", "roberta", "distilbert", "gpt2", "llama", "mistral", "qwen3", "opt"]
+FAMILIES = ["bert", "bert-pre-ln", "roberta", "distilbert", "gpt2", "llama", "mistral", "qwen3", "phi3", "opt"]
 CUT = 6
 """Where the second document begins."""
 
