@@ -199,8 +199,7 @@ def kept_layers(layers: int, every: int) -> int:
 def _saved(architecture: Architecture, positions: dict[str, int], specs: list[ParamSpec]) -> int:
     """Numbers that one sample leaves where these parameters are used: in a layer, or outside of all. Where a gate
     multiplies MLP units, it is kept besides, activated."""
-    matrices = [axis for spec in specs if spec.use == "matmul" for axis in spec.axes if axis.role == "writes"]
-    gates = sum(axis.spaces.count("mlp") for axis in matrices) - 1
+    gates = sum(spec.times("mlp", "writes") for spec in specs if spec.use == "matmul") - 1
     gated = max(0, gates) * positions["token"] * architecture.spaces["mlp"].size
     return gated + sum(
         _kept(axis.role, architecture.spaces[name].kind, spec.use, architecture.rms)

@@ -54,6 +54,7 @@ FAMILIES: dict[str, Family] = {
         llama.QWEN3,
         gemma.GEMMA2,
         gemma.GEMMA3,
+        llama.PHI3,
         opt.FAMILY,
     )
 }

@@ -200,6 +200,10 @@ class ParamSpec:
             template=self.name,
         )
 
+    def times(self, space: str, role: Role) -> int:
+        """How often its axes have a space in this role: twice where both halves of a gated MLP are fused."""
+        return sum(axis.spaces.count(space) for axis in self.axes if axis.role == role)
+
     def touches(self, space: str, *roles: str) -> bool:
         return any(space in axis.spaces and axis.role in roles for axis in self.axes)
 

@@ -2,6 +2,7 @@
 head that its checkpoint does not have, which begin afresh."""
 
 import copy
+from typing import Any
 
 from transformers import PretrainedConfig
 
@@ -44,7 +45,7 @@ def require(config: PretrainedConfig, sizes: ModelSizes, facts: Facts) -> None:
         name = differing[0]
         raise UserError(f"{name} is {there.get(name)} there and {here[name]} in the model")
     for key, value in _stated(family, sizes).items():
-        if getattr(config, key) != value:
+        if _of_it(getattr(config, key), value) != value:
             raise UserError(f"{key} is {getattr(config, key)!r} there and {value!r} in the model; leave it out")
     if reason := unreadable(config, facts):
         raise UserError(reason)
@@ -54,6 +55,13 @@ def _sizes(architecture: Architecture) -> dict[str, int]:
     """Those that do not follow from the data."""
     decided = {space.name for space in architecture.spaces.values() if space.kind in DATA_DECIDE}
     return {name: size for name, size in architecture.sizes().items() if name not in decided}
+
+
+def _of_it(there: Any, stated: object) -> object:
+    """What a config's value has of the keys that are stated, where it has keys; else all."""
+    if isinstance(there, dict) and isinstance(stated, dict):
+        return {key: there.get(key) for key in stated}
+    return there
 
 
 def _stated(family: Family, sizes: ModelSizes) -> dict[str, object]:

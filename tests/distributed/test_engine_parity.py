@@ -14,7 +14,7 @@ STEPS = 6
 ENGINE = "tests.helpers.scripts.engine_losses:train"
 OTHERS = (
     *("roberta", "xlm-roberta", "distilbert", "deit", "dinov2", "dinov2-with-registers", "gpt2", "mistral", "qwen3"),
-    "opt",
+    *("phi3", "opt"),
 )
 """Families that one stage is enough for."""
 

@@ -7,7 +7,7 @@ from pipeline import models
 VOCAB, POSITIONS, IMAGE, PATCH, CLASSES = 61, 14, 8, 4, 3
 SMALL = {"layers": 2, "hidden": 12, "heads": 3, "mlp": 20}
 BERT_LIKE = ("bert-pre-ln", "bert", "roberta", "xlm-roberta", "camembert")
-ROTARY = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+ROTARY = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text")
 BY_TURNS = ("gemma2", "gemma3_text", "modernbert")
 EVERY_OTHER = 2
 """The families with so many layers for each of `layers`: one with a window, one without."""
@@ -71,6 +71,9 @@ VARIANTS = {
     "gemma3_text": {"query_pre_attn_scalar": 6},
     "gemma3_text untied": {"tie_word_embeddings": False, "final_logit_softcapping": 3.0, "attention_bias": True},
     "gemma3_text encoder": {"head": "encoder"},
+    "phi3": {"tie_word_embeddings": False},
+    "phi3 tied": {"tie_word_embeddings": True},
+    "phi3 encoder": {"head": "encoder"},
     "opt": {},
     "opt untied": {"tie_word_embeddings": False},
     "opt encoder": {"head": "encoder"},
@@ -121,6 +124,7 @@ def _named(name: str, sizes: dict) -> dict:
             "vocab_size": vocab,
             "rms_norm_eps": eps,
             "max_position_embeddings": positions,
+            "pad_token_id": None,
             "bos_token_id": 0,
             "eos_token_id": 0,
         }

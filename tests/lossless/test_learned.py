@@ -172,7 +172,7 @@ def test_twenty_steps_of_the_targets_loss_lower_it(variant, data, start):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("variant", ["bert-pre-ln", "vit", "gpt2", "dinov2", "qwen3"])
+@pytest.mark.parametrize("variant", ["bert-pre-ln", "vit", "gpt2", "dinov2", "qwen3", "phi3"])
 def test_learned_maps_that_equal_a_known_growth_give_it(variant):
     """Dense maps and coefficients in place of index maps: the same tensors, through the same formula."""
     source, target = sample(variant), sample(variant, **times(2, layers=4))

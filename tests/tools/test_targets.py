@@ -20,6 +20,7 @@ models:
   llama: {family: llama, layers: 3, hidden: 24, heads: 6, kv_heads: 3, mlp: 40}
   gpt2: {family: gpt2, layers: 3, hidden: 20, heads: 5, mlp: 33}
   qwen3: {family: qwen3, layers: 4, hidden: 20, heads: 5, mlp: 33}
+  phi3: {family: phi3, layers: 3, hidden: 24, heads: 6, mlp: 33, rope_theta: 1.0e+4}
   dinov2: {family: dinov2, layers: 3, hidden: 24, heads: 6, mlp: 48}
   opt: {family: opt, layers: 3, hidden: 24, heads: 6, mlp: 33}
   grouped: {family: gpt2, layers: 3, hidden: 20, heads: 5, kv_heads: 1}
@@ -29,7 +30,8 @@ stages: [{kind: train, name: a, model: gpt2, batch: 2, schedule: {peak: 1, horiz
 
 
 @pytest.mark.parametrize(
-    "variant, sizes", [("llama", {"kv_heads": 3}), ("gpt2", {}), ("qwen3 tied", {}), ("dinov2", {}), ("opt", {})]
+    "variant, sizes",
+    [("llama", {"kv_heads": 3}), ("gpt2", {}), ("qwen3 tied", {}), ("phi3", {}), ("dinov2", {}), ("opt", {})],
 )
 def test_a_yaml_model_of_any_family(tmp_path, capsys, variant, sizes):
     """Sizes are the YAML's; vocabulary, positions, head and tying the source's."""

@@ -54,12 +54,14 @@ def test_a_target_with_layer_types_of_its_own(tmp_path, capsys, types, followed)
 
 
 @pytest.mark.parametrize(
-    "variant, changes", [("qwen3", {"layer_types": TYPES[::-1]}), ("mistral", {"sliding_window": 20})]
+    "variant, changes",
+    [("qwen3", {"layer_types": TYPES[::-1]}), ("mistral", {"sliding_window": 20}), ("phi3", {"sliding_window": 20})],
 )
 def test_other_windows_than_the_sources_are_never_verified(tmp_path, capsys, variant, changes):
     """They are longer than the probe, which cannot show them."""
     small = mixed(tmp_path / "small") if variant == "qwen3" else saved(tmp_path / "small", variant, positions=LONG)
-    same = {"sliding_window": 4096} if variant == "mistral" else SLIDING
+    same = {"sliding_window": 4096} if variant != "qwen3" else SLIDING
+    small = edit(small, **same) if variant == "phi3" else small
     code, _, err = expand(capsys, tmp_path, small, variant, same, hidden=24, heads=6, mlp=40)
     assert code == 0, err
     (tmp_path / "large" / "manifest.json").unlink()
@@ -106,6 +108,44 @@ def test_positions_that_scale_with_their_number_keep_it(tmp_path, capsys, rope):
     code, _, err = expand(capsys, tmp_path, small, "llama", changes, layers=3)
     assert code == 0, err
     assert apart(small, tmp_path / "large", tokens(small, LONG)) < 1e-5
+
+
+LONGROPE = {"type": "longrope", "short_factor": [1.0], "long_factor": [3.0]}
+
+
+@pytest.mark.parametrize("partly", [{}, {"partial_rotary_factor": 0.5}], ids=["all of a head", "half of it"])
+def test_phi3s_long_texts_turn_as_the_sources_do(tmp_path, capsys, partly):
+    """By other factors behind the original number of positions."""
+    scaling = LONGROPE if partly else LONGROPE | {"short_factor": [1.0, 1.0], "long_factor": [3.0, 4.0]}
+    changes = {"rope_parameters": ..., "rope_theta": 1e4, "rope_scaling": scaling, **partly}
+    changes["original_max_position_embeddings"] = LONG // 2
+    small = edit(saved(tmp_path / "small", "phi3", positions=LONG), **changes)
+    sizes = {"hidden": 24, "heads": 6, "kv_heads": 6, "mlp": 40, "layers": 3}
+    code, _, err = expand(capsys, tmp_path, small, "phi3", changes, **sizes, positions=2 * LONG)
+    assert code == 2 and "('longrope') depend on max_position_embeddings" in err, err
+    code, _, err = expand(capsys, tmp_path, small, "phi3", changes, **sizes)
+    assert code == 0, err
+    content = json.loads((tmp_path / "large" / "config.json").read_text())
+    assert content["rope_scaling"] == scaling and content.get("partial_rotary_factor") == partly.get(
+        "partial_rotary_factor"
+    )
+    assert apart(small, tmp_path / "large", tokens(small, LONG)) < 1e-5
+    before = given_out(small, tokens(small, LONG))
+    edit(small, original_max_position_embeddings=LONG)  # the test can tell the factors apart
+    assert (before - given_out(small, tokens(small, LONG))).abs().max() > 1e-2 * before.abs().max()
+    assert lemon(capsys, "verify", small, tmp_path / "large")[0] == 2
+
+
+@pytest.mark.parametrize("value", [0.5, 1.0])
+def test_how_much_of_a_head_turns_is_kept(tmp_path, capsys, value):
+    """In the keys of transformers 5, and where the source says nothing."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": value}
+    small = saved(tmp_path / "small", "phi3", positions=LONG)
+    small = edit(small, rope_parameters=rope) if value != 1 else small
+    code, _, err = expand(capsys, tmp_path, small, "phi3", {"rope_parameters": {**rope, "partial_rotary_factor": 0.25}})
+    assert code == 2 and "a growth keeps it" in err, err
+    code, _, err = expand(capsys, tmp_path, small, "phi3", {"rope_parameters": rope}, layers=3)
+    assert code == 0 and apart(small, tmp_path / "large", tokens(small, LONG)) < 1e-5, err
 
 
 @pytest.mark.parametrize(

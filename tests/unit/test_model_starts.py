@@ -105,6 +105,15 @@ def test_a_growth_has_positions_for_the_longest_block_of_the_run(variant):
         assert starts.unreadable(grown, given) is None
 
 
+@pytest.mark.parametrize("variant", ["llama", "phi3"])
+def test_a_base_of_rotary_positions_that_is_stated_is_compared(variant):
+    """And nothing else of them, such as how much of a head turns."""
+    stored = sample(variant)
+    starts.require(stored, sizes_of(variant, rope_theta=1e4), facts(variant))
+    with pytest.raises(UserError, match=r"rope_parameters is .*10000.* there and .*20000.* in the model; leave it out"):
+        starts.require(stored, sizes_of(variant, rope_theta=2e4), facts(variant))
+
+
 def test_what_matters_to_training_alone_is_the_runs():
     config = starts.with_training_keys(sample("bert"), sizes_of("bert", dropout=0.2, init=0.05))
     assert (config.hidden_dropout_prob, config.initializer_range) == (0.2, 0.05)

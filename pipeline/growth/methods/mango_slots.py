@@ -79,7 +79,7 @@ def _foreign_attention(source: Architecture, target: Architecture) -> list[str]:
 
 def _foreign_mlp(source: Architecture, target: Architecture) -> list[str]:
     mlps = [name for name, space in target.spaces.items() if space.kind == "mlp"]
-    if any(sum(param.touches(name, "writes") for param in _matrices(target)) > 1 for name in mlps):
+    if any(sum(param.times(name, "writes") for param in _matrices(target)) > 1 for name in mlps):
         return ["the MLP has a gate, which the operator of mango has no slots for"]
     sizes = [(name, model.spaces[name].size, model.residual.size) for name in mlps for model in (source, target)]
     if uneven := [

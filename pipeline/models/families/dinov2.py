@@ -5,7 +5,7 @@ Registers stand behind the cls token, have no positions, and the classifier does
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from transformers import (
     Dinov2Config,
@@ -22,7 +22,7 @@ from pipeline.models.architecture import Architecture, Axis, ParamSpec, Space, l
 from pipeline.models.families.vit import attention, embeddings, image_architecture, image_keys, positions
 from pipeline.models.family import IMAGE_KEYS, Facts, Family, Head, image_probe, image_resized
 
-Config = Dinov2Config | Dinov2WithRegistersConfig
+Config: TypeAlias = Dinov2Config | Dinov2WithRegistersConfig
 
 
 def registers(config: Config) -> int:

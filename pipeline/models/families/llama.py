@@ -1,8 +1,8 @@
-"""Llama, Mistral, Qwen2 and Qwen3 as `transformers` has them: RMSNorm, rotary positions, SwiGLU, grouped keys and
-values.
+"""Llama, Mistral, Qwen2, Qwen3 and Phi-3 as `transformers` has them: RMSNorm, rotary positions, SwiGLU, grouped keys
+and values.
 
 Qwen2's queries, keys and values have biases whatever its config says. Qwen3 has a norm over head_dim in front of the
-rotary positions of queries and keys.
+rotary positions of queries and keys. Phi-3 has its projections fused, and drops what its branches add.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,9 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     MistralModel,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Phi3Model,
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -30,6 +33,7 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+from transformers.models.phi3.modeling_phi3 import Phi3RMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
@@ -48,6 +52,7 @@ from pipeline.models.architecture import (
     lm_head,
     norm,
     spaces,
+    writes,
 )
 from pipeline.models.family import (
     LAYER_TYPES,
@@ -73,17 +78,22 @@ from pipeline.models.family import (
 @dataclass(frozen=True)
 class Traits:
     """What tells one of these families from the others. qk_norm: a norm over head_dim reads queries and keys. qkv_bias:
-    queries, keys and values have biases by the model's code, and what the heads give out has none."""
+    queries, keys and values have biases by the model's code, and what the heads give out has none. fused: one matrix
+    writes queries, keys and values, another both halves of the gated MLP, and none has biases. dropout: keys of rates
+    besides that of attention.
+    """
 
     family: str
     qk_norm: bool = False
     qkv_bias: bool = False
+    fused: bool = False
+    dropout: tuple[str, ...] = ()
 
 
 def _decoder(prefix: str, config: PretrainedConfig, traits: Traits, tied: bool, ended: str) -> tuple[ParamSpec, ...]:
     """Embedding, layers and the final norm, which writes the space `ended`."""
-    layer, bias = prefix + "layers.{i}.", getattr(config, "attention_bias", False)
-    mlp_bias = getattr(config, "mlp_bias", False)
+    layer, bias = prefix + "layers.{i}.", not traits.fused and getattr(config, "attention_bias", False)
+    mlp_bias = not traits.fused and getattr(config, "mlp_bias", False)
     head_norms = [
         row
         for name in ("q", "k")
@@ -92,18 +102,26 @@ def _decoder(prefix: str, config: PretrainedConfig, traits: Traits, tied: bool, 
     return (
         *embedding(prefix + "embed_tokens", "vocab", "embed", tied=tied, decay=tied),
         *norm(layer + "input_layernorm", "embed", "normed", bias=False),
-        *(
-            row
-            for name, space in (("q", "query"), ("k", "key"), ("v", "value"))
-            for row in linear(f"{layer}self_attn.{name}_proj", "normed", space, bias=bias or traits.qkv_bias)
+        *_several(
+            f"{layer}self_attn.", {"q": "query", "k": "key", "v": "value"}, bias or traits.qkv_bias, traits.fused
         ),
         *(head_norms if traits.qk_norm else ()),
         *linear(layer + "self_attn.o_proj", "context", "embed", bias=bias),
         *norm(layer + "post_attention_layernorm", "embed", "normed", bias=False),
-        *linear(layer + "mlp.gate_proj", "normed", "mlp", bias=mlp_bias),
-        *linear(layer + "mlp.up_proj", "normed", "mlp", bias=mlp_bias),
+        *_several(f"{layer}mlp.", {"gate": "mlp", "up": "mlp"}, mlp_bias, traits.fused),
         *linear(layer + "mlp.down_proj", "mlp", "embed", bias=mlp_bias),
         *norm(prefix + "norm", "embed", ended, bias=False),
+    )
+
+
+def _several(module: str, written: dict[str, str], bias: bool, fused: bool) -> tuple[ParamSpec, ...]:
+    """Projections of one norm's output, name -> the space that is written: each by itself, or `fused` into one matrix,
+    in order."""
+    if fused:
+        name = "qkv" if "q" in written else "_".join(written)
+        return linear(f"{module}{name}_proj", "normed", writes(*written.values()), bias=bias)
+    return tuple(
+        row for name, space in written.items() for row in linear(f"{module}{name}_proj", "normed", space, bias=bias)
     )
 
 
@@ -148,7 +166,7 @@ def decoder(traits: Traits, config: PretrainedConfig) -> Architecture:
     return _architecture(traits, config, params, outputs={"last_hidden_state": "normed"}, ignored=ignored)
 
 
-def resize(sizes: ModelSizes) -> dict[str, Any]:
+def resize(traits: Traits, sizes: ModelSizes) -> dict[str, Any]:
     return {
         "hidden_size": sizes.hidden,
         "num_hidden_layers": sizes.layers,
@@ -156,7 +174,7 @@ def resize(sizes: ModelSizes) -> dict[str, Any]:
         "num_key_value_heads": sizes.kv_heads or sizes.heads,
         "head_dim": sizes.head_dim or sizes.hidden // sizes.heads,
         "intermediate_size": sizes.mlp_units,
-        "attention_dropout": sizes.dropout,
+        **dict.fromkeys(("attention_dropout", *traits.dropout), sizes.dropout),
         "initializer_range": sizes.init,
         **stated(tie_word_embeddings=sizes.tied, **{ROPE: _rotation(sizes)}),
     }
@@ -166,7 +184,9 @@ def _rotation(sizes: ModelSizes) -> dict[str, Any] | None:
     return None if sizes.rope_theta is None else {"rope_type": "default", "rope_theta": sizes.rope_theta}
 
 
-def configure(config_class: Callable[..., PretrainedConfig], sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
+def configure(
+    traits: Traits, config_class: Callable[..., PretrainedConfig], sizes: ModelSizes, facts: Facts
+) -> PretrainedConfig:
     """Raises UserError for sizes that rotary positions and groups of heads cannot have."""
     if (size := sizes.head_dim or sizes.hidden // sizes.heads) % 2:
         raise UserError(f"rotary positions turn pairs, and a head has {size} entries; choose an even head_dim")
@@ -176,19 +196,19 @@ def configure(config_class: Callable[..., PretrainedConfig], sizes: ModelSizes, 
         **causal_keys(sizes, facts),
         max_position_embeddings=positions_of(facts),
         rms_norm_eps=sizes.eps,
-        **resize(sizes),
+        **resize(traits, sizes),
     )
 
 
-def rms_norm(module: LlamaRMSNorm | MistralRMSNorm | Qwen2RMSNorm | Qwen3RMSNorm, x: Tensor) -> Tensor:
+def rms_norm(module: LlamaRMSNorm | MistralRMSNorm | Qwen2RMSNorm | Qwen3RMSNorm | Phi3RMSNorm, x: Tensor) -> Tensor:
     """The norms of `transformers` without their cast to float32."""
     scale: Tensor = torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon)
     normed: Tensor = module.weight * x * scale
     return normed
 
 
-def windows_everywhere(config: MistralConfig) -> tuple[int | None, ...]:
-    """Mistral: all layers have the window, if there is one."""
+def windows_everywhere(config: MistralConfig | Phi3Config) -> tuple[int | None, ...]:
+    """Mistral and Phi-3: all layers have the window, if there is one."""
     return tuple(config.sliding_window for _ in range(config.num_hidden_layers))
 
 
@@ -223,10 +243,10 @@ def _family(
         config_class=config_class,
         heads=ends,
         keys=keys,
-        resize=resize,
+        resize=partial(resize, traits),
         positions=causal_positions,
         probe_inputs=text_probe,
-        configure=partial(configure, config_class),
+        configure=partial(configure, traits, config_class),
         norms=(NormModule(norm_class, "variance_epsilon", rms_norm),),
         optional_sizes=("kv_heads", "head_dim", "tied", "rope_theta"),
         windows=windows,
@@ -268,4 +288,17 @@ QWEN3 = _family(
     Qwen3RMSNorm,
     QWEN_KEYS.extended(function=("attention_bias",)),
     windows=windows_by_type,
+)
+PHI3 = _family(
+    Traits("phi3", fused=True, dropout=("embd_pdrop", "resid_pdrop")),
+    Phi3Config,
+    Phi3ForCausalLM,
+    Phi3Model,
+    Phi3RMSNorm,
+    KEYS.extended(
+        training=("embd_pdrop", "resid_pdrop"),
+        function=("original_max_position_embeddings", "sliding_window"),
+        undeclared=("head_dim",),
+    ),
+    windows=windows_everywhere,
 )
