@@ -12,7 +12,7 @@ from tests.helpers.rotation import rotated
 
 STEPS = 6
 ENGINE = "tests.helpers.scripts.engine_losses:train"
-OTHERS = ("roberta", "deit", "dinov2", "gpt2", "mistral", "qwen3", "opt")
+OTHERS = ("roberta", "modernbert", "deit", "dinov2", "gpt2", "mistral", "qwen3", "opt")
 """Families that one stage is enough for."""
 
 
