@@ -8,12 +8,14 @@ from transformers import (
     AutoModelForMaskedLM,
     BertForMaskedLM,
     DistilBertForMaskedLM,
+    ModernBertForMaskedLM,
     RobertaForMaskedLM,
     RobertaPreLayerNormConfig,
 )
 from transformers.models.roberta_prelayernorm.modeling_roberta_prelayernorm import RobertaPreLayerNormEncoder
 
 from pipeline import models
+from pipeline.growth.verification.probe import cast
 from tests.helpers.samples import POSITIONS, VARIANTS, VOCAB, sample
 
 TIGHT = {"rtol": 0, "atol": 1e-12}
@@ -36,7 +38,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "name", ["bert-pre-ln", "bert-pre-ln transform", "bert", "roberta", "distilbert", "distilbert untied"]
+    "name", ["bert-pre-ln", "bert-pre-ln transform", "bert", "roberta", "distilbert", "distilbert untied", "modernbert"]
 )
 def test_scoring_some_positions_is_scoring_all_and_choosing(name):
     model, inputs = randomised(name), batch()
@@ -48,13 +50,28 @@ def test_scoring_some_positions_is_scoring_all_and_choosing(name):
 
 @pytest.mark.parametrize(
     "name, their_class",
-    [("bert", BertForMaskedLM), ("roberta", RobertaForMaskedLM), ("distilbert", DistilBertForMaskedLM)],
+    [
+        ("bert", BertForMaskedLM),
+        ("roberta", RobertaForMaskedLM),
+        ("distilbert", DistilBertForMaskedLM),
+        ("modernbert", ModernBertForMaskedLM),
+    ],
 )
 def test_the_models_that_score_positions_are_those_of_transformers(name, their_class):
     ours, inputs = randomised(name), batch()
     theirs = their_class(ours.config).double().eval()
     theirs.load_state_dict(ours.state_dict())
     torch.testing.assert_close(ours(**inputs).logits, theirs(**inputs).logits, **TIGHT)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_modernbert_in_float64_is_what_it_is_in_float32(padded):
+    """Its own attention turns queries and keys in float32; ours differs from it by that rounding alone."""
+    model, inputs = randomised("modernbert"), batch()
+    inputs = inputs if padded else {"input_ids": inputs["input_ids"]}
+    rounded = model(**inputs).logits
+    found = cast(model, torch.float64)(**inputs).logits
+    assert 0 < (found - rounded).abs().max() < 1e-5 * rounded.abs().max()
 
 
 def test_pre_ln_bert_is_transformers_pre_ln_encoder():

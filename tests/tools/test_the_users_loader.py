@@ -110,7 +110,7 @@ def test_wrapped_names_are_said_to_be_read_by_us_alone(small, grow):
 @rotated(one_in=3, of="variant")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_parameters_are_the_files_own_and_cost_nothing(tmp_path, variant):
-    """Views of the mapped file, but for the bias of a tied decoder, which is shared or padded."""
+    """Views of the mapped file, but for a tied decoder's bias, which BERT shares and transformers pads elsewhere."""
     folder = saved(tmp_path / "small", variant)
     state, _ = checkpoints.read(folder)
     loading = loader.load(folder, state, folder / "config.json")
