@@ -20,7 +20,7 @@ from tests.helpers import cli
 from tests.helpers.invented_text import config, some_documents, text_file
 from tests.helpers.published import byte_pairs
 
-FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "opt")
+FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "opt")
 
 
 @pytest.fixture(scope="module")
