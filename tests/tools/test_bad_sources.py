@@ -157,7 +157,13 @@ def test_a_target_of_another_family(tmp_path, capsys):
 def test_an_unknown_family(tmp_path, capsys):
     saved(tmp_path / "small", "gpt2")
     (tmp_path / "other.json").write_text(json.dumps({"model_type": "mamba"}))
-    refused(capsys, tmp_path, "gpt2", "model_type 'mamba' (architectures: none) is not supported", target=tmp_path / "other.json")
+    refused(
+        capsys,
+        tmp_path,
+        "gpt2",
+        "model_type 'mamba' (architectures: none) is not supported",
+        target=tmp_path / "other.json",
+    )
 
 
 @pytest.mark.parametrize(

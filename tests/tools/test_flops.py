@@ -336,7 +336,11 @@ BAD_MODELS = [
     (BERT | {"architectures": ["BertForPreTraining"]}, LENGTH, "architecture 'BertForPreTraining' of family 'bert'"),
     (BERT | {"hidden_size": 770}, LENGTH, "impossible sizes: hidden_size 770"),
     (BERT | {"vocab_size": "many"}, LENGTH, "not a config of 'bert'"),
-    ({"model_type": "t5"}, LENGTH, "model_type 't5' (architectures: none) is not supported; nearest in architecture: none"),
+    (
+        {"model_type": "t5"},
+        LENGTH,
+        "model_type 't5' (architectures: none) is not supported; nearest in architecture: none",
+    ),
     ({}, LENGTH, "it names no model_type: add it; known: bert, "),
     (BERT, [*LENGTH, "seed=3"], "seed=3: goes with a run's YAML config"),
     (BERT, [*LENGTH, "--nodes", 2], "--nodes 2: goes with a run's YAML config"),
