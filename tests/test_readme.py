@@ -48,7 +48,10 @@ def test_the_floors_of_the_picture_are_those_that_are_tested():
 CODE = re.compile(r"`(?:pipeline/)?([a-z_]+(?:/[a-z_0-9]+)*\.py)`")
 
 
-@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md", "docs/growth.md", "docs/growth-math.md"])
+@pytest.mark.parametrize(
+    "page",
+    ["CONTRIBUTING.md", "docs/architecture.md", "docs/growth.md", "docs/growth-math.md", "docs/adding-a-family.md"],
+)
 def test_files_of_the_code_exist(page):
     """A path in a page is one of the repository, or the end of one in the package."""
     paths = {

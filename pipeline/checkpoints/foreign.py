@@ -69,6 +69,7 @@ def _numbered(path: Path) -> bool:
     return path.is_dir() and path.name.removeprefix("checkpoint-").isdecimal()
 
 
+SHARDED = "torch's distributed checkpoints (FSDP) are not read; merge their weights: accelerate merge-weights DIR OUT"
 FORMATS = {
     "*.gguf": "GGUF files are quantised for inference; download the model's safetensors",
     "tf_model*.h5": "TensorFlow weights are not read; load them by transformers 4 (from_tf=True) and save them again",
@@ -76,6 +77,8 @@ FORMATS = {
     "flax_model*.msgpack": "Flax weights are not read; load them by transformers 4 (from_flax=True), save them again",
     "consolidated*": "its publisher's own layout is not read; download the same model's Hugging Face files",
     "*.onnx": "ONNX files are made for inference; download the model's safetensors",
+    "*.distcp": SHARDED,
+    "*/*.distcp": SHARDED,
 }
 
 

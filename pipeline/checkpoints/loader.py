@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from pipeline import checkpoints, models
@@ -87,6 +87,8 @@ def load(folder: Path, state: State, config_file: Path) -> Loading:
     dtype, copied = _dtype(folder, state)
     filled = copied <= LARGEST_TENSOR_STATES * max(tensor.numel for tensor in state.tensors.values())
     options: dict[str, Any] = {"dtype": dtype, "device_map": None if filled else "meta"}
+    if not (folder / checkpoints.CONFIG).exists():
+        options["generation_config"] = GenerationConfig()  # it would be looked for in the file that is missing
     try:
         with _quietly():
             model, info = family.head(config).public_class.from_pretrained(
