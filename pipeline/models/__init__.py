@@ -29,6 +29,7 @@ from pipeline.models.family import (
     Head,
     Inputs,
     OptionalSize,
+    has_pooler,
 )
 from pipeline.records.processes import choose_accelerator
 from pipeline.records.run_folder import read_json
@@ -280,6 +281,7 @@ __all__ = [
     "family_of",
     "fill",
     "function_keys",
+    "has_pooler",
     "initializer_range",
     "is_causal",
     "of_config",

@@ -196,12 +196,14 @@ def test_dinov2_with_swiglu():
 
 def test_an_unknown_architecture():
     config = sample("bert")
-    config.architectures = ["BertForSequenceClassification"]
+    config.architectures = ["BertForMultipleChoice"]
     with pytest.raises(
         UserError,
         match=re.escape(
-            "architecture 'BertForSequenceClassification' of family 'bert' is not known; known are "
-            "BertForMaskedLM, BertModel"
+            "architecture 'BertForMultipleChoice' of family 'bert' is not known; known "
+            "are BertForMaskedLM, BertForSequenceClassification, BertForTokenClassification, BertForQuestionAnswering, "
+            "BertForPreTraining, BertForNextSentencePrediction, BertModel: load the model as one of them (say "
+            "BertForMaskedLM.from_pretrained) and save that"
         ),
     ):
         models.architecture_of(config)
@@ -220,15 +222,16 @@ def test_a_bug_of_an_architecture_is_no_fault_of_the_config(monkeypatch):
 @pytest.mark.parametrize(
     "content, reason",
     [
-        ({"model_type": "qwen2"}, "model_type 'qwen2' is not a supported family; known: bert, "),
+        ({"model_type": "qwen0"}, "model_type 'qwen0' is not a supported family; known: bert, "),
         (
             {"model_type": "t5"},
             f"model_type 't5' is not a supported family; known: {', '.join(sorted(models.FAMILIES))}",
         ),
         ({}, "it names no model_type: add it"),
         (
-            {"model_type": "bert", "architectures": ["BertForSequenceClassification"]},
-            "architecture 'BertForSequenceClassification' of family 'bert' is not known",
+            {"model_type": "bert", "architectures": ["BertForSequenceClasification"]},
+            "architecture 'BertForSequenceClasification' of family 'bert' is not known; did you mean "
+            "'BertForSequenceClassification'? known are BertForMaskedLM, ",
         ),
         ({"model_type": "vit", "hidden_size": 13, "num_attention_heads": 3}, "num_attention_heads"),
     ],

@@ -19,6 +19,10 @@ SIZES = {"layers": 2, "hidden": 12, "heads": 3, "mlp": 20}
 """Of the samples."""
 
 
+UNTRAINED = [name for name in VARIANTS if not models.of_config(sample(name)).head(sample(name)).has_loss]
+"""Bare encoders, and heads that are not trained here."""
+
+
 def sizes_of(variant: str, **changes: object) -> ModelSizes:
     family = variant.split()[0]
     own = {"patch": 4} if models.family(family).data == "images" else {}
@@ -42,14 +46,16 @@ def test_a_model_that_has_a_loss_is_taken_whole(variant):
     assert all(name == there for name, there in starts.sources(stored, config).items())
 
 
-@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant.endswith("encoder")])
+@pytest.mark.parametrize("variant", UNTRAINED)
 def test_a_bare_encoder_gets_its_familys_head(variant):
     stored = sample(variant)
     config = starts.adapted(stored, facts(variant))
     starts.require(config, sizes_of(variant), facts(variant))
     family = models.of_config(config)
     assert family.head(config) is family.heads[0]
-    assert set(starts.fresh(stored, config)) == named(f"{family.heads[0].model_class.base_model_prefix}.", config)
+    prefix = f"{family.heads[0].model_class.base_model_prefix}."
+    there = {row.name for row in models.architecture_of(stored).rows()}
+    assert set(starts.fresh(stored, config)) == named(prefix, config) - there
     held = models.build(stored, seed=1)
     published = {row.name: row.module_name for row in models.architecture_of(stored).rows()}
     weights = dict(held.named_parameters())
@@ -58,7 +64,42 @@ def test_a_bare_encoder_gets_its_familys_head(variant):
     )
     inside = getattr(begun, begun.base_model_prefix)
     taken = dict(inside.named_parameters())
-    assert taken and all(torch.equal(tensor, weights[name]) for name, tensor in taken.items())
+    bare = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    assert taken and all(torch.equal(tensor, bare[name]) for name, tensor in taken.items())
+
+
+@pytest.mark.parametrize(
+    "variant, gone",
+    [
+        ("bert pre-training", {"bert.pooler.dense", "cls.seq_relationship"}),
+        ("bert text-classifier", {"bert.pooler.dense", "classifier"}),
+        ("bert question-answering", {"qa_outputs"}),
+        ("roberta text-classifier", {"classifier.dense", "classifier.out_proj"}),
+        ("xlm-roberta text-classifier", {"classifier.dense", "classifier.out_proj"}),
+        ("bert encoder", {"pooler.dense"}),
+        ("bert encoder without pooler", set()),
+        ("vit encoder", {"pooler.dense"}),
+        ("bert", set()),
+        ("vit", set()),
+    ],
+)
+def test_what_is_not_trained_is_named(variant, gone):
+    """Heads that this package trains not: the encoder goes on, under the head that its family is trained with."""
+    stored = sample(variant)
+    config = starts.adapted(stored, facts(variant))
+    left = {f"{name}.{part}" for name in gone for part in ("weight", "bias")}
+    assert set(starts.left_behind(stored, config)) == left
+    assert not left & {*starts.fresh(stored, config), *starts.sources(stored, config).values()}
+    assert models.of_config(config).head(config).has_loss and models.has_pooler(config)
+
+
+def test_a_head_without_labels_has_no_loss():
+    """A fit does not choose another head: its target has that of its source."""
+    data = facts("bert")
+    assert starts.unreadable(sample("bert text-classifier"), data) == (
+        "the data have no labels for its head (text-classifier), and so no loss; take a BertForMaskedLM"
+    )
+    assert "the model has no head" in starts.unreadable(sample("bert encoder"), data)
 
 
 @pytest.mark.parametrize("variant", ["vit", "deit", "deit distilled", "dinov2"])

@@ -15,10 +15,11 @@ from torch import Tensor
 
 
 def given_out(folder: str, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, list[str]]]:
-    """Of the class that the folder's config names."""
-    name = json.loads((Path(folder) / "config.json").read_text())["architectures"][0]
-    loader: Any = getattr(transformers, name)
-    model, report = loader.from_pretrained(folder, torch_dtype=torch.float32, output_loading_info=True)
+    """Of the class that the folder's config names, without a pooler where that says so."""
+    config = json.loads((Path(folder) / "config.json").read_text())
+    loader: Any = getattr(transformers, config["architectures"][0])
+    options = {} if config.get("has_pooler", True) else {"add_pooling_layer": False}
+    model, report = loader.from_pretrained(folder, torch_dtype=torch.float32, output_loading_info=True, **options)
     with torch.no_grad():
         output = model.double().eval()(**inputs)[0]
     return output, {kind: sorted(map(str, names)) for kind, names in report.items() if names}
