@@ -124,8 +124,8 @@ def _require_plain_names(folder: Path, state: State) -> None:
 
 def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedConfig]:
     """The state of a tag folder in published names, and its model's config: an untied one where the files hold tied
-    tensors that differ, of a bare encoder without a pooler where they hold none. What the files hold beside the model is left behind, its optimizer state too. Raises
-    UserError.
+    tensors that differ, of a bare encoder without a pooler where they hold none. What the files hold beside the model
+    is left behind, its optimizer state too. Raises UserError.
 
     `config`: a config.json (or a folder with one) for a checkpoint that holds none.
     """

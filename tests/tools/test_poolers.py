@@ -70,7 +70,8 @@ def test_it_grows_and_loads_in_both_ways(tmp_path, capsys, family, make):
         assert missing == absent, "as of the source"
         for copy in (after[..., :12], after[..., 12:]):
             assert (copy - before).abs().max() < 1e-5 * before.abs().max()
-    assert lemon(capsys, "verify", small, large)[0] == 0
+    code, out, _ = lemon(capsys, "verify", small, large)
+    assert code == 0 and LINE.format(loader.__name__) in " ".join(out.split())
     assert lemon(capsys, "inspect", large)[0] == 0 and lemon(capsys, "check", large)[0] == 0
 
 

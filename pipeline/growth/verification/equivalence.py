@@ -3,9 +3,9 @@
 Relative difference: max|small - R^T large| / max|small| over what the models give out (logits; of a bare encoder the
 last hidden state and, where it has one, the pooler), padding excluded. Of a grown vocabulary R^T keeps the old logits.
 Gates of a published result, never measured in bf16: the stored float32 weights run in float64 at most 2e-6 (rounding of
-the stored weights), run in float32 at most 1e-5 (rounding of the arithmetic as well). Post-LN depth is exact up to O(eps):
-the two norms of a new layer see what is normalised already, and add eps to a variance of 1. How much that makes depends
-on every layer above (eps / variance is no bound: 7 times as much was seen), so it is measured: the part of the
+the stored weights), run in float32 at most 1e-5 (rounding of the arithmetic as well). Post-LN depth is exact up to
+O(eps): the two norms of a new layer see what is normalised already, and add eps to a variance of 1. How much that makes
+depends on every layer above (eps / variance is no bound: 7 times as much was seen), so it is measured: the part of the
 difference that vanishes with eps is added to both gates.
 """
 
