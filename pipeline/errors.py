@@ -59,11 +59,16 @@ def placed(place: object) -> Iterator[None]:
         raise UserError(f"{place}: {error}") from error
 
 
+def closest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the known name closest to `name`; nothing where none is close."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known name closest to `name`, else the list of known names."""
+    """The same, else the list of known names."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names) or 'none'}"
+    return closest(name, names) or f"; known: {', '.join(names) or 'none'}"
 
 
 def one_line(error: BaseException | str, longest: int = LONGEST_REASON) -> str:

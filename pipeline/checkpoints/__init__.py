@@ -124,17 +124,19 @@ def _require_plain_names(folder: Path, state: State) -> None:
 
 def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedConfig]:
     """The state of a tag folder in published names, and its model's config: an untied one where the files hold tied
-    tensors that differ. What the files hold beside the model is left behind, its optimizer state too. Raises
-    UserError.
+    tensors that differ, of a bare encoder without a pooler where they hold none. What the files hold beside the model
+    is left behind, its optimizer state too. Raises UserError.
 
     `config`: a config.json (or a folder with one) for a checkpoint that holds none.
     """
     from pipeline import models
 
     family, model_config = models.read_config(config_file(folder, config))
-    architecture, state = models.architecture_of(model_config), _unwrapped(folder, raw(folder))
+    state, prefix = _unwrapped(folder, raw(folder)), family.heads[0].model_class.base_model_prefix
     _say_what_lies_below(folder)
-    prefix, aliases = family.heads[0].model_class.base_model_prefix, architecture.aliases
+    model_config = models.settled(model_config, names.unprefixed(state.tensors, prefix))
+    architecture = models.architecture_of(model_config)
+    state, aliases = replace(state, unpooled=_unpooled(model_config)), architecture.aliases
     if differ := tying.differing(state, architecture, prefix):
         model_config = tying.untied(model_config)
         architecture = models.architecture_of(model_config)
@@ -144,6 +146,20 @@ def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedCon
         _require_numbers(folder, state, model_config)
     state = narrowing.said(folder, state)
     return _shaped(folder, tying.completed(state, aliases) if differ else state, architecture), model_config
+
+
+def _unpooled(config: PretrainedConfig) -> str | None:
+    """What to know of a model that has no pooler, and whose class has one by itself."""
+    from pipeline import models
+
+    head = models.of_config(config).head(config)
+    if not (options := head.options(config)):
+        return None
+    arguments = ", ".join(f"{name}={value}" for name, value in options.items())
+    return (
+        f"there is no pooler: the model is that of {head.class_name}.from_pretrained(…, {arguments}), and only its "
+        "last_hidden_state is compared; without the argument transformers adds a pooler of random weights"
+    )
 
 
 def _unwrapped(folder: Path, state: State) -> State:

@@ -84,16 +84,17 @@ def load(folder: Path, state: State, config_file: Path) -> Loading:
     """Call `from_pretrained` of the public class that the config names. Raises UserError with its reason where it
     refuses the folder."""
     family, config = models.read_config(config_file)
+    config, head = models.settled(config, state.tensors), family.head(config)
     dtype, copied = _dtype(folder, state)
     filled = copied <= LARGEST_TENSOR_STATES * max(tensor.numel for tensor in state.tensors.values())
-    options: dict[str, Any] = {"dtype": dtype, "device_map": None if filled else "meta"}
+    options: dict[str, Any] = {"dtype": dtype, "device_map": None if filled else "meta", **head.options(config)}
     if not (folder / checkpoints.CONFIG).exists():
         options["generation_config"] = GenerationConfig()  # it would be looked for in the file that is missing
     try:
         with _quietly():
-            model, info = family.head(config).public_class.from_pretrained(
+            model, info = head.public_class.from_pretrained(
                 folder,
-                config=_config(type(config), config_file),
+                config=models.settled(_config(config, config_file), state.tensors),
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 local_files_only=True,
@@ -108,10 +109,10 @@ def load(folder: Path, state: State, config_file: Path) -> Loading:
     return Loading(model, tuple(sorted(info["missing_keys"])), mismatched, filled)
 
 
-def _config(config_class: type[PretrainedConfig], file: Path) -> PretrainedConfig:
-    """The config as its class reads it, without a quantisation: that of weights which are codes has been refused, and
-    that of plain numbers dropped, which was said."""
-    config = config_class.from_pretrained(file, local_files_only=True)
+def _config(read: PretrainedConfig, file: Path) -> PretrainedConfig:
+    """The config as the class of `read` reads it, without a quantisation: that of weights which are codes has been
+    refused, and that of plain numbers dropped, which was said."""
+    config = type(read).from_pretrained(file, local_files_only=True)
     if hasattr(config, QUANTISED):
         delattr(config, QUANTISED)
     return config

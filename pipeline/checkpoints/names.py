@@ -46,6 +46,11 @@ def left_behind(stored: Collection[str], architecture: Architecture, prefix: str
     return [name for name in stored if name not in known]
 
 
+def unprefixed(stored: Collection[str], prefix: str) -> list[str]:
+    """The stored names as a bare model has them."""
+    return [name.removeprefix(f"{prefix}.") for name in stored]
+
+
 def _spellings(name: str, prefix: str) -> list[str]:
     """The name itself first, then with the norms' new suffixes, each without and with the prefix."""
     stems = [name] + [name.removesuffix(old) + new for old, new in LEGACY.items() if name.endswith(old)]

@@ -54,6 +54,7 @@ class State:
     left_behind: what the files hold beside the model (the pooler of a masked language model, …), by their names.
     unread: what else they hold and no layout carries, in words.
     untied: of a model that its config calls tied and whose files do not, what to know of that.
+    unpooled: of a bare encoder that has no pooler, what to know of that.
     unwrapped: what wrappers the names or the file had that were taken off, in words; empty for plain ones.
     """
 
@@ -74,6 +75,7 @@ class State:
     left_behind: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     untied: str | None = None
+    unpooled: str | None = None
     unwrapped: str = ""
 
     def only(self, names: Collection[str]) -> "State":
@@ -155,7 +157,7 @@ class State:
 
     def remarks(self) -> list[str]:
         """What the files hold and this state does not, and what it holds otherwise, in words."""
-        lines = [self.untied] if self.untied else []
+        lines = [line for line in (self.untied, self.unpooled) if line]
         if self.left_behind:
             listed = ", ".join(self.left_behind[:SHOWN]) + (", …" if len(self.left_behind) > SHOWN else "")
             lines.append(

@@ -51,13 +51,14 @@ class Model:
 @dataclass(frozen=True)
 class Comparison:
     """What was measured between a small and a large checkpoint. rounding: whether the difference includes the rounding
-    of weights that are stored in less than float32."""
+    of weights that are stored in less than float32. unpooled: of encoders without a pooler, what to know of that."""
 
     small: Path
     large: Path
     plan: GrowthPlan
     verification: Verification
     rounding: bool = False
+    unpooled: str | None = None
 
     @property
     def lossless(self) -> bool:
@@ -81,9 +82,11 @@ def compare(small: Path, large: Path, source_config: Path | None = None) -> Comp
     before, after = Model.read(small, source_config), Model.read(large)
     plan = recorded(before, after)
     if not (after.rounded and (after.folder / plan_file.PLAN).exists()):
-        return Comparison(small, large, plan, verify(before.function, after.function, plan), after.rounded)
+        measured = verify(before.function, after.function, plan)
+        return Comparison(small, large, plan, measured, after.rounded, before.state.unpooled)
     exact = ReadModel(after.config, partial(planning.weight, _unrounded(before, after, plan)))
-    return Comparison(small, large, plan, verify(before.function, exact, plan, stored=after.function))
+    measured = verify(before.function, exact, plan, stored=after.function)
+    return Comparison(small, large, plan, measured, unpooled=before.state.unpooled)
 
 
 def recorded(before: Model, after: Model) -> GrowthPlan:
@@ -127,7 +130,7 @@ def show(comparison: Comparison, console: Console) -> None:
     """Print the measurements and the verdict."""
     measured, plan = comparison.verification, comparison.plan
     console.print(_table(measured, plan))
-    for line in (*_symmetry(measured), *_remarks(measured, comparison.rounding)):
+    for line in (*_symmetry(measured), *_remarks(measured, comparison)):
         console.print(line, markup=False, highlight=False)
     verdict = "[green]lossless[/green]" if measured.lossless else "[red]lossy[/red]"
     console.print(
@@ -154,9 +157,11 @@ def _symmetry(measured: Verification) -> list[str]:
     ]
 
 
-def _remarks(measured: Verification, rounded: bool) -> list[str]:
+def _remarks(measured: Verification, comparison: Comparison) -> list[str]:
     lines = []
-    if rounded:
+    if comparison.unpooled:
+        lines.append(f"pooler       {comparison.unpooled}")
+    if comparison.rounding:
         lines.append("stored       in less than float32: the rounding is part of the difference")
     if measured.stored is not None:
         lines.append(

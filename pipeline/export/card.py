@@ -22,8 +22,11 @@ TASKS = {
     "causal-lm": "text-generation",
     "classifier": "image-classification",
     "distilled": "image-classification",
-    "sequence-classifier": "text-classification",
+    "pre-training": "fill-mask",
+    "next-sentence": "text-classification",
+    "text-classifier": "text-classification",
     "token-classifier": "token-classification",
+    "question-answering": "question-answering",
 }
 """The hub's name for what a model with such a head does; a bare model gives features."""
 INHERITED = ("license", "license_name", "license_link", "base_model", "base_model_relation", "language", "datasets")
@@ -71,7 +74,7 @@ def card(
             "",
             "## How to load it",
             "",
-            *_loading(name, family, head, tokenizer),
+            *_loading(name, family, config, tokenizer),
             "",
             *_inputs(data),
             *_source_card(origins.source),
@@ -205,14 +208,16 @@ def _amounts(spent: Amounts | None) -> str:
     return f"{samples} | {tokens} | {spent.flops:,}"
 
 
-def _loading(name: str, family: Family, head: Head, tokenizer: bool) -> list[str]:
+def _loading(name: str, family: Family, config: PretrainedConfig, tokenizer: bool) -> list[str]:
     """A snippet that runs as it stands, beside the folder."""
+    head = family.head(config)
+    options = "".join(f", {key}={value}" for key, value in head.options(config).items())
     known = hasattr(transformers, head.class_name)
     loader = head.class_name if known else AUTO.get(head.name, "AutoModel")
     code = [
         f"from transformers import {loader}{', AutoTokenizer' if tokenizer else ''}",
         "",
-        f'model = {loader}.from_pretrained("{name}")',
+        f'model = {loader}.from_pretrained("{name}"{options})',
     ]
     if tokenizer:
         code.append(f'tokenizer = AutoTokenizer.from_pretrained("{name}")')

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,6 +29,7 @@ from pipeline.models.family import (
     Head,
     Inputs,
     OptionalSize,
+    has_pooler,
 )
 from pipeline.records.processes import choose_accelerator
 from pipeline.records.run_folder import read_json
@@ -157,6 +158,11 @@ def rotation(config: PretrainedConfig) -> dict[str, Any]:
     return stated | ({POSITIONS: getattr(config, POSITIONS)} if rotation_counts_positions(config) else {})
 
 
+def settled(config: PretrainedConfig, held: Collection[str]) -> PretrainedConfig:
+    """The config of the model whose parameters are `held`, with a pooler or without, as these say: the files decide."""
+    return of_config(config).head(config).settled(config, held)
+
+
 def function_keys(config: PretrainedConfig) -> dict[str, Any]:
     """What decides what a model computes with the same weights, by name: keys of the config, and sizes that no shape
     tells."""
@@ -265,7 +271,8 @@ def build(config: PretrainedConfig, seed: int = 0, attention: str = "sdpa", devi
     config._attn_implementation = attention_of(config, attention)
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
-        model = of_config(config).head(config).model_class(config)
+        head = of_config(config).head(config)
+        model = head.model_class(config, **head.options(config))
     if of_config(config).drops_paths:
         drop_path.install(model, architecture_of(config), getattr(config, drop_path.KEY, 0.0))
     return model
@@ -305,6 +312,7 @@ __all__ = [
     "family_of",
     "fill",
     "function_keys",
+    "has_pooler",
     "initializer_range",
     "is_causal",
     "of_config",
@@ -315,5 +323,6 @@ __all__ = [
     "ropes",
     "rotation",
     "rotation_counts_positions",
+    "settled",
     "trained",
 ]

@@ -31,15 +31,19 @@ Kind = Literal[
     "grid",
     "pixels",
     "fixed",
+    "number",
 ]
 """residual: the residual stream, which all stacks of layers share. normed: the output of a norm. branch: what a
 branch ends in before the norm at its end, which writes the residual stream. tied: the output of a norm that the
 (transposed) token embedding reads. inner: a dense layer's activation that a norm reads. pooled: a dense layer's
-activation that the model gives out. query, key, value: an attention's projections, heads of `unit`
-entries; context: its output, heads like the query's. mlp: hidden units that may be copied. lookup: rows that are
-looked up, so that more may be appended (vocabulary, positions). grid: positions of image patches behind `prefix`
-other tokens. pixels: a side of a patch. fixed: keeps its size."""
+activation, as wide as the stream, that the model gives out or a classifier reads. query, key, value: an attention's
+projections, heads of `unit` entries; context: its output, heads like the query's. mlp: hidden units that may be copied.
+lookup: rows that are looked up, so that more may be appended (vocabulary, positions). grid: positions of image patches
+behind `prefix` other tokens. pixels: a side of a patch. fixed: keeps its size. number: a single number at each
+position, for which what the model gives out has no axis."""
 
+UNNAMED = ("query", "key", "value", "context", "fixed", "number")
+"""Kinds of spaces whose sizes go by other names, or stay."""
 
 Role = Literal["writes", "reads", "gain", "scales"]
 Use = Literal["matmul", "lookup", "both", "add"]
@@ -214,9 +218,9 @@ class Architecture:
 
     params: templates of all parameters; those with `{i}` are repeated in the layers of their stack. rms: whether the
     norms are RMSNorms (no centring, no bias). aliases: tied name -> the parameter that owns it. outputs: what the
-    model gives out, attribute -> the space of its last axis. ignored: patterns of names that published files may
-    hold besides (buffers, other heads). doubled: parameters that transformers 5 holds and does not read -> those in
-    whose place transformers 4 reads them.
+    model gives out, attribute -> the space of its last axis (of kind `number`: it has none). ignored: patterns of names
+    that published files may hold besides (buffers, other heads). doubled: parameters that transformers 5 holds and does
+    not read -> those in whose place transformers 4 reads them.
     """
 
     family: str
@@ -328,7 +332,7 @@ class Architecture:
         named = {
             name: space.size
             for name, space in self.spaces.items()
-            if not space.tied_to_hidden_size and space.kind not in ("query", "key", "value", "context", "fixed")
+            if not space.tied_to_hidden_size and space.kind not in UNNAMED
         }
         for each in self.attentions:
             prefix = self.attention_prefix(each)

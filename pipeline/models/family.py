@@ -1,6 +1,7 @@
 """What the rest of the pipeline needs to know about a family of models."""
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, cast, get_args
@@ -10,7 +11,7 @@ from torch import Generator, Tensor, nn
 from transformers import BertConfig, PretrainedConfig, PreTrainedModel
 
 from pipeline.config.model_sizes import ModelSizes
-from pipeline.errors import UserError
+from pipeline.errors import UserError, closest
 from pipeline.models import drop_path, plain_attention
 from pipeline.models.architecture import Architecture, LayerStack, NormEpsilon, ParamSpec, Space, heads, spaces
 
@@ -91,6 +92,7 @@ COMMON_KEYS = ConfigKeys(
         "directionality",
         "dtype",
         "eos_token_id",
+        "has_pooler",
         "id2label",
         "label2id",
         "mask_token_id",
@@ -163,20 +165,46 @@ class NormModule:
 
 LAYER_NORM = NormModule(nn.LayerNorm, "eps")
 
+POOLER = "has_pooler"
+"""The key of a config, of this package alone, that is false where the files of a bare encoder hold no pooler."""
+
+
+def has_pooler(config: PretrainedConfig) -> bool:
+    """Whether a bare encoder of that config has a pooler, as `transformers` builds it where nobody says otherwise."""
+    return getattr(config, POOLER, True) is not False
+
 
 @dataclass(frozen=True)
 class Head:
-    """What a model of a family ends with: its class, in `transformers` or here, and its architecture by a config. name:
-    an `Objective`, `distilled` (a classifier too), a head that no objective here is for, or `encoder` (none)."""
+    """What a model of a family ends with: its class, in `transformers` or here, and its architecture by a config.
+
+    name: an `Objective` or `distilled` (a classifier too), which are trained here; or what grows and is not trained
+    here: `encoder` (no head), `pre-training` (hidden tokens and the next sentence), `next-sentence`, `text-classifier`
+    (of sequences), `token-classifier`, `question-answering`. pooler: the module that a model of the class may lack."""
 
     name: str
     model_class: type[PreTrainedModel]
     architecture: Callable[[Any], Architecture]
+    pooler: str | None = None
 
     @property
     def has_loss(self) -> bool:
-        """Whether an objective is for it."""
+        """Whether this package trains it."""
         return self.name in (*get_args(Objective), "distilled")
+
+    def options(self, config: PretrainedConfig) -> dict[str, Any]:
+        """What its class takes besides the config to build the model that the config means."""
+        return {} if self.pooler is None or has_pooler(config) else {"add_pooling_layer": False}
+
+    def settled(self, config: PretrainedConfig, held: Collection[str]) -> PretrainedConfig:
+        """The config of a model whose parameters are `held`: with a pooler or without, as these say."""
+        if self.pooler is None:
+            return config
+        config = copy.deepcopy(config)
+        vars(config).pop(POOLER, None)
+        if not any(name.startswith(f"{self.pooler}.") for name in held):
+            setattr(config, POOLER, False)
+        return config
 
     @property
     def public_class(self) -> type[PreTrainedModel]:
@@ -262,8 +290,9 @@ class Family:
         written = {head.model_class.__name__: head for head in self.heads}
         if name not in public | written:
             raise UserError(
-                f"architecture '{name}' of family '{self.name}' is not known; known are {', '.join(public)}: load the "
-                f"model as one of them (say {next(iter(public))}.from_pretrained) and save that"
+                f"architecture '{name}' of family '{self.name}' is not known{closest(name, public) or ';'} known are "
+                f"{', '.join(public)}: load the model as one of them (say {next(iter(public))}.from_pretrained) and "
+                "save that"
             )
         return (public | written)[name]
 

@@ -10,19 +10,20 @@ from pipeline import models
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
 from pipeline.models.architecture import Architecture
-from pipeline.models.family import Facts, Family, Head, class_keys, positions_of
+from pipeline.models.family import POOLER, Facts, Family, class_keys, positions_of
 
 DATA_DECIDE = ("lookup", "grid")
 """Kinds of spaces whose size the data decide: a vocabulary, positions."""
 
 
 def adapted(stored: PretrainedConfig, facts: Facts) -> PretrainedConfig:
-    """A checkpoint's config with the head that the data need: a bare encoder, or a model with a head that nothing here
-    trains, gets its family's, a classifier of other classes one of the data's."""
+    """A checkpoint's config with the head that the data need: a bare encoder, or a head that is not trained here, gets
+    its family's, a classifier of other classes one of the data's."""
     family, config = models.of_config(stored), copy.deepcopy(stored)
     other_classes = family.objective == "classifier" and stored.num_labels != len(facts["class_names"])
     if other_classes or not family.head(stored).has_loss:
         config.architectures = [family.heads[0].class_name]
+        vars(config).pop(POOLER, None)
     if family.objective == "classifier":
         config.update(class_keys(facts))
     return config
@@ -70,18 +71,16 @@ def _stated(family: Family, sizes: ModelSizes) -> dict[str, object]:
 
 def unreadable(config: PretrainedConfig, facts: Facts) -> str | None:
     """What keeps a model from being trained on the data of `facts`, in words."""
-    family = models.of_config(config)
-    if not family.head(config).has_loss:
-        return _headless(family.head(config))
+    family, head = models.of_config(config), models.of_config(config).head(config)
+    if head.name == "encoder":
+        return "the model has no head, and so no loss; take one that has"
+    if not head.has_loss:
+        return (
+            f"the data have no labels for its head ({head.name}), and so no loss; take a {family.heads[0].class_name}"
+        )
     if family.data != facts["kind"]:
         return f"the data are {facts['kind']}, which family '{family.name}' does not read"
     return _unread_text(family, config, facts) if family.data == "text" else _unread_images(config, facts)
-
-
-def _headless(head: Head) -> str:
-    if head.name == "encoder":
-        return "the model has no head, and so no loss; take one that has"
-    return f"a {head.class_name} grows, and nothing here trains one; take a model with another head"
 
 
 def _unread_text(family: Family, config: PretrainedConfig, facts: Facts) -> str | None:
@@ -125,3 +124,10 @@ def fresh(stored: PretrainedConfig, trained: PretrainedConfig) -> list[str]:
     if beyond := [name for name in missing if name.startswith(prefix)]:
         raise UserError(f"'{beyond[0]}' is not there, or has another shape than the model's")
     return missing
+
+
+def left_behind(stored: PretrainedConfig, trained: PretrainedConfig) -> list[str]:
+    """The parameters that a checkpoint holds, by its config, and the trained model has none of: a pooler, another
+    head."""
+    taken, own = set(sources(stored, trained).values()), {row.name for row in models.architecture_of(trained).rows()}
+    return [row.name for row in models.architecture_of(stored).rows() if row.name not in taken | own]

@@ -65,15 +65,16 @@ class LoadedModel:
 
     def __init__(self, model: PreTrainedModel):
         self._model = model
-        self.config = copy.deepcopy(model.config)
-        self.config.architectures = [type(model).__name__]
         self._parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        named = copy.deepcopy(model.config)
+        named.architectures = [type(model).__name__]
+        self.config = models.settled(named, self._parameters)
 
     def skeleton(self) -> PreTrainedModel:
         emptied = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), False) for p in self._model.parameters()}
         here = {id(buffer): buffer.detach().to("cpu", copy=True) for buffer in self._model.buffers()}
         model: PreTrainedModel = copy.deepcopy(self._model, memo={**emptied, **here})
-        model.config.architectures = self.config.architectures
+        model.config.__dict__ = copy.deepcopy(self.config.__dict__)  # layers share the object
         return model
 
     def parameter(self, name: str) -> Tensor:

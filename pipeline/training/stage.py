@@ -201,6 +201,8 @@ def facts_line(plan: TrainingPlan, ranks: int) -> str:
     begin = f"from {plan.start}" if plan.start else "from scratch"
     if fresh := plan.subject.fresh(plan.model, plan.start):
         begin += f" with a fresh head ({', '.join(fresh)})"
+    if left := plan.subject.left_behind(plan.model, plan.start):
+        begin += f" without {', '.join(left)}"
     flops = step_flops(plan.stage, plan.model, plan.cost, plan.making, ranks).total
     size = f"{plan.rates.steps} steps of {plan.stage.batch} samples"
     return f"{what}, {begin}, {size}, {flops * plan.rates.steps:.2e} FLOPs"

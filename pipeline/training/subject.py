@@ -92,6 +92,10 @@ class Subject(ABC):
         """The parameters that begin afresh though there is a start, by name."""
         return []
 
+    def left_behind(self, model: PretrainedConfig, start: Path | None) -> list[str]:
+        """The parameters of the start that are not trained, by name."""
+        return []
+
     @abstractmethod
     def continues(self, start: Path, ranks: int) -> bool:
         """Whether the engine loads the checkpoint `start`, its optimizer too, where the stage has none of its own.
@@ -142,6 +146,9 @@ class WholeModel(Subject):
             return []
         with placed(str(start)):
             return starts.fresh(self._stored(start), model)
+
+    def left_behind(self, model: PretrainedConfig, start: Path | None) -> list[str]:
+        return [] if start is None or self._newest() else starts.left_behind(self._stored(start), model)
 
     def continues(self, start: Path, ranks: int) -> bool:
         return continues_optimizer(start, self.stage, ranks)

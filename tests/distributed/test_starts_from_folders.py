@@ -198,6 +198,30 @@ def test_a_head_that_is_not_there_begins_afresh_and_is_named(images, tmp_path):
     assert begun["classifier.weight"].shape == (10, 48) and not begun["classifier.bias"].any()
 
 
+@pytest.mark.parametrize(
+    "head, changes, left",
+    [
+        ("text-classifier", {"num_labels": 3}, "classifier.dense.weight, classifier.dense.bias, classifier.out_proj.w"),
+        ("question-answering", {}, "qa_outputs.weight, qa_outputs.bias"),
+        ("encoder", {}, "pooler.dense.weight, pooler.dense.bias"),
+        ("encoder", {"has_pooler": False}, ""),
+    ],
+)
+def test_a_head_of_texts_that_is_not_trained_gives_way_and_is_named(text, tmp_path, head, changes, left):
+    """The encoder goes on under the head that its family is trained with, which begins afresh."""
+    shutil.copytree(text.parent / "run" / "data", tmp_path / "data")
+    folder = published(tmp_path / "roberta", "roberta", head, **changes)
+    loaded = config.load(text, [f"folder={tmp_path}", f"stages.on-roberta.start={folder}"])
+    plan = plan_training(loaded, loaded.training_stage("on-roberta"))
+    line = facts_line(plan, ranks=1)
+    assert " with a fresh head (lm_head.dense.weight, lm_head.dense.bias, lm_head.layer_norm.weight, " in line
+    assert f" without {left}" in line if left else " without " not in line
+    begun = dict(plan.subject.begun(plan.model, plan.start).module.named_parameters())
+    bare = transformers.RobertaModel.from_pretrained(folder, add_pooling_layer=False)
+    for name, expected in bare.named_parameters():
+        assert torch.equal(begun[f"roberta.{name}"], expected), name
+
+
 def test_a_causal_model_goes_on_after_growth_where_it_was(text):
     """Up to 1e-5: float32 sums of other lengths. Its perplexity is that of its loss, over every token of a row."""
     run = text.parent / "run"

@@ -19,7 +19,9 @@ def loaded(folder: Path, *allowed: str) -> PreTrainedModel:
     config = models.read_config(folder / "config.json")[1]
     head = models.of_config(config).head(config)
     loader = getattr(transformers, head.class_name, head.model_class)
-    model, report = loader.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, report = loader.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, **head.options(config)
+    )
     assert not {kind: report[kind] for kind in COMPLAINTS if report[kind] and kind not in allowed}
     return model.double().eval()
 

@@ -45,7 +45,7 @@ def test_everything_grows_but_the_epsilon(variant, tmp_path):
 
 
 @pytest.mark.parametrize("layers", [3, 4])
-@pytest.mark.parametrize("variant", ["distilbert", "distilbert sequence", "distilbert encoder"])
+@pytest.mark.parametrize("variant", ["distilbert", "distilbert text-classifier", "distilbert encoder"])
 def test_post_norm_depth_is_exact_up_to_a_constant_too(variant, layers):
     source = sample(variant)
     weights = {name: tensor.float().double() for name, tensor in randomised(source).items()}

@@ -27,6 +27,15 @@ def test_a_second_output_that_is_not_finite_is_refused():
     assert "\n" not in str(caught.value)
 
 
+def test_an_output_without_an_axis_of_its_own_is_compared_at_every_token():
+    """The numbers that tell where an answer ends: of the second output, moved at some tokens alone."""
+    small = randomised(sample("bert question-answering"))
+    assert verified("bert question-answering", small, {}).lossless
+    weight = small["qa_outputs.weight"].repeat(1, 2) / 2
+    weight[1, 3] += 0.1
+    assert verified("bert question-answering", small, {"qa_outputs.weight": weight}).float64 > 1e-3
+
+
 def test_a_source_that_is_not_finite_is_refused():
     source = sample("vit")
     weights = randomised(source)

@@ -221,12 +221,14 @@ def test_another_number_of_registers():
 
 def test_an_unknown_architecture():
     config = sample("bert")
-    config.architectures = ["BertForSequenceClassification"]
+    config.architectures = ["BertForMultipleChoice"]
     with pytest.raises(
         UserError,
         match=re.escape(
-            "architecture 'BertForSequenceClassification' of family 'bert' is not known; known are "
-            "BertForMaskedLM, BertModel"
+            "architecture 'BertForMultipleChoice' of family 'bert' is not known; known "
+            "are BertForMaskedLM, BertForSequenceClassification, BertForTokenClassification, BertForQuestionAnswering, "
+            "BertForPreTraining, BertForNextSentencePrediction, BertModel: load the model as one of them (say "
+            "BertForMaskedLM.from_pretrained) and save that"
         ),
     ):
         models.architecture_of(config)
@@ -259,8 +261,8 @@ def test_a_bug_of_an_architecture_is_no_fault_of_the_config(monkeypatch):
         ),
         ({}, "it names no model_type: add it"),
         (
-            {"model_type": "bert", "architectures": ["BertForSequenceClassification"]},
-            "architecture 'BertForSequenceClassification' of family 'bert' is not known",
+            {"model_type": "bert", "architectures": ["BertForSequenceClasification"]},
+            "is not known; did you mean 'BertForSequenceClassification'? known are BertForMaskedLM, ",
         ),
         ({"model_type": "vit", "hidden_size": 13, "num_attention_heads": 3}, "num_attention_heads"),
     ],

@@ -26,6 +26,12 @@ def measured(source, target, large: dict, plan: GrowthPlan) -> dict[str, float]:
     return symmetry(ReadModel(target, lambda name: large[name].float()), plan, probe(source))[1]
 
 
+def pooled(plan: GrowthPlan) -> set[str]:
+    """The space between two dense layers of a head."""
+    inside = {name for name, space in plan.target.spaces.items() if space.kind == "pooled"}
+    return inside - set(plan.target.outputs.values())
+
+
 @pytest.mark.parametrize("variant, sizes", GROWTHS, ids=NAMES)
 def test_copies_receive_different_gradients(variant, sizes):
     """Entries of the stream (of branches, where norms end them), queries, keys (those of other heads), values and MLP
@@ -35,7 +41,8 @@ def test_copies_receive_different_gradients(variant, sizes):
         large, target, plan = grown(weights, source, sample(variant, **sizes), **options)
         found = measured(source, target, large, plan)
         branches = {"branch" if ARCHITECTURES[variant].branch_ends else "embed"}
-        assert set(found) == branches | {"query", "value", "mlp"} | ({"key"} if sizes is not LARGER_HEADS else set())
+        keys = {"key"} if sizes is not LARGER_HEADS else set()
+        assert set(found) == branches | {"query", "value", "mlp"} | keys | pooled(plan)
         assert (
             all(measure < 1e-6 for measure in found.values())
             if options

@@ -31,7 +31,8 @@ def test_every_family_in_and_out(tmp_path, capsys, variant):
     assert code == 0, err
     head = models.of_config(sample(variant)).head(sample(variant))
     loader = getattr(transformers, head.class_name, head.model_class)
-    model, report = loader.from_pretrained(tmp_path / "large", output_loading_info=True)
+    options = head.options(sample(variant))
+    model, report = loader.from_pretrained(tmp_path / "large", output_loading_info=True, **options)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     assert (
         models.architecture_of(model.config).stacks[0].blocks == 3

@@ -113,9 +113,10 @@ def test_a_config_without_a_model_type(tmp_path, capsys, content, complaint):
 def test_a_head_that_is_not_known(tmp_path, capsys):
     small = saved(tmp_path / "small", "bert")
     content = json.loads((small / "config.json").read_text())
-    (small / "config.json").write_text(json.dumps({**content, "architectures": ["BertForPreTraining"]}))
+    (small / "config.json").write_text(json.dumps({**content, "architectures": ["BertLMHeadModel"]}))
     code, _, err = lemon(capsys, "export", small, "--out", tmp_path / "out")
-    assert code == 2 and "known are BertForMaskedLM, BertModel: load the model as one of them (say BertForM" in err, err
+    assert code == 2 and "known are BertForMaskedLM, " in err, err
+    assert "BertModel: load the model as one of them (say BertForMaskedLM.from_pretrained) and save that" in err
 
 
 def test_missing_tensors_and_what_is_there_instead(tmp_path, capsys):

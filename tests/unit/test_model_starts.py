@@ -17,8 +17,8 @@ from tests.helpers.samples import VARIANTS, facts, sample
 
 SIZES = {"layers": 2, "hidden": 12, "heads": 3, "mlp": 20}
 """Of the samples."""
-HEADLESS = [each for each in VARIANTS if not models.of_config(sample(each)).head(sample(each)).has_loss]
-"""Bare encoders, and heads that nothing here trains."""
+UNTRAINED = [name for name in VARIANTS if not models.of_config(sample(name)).head(sample(name)).has_loss]
+"""Bare encoders, and heads that are not trained here."""
 
 
 def sizes_of(variant: str, **changes: object) -> ModelSizes:
@@ -36,7 +36,7 @@ def named(prefix: str, config) -> set[str]:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_model_that_has_a_loss_is_taken_whole(variant):
     stored = sample(variant)
-    if variant in HEADLESS:
+    if not models.of_config(stored).head(stored).has_loss:
         return
     config = starts.adapted(stored, facts(variant))
     starts.require(config, sizes_of(variant), facts(variant))
@@ -44,14 +44,16 @@ def test_a_model_that_has_a_loss_is_taken_whole(variant):
     assert all(name == there for name, there in starts.sources(stored, config).items())
 
 
-@pytest.mark.parametrize("variant", HEADLESS)
-def test_what_cannot_be_trained_gets_its_familys_head(variant):
+@pytest.mark.parametrize("variant", UNTRAINED)
+def test_a_bare_encoder_gets_its_familys_head(variant):
     stored = sample(variant)
     config = starts.adapted(stored, facts(variant))
     starts.require(config, sizes_of(variant), facts(variant))
     family = models.of_config(config)
     assert family.head(config) is family.heads[0]
-    assert set(starts.fresh(stored, config)) == named(f"{family.heads[0].model_class.base_model_prefix}.", config)
+    prefix = f"{family.heads[0].model_class.base_model_prefix}."
+    there = {row.name for row in models.architecture_of(stored).rows()}
+    assert set(starts.fresh(stored, config)) == named(prefix, config) - there
     held = models.build(stored, seed=1)
     published = {row.name: row.module_name for row in models.architecture_of(stored).rows()}
     weights = dict(held.named_parameters())
@@ -59,8 +61,43 @@ def test_what_cannot_be_trained_gets_its_familys_head(variant):
         models.build(config, seed=2), lambda name: weights[published[name]], starts.sources(stored, config)
     )
     inside = getattr(begun, begun.base_model_prefix)
-    taken, within = dict(inside.named_parameters()), dict(held.base_model.named_parameters())
-    assert taken and all(torch.equal(tensor, within[name]) for name, tensor in taken.items())
+    taken = dict(inside.named_parameters())
+    bare = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    assert taken and all(torch.equal(tensor, bare[name]) for name, tensor in taken.items())
+
+
+@pytest.mark.parametrize(
+    "variant, gone",
+    [
+        ("bert pre-training", {"bert.pooler.dense", "cls.seq_relationship"}),
+        ("bert text-classifier", {"bert.pooler.dense", "classifier"}),
+        ("bert question-answering", {"qa_outputs"}),
+        ("roberta text-classifier", {"classifier.dense", "classifier.out_proj"}),
+        ("xlm-roberta text-classifier", {"classifier.dense", "classifier.out_proj"}),
+        ("bert encoder", {"pooler.dense"}),
+        ("bert encoder without pooler", set()),
+        ("vit encoder", {"pooler.dense"}),
+        ("bert", set()),
+        ("vit", set()),
+    ],
+)
+def test_what_is_not_trained_is_named(variant, gone):
+    """Heads that this package trains not: the encoder goes on, under the head that its family is trained with."""
+    stored = sample(variant)
+    config = starts.adapted(stored, facts(variant))
+    left = {f"{name}.{part}" for name in gone for part in ("weight", "bias")}
+    assert set(starts.left_behind(stored, config)) == left
+    assert not left & {*starts.fresh(stored, config), *starts.sources(stored, config).values()}
+    assert models.of_config(config).head(config).has_loss and models.has_pooler(config)
+
+
+def test_a_head_without_labels_has_no_loss():
+    """A fit does not choose another head: its target has that of its source."""
+    data = facts("bert")
+    assert starts.unreadable(sample("bert text-classifier"), data) == (
+        "the data have no labels for its head (text-classifier), and so no loss; take a BertForMaskedLM"
+    )
+    assert "the model has no head" in starts.unreadable(sample("bert encoder"), data)
 
 
 @pytest.mark.parametrize("variant", ["vit", "deit", "deit distilled", "dinov2", "dinov2-with-registers"])

@@ -1,11 +1,11 @@
 """Verifying: the small and the large model must compute the same function, measured, not claimed.
 
 Relative difference: max|small - R^T large| / max|small| over what the models give out (logits; of a bare encoder the
-last hidden state and the pooler), padding excluded. Of a grown vocabulary R^T keeps the old logits. Gates of a
-published result, never measured in bf16: the stored float32 weights run in float64 at most 2e-6 (rounding of the
-stored weights), run in float32 at most 1e-5 (rounding of the arithmetic as well). Post-LN depth is exact up to O(eps):
-the two norms of a new layer see what is normalised already, and add eps to a variance of 1. How much that makes depends
-on every layer above (eps / variance is no bound: 7 times as much was seen), so it is measured: the part of the
+last hidden state and, where it has one, the pooler), padding excluded. Of a grown vocabulary R^T keeps the old logits.
+Gates of a published result, never measured in bf16: the stored float32 weights run in float64 at most 2e-6 (rounding of
+the stored weights), run in float32 at most 1e-5 (rounding of the arithmetic as well). Post-LN depth is exact up to
+O(eps): the two norms of a new layer see what is normalised already, and add eps to a variance of 1. How much that makes
+depends on every layer above (eps / variance is no bound: 7 times as much was seen), so it is measured: the part of the
 difference that vanishes with eps is added to both gates.
 """
 
@@ -121,10 +121,11 @@ class EquivalenceCheck:
     def losses(self, small: Trace, large: Trace, inputs: Inputs) -> tuple[float, float] | None:
         """Cross-entropy of the probe's own tokens, where new logits enter the softmax."""
         grown = "vocab" in self.plan.target.spaces and self.plan.maps["vocab"].appended
-        if self.plan.target.outputs.get("logits") != "vocab" or not grown:
+        logits = next((name for name, space in self.plan.target.outputs.items() if space == "vocab"), None)
+        if logits is None or not grown:
             return None
         labels = inputs["input_ids"][inputs["attention_mask"].bool()]
-        before, after = (F.cross_entropy(trace.outputs["logits"], labels).item() for trace in (small, large))
+        before, after = (F.cross_entropy(trace.outputs[logits], labels).item() for trace in (small, large))
         return before, after
 
     def _compared(self, what: str, small: Tensor, large: Tensor, space: str) -> float:

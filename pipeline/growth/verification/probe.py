@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 from pipeline import models
 from pipeline.accounting.flops import cost
 from pipeline.errors import UserError
+from pipeline.models.architecture import Architecture
 from pipeline.models.family import PROBE_TOKENS, Inputs
 from pipeline.models.streaming import RunnableModel, streamed_model
 from pipeline.rng import derive
@@ -80,10 +81,14 @@ def observe(model: PreTrainedModel, inputs: Inputs) -> Trace:
 
 def observed_outputs(outputs: ModelOutput, model: PreTrainedModel, inputs: Inputs) -> dict[str, Tensor]:
     """What counts of a model's output, by name."""
-    return {
-        name: _counted(outputs[name].detach(), inputs.get("attention_mask"))
-        for name in models.architecture_of(model.config).outputs
-    }
+    outputs_given = given_out(outputs, models.architecture_of(model.config))
+    return {name: _counted(output.detach(), inputs.get("attention_mask")) for name, output in outputs_given.items()}
+
+
+def given_out(outputs: ModelOutput, architecture: Architecture) -> dict[str, Tensor]:
+    """What a model gives out, by name, the last axis that of its space: a single number gets one."""
+    single = {name for name, space in architecture.outputs.items() if architecture.spaces[space].kind == "number"}
+    return {name: outputs[name].unsqueeze(-1) if name in single else outputs[name] for name in architecture.outputs}
 
 
 def require_finite(what: str, values: Tensor) -> None:

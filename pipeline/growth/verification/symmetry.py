@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.growth.maps import IndexMap, LayerKey, SpaceMap
 from pipeline.growth.plan import GrowthPlan
-from pipeline.growth.verification.probe import Trace, fitted, observed_outputs, require_finite
+from pipeline.growth.verification.probe import Trace, fitted, given_out, observed_outputs, require_finite
 from pipeline.models.architecture import ParamSpec
 from pipeline.models.family import Inputs
 from pipeline.models.streaming import RunnableModel, recompute_layers, streamed_model
@@ -28,11 +28,12 @@ def symmetry(large: RunnableModel, plan: GrowthPlan, inputs: Inputs) -> tuple[Tr
     copies = CopyGradients(plan)
     model = recompute_layers(streamed_model(large, copies.on_gradient))
     outputs = model(**fitted(inputs, model))
+    given = given_out(outputs, plan.target)
     generator = torch.Generator().manual_seed(derive(plan.options.seed, "direction"))
     loss = torch.zeros(())
     for name, space in plan.target.outputs.items():
-        require_finite(f"output '{name}' of the target", outputs[name])
-        output = plan.maps[space].reads.apply_transpose(outputs[name], -1)
+        require_finite(f"output '{name}' of the target", given[name])
+        output = plan.maps[space].reads.apply_transpose(given[name], -1)
         loss = loss + (output * torch.randn(output.shape, generator=generator)).sum()
     loss.backward()
     return Trace(observed_outputs(outputs, model, inputs)), copies.measures()
@@ -61,7 +62,7 @@ class CopyGradients:
     ) -> Iterator[tuple[str, LayerKey | None, tuple[Tensor, Tensor]]]:
         """(space, layer, gradients of first entries and of their copies) of every space with copies that a weight
         writes. Left out is what separates later by construction: keys inside a head (their queries first), a tied
-        head's transform (the embedding first), what a bare encoder gives out (the head to come)."""
+        head's transform (the embedding first), what the model gives out (the head to come)."""
         for axis, label in enumerate(param.axes if param.use == "matmul" else ()):
             if label.role != "writes":
                 continue
@@ -69,7 +70,8 @@ class CopyGradients:
             for name, part in zip(label.spaces, parts, strict=True):
                 kind, space_map = self.plan.target.spaces[name].kind, self.plan.maps.at(name, param.stack, param.layer)
                 pairs = self._pairs_of(space_map)
-                if pairs is not None and not space_map.query_null_space and kind not in ("inner", "pooled"):
+                later = kind == "inner" or (kind == "pooled" and name in self.plan.target.outputs.values())
+                if pairs is not None and not space_map.query_null_space and not later:
                     layer = None if kind == "residual" or param.layer is None else (param.stack, param.layer)
                     entries = part.movedim(axis, 0).flatten(1)
                     yield name, layer, (entries[pairs[0]], entries[pairs[1]])

@@ -2,6 +2,7 @@
 tied or not, scored at the masked positions only."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,17 +10,31 @@ from torch import Tensor
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
     BertModel,
     CamembertConfig,
     CamembertForMaskedLM,
+    CamembertForQuestionAnswering,
+    CamembertForSequenceClassification,
+    CamembertForTokenClassification,
     CamembertModel,
     PretrainedConfig,
     PreTrainedModel,
     RobertaConfig,
     RobertaForMaskedLM,
+    RobertaForQuestionAnswering,
+    RobertaForSequenceClassification,
+    RobertaForTokenClassification,
     RobertaModel,
     XLMRobertaConfig,
     XLMRobertaForMaskedLM,
+    XLMRobertaForQuestionAnswering,
+    XLMRobertaForSequenceClassification,
+    XLMRobertaForTokenClassification,
     XLMRobertaModel,
 )
 from transformers.modeling_outputs import MaskedLMOutput
@@ -33,6 +48,7 @@ from pipeline.models.family import (
     Family,
     Head,
     bert_architecture,
+    has_pooler,
     masked_config,
     positions_of,
     resized,
@@ -127,10 +143,12 @@ def masked_lm(
     decoder: str,
     ignored: tuple[str, ...],
     head_first: bool = False,
+    next_sentence: bool = False,
 ) -> Architecture:
     """The encoder, dense -> activation -> norm, and a decoder, tied to the token embedding unless the config says
     otherwise. ignored: what else published files hold. head_first: the model's code builds its head before its encoder,
-    so that what both share goes by the head's name."""
+    so that what both share goes by the head's name. next_sentence: the model has BERT's second head too, and the first
+    runs at every position."""
     tied, words = config.tie_word_embeddings, f"{prefix}embeddings.word_embeddings"
     head, aliases = masked_lm_head(tied, "decoded", decoder=decoder, bias=bias, embedding=words)
     params = (
@@ -142,41 +160,124 @@ def masked_lm(
     decoded = Space("decoded", config.hidden_size, "tied" if tied else "normed")
     inner = Space("transformed", config.hidden_size, "inner")
     doubled = {} if tied else {f"{bias}.bias": f"{decoder}.bias"}
-    return bert_architecture(family, config, params, inner, decoded, aliases=aliases, doubled=doubled, ignored=ignored)
+    more: dict[str, Any] = {"aliases": aliases, "doubled": doubled, "ignored": ignored}
+    if not next_sentence:
+        return bert_architecture(family, config, params, inner, decoded, **more)
+    everywhere = tuple(replace(each, counted_per="token") if each.counted_per == "scored" else each for each in params)
+    params = (*everywhere, *_pooler(prefix), *linear(NEXT, "pooled", "relations", counted_per="sequence"))
+    ends = inner, decoded, _pooled(config), Space("relations", 2, "fixed")
+    outputs = {"prediction_logits": "vocab", "seq_relationship_logits": "relations"}
+    return bert_architecture(family, config, params, *ends, outputs=outputs, **more)
 
 
-def encoder(family: str, ignored: tuple[str, ...], config: BertConfig) -> Architecture:
-    """The bare encoder with its pooler."""
-    params = (*_encoder("", tied=False), *linear("pooler.dense", "embed", "pooled", counted_per="sequence"))
-    outputs = {"last_hidden_state": "embed", "pooler_output": "pooled"}
-    return bert_architecture(
-        family, config, params, Space("pooled", config.hidden_size, "pooled"), outputs=outputs, ignored=ignored
+NEXT = "cls.seq_relationship"
+"""The head that tells whether the second text follows the first."""
+
+
+def _pooler(prefix: str) -> tuple[ParamSpec, ...]:
+    return linear(f"{prefix}pooler.dense", "embed", "pooled", counted_per="sequence")
+
+
+def _pooled(config: BertConfig) -> Space:
+    return Space("pooled", config.hidden_size, "pooled")
+
+
+def encoder(family: str, config: BertConfig) -> Architecture:
+    """The bare encoder with its pooler, where it has one."""
+    ignored = (*BUFFERS, *ENDS)
+    params, outputs = _encoder("", tied=False), {"last_hidden_state": "embed"}
+    if not has_pooler(config):
+        return bert_architecture(family, config, params, outputs=outputs, ignored=ignored)
+    params, outputs = (*params, *_pooler("")), {**outputs, "pooler_output": "pooled"}
+    return bert_architecture(family, config, params, _pooled(config), outputs=outputs, ignored=ignored)
+
+
+def next_sentence(config: BertConfig) -> Architecture:
+    """BERT's second head alone, behind the pooler."""
+    ends = (*_pooler("bert."), *linear(NEXT, "pooled", "relations", counted_per="sequence"))
+    spaces = _pooled(config), Space("relations", 2, "fixed")
+    return _ended("bert", "bert.", config, ends, spaces, {"logits": "relations"}, "cls.predictions.*")
+
+
+def text_classifier(family: str, prefix: str, dense: str, end: str, config: BertConfig) -> Architecture:
+    """A classifier of sequences: a dense layer on the first token, tanh, the classes. BERT's `dense` is its pooler."""
+    ends = (
+        *linear(dense, "embed", "pooled", counted_per="sequence"),
+        *linear(end, "pooled", "classes", counted_per="sequence"),
     )
+    beside = () if dense.startswith(prefix) else (f"{prefix}pooler.*",)
+    return _ended(family, prefix, config, ends, (_pooled(config), _classes(config)), {"logits": "classes"}, *beside)
+
+
+def token_classifier(family: str, prefix: str, config: BertConfig) -> Architecture:
+    """A classifier of tokens, which reads the stream itself."""
+    ends = linear("classifier", "embed", "classes")
+    return _ended(family, prefix, config, ends, (_classes(config),), {"logits": "classes"}, f"{prefix}pooler.*")
+
+
+def question_answering(family: str, prefix: str, config: BertConfig) -> Architecture:
+    """Two numbers for each token: how far an answer begins and ends there. Raises UserError for another number."""
+    if config.num_labels != 2:
+        raise UserError(f"a model that answers questions has 2 labels, for begin and end, and not {config.num_labels}")
+    ends, outputs = linear("qa_outputs", "embed", "classes"), {"start_logits": "score", "end_logits": "score"}
+    spaces = _classes(config), Space("score", 1, "number")
+    return _ended(family, prefix, config, ends, spaces, outputs, f"{prefix}pooler.*")
+
+
+def _classes(config: BertConfig) -> Space:
+    return Space("classes", config.num_labels, "fixed")
+
+
+def _ended(
+    family: str,
+    prefix: str,
+    config: BertConfig,
+    ends: tuple[ParamSpec, ...],
+    spaces: tuple[Space, ...],
+    outputs: dict[str, str],
+    *beside: str,
+) -> Architecture:
+    """The encoder with a head that has its own parameters alone. beside: what published files may hold besides, buffers
+    apart."""
+    ignored = (*(f"{prefix}{buffer}" for buffer in BUFFERS), *beside)
+    params = (*_encoder(prefix, tied=False), *ends)
+    return bert_architecture(family, config, params, *spaces, outputs=outputs, ignored=ignored)
 
 
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 """What files of older versions hold besides."""
+ENDS = ("cls.*", "lm_head.*", "classifier.*", "qa_outputs.*")
+"""The heads of models whose files may be read for a bare encoder."""
+
+
+Classes = tuple[type[PreTrainedModel], ...]
+"""Classes of models, in the order in which their heads are named."""
 
 
 def _family(
     name: str,
     config_class: type[PretrainedConfig],
-    masked: type[PreTrainedModel],
-    bare: type[PreTrainedModel],
-    head: str,
-    architecture: Callable[[Any], Architecture],
+    prefix: str,
+    classifier: tuple[str, str],
+    heads: Classes,
     **more: Any,
 ) -> Family:
-    """A family with a masked language model and a bare encoder, which does not read the parameters below `head`."""
-    heads = (
-        Head("masked-lm", masked, architecture),
-        Head("encoder", bare, partial(encoder, name, (*BUFFERS, f"{head}.*"))),
-    )
+    """A family. heads: the masked language model by `masked`, the classifiers of texts and of tokens, what answers
+    questions, and the bare encoder. classifier: the two dense layers of the first of these. more: `masked`, the
+    architecture of the masked language model, `others`, heads that the rest do not have, and fields of `Family`."""
+    architectures = {
+        "masked-lm": more.pop("masked"),
+        "text-classifier": partial(text_classifier, name, prefix, *classifier),
+        "token-classifier": partial(token_classifier, name, prefix),
+        "question-answering": partial(question_answering, name, prefix),
+    }
+    *ended, bare = heads
+    known = (Head(head, each, build) for each, (head, build) in zip(ended, architectures.items(), strict=True))
     return Family(
         name=name,
         data="text",
         config_class=config_class,
-        heads=heads,
+        heads=(*known, *more.pop("others", ()), Head("encoder", bare, partial(encoder, name), pooler="pooler")),
         keys=BERT_KEYS,
         resize=resized,
         positions=text_positions,
@@ -184,21 +285,32 @@ def _family(
     )
 
 
+_bert_masked = partial(
+    masked_lm,
+    family="bert",
+    prefix="bert.",
+    transform="cls.predictions.transform.dense",
+    transform_norm="cls.predictions.transform.LayerNorm",
+    bias="cls.predictions",
+    decoder="cls.predictions.decoder",
+)
+_bert_buffers = tuple(f"bert.{name}" for name in BUFFERS)
 BERT = _family(
     "bert",
     BertConfig,
-    BertForScoredMaskedLM,
-    BertModel,
-    "cls",
-    partial(
-        masked_lm,
-        family="bert",
-        prefix="bert.",
-        transform="cls.predictions.transform.dense",
-        transform_norm="cls.predictions.transform.LayerNorm",
-        bias="cls.predictions",
-        decoder="cls.predictions.decoder",
-        ignored=(*(f"bert.{name}" for name in BUFFERS), "bert.pooler.*", "cls.seq_relationship.*"),
+    "bert.",
+    ("bert.pooler.dense", "classifier"),
+    (
+        BertForScoredMaskedLM,
+        BertForSequenceClassification,
+        BertForTokenClassification,
+        BertForQuestionAnswering,
+        BertModel,
+    ),
+    masked=partial(_bert_masked, ignored=(*_bert_buffers, "bert.pooler.*", f"{NEXT}.*")),
+    others=(
+        Head("pre-training", BertForPreTraining, partial(_bert_masked, ignored=_bert_buffers, next_sentence=True)),
+        Head("next-sentence", BertForNextSentencePrediction, next_sentence),
     ),
     probe_inputs=segmented_text_probe,
     configure=lambda sizes, facts: masked_config(BertConfig, sizes, facts),
@@ -223,15 +335,9 @@ def configure_roberta(
     return config
 
 
-def _roberta(
-    name: str,
-    config_class: type[PretrainedConfig],
-    masked: type[PreTrainedModel],
-    bare: type[PreTrainedModel],
-    head_first: bool = False,
-) -> Family:
+def _roberta(name: str, config_class: type[PretrainedConfig], heads: Classes, head_first: bool = False) -> Family:
     """RoBERTa, and what differs from it in its vocabulary alone."""
-    architecture = partial(
+    masked = partial(
         masked_lm,
         family=name,
         prefix="roberta.",
@@ -245,16 +351,48 @@ def _roberta(
     return _family(
         name,
         config_class,
-        masked,
-        bare,
-        "lm_head",
-        architecture,
+        "roberta.",
+        ("classifier.dense", "classifier.out_proj"),
+        heads,
+        masked=masked,
         probe_inputs=partial(segmented_text_probe, reserved=RESERVED),
         configure=partial(configure_roberta, config_class),
         reserved=RESERVED,
     )
 
 
-ROBERTA = _roberta("roberta", RobertaConfig, RobertaForScoredMaskedLM, RobertaModel)
-XLM_ROBERTA = _roberta("xlm-roberta", XLMRobertaConfig, XLMRobertaForScoredMaskedLM, XLMRobertaModel, True)
-CAMEMBERT = _roberta("camembert", CamembertConfig, CamembertForScoredMaskedLM, CamembertModel, True)
+ROBERTA = _roberta(
+    "roberta",
+    RobertaConfig,
+    (
+        RobertaForScoredMaskedLM,
+        RobertaForSequenceClassification,
+        RobertaForTokenClassification,
+        RobertaForQuestionAnswering,
+        RobertaModel,
+    ),
+)
+XLM_ROBERTA = _roberta(
+    "xlm-roberta",
+    XLMRobertaConfig,
+    (
+        XLMRobertaForScoredMaskedLM,
+        XLMRobertaForSequenceClassification,
+        XLMRobertaForTokenClassification,
+        XLMRobertaForQuestionAnswering,
+        XLMRobertaModel,
+    ),
+    True,
+)
+CAMEMBERT = _roberta(
+    "camembert",
+    CamembertConfig,
+    (
+        CamembertForScoredMaskedLM,
+        CamembertForSequenceClassification,
+        CamembertForTokenClassification,
+        CamembertForQuestionAnswering,
+        CamembertModel,
+    ),
+    True,
+)

@@ -1,5 +1,5 @@
 """DistilBERT as `transformers` has it: post-LN without token types, MLM transform, decoder tied or not, scored at the
-masked positions only; classifiers of sequences and of tokens, which grow and do not train.
+masked positions only; classifiers of sequences and of tokens, and what answers questions, which grow and do not train.
 
 The epsilon of its norms is a constant of the code. A table of sinusoidal positions is a parameter like a learned one,
 of as many rows as it has.
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import (
     DistilBertConfig,
     DistilBertForMaskedLM,
+    DistilBertForQuestionAnswering,
     DistilBertForSequenceClassification,
     DistilBertForTokenClassification,
     DistilBertModel,
@@ -18,6 +19,7 @@ from transformers import (
 from transformers.modeling_outputs import MaskedLMOutput
 
 from pipeline.config.model_sizes import ModelSizes
+from pipeline.errors import UserError
 from pipeline.models.architecture import (
     Architecture,
     LayerStack,
@@ -120,7 +122,7 @@ def encoder(config: DistilBertConfig) -> Architecture:
     return _architecture(config, _encoder(""), outputs={"last_hidden_state": "embed"})
 
 
-def sequence_classifier(config: DistilBertConfig) -> Architecture:
+def text_classifier(config: DistilBertConfig) -> Architecture:
     """Dense -> ReLU -> dense behind the first token."""
     params = (
         *_encoder("distilbert."),
@@ -135,6 +137,15 @@ def token_classifier(config: DistilBertConfig) -> Architecture:
     """A dense layer behind every token."""
     params = (*_encoder("distilbert."), *linear("classifier", "embed", "classes"))
     return _architecture(config, params, Space("classes", config.num_labels, "fixed"), outputs={"logits": "classes"})
+
+
+def question_answering(config: DistilBertConfig) -> Architecture:
+    """Two numbers for each token: how far an answer begins and ends there. Raises UserError for another number."""
+    if config.num_labels != 2:
+        raise UserError(f"a model that answers questions has 2 labels, for begin and end, and not {config.num_labels}")
+    params = (*_encoder("distilbert."), *linear("qa_outputs", "embed", "classes"))
+    classes, score = Space("classes", config.num_labels, "fixed"), Space("score", 1, "number")
+    return _architecture(config, params, classes, score, outputs={"start_logits": "score", "end_logits": "score"})
 
 
 def resize(sizes: ModelSizes) -> dict[str, Any]:
@@ -160,8 +171,9 @@ FAMILY = Family(
     config_class=DistilBertConfig,
     heads=(
         Head("masked-lm", DistilBertForScoredMaskedLM, masked_lm),
-        Head("sequence-classifier", DistilBertForSequenceClassification, sequence_classifier),
+        Head("text-classifier", DistilBertForSequenceClassification, text_classifier),
         Head("token-classifier", DistilBertForTokenClassification, token_classifier),
+        Head("question-answering", DistilBertForQuestionAnswering, question_answering),
         Head("encoder", DistilBertModel, encoder),
     ),
     keys=COMMON_KEYS.extended(

@@ -39,6 +39,7 @@ from pipeline.models.family import (
     Family,
     Head,
     class_keys,
+    has_pooler,
     head_dim,
     image_probe,
     image_resized,
@@ -102,6 +103,7 @@ def image_architecture(
     prefix: int,
     outputs: dict[str, str],
     *more: Space,
+    ignored: tuple[str, ...] = (),
 ) -> Architecture:
     """The spaces of a vision Transformer with `prefix` tokens before its patches in the position table, and `more` of
     its own."""
@@ -127,6 +129,7 @@ def image_architecture(
         params=params,
         epsilon=NormEpsilon(config.layer_norm_eps, "layer_norm_eps"),
         outputs=outputs,
+        ignored=ignored,
     )
 
 
@@ -134,6 +137,8 @@ def patches(config: PretrainedConfig) -> int:
     return int(config.image_size // config.patch_size) ** 2
 
 
+CLASSIFIERS = ("classifier.*", "cls_classifier.*", "distillation_classifier.*")
+"""What files of models with a head hold besides the encoder."""
 TOKENS = {"vit": ("cls_token",), "deit": ("cls_token", "distillation_token")}
 
 
@@ -147,13 +152,13 @@ def classifier(family: str, names: tuple[str, ...], config: ViTConfig) -> Archit
 
 
 def encoder(family: str, config: ViTConfig) -> Architecture:
-    """The bare encoder with its pooler."""
-    params = (
-        *_encoder("", TOKENS[family], config),
-        *linear("pooler.dense", "normed", "pooled", counted_per="sequence"),
-    )
-    outputs = {"last_hidden_state": "normed", "pooler_output": "pooled"}
-    return image_architecture(family, config, params, config.intermediate_size, len(TOKENS[family]), outputs)
+    """The bare encoder with its pooler, where it has one; a classifier's file may be read for it."""
+    params, outputs = _encoder("", TOKENS[family], config), {"last_hidden_state": "normed"}
+    if has_pooler(config):
+        params += linear("pooler.dense", "normed", "pooled", counted_per="sequence")
+        outputs["pooler_output"] = "pooled"
+    sizes = config.intermediate_size, len(TOKENS[family])
+    return image_architecture(family, config, params, *sizes, outputs, ignored=CLASSIFIERS)
 
 
 def image_keys(sizes: ModelSizes, facts: Facts) -> dict[str, Any]:
@@ -195,7 +200,7 @@ VIT = Family(
     config_class=ViTConfig,
     heads=(
         Head("classifier", ViTForImageClassification, partial(classifier, "vit", ("classifier",))),
-        Head("encoder", ViTModel, partial(encoder, "vit")),
+        Head("encoder", ViTModel, partial(encoder, "vit"), pooler="pooler"),
     ),
     keys=KEYS,
     resize=image_resized,
@@ -216,7 +221,7 @@ DEIT = Family(
             DeiTForImageClassificationWithTeacher,
             partial(classifier, "deit", ("cls_classifier", "distillation_classifier")),
         ),
-        Head("encoder", DeiTModel, partial(encoder, "deit")),
+        Head("encoder", DeiTModel, partial(encoder, "deit"), pooler="pooler"),
     ),
     keys=KEYS,
     resize=image_resized,

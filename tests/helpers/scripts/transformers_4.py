@@ -15,11 +15,12 @@ from torch import Tensor
 
 
 def given_out(folder: str, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, list[str]]]:
-    """Of the class that the folder's config names; with plain attention where scores are capped, which this
-    transformers forgets without it."""
+    """Of the class that the folder's config names, without a pooler where that says so; with plain attention where
+    scores are capped, which this transformers forgets without it."""
     config = json.loads((Path(folder) / "config.json").read_text())
     loader: Any = getattr(transformers, config["architectures"][0])
-    options = {"attn_implementation": "eager"} if config.get("attn_logit_softcapping") else {}
+    options: dict[str, Any] = {} if config.get("has_pooler", True) else {"add_pooling_layer": False}
+    options |= {"attn_implementation": "eager"} if config.get("attn_logit_softcapping") else {}
     model, report = loader.from_pretrained(folder, torch_dtype=torch.float32, output_loading_info=True, **options)
     with torch.no_grad():
         output = model.double().eval()(**inputs)[0]
