@@ -43,7 +43,7 @@ def test_what_is_measured_is_a_layer_of_the_model(variant):
     assert others and list(models.architecture_of(short.config).blocks()) == [first]
     shapes, expected = ({name: p.shape for name, p in module.named_parameters()} for module in (layer, known))
     assert shapes == expected
-    assert models.architecture_of(config).stacks[0].layers == 2, "the model's own config stays as it is"
+    assert models.architecture_of(config).stacks[0].blocks == 2, "the model's own config stays as it is"
 
 
 def test_a_difference_that_may_be_noise_changes_nothing():
