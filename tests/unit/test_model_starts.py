@@ -25,7 +25,8 @@ def sizes_of(variant: str, **changes: object) -> ModelSizes:
     family = variant.split()[0]
     own = {"patch": 4} if models.family(family).data == "images" else {}
     mlp = {"mlp": 12} if family.startswith("dinov2") else {}
-    return ModelSizes(**{"family": family, **SIZES, **own, **mlp, **changes})
+    layers = {"layers": models.architecture_of(sample(variant)).stacks[0].layers}
+    return ModelSizes(**{"family": family, **SIZES, **layers, **own, **mlp, **changes})
 
 
 def named(prefix: str, config) -> set[str]:

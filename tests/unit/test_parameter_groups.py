@@ -10,7 +10,7 @@ from pipeline.optim.optimizers import SGD, AdamW
 from pipeline.optim.parameter_groups import KINDS
 from tests.helpers.samples import VARIANTS, sample
 
-BEHIND = r"classifier|lm_head|decoder\.weight|transform\.dense|vocab_|pooler|embed_out|score|project_out"
+BEHIND = r"classifier|lm_head|decoder\.weight|head\.dense|transform\.dense|vocab_|pooler|embed_out|score|project_out"
 BEHIND += r"|seq_relationship|qa_outputs"
 
 
