@@ -88,9 +88,6 @@ RELATIVES: dict[str, Relative] = {
         },
         "opt": {"biogpt": "embeddings scaled by the root of the width", "xglm": "sinusoidal positions"},
         "llama": {
-            "gemma": "gains that count from 1, embeddings scaled by the root of the width",
-            "gemma3": SEES,
-            "gemma3n": "an image and an audio encoder, several residual streams",
             "stablelm": f"LayerNorm, {PARTLY_ROTARY}",
             "olmo": "norms without weights",
             "olmo2": f"{NORMS_BEHIND}, {QK_NORM}",
@@ -129,6 +126,8 @@ RELATIVES: dict[str, Relative] = {
             "idefics3": SEES,
             "smolvlm": SEES,
         },
+        "gemma2": {"gemma": "no norms at the ends of branches"},
+        "gemma3_text": {"gemma3": SEES, "gemma3n": "an image and an audio encoder, several residual streams"},
         "mistral": {"mixtral": EXPERTS, "starcoder2": "LayerNorm, an MLP without a gate", "mistral3": SEES},
         "qwen2": {
             "qwen2_moe": EXPERTS,
@@ -165,7 +164,7 @@ RELATIVES: dict[str, Relative] = {
             "siglip2": SIDE_BY_SIDE,
         },
         "deit": {"audio-spectrogram-transformer": "spectrograms for images"},
-        "dinov2": {"dinov3_vit": "rotary positions, register tokens"},
+        "dinov2-with-registers": {"dinov3_vit": "rotary positions"},
         None: {
             "t5": f"{ENCODER_DECODER}, relative positions",
             "mt5": f"{ENCODER_DECODER}, relative positions",

@@ -54,7 +54,7 @@ KNOWN = {
     "gpt_neox": ("gpt2", "parallel residual branches, rotary positions on a part of each head"),
     "bloom": ("gpt2", "distances added to the scores (ALiBi) for positions, a norm behind the embeddings"),
     "llava": ("llama", "an image encoder in front of the language model"),
-    "dinov3_vit": ("dinov2", "rotary positions, register tokens"),
+    "dinov3_vit": ("dinov2-with-registers", "rotary positions"),
     "swin": ("vit", "attention in shifted windows, patches merged from stage to stage, relative positions"),
 }
 

@@ -166,7 +166,8 @@ def decoder(traits: Traits, config: PretrainedConfig) -> Architecture:
     return _architecture(traits, config, params, outputs={"last_hidden_state": "normed"}, ignored=ignored)
 
 
-def resize(traits: Traits, sizes: ModelSizes) -> dict[str, Any]:
+def resize(sizes: ModelSizes, dropout: tuple[str, ...] = ()) -> dict[str, Any]:
+    """dropout: keys of rates besides that of attention."""
     return {
         "hidden_size": sizes.hidden,
         "num_hidden_layers": sizes.layers,
@@ -174,7 +175,7 @@ def resize(traits: Traits, sizes: ModelSizes) -> dict[str, Any]:
         "num_key_value_heads": sizes.kv_heads or sizes.heads,
         "head_dim": sizes.head_dim or sizes.hidden // sizes.heads,
         "intermediate_size": sizes.mlp_units,
-        **dict.fromkeys(("attention_dropout", *traits.dropout), sizes.dropout),
+        **dict.fromkeys(("attention_dropout", *dropout), sizes.dropout),
         "initializer_range": sizes.init,
         **stated(tie_word_embeddings=sizes.tied, **{ROPE: _rotation(sizes)}),
     }
@@ -185,9 +186,9 @@ def _rotation(sizes: ModelSizes) -> dict[str, Any] | None:
 
 
 def configure(
-    traits: Traits, config_class: Callable[..., PretrainedConfig], sizes: ModelSizes, facts: Facts
+    config_class: Callable[..., PretrainedConfig], sizes: ModelSizes, facts: Facts, dropout: tuple[str, ...] = ()
 ) -> PretrainedConfig:
-    """Raises UserError for sizes that rotary positions and groups of heads cannot have."""
+    """dropout: as in `resize`. Raises UserError for sizes that rotary positions and groups of heads cannot have."""
     if (size := sizes.head_dim or sizes.hidden // sizes.heads) % 2:
         raise UserError(f"rotary positions turn pairs, and a head has {size} entries; choose an even head_dim")
     if sizes.heads % (sizes.kv_heads or sizes.heads):
@@ -196,7 +197,7 @@ def configure(
         **causal_keys(sizes, facts),
         max_position_embeddings=positions_of(facts),
         rms_norm_eps=sizes.eps,
-        **resize(traits, sizes),
+        **resize(sizes, dropout),
     )
 
 
@@ -243,10 +244,10 @@ def _family(
         config_class=config_class,
         heads=ends,
         keys=keys,
-        resize=partial(resize, traits),
+        resize=partial(resize, dropout=traits.dropout),
         positions=causal_positions,
         probe_inputs=text_probe,
-        configure=partial(configure, traits, config_class),
+        configure=partial(configure, config_class, dropout=traits.dropout),
         norms=(NormModule(norm_class, "variance_epsilon", rms_norm),),
         optional_sizes=("kv_heads", "head_dim", "tied", "rope_theta"),
         windows=windows,
