@@ -39,11 +39,10 @@ SHOWN = 8
 """Names in one line."""
 UNTIED_BY_DEFAULT = ("llama", "mistral", "phi3", "qwen2", "qwen3")
 """Models of transformers whose config ties nothing where it says nothing."""
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight")
 TIED = {
     "lm_head.weight": EMBEDDINGS,
-    "cls.predictions.decoder.weight": EMBEDDINGS,
-    "lm_head.decoder.weight": EMBEDDINGS,
+    "decoder.weight": EMBEDDINGS,
     "vocab_projector.weight": EMBEDDINGS,
     "cls.predictions.decoder.bias": ("cls.predictions.bias",),
     "lm_head.decoder.bias": ("lm_head.bias",),

@@ -43,8 +43,8 @@ def _rootless(source: Architecture, target: Architecture) -> list[str]:
         f"the source has no {target.stack_prefix(stack)}layers of which {stack.layers} could be made; "
         "use lemon with depth 'random'"
         if not before[stack.name].layers
-        else f"the source's {before[stack.name].layers} {target.stack_prefix(stack)}layers are less than one pattern "
-        f"of {stack.period} kinds of them, and {stack.layers} need more; use lemon with depth 'random'"
+        else f"the source has {before[stack.name].layers} of the {stack.period} {target.stack_prefix(stack)}layers of "
+        f"one pattern, and {stack.layers} need whole ones; use lemon with depth 'random'"
         for stack in target.stacks
         if stack.blocks and not before[stack.name].blocks and not _out_of_pattern(source, target)
     ]
@@ -63,13 +63,14 @@ def _out_of_pattern(source: Architecture, target: Architecture) -> list[str]:
 
 def _broken_pattern(prefix: str, source: LayerStack, target: LayerStack) -> list[str]:
     if target.period != source.period:
-        kinds = f"{source.period} kinds in the source, {target.period} in the target"
-        return [f"the {prefix}layers repeat in patterns of {kinds}; give the target the source's"]
+        each = f"{source.period} in the source and of {target.period} in the target"
+        return [f"the {prefix}layers repeat in patterns of {each}; give the target the source's"]
     if not (beyond := (target.layers - source.layers) % source.period):
         return []
     fewer = target.layers - beyond
-    broken = f"{source.period} kinds, which a growth from {source.layers} to {target.layers} would break"
-    return [f"the {prefix}layers repeat in a pattern of {broken}; choose {fewer} or {fewer + source.period}"]
+    broken = f"{source.period}, which a growth from {source.layers} to {target.layers} would break"
+    more = f"{fewer + source.period}" if source.blocks else "more with depth 'random'"
+    return [f"the {prefix}layers repeat in a pattern of {broken}; choose {fewer} or {more}"]
 
 
 def _shrinking(source: Architecture, target: Architecture) -> list[str]:
@@ -182,11 +183,11 @@ def _space(source: Space, target: Space, architecture: Architecture) -> list[str
                 f"remainder, its readers need copies; choose a multiple of {source.size}"
             )
         ]
-    if target.size % source.size and target.kind == "branch" and not architecture.rms:
+    if target.kind == "branch" and not architecture.rms:
         return [
             (
                 f"a LayerNorm at the end of a branch cannot grow losslessly from {source.size} to {target.size}: it "
-                f"gives out 0 where the residual stream needs the mean; choose a multiple of {source.size}"
+                f"gives out its bias where the residual stream needs the mean; choose a multiple of {source.size}"
             )
         ]
     return []

@@ -94,7 +94,7 @@ class LayerStack:
     """Layers that stand on one another (an encoder, a decoder).
 
     name: what the templates of its parameters name it by. attentions: one in most models, two where a decoder also
-    looks at an encoder. period: layers repeat in a pattern of so many kinds (a window, say, in all but every third),
+    looks at an encoder. period: layers repeat in a pattern of so many layers (a window, say, in all but every third),
     beginning at the first layer; a growth keeps it.
     """
 

@@ -43,8 +43,8 @@ def _attending(plan: TrainingPlan) -> TrainingPlan:
         return plan
     if plan.stage.attention == "sdpa":
         raise UserError(
-            f"{plan.stage.name}: attention sdpa: its model caps attention scores, which torch's fused kernels do not; "
-            "use auto or eager"
+            f"{plan.stage.name}: attention sdpa: its model ({plan.model.model_type}) is computed by plain attention "
+            "alone; use auto or eager"
         )
     return replace(plan, stage=plan.stage.model_copy(update={"attention": "eager"}))
 

@@ -38,4 +38,7 @@ def test_it_trains_and_grows_by_plain_attention(tmp_path, capfd):
 
 def test_fused_kernels_are_refused(tmp_path, capfd):
     code, _, error = lemon(capfd, "train", run(tmp_path, "sdpa"), "--stage", "begun")
-    assert code == 2 and "attention sdpa: its model caps attention scores, which torch's fused kernels do not" in error
+    assert (
+        code == 2
+        and "attention sdpa: its model (gemma2) is computed by plain attention alone; use auto or eager" in error
+    )

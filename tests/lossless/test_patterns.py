@@ -105,13 +105,13 @@ def test_mango_starts_its_mixture_of_layers_in_the_pattern():
 def test_a_broken_pattern_is_refused_with_the_nearest_numbers(layers, nearest, method):
     source, target = architecture(2), architecture(*divmod(layers, PERIOD))
     with pytest.raises(
-        UserError, match=f"a pattern of 3 kinds, which a growth from 7 to {layers} would break; choose {nearest}"
+        UserError, match=f"a pattern of 3, which a growth from 7 to {layers} would break; choose {nearest}"
     ):
         planned(source, target, method)
 
 
 def test_a_source_of_less_than_one_pattern_has_none_to_add():
-    with pytest.raises(UserError, match="the source's 1 layers are less than one pattern of 3 kinds"):
+    with pytest.raises(UserError, match="the source has 1 of the 3 layers of one pattern"):
         planned(architecture(0), architecture(1))
     plan = planned(architecture(0), architecture(1), options={"depth": "random"})
     assert [each.continued for each in plan.layers["layers"]] == [None, None, None, 0]
@@ -119,7 +119,7 @@ def test_a_source_of_less_than_one_pattern_has_none_to_add():
 
 
 def test_source_and_target_have_one_pattern():
-    with pytest.raises(UserError, match="3 kinds in the source, 2 in the target"):
+    with pytest.raises(UserError, match="of 3 in the source and of 2 in the target"):
         planned(architecture(2), architecture(4, period=2))
 
 

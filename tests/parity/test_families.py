@@ -93,6 +93,15 @@ def test_sizes_that_rotary_models_cannot_have_are_refused(sizes, complaint):
         models.trained(ModelSizes(family="qwen3", layers=1, hidden=24, **sizes), facts)
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "phi3"])
+def test_only_keys_that_the_code_reads_give_biases(name):
+    """A config may hold any key: transformers keeps it, and the model may not care."""
+    config = sample(name)
+    config.update({"attention_bias": True, "mlp_bias": True})
+    built = {parameter for parameter, _ in models.build(config, device="meta").named_parameters()}
+    assert {row.module_name for row in models.architecture_of(config).rows()} == built
+
+
 def test_heads_need_not_share_the_width():
     """As in Qwen3-0.6B; and a head may be the token embedding."""
     facts = {"kind": "text", "vocab_size": 61, "block": 14, "scored": 3}

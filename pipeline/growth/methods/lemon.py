@@ -156,11 +156,11 @@ def space_map(source: Space, target: Space, rms: bool) -> SpaceMap:
 
 def _misplaced(source: Architecture, target: Architecture, options: LemonOptions) -> list[str]:
     if (layers := options.listed) is not None:
-        if kinds := [stack.period for stack in target.stacks if stack.period > 1]:
+        if periods := [stack.period for stack in target.stacks if stack.period > 1]:
             return [
                 (
                     f"placement '{options.placement}' lists layers one by one, and these repeat in a pattern of "
-                    f"{kinds[0]} kinds; use placement 'even' or 'top'"
+                    f"{periods[0]}; use placement 'even' or 'top'"
                 )
             ]
         before = {stack.name: stack.layers for stack in source.stacks}

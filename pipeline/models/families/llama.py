@@ -74,26 +74,36 @@ from pipeline.models.family import (
     text_probe,
 )
 
+BIASES = ("attention_bias", "mlp_bias")
+"""Llama's keys of biases: of what attention and the MLP consist of."""
+
 
 @dataclass(frozen=True)
 class Traits:
-    """What tells one of these families from the others. qk_norm: a norm over head_dim reads queries and keys. qkv_bias:
-    queries, keys and values have biases by the model's code, and what the heads give out has none. fused: one matrix
-    writes queries, keys and values, another both halves of the gated MLP, and none has biases. dropout: keys of rates
-    besides that of attention.
+    """What tells one of these families from the others. bias_keys: keys of its config that give it biases. qk_norm: a
+    norm over head_dim reads queries and keys. qkv_bias: queries, keys and values have biases by the model's code, and
+    what the heads give out has none. fused: one matrix writes queries, keys and values, another both halves of the
+    gated MLP. dropout: keys of rates besides that of attention.
     """
 
     family: str
+    bias_keys: tuple[str, ...] = ()
     qk_norm: bool = False
     qkv_bias: bool = False
     fused: bool = False
     dropout: tuple[str, ...] = ()
 
+    def says(self, config: PretrainedConfig, key: str) -> bool:
+        """Whether a key of a config gives the model biases: one that its code does not read gives none."""
+        return key in self.bias_keys and bool(getattr(config, key))
+
+
+QKV, GATED = {"q": "query", "k": "key", "v": "value"}, {"gate": "mlp", "up": "mlp"}
+
 
 def _decoder(prefix: str, config: PretrainedConfig, traits: Traits, tied: bool, ended: str) -> tuple[ParamSpec, ...]:
     """Embedding, layers and the final norm, which writes the space `ended`."""
-    layer, bias = prefix + "layers.{i}.", not traits.fused and getattr(config, "attention_bias", False)
-    mlp_bias = not traits.fused and getattr(config, "mlp_bias", False)
+    layer, bias, mlp_bias = prefix + "layers.{i}.", *(traits.says(config, key) for key in BIASES)
     head_norms = [
         row
         for name in ("q", "k")
@@ -102,24 +112,21 @@ def _decoder(prefix: str, config: PretrainedConfig, traits: Traits, tied: bool, 
     return (
         *embedding(prefix + "embed_tokens", "vocab", "embed", tied=tied, decay=tied),
         *norm(layer + "input_layernorm", "embed", "normed", bias=False),
-        *_several(
-            f"{layer}self_attn.", {"q": "query", "k": "key", "v": "value"}, bias or traits.qkv_bias, traits.fused
-        ),
+        *_several(f"{layer}self_attn.", QKV, bias or traits.qkv_bias, "qkv_proj" if traits.fused else None),
         *(head_norms if traits.qk_norm else ()),
         *linear(layer + "self_attn.o_proj", "context", "embed", bias=bias),
         *norm(layer + "post_attention_layernorm", "embed", "normed", bias=False),
-        *_several(f"{layer}mlp.", {"gate": "mlp", "up": "mlp"}, mlp_bias, traits.fused),
+        *_several(f"{layer}mlp.", GATED, mlp_bias, "gate_up_proj" if traits.fused else None),
         *linear(layer + "mlp.down_proj", "mlp", "embed", bias=mlp_bias),
         *norm(prefix + "norm", "embed", ended, bias=False),
     )
 
 
-def _several(module: str, written: dict[str, str], bias: bool, fused: bool) -> tuple[ParamSpec, ...]:
-    """Projections of one norm's output, name -> the space that is written: each by itself, or `fused` into one matrix,
-    in order."""
+def _several(module: str, written: dict[str, str], bias: bool, fused: str | None) -> tuple[ParamSpec, ...]:
+    """Projections of one norm's output, name -> the space that is written: each by itself, or in order in one matrix
+    of the name `fused`."""
     if fused:
-        name = "qkv" if "q" in written else "_".join(written)
-        return linear(f"{module}{name}_proj", "normed", writes(*written.values()), bias=bias)
+        return linear(f"{module}{fused}", "normed", writes(*written.values()), bias=bias)
     return tuple(
         row for name, space in written.items() for row in linear(f"{module}{name}_proj", "normed", space, bias=bias)
     )
@@ -255,12 +262,12 @@ def _family(
 
 
 LLAMA = _family(
-    Traits("llama"),
+    Traits("llama", BIASES),
     LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
     LlamaRMSNorm,
-    KEYS.extended(function=("attention_bias", "mlp_bias", "pretraining_tp")),
+    KEYS.extended(function=(*BIASES, "pretraining_tp")),
 )
 MISTRAL = _family(
     Traits("mistral"),
@@ -282,7 +289,7 @@ QWEN2 = _family(
     windows=windows_by_type,
 )
 QWEN3 = _family(
-    Traits("qwen3", qk_norm=True),
+    Traits("qwen3", BIASES[:1], qk_norm=True),
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
