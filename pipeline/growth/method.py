@@ -127,8 +127,8 @@ StackRule = Callable[[int, int], tuple[LayerOrigin, ...]]
 
 
 def in_pattern(rule: StackRule, source: LayerStack, target: LayerStack) -> tuple[LayerOrigin, ...]:
-    """The origins of a stack's layers by a rule for layers, where these repeat in a pattern of `period`: the rule says of
-    whole patterns where they come from, and every layer comes from the layer at its place in those
+    """The origins of a stack's layers by a rule for layers, where these repeat in a pattern: the rule says of whole
+    patterns where they come from, and every layer comes from the layer at its place in those
     (growth-math, section 6). Layers behind the last whole pattern go by the rule for one layer that becomes one."""
     period, blocks = source.period, rule(source.blocks, target.blocks)
     ended = rule(1, 1) if target.layers % period else ()
