@@ -25,7 +25,8 @@ EVERYTHING = times(2, mlp=51, layers=3, vocab=70, positions=20)
         "opt without affine",
         "distilbert",
         "distilbert untied",
-        "distilbert token",
+        "distilbert token-classifier",
+        "distilbert question-answering",
     ],
 )
 def test_everything_grows_but_the_epsilon(variant, tmp_path):

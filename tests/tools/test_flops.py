@@ -333,7 +333,11 @@ BAD_MODELS = [
     (VIT | {"image_size": 8}, [], "images of 8 pixels a side hold no patch of 16"),
     (QWEN3, [*LENGTH, "--head-positions", 0.5], "--head-positions 0.5: a 'qwen3' predicts at every position"),
     (BERT | {"architectures": ["BertModel"]}, [*LENGTH, "--head-positions", 1], "this 'bert' (encoder) has no"),
-    (BERT | {"architectures": ["BertForPreTraining"]}, LENGTH, "architecture 'BertForPreTraining' of family 'bert'"),
+    (
+        BERT | {"architectures": ["BertForMultipleChoice"]},
+        LENGTH,
+        "architecture 'BertForMultipleChoice' of family 'bert'",
+    ),
     (BERT | {"hidden_size": 770}, LENGTH, "impossible sizes: hidden_size 770"),
     (BERT | {"vocab_size": "many"}, LENGTH, "not a config of 'bert'"),
     (

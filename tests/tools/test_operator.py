@@ -141,7 +141,7 @@ def test_the_plan_says_what_a_fit_takes(operator, capsys):
     [
         ("vit", "the model has num_channels 3, the data 1"),
         ("vit encoder", "the model has no head, and so no loss"),
-        ("distilbert token", "a DistilBertForTokenClassification grows, and nothing here trains one"),
+        ("distilbert token-classifier", "the data have no labels for its head (token-classifier), and so no loss"),
         ("gpt2", "the data are images, which family 'gpt2' does not read"),
     ],
     ids=["channels", "bare", "head", "family"],

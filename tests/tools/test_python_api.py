@@ -55,16 +55,16 @@ def test_results_have_a_representation_worth_reading(namespace):
 
 
 def test_a_family_that_is_not_supported(tmp_path):
-    """Objects of transformers are refused as files are: with the families that there are."""
-    sizes = {"n_layers": 1, "dim": 8, "n_heads": 2, "hidden_dim": 16, "vocab_size": 20}
-    distil, known = transformers.DistilBertConfig(**sizes), ", ".join(sorted(FAMILIES))
-    complaint = rf"^DistilBertConfig \(model_type 'distilbert'\) is no config of a supported family; known: {known}$"
+    """Objects of transformers are refused as files are: with the nearest family, and all that there are."""
+    sizes = {"num_hidden_layers": 1, "hidden_size": 8, "embedding_size": 8, "num_attention_heads": 2, "vocab_size": 20}
+    electra, known = transformers.ElectraConfig(**sizes), f"supported: {', '.join(sorted(FAMILIES))};"
+    complaint = rf"^ElectraConfig: model_type 'electra' .* is not supported; nearest in architecture: bert .*; {known}"
     with pytest.raises(pipeline.UserError, match=complaint):
-        pipeline.grow(transformers.DistilBertModel(distil), distil)
+        pipeline.grow(transformers.ElectraModel(electra), electra)
     source = saved(tmp_path / "small", "bert")
     with pytest.raises(pipeline.UserError, match=complaint):
-        pipeline.plan(source, distil)
-    with pytest.raises(pipeline.UserError, match=rf"^GPTNeoConfig .* supported family; known: {known}$"):
+        pipeline.plan(source, electra)
+    with pytest.raises(pipeline.UserError, match=rf"^GPTNeoConfig: .* nearest in architecture: none .*; {known}"):
         pipeline.expand(source, transformers.GPTNeoConfig(model_type="gpt"), tmp_path / "large")
     assert not (tmp_path / "large").exists()
 
