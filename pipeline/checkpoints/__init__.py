@@ -134,7 +134,7 @@ def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedCon
     family, model_config = models.read_config(config_file(folder, config))
     state, prefix = _unwrapped(folder, raw(folder)), family.heads[0].model_class.base_model_prefix
     _say_what_lies_below(folder)
-    model_config = models.settled(model_config, names.unprefixed(state.tensors, prefix))
+    model_config = models.as_stored(model_config, names.unprefixed(state.tensors, prefix))
     architecture = models.architecture_of(model_config)
     state, aliases = replace(state, unpooled=_unpooled(model_config)), architecture.aliases
     if differ := tying.differing(state, architecture, prefix):

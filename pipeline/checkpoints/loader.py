@@ -84,7 +84,7 @@ def load(folder: Path, state: State, config_file: Path) -> Loading:
     """Call `from_pretrained` of the public class that the config names. Raises UserError with its reason where it
     refuses the folder."""
     family, config = models.read_config(config_file)
-    config, head = models.settled(config, state.tensors), family.head(config)
+    config, head = models.as_stored(config, state.tensors), family.head(config)
     dtype, copied = _dtype(folder, state)
     filled = copied <= LARGEST_TENSOR_STATES * max(tensor.numel for tensor in state.tensors.values())
     options: dict[str, Any] = {"dtype": dtype, "device_map": None if filled else "meta", **head.options(config)}
@@ -94,7 +94,7 @@ def load(folder: Path, state: State, config_file: Path) -> Loading:
         with _quietly():
             model, info = head.public_class.from_pretrained(
                 folder,
-                config=models.settled(_config(config, config_file), state.tensors),
+                config=models.as_stored(_config(config, config_file), state.tensors),
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 local_files_only=True,

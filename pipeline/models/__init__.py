@@ -158,9 +158,9 @@ def rotation(config: PretrainedConfig) -> dict[str, Any]:
     return stated | ({POSITIONS: getattr(config, POSITIONS)} if rotation_counts_positions(config) else {})
 
 
-def settled(config: PretrainedConfig, held: Collection[str]) -> PretrainedConfig:
+def as_stored(config: PretrainedConfig, held: Collection[str]) -> PretrainedConfig:
     """The config of the model whose parameters are `held`, with a pooler or without, as these say: the files decide."""
-    return of_config(config).head(config).settled(config, held)
+    return of_config(config).head(config).as_stored(config, held)
 
 
 def function_keys(config: PretrainedConfig) -> dict[str, Any]:
@@ -305,6 +305,7 @@ __all__ = [
     "Head",
     "Inputs",
     "architecture_of",
+    "as_stored",
     "attention_of",
     "build",
     "config_text",
@@ -323,6 +324,5 @@ __all__ = [
     "ropes",
     "rotation",
     "rotation_counts_positions",
-    "settled",
     "trained",
 ]

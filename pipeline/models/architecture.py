@@ -406,12 +406,12 @@ def linear(
     return (weight, offset) if bias else (weight,)
 
 
-def within(layers: range, params: tuple[ParamSpec, ...]) -> tuple[ParamSpec, ...]:
+def of_layers(layers: range, params: tuple[ParamSpec, ...]) -> tuple[ParamSpec, ...]:
     """Parameters of some layers of their stack alone."""
     return tuple(replace(param, layers=layers) for param in params)
 
 
-def begun(std: float, params: tuple[ParamSpec, ...]) -> tuple[ParamSpec, ...]:
+def with_std(std: float, params: tuple[ParamSpec, ...]) -> tuple[ParamSpec, ...]:
     """Parameters whose fresh weights have a standard deviation of `std` times the config's initializer_range."""
     return tuple(replace(param, std=std) if param.fresh == "normal" else param for param in params)
 

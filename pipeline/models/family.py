@@ -135,6 +135,9 @@ POSITIONS = "max_position_embeddings"
 LAYER_TYPES, LAYER_TYPES_STATED = "layer_types", "stated_layer_types"
 """The key of every layer's kind of attention, and the attribute of a target's config with what its file says there."""
 
+FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
+"""Kinds of attention: to all tokens, and to those of a window."""
+
 DROPOUT_KEYS = ("attention_probs_dropout_prob", "hidden_dropout_prob", "initializer_range")
 """The training keys of BERT and of what was written after it."""
 
@@ -188,7 +191,7 @@ class Head:
     pooler: str | None = None
 
     @property
-    def has_loss(self) -> bool:
+    def trained_here(self) -> bool:
         """Whether this package trains it."""
         return self.name in (*get_args(Objective), "distilled")
 
@@ -196,7 +199,7 @@ class Head:
         """What its class takes besides the config to build the model that the config means."""
         return {} if self.pooler is None or has_pooler(config) else {"add_pooling_layer": False}
 
-    def settled(self, config: PretrainedConfig, held: Collection[str]) -> PretrainedConfig:
+    def as_stored(self, config: PretrainedConfig, held: Collection[str]) -> PretrainedConfig:
         """The config of a model whose parameters are `held`: with a pooler or without, as these say."""
         if self.pooler is None:
             return config

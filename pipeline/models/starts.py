@@ -21,7 +21,7 @@ def adapted(stored: PretrainedConfig, facts: Facts) -> PretrainedConfig:
     its family's, a classifier of other classes one of the data's."""
     family, config = models.of_config(stored), copy.deepcopy(stored)
     other_classes = family.objective == "classifier" and stored.num_labels != len(facts["class_names"])
-    if other_classes or not family.head(stored).has_loss:
+    if other_classes or not family.head(stored).trained_here:
         config.architectures = [family.heads[0].class_name]
         vars(config).pop(POOLER, None)
     if family.objective == "classifier":
@@ -74,7 +74,7 @@ def unreadable(config: PretrainedConfig, facts: Facts) -> str | None:
     family, head = models.of_config(config), models.of_config(config).head(config)
     if head.name == "encoder":
         return "the model has no head, and so no loss; take one that has"
-    if not head.has_loss:
+    if not head.trained_here:
         return (
             f"the data have no labels for its head ({head.name}), and so no loss; take a {family.heads[0].class_name}"
         )

@@ -68,7 +68,7 @@ class LoadedModel:
         self._parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
         named = copy.deepcopy(model.config)
         named.architectures = [type(model).__name__]
-        self.config = models.settled(named, self._parameters)
+        self.config = models.as_stored(named, self._parameters)
 
     def skeleton(self) -> PreTrainedModel:
         emptied = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), False) for p in self._model.parameters()}

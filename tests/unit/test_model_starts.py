@@ -17,7 +17,7 @@ from tests.helpers.samples import VARIANTS, facts, sample
 
 SIZES = {"layers": 2, "hidden": 12, "heads": 3, "mlp": 20}
 """Of the samples."""
-UNTRAINED = [name for name in VARIANTS if not models.of_config(sample(name)).head(sample(name)).has_loss]
+UNTRAINED = [name for name in VARIANTS if not models.of_config(sample(name)).head(sample(name)).trained_here]
 """Bare encoders, and heads that are not trained here."""
 
 
@@ -37,7 +37,7 @@ def named(prefix: str, config) -> set[str]:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_model_that_has_a_loss_is_taken_whole(variant):
     stored = sample(variant)
-    if not models.of_config(stored).head(stored).has_loss:
+    if not models.of_config(stored).head(stored).trained_here:
         return
     config = starts.adapted(stored, facts(variant))
     starts.require(config, sizes_of(variant), facts(variant))
@@ -89,7 +89,7 @@ def test_what_is_not_trained_is_named(variant, gone):
     left = {f"{name}.{part}" for name in gone for part in ("weight", "bias")}
     assert set(starts.left_behind(stored, config)) == left
     assert not left & {*starts.fresh(stored, config), *starts.sources(stored, config).values()}
-    assert models.of_config(config).head(config).has_loss and models.has_pooler(config)
+    assert models.of_config(config).head(config).trained_here and models.has_pooler(config)
 
 
 def test_a_head_without_labels_has_no_loss():

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from pipeline import models
-from pipeline.models.families.modernbert import FULL, SLIDING
+from pipeline.models.family import FULL_ATTENTION as FULL
+from pipeline.models.family import SLIDING_ATTENTION as SLIDING
 from tests.helpers.samples import sample
 
 PUBLISHED = {

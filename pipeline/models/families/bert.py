@@ -327,7 +327,8 @@ def configure_roberta(
     pad = facts.get("special", {}).get("pad", RESERVED - 1)
     if pad >= RESERVED:
         raise UserError(
-            f"RoBERTa counts positions from behind the padding token's id, and that of the data's tokenizer is {pad}; "
+            f"family '{sizes.family}' counts positions from behind the padding token's id, and that of the data's "
+            f"tokenizer is {pad}; "
             "choose a tokenizer whose padding token is 0 or 1, or another family"
         )
     config = masked_config(config_class, sizes, {**facts, "positions": positions_of(facts) + RESERVED})

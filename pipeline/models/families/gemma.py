@@ -42,8 +42,11 @@ from pipeline.models.architecture import (
     spaces,
 )
 from pipeline.models.families import llama
+from pipeline.models.families.llama import Traits
 from pipeline.models.family import (
+    FULL_ATTENTION,
     ROPE,
+    SLIDING_ATTENTION,
     ConfigKeys,
     Facts,
     Family,
@@ -56,13 +59,11 @@ from pipeline.models.family import (
 
 PATTERN = "_sliding_window_pattern"
 """The key of how many layers make up a pattern, of which the last attends to all tokens; two where there is no key."""
-QK_NORM = ("gemma3_text",)
-"""The types of models in which a norm over head_dim reads queries and keys."""
 gain = partial(norm, bias=False, offset=1.0)
 """A norm's gain g, stored as g - 1."""
 
 
-def _decoder(prefix: str, config: PretrainedConfig, tied: bool) -> tuple[ParamSpec, ...]:
+def _decoder(prefix: str, config: PretrainedConfig, traits: Traits, tied: bool) -> tuple[ParamSpec, ...]:
     """Embedding, layers and the final norm, which writes "decoded" where a tied decoder reads it."""
     layer, scale = prefix + "layers.{i}.", _scale(config)
     into = partial(linear, bias=config.attention_bias)
@@ -73,7 +74,7 @@ def _decoder(prefix: str, config: PretrainedConfig, tied: bool) -> tuple[ParamSp
         *into(layer + "self_attn.q_proj", "normed", "query"),
         *into(layer + "self_attn.k_proj", "normed", "key"),
         *into(layer + "self_attn.v_proj", "normed", "value"),
-        *(head_norms if config.model_type in QK_NORM else ()),
+        *(head_norms if traits.qk_norm else ()),
         *into(layer + "self_attn.o_proj", "context", "branch"),
         *gain(layer + "post_attention_layernorm", "branch", "embed"),
         *gain(layer + "pre_feedforward_layernorm", "embed", "normed"),
@@ -90,23 +91,25 @@ def _scale(config: PretrainedConfig) -> float:
     return float(torch.tensor(config.hidden_size**0.5, dtype=torch.float32))
 
 
-def _architecture(config: PretrainedConfig, params: tuple[ParamSpec, ...], **options: Any) -> Architecture:
+def _architecture(
+    config: PretrainedConfig, traits: Traits, params: tuple[ParamSpec, ...], **options: Any
+) -> Architecture:
     """Raises UserError."""
     if config.use_bidirectional_attention:
         raise UserError(
             f"'{config.model_type}' with use_bidirectional_attention is not supported: tokens would attend to those "
             "behind them, and the model is trained to predict those; choose a causal one"
         )
-    width, size, qk_norm = config.hidden_size, head_dim(config), config.model_type in QK_NORM
+    width, size = config.hidden_size, head_dim(config)
     return Architecture(
-        family=config.model_type,
+        family=traits.family,
         spaces=spaces(
             Space("embed", width, "residual"),
             Space("normed", width, "normed"),
             Space("branch", width, "branch"),
             Space("decoded", width, "tied"),
             *heads(config.num_attention_heads, size, config.num_key_value_heads),
-            *([Space("head", size, "fixed")] if qk_norm else []),
+            *([Space("head", size, "fixed")] if traits.qk_norm else []),
             Space("mlp", config.intermediate_size, "mlp"),
             Space("vocab", config.vocab_size, "lookup"),
         ),
@@ -114,7 +117,7 @@ def _architecture(config: PretrainedConfig, params: tuple[ParamSpec, ...], **opt
             LayerStack(
                 "layers",
                 config.num_hidden_layers,
-                (Attention(rope=True, qk_norm=qk_norm),),
+                (Attention(rope=True, qk_norm=traits.qk_norm),),
                 period=getattr(config, PATTERN, 2),
             ),
         ),
@@ -125,17 +128,17 @@ def _architecture(config: PretrainedConfig, params: tuple[ParamSpec, ...], **opt
     )
 
 
-def causal_lm(config: PretrainedConfig) -> Architecture:
+def causal_lm(traits: Traits, config: PretrainedConfig) -> Architecture:
     """The decoder and its head, tied to the token embedding unless the config says otherwise. Raises UserError."""
     tied = config.tie_word_embeddings
     head, aliases = lm_head(tied, "model.embed_tokens")
-    return _architecture(config, (*_decoder("model.", config, tied), *head), aliases=aliases)
+    return _architecture(config, traits, (*_decoder("model.", config, traits, tied), *head), aliases=aliases)
 
 
-def decoder(config: PretrainedConfig) -> Architecture:
+def decoder(traits: Traits, config: PretrainedConfig) -> Architecture:
     """The bare decoder. Raises UserError."""
-    params, ignored = _decoder("", config, tied=False), ("lm_head.weight",)
-    return _architecture(config, params, outputs={"last_hidden_state": "normed"}, ignored=ignored)
+    params, ignored = _decoder("", config, traits, tied=False), ("lm_head.weight",)
+    return _architecture(config, traits, params, outputs={"last_hidden_state": "normed"}, ignored=ignored)
 
 
 def configure(config_class: Callable[..., PretrainedConfig], sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
@@ -167,7 +170,7 @@ KEYS = llama.KEYS_OF_ALL.extended(
 
 
 def _family(
-    name: str,
+    traits: Traits,
     config_class: type[PretrainedConfig],
     models: tuple[type[PreTrainedModel], type[PreTrainedModel]],
     norm_class: type[nn.Module],
@@ -177,10 +180,10 @@ def _family(
     """models: with the head of a causal language model, and without."""
     causal, bare = models
     return Family(
-        name=name,
+        name=traits.family,
         data="text",
         config_class=config_class,
-        heads=(Head("causal-lm", causal, causal_lm), Head("encoder", bare, decoder)),
+        heads=(Head("causal-lm", causal, partial(causal_lm, traits)), Head("encoder", bare, partial(decoder, traits))),
         keys=keys,
         positions=causal_positions,
         probe_inputs=text_probe,
@@ -198,7 +201,7 @@ def resize(sizes: ModelSizes) -> dict[str, Any]:
 
 def older_keys(config: Gemma3TextConfig) -> dict[str, Any]:
     """The two bases and the scaling, as transformers 4 reads them."""
-    local, everywhere = (getattr(config, ROPE)[kind] for kind in ("sliding_attention", "full_attention"))
+    local, everywhere = (getattr(config, ROPE)[kind] for kind in (SLIDING_ATTENTION, FULL_ATTENTION))
     scaling = {key: value for key, value in everywhere.items() if key != "rope_theta"}
     return {
         "rope_local_base_freq": local["rope_theta"],
@@ -209,7 +212,7 @@ def older_keys(config: Gemma3TextConfig) -> dict[str, Any]:
 
 
 GEMMA2 = _family(
-    "gemma2",
+    Traits("gemma2"),
     Gemma2Config,
     (Gemma2ForCausalLM, Gemma2Model),
     Gemma2RMSNorm,
@@ -218,7 +221,7 @@ GEMMA2 = _family(
     optional_sizes=("kv_heads", "head_dim", "tied", "rope_theta"),
 )
 GEMMA3 = _family(
-    "gemma3_text",
+    Traits("gemma3_text", qk_norm=True),
     Gemma3TextConfig,
     (Gemma3ForCausalLM, Gemma3TextModel),
     Gemma3RMSNorm,

@@ -59,6 +59,7 @@ from pipeline.models.family import (
     LAYER_TYPES_STATED,
     ROPE,
     ROPE_AS_WRITTEN,
+    SLIDING_ATTENTION,
     TEXT_KEYS,
     ConfigKeys,
     Facts,
@@ -222,7 +223,7 @@ def windows_everywhere(config: MistralConfig | Phi3Config) -> tuple[int | None, 
 
 def windows_by_type(config: Qwen2Config | Qwen3Config) -> tuple[int | None, ...]:
     """Qwen: the layers have it whose type says so."""
-    return tuple(config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types)
+    return tuple(config.sliding_window if kind == SLIDING_ATTENTION else None for kind in config.layer_types)
 
 
 KEYS_OF_ALL = TEXT_KEYS.extended(

@@ -26,21 +26,23 @@ from pipeline.models.architecture import (
     NormEpsilon,
     ParamSpec,
     Space,
-    begun,
     embedding,
     heads,
     linear,
     norm,
+    of_layers,
     spaces,
-    within,
+    with_std,
     writes,
 )
 from pipeline.models.families.bert import chosen
 from pipeline.models.family import (
+    FULL_ATTENTION,
     LAYER_TYPES,
     LAYER_TYPES_STATED,
     ROPE,
     ROPE_AS_WRITTEN,
+    SLIDING_ATTENTION,
     TEXT_KEYS,
     Facts,
     Family,
@@ -51,10 +53,9 @@ from pipeline.models.family import (
     text_probe,
 )
 
-FULL, SLIDING = "full_attention", "sliding_attention"
 EVERY, USUAL = "global_attn_every_n_layers", 3
 """How transformers 4 says after how many layers the next attends to all tokens; and what a config means without it."""
-BASES = {FULL: "global_rope_theta", SLIDING: "local_rope_theta"}
+BASES = {FULL_ATTENTION: "global_rope_theta", SLIDING_ATTENTION: "local_rope_theta"}
 """How it says the bases of rotary positions."""
 
 
@@ -91,33 +92,33 @@ def attention_in_float64(
     return module.Wo(context.reshape(*shape, -1)), None
 
 
-def cut(config: ModernBertConfig) -> float:
+def truncated_std(config: ModernBertConfig) -> float:
     """The standard deviation of normal numbers of which those beyond `initializer_cutoff_factor` are drawn again."""
     cutoff = config.initializer_cutoff_factor or 3.0
     density = math.exp(-(cutoff**2) / 2) / math.sqrt(2 * math.pi)
     return math.sqrt(1 - 2 * cutoff * density / math.erf(cutoff / math.sqrt(2)))
 
 
-def ending(config: ModernBertConfig) -> float:
+def branch_end_std(config: ModernBertConfig) -> float:
     """The same of what ends a branch, and of the head."""
-    return cut(config) / math.sqrt(2 * config.num_hidden_layers)
+    return truncated_std(config) / math.sqrt(2 * config.num_hidden_layers)
 
 
 def _encoder(prefix: str, config: ModernBertConfig, tied: bool) -> tuple[ParamSpec, ...]:
     """Embedding, its norm, layers, and the final norm."""
     layer, fused, gated = prefix + "layers.{i}.", writes("query", "key", "value"), writes("mlp", "mlp")
-    bias, inside, end = config.attention_bias, cut(config), ending(config)
+    bias, inside, end = config.attention_bias, truncated_std(config), branch_end_std(config)
     normed = partial(norm, bias=config.norm_bias)
     return (
-        *begun(inside, embedding(prefix + "embeddings.tok_embeddings", "vocab", "embed", tied=tied, decay=tied)),
+        *with_std(inside, embedding(prefix + "embeddings.tok_embeddings", "vocab", "embed", tied=tied, decay=tied)),
         *normed(prefix + "embeddings.norm", "embed", "embed"),
-        *within(LATER_LAYERS, normed(layer + "attn_norm", "embed", "normed")),
-        *within(FIRST_LAYER, begun(inside, linear(layer + "attn.Wqkv", "embed", fused, bias=bias))),
-        *within(LATER_LAYERS, begun(inside, linear(layer + "attn.Wqkv", "normed", fused, bias=bias))),
-        *begun(end, linear(layer + "attn.Wo", "context", "embed", bias=bias)),
+        *of_layers(LATER_LAYERS, normed(layer + "attn_norm", "embed", "normed")),
+        *of_layers(FIRST_LAYER, with_std(inside, linear(layer + "attn.Wqkv", "embed", fused, bias=bias))),
+        *of_layers(LATER_LAYERS, with_std(inside, linear(layer + "attn.Wqkv", "normed", fused, bias=bias))),
+        *with_std(end, linear(layer + "attn.Wo", "context", "embed", bias=bias)),
         *normed(layer + "mlp_norm", "embed", "normed"),
-        *begun(inside, linear(layer + "mlp.Wi", "normed", gated, bias=config.mlp_bias)),
-        *begun(end, linear(layer + "mlp.Wo", "mlp", "embed", bias=config.mlp_bias)),
+        *with_std(inside, linear(layer + "mlp.Wi", "normed", gated, bias=config.mlp_bias)),
+        *with_std(end, linear(layer + "mlp.Wo", "mlp", "embed", bias=config.mlp_bias)),
         *normed(prefix + "final_norm", "embed", "normed"),
     )
 
@@ -145,11 +146,11 @@ def _architecture(
 def masked_lm(config: ModernBertConfig) -> Architecture:
     """The encoder, dense -> activation -> norm, and a decoder, tied to the token embedding or not."""
     tied, width = config.tie_word_embeddings, config.hidden_size
-    decoder = begun(ending(config), linear("decoder", "decoded", "vocab", counted_per="scored"))
+    decoder = with_std(branch_end_std(config), linear("decoder", "decoded", "vocab", counted_per="scored"))
     params = (
         *_encoder("model.", config, tied),
-        *begun(
-            ending(config),
+        *with_std(
+            branch_end_std(config),
             linear("head.dense", "normed", "transformed", counted_per="scored", bias=config.classifier_bias),
         ),
         *norm("head.norm", "transformed", "decoded", bias=config.norm_bias),
@@ -175,7 +176,7 @@ def every(config: ModernBertConfig) -> int | None:
 
 
 def pattern(period: int, layers: int) -> list[str]:
-    return [SLIDING if layer % period else FULL for layer in range(layers)]
+    return [SLIDING_ATTENTION if layer % period else FULL_ATTENTION for layer in range(layers)]
 
 
 def older_keys(config: ModernBertConfig) -> dict[str, Any]:
@@ -187,7 +188,7 @@ def older_keys(config: ModernBertConfig) -> dict[str, Any]:
 
 def windows(config: ModernBertConfig) -> tuple[int | None, ...]:
     """To each side, the token itself included."""
-    return tuple(config.local_attention // 2 + 1 if kind == SLIDING else None for kind in config.layer_types)
+    return tuple(config.local_attention // 2 + 1 if kind == SLIDING_ATTENTION else None for kind in config.layer_types)
 
 
 def resize(sizes: ModelSizes) -> dict[str, Any]:
@@ -256,7 +257,9 @@ FAMILY = Family(
             "local_attention",
             "mlp_bias",
             "norm_bias",
+            FULL_ATTENTION,
             ROPE,
+            SLIDING_ATTENTION,
         ),
     ),
     resize=resize,
