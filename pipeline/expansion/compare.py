@@ -92,10 +92,11 @@ def compare(small: Path, large: Path, source_config: Path | None = None) -> Comp
 def recorded(before: Model, after: Model) -> GrowthPlan:
     """The plan beside `after`, else LEMON's. Raises UserError when `after` cannot have grown from `before`."""
     source, target = models.architecture_of(before.config), models.architecture_of(after.config)
-    if reasons := conditions.impossible(source, target):
+    planned = (after.folder / plan_file.PLAN).exists()
+    if reasons := conditions.impossible(source, target, fresh_layers=planned):
         raise UserError(f"{after.folder} cannot have grown from {before.folder}: {'; '.join(reasons)}")
     init_std = models.initializer_range(after.config)
-    if (after.folder / plan_file.PLAN).exists():
+    if planned:
         return plan_file.load(after.folder, source, target, init_std)
     return build_plan(source, target, methods.parse(), init_std)
 

@@ -138,7 +138,7 @@ def _rebuilt(small: PretrainedConfig, changes: dict[str, Any], where: str) -> Pr
     inherited = {key: value for key, value in small.to_dict().items() if key not in keys.undeclared}
     content = {key: value for key, value in {**inherited, **changes}.items() if key not in keys.derived}
     if types := content.pop(LAYER_TYPES, None):
-        content[LAYER_TYPES] = _spread_types(types, content["num_hidden_layers"], models.architecture_of(small))
+        content |= _spread_types(types, content["num_hidden_layers"], models.architecture_of(small))
     with placed(where):
         _require_same_rotation(small, content)
     for key in keys.width:
@@ -147,13 +147,13 @@ def _rebuilt(small: PretrainedConfig, changes: dict[str, Any], where: str) -> Pr
     return models.recognise({**content, "architectures": small.architectures}, where)[1]
 
 
-def _spread_types(types: list[str], layers: int, source: Architecture) -> list[str]:
+def _spread_types(types: list[str], layers: int, source: Architecture) -> dict[str, list[str]]:
     """The types of attention of so many layers, until the plan decides (`settled`): in the source's pattern, or, where
-    it has none, each repeated in its place."""
+    it has none, each repeated in its place. None where the source is no whole pattern: the config's class knows it."""
     (stack,) = source.stacks
     if stack.period > 1:
-        return [types[layer % min(stack.period, len(types))] for layer in range(layers)]
-    return [types[layer * len(types) // layers] for layer in range(layers)]
+        return {LAYER_TYPES: [types[layer % stack.period] for layer in range(layers)]} if stack.blocks else {}
+    return {LAYER_TYPES: [types[layer * len(types) // layers] for layer in range(layers)]}
 
 
 def _require_same_rotation(small: PretrainedConfig, content: dict[str, Any]) -> None:
@@ -176,14 +176,14 @@ def settled(
     small: PretrainedConfig, large: PretrainedConfig, growth: GrowthPlan, stated: list[str] | None
 ) -> PretrainedConfig:
     """`large` with what only the plan decides: changed keys, and of every layer the type of attention of the layer that
-    it comes from. stated: what the target says of those; that it is not followed is logged."""
+    it goes on from. stated: what the target says of those, which counts for layers that begin afresh; that it is not
+    followed in others is logged."""
     large.update(growth.config_change)
     if types := getattr(small, LAYER_TYPES, None):
-        (origins,) = growth.layers.values()
-        followed = [
-            kind if origin.origin is None else types[origin.origin]
-            for kind, origin in zip(getattr(large, LAYER_TYPES), origins, strict=True)
-        ]
+        (stack,) = growth.layers
+        continued, own = growth.continued(stack), getattr(large, LAYER_TYPES)
+        own = stated if stated and len(stated) == len(own) else own
+        followed = [kind if layer is None else types[layer] for kind, layer in zip(own, continued, strict=True)]
         large.update({LAYER_TYPES: followed})
         if stated and stated != followed:
             listed = ", ".join(followed[:SHOWN]) + (", …" if len(followed) > SHOWN else "")

@@ -69,8 +69,8 @@ def _broken_pattern(prefix: str, source: LayerStack, target: LayerStack) -> list
         return []
     fewer = target.layers - beyond
     broken = f"{source.period}, which a growth from {source.layers} to {target.layers} would break"
-    more = f"{fewer + source.period}" if source.blocks else "more with depth 'random'"
-    return [f"the {prefix}layers repeat in a pattern of {broken}; choose {fewer} or {more}"]
+    way = "" if source.blocks else ", with depth 'random',"
+    return [f"the {prefix}layers repeat in a pattern of {broken}; choose {fewer} or{way} {fewer + source.period}"]
 
 
 def _shrinking(source: Architecture, target: Architecture) -> list[str]:

@@ -132,6 +132,11 @@ class GrowthPlan:
         before, after = self.source.sizes(), self.target.sizes()
         return {name: (before[name], after[name]) for name in after}
 
+    def continued(self, stack: str) -> list[int | None]:
+        """The source layer that each layer of a stack goes on from; None of one that begins afresh."""
+        afresh = all(each.fresh for each in self.tensors)
+        return [None if afresh else origin.continued for origin in self.layers[stack]]
+
     @property
     def noise_maps(self) -> Maps:
         """The maps in whose null spaces N lies."""

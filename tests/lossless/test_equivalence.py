@@ -7,6 +7,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.growth.verification.equivalence import Verification, relative_difference, verify
+from pipeline.growth.verification.probe import probe
 from pipeline.growth.verification.symmetry import CopyGradients
 from tests.helpers.growing import Weights, grown, planned, randomised, runnable, times
 from tests.helpers.samples import sample
@@ -52,6 +53,21 @@ def test_new_logits_that_are_not_finite_are_refused():
     head[:61] = 0.1
     with pytest.raises(UserError, match=r"^output 'logits' of the target holds NaN or infinite values"):
         verified("gpt2 untied", weights, {"lm_head.weight": head}, vocab=70)
+
+
+@pytest.mark.parametrize("variant", ["llama", "gpt2", "gemma2", "bert-pre-ln"])
+def test_what_no_reader_looks_at_a_norm_sees(variant):
+    """The remainder of the row of a token that the probe does not draw: zero or the mean, and nothing else."""
+    source, wide = sample(variant), sample(variant, hidden=16, heads=4)
+    weights = randomised(source)
+    large, target, plan = grown(weights, source, wide)
+    small = runnable(source, weights)
+    name = next(row.name for row in plan.target.rows() if row.touches("vocab", "reads"))
+    assert verify(small, runnable(target, large), plan).lossless
+    drawn = set(probe(source, plan.options.seed, 2)["input_ids"].flatten().tolist())
+    large[name][next(token for token in range(61) if token not in drawn), -1] += 1e-3
+    found = verify(small, runnable(target, large), plan)
+    assert not found.lossless and found.table == name and found.tables > 1e-4
 
 
 def test_outputs_that_are_all_zero_are_equal():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import checkpoints
+from pipeline import checkpoints, models
 from tests.helpers.checkpoints import saved, target_config_file
 from tests.helpers.cli import lemon
 from tests.helpers.pretrained import apart, given_out, tokens
@@ -37,6 +37,31 @@ def test_layers_keep_the_type_of_the_layer_they_come_from(tmp_path, capsys, size
     assert lemon(capsys, "verify", small, tmp_path / "large")[0] == 0
     edit(small, layer_types=TYPES[1:] * 2)  # the test can tell windows apart
     assert (before - given_out(small, tokens(small, LONG))).abs().max() > 1e-2 * before.abs().max()
+
+
+@pytest.mark.parametrize("method", [("lemon", "depth=random", "placement=last"), ("random",)])
+@pytest.mark.parametrize("variant, before", [("gemma3_text", 5), ("modernbert", 2)])
+def test_layers_that_begin_afresh_have_the_types_of_their_places(tmp_path, capsys, variant, before, method):
+    """Also where the source is less than a pattern, whose types tell too little of it."""
+    config = models.family(variant).config_class
+    small, after = saved_of(tmp_path / "small", config, before), before + (6 if variant == "gemma3_text" else 3)
+    (tmp_path / "target.json").write_text(json.dumps({"num_hidden_layers": after}))
+    options = [text for option in method[1:] for text in ("--method-option", option)]
+    grow = ["--source", small, "--target", tmp_path / "target.json", "--out", tmp_path / "large"]
+    code, _, err = lemon(capsys, "expand", *grow, "--method", method[0], *options)
+    assert code == 0, err
+    found = json.loads((tmp_path / "large" / "config.json").read_text())["layer_types"]
+    assert found == config(num_hidden_layers=after).layer_types
+    assert lemon(capsys, "verify", small, tmp_path / "large")[0] == 1, "lossy, as declared"
+
+
+def saved_of(folder: Path, config: type, layers: int) -> Path:
+    """A model of so many layers, in its config's own pattern."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "vocab_size": 61}
+    keys = {"num_key_value_heads": 2, "head_dim": 4} if "num_key_value_heads" in config().to_dict() else {}
+    ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0)
+    models.build(config(num_hidden_layers=layers, **sizes, **keys, **ids), seed=1).save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def _misplaced(source: Architecture, target: Architecture, options: LemonOptions
             return [
                 (
                     f"placement '{options.placement}' lists layers one by one, and these repeat in a pattern of "
-                    f"{periods[0]}; use placement 'even' or 'top'"
+                    f"{periods[0]}; use placement {' or '.join(map(repr, PLACES[options.depth]))}"
                 )
             ]
         before = {stack.name: stack.layers for stack in source.stacks}

@@ -24,9 +24,8 @@ def require_equal_windows(source: PretrainedConfig, target: PretrainedConfig, pl
     before, after = (models.of_config(config).windows(config) for config in (source, target))
     if not before and not after:
         return
-    (origins,) = plan.layers.values()
-    for layer, (origin, window) in enumerate(zip(origins, after, strict=True)):
-        continued = origin.continued
+    (stack,) = plan.layers
+    for layer, (continued, window) in enumerate(zip(plan.continued(stack), after, strict=True)):
         if continued is not None and before[continued] != window:
             raise UserError(
                 f"layer {layer} of the target attends to {_seen(window)}, and layer {continued} of the source, "
@@ -50,14 +49,15 @@ def require_equal_rotation(source: PretrainedConfig, target: PretrainedConfig) -
 
 def table_difference(small: RunnableModel, large: RunnableModel, plan: GrowthPlan) -> tuple[float, str | None]:
     """The largest relative difference of any table whose rows enter the residual stream (tokens, positions, types,
-    single rows), the large one's read back: of every row, be it in the probe or not. And the table's name; None where
-    all are equal. Raises UserError that names one that cannot be compared."""
+    single rows) from what the plan's E makes of the source's: of every row, be it in the probe or not, and of every
+    entry, for what no reader looks at a norm still sees. And the table's name; None where all are equal. Raises
+    UserError that names one that cannot be compared."""
     worst, name = 0.0, None
     scales = {param.name: param.scale for param in plan.source.params}
     for row in _tables(plan):
         before, after = (model.parameter(row.module_name) for model in (small, large))
-        read = plan.maps[plan.target.residual.name].reads.scaled(row.scale / scales[row.template or row.name])
-        gap, peak = _gap(before, after, read)
+        written = plan.maps[plan.target.residual.name].writes.scaled(scales[row.template or row.name] / row.scale)
+        gap, peak = _gap(before, after, written)
         if not math.isfinite(gap) or (gap and not peak):
             what = "is 0 everywhere in the source alone" if math.isfinite(gap) else "holds NaN or infinite values"
             raise UserError(f"'{row.name}' {what}, which no relative difference can measure; use an older checkpoint")
@@ -81,14 +81,15 @@ def _stay(rows: Map) -> bool:
     return isinstance(rows, IndexMap) and rows.runs[0] == Run(0, 0, rows.source, 1.0)
 
 
-def _gap(small: Tensor, large: Tensor, read: Map) -> tuple[float, float]:
-    """Of tables (…, D): max|small - R^T large| and max|small| over the small one's rows, in float64; the large one may
+def _gap(small: Tensor, large: Tensor, written: Map) -> tuple[float, float]:
+    """Of tables (…, D): max|E small - large| and max|E small| over the small one's rows, in float64; the large one may
     have more. Infinite where a number is not finite."""
     before = small.flatten(0, -2)
     after, step = large.flatten(0, -2)[: len(before)], max(1, WINDOW // large.shape[-1])
     gap, peak = 0.0, 0.0
     for some, others in zip(before.split(step), after.split(step), strict=True):
-        apart = (some.double() - read.apply_transpose(others.double(), -1)).abs()
+        expected = written.apply(some.double(), 1)
+        apart = (expected - others.double()).abs()
         gap = max(gap, apart.nan_to_num(nan=math.inf, posinf=math.inf).max().item())
-        peak = max(peak, some.abs().max().item())
+        peak = max(peak, expected.abs().max().item())
     return gap, peak
