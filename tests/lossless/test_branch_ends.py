@@ -97,8 +97,8 @@ def test_layer_norms_at_the_ends_of_branches_need_whole_multiples():
     )
     (reason,) = conditions.inexact(small, odd)
     assert reason == (
-        "a LayerNorm at the end of a branch cannot grow losslessly from 12 to 20: it gives out 0 where the residual "
-        "stream needs the mean; choose a multiple of 12"
+        "a LayerNorm at the end of a branch cannot grow losslessly from 12 to 20: it gives out its bias where the "
+        "residual stream needs the mean; choose a multiple of 12"
     )
     assert not conditions.inexact(small, double)
     y, gain, bias = (torch.randn(12, dtype=torch.float64) for _ in range(3))
