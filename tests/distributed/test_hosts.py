@@ -25,8 +25,9 @@ STEPS = 200
 """Of the one stage: so many that a disturbance comes before the last of them, however fast the machine."""
 DISTURBED_AT = 7
 """The step; the newest checkpoint of itself is that of step 5."""
-LONGEST_END = 60.0
-"""Seconds until everything has ended by itself behind a cut."""
+LONGEST_END = 180.0
+"""Seconds until everything has ended by itself behind a cut: in an evaluation or a save the limit is two minutes
+(`hang.pause`), and torchrun gives its workers half a minute more."""
 ENVIRONMENT = {"LEMON_VENV": sys.prefix}
 
 
