@@ -12,7 +12,7 @@ from transformers import BertConfig, PretrainedConfig, PreTrainedModel
 
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError, closest
-from pipeline.models import drop_path, plain_attention
+from pipeline.models import drop_path
 from pipeline.models.architecture import Architecture, LayerStack, NormEpsilon, ParamSpec, Space, heads, spaces
 
 Facts = Mapping[str, Any]
@@ -302,7 +302,6 @@ class Family:
     def prepare_float64(self, model: PreTrainedModel) -> None:
         """Let the modules of `model` that would compute in float32, and its attention where it is plain, compute in the
         dtype of their input."""
-        plain_attention.prepare_float64(model)
         for module, norm in self._norms(model):
             if norm.float64 is not None:
                 module.forward = partial(norm.float64, module)

@@ -11,7 +11,7 @@ from torch import nn
 from pipeline import models
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
-from pipeline.growth.verification.probe import cast, fitted, probe
+from pipeline.growth.verification.probe import cast, fitted, probe, without_epsilon
 from pipeline.models import drop_path
 from pipeline.models.family import COMMON_KEYS
 from tests.helpers.samples import VARIANTS, sample
@@ -127,13 +127,13 @@ def test_in_float64_nothing_is_computed_in_less(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_scaling_the_epsilon_reaches_every_norm(variant):
+def test_taking_the_epsilon_away_reaches_every_norm(variant):
     model = models.build(sample(variant))
     norms = [module for module in model.modules() if "Norm" in type(module).__name__]
     value = models.architecture_of(model.config).epsilon.value
     assert norms and {epsilon(norm) for norm in norms} == {value}
-    models.of_config(model.config).scale_epsilon(model, 0.5)
-    assert {epsilon(norm) for norm in norms} == {value / 2}
+    without_epsilon(model)
+    assert {epsilon(norm) for norm in norms} == {value * 1e-9}
 
 
 def epsilon(norm: nn.Module) -> float:

@@ -13,10 +13,14 @@ from transformers.utils import ModelOutput
 from pipeline import models
 from pipeline.accounting.flops import cost
 from pipeline.errors import UserError
+from pipeline.models import float64
 from pipeline.models.architecture import Architecture
 from pipeline.models.family import PROBE_TOKENS, Inputs
 from pipeline.models.streaming import RunnableModel, streamed_model
 from pipeline.rng import derive
+
+EPSILONS = ("eps", "variance_epsilon")
+"""What modules call the epsilon of a norm."""
 
 
 @dataclass
@@ -54,13 +58,16 @@ def load(source: RunnableModel, dtype: torch.dtype) -> PreTrainedModel:
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The model in `dtype`; in float64 no module of it computes in less."""
     if dtype == torch.float64:
-        models.of_config(model.config).prepare_float64(model)
+        float64.prepare(model)
     return model.to(dtype)
 
 
 def without_epsilon(model: PreTrainedModel) -> PreTrainedModel:
     """The same model, its norms' epsilon a billionth of what it was. For float64 only."""
-    models.of_config(model.config).scale_epsilon(model, 1e-9)
+    for module in model.modules():
+        for name in EPSILONS:
+            if isinstance(epsilon := getattr(module, name, None), float):
+                setattr(module, name, epsilon * 1e-9)
     return model
 
 
