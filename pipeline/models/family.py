@@ -132,12 +132,6 @@ keys of transformers 4; and those keys."""
 POSITIONS = "max_position_embeddings"
 """The key of the number of positions."""
 
-LAYER_TYPES, LAYER_TYPES_STATED = "layer_types", "stated_layer_types"
-"""The key of every layer's kind of attention, and the attribute of a target's config with what its file says there."""
-
-FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
-"""Kinds of attention: to all tokens, and to those of a window."""
-
 DROPOUT_KEYS = ("attention_probs_dropout_prob", "hidden_dropout_prob", "initializer_range")
 """The training keys of BERT and of what was written after it."""
 
@@ -231,6 +225,11 @@ def no_older_keys(config: PretrainedConfig) -> dict[str, Any]:
     return {}
 
 
+def not_misread(config: PretrainedConfig) -> tuple[str, ...]:
+    """Of families whose models transformers 4 computes as transformers 5 does."""
+    return ()
+
+
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
 """The keys of configs that say how many layers a model has."""
 
@@ -247,9 +246,10 @@ class Family:
     reserved: rows of the position table that no token takes. optional_sizes: the sizes without which a model of another
     family is whole, and that its models have. windows: of every layer, how many tokens its attention sees, to each side
     where it sees both; None: all; empty where every layer of every model sees all. older_keys: what a config says in
-    keys of transformers 4 alone, which a written one holds besides. drops_paths: whether `drop_path.install` does what
-    a config says of stochastic depth, which the model's own code does not. least_layers: of a model that transformers
-    builds.
+    keys of transformers 4 alone, which a written one holds besides; None: a key that it does not hold. misread: what
+    transformers 4 makes otherwise of a written config all the same, in words. drops_paths: whether `drop_path.install`
+    does what a config says of stochastic depth, which the model's own code does not. least_layers: of a model that
+    transformers builds.
     """
 
     name: str
@@ -268,6 +268,7 @@ class Family:
     optional_sizes: tuple[OptionalSize, ...] = ()
     windows: Callable[[Any], tuple[int | None, ...]] = no_windows
     older_keys: Callable[[Any], dict[str, Any]] = no_older_keys
+    misread: Callable[[Any], tuple[str, ...]] = not_misread
     drops_paths: bool = False
     least_layers: int = 0
 
