@@ -23,7 +23,7 @@ OTHERWISE = "it loads this result without a complaint and computes something els
 
 def windows_everywhere(config: Any) -> tuple[int | None, ...]:
     """Of families whose layers all have the window, if there is one."""
-    return (config.sliding_window,) * config.num_hidden_layers
+    return tuple(config.sliding_window for _ in range(config.num_hidden_layers))
 
 
 def windows_by_type(config: Any) -> tuple[int | None, ...]:

@@ -36,9 +36,13 @@ from pipeline.models.family import (
     Family,
     Head,
     NormModule,
+    OptionalSize,
     causal_keys,
     causal_positions,
     head_dim,
+    no_older_keys,
+    no_windows,
+    not_misread,
     positions_of,
     stated,
     text_probe,
@@ -83,6 +87,12 @@ class Traits:
     scores_over: str | None = None
     pattern: LayerPattern | None = None
     dropout: tuple[str, ...] = ()
+
+    @property
+    def optional_sizes(self) -> tuple[OptionalSize, ...]:
+        """Where each kind of layers has its own base of rotary positions, those of a fresh model are its config's."""
+        bases = self.pattern.bases if self.pattern else {}
+        return ("kv_heads", "head_dim", "tied") if bases else ("kv_heads", "head_dim", "tied", "rope_theta")
 
     def biased(self, config: PretrainedConfig, key: str) -> bool:
         """Whether a key of a config gives the model biases: one that its code does not read gives none."""
@@ -196,7 +206,8 @@ def decoder(traits: Traits, config: PretrainedConfig) -> Architecture:
 
 
 def resize(traits: Traits, sizes: ModelSizes) -> dict[str, Any]:
-    rotation = None if sizes.rope_theta is None else {"rope_type": "default", "rope_theta": sizes.rope_theta}
+    rotates = "rope_theta" in traits.optional_sizes and sizes.rope_theta is not None
+    rotation = {"rope_type": "default", "rope_theta": sizes.rope_theta} if rotates else None
     return {
         "hidden_size": sizes.hidden,
         "num_hidden_layers": sizes.layers,
@@ -238,12 +249,10 @@ def family(
     bare: type[PreTrainedModel],
     norm_module: NormModule,
     keys: ConfigKeys,
-    **options: Any,
+    windows: Callable[[Any], tuple[int | None, ...]] = no_windows,
 ) -> Family:
-    """causal, bare: its models with the head of a causal language model, and without. options: more of `Family`."""
+    """causal, bare: its models with the head of a causal language model, and without."""
     pattern = traits.pattern
-    older = {"older_keys": pattern.older_keys, "misread": pattern.misread} if pattern else {}
-    one_base = () if pattern and pattern.bases else ("rope_theta",)
     return Family(
         name=traits.family,
         data="text",
@@ -255,7 +264,8 @@ def family(
         probe_inputs=text_probe,
         configure=partial(configure, traits, config_class),
         norms=(norm_module,),
-        optional_sizes=("kv_heads", "head_dim", "tied", *one_base),
-        **older,
-        **options,
+        optional_sizes=traits.optional_sizes,
+        windows=windows,
+        older_keys=pattern.older_keys if pattern else no_older_keys,
+        misread=pattern.misread if pattern else not_misread,
     )
