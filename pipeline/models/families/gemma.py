@@ -47,7 +47,7 @@ GEMMA_KEYS = KEYS.extended(
         BIDIRECTIONAL,
     ),
 )
-PATTERN_OF_3 = LayerPattern(
+GEMMA3_PATTERN = LayerPattern(
     full=-1,
     usual=6,
     period_key="sliding_window_pattern",
@@ -73,7 +73,7 @@ GEMMA2 = family(
     windows=windows_by_type,
 )
 GEMMA3 = family(
-    GEMMA(family="gemma3_text", pattern=PATTERN_OF_3, qk_norm=True),
+    GEMMA(family="gemma3_text", pattern=GEMMA3_PATTERN, qk_norm=True),
     Gemma3TextConfig,
     Gemma3ForCausalLM,
     Gemma3TextModel,
