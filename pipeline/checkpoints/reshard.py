@@ -65,7 +65,7 @@ def _named(state: State, config: PretrainedConfig, layout: Layout) -> State:
     if layout.holds_optimizer and not state.groups:
         state = replace(state, groups=checkpoints.fresh_groups(config, AdamW()))
     if layout.published_names:
-        return tying.agreeing(state, models.architecture_of(config))
+        return tying.agreeing(state, models.architecture_of(config), models.misread(config))
     return state.renamed(models.architecture_of(config).module_names)
 
 

@@ -55,6 +55,7 @@ class State:
     unread: what else they hold and no layout carries, in words.
     untied: of a model that its config calls tied and whose files do not, what to know of that.
     unpooled: of a bare encoder that has no pooler, what to know of that.
+    misread: of a Hugging Face result, what transformers 4 makes otherwise of its config, in words.
     unwrapped: what wrappers the names or the file had that were taken off, in words; empty for plain ones.
     """
 
@@ -76,6 +77,7 @@ class State:
     unread: tuple[str, ...] = ()
     untied: str | None = None
     unpooled: str | None = None
+    misread: tuple[str, ...] = ()
     unwrapped: str = ""
 
     def only(self, names: Collection[str]) -> "State":
@@ -163,7 +165,7 @@ class State:
             lines.append(
                 f"{len(self.left_behind)} tensors of the source are no part of its model and left behind: {listed}"
             )
-        return [*lines, *self._begun_anew(), *self.unread]
+        return [*lines, *self._begun_anew(), *self.unread, *self.misread]
 
     def _begun_anew(self) -> Iterator[str]:
         """What a known optimizer that has made steps keeps of a parameter, and the files do not, in words."""

@@ -66,9 +66,9 @@ def completed(state: State, aliases: dict[str, str]) -> State:
     return replace(state, tensors=tensors)
 
 
-def agreeing(state: State, architecture: Architecture) -> State:
+def agreeing(state: State, architecture: Architecture, misread: tuple[str, ...]) -> State:
     """The state for files that transformers 4 and 5 both read: what 4 reads in another parameter's place is that other
-    one. Where it was not, that is said."""
+    one. Where it was not, that is said, and so is `misread`, what 4 makes otherwise of the result's config."""
     tensors, lines = dict(state.tensors), []
     for name, read in architecture.doubled.items():
         if not same_numbers(tensors[name], tensors[read]):
@@ -77,7 +77,7 @@ def agreeing(state: State, architecture: Architecture) -> State:
                 "left behind: the result holds the latter under both names"
             )
         tensors[name] = tensors[read]
-    return replace(state, tensors=tensors, unread=(*state.unread, *lines))
+    return replace(state, tensors=tensors, unread=(*state.unread, *lines), misread=misread)
 
 
 def remark(differ: tuple[str, ...], aliases: dict[str, str], where: str = "config.json") -> str:

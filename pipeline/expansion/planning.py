@@ -196,9 +196,9 @@ def _planned(
 ) -> ExpansionPlan:
     """how: `fitted` or `operator`."""
     folder, state, small = ends.folder, ends.state, ends.small
-    if layout.kind.published_names:
-        state = tying.agreeing(state, ends.architectures[0])
     large = ends.settled(growth)
+    if layout.kind.published_names:
+        state = tying.agreeing(state, ends.architectures[0], models.misread(large))
     if moments != "reset":
         new = bool(state.engine.get(NEW_ENTRIES))
         kept = [slot for slot in state.optimizer().slots if slot in _held(small, state.optimizer())]

@@ -55,7 +55,7 @@ def export_checkpoint(
         require_id(stated.base_model)
     checkpoint, layout = checkpoints.locate(source), CheckpointLayout(HUGGING_FACE.name, dtype=dtype)
     state, config = checkpoints.read(checkpoint, source_config)
-    state = tying.agreeing(state, models.architecture_of(config))
+    state = tying.agreeing(state, models.architecture_of(config), models.misread(config))
     origin, reader = manifest.Origin.of(checkpoint), RecordReader()
     ancestors = lineage(checkpoint, reader)[::-1]
     origins = Origins(ancestors, Footprint.of(ancestors, reader, stated.factors), base_model=stated.base_model)

@@ -15,10 +15,20 @@ from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError, nearest, one_line, placed
 from pipeline.models import drop_path, plain_attention, unsupported
 from pipeline.models.architecture import Architecture
-from pipeline.models.families import bert, bert_pre_ln, dinov2, distilbert, gemma, gpt2, llama, modernbert, opt, vit
+from pipeline.models.families import (
+    bert,
+    bert_pre_ln,
+    dinov2,
+    distilbert,
+    gemma,
+    gpt2,
+    llama,
+    modernbert,
+    opt,
+    qwen,
+    vit,
+)
 from pipeline.models.family import (
-    LAYER_TYPES,
-    LAYER_TYPES_STATED,
     POSITIONS,
     ROPE,
     ROPE_AS_WRITTEN,
@@ -31,6 +41,7 @@ from pipeline.models.family import (
     OptionalSize,
     has_pooler,
 )
+from pipeline.models.layer_types import LAYER_TYPES, LAYER_TYPES_STATED
 from pipeline.records.processes import choose_accelerator
 from pipeline.records.run_folder import read_json
 
@@ -51,8 +62,8 @@ FAMILIES: dict[str, Family] = {
         gpt2.FAMILY,
         llama.LLAMA,
         llama.MISTRAL,
-        llama.QWEN2,
-        llama.QWEN3,
+        qwen.QWEN2,
+        qwen.QWEN3,
         gemma.GEMMA2,
         gemma.GEMMA3,
         llama.PHI3,
@@ -247,9 +258,16 @@ def config_text(config: PretrainedConfig, dtype: str = "float32") -> str:
     in, rotary positions also in the keys in which the source has them, and what transformers 4 reads besides."""
     content = json.loads(config.to_json_string(use_diff=False))
     content.pop("transformers_weights", None)  # the name of the source's file
-    content |= content.pop(ROPE_AS_WRITTEN, {}) | of_config(config).older_keys(config)
+    content |= content.pop(ROPE_AS_WRITTEN, {})
+    older = of_config(config).older_keys(config)
+    content = {key: value for key, value in (content | older).items() if value is not None or key not in older}
     stated = {"architectures": [of_config(config).head(config).class_name], "dtype": dtype}
     return json.dumps(content | stated, indent=2, sort_keys=True) + "\n"
+
+
+def misread(config: PretrainedConfig) -> tuple[str, ...]:
+    """What transformers 4 makes otherwise of a config that is written, in words."""
+    return of_config(config).misread(config)
 
 
 def read_config(path: Path) -> tuple[Family, PretrainedConfig]:
@@ -316,6 +334,7 @@ __all__ = [
     "has_pooler",
     "initializer_range",
     "is_causal",
+    "misread",
     "of_config",
     "published_names",
     "read_config",

@@ -2,12 +2,11 @@
 
 import copy
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from transformers import BertConfig, PretrainedConfig, PreTrainedModel
 
 from pipeline.config.model_sizes import ModelSizes
@@ -132,12 +131,6 @@ keys of transformers 4; and those keys."""
 POSITIONS = "max_position_embeddings"
 """The key of the number of positions."""
 
-LAYER_TYPES, LAYER_TYPES_STATED = "layer_types", "stated_layer_types"
-"""The key of every layer's kind of attention, and the attribute of a target's config with what its file says there."""
-
-FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
-"""Kinds of attention: to all tokens, and to those of a window."""
-
 DROPOUT_KEYS = ("attention_probs_dropout_prob", "hidden_dropout_prob", "initializer_range")
 """The training keys of BERT and of what was written after it."""
 
@@ -155,18 +148,6 @@ IMAGE_KEYS = COMMON_KEYS.extended(
     undeclared=("head_dim",),
 )
 
-
-@dataclass(frozen=True)
-class NormModule:
-    """A class of norms in the modules of a family. epsilon: the attribute that holds its epsilon. float64: its forward,
-    written out in the dtype of its input, where the class's own computes in float32 whatever it is given."""
-
-    module_class: type[nn.Module]
-    epsilon: str
-    float64: Callable[[Any, Tensor], Tensor] | None = None
-
-
-LAYER_NORM = NormModule(nn.LayerNorm, "eps")
 
 POOLER = "has_pooler"
 """The key of a config, of this package alone, that is false where the files of a bare encoder hold no pooler."""
@@ -231,6 +212,11 @@ def no_older_keys(config: PretrainedConfig) -> dict[str, Any]:
     return {}
 
 
+def not_misread(config: PretrainedConfig) -> tuple[str, ...]:
+    """Of families whose models transformers 4 computes as transformers 5 does."""
+    return ()
+
+
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
 """The keys of configs that say how many layers a model has."""
 
@@ -241,15 +227,14 @@ class Family:
 
     keys: what a growth does with the keys of its config. resize: a model's sizes to those keys. positions: how many
     tokens, patches, sequences and scored positions one sample has. probe_inputs: random inputs for so many samples that
-    touch every kind of embedding. norms: the classes of its modules that hold an epsilon. in_float64: those of others
-    that compute in float32 whatever they are given, each with its forward in the dtype of its input. initializer_range:
-    the key of the standard deviation of fresh weights. configure: sizes and data facts to the config of a fresh model.
-    reserved: rows of the position table that no token takes. optional_sizes: the sizes without which a model of another
-    family is whole, and that its models have. windows: of every layer, how many tokens its attention sees, to each side
-    where it sees both; None: all; empty where every layer of every model sees all. older_keys: what a config says in
-    keys of transformers 4 alone, which a written one holds besides. drops_paths: whether `drop_path.install` does what
-    a config says of stochastic depth, which the model's own code does not. least_layers: of a model that transformers
-    builds.
+    touch every kind of embedding. initializer_range: the key of the standard deviation of fresh weights. configure:
+    sizes and data facts to the config of a fresh model. reserved: rows of the position table that no token takes.
+    optional_sizes: the sizes without which a model of another family is whole, and that its models have. windows: of
+    every layer, how many tokens its attention sees, to each side where it sees both; None: all; empty where every layer
+    of every model sees all. older_keys: what a config says in keys of transformers 4 alone, which a written one holds
+    besides; None: a key that it does not hold. misread: what transformers 4 makes otherwise of a written config all the
+    same, in words. drops_paths: whether `drop_path.install` does what a config says of stochastic depth, which the
+    model's own code does not. least_layers: of a model that transformers builds.
     """
 
     name: str
@@ -261,13 +246,12 @@ class Family:
     positions: Callable[[Any, Facts], dict[str, int]]
     probe_inputs: Callable[[Any, Generator, int], Inputs]
     configure: Callable[[ModelSizes, Facts], PretrainedConfig]
-    norms: tuple[NormModule, ...] = field(default=(LAYER_NORM,))
-    in_float64: tuple[tuple[type[nn.Module], Callable[..., Any]], ...] = ()
     initializer_range: str = "initializer_range"
     reserved: int = 0
     optional_sizes: tuple[OptionalSize, ...] = ()
     windows: Callable[[Any], tuple[int | None, ...]] = no_windows
     older_keys: Callable[[Any], dict[str, Any]] = no_older_keys
+    misread: Callable[[Any], tuple[str, ...]] = not_misread
     drops_paths: bool = False
     least_layers: int = 0
 
@@ -298,25 +282,6 @@ class Family:
                 "save that"
             )
         return (public | written)[name]
-
-    def prepare_float64(self, model: PreTrainedModel) -> None:
-        """Let the modules of `model` that would compute in float32, and its attention where it is plain, compute in the
-        dtype of their input."""
-        for module, norm in self._norms(model):
-            if norm.float64 is not None:
-                module.forward = partial(norm.float64, module)
-        for module in model.modules():
-            for module_class, forward in self.in_float64:
-                if isinstance(module, module_class):
-                    module.forward = partial(forward, module)
-
-    def scale_epsilon(self, model: PreTrainedModel, factor: float) -> None:
-        """Multiply the epsilon of every norm of `model`."""
-        for module, norm in self._norms(model):
-            setattr(module, norm.epsilon, getattr(module, norm.epsilon) * factor)
-
-    def _norms(self, model: PreTrainedModel) -> list[tuple[nn.Module, NormModule]]:
-        return [(m, norm) for m in model.modules() for norm in self.norms if isinstance(m, norm.module_class)]
 
 
 def resized(sizes: ModelSizes) -> dict[str, Any]:

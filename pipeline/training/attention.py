@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from pipeline import models
 from pipeline.accounting.memory import kept_layers
 from pipeline.data import Batch, train_batches
-from pipeline.models.family import LAYER_TYPES
+from pipeline.models.layer_types import LAYER_TYPES
 from pipeline.training import free_memory, micro_batches
 from pipeline.training.losses import model_inputs
 from pipeline.training.precisions import PRODUCTS

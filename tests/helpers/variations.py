@@ -18,6 +18,20 @@ WINDOW = 24
 SLIDING = {"use_sliding_window": True, "sliding_window": WINDOW}
 SCALED = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 SCALED["original_max_position_embeddings"] = 16
+PLAIN = {"rope_type": "default"}
+SOFTER = {"rope_type": "linear", "factor": 2.0}
+MISREAD = {
+    "modernbert, layers in no order": ("modernbert", {"layer_types": [TYPES[0], TYPES[1], TYPES[1], TYPES[0]]}),
+    "modernbert, one kind scaled": (
+        "modernbert",
+        {"rope_parameters": {TYPES[1]: {**SOFTER, "rope_theta": 5e4}, TYPES[0]: {**PLAIN, "rope_theta": 300.0}}},
+    ),
+    "gemma3_text, windows scaled": (
+        "gemma3_text",
+        {"rope_parameters": {TYPES[1]: {**PLAIN, "rope_theta": 5e4}, TYPES[0]: {**SOFTER, "rope_theta": 300.0}}},
+    ),
+}
+"""Models that transformers 4 has no words for -> the variant, and the keys of its config."""
 DIFFERENT = {
     "llama tied": "lm_head.weight",
     "qwen3 tied": "lm_head.weight",

@@ -16,7 +16,7 @@ from tests.helpers.cli import ROOT, lemon_here, run_python
 from tests.helpers.growing import ARCHITECTURES, times
 from tests.helpers.pretrained import given_out, tokens
 from tests.helpers.samples import IMAGE, POSITIONS, VARIANTS, sample
-from tests.helpers.variations import DIFFERENT, LONG, SCALED, SLIDING, WINDOW, edit, mixed, stored_beside
+from tests.helpers.variations import DIFFERENT, LONG, MISREAD, SCALED, SLIDING, WINDOW, edit, mixed, stored_beside
 
 PYTHON = os.environ.get("LEMON_TRANSFORMERS_4", "")
 pytestmark = [
@@ -119,6 +119,26 @@ def _of_two_bases(older: bool, folder: Path) -> Case:
     return Case(large, _inputs(small, LONG), small if older else None)
 
 
+def _of_one_scaling(folder: Path) -> Case:
+    """ModernBERT's, of both kinds of layers alike."""
+    rope = {kind: {**SCALINGS["linear"], "rope_theta": theta} for kind, theta in BASES.items()}
+    small = edit(_saved(folder / "small", "modernbert", positions=LONG), rope_parameters=rope)
+    return Case(_grown(small, "modernbert", {"rope_parameters": rope}, LONG, **times(2)), _inputs(small, LONG))
+
+
+def _of_own_order(variant: str, folder: Path) -> Case:
+    """Layers whose types follow no pattern, in files that state one."""
+    keys = {"layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]}
+    small = edit(_saved(folder / "small", variant, positions=LONG), **keys)
+    return Case(_grown(small, variant, keys, LONG, **times(2)), _inputs(small, LONG), small)
+
+
+def _of_misread(name: str, folder: Path) -> Case:
+    variant, keys = MISREAD[name]
+    small = edit(_saved(folder / "small", variant, positions=LONG), **keys)
+    return Case(_grown(small, variant, keys, LONG, **times(2)), _inputs(small, LONG))
+
+
 def _of_ties(variant: str, folder: Path) -> Case:
     small = stored_beside(folder / "small", variant, DIFFERENT[variant])
     return Case(_grown(small, variant, **times(2)), _inputs(small))
@@ -141,6 +161,10 @@ BUILDERS: dict[str, Callable[[Path], Case]] = {
     **{
         f"two bases, older {older}": lambda folder, older=older: _of_two_bases(older, folder) for older in (True, False)
     },
+    "one scaling": _of_one_scaling,
+    **{
+        f"own order {name}": lambda folder, name=name: _of_own_order(name, folder) for name in ("gemma2", "gemma3_text")
+    },
     "windows": _of_windows,
     **{f"tied apart {name}": lambda folder, name=name: _of_ties(name, folder) for name in TIED_APART},
     **{
@@ -149,10 +173,13 @@ BUILDERS: dict[str, Callable[[Path], Case]] = {
 }
 
 
+READ_OTHERWISE = {name: lambda folder, name=name: _of_misread(name, folder) for name in MISREAD}
+
+
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     made = {}
-    for number, (name, build) in enumerate(BUILDERS.items()):
+    for number, (name, build) in enumerate((BUILDERS | READ_OTHERWISE).items()):
         folder = tmp_path_factory.mktemp(str(number))
         made[name] = build(folder)
     return made
@@ -184,3 +211,11 @@ def test_results_are_the_same_in_transformers_4(cases, by_transformers_4, name):
     assert _apart(given_out(case.large, case.inputs), output) < SAME
     if case.small:
         assert _apart(by_transformers_4[str(case.small)][0], output) < SAME
+
+
+@pytest.mark.parametrize("name", READ_OTHERWISE)
+def test_what_is_said_of_transformers_4_is_so(cases, by_transformers_4, name):
+    """`test_windows_and_rope.py` demands the line."""
+    output, complaints = by_transformers_4[str(cases[name].large)]
+    assert not complaints
+    assert _apart(given_out(cases[name].large, cases[name].inputs), output) > 1e-3

@@ -8,8 +8,9 @@ import pytest
 from pipeline import checkpoints, models
 from tests.helpers.checkpoints import saved, target_config_file
 from tests.helpers.cli import lemon
+from tests.helpers.growing import times
 from tests.helpers.pretrained import apart, given_out, tokens
-from tests.helpers.variations import LONG, SCALED, SLIDING, TYPES, edit, mixed
+from tests.helpers.variations import LONG, MISREAD, SCALED, SLIDING, TYPES, edit, mixed
 
 
 def expand(capsys, folder: Path, small: Path, variant: str, changes: dict | None = None, **sizes: object):
@@ -39,6 +40,24 @@ def test_layers_keep_the_type_of_the_layer_they_come_from(tmp_path, capsys, size
     assert (before - given_out(small, tokens(small, LONG))).abs().max() > 1e-2 * before.abs().max()
 
 
+@pytest.mark.parametrize("types, layers, grown", [("SFFS", 5, "SSFFS"), ("SFSF", 6, "SFSFSF"), ("SFF", 4, "SSFF")])
+def test_gemmas_list_of_types_counts_not_the_number_beside_it(tmp_path, capsys, types, layers, grown):
+    """Six as its class has it: the list follows another number, or none."""
+    kinds = {"S": TYPES[0], "F": TYPES[1]}
+    keys = {"sliding_window_pattern": 6, "_sliding_window_pattern": 6, "layer_types": [kinds[kind] for kind in types]}
+    small = edit(saved_of(tmp_path / "small", models.family("gemma3_text").config_class, len(types)), **keys)
+    edit(small, sliding_window=4)
+    (tmp_path / "target.json").write_text(json.dumps({"num_hidden_layers": layers}))
+    command = ["--source", small, "--target", tmp_path / "target.json", "--out", tmp_path / "large"]
+    code, _, err = lemon(capsys, "expand", *command)
+    assert code == 0, err
+    content = json.loads((tmp_path / "large" / "config.json").read_text())
+    assert content["layer_types"] == [kinds[kind] for kind in grown]
+    assert content.get("sliding_window_pattern") == (2 if types == "SFSF" else None)
+    assert apart(small, tmp_path / "large", tokens(small, LONG)) < 1e-5
+    assert lemon(capsys, "verify", small, tmp_path / "large")[0] == 0
+
+
 @pytest.mark.parametrize("method", [("lemon", "depth=random", "placement=last"), ("random",)])
 @pytest.mark.parametrize("variant, before", [("gemma3_text", 5), ("modernbert", 2)])
 def test_layers_that_begin_afresh_have_the_types_of_their_places(tmp_path, capsys, variant, before, method):
@@ -62,6 +81,46 @@ def saved_of(folder: Path, config: type, layers: int) -> Path:
     ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0)
     models.build(config(num_hidden_layers=layers, **sizes, **keys, **ids), seed=1).save_pretrained(folder)
     return folder
+
+
+def told_of(folder: Path, variant: str, keys: dict, capsys) -> dict[str, tuple[Path, list[str]]]:
+    """A model with these keys, grown, exported and resharded: each result, and what is said of transformers 4."""
+    small = edit(saved(folder / "small", variant, positions=LONG), **keys)
+    target = edit(target_config_file(folder / "target.json", variant, positions=LONG, **times(2)), **keys)
+    native = ["--format", "zero", "--zero-stage", 1, "--world-size", 1]
+    results = {}
+    for name, command in {
+        "grown": ["expand", "--source", small, "--target", target],
+        "exported": ["export", small],
+        "native": ["reshard", small, *native],
+        "grown native": ["expand", "--source", small, "--target", target, *native],
+        "resharded": ["reshard", folder / "native", "--format", "huggingface"],
+    }.items():
+        code, out, err = lemon(capsys, *command, "--out", folder / name)
+        assert code == 0, err
+        results[name] = folder / name, [line for line in (out + err).splitlines() if "transformers 4" in line]
+    return results
+
+
+@pytest.mark.parametrize("name", MISREAD)
+def test_what_transformers_4_reads_otherwise_is_left_out_and_said(tmp_path, capsys, name):
+    """In one line, of results that it can load; `test_transformers_4.py` shows that it is so."""
+    variant, keys = MISREAD[name]
+    sayable = {"global_attn_every_n_layers"} if variant == "modernbert" and "layer_types" not in keys else set()
+    for result, (folder, lines) in told_of(tmp_path, variant, keys, capsys).items():
+        assert len(lines) == ("native" not in result), lines
+        assert all("computes something else: load it with transformers 5" in line for line in lines)
+        content = json.loads((folder / "config.json").read_text())
+        assert {"global_attn_every_n_layers", "rope_scaling"} & set(content) == sayable
+        assert {key: content[key] for key in keys} == keys
+
+
+@pytest.mark.parametrize("variant", ["modernbert", "gemma3_text", "gemma2", "qwen3"])
+def test_nothing_is_said_where_transformers_4_reads_the_same(tmp_path, capsys, variant):
+    """Gemma's and Qwen's lists of types it reads, in any order."""
+    keys = {} if variant == "modernbert" else {"layer_types": [TYPES[1], TYPES[0], TYPES[0], TYPES[1]]}
+    keys = {**SLIDING, "layer_types": TYPES[::-1]} if variant == "qwen3" else keys
+    assert not [lines for _, lines in told_of(tmp_path, variant, keys, capsys).values() if lines]
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import ModernBertConfig, ModernBertForMaskedLM, ModernBertModel, PretrainedConfig
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import MaskedLMOutput
-from transformers.models.modernbert.modeling_modernbert import ModernBertAttention, rotate_half
 
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.models.architecture import (
@@ -37,12 +35,8 @@ from pipeline.models.architecture import (
 )
 from pipeline.models.families.bert import chosen
 from pipeline.models.family import (
-    FULL_ATTENTION,
-    LAYER_TYPES,
-    LAYER_TYPES_STATED,
     ROPE,
     ROPE_AS_WRITTEN,
-    SLIDING_ATTENTION,
     TEXT_KEYS,
     Facts,
     Family,
@@ -52,11 +46,24 @@ from pipeline.models.family import (
     text_positions,
     text_probe,
 )
+from pipeline.models.layer_types import (
+    FULL_ATTENTION,
+    LAYER_TYPES,
+    LAYER_TYPES_STATED,
+    SLIDING_ATTENTION,
+    LayerPattern,
+    windows_of,
+)
 
-EVERY, USUAL = "global_attn_every_n_layers", 3
-"""How transformers 4 says after how many layers the next attends to all tokens; and what a config means without it."""
-BASES = {FULL_ATTENTION: "global_rope_theta", SLIDING_ATTENTION: "local_rope_theta"}
-"""How it says the bases of rotary positions."""
+EVERY = "global_attn_every_n_layers"
+PATTERN = LayerPattern(
+    full=0,
+    usual=3,
+    period_key=EVERY,
+    types_read=False,
+    bases={FULL_ATTENTION: "global_rope_theta", SLIDING_ATTENTION: "local_rope_theta"},
+    scaled=(FULL_ATTENTION, SLIDING_ATTENTION),
+)
 
 
 class ModernBertForScoredMaskedLM(ModernBertForMaskedLM):
@@ -73,23 +80,6 @@ class ModernBertForScoredMaskedLM(ModernBertForMaskedLM):
     def is_custom_code(cls) -> bool:
         """Its weights start as those of its base class do, by which all are drawn."""
         return False
-
-
-def attention_in_float64(
-    module: Any,
-    hidden_states: Tensor,
-    position_embeddings: tuple[Tensor, Tensor],
-    attention_mask: Tensor | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """(B, S, D): the forward of `ModernBertAttention` without dropout. Its own turns queries and keys in float32."""
-    shape = hidden_states.shape[:-1]
-    fused = module.Wqkv(hidden_states).view(*shape, 3, -1, module.head_dim)
-    query, key, value = (each.transpose(1, 2) for each in fused.unbind(-3))
-    cos, sin = (each.unsqueeze(1) for each in position_embeddings)
-    query, key = (each * cos + rotate_half(each) * sin for each in (query, key))
-    context, _weights = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=module.head_dim**-0.5)
-    return module.Wo(context.reshape(*shape, -1)), None
 
 
 def truncated_std(config: ModernBertConfig) -> float:
@@ -136,7 +126,7 @@ def _architecture(
             Space("mlp", config.intermediate_size, "mlp"),
             Space("vocab", config.vocab_size, "lookup"),
         ),
-        stacks=(LayerStack("layers", config.num_hidden_layers, (Attention(rope=True),), every(config) or 1),),
+        stacks=(LayerStack("layers", config.num_hidden_layers, (Attention(rope=True),), PATTERN.period(config)),),
         params=params,
         epsilon=NormEpsilon(config.norm_eps, "norm_eps"),
         **options,
@@ -168,27 +158,9 @@ def encoder(config: ModernBertConfig) -> Architecture:
     return _architecture(config, _encoder("", config, tied=False), outputs=outputs, ignored=others)
 
 
-def every(config: ModernBertConfig) -> int | None:
-    """After how many layers the next attends to all tokens, as the first does; None where they follow no such
-    pattern."""
-    types, stated = config.layer_types, getattr(config, EVERY, None) or USUAL
-    return next((n for n in (stated, *range(1, len(types) + 1)) if types == pattern(n, len(types))), None)
-
-
-def pattern(period: int, layers: int) -> list[str]:
-    return [SLIDING_ATTENTION if layer % period else FULL_ATTENTION for layer in range(layers)]
-
-
-def older_keys(config: ModernBertConfig) -> dict[str, Any]:
-    """What transformers 4 reads of the layers' kinds and of rotary positions."""
-    bases = {key: getattr(config, ROPE)[kind]["rope_theta"] for kind, key in BASES.items()}
-    period = every(config)
-    return bases | ({} if period is None else {EVERY: period})
-
-
 def windows(config: ModernBertConfig) -> tuple[int | None, ...]:
     """To each side, the token itself included."""
-    return tuple(config.local_attention // 2 + 1 if kind == SLIDING_ATTENTION else None for kind in config.layer_types)
+    return windows_of(config, config.local_attention // 2 + 1)
 
 
 def resize(sizes: ModelSizes) -> dict[str, Any]:
@@ -264,8 +236,8 @@ FAMILY = Family(
     positions=text_positions,
     probe_inputs=text_probe,
     configure=configure,
-    in_float64=((ModernBertAttention, attention_in_float64),),
     windows=windows,
-    older_keys=older_keys,
+    older_keys=PATTERN.older_keys,
+    misread=PATTERN.misread,
     least_layers=1,
 )
