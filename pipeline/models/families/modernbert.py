@@ -11,7 +11,15 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
-from transformers import ModernBertConfig, ModernBertForMaskedLM, ModernBertModel, PretrainedConfig
+from transformers import (
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    ModernBertForQuestionAnswering,
+    ModernBertForSequenceClassification,
+    ModernBertForTokenClassification,
+    ModernBertModel,
+    PretrainedConfig,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.modernbert.modeling_modernbert import ModernBertAttention, rotate_half
 
@@ -44,7 +52,17 @@ from pipeline.models.family import (
 )
 from pipeline.models.scored_masked_lm import ScoredMaskedLM
 from pipeline.models.text_encoders import Trunk
-from pipeline.models.text_heads import Decoder, configured, encoder, masked_lm, text_family
+from pipeline.models.text_heads import (
+    Decoder,
+    configured,
+    encoder,
+    masked_lm,
+    one_layer,
+    question_answering,
+    text_classifier,
+    text_family,
+    token_classifier,
+)
 
 EVERY, USUAL = "global_attn_every_n_layers", 3
 """How transformers 4 says after how many layers the next attends to all tokens; and what a config means without it."""
@@ -87,6 +105,11 @@ def branch_end_std(config: ModernBertConfig) -> float:
     return truncated_std(config) / math.sqrt(2 * config.num_hidden_layers)
 
 
+def classifier_std(config: ModernBertConfig) -> float:
+    """The same of what gives out classes, which the code divides by the root of the width."""
+    return truncated_std(config) / math.sqrt(config.hidden_size) / (config.initializer_range or 1.0)
+
+
 def table(config: ModernBertConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
     """Embedding, its norm, layers, and the final norm."""
     layer, fused, gated = prefix + "layers.{i}.", writes("query", "key", "value"), writes("mlp", "mlp")
@@ -113,6 +136,12 @@ def transform(config: ModernBertConfig, counted_per: str) -> tuple[ParamSpec, ..
         *with_std(branch_end_std(config), dense),
         *norm("head.norm", "transformed", "decoded", bias=config.norm_bias),
     )
+
+
+def classifier(config: ModernBertConfig, counted_per: str) -> tuple[ParamSpec, ...]:
+    """Of sequences (of the first token, or of the mean of all) and of tokens."""
+    last = one_layer("classifier", "decoded")(config, counted_per)
+    return (*transform(config, counted_per), *with_std(classifier_std(config), last))
 
 
 def every(config: ModernBertConfig) -> int | None:
@@ -151,7 +180,7 @@ TRUNK = Trunk(
     epsilon="norm_eps",
     head_dim=head_dim,
     stack=stack,
-    ends=("head", "decoder"),
+    ends=("head", "decoder", "classifier"),
 )
 DECODER = Decoder("decoder", has_bias=lambda config: config.decoder_bias, std=branch_end_std)
 
@@ -172,7 +201,13 @@ def configure(sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
 FAMILY = text_family(
     TRUNK,
     ModernBertConfig,
-    (masked_lm(TRUNK, ModernBertForScoredMaskedLM, transform, DECODER), encoder(TRUNK, ModernBertModel)),
+    (
+        masked_lm(TRUNK, ModernBertForScoredMaskedLM, transform, DECODER),
+        text_classifier(TRUNK, ModernBertForSequenceClassification, classifier),
+        token_classifier(TRUNK, ModernBertForTokenClassification, classifier),
+        question_answering(TRUNK, ModernBertForQuestionAnswering, classifier),
+        encoder(TRUNK, ModernBertModel),
+    ),
     keys=TEXT_KEYS.extended(
         sizes=("head_dim",),
         undeclared=("head_dim",),
