@@ -59,7 +59,11 @@ VARIANTS = {
         "classifier_pooling": "mean",
         **dict.fromkeys(("classifier_bias", "norm_bias"), True),
     },
-    "modernbert token-classifier": {"head": "token-classifier", "num_labels": CLASSES},
+    "modernbert token-classifier": {
+        "head": "token-classifier",
+        "num_labels": CLASSES,
+        **dict.fromkeys(("classifier_bias", "mlp_bias", "norm_bias"), True),
+    },
     "modernbert question-answering": {"head": "question-answering"},
     "vit": {},
     "vit encoder": {"head": "encoder"},
