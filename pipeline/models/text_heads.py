@@ -171,7 +171,7 @@ def configured(
 def text_family(
     trunk: Trunk,
     config_class: type[PretrainedConfig],
-    known_heads: tuple[Head, ...],
+    heads: tuple[Head, ...],
     resize: Callable[[ModelSizes], dict[str, Any]] = resized,
     **fields: Any,
 ) -> Family:
@@ -185,7 +185,7 @@ def text_family(
         name=trunk.family,
         data="text",
         config_class=config_class,
-        heads=known_heads,
+        heads=heads,
         resize=resize,
         positions=text_positions,
         **(as_of_bert | fields),
