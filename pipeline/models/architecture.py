@@ -424,17 +424,6 @@ def lm_head(tied: bool, embedding: str) -> tuple[tuple[ParamSpec, ...], dict[str
     return linear("lm_head", "normed", "vocab", counted_per="scored", bias=False), {}
 
 
-def masked_lm_head(
-    tied: bool, reading: str, *, decoder: str, bias: str, embedding: str
-) -> tuple[tuple[ParamSpec, ...], dict[str, str]]:
-    """The parameters and the aliases of a masked language model's decoder: its own matrix and bias, or the token
-    `embedding` and the head's `bias` when `tied`. An untied head still holds that bias, which nothing reads."""
-    offset = linear(bias, reading, "vocab", counted_per="scored")[1:]
-    if tied:
-        return offset, {f"{decoder}.weight": f"{embedding}.weight", f"{decoder}.bias": f"{bias}.bias"}
-    return (*linear(decoder, reading, "vocab", counted_per="scored"), *offset), {}
-
-
 def norm(
     name: str,
     reading: str,

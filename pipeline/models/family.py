@@ -7,12 +7,12 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Generator, Tensor
-from transformers import BertConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError, closest
 from pipeline.models import drop_path
-from pipeline.models.architecture import Architecture, LayerStack, NormEpsilon, ParamSpec, Space, heads, spaces
+from pipeline.models.architecture import Architecture
 
 Facts = Mapping[str, Any]
 """What `prepare` states about the data. `kind`; of text vocab_size (rows of a fresh model's table), pieces (of the
@@ -284,9 +284,10 @@ class Family:
         return (public | written)[name]
 
 
-def resized(sizes: ModelSizes) -> dict[str, Any]:
-    """What a model's sizes are called in a config of `transformers`, in most families."""
-    return {
+def resized(sizes: ModelSizes, **others: str) -> dict[str, Any]:
+    """What a model's sizes are called in a config of `transformers`, in most families. others: the keys of a family
+    that calls some otherwise, by those of most."""
+    keys = {
         "hidden_size": sizes.hidden,
         "num_hidden_layers": sizes.layers,
         "num_attention_heads": sizes.heads,
@@ -295,6 +296,7 @@ def resized(sizes: ModelSizes) -> dict[str, Any]:
         "attention_probs_dropout_prob": sizes.dropout,
         "initializer_range": sizes.init,
     }
+    return {others.get(key, key): value for key, value in keys.items()}
 
 
 def dropped(sizes: ModelSizes) -> dict[str, Any]:
@@ -335,11 +337,6 @@ def masked_keys(sizes: ModelSizes, facts: Facts) -> dict[str, Any]:
     return {"vocab_size": facts["vocab_size"], "max_position_embeddings": positions_of(facts), "pad_token_id": None}
 
 
-def masked_config(config_class: Callable[..., PretrainedConfig], sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
-    """A BERT-like config. Raises UserError."""
-    return config_class(**masked_keys(sizes, facts), layer_norm_eps=sizes.eps, **resized(sizes))
-
-
 def causal_keys(sizes: ModelSizes, facts: Facts) -> dict[str, Any]:
     """What the data decide of a causal model: vocabulary, and the tokens that begin and separate texts. Raises
     UserError."""
@@ -365,28 +362,6 @@ def require_kind(sizes: ModelSizes, facts: Facts, kind: Literal["text", "images"
 def stated(**keys: Any) -> dict[str, Any]:
     """The keys that have a value."""
     return {key: value for key, value in keys.items() if value is not None}
-
-
-def bert_architecture(
-    family: str, config: BertConfig, params: tuple[ParamSpec, ...], *more: Space, **options: Any
-) -> Architecture:
-    """A BERT-like architecture: the spaces that every one has, and `more` of its own."""
-    return Architecture(
-        family=family,
-        spaces=spaces(
-            Space("embed", config.hidden_size, "residual"),
-            *more,
-            *heads(config.num_attention_heads, config.hidden_size // config.num_attention_heads),
-            Space("mlp", config.intermediate_size, "mlp"),
-            Space("vocab", config.vocab_size, "lookup"),
-            Space("positions", config.max_position_embeddings, "lookup"),
-            Space("types", config.type_vocab_size, "lookup"),
-        ),
-        stacks=(LayerStack("layers", config.num_hidden_layers),),
-        params=params,
-        epsilon=NormEpsilon(config.layer_norm_eps, "layer_norm_eps"),
-        **options,
-    )
 
 
 def text_positions(config: PretrainedConfig, facts: Facts) -> dict[str, int]:

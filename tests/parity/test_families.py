@@ -151,3 +151,15 @@ def test_a_probe_touches_every_kind_of_embedding(variant):
     tables = [row for row in models.architecture_of(config).rows() if row.use in ("lookup", "both")]
     for row in tables:
         assert parameters[row.module].grad.any(), row.name
+
+
+ANSWERING = [variant for variant in VARIANTS if variant.endswith("question-answering")]
+
+
+@pytest.mark.parametrize("variant", ANSWERING)
+def test_answers_to_questions_have_a_begin_and_an_end(variant):
+    """The code of transformers splits what such a model gives out in two."""
+    config = sample(variant)
+    config.num_labels = 3
+    with pytest.raises(UserError, match="has 2 labels, for begin and end, and not 3"):
+        models.architecture_of(config)

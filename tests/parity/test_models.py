@@ -109,8 +109,9 @@ def test_the_same_seed_gives_the_same_model(name):
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
-def test_labels_give_a_loss_as_in_transformers():
-    model, inputs = randomised("bert-pre-ln"), batch()
+@pytest.mark.parametrize("name", ["bert-pre-ln", "bert", "roberta", "distilbert", "modernbert"])
+def test_labels_give_a_loss_as_in_transformers(name):
+    model, inputs = randomised(name), batch()
     labels = inputs["input_ids"].masked_fill(torch.rand(3, POSITIONS) < 0.7, -100)
     result = model(**inputs, labels=labels)
     expected = torch.nn.functional.cross_entropy(result.logits.float().flatten(0, 1), labels.flatten())

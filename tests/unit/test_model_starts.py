@@ -75,6 +75,8 @@ def test_a_bare_encoder_gets_its_familys_head(variant):
         ("bert question-answering", {"qa_outputs"}),
         ("roberta text-classifier", {"classifier.dense", "classifier.out_proj"}),
         ("xlm-roberta text-classifier", {"classifier.dense", "classifier.out_proj"}),
+        ("modernbert text-classifier", {"classifier"}),
+        ("modernbert question-answering", {"classifier"}),
         ("bert encoder", {"pooler.dense"}),
         ("bert encoder without pooler", set()),
         ("vit encoder", {"pooler.dense"}),

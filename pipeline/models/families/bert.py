@@ -1,10 +1,8 @@
 """BERT, RoBERTa and RoBERTa's kin (XLM-RoBERTa, CamemBERT) as `transformers` has them: post-LN, MLM transform, decoder
 tied or not, scored at the masked positions only."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 from transformers import (
@@ -37,60 +35,39 @@ from transformers import (
     XLMRobertaForTokenClassification,
     XLMRobertaModel,
 )
-from transformers.modeling_outputs import MaskedLMOutput
 
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
-from pipeline.models.architecture import Architecture, ParamSpec, Space, embedding, linear, masked_lm_head, norm
-from pipeline.models.family import (
-    BERT_KEYS,
-    Facts,
-    Family,
-    Head,
-    bert_architecture,
-    has_pooler,
-    masked_config,
-    positions_of,
-    resized,
-    segmented_text_probe,
-    text_positions,
+from pipeline.models.architecture import Architecture, ParamSpec, Space, embedding, linear, norm
+from pipeline.models.family import Facts, Family, Head, positions_of, resized, segmented_text_probe
+from pipeline.models.scored_masked_lm import ScoredMaskedLM
+from pipeline.models.text_encoders import Trunk, positions_and_types
+from pipeline.models.text_heads import (
+    Decoder,
+    configured,
+    encoder,
+    masked_lm,
+    question_answering,
+    text_classifier,
+    text_family,
+    token_classifier,
+    transformed,
+    two_layers,
 )
 
 
-class BertForScoredMaskedLM(BertForMaskedLM):
-    """`BertForMaskedLM` with the same parameters; the head runs on a fixed number of positions per sequence."""
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        masked_positions: Tensor | None = None,
-        **_: Any,
-    ) -> MaskedLMOutput:
-        """Logits (B, M, V) at `masked_positions` (B, M), or (B, S, V) everywhere when none are given."""
-        hidden_BSD = self.bert(
-            input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
-        ).last_hidden_state
-        return MaskedLMOutput(logits=self.cls(chosen(hidden_BSD, masked_positions)))
+class BertForScoredMaskedLM(ScoredMaskedLM, BertForMaskedLM):
+    def predictions(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.cls(hidden)
+        return logits
 
 
-class ScoredLmHead(PreTrainedModel):
-    """The forward of RoBERTa and its kin in the same way."""
+class ScoredLmHead(ScoredMaskedLM):
+    """The head of RoBERTa and its kin."""
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        masked_positions: Tensor | None = None,
-        **_: Any,
-    ) -> MaskedLMOutput:
-        """Logits (B, M, V) at `masked_positions` (B, M), or (B, S, V) everywhere when none are given."""
-        hidden_BSD = self.roberta(
-            input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
-        ).last_hidden_state
-        return MaskedLMOutput(logits=self.lm_head(chosen(hidden_BSD, masked_positions)))
+    def predictions(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.lm_head(hidden)
+        return logits
 
 
 class RobertaForScoredMaskedLM(ScoredLmHead, RobertaForMaskedLM):
@@ -105,19 +82,11 @@ class CamembertForScoredMaskedLM(ScoredLmHead, CamembertForMaskedLM):
     pass
 
 
-def chosen(hidden_BSD: Tensor, positions_BM: Tensor | None) -> Tensor:
-    """(B, M, D): the hidden states at some positions, or all."""
-    if positions_BM is None:
-        return hidden_BSD
-    return hidden_BSD.gather(1, positions_BM.unsqueeze(-1).expand(-1, -1, hidden_BSD.shape[-1]))
-
-
-def _encoder(prefix: str, tied: bool, words: str | None = None) -> tuple[ParamSpec, ...]:
-    """Embeddings and layers. The norms write the residual stream itself. words: the module of the token embedding,
-    where it is another than the name says."""
+def table(config: BertConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
+    """Embeddings and layers. The norms write the residual stream itself."""
     layer = prefix + "encoder.layer.{i}."
     return (
-        *embedding(prefix + "embeddings.word_embeddings", "vocab", "embed", tied=tied, decay=tied, module=words),
+        *embedding(prefix + "embeddings.word_embeddings", "vocab", "embed", tied=tied, decay=tied),
         *embedding(prefix + "embeddings.position_embeddings", "positions", "embed"),
         *embedding(prefix + "embeddings.token_type_embeddings", "types", "embed"),
         *norm(prefix + "embeddings.LayerNorm", "embed", "embed"),
@@ -132,188 +101,61 @@ def _encoder(prefix: str, tied: bool, words: str | None = None) -> tuple[ParamSp
     )
 
 
-def masked_lm(
-    config: BertConfig,
-    *,
-    family: str,
-    prefix: str,
-    transform: str,
-    transform_norm: str,
-    bias: str,
-    decoder: str,
-    ignored: tuple[str, ...],
-    head_first: bool = False,
-    next_sentence: bool = False,
-) -> Architecture:
-    """The encoder, dense -> activation -> norm, and a decoder, tied to the token embedding unless the config says
-    otherwise. ignored: what else published files hold. head_first: the model's code builds its head before its encoder,
-    so that what both share goes by the head's name. next_sentence: the model has BERT's second head too, and the first
-    runs at every position."""
-    tied, words = config.tie_word_embeddings, f"{prefix}embeddings.word_embeddings"
-    head, aliases = masked_lm_head(tied, "decoded", decoder=decoder, bias=bias, embedding=words)
-    params = (
-        *_encoder(prefix, tied, decoder if tied and head_first else None),
-        *linear(transform, "embed", "transformed", counted_per="scored"),
-        *norm(transform_norm, "transformed", "decoded"),
-        *head,
-    )
-    decoded = Space("decoded", config.hidden_size, "tied" if tied else "normed")
-    inner = Space("transformed", config.hidden_size, "inner")
-    doubled = {} if tied else {f"{bias}.bias": f"{decoder}.bias"}
-    more: dict[str, Any] = {"aliases": aliases, "doubled": doubled, "ignored": ignored}
-    if not next_sentence:
-        return bert_architecture(family, config, params, inner, decoded, **more)
-    everywhere = tuple(replace(each, counted_per="token") if each.counted_per == "scored" else each for each in params)
-    params = (*everywhere, *_pooler(prefix), *linear(NEXT, "pooled", "relations", counted_per="sequence"))
-    ends = inner, decoded, _pooled(config), Space("relations", 2, "fixed")
-    outputs = {"prediction_logits": "vocab", "seq_relationship_logits": "relations"}
-    return bert_architecture(family, config, params, *ends, outputs=outputs, **more)
-
-
+TRUNK = Trunk(
+    family="bert",
+    prefix="bert.",
+    table=table,
+    lookups=positions_and_types,
+    pooler=True,
+    buffers=("embeddings.position_ids", "embeddings.token_type_ids"),
+    ends=("cls", "lm_head", "classifier", "qa_outputs"),
+)
 NEXT = "cls.seq_relationship"
 """The head that tells whether the second text follows the first."""
+MASKED = masked_lm(
+    TRUNK,
+    BertForScoredMaskedLM,
+    transformed("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"),
+    Decoder("cls.predictions.decoder", bias="cls.predictions"),
+    beside=(f"{NEXT}.*",),
+)
+RELATIONS = Space("relations", 2, "fixed")
 
 
-def _pooler(prefix: str) -> tuple[ParamSpec, ...]:
-    return linear(f"{prefix}pooler.dense", "embed", "pooled", counted_per="sequence")
-
-
-def _pooled(config: BertConfig) -> Space:
-    return Space("pooled", config.hidden_size, "pooled")
-
-
-def encoder(family: str, config: BertConfig) -> Architecture:
-    """The bare encoder with its pooler, where it has one."""
-    ignored = (*BUFFERS, *ENDS)
-    params, outputs = _encoder("", tied=False), {"last_hidden_state": "embed"}
-    if not has_pooler(config):
-        return bert_architecture(family, config, params, outputs=outputs, ignored=ignored)
-    params, outputs = (*params, *_pooler("")), {**outputs, "pooler_output": "pooled"}
-    return bert_architecture(family, config, params, _pooled(config), outputs=outputs, ignored=ignored)
+def next_rows() -> tuple[ParamSpec, ...]:
+    return (*TRUNK.pooler_rows(TRUNK.prefix), *linear(NEXT, "pooled", "relations", counted_per="sequence"))
 
 
 def next_sentence(config: BertConfig) -> Architecture:
     """BERT's second head alone, behind the pooler."""
-    ends = (*_pooler("bert."), *linear(NEXT, "pooled", "relations", counted_per="sequence"))
-    spaces = _pooled(config), Space("relations", 2, "fixed")
-    return _ended("bert", "bert.", config, ends, spaces, {"logits": "relations"}, "cls.predictions.*")
+    return TRUNK.under(config, next_rows(), {"logits": "relations"}, RELATIONS, beside=("cls.predictions.*",))
 
 
-def text_classifier(family: str, prefix: str, dense: str, end: str, config: BertConfig) -> Architecture:
-    """A classifier of sequences: a dense layer on the first token, tanh, the classes. BERT's `dense` is its pooler."""
-    ends = (
-        *linear(dense, "embed", "pooled", counted_per="sequence"),
-        *linear(end, "pooled", "classes", counted_per="sequence"),
-    )
-    beside = () if dense.startswith(prefix) else (f"{prefix}pooler.*",)
-    return _ended(family, prefix, config, ends, (_pooled(config), _classes(config)), {"logits": "classes"}, *beside)
-
-
-def token_classifier(family: str, prefix: str, config: BertConfig) -> Architecture:
-    """A classifier of tokens, which reads the stream itself."""
-    ends = linear("classifier", "embed", "classes")
-    return _ended(family, prefix, config, ends, (_classes(config),), {"logits": "classes"}, f"{prefix}pooler.*")
-
-
-def question_answering(family: str, prefix: str, config: BertConfig) -> Architecture:
-    """Two numbers for each token: how far an answer begins and ends there. Raises UserError for another number."""
-    if config.num_labels != 2:
-        raise UserError(f"a model that answers questions has 2 labels, for begin and end, and not {config.num_labels}")
-    ends, outputs = linear("qa_outputs", "embed", "classes"), {"start_logits": "score", "end_logits": "score"}
-    spaces = _classes(config), Space("score", 1, "number")
-    return _ended(family, prefix, config, ends, spaces, outputs, f"{prefix}pooler.*")
-
-
-def _classes(config: BertConfig) -> Space:
-    return Space("classes", config.num_labels, "fixed")
-
-
-def _ended(
-    family: str,
-    prefix: str,
-    config: BertConfig,
-    ends: tuple[ParamSpec, ...],
-    spaces: tuple[Space, ...],
-    outputs: dict[str, str],
-    *beside: str,
-) -> Architecture:
-    """The encoder with a head that has its own parameters alone. beside: what published files may hold besides, buffers
-    apart."""
-    ignored = (*(f"{prefix}{buffer}" for buffer in BUFFERS), *beside)
-    params = (*_encoder(prefix, tied=False), *ends)
-    return bert_architecture(family, config, params, *spaces, outputs=outputs, ignored=ignored)
-
-
-BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
-"""What files of older versions hold besides."""
-ENDS = ("cls.*", "lm_head.*", "classifier.*", "qa_outputs.*")
-"""The heads of models whose files may be read for a bare encoder."""
-
-
-Classes = tuple[type[PreTrainedModel], ...]
-"""Classes of models, in the order in which their heads are named."""
-
-
-def _family(
-    name: str,
-    config_class: type[PretrainedConfig],
-    prefix: str,
-    classifier: tuple[str, str],
-    heads: Classes,
-    **more: Any,
-) -> Family:
-    """A family. heads: the masked language model by `masked`, the classifiers of texts and of tokens, what answers
-    questions, and the bare encoder. classifier: the two dense layers of the first of these. more: `masked`, the
-    architecture of the masked language model, `others`, heads that the rest do not have, and fields of `Family`."""
-    architectures = {
-        "masked-lm": more.pop("masked"),
-        "text-classifier": partial(text_classifier, name, prefix, *classifier),
-        "token-classifier": partial(token_classifier, name, prefix),
-        "question-answering": partial(question_answering, name, prefix),
-    }
-    *ended, bare = heads
-    known = (Head(head, each, build) for each, (head, build) in zip(ended, architectures.items(), strict=True))
-    return Family(
-        name=name,
-        data="text",
-        config_class=config_class,
-        heads=(*known, *more.pop("others", ()), Head("encoder", bare, partial(encoder, name), pooler="pooler")),
-        keys=BERT_KEYS,
-        resize=resized,
-        positions=text_positions,
-        **more,
+def pre_training(config: BertConfig) -> Architecture:
+    """Both heads, the first of which runs at every position."""
+    masked, second = MASKED.architecture(config), next_sentence(config)
+    first = (replace(row, counted_per="token") if row.counted_per == "scored" else row for row in masked.params)
+    return replace(
+        masked,
+        params=(*first, *next_rows()),
+        spaces=masked.spaces | second.spaces,
+        outputs={"prediction_logits": "vocab", "seq_relationship_logits": "relations"},
+        ignored=tuple(name for name in second.ignored if name in masked.ignored),
     )
 
 
-_bert_masked = partial(
-    masked_lm,
-    family="bert",
-    prefix="bert.",
-    transform="cls.predictions.transform.dense",
-    transform_norm="cls.predictions.transform.LayerNorm",
-    bias="cls.predictions",
-    decoder="cls.predictions.decoder",
-)
-_bert_buffers = tuple(f"bert.{name}" for name in BUFFERS)
-BERT = _family(
-    "bert",
+BERT = text_family(
+    TRUNK,
     BertConfig,
-    "bert.",
-    ("bert.pooler.dense", "classifier"),
     (
-        BertForScoredMaskedLM,
-        BertForSequenceClassification,
-        BertForTokenClassification,
-        BertForQuestionAnswering,
-        BertModel,
-    ),
-    masked=partial(_bert_masked, ignored=(*_bert_buffers, "bert.pooler.*", f"{NEXT}.*")),
-    others=(
-        Head("pre-training", BertForPreTraining, partial(_bert_masked, ignored=_bert_buffers, next_sentence=True)),
+        MASKED,
+        text_classifier(TRUNK, BertForSequenceClassification, two_layers("bert.pooler.dense", "classifier")),
+        token_classifier(TRUNK, BertForTokenClassification),
+        question_answering(TRUNK, BertForQuestionAnswering),
+        Head("pre-training", BertForPreTraining, pre_training),
         Head("next-sentence", BertForNextSentencePrediction, next_sentence),
+        encoder(TRUNK, BertModel),
     ),
-    probe_inputs=segmented_text_probe,
-    configure=lambda sizes, facts: masked_config(BertConfig, sizes, facts),
 )
 RESERVED = 2
 """Rows of RoBERTa's position table that no token takes: positions count from behind the padding token's id, 1 (or 0,
@@ -321,7 +163,7 @@ then the last row stays free)."""
 
 
 def configure_roberta(
-    config_class: Callable[..., PretrainedConfig], sizes: ModelSizes, facts: Facts
+    trunk: Trunk, config_class: type[PretrainedConfig], sizes: ModelSizes, facts: Facts
 ) -> PretrainedConfig:
     """Raises UserError for a padding token behind which no position could begin."""
     pad = facts.get("special", {}).get("pad", RESERVED - 1)
@@ -331,33 +173,37 @@ def configure_roberta(
             f"tokenizer is {pad}; "
             "choose a tokenizer whose padding token is 0 or 1, or another family"
         )
-    config = masked_config(config_class, sizes, {**facts, "positions": positions_of(facts) + RESERVED})
+    config = configured(trunk, config_class, resized, sizes, {**facts, "positions": positions_of(facts) + RESERVED})
     config.update({"pad_token_id": pad})
     return config
 
 
-def _roberta(name: str, config_class: type[PretrainedConfig], heads: Classes, head_first: bool = False) -> Family:
-    """RoBERTa, and what differs from it in its vocabulary alone."""
-    masked = partial(
-        masked_lm,
-        family=name,
-        prefix="roberta.",
-        transform="lm_head.dense",
-        transform_norm="lm_head.layer_norm",
-        bias="lm_head",
-        decoder="lm_head.decoder",
-        ignored=(*(f"roberta.{buffer}" for buffer in BUFFERS), "roberta.pooler.*"),
-        head_first=head_first,
-    )
-    return _family(
-        name,
+def _roberta(
+    name: str,
+    config_class: type[PretrainedConfig],
+    masked: type[PreTrainedModel],
+    texts: type[PreTrainedModel],
+    tokens: type[PreTrainedModel],
+    answers: type[PreTrainedModel],
+    bare: type[PreTrainedModel],
+    built_first: bool = False,
+) -> Family:
+    """RoBERTa, and what differs from it in its vocabulary alone: its config's class and those of its heads, the last of
+    them the bare encoder's. built_first: as in `Decoder`."""
+    trunk = replace(TRUNK, family=name, prefix="roberta.")
+    transform = transformed("lm_head.dense", "lm_head.layer_norm")
+    return text_family(
+        trunk,
         config_class,
-        "roberta.",
-        ("classifier.dense", "classifier.out_proj"),
-        heads,
-        masked=masked,
+        (
+            masked_lm(trunk, masked, transform, Decoder("lm_head.decoder", bias="lm_head", built_first=built_first)),
+            text_classifier(trunk, texts, two_layers("classifier.dense", "classifier.out_proj")),
+            token_classifier(trunk, tokens),
+            question_answering(trunk, answers),
+            encoder(trunk, bare),
+        ),
         probe_inputs=partial(segmented_text_probe, reserved=RESERVED),
-        configure=partial(configure_roberta, config_class),
+        configure=partial(configure_roberta, trunk, config_class),
         reserved=RESERVED,
     )
 
@@ -365,35 +211,29 @@ def _roberta(name: str, config_class: type[PretrainedConfig], heads: Classes, he
 ROBERTA = _roberta(
     "roberta",
     RobertaConfig,
-    (
-        RobertaForScoredMaskedLM,
-        RobertaForSequenceClassification,
-        RobertaForTokenClassification,
-        RobertaForQuestionAnswering,
-        RobertaModel,
-    ),
+    RobertaForScoredMaskedLM,
+    RobertaForSequenceClassification,
+    RobertaForTokenClassification,
+    RobertaForQuestionAnswering,
+    RobertaModel,
 )
 XLM_ROBERTA = _roberta(
     "xlm-roberta",
     XLMRobertaConfig,
-    (
-        XLMRobertaForScoredMaskedLM,
-        XLMRobertaForSequenceClassification,
-        XLMRobertaForTokenClassification,
-        XLMRobertaForQuestionAnswering,
-        XLMRobertaModel,
-    ),
-    True,
+    XLMRobertaForScoredMaskedLM,
+    XLMRobertaForSequenceClassification,
+    XLMRobertaForTokenClassification,
+    XLMRobertaForQuestionAnswering,
+    XLMRobertaModel,
+    built_first=True,
 )
 CAMEMBERT = _roberta(
     "camembert",
     CamembertConfig,
-    (
-        CamembertForScoredMaskedLM,
-        CamembertForSequenceClassification,
-        CamembertForTokenClassification,
-        CamembertForQuestionAnswering,
-        CamembertModel,
-    ),
-    True,
+    CamembertForScoredMaskedLM,
+    CamembertForSequenceClassification,
+    CamembertForTokenClassification,
+    CamembertForQuestionAnswering,
+    CamembertModel,
+    built_first=True,
 )

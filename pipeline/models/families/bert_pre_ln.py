@@ -5,35 +5,25 @@ Source: Wang et al., "LEMON: Lossless Model Expansion", ICLR 2024 (arXiv:2310.07
 follow BERT's in `transformers`, with the norms standing in front of their branch.
 """
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform, eager_attention_forward
 
-from pipeline.config.model_sizes import ModelSizes
 from pipeline.models import drop_path
-from pipeline.models.architecture import Architecture, ParamSpec, Space, embedding, linear, masked_lm_head, norm
-from pipeline.models.family import (
-    BERT_KEYS,
-    Family,
-    Head,
-    bert_architecture,
-    dropped,
-    masked_config,
-    resized,
-    segmented_text_probe,
-    text_positions,
-)
+from pipeline.models.architecture import ParamSpec, embedding, linear, norm
+from pipeline.models.family import BERT_KEYS, dropped, resized
+from pipeline.models.scored_masked_lm import ScoredMaskedLM
+from pipeline.models.text_encoders import Trunk, positions_and_types
+from pipeline.models.text_heads import Decoder, encoder, masked_lm, text_family, transformed
 
 
 class BertPreLNConfig(BertConfig):
@@ -199,7 +189,7 @@ class Predictions(nn.Module):
         self.predictions = PredictionHead(config)
 
 
-class BertPreLNForMaskedLM(BertPreLNPreTrainedModel):
+class BertPreLNForMaskedLM(ScoredMaskedLM, BertPreLNPreTrainedModel):
     """The encoder and a decoder tied to the token embedding."""
 
     _tied_weights_keys = {
@@ -221,28 +211,15 @@ class BertPreLNForMaskedLM(BertPreLNPreTrainedModel):
         self.cls.predictions.decoder = value
         self.cls.predictions.bias = value.bias
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        masked_positions: Tensor | None = None,
-        labels: Tensor | None = None,
-        **_: Any,
-    ) -> MaskedLMOutput:
-        """Logits (B, M, V) at `masked_positions` (B, M), or (B, S, V) everywhere when none are given; with `labels` of
-        the logits' leading shape (-100: does not count) their cross-entropy in float32 as well."""
-        hidden_BSD = self.bert(input_ids, attention_mask, token_type_ids).last_hidden_state
-        if masked_positions is not None:
-            hidden_BSD = hidden_BSD.gather(1, masked_positions.unsqueeze(-1).expand(-1, -1, hidden_BSD.shape[-1]))
-        logits = self.cls.predictions(hidden_BSD)
-        loss = None if labels is None else F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
-        return MaskedLMOutput(loss=loss, logits=logits)
+    def predictions(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.cls.predictions(hidden)
+        return logits
 
 
-def _encoder(prefix: str, tied: bool, ended: str) -> tuple[ParamSpec, ...]:
-    """Embeddings, layers, and the final norm, which writes the space `ended`."""
+def table(config: BertPreLNConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
+    """Embeddings, layers, and the final norm; without the transform a decoder reads what this norm writes."""
     layer = prefix + "encoder.layer.{i}."
+    ended = "decoded" if prefix and not config.mlm_transform else "normed"
     return (
         *embedding(prefix + "embeddings.word_embeddings", "vocab", "embed", tied=tied, decay=tied),
         *embedding(prefix + "embeddings.position_embeddings", "positions", "embed"),
@@ -259,61 +236,24 @@ def _encoder(prefix: str, tied: bool, ended: str) -> tuple[ParamSpec, ...]:
     )
 
 
-def masked_lm(config: BertPreLNConfig) -> Architecture:
-    """The encoder and a decoder, tied unless the config says otherwise, with or without the transform."""
-    head, tied, width = "cls.predictions.", config.tie_word_embeddings, config.hidden_size
-    decoder, aliases = masked_lm_head(
-        tied, "decoded", decoder=head + "decoder", bias="cls.predictions", embedding="bert.embeddings.word_embeddings"
-    )
-    transform = (
-        *linear(head + "transform.dense", "normed", "transformed", counted_per="scored"),
-        *norm(head + "transform.LayerNorm", "transformed", "decoded"),
-    )
-    params = (
-        *_encoder("bert.", tied, ended="normed" if config.mlm_transform else "decoded"),
-        *(transform if config.mlm_transform else ()),
-        *decoder,
-    )
-    inner = (Space("transformed", width, "inner"),) if config.mlm_transform else ()
-    return bert_architecture(
-        "bert-pre-ln",
-        config,
-        params,
-        Space("normed", width, "normed"),
-        *inner,
-        Space("decoded", width, "tied" if tied else "normed"),
-        aliases=aliases,
+def transform(config: BertPreLNConfig, counted_per: str) -> tuple[ParamSpec, ...]:
+    """BERT's, or none."""
+    head = "cls.predictions.transform."
+    return (
+        transformed(head + "dense", head + "LayerNorm", "normed")(config, counted_per) if config.mlm_transform else ()
     )
 
 
-def encoder(config: BertPreLNConfig) -> Architecture:
-    """The bare encoder."""
-    params = _encoder("", tied=False, ended="normed")
-    return bert_architecture(
-        "bert-pre-ln",
-        config,
-        params,
-        Space("normed", config.hidden_size, "normed"),
-        outputs={"last_hidden_state": "normed"},
-        ignored=("cls.*",),
-    )
-
-
-def resize(sizes: ModelSizes) -> dict[str, Any]:
-    """BERT's sizes, and the rate of stochastic depth."""
-    return resized(sizes) | dropped(sizes)
-
-
-FAMILY = Family(
-    name="bert-pre-ln",
-    data="text",
-    config_class=BertPreLNConfig,
-    heads=(Head("masked-lm", BertPreLNForMaskedLM, masked_lm), Head("encoder", BertPreLNModel, encoder)),
+TRUNK = Trunk(
+    family="bert-pre-ln", prefix="bert.", table=table, written="normed", lookups=positions_and_types, ends=("cls",)
+)
+DECODER = Decoder("cls.predictions.decoder", bias="cls.predictions", read_in_4=False)
+FAMILY = text_family(
+    TRUNK,
+    BertPreLNConfig,
+    (masked_lm(TRUNK, BertPreLNForMaskedLM, transform, DECODER), encoder(TRUNK, BertPreLNModel)),
+    resize=lambda sizes: resized(sizes) | dropped(sizes),
     keys=BERT_KEYS.extended(training=(drop_path.KEY,), function=("mlm_transform",)),
-    resize=resize,
-    positions=text_positions,
-    probe_inputs=segmented_text_probe,
-    configure=lambda sizes, facts: masked_config(partial(BertPreLNConfig, **dropped(sizes)), sizes, facts),
     optional_sizes=("drop_path",),
     drops_paths=True,
 )

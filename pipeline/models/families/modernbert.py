@@ -11,41 +11,31 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
-from transformers import ModernBertConfig, ModernBertForMaskedLM, ModernBertModel, PretrainedConfig
-from transformers.modeling_outputs import MaskedLMOutput
+from transformers import (
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    ModernBertForQuestionAnswering,
+    ModernBertForSequenceClassification,
+    ModernBertForTokenClassification,
+    ModernBertModel,
+    PretrainedConfig,
+)
 
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.models.architecture import (
     FIRST_LAYER,
     LATER_LAYERS,
-    Architecture,
     Attention,
     LayerStack,
-    NormEpsilon,
     ParamSpec,
-    Space,
     embedding,
-    heads,
     linear,
     norm,
     of_layers,
-    spaces,
     with_std,
     writes,
 )
-from pipeline.models.families.bert import chosen
-from pipeline.models.family import (
-    ROPE,
-    ROPE_AS_WRITTEN,
-    TEXT_KEYS,
-    Facts,
-    Family,
-    Head,
-    head_dim,
-    masked_keys,
-    text_positions,
-    text_probe,
-)
+from pipeline.models.family import ROPE, ROPE_AS_WRITTEN, TEXT_KEYS, Facts, head_dim, resized, text_probe
 from pipeline.models.layer_types import (
     FULL_ATTENTION,
     LAYER_TYPES,
@@ -53,6 +43,19 @@ from pipeline.models.layer_types import (
     SLIDING_ATTENTION,
     LayerPattern,
     windows_of,
+)
+from pipeline.models.scored_masked_lm import ScoredMaskedLM
+from pipeline.models.text_encoders import Trunk
+from pipeline.models.text_heads import (
+    Decoder,
+    configured,
+    encoder,
+    masked_lm,
+    one_layer,
+    question_answering,
+    text_classifier,
+    text_family,
+    token_classifier,
 )
 
 EVERY = "global_attn_every_n_layers"
@@ -66,20 +69,10 @@ PATTERN = LayerPattern(
 )
 
 
-class ModernBertForScoredMaskedLM(ModernBertForMaskedLM):
-    """`ModernBertForMaskedLM` with the same parameters; the head runs on a fixed number of positions per sequence."""
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, masked_positions: Tensor | None = None, **_: Any
-    ) -> MaskedLMOutput:
-        """Logits (B, M, V) at `masked_positions` (B, M), or (B, S, V) everywhere when none are given."""
-        hidden_BSD = self.model(input_ids, attention_mask=attention_mask).last_hidden_state
-        return MaskedLMOutput(logits=self.decoder(self.head(chosen(hidden_BSD, masked_positions))))
-
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        """Its weights start as those of its base class do, by which all are drawn."""
-        return False
+class ModernBertForScoredMaskedLM(ScoredMaskedLM, ModernBertForMaskedLM):
+    def predictions(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.decoder(self.head(hidden))
+        return logits
 
 
 def truncated_std(config: ModernBertConfig) -> float:
@@ -94,7 +87,12 @@ def branch_end_std(config: ModernBertConfig) -> float:
     return truncated_std(config) / math.sqrt(2 * config.num_hidden_layers)
 
 
-def _encoder(prefix: str, config: ModernBertConfig, tied: bool) -> tuple[ParamSpec, ...]:
+def classifier_std(config: ModernBertConfig) -> float:
+    """The same of what gives out classes, which the code divides by the root of the width."""
+    return truncated_std(config) / math.sqrt(config.hidden_size) / (config.initializer_range or 1.0)
+
+
+def table(config: ModernBertConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
     """Embedding, its norm, layers, and the final norm."""
     layer, fused, gated = prefix + "layers.{i}.", writes("query", "key", "value"), writes("mlp", "mlp")
     bias, inside, end = config.attention_bias, truncated_std(config), branch_end_std(config)
@@ -113,49 +111,19 @@ def _encoder(prefix: str, config: ModernBertConfig, tied: bool) -> tuple[ParamSp
     )
 
 
-def _architecture(
-    config: ModernBertConfig, params: tuple[ParamSpec, ...], *more: Space, **options: Any
-) -> Architecture:
-    return Architecture(
-        family="modernbert",
-        spaces=spaces(
-            Space("embed", config.hidden_size, "residual"),
-            Space("normed", config.hidden_size, "normed"),
-            *more,
-            *heads(config.num_attention_heads, head_dim(config)),
-            Space("mlp", config.intermediate_size, "mlp"),
-            Space("vocab", config.vocab_size, "lookup"),
-        ),
-        stacks=(LayerStack("layers", config.num_hidden_layers, (Attention(rope=True),), PATTERN.period(config)),),
-        params=params,
-        epsilon=NormEpsilon(config.norm_eps, "norm_eps"),
-        **options,
-    )
-
-
-def masked_lm(config: ModernBertConfig) -> Architecture:
-    """The encoder, dense -> activation -> norm, and a decoder, tied to the token embedding or not."""
-    tied, width = config.tie_word_embeddings, config.hidden_size
-    decoder = with_std(branch_end_std(config), linear("decoder", "decoded", "vocab", counted_per="scored"))
-    params = (
-        *_encoder("model.", config, tied),
-        *with_std(
-            branch_end_std(config),
-            linear("head.dense", "normed", "transformed", counted_per="scored", bias=config.classifier_bias),
-        ),
+def transform(config: ModernBertConfig, counted_per: str) -> tuple[ParamSpec, ...]:
+    """Dense -> activation -> norm, in front of every head."""
+    dense = linear("head.dense", "normed", "transformed", counted_per=counted_per, bias=config.classifier_bias)
+    return (
+        *with_std(branch_end_std(config), dense),
         *norm("head.norm", "transformed", "decoded", bias=config.norm_bias),
-        *(() if tied else decoder[:1]),
-        *(decoder[1:] if config.decoder_bias else ()),
     )
-    aliases = {"decoder.weight": "model.embeddings.tok_embeddings.weight"} if tied else {}
-    ends = Space("transformed", width, "inner"), Space("decoded", width, "tied" if tied else "normed")
-    return _architecture(config, params, *ends, aliases=aliases)
 
 
-def encoder(config: ModernBertConfig) -> Architecture:
-    """The bare encoder."""
-    outputs, others = {"last_hidden_state": "normed"}, ("head.*", "decoder.*")
-    return _architecture(config, _encoder("", config, tied=False), outputs=outputs, ignored=others)
+def classifier(config: ModernBertConfig, counted_per: str) -> tuple[ParamSpec, ...]:
+    """Of sequences (of the first token, or of the mean of all) and of tokens."""
+    last = one_layer("classifier", "decoded")(config, counted_per)
+    return (*transform(config, counted_per), *with_std(classifier_std(config), last))
 
 
 def windows(config: ModernBertConfig) -> tuple[int | None, ...]:
@@ -163,37 +131,47 @@ def windows(config: ModernBertConfig) -> tuple[int | None, ...]:
     return windows_of(config, config.local_attention // 2 + 1)
 
 
+def stack(config: ModernBertConfig) -> LayerStack:
+    return LayerStack("layers", config.num_hidden_layers, (Attention(rope=True),), PATTERN.period(config))
+
+
+TRUNK = Trunk(
+    family="modernbert",
+    prefix="model.",
+    table=table,
+    written="normed",
+    words="embeddings.tok_embeddings",
+    epsilon="norm_eps",
+    head_dim=head_dim,
+    stack=stack,
+    ends=("head", "decoder", "classifier"),
+)
+DECODER = Decoder("decoder", has_bias=lambda config: config.decoder_bias, std=branch_end_std)
+
+
 def resize(sizes: ModelSizes) -> dict[str, Any]:
-    return {
-        "hidden_size": sizes.hidden,
-        "num_hidden_layers": sizes.layers,
-        "num_attention_heads": sizes.heads,
-        "intermediate_size": sizes.mlp_units,
-        **dict.fromkeys(("attention_dropout", "embedding_dropout", "mlp_dropout"), sizes.dropout),
-        "initializer_range": sizes.init,
-    }
+    common = resized(sizes, hidden_dropout_prob="mlp_dropout", attention_probs_dropout_prob="attention_dropout")
+    return {**common, "embedding_dropout": sizes.dropout}
 
 
 def configure(sizes: ModelSizes, facts: Facts) -> PretrainedConfig:
     """Raises UserError for data that are no text, or have no mask token."""
     special = facts.get("special", {})
-    begins, ends = special.get("cls"), special.get("sep")
-    return ModernBertConfig(
-        **masked_keys(sizes, facts),
-        norm_eps=sizes.eps,
-        bos_token_id=begins,
-        cls_token_id=begins,
-        eos_token_id=ends,
-        sep_token_id=ends,
-        **resize(sizes),
-    )
+    begins = dict.fromkeys(("bos_token_id", "cls_token_id"), special.get("cls"))
+    ends = dict.fromkeys(("eos_token_id", "sep_token_id"), special.get("sep"))
+    return configured(TRUNK, partial(ModernBertConfig, **begins, **ends), resize, sizes, facts)
 
 
-FAMILY = Family(
-    name="modernbert",
-    data="text",
-    config_class=ModernBertConfig,
-    heads=(Head("masked-lm", ModernBertForScoredMaskedLM, masked_lm), Head("encoder", ModernBertModel, encoder)),
+FAMILY = text_family(
+    TRUNK,
+    ModernBertConfig,
+    (
+        masked_lm(TRUNK, ModernBertForScoredMaskedLM, transform, DECODER),
+        text_classifier(TRUNK, ModernBertForSequenceClassification, classifier),
+        token_classifier(TRUNK, ModernBertForTokenClassification, classifier),
+        question_answering(TRUNK, ModernBertForQuestionAnswering, classifier),
+        encoder(TRUNK, ModernBertModel),
+    ),
     keys=TEXT_KEYS.extended(
         sizes=("head_dim",),
         undeclared=("head_dim",),
@@ -233,7 +211,6 @@ FAMILY = Family(
         ),
     ),
     resize=resize,
-    positions=text_positions,
     probe_inputs=text_probe,
     configure=configure,
     windows=windows,

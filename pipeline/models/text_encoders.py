@@ -1,0 +1,135 @@
+"""What a text encoder is, whatever head stands on it: a `Trunk` makes the architectures of both. The heads are in
+text_heads.py."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from pipeline.models.architecture import Architecture, LayerStack, NormEpsilon, ParamSpec, Space, heads, linear, spaces
+from pipeline.models.family import has_pooler
+
+Rows = tuple[ParamSpec, ...]
+
+
+def _equal_layers(config: PretrainedConfig) -> LayerStack:
+    return LayerStack("layers", config.num_hidden_layers)
+
+
+def _shared_width(config: PretrainedConfig) -> int:
+    return int(config.hidden_size // config.num_attention_heads)
+
+
+def positions_and_types(config: PretrainedConfig) -> tuple[Space, ...]:
+    """What BERT looks up beside the vocabulary."""
+    return (
+        Space("positions", config.max_position_embeddings, "lookup"),
+        Space("types", config.type_vocab_size, "lookup"),
+    )
+
+
+def _vocabulary_alone(config: PretrainedConfig) -> tuple[Space, ...]:
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trunk:
+    """A text encoder, on which heads stand.
+
+    family: its name. prefix: of its names in a model with a head. table: a config, the prefix, and whether a decoder is
+    tied to the token embedding, to its parameters. ends: the modules of heads, which the bare encoder leaves out of the
+    files of models that have one. written: the space that it gives out. lookups: the spaces of what it looks up beside
+    the vocabulary. words: the module of its token embedding. units: the config's key of the size of its MLP. epsilon:
+    its key of the norms' epsilon, or the constant that this is. pooler: whether it may end in BERT's pooler. buffers:
+    what files of older versions hold besides.
+    """
+
+    family: str
+    prefix: str
+    table: Callable[[Any, str, bool], Rows]
+    ends: tuple[str, ...]
+    written: str = "embed"
+    lookups: Callable[[Any], tuple[Space, ...]] = _vocabulary_alone
+    words: str = "embeddings.word_embeddings"
+    units: str = "intermediate_size"
+    epsilon: str | float = "layer_norm_eps"
+    head_dim: Callable[[Any], int] = _shared_width
+    stack: Callable[[Any], LayerStack] = _equal_layers
+    pooler: bool = False
+    buffers: tuple[str, ...] = ()
+
+    def bare(self, config: PretrainedConfig) -> Architecture:
+        """The encoder without a head, with its pooler where it has one."""
+        params, outputs = self.table(config, "", False), {"last_hidden_state": self.written}
+        if self.pooler and has_pooler(config):
+            params, outputs = (*params, *self.pooler_rows("")), {**outputs, "pooler_output": "pooled"}
+        ends = (f"{module}.*" for module in self.ends)
+        return self._architecture(config, params, outputs, ignored=(*self.buffers, *ends))
+
+    def under(
+        self,
+        config: PretrainedConfig,
+        head: Rows,
+        outputs: dict[str, str],
+        *more: Space,
+        tied: bool = False,
+        beside: tuple[str, ...] = (),
+        **options: Any,
+    ) -> Architecture:
+        """The encoder with the parameters of a head. more: spaces that no other head has. beside: patterns of what
+        files may hold besides, a pooler that the head does not read and buffers apart."""
+        pooler = f"{self.prefix}pooler."
+        unread = self.pooler and not any(row.name.startswith(pooler) for row in head)
+        ignored = (*(self.prefix + name for name in self.buffers), *((f"{pooler}*",) if unread else ()), *beside)
+        params = (*self.table(config, self.prefix, tied), *head)
+        return self._architecture(config, params, outputs, *more, tied=tied, ignored=ignored, **options)
+
+    def norm_epsilon(self, config: PretrainedConfig) -> NormEpsilon:
+        if isinstance(self.epsilon, float):
+            return NormEpsilon(self.epsilon)
+        return NormEpsilon(getattr(config, self.epsilon), self.epsilon)
+
+    def pooler_rows(self, prefix: str) -> Rows:
+        """BERT's pooler: a dense layer on the first token, and tanh."""
+        return linear(f"{prefix}pooler.dense", self.written, "pooled", counted_per="sequence")
+
+    def _architecture(
+        self,
+        config: PretrainedConfig,
+        params: Rows,
+        outputs: dict[str, str],
+        *more: Space,
+        tied: bool = False,
+        **options: Any,
+    ) -> Architecture:
+        touched = {name for param in params for axis in param.axes for name in axis.spaces} | {*outputs.values()}
+        return Architecture(
+            family=self.family,
+            spaces=spaces(
+                Space("embed", config.hidden_size, "residual"),
+                *(space for space in _known_spaces(config, tied) if space.name in touched),
+                *more,
+                *heads(config.num_attention_heads, self.head_dim(config)),
+                Space("mlp", getattr(config, self.units), "mlp"),
+                Space("vocab", config.vocab_size, "lookup"),
+                *self.lookups(config),
+            ),
+            stacks=(self.stack(config),),
+            params=params,
+            epsilon=self.norm_epsilon(config),
+            outputs=outputs,
+            **options,
+        )
+
+
+def _known_spaces(config: PretrainedConfig, tied: bool) -> Iterator[Space]:
+    """normed: what a pre-LN encoder's norms write. transformed, decoded: what a head's dense layer writes, and the norm
+    behind it. pooled: what a dense layer writes whose output is given out or classified. score: one number for each
+    token."""
+    yield Space("normed", config.hidden_size, "normed")
+    yield Space("transformed", config.hidden_size, "inner")
+    yield Space("decoded", config.hidden_size, "tied" if tied else "normed")
+    yield Space("pooled", config.hidden_size, "pooled")
+    yield Space("classes", config.num_labels, "fixed")
+    yield Space("score", 1, "number")
