@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from pipeline.models.architecture import Architecture
 
+KEY = "tie_word_embeddings"
+"""The key of a config that says whether tied names are tied."""
 WINDOW = 2**22
 """Numbers that are compared at a time."""
 
@@ -47,7 +49,7 @@ def same_numbers(one: LazyTensor, other: LazyTensor) -> bool:
 def untied(config: PretrainedConfig) -> PretrainedConfig:
     """The config of the same model without tied names."""
     config = copy.deepcopy(config)
-    config.tie_word_embeddings = False
+    setattr(config, KEY, False)
     return config
 
 
@@ -84,6 +86,6 @@ def remark(differ: tuple[str, ...], aliases: dict[str, str], where: str = "confi
     """What a reader must know of a model that its config calls tied. where: what says so."""
     pairs = ", ".join(f"'{alias}' differs from '{aliases[alias]}'" for alias in differ)
     return (
-        f"{where} says tie_word_embeddings true and {pairs}: both are kept, the result says false, as "
+        f"{where} says {KEY} true and {pairs}: both are kept, the result says false, as "
         "transformers 5 reads these files (transformers 4 would tie them and drop the first)"
     )

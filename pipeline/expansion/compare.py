@@ -51,14 +51,14 @@ class Model:
 @dataclass(frozen=True)
 class Comparison:
     """What was measured between a small and a large checkpoint. rounding: whether the difference includes the rounding
-    of weights that are stored in less than float32. unpooled: of encoders without a pooler, what to know of that."""
+    of weights that are stored in less than float32. remarks: what to know of a side, each behind the side's name."""
 
     small: Path
     large: Path
     plan: GrowthPlan
     verification: Verification
     rounding: bool = False
-    unpooled: str | None = None
+    remarks: tuple[tuple[str, str], ...] = ()
 
     @property
     def lossless(self) -> bool:
@@ -80,13 +80,22 @@ def compare(small: Path, large: Path, source_config: Path | None = None) -> Comp
     float32 weights, grown once more. Raises UserError for models of which one cannot have grown from the other, and
     for stored weights that are not the grown ones, rounded."""
     before, after = Model.read(small, source_config), Model.read(large)
-    plan = recorded(before, after)
+    plan, remarks = recorded(before, after), _of_the_files(before.state, after.state)
     if not (after.rounded and (after.folder / plan_file.PLAN).exists()):
         measured = verify(before.function, after.function, plan)
-        return Comparison(small, large, plan, measured, after.rounded, before.state.unpooled)
+        return Comparison(small, large, plan, measured, after.rounded, remarks)
     exact = ReadModel(after.config, partial(planning.weight, _unrounded(before, after, plan)))
     measured = verify(before.function, exact, plan, stored=after.function)
-    return Comparison(small, large, plan, measured, unpooled=before.state.unpooled)
+    return Comparison(small, large, plan, measured, remarks=remarks)
+
+
+def _of_the_files(before: State, after: State) -> tuple[tuple[str, str], ...]:
+    """What the files of both sides decide, what is said of both once."""
+    said = before.decided_by_files.values()
+    return (
+        *(("source", line) for line in said),
+        *(("result", line) for line in after.decided_by_files.values() if line not in said),
+    )
 
 
 def recorded(before: Model, after: Model) -> GrowthPlan:
@@ -159,9 +168,7 @@ def _symmetry(measured: Verification) -> list[str]:
 
 
 def _remarks(measured: Verification, comparison: Comparison) -> list[str]:
-    lines = []
-    if comparison.unpooled:
-        lines.append(f"pooler       {comparison.unpooled}")
+    lines = [f"{side:<12} {line}" for side, line in comparison.remarks]
     if comparison.rounding:
         lines.append("stored       in less than float32: the rounding is part of the difference")
     if measured.stored is not None:

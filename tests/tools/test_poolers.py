@@ -109,7 +109,7 @@ def test_the_files_decide_whatever_the_config_says(tmp_path, variant):
     small = edit(saved(tmp_path / "small", variant), has_pooler=False)
     state, config = checkpoints.read(small)
     assert set(state.tensors) == {row.name for row in models.architecture_of(sample(variant)).rows()}
-    assert state.unpooled is None and (models.has_pooler(config) or variant == "bert")
+    assert not state.decided_by_files and (models.has_pooler(config) or variant == "bert")
 
 
 def test_half_a_pooler_is_refused_by_name(tmp_path, capsys):

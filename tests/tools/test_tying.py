@@ -36,7 +36,7 @@ def test_both_count_where_they_differ(tmp_path, capsys, variant, name):
     assert apart(saved(tmp_path / "tied", variant), tmp_path / "large", inputs) > 1e-2  # the test can tell them apart
     assert json.loads((tmp_path / "large" / "config.json").read_text())["tie_word_embeddings"] is False
     code, out, err = lemon(capsys, "verify", small, tmp_path / "large")
-    assert code == 0, out + err
+    assert code == 0 and f"source config.json {SAID.format(name)}" in " ".join(out.split()), out + err
 
 
 @pytest.mark.parametrize(
