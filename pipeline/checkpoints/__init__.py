@@ -131,12 +131,12 @@ def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedCon
     """
     from pipeline import models
 
-    family, model_config = models.read_config(config_file(folder, config))
+    family, stated = models.read_config(config_file(folder, config))
     state, prefix = _unwrapped(folder, raw(folder)), family.heads[0].model_class.base_model_prefix
     _say_what_lies_below(folder)
-    model_config = models.as_stored(model_config, names.unprefixed(state.tensors, prefix))
+    model_config = models.as_stored(stated, names.unprefixed(state.tensors, prefix))
     architecture = models.architecture_of(model_config)
-    decided, aliases = poolers.remarks(model_config), architecture.aliases
+    decided, aliases = poolers.remarks(stated, model_config), architecture.aliases
     if differ := tying.differing(state, architecture, prefix):
         model_config = tying.untied(model_config)
         architecture = models.architecture_of(model_config)

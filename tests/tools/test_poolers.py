@@ -104,12 +104,40 @@ def test_an_image_classifiers_file_is_an_encoder_without_a_pooler(tmp_path, caps
 
 @pytest.mark.parametrize("variant", ["bert", "bert encoder"])
 def test_the_files_decide_whatever_the_config_says(tmp_path, variant):
-    """A result without a pooler that a user has loaded with a fresh one, trained and saved: it has one now. Of a model
-    with a head the key says nothing."""
+    """A result without a pooler that a user has loaded with a fresh one, trained and saved: it has one now, which is
+    said. Of a model with a head the key says nothing."""
     small = edit(saved(tmp_path / "small", variant), has_pooler=False)
     state, config = checkpoints.read(small)
     assert set(state.tensors) == {row.name for row in models.architecture_of(sample(variant)).rows()}
-    assert not state.decided_by_files and (models.has_pooler(config) or variant == "bert")
+    if variant == "bert":
+        assert not state.decided_by_files
+    else:
+        said = "config.json says has_pooler false, and there is a pooler: it is kept, the result no longer says so"
+        assert state.decided_by_files == {"has_pooler": said} and models.has_pooler(config)
+
+
+def test_both_sides_of_a_verification_are_told_what_their_files_decide(tmp_path, capsys):
+    small = edit(bare(tmp_path / "small", "bert"), has_pooler=True)
+    code, out, err = expanded(capsys, small, "bert")
+    said = f"config.json says has_pooler true, but {LINE.format('BertModel')}"
+    assert code == 0 and said in " ".join(out.split()), err
+    assert json.loads((tmp_path / "large" / "config.json").read_text())["has_pooler"] is False
+    edit(tmp_path / "large", has_pooler=True)
+    (tmp_path / "large" / "manifest.json").unlink()
+    edit(small, has_pooler=...)
+    code, out, _ = lemon(capsys, "verify", small, tmp_path / "large")
+    out = " ".join(out.split())
+    assert code == 0 and f"source {LINE.format('BertModel')}" in out and f"result {said}" in out
+
+
+def test_a_pooler_that_the_config_denies_is_told_and_grows(tmp_path, capsys):
+    small = edit(saved(tmp_path / "small", "bert encoder"), has_pooler=False)
+    code, out, err = expanded(capsys, small, "bert")
+    assert code == 0 and "config.json says has_pooler false, and there is a pooler" in " ".join(out.split()), err
+    assert POOLER < set(load_file(tmp_path / "large" / "model.safetensors"))
+    assert "has_pooler" not in json.loads((tmp_path / "large" / "config.json").read_text())
+    code, out, _ = lemon(capsys, "verify", small, tmp_path / "large")
+    assert code == 0 and "source config.json says has_pooler false" in " ".join(out.split())
 
 
 def test_half_a_pooler_is_refused_by_name(tmp_path, capsys):
