@@ -147,14 +147,44 @@ def test_half_a_pooler_is_refused_by_name(tmp_path, capsys):
     assert not (tmp_path / "large").exists()
 
 
-def test_a_model_in_memory_grows_without_one():
+@pytest.mark.parametrize("stated", [None, True])
+def test_a_model_in_memory_grows_without_one(caplog, stated):
     model = transformers.BertModel(sample("bert encoder"), add_pooling_layer=False).eval()
+    if stated is not None:
+        model.config.has_pooler = stated
     grown = pipeline.grow(model, sample("bert encoder", **times(2)))
+    contradicted = "the config says has_pooler true, but " if stated else ""
+    assert f"grow: {contradicted}{LINE.format('BertModel')}" in caplog.text
     assert grown.pooler is None and "pooler_output" not in models.architecture_of(grown.config).outputs
     inputs = {"input_ids": torch.arange(12)[None]}
     with torch.no_grad():
         before, after = (each(**inputs).last_hidden_state for each in (model, grown))
     assert (after[..., :12] - before).abs().max() < 1e-5 * before.abs().max()
+
+
+def test_a_pooler_in_memory_that_the_config_denies_is_told(caplog):
+    model = transformers.BertModel(sample("bert encoder without pooler")).eval()
+    grown = pipeline.grow(model, sample("bert encoder", **times(2)))
+    assert grown.pooler is not None and models.has_pooler(grown.config)
+    assert "grow: the config says has_pooler false, and there is a pooler" in caplog.text
+
+
+@pytest.mark.parametrize("make", [bare, of_a_head], ids=["saved so", "of a head"])
+def test_flops_count_none(tmp_path, capsys, make):
+    """Of a folder with files; a config.json alone counts one, as its model has it where nobody says otherwise."""
+    small = make(tmp_path / "small", "bert")
+    architectures = [models.architecture_of(sample(f"bert encoder{end}")) for end in (" without pooler", "")]
+    for place, architecture in zip((small, small / "config.json"), architectures, strict=True):
+        code, out, err = lemon(capsys, "flops", place, "--sequence-length", 8, "--json")
+        assert code == 0 and json.loads(out)["model"]["parameters"] == architecture.parameters, err
+        assert (LINE.format("BertModel") in " ".join(err.split())) == (place == small)
+
+
+def test_flops_of_files_that_are_not_the_configs_model_are_the_configs(tmp_path, capsys):
+    small = change(saved(tmp_path / "small", "bert encoder"), lambda tensors: tensors.pop("pooler.dense.weight"))
+    code, out, err = lemon(capsys, "flops", small, "--sequence-length", 8, "--json")
+    assert code == 0 and "'pooler.dense.weight'" in err and "the model is counted as its config.json says" in err
+    assert json.loads(out)["model"]["parameters"] == models.architecture_of(sample("bert encoder")).parameters
 
 
 def test_the_key_reaches_no_argument_of_transformers(tmp_path):
