@@ -23,6 +23,6 @@ def remarks(stated: PretrainedConfig, read: PretrainedConfig, where: str = "conf
     options, denied = head.options(read), f"{where} says {POOLER} true, but " if said is True else ""
     arguments = ", ".join(f"{name}={value}" for name, value in options.items())
     return {
-        POOLER: f"{denied}there is no pooler: the model is that of {head.class_name}.from_pretrained(…, {arguments}), and only "
-        "its last_hidden_state is compared; without the argument transformers adds a pooler of random weights"
+        POOLER: f"{denied}there is no pooler: the model is that of {head.class_name}.from_pretrained(…, {arguments}), "
+        "and only its last_hidden_state is compared; without the argument transformers adds a pooler of random weights"
     }
