@@ -15,12 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import checkpoints
-from pipeline.checkpoints import manifest, sidecars
+from pipeline.checkpoints import manifest, sidecars, tying
 from pipeline.checkpoints.layouts import layout_named, require_layout
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import LazyTensor
-from pipeline.checkpoints.tying import same_numbers
 from pipeline.errors import UserError
 from pipeline.records.run_folder import read_json
 
@@ -47,7 +46,7 @@ TIED = {
     "cls.predictions.decoder.bias": ("cls.predictions.bias",),
     "lm_head.decoder.bias": ("lm_head.bias",),
 }
-"""What tied names end with, and their owners."""
+"""What tied names end with, and their owners: of any model of transformers, supported or not, without building it."""
 
 
 @dataclass(frozen=True)
@@ -137,20 +136,20 @@ def model_facts(folder: Path) -> Facts:
 
 
 def _different(folder: Path, state: State) -> dict[str, str]:
-    """Tied names, and the owners from which they differ though the config says that they are tied."""
+    """Tied names, and the owners from which they are apart though the config says that they are tied."""
     try:
         config = read_json(folder / checkpoints.CONFIG)
     except UserError:
         return {}
-    if not config.get("tie_word_embeddings", config.get("model_type") not in UNTIED_BY_DEFAULT):
+    if not config.get(tying.KEY, config.get("model_type") not in UNTIED_BY_DEFAULT):
         return {}
-    return {
-        alias: owner
+    pairs = (
+        (alias, owner)
         for alias in state.tensors
         for owner in state.tensors
-        if any(alias.endswith(end) and owner.endswith(TIED[end]) and alias != owner for end in TIED)
-        and not same_numbers(state.tensors[alias], state.tensors[owner])
-    }
+        if any(alias.endswith(end) and owner.endswith(TIED[end]) for end in TIED)
+    )
+    return dict(tying.apart(state, pairs))
 
 
 def _counters(state: State) -> Facts:

@@ -5,6 +5,7 @@ says: they get what transformers 5 reads."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -26,16 +27,21 @@ WINDOW = 2**22
 
 
 def differing(state: State, architecture: Architecture, prefix: str) -> tuple[str, ...]:
-    """The tied names whose stored tensor is another one than their owner's: other numbers, or optimizer state of its
-    own. state: in the names of its files."""
+    """The tied names whose stored tensor is not that of their owner, by `apart`. state: in the names of its files."""
     stored = {parameter: name for name, parameter in names.published(state.tensors, architecture, prefix).items()}
+    tied = names.aliases(state.tensors, architecture, prefix)
+    owners = {name: stored[architecture.aliases[alias]] for name, alias in tied.items()}
+    return tuple(tied[name] for name, _ in apart(state, owners.items()))
+
+
+def apart(state: State, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Of pairs of stored names those whose tensors are not one: other numbers, or optimizer state of their own."""
     grouped = {name for group in state.groups for name in group.names}
-    found = []
-    for name, alias in names.aliases(state.tensors, architecture, prefix).items():
-        owner = stored[architecture.aliases[alias]]
-        if name != owner and ({name, owner} <= grouped or not same_numbers(state.tensors[name], state.tensors[owner])):
-            found.append(alias)
-    return tuple(found)
+    return [
+        (name, owner)
+        for name, owner in pairs
+        if name != owner and ({name, owner} <= grouped or not same_numbers(state.tensors[name], state.tensors[owner]))
+    ]
 
 
 def same_numbers(one: LazyTensor, other: LazyTensor) -> bool:
