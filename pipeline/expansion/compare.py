@@ -19,6 +19,7 @@ from pipeline.expansion import expand, planning
 from pipeline.growth import conditions, methods, plan_file
 from pipeline.growth.plan import GrowthPlan, build_plan
 from pipeline.growth.verification.equivalence import GATES, Verification, verify
+from pipeline.models.agreement import contradictions
 from pipeline.models.streaming import ReadModel, RunnableModel
 
 SLACK = 2**-20
@@ -80,7 +81,7 @@ def compare(small: Path, large: Path, source_config: Path | None = None) -> Comp
     float32 weights, grown once more. Raises UserError for models of which one cannot have grown from the other, and
     for stored weights that are not the grown ones, rounded."""
     before, after = Model.read(small, source_config), Model.read(large)
-    plan, remarks = recorded(before, after), _of_the_files(before.state, after.state)
+    plan, remarks = recorded(before, after), _remarked(before, after)
     if not (after.rounded and (after.folder / plan_file.PLAN).exists()):
         measured = verify(before.function, after.function, plan)
         return Comparison(small, large, plan, measured, after.rounded, remarks)
@@ -89,12 +90,15 @@ def compare(small: Path, large: Path, source_config: Path | None = None) -> Comp
     return Comparison(small, large, plan, measured, remarks=remarks)
 
 
-def _of_the_files(before: State, after: State) -> tuple[tuple[str, str], ...]:
-    """What the files of both sides decide, what is said of both once."""
-    said = before.decided_by_files.values()
+def _remarked(before: Model, after: Model) -> tuple[tuple[str, str], ...]:
+    """What the files of both sides decide, what is said of both once; and keys that contradict each other of which no
+    family knows what they do, so that they are not taken for another function."""
+    known, said = models.of_config(before.config).keys.function, before.state.decided_by_files.values()
+    unknown = (line for key, line in contradictions(before.config, after.config).items() if key not in known)
     return (
         *(("source", line) for line in said),
-        *(("result", line) for line in after.decided_by_files.values() if line not in said),
+        *(("result", line) for line in after.state.decided_by_files.values() if line not in said),
+        *(("result", f"{line}; no code here reads it") for line in unknown),
     )
 
 

@@ -17,6 +17,7 @@ from pipeline.models import drop_path, plain_attention, unsupported
 from pipeline.models.architecture import Architecture
 from pipeline.models.families import bert, bert_pre_ln, dinov2, distilbert, gemma, gpt2, llama, modernbert, opt, vit
 from pipeline.models.family import (
+    COMPARED_APART,
     LAYER_TYPES,
     LAYER_TYPES_STATED,
     POSITIONS,
@@ -167,7 +168,7 @@ def function_keys(config: PretrainedConfig) -> dict[str, Any]:
     """What decides what a model computes with the same weights, by name: keys of the config, and sizes that no shape
     tells."""
     family, architecture = of_config(config), architecture_of(config)
-    keys = [key for key in family.keys.function if key not in (ROPE, "tie_word_embeddings", "model_type")]
+    keys = [key for key in family.keys.function if key not in COMPARED_APART]
     sizes = {name: size for name, size in architecture.sizes().items() if "head" in name}
     epsilon = {architecture.epsilon.key: architecture.epsilon.value} if architecture.epsilon.key else {}
     stated = {key: getattr(config, key, None) for key in keys}
