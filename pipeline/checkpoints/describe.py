@@ -93,7 +93,7 @@ def _facts(path: Path, tensors: bool) -> Facts:
         **_sizes(state),
         "frozen": list(state.frozen),
         "tied": dict(state.aliases),
-        "tied_but_different": _different(folder, state),
+        "tied_but_different": _tied_but_different(folder, state),
         "buffers": list(state.buffers),
         "counters": _counters(state),
         "keeps": state.script_keys(),
@@ -109,7 +109,7 @@ def _facts(path: Path, tensors: bool) -> Facts:
         "provenance": state.provenance,
         "manifest": content.facts() if content else None,
     }
-    return facts | ({"every_tensor": _each(state)} if tensors else {})
+    return facts | ({"every_tensor": _facts_of_tensors(state)} if tensors else {})
 
 
 def layout_facts(folder: Path) -> Facts:
@@ -135,7 +135,7 @@ def model_facts(folder: Path) -> Facts:
     return {"family": config["model_type"], "architecture": named, "sizes": sizes}
 
 
-def _different(folder: Path, state: State) -> dict[str, str]:
+def _tied_but_different(folder: Path, state: State) -> dict[str, str]:
     """Tied names, and the owners from which they are apart though the config says that they are tied."""
     try:
         config = read_json(folder / checkpoints.CONFIG)
@@ -161,7 +161,7 @@ def _counters(state: State) -> Facts:
 
 def _sizes(state: State) -> Facts:
     name, largest = max(state.tensors.items(), key=lambda item: item[1].numel)
-    types = Counter(_type(tensor) for tensor in state.tensors.values())
+    types = Counter(_dtype(tensor) for tensor in state.tensors.values())
     return {
         "tensors": len(state.tensors),
         "parameters": _count(state, state.tensors),
@@ -174,7 +174,7 @@ def _count(state: State, names: Iterable[str]) -> int:
     return sum(state.tensors[name].numel for name in names)
 
 
-def _type(tensor: LazyTensor) -> str:
+def _dtype(tensor: LazyTensor) -> str:
     return str(tensor.read(0, 1).dtype).removeprefix("torch.")
 
 
@@ -183,11 +183,11 @@ def _group(state: State, number: int) -> Facts:
     return {"tensors": len(names), "parameters": _count(state, names), "hyper": state.groups[number].hyper}
 
 
-def _each(state: State) -> list[Facts]:
+def _facts_of_tensors(state: State) -> list[Facts]:
     groups: dict[str, int | str] = {name: n for n, group in enumerate(state.groups) for name in group.names}
     groups |= dict.fromkeys(state.frozen, "frozen")
     return [
-        {"name": name, "shape": list(tensor.shape), "dtype": _type(tensor), "group": groups.get(name)}
+        {"name": name, "shape": list(tensor.shape), "dtype": _dtype(tensor), "group": groups.get(name)}
         for name, tensor in state.tensors.items()
     ]
 

@@ -81,7 +81,7 @@ def compare(small: Path, large: Path, source_config: Path | None = None) -> Comp
     float32 weights, grown once more. Raises UserError for models of which one cannot have grown from the other, and
     for stored weights that are not the grown ones, rounded."""
     before, after = Model.read(small, source_config), Model.read(large)
-    plan, remarks = recorded(before, after), _remarked(before, after)
+    plan, remarks = recorded(before, after), _remarks_on_sides(before, after)
     if not (after.rounded and (after.folder / plan_file.PLAN).exists()):
         measured = verify(before.function, after.function, plan)
         return Comparison(small, large, plan, measured, after.rounded, remarks)
@@ -90,7 +90,7 @@ def compare(small: Path, large: Path, source_config: Path | None = None) -> Comp
     return Comparison(small, large, plan, measured, remarks=remarks)
 
 
-def _remarked(before: Model, after: Model) -> tuple[tuple[str, str], ...]:
+def _remarks_on_sides(before: Model, after: Model) -> tuple[tuple[str, str], ...]:
     """What the files of both sides decide, what is said of both once; and keys that contradict each other of which no
     family knows what they do, so that they are not taken for another function."""
     known, said = models.of_config(before.config).keys.function, before.state.decided_by_files.values()
