@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.checkpoints import foreign, manifest, names, narrowing, publish, sidecars, tying, wrappers
+from pipeline.checkpoints import foreign, manifest, names, narrowing, poolers, publish, sidecars, tying, wrappers
 from pipeline.checkpoints.layouts import NATIVE, CheckpointLayout, Layout, detect_layout, require_layout
 from pipeline.checkpoints.relative_paths import is_file_name
 from pipeline.checkpoints.serialization.byte_stream import OutputFile
@@ -131,35 +131,21 @@ def read(folder: Path, config: Path | None = None) -> tuple[State, PretrainedCon
     """
     from pipeline import models
 
-    family, model_config = models.read_config(config_file(folder, config))
+    family, stated = models.read_config(config_file(folder, config))
     state, prefix = _unwrapped(folder, raw(folder)), family.heads[0].model_class.base_model_prefix
     _say_what_lies_below(folder)
-    model_config = models.as_stored(model_config, names.unprefixed(state.tensors, prefix))
+    model_config = models.as_stored(stated, names.unprefixed(state.tensors, prefix))
     architecture = models.architecture_of(model_config)
-    state, aliases = replace(state, unpooled=_unpooled(model_config)), architecture.aliases
+    decided, aliases = poolers.remarks(stated, model_config), architecture.aliases
     if differ := tying.differing(state, architecture, prefix):
         model_config = tying.untied(model_config)
         architecture = models.architecture_of(model_config)
-        state = replace(state, untied=tying.remark(differ, aliases))
-    state = _named(folder, state, architecture, prefix)
+        decided[tying.KEY] = tying.remark(differ, aliases)
+    state = _named(folder, replace(state, decided_by_files=decided), architecture, prefix)
     if require_layout(folder).published_names:
         _require_numbers(folder, state, model_config)
     state = narrowing.said(folder, state)
     return _shaped(folder, tying.completed(state, aliases) if differ else state, architecture), model_config
-
-
-def _unpooled(config: PretrainedConfig) -> str | None:
-    """What to know of a model that has no pooler, and whose class has one by itself."""
-    from pipeline import models
-
-    head = models.of_config(config).head(config)
-    if not (options := head.options(config)):
-        return None
-    arguments = ", ".join(f"{name}={value}" for name, value in options.items())
-    return (
-        f"there is no pooler: the model is that of {head.class_name}.from_pretrained(…, {arguments}), and only its "
-        "last_hidden_state is compared; without the argument transformers adds a pooler of random weights"
-    )
 
 
 def _unwrapped(folder: Path, state: State) -> State:

@@ -15,12 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import checkpoints
-from pipeline.checkpoints import manifest, sidecars
+from pipeline.checkpoints import manifest, sidecars, tying
 from pipeline.checkpoints.layouts import layout_named, require_layout
 from pipeline.checkpoints.serialization.amounts import amount
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import LazyTensor
-from pipeline.checkpoints.tying import same_numbers
 from pipeline.errors import UserError
 from pipeline.records.run_folder import read_json
 
@@ -47,7 +46,7 @@ TIED = {
     "cls.predictions.decoder.bias": ("cls.predictions.bias",),
     "lm_head.decoder.bias": ("lm_head.bias",),
 }
-"""What tied names end with, and their owners."""
+"""What tied names end with, and their owners: of any model of transformers, supported or not, without building it."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def _facts(path: Path, tensors: bool) -> Facts:
         **_sizes(state),
         "frozen": list(state.frozen),
         "tied": dict(state.aliases),
-        "tied_but_different": _different(folder, state),
+        "tied_but_different": _tied_but_different(folder, state),
         "buffers": list(state.buffers),
         "counters": _counters(state),
         "keeps": state.script_keys(),
@@ -110,7 +109,7 @@ def _facts(path: Path, tensors: bool) -> Facts:
         "provenance": state.provenance,
         "manifest": content.facts() if content else None,
     }
-    return facts | ({"every_tensor": _each(state)} if tensors else {})
+    return facts | ({"every_tensor": _facts_of_tensors(state)} if tensors else {})
 
 
 def layout_facts(folder: Path) -> Facts:
@@ -136,21 +135,21 @@ def model_facts(folder: Path) -> Facts:
     return {"family": config["model_type"], "architecture": named, "sizes": sizes}
 
 
-def _different(folder: Path, state: State) -> dict[str, str]:
-    """Tied names, and the owners from which they differ though the config says that they are tied."""
+def _tied_but_different(folder: Path, state: State) -> dict[str, str]:
+    """Tied names, and the owners from which they are apart though the config says that they are tied."""
     try:
         config = read_json(folder / checkpoints.CONFIG)
     except UserError:
         return {}
-    if not config.get("tie_word_embeddings", config.get("model_type") not in UNTIED_BY_DEFAULT):
+    if not config.get(tying.KEY, config.get("model_type") not in UNTIED_BY_DEFAULT):
         return {}
-    return {
-        alias: owner
+    pairs = (
+        (alias, owner)
         for alias in state.tensors
         for owner in state.tensors
-        if any(alias.endswith(end) and owner.endswith(TIED[end]) and alias != owner for end in TIED)
-        and not same_numbers(state.tensors[alias], state.tensors[owner])
-    }
+        if any(alias.endswith(end) and owner.endswith(TIED[end]) for end in TIED)
+    )
+    return dict(tying.apart(state, pairs))
 
 
 def _counters(state: State) -> Facts:
@@ -162,7 +161,7 @@ def _counters(state: State) -> Facts:
 
 def _sizes(state: State) -> Facts:
     name, largest = max(state.tensors.items(), key=lambda item: item[1].numel)
-    types = Counter(_type(tensor) for tensor in state.tensors.values())
+    types = Counter(_dtype(tensor) for tensor in state.tensors.values())
     return {
         "tensors": len(state.tensors),
         "parameters": _count(state, state.tensors),
@@ -175,7 +174,7 @@ def _count(state: State, names: Iterable[str]) -> int:
     return sum(state.tensors[name].numel for name in names)
 
 
-def _type(tensor: LazyTensor) -> str:
+def _dtype(tensor: LazyTensor) -> str:
     return str(tensor.read(0, 1).dtype).removeprefix("torch.")
 
 
@@ -184,11 +183,11 @@ def _group(state: State, number: int) -> Facts:
     return {"tensors": len(names), "parameters": _count(state, names), "hyper": state.groups[number].hyper}
 
 
-def _each(state: State) -> list[Facts]:
+def _facts_of_tensors(state: State) -> list[Facts]:
     groups: dict[str, int | str] = {name: n for n, group in enumerate(state.groups) for name in group.names}
     groups |= dict.fromkeys(state.frozen, "frozen")
     return [
-        {"name": name, "shape": list(tensor.shape), "dtype": _type(tensor), "group": groups.get(name)}
+        {"name": name, "shape": list(tensor.shape), "dtype": _dtype(tensor), "group": groups.get(name)}
         for name, tensor in state.tensors.items()
     ]
 

@@ -53,8 +53,7 @@ class State:
     many elements stage 3 lets one flat tensor have (sub_group_size); None: DeepSpeed's default.
     left_behind: what the files hold beside the model (the pooler of a masked language model, …), by their names.
     unread: what else they hold and no layout carries, in words.
-    untied: of a model that its config calls tied and whose files do not, what to know of that.
-    unpooled: of a bare encoder that has no pooler, what to know of that.
+    decided_by_files: the keys of the model's config that its files decide, each with what to know of that.
     misread: of a Hugging Face result, what transformers 4 makes otherwise of its config, in words.
     unwrapped: what wrappers the names or the file had that were taken off, in words; empty for plain ones.
     """
@@ -75,8 +74,7 @@ class State:
     sub_group: int | None = None
     left_behind: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
-    untied: str | None = None
-    unpooled: str | None = None
+    decided_by_files: dict[str, str] = field(default_factory=dict)
     misread: tuple[str, ...] = ()
     unwrapped: str = ""
 
@@ -159,7 +157,7 @@ class State:
 
     def remarks(self) -> list[str]:
         """What the files hold and this state does not, and what it holds otherwise, in words."""
-        lines = [line for line in (self.untied, self.unpooled) if line]
+        lines = list(self.decided_by_files.values())
         if self.left_behind:
             listed = ", ".join(self.left_behind[:SHOWN]) + (", …" if len(self.left_behind) > SHOWN else "")
             lines.append(

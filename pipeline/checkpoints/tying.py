@@ -5,6 +5,7 @@ says: they get what transformers 5 reads."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,21 +20,28 @@ if TYPE_CHECKING:
 
     from pipeline.models.architecture import Architecture
 
+KEY = "tie_word_embeddings"
+"""The key of a config that says whether tied names are tied."""
 WINDOW = 2**22
 """Numbers that are compared at a time."""
 
 
 def differing(state: State, architecture: Architecture, prefix: str) -> tuple[str, ...]:
-    """The tied names whose stored tensor is another one than their owner's: other numbers, or optimizer state of its
-    own. state: in the names of its files."""
+    """The tied names whose stored tensor is not that of their owner, by `apart`. state: in the names of its files."""
     stored = {parameter: name for name, parameter in names.published(state.tensors, architecture, prefix).items()}
+    tied = names.aliases(state.tensors, architecture, prefix)
+    owners = {name: stored[architecture.aliases[alias]] for name, alias in tied.items()}
+    return tuple(tied[name] for name, _ in apart(state, owners.items()))
+
+
+def apart(state: State, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Of pairs of stored names those whose tensors are not one: other numbers, or optimizer state of their own."""
     grouped = {name for group in state.groups for name in group.names}
-    found = []
-    for name, alias in names.aliases(state.tensors, architecture, prefix).items():
-        owner = stored[architecture.aliases[alias]]
-        if name != owner and ({name, owner} <= grouped or not same_numbers(state.tensors[name], state.tensors[owner])):
-            found.append(alias)
-    return tuple(found)
+    return [
+        (name, owner)
+        for name, owner in pairs
+        if name != owner and ({name, owner} <= grouped or not same_numbers(state.tensors[name], state.tensors[owner]))
+    ]
 
 
 def same_numbers(one: LazyTensor, other: LazyTensor) -> bool:
@@ -47,7 +55,7 @@ def same_numbers(one: LazyTensor, other: LazyTensor) -> bool:
 def untied(config: PretrainedConfig) -> PretrainedConfig:
     """The config of the same model without tied names."""
     config = copy.deepcopy(config)
-    config.tie_word_embeddings = False
+    setattr(config, KEY, False)
     return config
 
 
@@ -84,6 +92,6 @@ def remark(differ: tuple[str, ...], aliases: dict[str, str], where: str = "confi
     """What a reader must know of a model that its config calls tied. where: what says so."""
     pairs = ", ".join(f"'{alias}' differs from '{aliases[alias]}'" for alias in differ)
     return (
-        f"{where} says tie_word_embeddings true and {pairs}: both are kept, the result says false, as "
+        f"{where} says {KEY} true and {pairs}: both are kept, the result says false, as "
         "transformers 5 reads these files (transformers 4 would tie them and drop the first)"
     )

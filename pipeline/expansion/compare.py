@@ -19,6 +19,7 @@ from pipeline.expansion import expand, planning
 from pipeline.growth import conditions, methods, plan_file
 from pipeline.growth.plan import GrowthPlan, build_plan
 from pipeline.growth.verification.equivalence import GATES, Verification, verify
+from pipeline.models.agreement import contradictions
 from pipeline.models.streaming import ReadModel, RunnableModel
 
 SLACK = 2**-20
@@ -51,14 +52,14 @@ class Model:
 @dataclass(frozen=True)
 class Comparison:
     """What was measured between a small and a large checkpoint. rounding: whether the difference includes the rounding
-    of weights that are stored in less than float32. unpooled: of encoders without a pooler, what to know of that."""
+    of weights that are stored in less than float32. remarks: what to know of a side, each behind the side's name."""
 
     small: Path
     large: Path
     plan: GrowthPlan
     verification: Verification
     rounding: bool = False
-    unpooled: str | None = None
+    remarks: tuple[tuple[str, str], ...] = ()
 
     @property
     def lossless(self) -> bool:
@@ -80,13 +81,25 @@ def compare(small: Path, large: Path, source_config: Path | None = None) -> Comp
     float32 weights, grown once more. Raises UserError for models of which one cannot have grown from the other, and
     for stored weights that are not the grown ones, rounded."""
     before, after = Model.read(small, source_config), Model.read(large)
-    plan = recorded(before, after)
+    plan, remarks = recorded(before, after), _remarks_on_sides(before, after)
     if not (after.rounded and (after.folder / plan_file.PLAN).exists()):
         measured = verify(before.function, after.function, plan)
-        return Comparison(small, large, plan, measured, after.rounded, before.state.unpooled)
+        return Comparison(small, large, plan, measured, after.rounded, remarks)
     exact = ReadModel(after.config, partial(planning.weight, _unrounded(before, after, plan)))
     measured = verify(before.function, exact, plan, stored=after.function)
-    return Comparison(small, large, plan, measured, unpooled=before.state.unpooled)
+    return Comparison(small, large, plan, measured, remarks=remarks)
+
+
+def _remarks_on_sides(before: Model, after: Model) -> tuple[tuple[str, str], ...]:
+    """What the files of both sides decide, what is said of both once; and keys that contradict each other of which no
+    family knows what they do, so that they are not taken for another function."""
+    known, said = models.of_config(before.config).keys.function, before.state.decided_by_files.values()
+    unknown = (line for key, line in contradictions(before.config, after.config).items() if key not in known)
+    return (
+        *(("source", line) for line in said),
+        *(("result", line) for line in after.state.decided_by_files.values() if line not in said),
+        *(("result", f"{line}; no code here reads it") for line in unknown),
+    )
 
 
 def recorded(before: Model, after: Model) -> GrowthPlan:
@@ -159,9 +172,7 @@ def _symmetry(measured: Verification) -> list[str]:
 
 
 def _remarks(measured: Verification, comparison: Comparison) -> list[str]:
-    lines = []
-    if comparison.unpooled:
-        lines.append(f"pooler       {comparison.unpooled}")
+    lines = [f"{side:<12} {line}" for side, line in comparison.remarks]
     if comparison.rounding:
         lines.append("stored       in less than float32: the rounding is part of the difference")
     if measured.stored is not None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pipeline import models
-from pipeline.checkpoints import narrowing, tying
+from pipeline.checkpoints import narrowing, poolers, tying
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import in_memory
 from pipeline.expansion import target as targets
@@ -31,12 +31,13 @@ def grow_model(
     (training or evaluation), with its generation config, frozen where it is. What else the model holds is named. Raises
     UserError when the method cannot, or claims to be lossless and is not."""
     function = LoadedModel(model)
-    small = function.config
+    small, where = function.config, "the config"
+    decided = poolers.remarks(model.config, small, where)
     if differ := _different_from_their_owners(model, small):
-        logger.warning(f"grow: {tying.remark(differ, models.architecture_of(small).aliases, 'the config')}")
+        decided[tying.KEY] = tying.remark(differ, models.architecture_of(small).aliases, where)
         small, target = tying.untied(small), tying.untied(target)
     source, large = _Parameters(model, small), targets.adopt(small, target)
-    for line in _left_behind(model, small, source):
+    for line in (*decided.values(), *_left_behind(model, small, source)):
         logger.warning(f"grow: {line}")
     architectures = models.architecture_of(small), models.architecture_of(large)
     growth_options = methods.parse(method, options, seed)

@@ -143,7 +143,7 @@ def both_ends(source: Path, target: PretrainedConfig, seed: int, source_config: 
     config = checkpoints.config_file(folder, source_config)
     state, small = checkpoints.read(folder, config)
     function = loader.runnable(folder, state, small, config)
-    large = targets.adopt(small, tying.untied(target) if state.untied else target)
+    large = targets.adopt(small, tying.untied(target) if tying.KEY in state.decided_by_files else target)
     model = ProbedSource(small, partial(weight, state), seed)
     return Ends(folder, state, function, small, large, model, getattr(target, models.LAYER_TYPES_STATED, None))
 

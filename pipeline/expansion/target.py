@@ -16,7 +16,8 @@ from pipeline.config import load
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError, nearest, placed
 from pipeline.growth.plan import GrowthPlan
-from pipeline.models import LAYER_TYPES, LAYER_TYPES_STATED, POSITIONS, ConfigKeys, Facts, Family
+from pipeline.models import LAYER_TYPES, LAYER_TYPES_STATED, POSITIONS, Facts, Family
+from pipeline.models.agreement import contradictions
 from pipeline.models.architecture import Architecture
 from pipeline.models.family import positions_of
 from pipeline.records.run_folder import read_json
@@ -113,23 +114,11 @@ def adopt(small: PretrainedConfig, target: PretrainedConfig) -> PretrainedConfig
         raise UserError(
             f"the source is a '{family.name}', the target a '{other.name}'; choose a target of the source's family"
         )
-    before, after = small.to_dict(), target.to_dict()
-    _require_agreement(family.keys, before, after)
+    for said in contradictions(small, target).values():
+        raise UserError(f"{said}; a growth keeps it, give the target the source's value")
     adopted = set(family.keys.sizes + family.keys.training)
-    changes = {key: value for key, value in after.items() if key in adopted}
+    changes = {key: value for key, value in target.to_dict().items() if key in adopted}
     return _rebuilt(small, changes, "the target")
-
-
-def _require_agreement(keys: ConfigKeys, before: dict[str, Any], after: dict[str, Any]) -> None:
-    """Of every key but those whose value one side decides, and those of which the target's file says nothing: no class
-    declares them."""
-    decided = {*keys.sizes, *keys.training, *keys.kept, *keys.derived}
-    for key in sorted(set(after) - decided):
-        if before.get(key) != after[key]:
-            raise UserError(
-                f"the target's config has {key} {after[key]!r} where the source's has {before.get(key)!r}; "
-                "a growth keeps it, give the target the source's value"
-            )
 
 
 def _rebuilt(small: PretrainedConfig, changes: dict[str, Any], where: str) -> PretrainedConfig:

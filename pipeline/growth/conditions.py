@@ -56,7 +56,6 @@ def _out_of_pattern(source: Architecture, target: Architecture) -> list[str]:
     return [
         reason
         for stack in target.stacks
-        if stack.layers > before[stack.name].layers
         for reason in _broken_pattern(target.stack_prefix(stack), before[stack.name], stack)
     ]
 
@@ -65,7 +64,8 @@ def _broken_pattern(prefix: str, source: LayerStack, target: LayerStack) -> list
     if target.period != source.period:
         each = f"{source.period} in the source and of {target.period} in the target"
         return [f"the {prefix}layers repeat in patterns of {each}; give the target the source's"]
-    if not (beyond := (target.layers - source.layers) % source.period):
+    beyond = (target.layers - source.layers) % source.period
+    if target.layers <= source.layers or not beyond:
         return []
     fewer = target.layers - beyond
     broken = f"{source.period}, which a growth from {source.layers} to {target.layers} would break"

@@ -10,7 +10,7 @@ What it answers becomes a `GrowthPlan`, and nobody asks the method again.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import NoneType
@@ -120,6 +120,21 @@ class LayerOrigin:
 
 Layers = dict[str, tuple[LayerOrigin, ...]]
 """Stack of layers -> the origins of its target layers."""
+
+
+def stacked(source: int, target: int) -> list[int]:
+    """The source's layer for each of the target's where they stand on one another again, round and round."""
+    return [layer % source for layer in range(target)]
+
+
+def repeated(source: int, target: int) -> list[int]:
+    """The same where each is repeated in its place."""
+    return [layer * source // target for layer in range(target)]
+
+
+def copies_of(layers: Iterable[int]) -> tuple[LayerOrigin, ...]:
+    """Each layer from one of the source's, as it is."""
+    return tuple(LayerOrigin((Term(layer),)) for layer in layers)
 
 
 StackRule = Callable[[int, int], tuple[LayerOrigin, ...]]
@@ -235,7 +250,7 @@ class Method(ABC):
     def stack_layers(self, source: int, target: int, options: Any) -> tuple[LayerOrigin, ...]:
         """The origins of `target` layers in a stack of `source`; by default round and round. Where layers repeat in a
         pattern it is asked about whole patterns (`in_pattern`)."""
-        return tuple(LayerOrigin((Term(index % source),)) for index in range(target))
+        return copies_of(stacked(source, target))
 
     def noise(self, options: Any) -> float:
         """The scale s of N = s * (projected fresh initialisation); 0: no noise."""

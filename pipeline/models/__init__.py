@@ -29,6 +29,7 @@ from pipeline.models.families import (
     vit,
 )
 from pipeline.models.family import (
+    COMPARED_APART,
     POSITIONS,
     ROPE,
     ROPE_AS_WRITTEN,
@@ -178,7 +179,7 @@ def function_keys(config: PretrainedConfig) -> dict[str, Any]:
     """What decides what a model computes with the same weights, by name: keys of the config, and sizes that no shape
     tells."""
     family, architecture = of_config(config), architecture_of(config)
-    keys = [key for key in family.keys.function if key not in (ROPE, "tie_word_embeddings", "model_type")]
+    keys = [key for key in family.keys.function if key not in COMPARED_APART]
     sizes = {name: size for name, size in architecture.sizes().items() if "head" in name}
     epsilon = {architecture.epsilon.key: architecture.epsilon.value} if architecture.epsilon.key else {}
     stated = {key: getattr(config, key, None) for key in keys}

@@ -128,6 +128,9 @@ ROPE, ROPE_AS_WRITTEN, ROPE_BEFORE_5 = "rope_parameters", "rope_as_written", ("r
 """The key of rotary positions in transformers 5; the attribute of a config that holds what its file says of them in the
 keys of transformers 4; and those keys."""
 
+COMPARED_APART = (ROPE, "tie_word_embeddings", "model_type")
+"""Keys of `function` that are compared by what they mean: rotary positions, the names of parameters, the family."""
+
 POSITIONS = "max_position_embeddings"
 """The key of the number of positions."""
 

@@ -46,7 +46,7 @@ def require(config: PretrainedConfig, sizes: ModelSizes, facts: Facts) -> None:
         name = differing[0]
         raise UserError(f"{name} is {there.get(name)} there and {here[name]} in the model")
     for key, value in _stated(family, sizes).items():
-        if _of_it(getattr(config, key), value) != value:
+        if _restricted_to(value, getattr(config, key)) != value:
             raise UserError(f"{key} is {getattr(config, key)!r} there and {value!r} in the model; leave it out")
     if reason := unreadable(config, facts):
         raise UserError(reason)
@@ -58,8 +58,8 @@ def _sizes(architecture: Architecture) -> dict[str, int]:
     return {name: size for name, size in architecture.sizes().items() if name not in decided}
 
 
-def _of_it(there: Any, stated: object) -> object:
-    """What a config's value has of the keys that are stated, where it has keys; else all."""
+def _restricted_to(stated: object, there: Any) -> object:
+    """Of a config's value that has keys those that are stated; any other value whole."""
     if isinstance(there, dict) and isinstance(stated, dict):
         return {key: there.get(key) for key in stated}
     return there

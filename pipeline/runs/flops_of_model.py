@@ -1,20 +1,25 @@
-"""`lemon flops` of a Hugging Face config.json: nothing else is read, no model is built."""
+"""`lemon flops` of a Hugging Face config.json, or of a folder with one: what its files say of the model beside them
+counts, no model is built."""
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from pipeline import models
+from pipeline import checkpoints, models
 from pipeline.accounting import head
 from pipeline.accounting.estimate import Estimate, ModelEstimate, Sample, Training
 from pipeline.accounting.flops import cost
+from pipeline.checkpoints import detect_layout
 from pipeline.config.limits import MOST_UNITS
 from pipeline.durations import Duration
 from pipeline.errors import UserError, placed
 from pipeline.models import POSITIONS, Family
 from pipeline.runs.device_hours import Devices
+
+logger = logging.getLogger(__name__)
 
 PRECISION = "bf16"
 """In which a device's peak is taken, since a config.json says nothing of training."""
@@ -39,8 +44,23 @@ def of_model(path: Path, asked: Asked) -> Estimate:
     if not place.exists() and (path / "config.yaml").exists():
         raise UserError(f"{path}: is a run's folder; name its {path / 'config.yaml'}, or one of its checkpoints")
     family, config = models.read_config(place)
+    if path.is_dir() and detect_layout(path):
+        config = _as_its_files_say(path, config)
     with placed(place):
         return Estimate(config=str(path), model=_model(family, config, asked))
+
+
+def _as_its_files_say(folder: Path, stated: PretrainedConfig) -> PretrainedConfig:
+    """The config of the model that a folder's files hold, and what they decide of it, which is said; where they hold
+    another than its config.json describes, the config as it is written, which is said too."""
+    try:
+        state, config = checkpoints.read(folder)
+    except UserError as error:
+        logger.warning(f"{error}; the model is counted as its config.json says")
+        return stated
+    for line in state.decided_by_files.values():
+        logger.warning(f"{folder}: {line}")
+    return config
 
 
 def _model(family: Family, config: PretrainedConfig, asked: Asked) -> ModelEstimate:

@@ -27,6 +27,7 @@ from pipeline.optim.optimizers import OptimizerSpec
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import NEW_ENTRIES
 from pipeline.runs import stage_models
+from pipeline.training import attention
 from pipeline.training.device_precisions import precisions_of_workers, require_precision
 from pipeline.training.fingerprint import require_same
 from pipeline.training.length import pace, rates, require_open_end
@@ -62,7 +63,14 @@ def _require_trainable(config: Config, facts: Facts) -> dict[str, PretrainedConf
     all_of(partial(trainable, name, sizes) for name, sizes in config.models.items())
     stage_configs = stage_models.of_stages(config, facts)
     all_of(partial(_require_mask_of_documents, config, stage, stage_configs[stage.name]) for stage in config.stages)
+    all_of(partial(attention.require_possible, each, stage_configs[each.name]) for each in _trainings(config))
     return stage_configs
+
+
+def _trainings(config: Config) -> list[TrainStage]:
+    """Every stage that trains, fits that are to be done too."""
+    found = (fits.unfinished(config, each) if isinstance(each, ExpandStage) else each for each in config.stages)
+    return [stage for stage in found if stage is not None]
 
 
 def _require_mask_of_documents(config: Config, stage: Stage, model: PretrainedConfig) -> None:

@@ -17,7 +17,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from pipeline import models
 from pipeline.accounting.memory import kept_layers
+from pipeline.config.schema import TrainStage
 from pipeline.data import Batch, train_batches
+from pipeline.errors import UserError
 from pipeline.models.layer_types import LAYER_TYPES
 from pipeline.training import free_memory, micro_batches
 from pipeline.training.losses import model_inputs
@@ -46,6 +48,15 @@ class Choice:
 
     attention: Attention
     reason: str
+
+
+def require_possible(stage: TrainStage, model: PretrainedConfig) -> None:
+    """Raises UserError where the fused kernels are asked for, and the model is computed by plain attention alone."""
+    if stage.attention == "sdpa" and models.attention_of(model) != "sdpa":
+        raise UserError(
+            f"stages.{stage.name}: attention sdpa: its model ({model.model_type}) is computed by plain attention "
+            "alone; use auto or eager"
+        )
 
 
 def choose(plan: TrainingPlan, world: World) -> Choice:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline import models
-from pipeline.errors import UserError
 from pipeline.training import attention, compilation, hardware, largest_micro_batch
 from pipeline.training.process_group import World, of_rank_0
 from pipeline.training.settled import BEFORE
@@ -41,11 +40,7 @@ def _attending(plan: TrainingPlan) -> TrainingPlan:
     for."""
     if models.attention_of(plan.model) == "sdpa":
         return plan
-    if plan.stage.attention == "sdpa":
-        raise UserError(
-            f"{plan.stage.name}: attention sdpa: its model ({plan.model.model_type}) is computed by plain attention "
-            "alone; use auto or eager"
-        )
+    attention.require_possible(plan.stage, plan.model)
     return replace(plan, stage=plan.stage.model_copy(update={"attention": "eager"}))
 
 

@@ -104,12 +104,40 @@ def test_an_image_classifiers_file_is_an_encoder_without_a_pooler(tmp_path, caps
 
 @pytest.mark.parametrize("variant", ["bert", "bert encoder"])
 def test_the_files_decide_whatever_the_config_says(tmp_path, variant):
-    """A result without a pooler that a user has loaded with a fresh one, trained and saved: it has one now. Of a model
-    with a head the key says nothing."""
+    """A result without a pooler that a user has loaded with a fresh one, trained and saved: it has one now, which is
+    said. Of a model with a head the key says nothing."""
     small = edit(saved(tmp_path / "small", variant), has_pooler=False)
     state, config = checkpoints.read(small)
     assert set(state.tensors) == {row.name for row in models.architecture_of(sample(variant)).rows()}
-    assert state.unpooled is None and (models.has_pooler(config) or variant == "bert")
+    if variant == "bert":
+        assert not state.decided_by_files
+    else:
+        said = "config.json says has_pooler false, and there is a pooler: it is kept, the result no longer says so"
+        assert state.decided_by_files == {"has_pooler": said} and models.has_pooler(config)
+
+
+def test_both_sides_of_a_verification_are_told_what_their_files_decide(tmp_path, capsys):
+    small = edit(bare(tmp_path / "small", "bert"), has_pooler=True)
+    code, out, err = expanded(capsys, small, "bert")
+    said = f"config.json says has_pooler true, but {LINE.format('BertModel')}"
+    assert code == 0 and said in " ".join(out.split()), err
+    assert json.loads((tmp_path / "large" / "config.json").read_text())["has_pooler"] is False
+    edit(tmp_path / "large", has_pooler=True)
+    (tmp_path / "large" / "manifest.json").unlink()
+    edit(small, has_pooler=...)
+    code, out, _ = lemon(capsys, "verify", small, tmp_path / "large")
+    out = " ".join(out.split())
+    assert code == 0 and f"source {LINE.format('BertModel')}" in out and f"result {said}" in out
+
+
+def test_a_pooler_that_the_config_denies_is_told_and_grows(tmp_path, capsys):
+    small = edit(saved(tmp_path / "small", "bert encoder"), has_pooler=False)
+    code, out, err = expanded(capsys, small, "bert")
+    assert code == 0 and "config.json says has_pooler false, and there is a pooler" in " ".join(out.split()), err
+    assert set(load_file(tmp_path / "large" / "model.safetensors")) > POOLER
+    assert "has_pooler" not in json.loads((tmp_path / "large" / "config.json").read_text())
+    code, out, _ = lemon(capsys, "verify", small, tmp_path / "large")
+    assert code == 0 and "source config.json says has_pooler false" in " ".join(out.split())
 
 
 def test_half_a_pooler_is_refused_by_name(tmp_path, capsys):
@@ -119,14 +147,44 @@ def test_half_a_pooler_is_refused_by_name(tmp_path, capsys):
     assert not (tmp_path / "large").exists()
 
 
-def test_a_model_in_memory_grows_without_one():
+@pytest.mark.parametrize("stated", [None, True])
+def test_a_model_in_memory_grows_without_one(caplog, stated):
     model = transformers.BertModel(sample("bert encoder"), add_pooling_layer=False).eval()
+    if stated is not None:
+        model.config.has_pooler = stated
     grown = pipeline.grow(model, sample("bert encoder", **times(2)))
+    contradicted = "the config says has_pooler true, but " if stated else ""
+    assert f"grow: {contradicted}{LINE.format('BertModel')}" in caplog.text
     assert grown.pooler is None and "pooler_output" not in models.architecture_of(grown.config).outputs
     inputs = {"input_ids": torch.arange(12)[None]}
     with torch.no_grad():
         before, after = (each(**inputs).last_hidden_state for each in (model, grown))
     assert (after[..., :12] - before).abs().max() < 1e-5 * before.abs().max()
+
+
+def test_a_pooler_in_memory_that_the_config_denies_is_told(caplog):
+    model = transformers.BertModel(sample("bert encoder without pooler")).eval()
+    grown = pipeline.grow(model, sample("bert encoder", **times(2)))
+    assert grown.pooler is not None and models.has_pooler(grown.config)
+    assert "grow: the config says has_pooler false, and there is a pooler" in caplog.text
+
+
+@pytest.mark.parametrize("make", [bare, of_a_head], ids=["saved so", "of a head"])
+def test_flops_count_none(tmp_path, capsys, make):
+    """Of a folder with files; a config.json alone counts one, as its model has it where nobody says otherwise."""
+    small = make(tmp_path / "small", "bert")
+    architectures = [models.architecture_of(sample(f"bert encoder{end}")) for end in (" without pooler", "")]
+    for place, architecture in zip((small, small / "config.json"), architectures, strict=True):
+        code, out, err = lemon(capsys, "flops", place, "--sequence-length", 8, "--json")
+        assert code == 0 and json.loads(out)["model"]["parameters"] == architecture.parameters, err
+        assert (LINE.format("BertModel") in " ".join(err.split())) == (place == small)
+
+
+def test_flops_of_files_that_are_not_the_configs_model_are_the_configs(tmp_path, capsys):
+    small = change(saved(tmp_path / "small", "bert encoder"), lambda tensors: tensors.pop("pooler.dense.weight"))
+    code, out, err = lemon(capsys, "flops", small, "--sequence-length", 8, "--json")
+    assert code == 0 and "'pooler.dense.weight'" in err and "the model is counted as its config.json says" in err
+    assert json.loads(out)["model"]["parameters"] == models.architecture_of(sample("bert encoder")).parameters
 
 
 def test_the_key_reaches_no_argument_of_transformers(tmp_path):

@@ -9,12 +9,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import pipeline
-from pipeline import checkpoints
+from pipeline import checkpoints, models
+from pipeline.checkpoints import describe
 from tests.helpers.checkpoints import change, saved, target_config_file
 from tests.helpers.cli import lemon
 from tests.helpers.pretrained import apart, given_out, loaded, tokens
-from tests.helpers.samples import POSITIONS, sample
-from tests.helpers.variations import DIFFERENT, stored_beside
+from tests.helpers.samples import POSITIONS, VARIANTS, sample
+from tests.helpers.variations import DIFFERENT, edit, stored_beside
 
 SAID = "says tie_word_embeddings true and '{}' differs from"
 
@@ -36,7 +37,7 @@ def test_both_count_where_they_differ(tmp_path, capsys, variant, name):
     assert apart(saved(tmp_path / "tied", variant), tmp_path / "large", inputs) > 1e-2  # the test can tell them apart
     assert json.loads((tmp_path / "large" / "config.json").read_text())["tie_word_embeddings"] is False
     code, out, err = lemon(capsys, "verify", small, tmp_path / "large")
-    assert code == 0, out + err
+    assert code == 0 and f"source config.json {SAID.format(name)}" in " ".join(out.split()), out + err
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,37 @@ def test_inspect_says_it(tmp_path, capsys, variant, name):
     assert code == 0 and f"'{name}' differs from '" in out
     code, out, _ = lemon(capsys, "inspect", stored_beside(tmp_path / "equal", variant, name, equal=True))
     assert code == 0 and "differs from" not in out
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_inspect_knows_every_tied_name_and_default(variant):
+    """What it knows by heart is what the architectures say."""
+    architecture, family = models.architecture_of(sample(variant)), models.family(variant.split()[0])
+    names = [row.name for row in architecture.rows()] + list(architecture.aliases)
+    ends = describe.TIED.items()
+    found = {
+        (one, other)
+        for one in names
+        for other in names
+        for end, owners in ends
+        if one.endswith(end) and other.endswith(owners)
+    }
+    assert {pair for pair in found if pair[0] in architecture.aliases} == set(architecture.aliases.items())
+    stated = family.config_class().to_dict().get("tie_word_embeddings", True)
+    assert stated == (family.config_class.model_type not in describe.UNTIED_BY_DEFAULT)
+
+
+def test_inspect_and_reading_agree_on_optimizer_state_of_its_own(tmp_path, capsys):
+    """Equal numbers that are trained apart are two tensors."""
+    small = saved(tmp_path / "small", "gpt2 untied")
+    change(small, lambda tensors: tensors.update({"lm_head.weight": tensors["transformer.wte.weight"].clone()}))
+    native = ["--format", "zero", "--zero-stage", 1, "--world-size", 1, "--out", tmp_path / "native"]
+    assert lemon(capsys, "reshard", small, *native)[0] == 0
+    edit(tmp_path / "native", tie_word_embeddings=True)
+    (tmp_path / "native" / "manifest.json").unlink()
+    _, config = checkpoints.read(tmp_path / "native")
+    code, out, _ = lemon(capsys, "inspect", tmp_path / "native")
+    assert code == 0 and not config.tie_word_embeddings and "'lm_head.weight' differs from" in out
 
 
 @pytest.mark.parametrize("variant, name", DIFFERENT.items())

@@ -5,7 +5,7 @@ import torch
 
 from pipeline.growth import conditions
 from pipeline.growth.maps import IndexMap, Maps, SpaceMap
-from pipeline.growth.method import GrowthContext, LayerOrigin, Method, MethodOptions, Term
+from pipeline.growth.method import GrowthContext, LayerOrigin, Method, MethodOptions, Term, stacked
 from pipeline.growth.methods import fpi
 from pipeline.models.architecture import Architecture
 
@@ -39,8 +39,10 @@ class Aki(Method):
 
     def stack_layers(self, source: int, target: int, options: MethodOptions) -> tuple[LayerOrigin, ...]:
         """Stacked, each with the layer above it; the last one has none and is its own."""
-        bases = [index % source for index in range(target)]
-        return tuple(LayerOrigin((Term(base, maps=OWN), Term(min(base + 1, source - 1), maps=NEXT))) for base in bases)
+        return tuple(
+            LayerOrigin((Term(base, maps=OWN), Term(min(base + 1, source - 1), maps=NEXT)))
+            for base in stacked(source, target)
+        )
 
 
 def _rows_of(space: SpaceMap, old: bool) -> SpaceMap:

@@ -2,7 +2,7 @@
 
 from pipeline.growth import conditions
 from pipeline.growth.maps import Maps
-from pipeline.growth.method import GrowthContext, LayerOrigin, Method, MethodOptions, Term
+from pipeline.growth.method import GrowthContext, LayerOrigin, Method, MethodOptions, copies_of, repeated
 from pipeline.growth.methods import fpi
 from pipeline.models.architecture import Architecture
 
@@ -34,4 +34,4 @@ class Interpolate(_DepthOnly):
     summary = "depth only: each layer is repeated in its place"
 
     def stack_layers(self, source: int, target: int, options: MethodOptions) -> tuple[LayerOrigin, ...]:
-        return tuple(LayerOrigin((Term(index * source // target),)) for index in range(target))
+        return copies_of(repeated(source, target))

@@ -36,7 +36,7 @@ from pydantic import Field, field_validator
 from pipeline.growth import conditions, interpolation, layer_lists, maps
 from pipeline.growth.attention import attention_maps
 from pipeline.growth.maps import Maps, SpaceMap
-from pipeline.growth.method import GrowthContext, LayerOrigin, Method, MethodOptions, Term
+from pipeline.growth.method import GrowthContext, LayerOrigin, Method, MethodOptions, Term, copies_of, repeated, stacked
 from pipeline.models.architecture import Architecture, Space
 
 PLACES = {
@@ -112,14 +112,14 @@ class Lemon(Method):
         origins = (
             options.listed
             or {
-                "even": [index * source // target for index in range(target)],
+                "even": repeated(source, target),
                 "top": [layer for layer in range(source) for _ in range(1 + (layer >= 2 * source - target))],
-                "stack": [index % source for index in range(target)],
+                "stack": stacked(source, target),
                 "last": [min(index, source - 1) for index in range(target)],
             }[options.placement]
         )
         if options.depth == "copy":
-            return tuple(LayerOrigin((Term(origin),)) for origin in origins)
+            return copies_of(origins)
         new = [index > 0 and origins[index - 1] == origin for index, origin in enumerate(origins)]
         if options.depth == "random":
             return tuple(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.growth.maps import DenseMap, IndexMap, Map, SpaceMap, same
-from pipeline.growth.method import GrowthContext, LayerOrigin, Term, in_pattern
+from pipeline.growth.method import GrowthContext, LayerOrigin, copies_of, in_pattern, repeated, stacked
 from pipeline.growth.methods import lemon
 from pipeline.growth.methods.lemon import Lemon, LemonOptions
 from pipeline.models.architecture import Architecture, Attention, LayerStack, ParamSpec, Space
@@ -211,8 +211,7 @@ def origin(source: Architecture, stack: LayerStack, layer: int, options: Any) ->
 def _origins(options: Any, before: int, after: int) -> tuple[LayerOrigin, ...]:
     if options.width_init == "lossless":
         return Lemon().stack_layers(before, after, LEMON)
-    stacked = options.depth_init == "stack"
-    return tuple(LayerOrigin((Term(layer % before if stacked else layer * before // after),)) for layer in range(after))
+    return copies_of((stacked if options.depth_init == "stack" else repeated)(before, after))
 
 
 def mixture(

@@ -51,7 +51,9 @@ from pipeline.growth.method import (
     LearnedMethod,
     MethodOptions,
     Term,
+    copies_of,
     in_pattern,
+    stacked,
 )
 from pipeline.growth.methods import lemon, mango_slots
 from pipeline.growth.methods.ligo_start import NOT_LEARNED
@@ -96,7 +98,9 @@ class MangoModule(nn.Module, GrowthModule):
         self.source, self.target, self.rank = source, target, context.options.rank
         self.slots, self.stack = mango_slots.slots(target), target.stacks[0]
         (before,) = source.stacks
-        self.origins = [each.origin for each in in_pattern(_stacked, before, self.stack)]
+        self.origins = [
+            each.origin for each in in_pattern(lambda *layers: copies_of(stacked(*layers)), before, self.stack)
+        ]
         units = torch.arange(target.residual.size) % source.residual.size
         copied = nn.functional.one_hot(units, source.residual.size).T.double()
         starts = {
@@ -177,10 +181,6 @@ class MangoModule(nn.Module, GrowthModule):
             Term(number, coefficient, maps, template, block)
             for (number, maps, template, block), coefficient in zip(self.taken, coefficients, strict=True)
         )
-
-
-def _stacked(source: int, target: int) -> tuple[LayerOrigin, ...]:
-    return tuple(LayerOrigin((Term(layer % source),)) for layer in range(target))
 
 
 def _too_large(source: Architecture, target: Architecture, rank: int) -> list[str]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.growth import conditions
 from pipeline.growth.maps import IndexMap, Map, Maps, SpaceMap
-from pipeline.growth.method import GrowthContext, LayerOrigin, Method, MethodOptions, Term
+from pipeline.growth.method import GrowthContext, LayerOrigin, Method, MethodOptions, copies_of, repeated
 from pipeline.growth.methods import fpi
 from pipeline.models.architecture import Architecture
 
@@ -30,7 +30,7 @@ class Tile(Method):
 
     def stack_layers(self, source: int, target: int, options: MethodOptions) -> tuple[LayerOrigin, ...]:
         """Layer i from layer floor(i L_S / L_T)."""
-        return tuple(LayerOrigin((Term(index * source // target),)) for index in range(target))
+        return copies_of(repeated(source, target))
 
 
 def from_the_middle(before: int, after: int) -> Tensor:

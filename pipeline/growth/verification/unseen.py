@@ -1,5 +1,5 @@
-"""What a probe of a few tokens does not show, and is compared itself: windows of attention, rotary positions, and the
-rows of tables that the probe does not look up."""
+"""What a probe of a few tokens does not show, and is compared itself: windows of attention, rotary positions, what else
+the configs say of the function, and the rows of tables that the probe does not look up."""
 
 import math
 from collections.abc import Iterator
@@ -11,11 +11,24 @@ from pipeline import models
 from pipeline.errors import UserError
 from pipeline.growth.maps import IndexMap, Map, Run
 from pipeline.growth.plan import GrowthPlan
+from pipeline.models.agreement import contradictions
 from pipeline.models.architecture import ParamSpec
+from pipeline.models.family import COMPARED_APART
 from pipeline.models.streaming import RunnableModel
 
 WINDOW = 2**22
 """Numbers of a table that are compared at a time."""
+
+
+def require_equal_function(source: PretrainedConfig, target: PretrainedConfig, plan: GrowthPlan) -> None:
+    """Raises UserError where the two configs say different things of the function: what a key changes may lie behind
+    the last token of a probe, or in a part of the model that gives nothing out."""
+    require_equal_windows(source, target, plan)
+    require_equal_rotation(source, target)
+    function = set(models.of_config(source).keys.function).difference(COMPARED_APART)
+    for key, said in contradictions(source, target).items():
+        if key in function:
+            raise UserError(f"{said}: that is another function; give the target the source's value")
 
 
 def require_equal_windows(source: PretrainedConfig, target: PretrainedConfig, plan: GrowthPlan) -> None:

@@ -4,7 +4,6 @@ classifier that reads the final norm twice. Their own code does stochastic depth
 Registers stand behind the cls token, have no positions, and the classifier does not read them.
 """
 
-from functools import partial
 from typing import Any, TypeAlias
 
 from transformers import (
@@ -19,8 +18,8 @@ from transformers import (
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
 from pipeline.models.architecture import Architecture, Axis, ParamSpec, Space, linear, norm, reads, writes
-from pipeline.models.families.vit import attention, embeddings, image_architecture, image_keys, positions
-from pipeline.models.family import IMAGE_KEYS, Facts, Family, Head, image_probe, image_resized
+from pipeline.models.family import IMAGE_KEYS, Facts, image_resized
+from pipeline.models.images import attention, embeddings, image_architecture, image_family, positions
 
 Config: TypeAlias = Dinov2Config | Dinov2WithRegistersConfig
 
@@ -97,16 +96,6 @@ def resize(sizes: ModelSizes) -> dict[str, Any]:
     return {**named, "mlp_ratio": sizes.mlp_units // sizes.hidden}
 
 
-def configure(sizes: ModelSizes, facts: Facts) -> Dinov2Config:
-    """Without a mask token, which a classifier has no use for. Raises UserError."""
-    return Dinov2Config(**image_keys(sizes, facts), **resize(sizes), use_mask_token=False)
-
-
-def configure_with_registers(sizes: ModelSizes, facts: Facts) -> Dinov2WithRegistersConfig:
-    """With as many registers as the published models have. Raises UserError."""
-    return Dinov2WithRegistersConfig(**image_keys(sizes, facts), **resize(sizes))
-
-
 KEYS = IMAGE_KEYS.extended(
     sizes=("mlp_ratio",),
     training=("drop_path_rate", "layerscale_value"),
@@ -114,33 +103,23 @@ KEYS = IMAGE_KEYS.extended(
     derived=("out_features", "out_indices", "stage_names"),
 )
 
-DINOV2 = Family(
-    name="dinov2",
-    data="images",
-    config_class=Dinov2Config,
-    heads=(
-        Head("classifier", Dinov2ForImageClassification, partial(classifier, "dinov2")),
-        Head("encoder", Dinov2Model, partial(encoder, "dinov2")),
-    ),
-    keys=KEYS.extended(function=("use_mask_token",)),
-    resize=resize,
+DINOV2 = image_family(
+    "dinov2",
+    Dinov2Config,
+    {"classifier": (Dinov2ForImageClassification, classifier), "encoder": (Dinov2Model, encoder)},
+    KEYS.extended(function=("use_mask_token",)),
     positions=tokens,
-    probe_inputs=image_probe,
-    configure=configure,
-    optional_sizes=("patch", "drop_path"),
+    resize=resize,
+    fresh={"use_mask_token": False},  # a classifier has no use for one
 )
-WITH_REGISTERS = Family(
-    name="dinov2-with-registers",
-    data="images",
-    config_class=Dinov2WithRegistersConfig,
-    heads=(
-        Head("classifier", Dinov2WithRegistersForImageClassification, partial(classifier, "dinov2-with-registers")),
-        Head("encoder", Dinov2WithRegistersModel, partial(encoder, "dinov2-with-registers")),
-    ),
-    keys=KEYS.extended(function=("num_register_tokens",)),
-    resize=resize,
+WITH_REGISTERS = image_family(
+    "dinov2-with-registers",
+    Dinov2WithRegistersConfig,
+    {
+        "classifier": (Dinov2WithRegistersForImageClassification, classifier),
+        "encoder": (Dinov2WithRegistersModel, encoder),
+    },
+    KEYS.extended(function=("num_register_tokens",)),
     positions=tokens,
-    probe_inputs=image_probe,
-    configure=configure_with_registers,
-    optional_sizes=("patch", "drop_path"),
+    resize=resize,
 )

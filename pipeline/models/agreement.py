@@ -1,0 +1,18 @@
+"""Where two configs of one family contradict each other on what their models compute."""
+
+from transformers import PretrainedConfig
+
+from pipeline import models
+
+
+def contradictions(source: PretrainedConfig, target: PretrainedConfig) -> dict[str, str]:
+    """Keys of which the target says otherwise than the source, each with both values in words: those of `function`, and
+    those in no list of the family's. Of a key that no class declares, and the target does not have, it says nothing."""
+    keys = models.of_config(source).keys
+    decided = {*keys.sizes, *keys.training, *keys.kept, *keys.derived}
+    before, after = source.to_dict(), target.to_dict()
+    return {
+        key: f"the target's config has {key} {after[key]!r} where the source's has {before.get(key)!r}"
+        for key in sorted(set(after) - decided)
+        if before.get(key) != after[key]
+    }
