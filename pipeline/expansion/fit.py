@@ -30,7 +30,7 @@ from pipeline.growth.making import MakingCost, making_cost
 from pipeline.growth.method import ExpansionOptions
 from pipeline.growth.plan import GrowthPlan
 from pipeline.models import starts
-from pipeline.models.family import WHOLE
+from pipeline.models.config_keys import WHOLE
 from pipeline.optim.parameter_groups import GroupRule
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import TrainFacts

@@ -19,7 +19,7 @@ from pipeline.growth.plan import GrowthPlan
 from pipeline.models import LAYER_TYPES, LAYER_TYPES_STATED, POSITIONS, Facts, Family
 from pipeline.models.agreement import contradictions
 from pipeline.models.architecture import Architecture
-from pipeline.models.family import positions_of
+from pipeline.models.fresh_configs import positions_of
 from pipeline.records.run_folder import read_json
 
 logger = logging.getLogger(__name__)

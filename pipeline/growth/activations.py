@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from pipeline import models
 from pipeline.growth.verification.probe import fitted, load, probe
 from pipeline.models.architecture import ParamSpec
-from pipeline.models.family import Inputs
+from pipeline.models.probes import Inputs
 from pipeline.models.streaming import Read, ReadModel
 
 Place = tuple[str, str, int]

@@ -15,6 +15,7 @@ from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError, nearest, one_line, placed
 from pipeline.models import drop_path, plain_attention, unsupported
 from pipeline.models.architecture import Architecture
+from pipeline.models.config_keys import COMPARED_APART, POSITIONS, ROPE, ROPE_AS_WRITTEN, ROPE_BEFORE_5, ConfigKeys
 from pipeline.models.families import (
     bert,
     bert_pre_ln,
@@ -28,21 +29,11 @@ from pipeline.models.families import (
     qwen,
     vit,
 )
-from pipeline.models.family import (
-    COMPARED_APART,
-    POSITIONS,
-    ROPE,
-    ROPE_AS_WRITTEN,
-    ROPE_BEFORE_5,
-    ConfigKeys,
-    Facts,
-    Family,
-    Head,
-    Inputs,
-    OptionalSize,
-    has_pooler,
-)
+from pipeline.models.family import Family, Head, OptionalSize, has_pooler
+from pipeline.models.fresh_configs import Facts
 from pipeline.models.layer_types import LAYER_TYPES, LAYER_TYPES_STATED
+from pipeline.models.probes import Inputs
+from pipeline.models.rotary import ropes, rotation, rotation_counts_positions
 from pipeline.records.processes import choose_accelerator
 from pipeline.records.run_folder import read_json
 
@@ -163,13 +154,6 @@ def initializer_range(config: PretrainedConfig) -> float:
     return float(getattr(config, of_config(config).initializer_range))
 
 
-def rotation(config: PretrainedConfig) -> dict[str, Any]:
-    """All that decides the rotary positions of a model; empty where it has none."""
-    stated = {key: value for key, value in (getattr(config, ROPE, None) or {}).items() if value is not None}
-    stated = {key: value for key, value in stated.items() if isinstance(value, dict)} or stated  # by types of layers
-    return stated | ({POSITIONS: getattr(config, POSITIONS)} if rotation_counts_positions(config) else {})
-
-
 def as_stored(config: PretrainedConfig, held: Collection[str]) -> PretrainedConfig:
     """The config of the model whose parameters are `held`, with a pooler or without, as these say: the files decide."""
     return of_config(config).head(config).as_stored(config, held)
@@ -185,25 +169,6 @@ def function_keys(config: PretrainedConfig) -> dict[str, Any]:
     stated = {key: getattr(config, key, None) for key in keys}
     rotary = {f"{ROPE} {key}": value for key, value in rotation(config).items()}
     return {**stated, **sizes, **epsilon, **rotary, "attention windows": family.windows(config)}
-
-
-def rotation_counts_positions(config: PretrainedConfig) -> bool:
-    """Whether rotary positions are scaled by the number of positions."""
-    written = getattr(config, ROPE_AS_WRITTEN, {}).get("rope_scaling")
-    return any(_counts_positions(rope, written or rope) for rope in ropes(config))
-
-
-def ropes(config: PretrainedConfig) -> list[dict[str, Any]]:
-    """What a config says of rotary positions, once for each type of layers that has its own."""
-    rope = getattr(config, ROPE, None) or {}
-    own = [each for each in rope.values() if isinstance(each, dict)]
-    return own or [rope]
-
-
-def _counts_positions(rope: dict[str, Any], written: dict[str, Any]) -> bool:
-    if rope.get("rope_type", "default") in ("default", "linear"):
-        return False
-    return not (rope["rope_type"] == "llama3" and "original_max_position_embeddings" in written)
 
 
 def recognise(content: dict[str, Any], where: str) -> tuple[Family, PretrainedConfig]:

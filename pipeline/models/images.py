@@ -16,22 +16,15 @@ from pipeline.models.architecture import (
     ParamSpec,
     Space,
     heads,
-    linear,
     reads,
     spaces,
     writes,
 )
-from pipeline.models.family import (
-    ConfigKeys,
-    Facts,
-    Family,
-    Head,
-    class_keys,
-    head_dim,
-    image_probe,
-    image_resized,
-    require_kind,
-)
+from pipeline.models.config_keys import ConfigKeys
+from pipeline.models.family import Family, Head
+from pipeline.models.fresh_configs import Facts, class_keys, head_dim, image_resized, require_kind
+from pipeline.models.probes import image_probe
+from pipeline.models.rows import linear
 
 
 def attention(layer: str, inside: str, bias: bool) -> tuple[ParamSpec, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from pipeline.models.family import ROPE, ROPE_BEFORE_5
+from pipeline.models.config_keys import ROPE, ROPE_BEFORE_5
 
 LAYER_TYPES, LAYER_TYPES_STATED = "layer_types", "stated_layer_types"
 """The key of every layer's kind of attention, and the attribute of a target's config with what its file says there."""

@@ -19,34 +19,16 @@ from pipeline.models.architecture import (
     NormEpsilon,
     ParamSpec,
     Space,
-    embedding,
     heads,
-    linear,
-    lm_head,
-    norm,
     spaces,
     writes,
 )
-from pipeline.models.family import (
-    ROPE,
-    ROPE_AS_WRITTEN,
-    TEXT_KEYS,
-    ConfigKeys,
-    Facts,
-    Family,
-    Head,
-    OptionalSize,
-    causal_keys,
-    causal_positions,
-    head_dim,
-    no_older_keys,
-    no_windows,
-    not_misread,
-    positions_of,
-    stated,
-    text_probe,
-)
+from pipeline.models.config_keys import ROPE, ROPE_AS_WRITTEN, TEXT_KEYS, ConfigKeys
+from pipeline.models.family import Family, Head, OptionalSize, no_older_keys, no_windows, not_misread
+from pipeline.models.fresh_configs import Facts, causal_keys, head_dim, positions_of, stated
 from pipeline.models.layer_types import LAYER_TYPES, LAYER_TYPES_STATED, LayerPattern
+from pipeline.models.probes import causal_positions, text_probe
+from pipeline.models.rows import embedding, linear, lm_head, norm
 
 ATTENTION_BIAS, MLP_BIAS, BIDIRECTIONAL = "attention_bias", "mlp_bias", "use_bidirectional_attention"
 ROTATION = "layers.*.self_attn.rotary_emb.inv_freq"

@@ -10,7 +10,8 @@ from pipeline import models
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
 from pipeline.models.architecture import Architecture
-from pipeline.models.family import POOLER, Facts, Family, class_keys, positions_of
+from pipeline.models.family import POOLER, Family
+from pipeline.models.fresh_configs import Facts, class_keys, positions_of
 
 DATA_DECIDE = ("lookup", "grid")
 """Kinds of spaces whose size the data decide: a vocabulary, positions."""

@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from pipeline.models.architecture import Architecture, LayerStack, NormEpsilon, ParamSpec, Space, heads, linear, spaces
+from pipeline.models.architecture import Architecture, LayerStack, NormEpsilon, ParamSpec, Space, heads, spaces
 from pipeline.models.family import has_pooler
+from pipeline.models.rows import linear
 
 Rows = tuple[ParamSpec, ...]
 

@@ -10,17 +10,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
-from pipeline.models.architecture import Architecture, linear, norm, with_std
-from pipeline.models.family import (
-    BERT_KEYS,
-    Facts,
-    Family,
-    Head,
-    masked_keys,
-    resized,
-    segmented_text_probe,
-    text_positions,
-)
+from pipeline.models.architecture import Architecture
+from pipeline.models.config_keys import BERT_KEYS
+from pipeline.models.family import Family, Head
+from pipeline.models.fresh_configs import Facts, masked_keys, resized
+from pipeline.models.probes import segmented_text_probe, text_positions
+from pipeline.models.rows import linear, norm, with_std
 from pipeline.models.text_encoders import Rows, Trunk
 
 HeadRows = Callable[[Any, str], Rows]

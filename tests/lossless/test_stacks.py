@@ -20,18 +20,8 @@ from pipeline.growth.maps import shared
 from pipeline.growth.methods.lemon import Lemon
 from pipeline.growth.plan import GrowthPlan, build_plan, plan_growth
 from pipeline.growth.verification.equivalence import relative_difference
-from pipeline.models.architecture import (
-    Architecture,
-    Attention,
-    LayerStack,
-    NormEpsilon,
-    ParamSpec,
-    Space,
-    embedding,
-    linear,
-    norm,
-    spaces,
-)
+from pipeline.models.architecture import Architecture, Attention, LayerStack, NormEpsilon, ParamSpec, Space, spaces
+from pipeline.models.rows import embedding, linear, norm
 from tests.helpers.growing import EXACT, rows_of
 
 VOCAB = 17

@@ -13,7 +13,7 @@ from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
 from pipeline.growth.verification.probe import cast, fitted, probe, without_epsilon
 from pipeline.models import drop_path
-from pipeline.models.family import COMMON_KEYS
+from pipeline.models.config_keys import COMMON_KEYS
 from tests.helpers.samples import VARIANTS, sample
 
 OF_OTHERS = ("width", "undeclared")

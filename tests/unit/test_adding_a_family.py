@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 
 from pipeline import models
-from pipeline.models.family import ConfigKeys
+from pipeline.models.config_keys import ConfigKeys
 from tests.helpers.cli import ROOT
 from tests.helpers.docs_code import python_of, section_of
 

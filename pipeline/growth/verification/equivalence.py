@@ -24,7 +24,7 @@ from pipeline.growth.plan import GrowthPlan
 from pipeline.growth.verification.probe import Trace, probe, require_finite, run
 from pipeline.growth.verification.symmetry import symmetry
 from pipeline.growth.verification.unseen import require_equal_function, table_difference
-from pipeline.models.family import Inputs
+from pipeline.models.probes import Inputs
 from pipeline.models.streaming import RunnableModel
 
 GATES = {"float64": 2e-6, "float32": 1e-5}

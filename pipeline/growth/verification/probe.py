@@ -15,7 +15,7 @@ from pipeline.accounting.flops import cost
 from pipeline.errors import UserError
 from pipeline.models import float64
 from pipeline.models.architecture import Architecture
-from pipeline.models.family import PROBE_TOKENS, Inputs
+from pipeline.models.probes import PROBE_TOKENS, Inputs
 from pipeline.models.streaming import RunnableModel, streamed_model
 from pipeline.rng import derive
 

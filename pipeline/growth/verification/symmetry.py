@@ -13,7 +13,7 @@ from pipeline.growth.maps import IndexMap, LayerKey, SpaceMap
 from pipeline.growth.plan import GrowthPlan
 from pipeline.growth.verification.probe import Trace, fitted, given_out, observed_outputs, require_finite
 from pipeline.models.architecture import ParamSpec
-from pipeline.models.family import Inputs
+from pipeline.models.probes import Inputs
 from pipeline.models.streaming import RunnableModel, recompute_layers, streamed_model
 from pipeline.rng import derive
 

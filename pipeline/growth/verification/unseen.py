@@ -13,7 +13,7 @@ from pipeline.growth.maps import IndexMap, Map, Run
 from pipeline.growth.plan import GrowthPlan
 from pipeline.models.agreement import contradictions
 from pipeline.models.architecture import ParamSpec
-from pipeline.models.family import COMPARED_APART
+from pipeline.models.config_keys import COMPARED_APART
 from pipeline.models.streaming import RunnableModel
 
 WINDOW = 2**22

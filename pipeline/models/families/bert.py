@@ -38,8 +38,11 @@ from transformers import (
 
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
-from pipeline.models.architecture import Architecture, ParamSpec, Space, embedding, linear, norm
-from pipeline.models.family import Facts, Family, Head, positions_of, resized, segmented_text_probe
+from pipeline.models.architecture import Architecture, ParamSpec, Space
+from pipeline.models.family import Family, Head
+from pipeline.models.fresh_configs import Facts, positions_of, resized
+from pipeline.models.probes import segmented_text_probe
+from pipeline.models.rows import embedding, linear, norm
 from pipeline.models.scored_masked_lm import ScoredMaskedLM
 from pipeline.models.text_encoders import Trunk, positions_and_types
 from pipeline.models.text_heads import (

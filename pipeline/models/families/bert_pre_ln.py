@@ -19,8 +19,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform, eager_attention_forward
 
 from pipeline.models import drop_path
-from pipeline.models.architecture import ParamSpec, embedding, linear, norm
-from pipeline.models.family import BERT_KEYS, dropped, resized
+from pipeline.models.architecture import ParamSpec
+from pipeline.models.config_keys import BERT_KEYS
+from pipeline.models.fresh_configs import dropped, resized
+from pipeline.models.rows import embedding, linear, norm
 from pipeline.models.scored_masked_lm import ScoredMaskedLM
 from pipeline.models.text_encoders import Trunk, positions_and_types
 from pipeline.models.text_heads import Decoder, encoder, masked_lm, text_family, transformed

@@ -17,9 +17,11 @@ from transformers import (
 
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
-from pipeline.models.architecture import Architecture, Axis, ParamSpec, Space, linear, norm, reads, writes
-from pipeline.models.family import IMAGE_KEYS, Facts, image_resized
+from pipeline.models.architecture import Architecture, Axis, ParamSpec, Space, reads, writes
+from pipeline.models.config_keys import IMAGE_KEYS
+from pipeline.models.fresh_configs import Facts, image_resized
 from pipeline.models.images import attention, embeddings, image_architecture, image_family, positions
+from pipeline.models.rows import linear, norm
 
 Config: TypeAlias = Dinov2Config | Dinov2WithRegistersConfig
 

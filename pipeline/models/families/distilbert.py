@@ -17,8 +17,11 @@ from transformers import (
     DistilBertModel,
 )
 
-from pipeline.models.architecture import ParamSpec, Space, embedding, linear, norm
-from pipeline.models.family import COMMON_KEYS, resized, text_probe
+from pipeline.models.architecture import ParamSpec, Space
+from pipeline.models.config_keys import COMMON_KEYS
+from pipeline.models.fresh_configs import resized
+from pipeline.models.probes import text_probe
+from pipeline.models.rows import embedding, linear, norm
 from pipeline.models.scored_masked_lm import ScoredMaskedLM
 from pipeline.models.text_encoders import Trunk
 from pipeline.models.text_heads import (

@@ -6,31 +6,12 @@ from typing import Any
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from pipeline.config.model_sizes import ModelSizes
-from pipeline.models.architecture import (
-    Architecture,
-    LayerStack,
-    NormEpsilon,
-    ParamSpec,
-    Space,
-    embedding,
-    heads,
-    linear,
-    lm_head,
-    norm,
-    spaces,
-    writes,
-)
-from pipeline.models.family import (
-    COMMON_KEYS,
-    Facts,
-    Family,
-    Head,
-    causal_keys,
-    causal_positions,
-    positions_of,
-    stated,
-    text_probe,
-)
+from pipeline.models.architecture import Architecture, LayerStack, NormEpsilon, ParamSpec, Space, heads, spaces, writes
+from pipeline.models.config_keys import COMMON_KEYS
+from pipeline.models.family import Family, Head
+from pipeline.models.fresh_configs import Facts, causal_keys, positions_of, stated
+from pipeline.models.probes import causal_positions, text_probe
+from pipeline.models.rows import embedding, linear, lm_head, norm
 
 
 def _decoder(prefix: str, config: GPT2Config, tied: bool, ended: str) -> tuple[ParamSpec, ...]:

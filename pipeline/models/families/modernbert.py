@@ -22,20 +22,9 @@ from transformers import (
 )
 
 from pipeline.config.model_sizes import ModelSizes
-from pipeline.models.architecture import (
-    FIRST_LAYER,
-    LATER_LAYERS,
-    Attention,
-    LayerStack,
-    ParamSpec,
-    embedding,
-    linear,
-    norm,
-    of_layers,
-    with_std,
-    writes,
-)
-from pipeline.models.family import ROPE, ROPE_AS_WRITTEN, TEXT_KEYS, Facts, head_dim, resized, text_probe
+from pipeline.models.architecture import FIRST_LAYER, LATER_LAYERS, Attention, LayerStack, ParamSpec, writes
+from pipeline.models.config_keys import ROPE, ROPE_AS_WRITTEN, TEXT_KEYS
+from pipeline.models.fresh_configs import Facts, head_dim, resized
 from pipeline.models.layer_types import (
     FULL_ATTENTION,
     LAYER_TYPES,
@@ -44,6 +33,8 @@ from pipeline.models.layer_types import (
     LayerPattern,
     windows_of,
 )
+from pipeline.models.probes import text_probe
+from pipeline.models.rows import embedding, linear, norm, of_layers, with_std
 from pipeline.models.scored_masked_lm import ScoredMaskedLM
 from pipeline.models.text_encoders import Trunk
 from pipeline.models.text_heads import (

@@ -9,30 +9,12 @@ from transformers import OPTConfig, OPTForCausalLM, OPTModel
 
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
-from pipeline.models.architecture import (
-    Architecture,
-    LayerStack,
-    NormEpsilon,
-    ParamSpec,
-    Space,
-    embedding,
-    heads,
-    linear,
-    lm_head,
-    norm,
-    spaces,
-)
-from pipeline.models.family import (
-    COMMON_KEYS,
-    Facts,
-    Family,
-    Head,
-    causal_keys,
-    causal_positions,
-    positions_of,
-    stated,
-    text_probe,
-)
+from pipeline.models.architecture import Architecture, LayerStack, NormEpsilon, ParamSpec, Space, heads, spaces
+from pipeline.models.config_keys import COMMON_KEYS
+from pipeline.models.family import Family, Head
+from pipeline.models.fresh_configs import Facts, causal_keys, positions_of, stated
+from pipeline.models.probes import causal_positions, text_probe
+from pipeline.models.rows import embedding, linear, lm_head, norm
 
 RESERVED = 2
 """Rows of the position table beside max_position_embeddings: positions count from 2, padding looks row 1 up."""

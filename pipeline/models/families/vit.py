@@ -16,9 +16,11 @@ from transformers import (
 )
 
 from pipeline.models import drop_path
-from pipeline.models.architecture import Architecture, ParamSpec, linear, norm
-from pipeline.models.family import IMAGE_KEYS, has_pooler
+from pipeline.models.architecture import Architecture, ParamSpec
+from pipeline.models.config_keys import IMAGE_KEYS
+from pipeline.models.family import has_pooler
 from pipeline.models.images import attention, embeddings, image_architecture, image_family, positions
+from pipeline.models.rows import linear, norm
 
 
 def _encoder(prefix: str, tokens: tuple[str, ...], config: ViTConfig) -> tuple[ParamSpec, ...]:
