@@ -33,7 +33,7 @@ from pipeline.models.family import Family, Head, OptionalSize, has_pooler
 from pipeline.models.fresh_configs import Facts
 from pipeline.models.layer_types import LAYER_TYPES, LAYER_TYPES_STATED
 from pipeline.models.probes import Inputs
-from pipeline.models.rotary import ropes, rotation, rotation_counts_positions
+from pipeline.models.rotary import as_written, ropes, rotation, rotation_counts_positions
 from pipeline.records.processes import choose_accelerator
 from pipeline.records.run_folder import read_json
 
@@ -221,12 +221,11 @@ def _require_possible_sizes(match: Family, config: PretrainedConfig, where: str)
 
 def config_text(config: PretrainedConfig, dtype: str = "float32") -> str:
     """The content of config.json, with the class name that any reader of Hugging Face files knows, the dtype it loads
-    in, rotary positions also in the keys in which the source has them, and what transformers 4 reads besides."""
+    in, and rotary positions and layers also in the keys of transformers 4."""
     content = json.loads(config.to_json_string(use_diff=False))
     content.pop("transformers_weights", None)  # the name of the source's file
-    content |= content.pop(ROPE_AS_WRITTEN, {})
-    older = of_config(config).older_keys(config)
-    content = {key: value for key, value in (content | older).items() if value is not None or key not in older}
+    content.pop(ROPE_AS_WRITTEN, None)
+    content |= as_written(config) | of_config(config).older_keys(config)
     stated = {"architectures": [of_config(config).head(config).class_name], "dtype": dtype}
     return json.dumps(content | stated, indent=2, sort_keys=True) + "\n"
 

@@ -1,8 +1,12 @@
 """Where two configs of one family contradict each other on what their models compute."""
 
+from typing import Any
+
 from transformers import PretrainedConfig
 
 from pipeline import models
+from pipeline.models import rotary
+from pipeline.models.config_keys import ROPE
 
 
 def contradictions(source: PretrainedConfig, target: PretrainedConfig) -> dict[str, str]:
@@ -10,9 +14,14 @@ def contradictions(source: PretrainedConfig, target: PretrainedConfig) -> dict[s
     those in no list of the family's. Of a key that no class declares, and the target does not have, it says nothing."""
     keys = models.of_config(source).keys
     decided = {*keys.sizes, *keys.training, *keys.kept, *keys.derived}
-    before, after = source.to_dict(), target.to_dict()
+    before, after = _stated(source), _stated(target)
     return {
         key: f"the target's config has {key} {after[key]!r} where the source's has {before.get(key)!r}"
         for key in sorted(set(after) - decided)
         if before.get(key) != after[key]
     }
+
+
+def _stated(config: PretrainedConfig) -> dict[str, Any]:
+    content: dict[str, Any] = config.to_dict()
+    return content | ({ROPE: rotary.stated(config)} if ROPE in content else {})

@@ -95,9 +95,11 @@ COMMON_KEYS = ConfigKeys(
 """The keys of every `PretrainedConfig`, and those that published files of older versions hold besides."""
 
 
-ROPE, ROPE_AS_WRITTEN, ROPE_BEFORE_5 = "rope_parameters", "rope_as_written", ("rope_theta", "rope_scaling")
-"""The key of rotary positions in transformers 5; the attribute of a config that holds what its file says of them in the
-keys of transformers 4; and those keys."""
+ROPE, ROPE_AS_WRITTEN = "rope_parameters", "rope_as_written"
+"""The key of rotary positions in transformers 5, and the attribute of a config that holds what its file says of them in
+the keys of transformers 4."""
+ROPE_BEFORE_5 = BASE, SCALING, TURNING = "rope_theta", "rope_scaling", "partial_rotary_factor"
+"""Those keys: the base, how they are scaled, and how much of a head turns."""
 
 
 COMPARED_APART = (ROPE, "tie_word_embeddings", "model_type")

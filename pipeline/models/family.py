@@ -101,7 +101,7 @@ class Family:
     optional_sizes: the sizes without which a model of another family is whole, and that its models have. windows: of
     every layer, how many tokens its attention sees, to each side where it sees both; None: all; empty where every layer
     of every model sees all. older_keys: what a config says in keys of transformers 4 alone, which a written one holds
-    besides; None: a key that it does not hold. misread: what transformers 4 makes otherwise of a written config all the
+    besides; None: what it has no word for. misread: what transformers 4 makes otherwise of a written config all the
     same, in words. drops_paths: whether `drop_path.install` does what a config says of stochastic depth, which the
     model's own code does not. least_layers: of a model that transformers builds.
     """

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from pipeline.models.config_keys import ROPE, ROPE_BEFORE_5
+from pipeline.models.config_keys import BASE, ROPE, SCALING
 
 LAYER_TYPES, LAYER_TYPES_STATED = "layer_types", "stated_layer_types"
 """The key of every layer's kind of attention, and the attribute of a target's config with what its file says there."""
@@ -17,7 +17,6 @@ LAYER_TYPES, LAYER_TYPES_STATED = "layer_types", "stated_layer_types"
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 """Kinds of attention: to all tokens, and to those of a window."""
 
-BASE, SCALING = ROPE_BEFORE_5
 OTHERWISE = "it loads this result without a complaint and computes something else: load it with transformers 5"
 
 
@@ -93,7 +92,7 @@ class LayerPattern:
         if not self.types_read and self.followed(config) is None:
             lines.append(
                 f"transformers 4 knows by {self.period_key} alone which layers attend to all tokens, and here they are "
-                f"in no such order; {OTHERWISE}"
+                "in no such order: the result says null there, on which it fails; load it with transformers 5"
             )
         if not self._scaling_is_read(config):
             lines.append(

@@ -80,6 +80,35 @@ def _of_rotation(scaling: dict | None, folder: Path) -> Case:
     return Case(_grown(small, "llama", keys, LONG, **times(2, layers=3)), _inputs(small, LONG), small)
 
 
+NEW_ROPES = {
+    "llama": {"rope_type": "default", "rope_theta": 5e5},
+    "mistral": {**SCALED, "rope_theta": 5e5},
+    "qwen2": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5},
+    "qwen3": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": LONG // 2, "rope_theta": 5e5},
+    "gemma2": {"rope_type": "default", "rope_theta": 300.0},
+    "phi3": {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5},
+    "phi3 long": {
+        "rope_type": "longrope",
+        "short_factor": [1.0],
+        "long_factor": [3.0],
+        "original_max_position_embeddings": LONG // 2,
+        "partial_rotary_factor": 0.5,
+        "rope_theta": 5e5,
+    },
+}
+"""As transformers 5 has saved them, in keys that transformers 4 does not read."""
+
+
+def _of_new_rope(name: str, folder: Path) -> Case:
+    variant = name.split()[0]
+    keys = {"rope_parameters": NEW_ROPES[name]}
+    if "long" in name:
+        keys["original_max_position_embeddings"] = LONG // 2
+    small = edit(saved(folder / "small", variant, positions=LONG), **keys)
+    sizes = times(2) | ({"layers": 4} if variant == "gemma2" else {"layers": 3})
+    return Case(_grown(small, variant, keys, LONG, **sizes), _inputs(small, LONG))
+
+
 def _of_layer_types(folder: Path) -> Case:
     small = mixed(folder / "small")
     return Case(_grown(small, "qwen3", SLIDING, LONG, **times(2, layers=4)), _inputs(small, LONG), small)
@@ -155,6 +184,7 @@ def _of_export(variant: str, folder: Path) -> Case:
 BUILDERS: dict[str, Callable[[Path], Case]] = {
     **{f"grown {name}": lambda folder, name=name: _of_variant(name, folder) for name in KNOWN},
     **{f"rope {name}": lambda folder, each=each: _of_rotation(each, folder) for name, each in SCALINGS.items()},
+    **{f"new rope {name}": lambda folder, name=name: _of_new_rope(name, folder) for name in NEW_ROPES},
     "layer types": _of_layer_types,
     "alternation": lambda folder: _of_alternation(True, folder),
     "alternation in new keys": lambda folder: _of_alternation(False, folder),
@@ -217,5 +247,8 @@ def test_results_are_the_same_in_transformers_4(cases, by_transformers_4, name):
 def test_what_is_said_of_transformers_4_is_so(cases, by_transformers_4, name):
     """`test_windows_and_rope.py` demands the line."""
     output, complaints = by_transformers_4[str(cases[name].large)]
-    assert not complaints
-    assert _apart(given_out(cases[name].large, cases[name].inputs), output) > 1e-3
+    if "in no order" in name:
+        assert output is None and "NoneType" in complaints["error"][0], complaints
+    else:
+        assert not complaints
+        assert _apart(given_out(cases[name].large, cases[name].inputs), output) > 1e-3

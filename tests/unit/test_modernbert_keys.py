@@ -95,11 +95,11 @@ def test_a_config_of_transformers_5_alone_says_how_often_layers_attend_to_all(la
 
 
 def test_types_in_no_such_order_are_followed_layer_by_layer():
-    """transformers 4 has no words for them, and is told none."""
+    """transformers 4 has no words for them: it gets null, on which it fails."""
     content = {**PUBLISHED, "num_hidden_layers": 3, "layer_types": [SLIDING, FULL, FULL]}
     assert models.architecture_of(models.recognise(content, "x")[1]).stacks[0].period == 1
     assert written(content)["layer_types"] == [SLIDING, FULL, FULL]
-    assert "global_attn_every_n_layers" not in written(content)
+    assert written(content)["global_attn_every_n_layers"] is None
 
 
 def test_rotary_positions_of_one_kind_of_layers_may_count_positions():
