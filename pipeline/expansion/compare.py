@@ -19,6 +19,7 @@ from pipeline.expansion import expand, planning
 from pipeline.growth import conditions, methods, plan_file
 from pipeline.growth.plan import GrowthPlan, build_plan
 from pipeline.growth.verification.equivalence import GATES, Verification, verify
+from pipeline.growth.verification.unseen import require_equal_function
 from pipeline.models.agreement import contradictions
 from pipeline.models.streaming import ReadModel, RunnableModel
 
@@ -78,10 +79,11 @@ class Comparison:
 def compare(small: Path, large: Path, source_config: Path | None = None) -> Comparison:
     """Measure how far `large` computes the function of `small`. How it was grown is read from its plan; without one it
     is taken for LEMON's. Of a `large` that has a plan and is stored in less than float32, the verdict is that of the
-    float32 weights, grown once more. Raises UserError for models of which one cannot have grown from the other, and
-    for stored weights that are not the grown ones, rounded."""
+    float32 weights, grown once more. Raises UserError for models of which one cannot have grown from the other, for
+    configs that say another function, and for stored weights that are not the grown ones, rounded."""
     before, after = Model.read(small, source_config), Model.read(large)
     plan, remarks = recorded(before, after), _remarks_on_sides(before, after)
+    require_equal_function(before.config, after.config, plan)
     if not (after.rounded and (after.folder / plan_file.PLAN).exists()):
         measured = verify(before.function, after.function, plan)
         return Comparison(small, large, plan, measured, after.rounded, remarks)

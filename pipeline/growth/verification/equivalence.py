@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.growth.plan import GrowthPlan
 from pipeline.growth.verification.probe import Trace, probe, require_finite, run
 from pipeline.growth.verification.symmetry import symmetry
-from pipeline.growth.verification.unseen import require_equal_function, table_difference
+from pipeline.growth.verification.unseen import require_equal_rotation, require_equal_windows, table_difference
 from pipeline.models.probes import Inputs
 from pipeline.models.streaming import RunnableModel
 
@@ -157,8 +157,9 @@ def verify(
 ) -> Verification:
     """Run both models on the same probe in float32 and in float64, one at a time, and of it one module's weights.
     stored: `large` as it was rounded to less than float32, measured beside it, no part of the verdict. Raises UserError
-    for outputs that are not finite, and for configs that say another function."""
-    require_equal_function(small.config, large.config, plan)
+    for outputs that are not finite, and for attention windows and rotary positions that differ."""
+    require_equal_windows(small.config, large.config, plan)
+    require_equal_rotation(small.config, large.config)
     check, inputs = EquivalenceCheck(small, large, plan), probe(small.config, plan.options.seed, samples)
     trace, copies = symmetry(large, plan, inputs)
     single = check.difference(run(small, inputs, torch.float32), trace)
