@@ -42,11 +42,6 @@ def of_layers(layers: range, params: tuple[ParamSpec, ...]) -> tuple[ParamSpec, 
     return tuple(replace(param, layers=layers) for param in params)
 
 
-def with_std(std: float, params: tuple[ParamSpec, ...]) -> tuple[ParamSpec, ...]:
-    """Parameters whose fresh weights have a standard deviation of `std` times the config's initializer_range."""
-    return tuple(replace(param, std=std) if param.fresh == "normal" else param for param in params)
-
-
 def lm_head(tied: bool, embedding: str) -> tuple[tuple[ParamSpec, ...], dict[str, str]]:
     """The parameters and the aliases of a causal language model's head: a matrix, or the token `embedding` when
     `tied`."""
@@ -90,6 +85,7 @@ def embedding(
     tied: bool = False,
     decay: bool = False,
     module: str | None = None,
+    std: float = 1.0,
     scale: float = 1.0,
 ) -> tuple[ParamSpec, ...]:
     """A lookup table (indexed, writes); `tied` when the decoder multiplies by it as well. scale: what the model's code
@@ -104,6 +100,7 @@ def embedding(
             decay,
             module=f"{module or name}.weight",
             fresh="normal",
+            std=std,
             scale=scale,
         ),
     )

@@ -15,16 +15,16 @@ from pipeline.models.config_keys import BERT_KEYS
 from pipeline.models.family import Family, Head
 from pipeline.models.fresh_configs import Facts, masked_keys, resized
 from pipeline.models.probes import segmented_text_probe, text_positions
-from pipeline.models.rows import linear, norm, with_std
+from pipeline.models.rows import linear, norm
 from pipeline.models.text_encoders import Rows, Trunk
 
 HeadRows = Callable[[Any, str], Rows]
 """The parameters of a head, by a config and by what its uses are counted by (`counted_per` of a `ParamSpec`)."""
 
 
-def one_layer(name: str, reading: str = "embed") -> HeadRows:
+def one_layer(name: str) -> HeadRows:
     """A head of one dense layer, which gives out classes."""
-    return lambda config, counted_per: linear(name, reading, "classes", counted_per=counted_per)
+    return lambda config, counted_per: linear(name, "embed", "classes", counted_per=counted_per)
 
 
 def two_layers(first: str, second: str) -> HeadRows:
@@ -71,9 +71,9 @@ class Decoder:
 
     def rows(self, config: PretrainedConfig) -> Rows:
         """Its parameters where it is not tied."""
-        own = linear(self.module, "decoded", "vocab", counted_per="scored", bias=self.has_bias(config))
-        beside = () if self.bias is None else linear(self.bias, "decoded", "vocab", counted_per="scored")[1:]
-        return with_std(self.std(config), (*own, *beside))
+        written = partial(linear, reading="decoded", writing="vocab", counted_per="scored", std=self.std(config))
+        beside = () if self.bias is None else written(self.bias)[1:]
+        return (*written(self.module, bias=self.has_bias(config)), *beside)
 
     def owners(self, words: str) -> dict[str, str]:
         """The names of its parameters that are tied, and what owns them. words: the token embedding."""

@@ -34,7 +34,7 @@ from pipeline.models.layer_types import (
     windows_of,
 )
 from pipeline.models.probes import text_probe
-from pipeline.models.rows import embedding, linear, norm, of_layers, with_std
+from pipeline.models.rows import embedding, linear, norm, of_layers
 from pipeline.models.scored_masked_lm import ScoredMaskedLM
 from pipeline.models.text_encoders import Trunk
 from pipeline.models.text_heads import (
@@ -42,7 +42,6 @@ from pipeline.models.text_heads import (
     configured,
     encoder,
     masked_lm,
-    one_layer,
     question_answering,
     text_classifier,
     text_family,
@@ -87,34 +86,34 @@ def table(config: ModernBertConfig, prefix: str, tied: bool) -> tuple[ParamSpec,
     """Embedding, its norm, layers, and the final norm."""
     layer, fused, gated = prefix + "layers.{i}.", writes("query", "key", "value"), writes("mlp", "mlp")
     bias, inside, end = config.attention_bias, truncated_std(config), branch_end_std(config)
-    normed = partial(norm, bias=config.norm_bias)
+    words, normed = prefix + "embeddings.tok_embeddings", partial(norm, bias=config.norm_bias)
     return (
-        *with_std(inside, embedding(prefix + "embeddings.tok_embeddings", "vocab", "embed", tied=tied, decay=tied)),
+        *embedding(words, "vocab", "embed", tied=tied, decay=tied, std=inside),
         *normed(prefix + "embeddings.norm", "embed", "embed"),
         *of_layers(LATER_LAYERS, normed(layer + "attn_norm", "embed", "normed")),
-        *of_layers(FIRST_LAYER, with_std(inside, linear(layer + "attn.Wqkv", "embed", fused, bias=bias))),
-        *of_layers(LATER_LAYERS, with_std(inside, linear(layer + "attn.Wqkv", "normed", fused, bias=bias))),
-        *with_std(end, linear(layer + "attn.Wo", "context", "embed", bias=bias)),
+        *of_layers(FIRST_LAYER, linear(layer + "attn.Wqkv", "embed", fused, bias=bias, std=inside)),
+        *of_layers(LATER_LAYERS, linear(layer + "attn.Wqkv", "normed", fused, bias=bias, std=inside)),
+        *linear(layer + "attn.Wo", "context", "embed", bias=bias, std=end),
         *normed(layer + "mlp_norm", "embed", "normed"),
-        *with_std(inside, linear(layer + "mlp.Wi", "normed", gated, bias=config.mlp_bias)),
-        *with_std(end, linear(layer + "mlp.Wo", "mlp", "embed", bias=config.mlp_bias)),
+        *linear(layer + "mlp.Wi", "normed", gated, bias=config.mlp_bias, std=inside),
+        *linear(layer + "mlp.Wo", "mlp", "embed", bias=config.mlp_bias, std=end),
         *normed(prefix + "final_norm", "embed", "normed"),
     )
 
 
 def transform(config: ModernBertConfig, counted_per: str) -> tuple[ParamSpec, ...]:
     """Dense -> activation -> norm, in front of every head."""
-    dense = linear("head.dense", "normed", "transformed", counted_per=counted_per, bias=config.classifier_bias)
+    bias, std = config.classifier_bias, branch_end_std(config)
     return (
-        *with_std(branch_end_std(config), dense),
+        *linear("head.dense", "normed", "transformed", counted_per=counted_per, bias=bias, std=std),
         *norm("head.norm", "transformed", "decoded", bias=config.norm_bias),
     )
 
 
 def classifier(config: ModernBertConfig, counted_per: str) -> tuple[ParamSpec, ...]:
     """Of sequences (of the first token, or of the mean of all) and of tokens."""
-    last = one_layer("classifier", "decoded")(config, counted_per)
-    return (*transform(config, counted_per), *with_std(classifier_std(config), last))
+    last = linear("classifier", "decoded", "classes", counted_per=counted_per, std=classifier_std(config))
+    return (*transform(config, counted_per), *last)
 
 
 def windows(config: ModernBertConfig) -> tuple[int | None, ...]:
