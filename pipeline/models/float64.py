@@ -1,22 +1,25 @@
 """Models in float64 that compute nothing in less.
 
 The code of many models takes norms, softmaxes and rotary positions in float32, whatever it is given: what is measured
-in float64 would then be their rounding. Within a prepared model a cast to float32 is one to float64.
+in float64 would then be their rounding. Within a prepared model float32 is read as float64, where a tensor is cast or
+made and says so.
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax, softmax
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-WITH_DTYPE = (Tensor.to, Tensor.softmax, Tensor.log_softmax, torch.softmax, torch.log_softmax, softmax, log_softmax)
-"""Functions that cast what they are given to a dtype that is among their arguments."""
+AS_THEY_SAY = (Tensor.view,)
+"""Functions that read a tensor's bits as numbers of the dtype that they are given."""
+LIKE_ANOTHER = (Tensor.to, Tensor.type_as)
+"""Functions that cast to the dtype of another tensor."""
 
 
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
@@ -24,6 +27,16 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
     for module in model.modules():
         module.forward = _without_rounding(module.forward)
     return model
+
+
+@contextmanager
+def suspended() -> Iterator[None]:
+    """For what happens inside a model and is not its function: its weights are read. Casts are what they say."""
+    before, _here.inside = _here.inside, False
+    try:
+        yield
+    finally:
+        _here.inside = before
 
 
 def _without_rounding(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,15 +74,17 @@ class _WidenedCasts(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if function is Tensor.float and _is_widened(args[0]):
-            return args[0].double()
-        if function in WITH_DTYPE and _is_widened(args[0]):
-            args, kwargs = tuple(map(_wide, args)), {key: _wide(value) for key, value in kwargs.items()}
-        return function(*args, **kwargs)
+        first = args[0] if args else kwargs.get("input", kwargs.get("self"))
+        if not _here.inside or function in AS_THEY_SAY or _is_less(first):
+            return function(*args, **kwargs)
+        if function is Tensor.float or (function in LIKE_ANOTHER and any(map(_is_less, (*args, *kwargs.values())))):
+            return first.double()
+        return function(*map(_wide, args), **{key: _wide(value) for key, value in kwargs.items()})
 
 
-def _is_widened(x: Tensor) -> bool:
-    return x.dtype == torch.float64 or not x.dtype.is_floating_point
+def _is_less(x: object) -> bool:
+    """Whether something is a tensor whose numbers have been rounded already."""
+    return isinstance(x, Tensor) and x.dtype.is_floating_point and x.dtype != torch.float64
 
 
 def _wide(argument: object) -> object:

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from pipeline import models
+from pipeline.models import float64
 
 CHUNKS = "chunk_size_feed_forward"
 """The attribute of layers that cut a sequence into equal chunks, to the same numbers."""
@@ -130,7 +131,8 @@ class StreamedModule:
         """Put what is read in the place of the parameters on the meta device."""
         for key, source in self.sources.items():
             placeholder = module.get_parameter(key)
-            parameter = nn.Parameter(self.read(source).to(placeholder.dtype), self.on_gradient is not None)
+            with float64.suspended():
+                parameter = nn.Parameter(self.read(source).to(placeholder.dtype), self.on_gradient is not None)
             if self.on_gradient is not None:
                 parameter.register_post_accumulate_grad_hook(partial(self._hand_over_gradient, source))
             self.placeholders[key] = placeholder

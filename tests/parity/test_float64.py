@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline import models
 from pipeline.growth.verification.probe import cast, fitted, probe
 from pipeline.models import float64
+from pipeline.models.streaming import ReadModel, streamed_model
 from tests.helpers.growing import randomised
 from tests.helpers.samples import VARIANTS, sample
 
@@ -69,8 +70,22 @@ class Casting(nn.Module):
     def forward(self, x, fails=False):
         if fails:
             raise RuntimeError
-        ways = x.float(), x.to(torch.float32), x.to(dtype=torch.float32), x.to("cpu", torch.float32)
-        return *ways, softmax(x, dim=-1, dtype=torch.float32), x.softmax(-1, dtype=torch.float32)
+        less = torch.ones(3, dtype=torch.bfloat16).float()
+        return (
+            x.float(),
+            x.to(torch.float32),
+            x.to(dtype=torch.float32),
+            x.to("cpu", torch.float32),
+            x.to(less),
+            x.type(torch.float32),
+            x.type_as(less),
+            x.sum(dtype=torch.float32),
+            softmax(x, dim=-1, dtype=torch.float32),
+            x.softmax(-1, dtype=torch.float32),
+            torch.softmax(input=x, dim=-1, dtype=torch.float32),
+            torch.arange(3, dtype=torch.float32),
+            torch.arange(3).float(),
+        )
 
 
 def test_every_way_to_cast_is_widened_inside_alone():
@@ -80,3 +95,24 @@ def test_every_way_to_cast_is_widened_inside_alone():
         model(torch.ones(3), fails=True)
     assert torch.ones(3, dtype=torch.float64).float().dtype == torch.float32
     assert model(torch.ones(3, dtype=torch.bfloat16))[0].dtype == torch.float32, "what is less already is no rounding"
+
+
+class Viewing(nn.Module):
+    def forward(self, x):
+        return x.view(torch.float32)
+
+
+def test_bits_are_read_as_they_are():
+    x = torch.randn(3, dtype=torch.float64)
+    assert torch.equal(float64.prepare(nn.Sequential(Viewing()))[0](x), x.view(torch.float32))
+
+
+def test_weights_are_read_as_without_it():
+    """A reader that rounds to float32, from inside a streamed model's forward."""
+    config = sample("llama")
+    exact = {name: tensor.double() + 1e-12 for name, tensor in randomised(config).items()}
+    rounded = cast(streamed_model(ReadModel(config, lambda name: exact[name].float())), torch.float64)
+    whole = {name: tensor.float() for name, tensor in exact.items()}
+    assert torch.equal(
+        outputs(rounded), outputs(cast(models.fill(models.build(config), whole.__getitem__).eval(), torch.float64))
+    )
