@@ -93,14 +93,14 @@ def compare(small: Path, large: Path, source_config: Path | None = None) -> Comp
 
 
 def _remarks_on_sides(before: Model, after: Model) -> tuple[tuple[str, str], ...]:
-    """What the files of both sides decide, what is said of both once; and keys that contradict each other of which no
-    family knows what they do, so that they are not taken for another function."""
+    """What the files of both sides decide, what is said of both once; and keys that contradict each other and are in
+    no list of the family's, so that nobody here knows whether they make another function."""
     known, said = models.of_config(before.config).keys.function, before.state.decided_by_files.values()
     unknown = (line for key, line in contradictions(before.config, after.config).items() if key not in known)
     return (
         *(("source", line) for line in said),
         *(("result", line) for line in after.state.decided_by_files.values() if line not in said),
-        *(("result", f"{line}; no code here reads it") for line in unknown),
+        *(("result", f"{line}; that key is in no list of the family's and was not compared") for line in unknown),
     )
 
 

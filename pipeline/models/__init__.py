@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from pipeline.config.limits import MOST_LAYERS, MOST_UNITS
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError, nearest, one_line, placed
-from pipeline.models import drop_path, plain_attention, unsupported
+from pipeline.models import drop_path, plain_attention, rotary, unsupported
 from pipeline.models.architecture import Architecture
 from pipeline.models.config_keys import COMPARED_APART, POSITIONS, ROPE, ROPE_AS_WRITTEN, ROPE_BEFORE_5, ConfigKeys
 from pipeline.models.families import (
@@ -33,7 +33,7 @@ from pipeline.models.family import Family, Head, OptionalSize, has_pooler
 from pipeline.models.fresh_configs import Facts
 from pipeline.models.layer_types import LAYER_TYPES, LAYER_TYPES_STATED
 from pipeline.models.probes import Inputs
-from pipeline.models.rotary import as_written, ropes, rotation, rotation_counts_positions
+from pipeline.models.rotary import ropes, rotation, rotation_counts_positions
 from pipeline.records.processes import choose_accelerator
 from pipeline.records.run_folder import read_json
 
@@ -178,9 +178,10 @@ def recognise(content: dict[str, Any], where: str) -> tuple[Family, PretrainedCo
     if match is None:
         raise _foreign(content, where)
     try:
-        said = {key: value for key, value in content.items() if value is not None or key not in match.keys.undeclared}
+        said = copy.deepcopy(content)  # the config's class changes what it is given
+        said = {key: value for key, value in said.items() if value is not None or key not in match.keys.undeclared}
         if ROPE in match.keys.function and (written := {key: content[key] for key in ROPE_BEFORE_5 if key in content}):
-            said[ROPE_AS_WRITTEN] = copy.deepcopy(written)  # the config's class changes and drops it
+            said[ROPE_AS_WRITTEN] = written
         config = match.config_class.from_dict(said)
     except Exception as error:  # transformers and its strict dataclasses raise many kinds for wrong values
         raise UserError(f"{where}: not a config of '{kind}': {one_line(error)}") from error
@@ -224,15 +225,21 @@ def config_text(config: PretrainedConfig, dtype: str = "float32") -> str:
     in, and rotary positions and layers also in the keys of transformers 4."""
     content = json.loads(config.to_json_string(use_diff=False))
     content.pop("transformers_weights", None)  # the name of the source's file
-    content.pop(ROPE_AS_WRITTEN, None)
-    content |= as_written(config) | of_config(config).older_keys(config)
+    if ROPE in content:
+        for key in (ROPE_AS_WRITTEN, *ROPE_BEFORE_5):
+            content.pop(key, None)
+        content |= {ROPE: rotary.stated(config)} | rotary.spelled(config, _older_keys(config))
     stated = {"architectures": [of_config(config).head(config).class_name], "dtype": dtype}
     return json.dumps(content | stated, indent=2, sort_keys=True) + "\n"
 
 
 def misread(config: PretrainedConfig) -> tuple[str, ...]:
     """What transformers 4 makes otherwise of a config that is written, in words."""
-    return of_config(config).misread(config)
+    return (*of_config(config).misread(config), *rotary.corrected(config, _older_keys(config)))
+
+
+def _older_keys(config: PretrainedConfig) -> dict[str, Any]:
+    return rotary.older_keys(config) | of_config(config).older_keys(config)
 
 
 def read_config(path: Path) -> tuple[Family, PretrainedConfig]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from pipeline.models import rotary
 from pipeline.models.config_keys import BASE, ROPE, SCALING
 
 LAYER_TYPES, LAYER_TYPES_STATED = "layer_types", "stated_layer_types"
@@ -33,12 +34,6 @@ def windows_by_type(config: Any) -> tuple[int | None, ...]:
 def windows_of(config: Any, tokens: int | None) -> tuple[int | None, ...]:
     """Of every layer, how many tokens its attention sees, where those with a window see `tokens`; None: all."""
     return tuple(tokens if kind == SLIDING_ATTENTION else None for kind in config.layer_types)
-
-
-def scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
-    """How rotary positions are scaled, of what a config says of those of one kind of layers; None: not at all."""
-    said = {key: value for key, value in rope.items() if key != BASE}
-    return None if said == {"rope_type": "default"} else said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,17 +90,19 @@ class LayerPattern:
                 "in no such order: the result says null there, on which it fails; load it with transformers 5"
             )
         if not self._scaling_is_read(config):
+            never = [kind for kind in self.bases if kind not in self.scaled]
+            others = f", those of {' and '.join(never)} never" if never else ""
             lines.append(
-                f"transformers 4 scales the rotary positions of all layers of {' and '.join(self.scaled)} alike, those "
-                f"of others never, and here {ROPE} does otherwise; {OTHERWISE}"
+                f"transformers 4 scales the rotary positions of all layers of {' and '.join(self.scaled)} alike"
+                f"{others}, and here {ROPE} does otherwise; {OTHERWISE}"
             )
         return tuple(lines)
 
     def _scaling(self, config: PretrainedConfig) -> dict[str, Any] | None:
         """How rotary positions are scaled of the layers that transformers 4 scales; None: not at all."""
-        return scaling(getattr(config, ROPE)[self.scaled[0]]) if self.scaled else None
+        return rotary.scaling(getattr(config, ROPE)[self.scaled[0]]) if self.scaled else None
 
     def _scaling_is_read(self, config: PretrainedConfig) -> bool:
         """Whether transformers 4, told that, scales those of every kind of layers as the model does."""
         told, rope = self._scaling(config), getattr(config, ROPE)
-        return all(scaling(rope[kind]) == (told if kind in self.scaled else None) for kind in self.bases)
+        return all(rotary.scaling(rope[kind]) == (told if kind in self.scaled else None) for kind in self.bases)

@@ -6,8 +6,8 @@ from transformers import PretrainedConfig
 
 from pipeline.models.config_keys import BASE, POSITIONS, ROPE, ROPE_AS_WRITTEN, SCALING, TURNING
 
-KIND, KIND_BEFORE = "rope_type", "type"
-"""What transformers calls the kind of a scaling, and called it once."""
+KIND, KIND_BEFORE, PLAIN = "rope_type", "type", "default"
+"""What transformers calls the kind of a scaling, and called it once; the kind that is none."""
 
 
 def rotation(config: PretrainedConfig) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def stated(config: PretrainedConfig) -> dict[str, Any]:
 
 def rotation_counts_positions(config: PretrainedConfig) -> bool:
     """Whether rotary positions are scaled by the number of positions."""
-    written = getattr(config, ROPE_AS_WRITTEN, {}).get("rope_scaling")
+    written = getattr(config, ROPE_AS_WRITTEN, {}).get(SCALING)
     return any(_counts_positions(rope, written or rope) for rope in ropes(config))
 
 
@@ -44,9 +44,15 @@ def _by_one_name(rope: dict[str, Any]) -> dict[str, Any]:
 
 
 def _counts_positions(rope: dict[str, Any], written: dict[str, Any]) -> bool:
-    if rope.get("rope_type", "default") in ("default", "linear"):
+    if rope.get(KIND, PLAIN) in (PLAIN, "linear"):
         return False
-    return not (rope["rope_type"] == "llama3" and "original_max_position_embeddings" in written)
+    return not (rope[KIND] == "llama3" and "original_max_position_embeddings" in written)
+
+
+def scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
+    """How rotary positions are scaled, by what a config says of all layers or of one type; None: not at all."""
+    said = {key: value for key, value in _by_one_name(rope).items() if key not in (BASE, TURNING)}
+    return None if said.get(KIND, PLAIN) == PLAIN else said
 
 
 def older_keys(config: PretrainedConfig) -> dict[str, Any]:
@@ -54,20 +60,45 @@ def older_keys(config: PretrainedConfig) -> dict[str, Any]:
     rope = stated(config)
     if BASE not in rope:
         return {}
-    turning = {TURNING: rope[TURNING]} if rope.get(TURNING, 1.0) != 1.0 else {}
-    scaling = {} if rope[KIND] == "default" else {SCALING: _scaling(config, rope)}
-    return {BASE: rope[BASE], **turning, **scaling}
+    turning, scaled = rope.get(TURNING, 1.0), scaling(rope)
+    return {
+        BASE: rope[BASE],
+        **({} if turning == 1.0 else {TURNING: turning}),
+        **({} if scaled is None else {SCALING: _apart(config, scaled)}),
+    }
 
 
-def _scaling(config: PretrainedConfig, rope: dict[str, Any]) -> dict[str, Any]:
+def _apart(config: PretrainedConfig, scaled: dict[str, Any]) -> dict[str, Any]:
     """Without what the config says besides, as Phi-3's does of the positions before the scaling; transformers 4 then
     takes no other fields than those, under the kind's old name."""
-    beside = {key for key in rope if hasattr(config, key)}
-    scaling = {key: value for key, value in rope.items() if key not in {BASE, TURNING, *beside}}
-    return {KIND_BEFORE: scaling.pop(KIND), **scaling} if beside - {BASE, TURNING} else scaling
+    own = {key: value for key, value in scaled.items() if not hasattr(config, key)}
+    return {KIND_BEFORE: own.pop(KIND), **own} if own.keys() != scaled.keys() else own
 
 
-def as_written(config: PretrainedConfig) -> dict[str, Any]:
-    """The same, what the config's file says of it going before."""
-    written: dict[str, Any] = getattr(config, ROPE_AS_WRITTEN, {})
-    return written | older_keys(config) | {key: value for key, value in written.items() if value is not None}
+def spelled(config: PretrainedConfig, older: dict[str, Any]) -> dict[str, Any]:
+    """`older`, what a written config says in keys of transformers 4, in the words of the config's file where these say
+    the same."""
+    written = getattr(config, ROPE_AS_WRITTEN, {})
+    return older | {key: value for key, value in written.items() if _says(config, key, value, older)}
+
+
+def corrected(config: PretrainedConfig, older: dict[str, Any]) -> tuple[str, ...]:
+    """What the config's file says otherwise than `older`, in words."""
+    written = getattr(config, ROPE_AS_WRITTEN, {})
+    return tuple(
+        f"the source's config.json says {key} {value!r}; the result says {older.get(key)!r}, as transformers 5 reads "
+        "that file, which is another function than transformers 4 makes of it"
+        for key, value in written.items()
+        if value is not None and not _says(config, key, value, older)
+    )
+
+
+def _says(config: PretrainedConfig, key: str, value: Any, older: dict[str, Any]) -> bool:
+    """Whether a key of transformers 4 says what `older` does, or nobody reads it."""
+    told = ({TURNING: 1.0, SCALING: None} | older).get(key, value)
+    if key != SCALING:
+        return bool(value is not None and value == told)
+    said, told = (scaling({KIND: each.get(KIND_BEFORE), **each} if each else {}) for each in (value, told))
+    if said is None or told is None:
+        return said is told
+    return all(told.get(name, getattr(config, name, None)) == each for name, each in said.items())

@@ -197,6 +197,33 @@ def test_a_source_of_transformers_5_gets_the_keys_of_4_besides(tmp_path, capsys,
     assert lemon(capsys, "verify", small, tmp_path / "large")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("variant", "keys", "told"),
+    [
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "rope_theta": 1e4},
+            {"rope_theta": (1e4, 1e6)},
+        ),
+        (
+            "gemma3_text",
+            {"rope_parameters": ..., "rope_scaling": {"type": "linear", "factor": 8.0}},
+            {"rope_scaling": ({"type": "linear", "factor": 8.0}, None)},
+        ),
+    ],
+)
+def test_what_a_file_says_to_transformers_4_alone_is_corrected_and_said(tmp_path, capsys, variant, keys, told):
+    """transformers 5 reads the base in `rope_parameters`, and no scaling of Gemma 3 by the old name of its kind."""
+    small = edit(saved(tmp_path / "small", variant, positions=LONG), **keys)
+    code, out, err = expand(capsys, tmp_path, small, variant, keys, layers=3 if variant == "llama" else 4)
+    assert code == 0, err
+    content = json.loads((tmp_path / "large" / "config.json").read_text())
+    for key, (source, result) in told.items():
+        assert content.get(key) == result
+        assert f"the source's config.json says {key} {source!r}; the result says {result!r}" in out + err
+    assert apart(small, tmp_path / "large", tokens(small, LONG)) < 1e-5
+
+
 def test_a_kind_of_scaling_by_both_its_names_is_one(tmp_path, capsys):
     """As transformers 5 saves what came from an older file; the target has the new name alone."""
     both = {"type": "linear", "rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}

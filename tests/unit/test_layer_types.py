@@ -68,6 +68,7 @@ def test_a_number_that_none_can_be_is_not_followed():
         ("modernbert", LINEAR, UNSCALED, ...),
         ("modernbert", UNSCALED, LINEAR, ...),
         ("gemma3_text", UNSCALED, UNSCALED, None),
+        ("gemma3_text", {**UNSCALED, "type": "default"}, {**UNSCALED, "partial_rotary_factor": 1.0}, None),
         ("gemma3_text", LINEAR, UNSCALED, LINEAR),
         ("gemma3_text", LINEAR, LINEAR, ...),
         ("gemma3_text", UNSCALED, LINEAR, ...),

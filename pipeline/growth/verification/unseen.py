@@ -47,7 +47,7 @@ def require_equal_windows(source: PretrainedConfig, target: PretrainedConfig, pl
 
 
 def _seen(window: int | None) -> str:
-    return "all tokens" if window is None else f"the last {window} tokens"
+    return "all tokens" if window is None else f"those in a window of {window}"
 
 
 def require_equal_rotation(source: PretrainedConfig, target: PretrainedConfig) -> None:
