@@ -225,14 +225,22 @@ def config_text(config: PretrainedConfig, dtype: str = "float32") -> str:
     content = json.loads(config.to_json_string(use_diff=False))
     content.pop("transformers_weights", None)  # the name of the source's file
     content.pop(ROPE_AS_WRITTEN, None)
-    content |= as_written(config) | of_config(config).older_keys(config)
+    content |= as_written(config) | older_keys(config)
     stated = {"architectures": [of_config(config).head(config).class_name], "dtype": dtype}
     return json.dumps(content | stated, indent=2, sort_keys=True) + "\n"
 
 
+def older_keys(config: PretrainedConfig) -> dict[str, Any]:
+    """What a config says of its kinds of layers in keys that transformers 4 alone reads; None: what it has no word
+    for."""
+    pattern = of_config(config).pattern
+    return pattern.older_keys(config) if pattern else {}
+
+
 def misread(config: PretrainedConfig) -> tuple[str, ...]:
     """What transformers 4 makes otherwise of a config that is written, in words."""
-    return of_config(config).misread(config)
+    pattern = of_config(config).pattern
+    return pattern.misread(config) if pattern else ()
 
 
 def read_config(path: Path) -> tuple[Family, PretrainedConfig]:
@@ -301,6 +309,7 @@ __all__ = [
     "is_causal",
     "misread",
     "of_config",
+    "older_keys",
     "published_names",
     "read_config",
     "reads_pieces",

@@ -24,7 +24,7 @@ from pipeline.models.architecture import (
     writes,
 )
 from pipeline.models.config_keys import ROPE, ROPE_AS_WRITTEN, TEXT_KEYS, ConfigKeys
-from pipeline.models.family import Family, Head, OptionalSize, no_older_keys, no_windows, not_misread
+from pipeline.models.family import Family, Head, OptionalSize, no_windows
 from pipeline.models.fresh_configs import Facts, causal_keys, head_dim, positions_of, stated
 from pipeline.models.layer_types import LAYER_TYPES, LAYER_TYPES_STATED, LayerPattern
 from pipeline.models.probes import causal_positions, text_probe
@@ -232,7 +232,6 @@ def family(
     windows: Callable[[Any], tuple[int | None, ...]] = no_windows,
 ) -> Family:
     """causal, bare: its models with the head of a causal language model, and without."""
-    pattern = traits.pattern
     return Family(
         name=traits.family,
         data="text",
@@ -245,6 +244,5 @@ def family(
         configure=partial(configure, traits, config_class),
         optional_sizes=traits.optional_sizes,
         windows=windows,
-        older_keys=pattern.older_keys if pattern else no_older_keys,
-        misread=pattern.misread if pattern else not_misread,
+        pattern=traits.pattern,
     )

@@ -7,15 +7,21 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from pipeline.models.architecture import Architecture, LayerStack, NormEpsilon, ParamSpec, Space, heads, spaces
+from pipeline.models.architecture import (
+    Architecture,
+    Attention,
+    LayerStack,
+    NormEpsilon,
+    ParamSpec,
+    Space,
+    heads,
+    spaces,
+)
 from pipeline.models.family import has_pooler
+from pipeline.models.layer_types import LayerPattern
 from pipeline.models.rows import linear
 
 Rows = tuple[ParamSpec, ...]
-
-
-def _equal_layers(config: PretrainedConfig) -> LayerStack:
-    return LayerStack("layers", config.num_hidden_layers)
 
 
 def _shared_width(config: PretrainedConfig) -> int:
@@ -42,8 +48,9 @@ class Trunk:
     tied to the token embedding, to its parameters. ends: the modules of heads, which the bare encoder leaves out of the
     files of models that have one. written: the space that it gives out. lookups: the spaces of what it looks up beside
     the vocabulary. words: the module of its token embedding. units: the config's key of the size of its MLP. epsilon:
-    its key of the norms' epsilon, or the constant that this is. pooler: whether it may end in BERT's pooler. buffers:
-    what files of older versions hold besides.
+    its key of the norms' epsilon, or the constant that this is. head_dim: the size of a head, by a config. rope:
+    whether positions are rotary. pattern: in which layers of two kinds take turns. pooler: whether it may end in BERT's
+    pooler. buffers: what files of older versions hold besides.
     """
 
     family: str
@@ -56,7 +63,8 @@ class Trunk:
     units: str = "intermediate_size"
     epsilon: str | float = "layer_norm_eps"
     head_dim: Callable[[Any], int] = _shared_width
-    stack: Callable[[Any], LayerStack] = _equal_layers
+    rope: bool = False
+    pattern: LayerPattern | None = None
     pooler: bool = False
     buffers: tuple[str, ...] = ()
 
@@ -104,6 +112,7 @@ class Trunk:
         tied: bool = False,
         **options: Any,
     ) -> Architecture:
+        period = self.pattern.period(config) if self.pattern else 1
         touched = {name for param in params for axis in param.axes for name in axis.spaces} | {*outputs.values()}
         return Architecture(
             family=self.family,
@@ -116,7 +125,7 @@ class Trunk:
                 Space("vocab", config.vocab_size, "lookup"),
                 *self.lookups(config),
             ),
-            stacks=(self.stack(config),),
+            stacks=(LayerStack("layers", config.num_hidden_layers, (Attention(rope=self.rope),), period),),
             params=params,
             epsilon=self.norm_epsilon(config),
             outputs=outputs,

@@ -183,5 +183,6 @@ def text_family(
         heads=heads,
         resize=resize,
         positions=text_positions,
+        pattern=trunk.pattern,
         **(as_of_bert | fields),
     )

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from pipeline.config.model_sizes import ModelSizes
-from pipeline.models.architecture import FIRST_LAYER, LATER_LAYERS, Attention, LayerStack, ParamSpec, writes
+from pipeline.models.architecture import FIRST_LAYER, LATER_LAYERS, ParamSpec, writes
 from pipeline.models.config_keys import ROPE, ROPE_AS_WRITTEN, TEXT_KEYS
 from pipeline.models.fresh_configs import Facts, head_dim, resized
 from pipeline.models.layer_types import (
@@ -121,10 +121,6 @@ def windows(config: ModernBertConfig) -> tuple[int | None, ...]:
     return windows_of(config, config.local_attention // 2 + 1)
 
 
-def stack(config: ModernBertConfig) -> LayerStack:
-    return LayerStack("layers", config.num_hidden_layers, (Attention(rope=True),), PATTERN.period(config))
-
-
 TRUNK = Trunk(
     family="modernbert",
     prefix="model.",
@@ -133,7 +129,8 @@ TRUNK = Trunk(
     words="embeddings.tok_embeddings",
     epsilon="norm_eps",
     head_dim=head_dim,
-    stack=stack,
+    rope=True,
+    pattern=PATTERN,
     ends=("head", "decoder", "classifier"),
 )
 DECODER = Decoder("decoder", has_bias=lambda config: config.decoder_bias, std=branch_end_std)
@@ -204,7 +201,5 @@ FAMILY = text_family(
     probe_inputs=text_probe,
     configure=configure,
     windows=windows,
-    older_keys=PATTERN.older_keys,
-    misread=PATTERN.misread,
     least_layers=1,
 )
