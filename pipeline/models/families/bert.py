@@ -4,7 +4,6 @@ tied or not, scored at the masked positions only."""
 from dataclasses import replace
 from functools import partial
 
-from torch import Tensor
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -60,29 +59,19 @@ from pipeline.models.text_heads import (
 
 
 class BertForScoredMaskedLM(ScoredMaskedLM, BertForMaskedLM):
-    def predictions(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.cls(hidden)
-        return logits
+    scored_head = "cls"
 
 
-class ScoredLmHead(ScoredMaskedLM):
-    """The head of RoBERTa and its kin."""
-
-    def predictions(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.lm_head(hidden)
-        return logits
+class RobertaForScoredMaskedLM(ScoredMaskedLM, RobertaForMaskedLM):
+    scored_head = "lm_head"
 
 
-class RobertaForScoredMaskedLM(ScoredLmHead, RobertaForMaskedLM):
-    pass
+class XLMRobertaForScoredMaskedLM(ScoredMaskedLM, XLMRobertaForMaskedLM):
+    scored_head = "lm_head"
 
 
-class XLMRobertaForScoredMaskedLM(ScoredLmHead, XLMRobertaForMaskedLM):
-    pass
-
-
-class CamembertForScoredMaskedLM(ScoredLmHead, CamembertForMaskedLM):
-    pass
+class CamembertForScoredMaskedLM(ScoredMaskedLM, CamembertForMaskedLM):
+    scored_head = "lm_head"
 
 
 def table(config: BertConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:

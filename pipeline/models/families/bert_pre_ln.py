@@ -194,6 +194,7 @@ class Predictions(nn.Module):
 class BertPreLNForMaskedLM(ScoredMaskedLM, BertPreLNPreTrainedModel):
     """The encoder and a decoder tied to the token embedding."""
 
+    scored_head = "cls.predictions"
     _tied_weights_keys = {
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -212,10 +213,6 @@ class BertPreLNForMaskedLM(ScoredMaskedLM, BertPreLNPreTrainedModel):
         assert isinstance(value, nn.Linear)
         self.cls.predictions.decoder = value
         self.cls.predictions.bias = value.bias
-
-    def predictions(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.cls.predictions(hidden)
-        return logits
 
 
 def table(config: BertPreLNConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
