@@ -119,31 +119,34 @@ LOGITS, CLASSES, SPAN = {"logits": "vocab"}, {"logits": "classes"}, {"start_logi
 """What models give out, and the spaces of it: words, classes, how far an answer begins and ends at a token."""
 
 
-def text_classifier(trunk: Trunk, model_class: type[PreTrainedModel], rows: HeadRows) -> Head:
-    """A classifier of sequences."""
-    return Head("text-classifier", model_class, lambda config: trunk.under(config, rows(config, "sequence"), CLASSES))
+def downstream_heads(
+    trunk: Trunk,
+    texts: type[PreTrainedModel],
+    tokens: type[PreTrainedModel],
+    answers: type[PreTrainedModel],
+    bare: type[PreTrainedModel],
+    *,
+    of_texts: HeadRows,
+    of_tokens: HeadRows = one_layer("classifier"),
+    of_answers: HeadRows = one_layer("qa_outputs"),
+) -> tuple[Head, ...]:
+    """What a trained encoder is fine-tuned with: classifiers of sequences and of tokens, what answers questions, and
+    the bare encoder. of_texts, of_tokens, of_answers: the parameters of the heads."""
+    return (
+        Head("text-classifier", texts, lambda config: trunk.under(config, of_texts(config, "sequence"), CLASSES)),
+        Head("token-classifier", tokens, lambda config: trunk.under(config, of_tokens(config, "token"), CLASSES)),
+        Head("question-answering", answers, partial(_answering, trunk, of_answers)),
+        encoder(trunk, bare),
+    )
 
 
-def token_classifier(
-    trunk: Trunk, model_class: type[PreTrainedModel], rows: HeadRows = one_layer("classifier")
-) -> Head:
-    """A classifier of tokens."""
-    return Head("token-classifier", model_class, lambda config: trunk.under(config, rows(config, "token"), CLASSES))
-
-
-def question_answering(
-    trunk: Trunk, model_class: type[PreTrainedModel], rows: HeadRows = one_layer("qa_outputs")
-) -> Head:
-    """Two numbers for each token: how far an answer begins and ends there. Its architecture raises UserError for a
-    config with another number."""
-
-    def architecture(config: PretrainedConfig) -> Architecture:
-        if config.num_labels != 2:
-            labels = config.num_labels
-            raise UserError(f"a model that answers questions has 2 labels, for begin and end, and not {labels}")
-        return trunk.under(config, rows(config, "token"), SPAN)
-
-    return Head("question-answering", model_class, architecture)
+def _answering(trunk: Trunk, rows: HeadRows, config: PretrainedConfig) -> Architecture:
+    """Two numbers for each token: how far an answer begins and ends there. Raises UserError for a config with another
+    number."""
+    if config.num_labels != 2:
+        labels = config.num_labels
+        raise UserError(f"a model that answers questions has 2 labels, for begin and end, and not {labels}")
+    return trunk.under(config, rows(config, "token"), SPAN)
 
 
 def encoder(trunk: Trunk, model_class: type[PreTrainedModel]) -> Head:

@@ -47,12 +47,9 @@ from pipeline.models.text_encoders import Trunk, positions_and_types
 from pipeline.models.text_heads import (
     Decoder,
     configured,
-    encoder,
+    downstream_heads,
     masked_lm,
-    question_answering,
-    text_classifier,
     text_family,
-    token_classifier,
     transformed,
     two_layers,
 )
@@ -141,12 +138,16 @@ BERT = text_family(
     BertConfig,
     (
         MASKED,
-        text_classifier(TRUNK, BertForSequenceClassification, two_layers("bert.pooler.dense", "classifier")),
-        token_classifier(TRUNK, BertForTokenClassification),
-        question_answering(TRUNK, BertForQuestionAnswering),
         Head("pre-training", BertForPreTraining, pre_training),
         Head("next-sentence", BertForNextSentencePrediction, next_sentence),
-        encoder(TRUNK, BertModel),
+        *downstream_heads(
+            TRUNK,
+            BertForSequenceClassification,
+            BertForTokenClassification,
+            BertForQuestionAnswering,
+            BertModel,
+            of_texts=two_layers("bert.pooler.dense", "classifier"),
+        ),
     ),
 )
 RESERVED = 2
@@ -174,14 +175,11 @@ def _roberta(
     name: str,
     config_class: type[PretrainedConfig],
     masked: type[PreTrainedModel],
-    texts: type[PreTrainedModel],
-    tokens: type[PreTrainedModel],
-    answers: type[PreTrainedModel],
-    bare: type[PreTrainedModel],
+    *others: type[PreTrainedModel],
     built_first: bool = False,
 ) -> Family:
-    """RoBERTa, and what differs from it in its vocabulary alone: its config's class and those of its heads, the last of
-    them the bare encoder's. built_first: as in `Decoder`."""
+    """RoBERTa, and what differs from it in its vocabulary alone: its config's class and those of its heads, the others
+    in the order of `downstream_heads`. built_first: as in `Decoder`."""
     trunk = replace(TRUNK, family=name, prefix="roberta.")
     transform = transformed("lm_head.dense", "lm_head.layer_norm")
     return text_family(
@@ -189,10 +187,7 @@ def _roberta(
         config_class,
         (
             masked_lm(trunk, masked, transform, Decoder("lm_head.decoder", bias="lm_head", built_first=built_first)),
-            text_classifier(trunk, texts, two_layers("classifier.dense", "classifier.out_proj")),
-            token_classifier(trunk, tokens),
-            question_answering(trunk, answers),
-            encoder(trunk, bare),
+            *downstream_heads(trunk, *others, of_texts=two_layers("classifier.dense", "classifier.out_proj")),
         ),
         probe_inputs=partial(segmented_text_probe, reserved=RESERVED),
         configure=partial(configure_roberta, trunk, config_class),

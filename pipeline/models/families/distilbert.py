@@ -24,17 +24,7 @@ from pipeline.models.probes import text_probe
 from pipeline.models.rows import embedding, linear, norm
 from pipeline.models.scored_masked_lm import ScoredMaskedLM
 from pipeline.models.text_encoders import Trunk
-from pipeline.models.text_heads import (
-    Decoder,
-    encoder,
-    masked_lm,
-    question_answering,
-    text_classifier,
-    text_family,
-    token_classifier,
-    transformed,
-    two_layers,
-)
+from pipeline.models.text_heads import Decoder, downstream_heads, masked_lm, text_family, transformed, two_layers
 
 
 class DistilBertForScoredMaskedLM(ScoredMaskedLM, DistilBertForMaskedLM):
@@ -81,10 +71,14 @@ FAMILY = text_family(
     DistilBertConfig,
     (
         masked_lm(TRUNK, DistilBertForScoredMaskedLM, TRANSFORM, Decoder("vocab_projector")),
-        text_classifier(TRUNK, DistilBertForSequenceClassification, two_layers("pre_classifier", "classifier")),
-        token_classifier(TRUNK, DistilBertForTokenClassification),
-        question_answering(TRUNK, DistilBertForQuestionAnswering),
-        encoder(TRUNK, DistilBertModel),
+        *downstream_heads(
+            TRUNK,
+            DistilBertForSequenceClassification,
+            DistilBertForTokenClassification,
+            DistilBertForQuestionAnswering,
+            DistilBertModel,
+            of_texts=two_layers("pre_classifier", "classifier"),
+        ),
     ),
     keys=COMMON_KEYS.extended(
         sizes=("dim", "n_layers", "n_heads", "hidden_dim", "vocab_size", "max_position_embeddings"),

@@ -37,16 +37,7 @@ from pipeline.models.probes import text_probe
 from pipeline.models.rows import embedding, linear, norm, of_layers
 from pipeline.models.scored_masked_lm import ScoredMaskedLM
 from pipeline.models.text_encoders import Trunk
-from pipeline.models.text_heads import (
-    Decoder,
-    configured,
-    encoder,
-    masked_lm,
-    question_answering,
-    text_classifier,
-    text_family,
-    token_classifier,
-)
+from pipeline.models.text_heads import Decoder, configured, downstream_heads, masked_lm, text_family
 
 EVERY = "global_attn_every_n_layers"
 PATTERN = LayerPattern(
@@ -154,10 +145,16 @@ FAMILY = text_family(
     ModernBertConfig,
     (
         masked_lm(TRUNK, ModernBertForScoredMaskedLM, transform, DECODER),
-        text_classifier(TRUNK, ModernBertForSequenceClassification, classifier),
-        token_classifier(TRUNK, ModernBertForTokenClassification, classifier),
-        question_answering(TRUNK, ModernBertForQuestionAnswering, classifier),
-        encoder(TRUNK, ModernBertModel),
+        *downstream_heads(
+            TRUNK,
+            ModernBertForSequenceClassification,
+            ModernBertForTokenClassification,
+            ModernBertForQuestionAnswering,
+            ModernBertModel,
+            of_texts=classifier,
+            of_tokens=classifier,
+            of_answers=classifier,
+        ),
     ),
     keys=TEXT_KEYS.extended(
         sizes=("head_dim",),
