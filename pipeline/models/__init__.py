@@ -15,7 +15,16 @@ from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError, nearest, one_line, placed
 from pipeline.models import drop_path, plain_attention, unsupported
 from pipeline.models.architecture import Architecture
-from pipeline.models.config_keys import COMPARED_APART, POSITIONS, ROPE, ROPE_AS_WRITTEN, ROPE_BEFORE_5, ConfigKeys
+from pipeline.models.config_keys import (
+    COMPARED_APART,
+    LAYER_TYPES,
+    LAYER_TYPES_STATED,
+    POSITIONS,
+    ROPE,
+    ROPE_AS_WRITTEN,
+    ROPE_BEFORE_5,
+    ConfigKeys,
+)
 from pipeline.models.families import (
     bert,
     bert_pre_ln,
@@ -31,7 +40,6 @@ from pipeline.models.families import (
 )
 from pipeline.models.family import Family, Head, OptionalSize, has_pooler
 from pipeline.models.fresh_configs import Facts
-from pipeline.models.layer_types import LAYER_TYPES, LAYER_TYPES_STATED
 from pipeline.models.probes import Inputs
 from pipeline.models.rotary import as_written, ropes, rotation, rotation_counts_positions
 from pipeline.records.processes import choose_accelerator

@@ -102,6 +102,12 @@ ROPE_BEFORE_5 = BASE, SCALING, TURNING = "rope_theta", "rope_scaling", "partial_
 """Those keys: the base, how they are scaled, and how much of a head turns."""
 
 
+LAYER_TYPES = "layer_types"
+"""The key of every layer's kind of attention."""
+LAYER_TYPES_STATED = "stated_layer_types"
+"""The attribute of a target's config with what its file says there."""
+
+
 COMPARED_APART = (ROPE, "tie_word_embeddings", "model_type")
 """Keys of `function` that are compared by what they mean: rotary positions, the names of parameters, the family."""
 
@@ -115,6 +121,15 @@ DROPOUT_KEYS = ("attention_probs_dropout_prob", "hidden_dropout_prob", "initiali
 
 
 TEXT_KEYS = COMMON_KEYS.extended(sizes=TEXT_SIZES)
+
+
+ROTARY_KEYS = TEXT_KEYS.extended(
+    sizes=("head_dim",),
+    training=("attention_dropout", "initializer_range"),
+    kept=(LAYER_TYPES, LAYER_TYPES_STATED, ROPE_AS_WRITTEN),
+    function=(ROPE,),
+)
+"""What the configs of models of text with rotary positions have."""
 
 
 BERT_KEYS = TEXT_KEYS.extended(

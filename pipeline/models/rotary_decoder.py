@@ -23,10 +23,10 @@ from pipeline.models.architecture import (
     spaces,
     writes,
 )
-from pipeline.models.config_keys import ROPE, ROPE_AS_WRITTEN, TEXT_KEYS, ConfigKeys
+from pipeline.models.config_keys import ROPE, ROTARY_KEYS, ConfigKeys
 from pipeline.models.family import Family, Head, OptionalSize, no_windows
 from pipeline.models.fresh_configs import Facts, causal_keys, head_dim, positions_of, stated
-from pipeline.models.layer_types import LAYER_TYPES, LAYER_TYPES_STATED, LayerPattern
+from pipeline.models.layer_types import LayerPattern
 from pipeline.models.probes import causal_positions, text_probe
 from pipeline.models.rows import embedding, linear, lm_head, norm
 
@@ -36,12 +36,7 @@ ROTATION = "layers.*.self_attn.rotary_emb.inv_freq"
 QKV, GATED = {"q": "query", "k": "key", "v": "value"}, {"gate": "mlp", "up": "mlp"}
 """Names of projections -> the spaces that they write."""
 
-KEYS = TEXT_KEYS.extended(
-    sizes=("num_key_value_heads", "head_dim"),
-    training=("attention_dropout", "initializer_range"),
-    kept=(LAYER_TYPES, LAYER_TYPES_STATED, "rms_norm_eps", ROPE_AS_WRITTEN),
-    function=(ROPE,),
-)
+KEYS = ROTARY_KEYS.extended(sizes=("num_key_value_heads",), kept=("rms_norm_eps",))
 """What the configs of all these families have; that of the activation has several names."""
 
 

@@ -23,16 +23,9 @@ from transformers import (
 
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.models.architecture import FIRST_LAYER, LATER_LAYERS, ParamSpec, writes
-from pipeline.models.config_keys import ROPE, ROPE_AS_WRITTEN, TEXT_KEYS
+from pipeline.models.config_keys import ROTARY_KEYS
 from pipeline.models.fresh_configs import Facts, head_dim, resized
-from pipeline.models.layer_types import (
-    FULL_ATTENTION,
-    LAYER_TYPES,
-    LAYER_TYPES_STATED,
-    SLIDING_ATTENTION,
-    LayerPattern,
-    windows_of,
-)
+from pipeline.models.layer_types import FULL_ATTENTION, SLIDING_ATTENTION, LayerPattern, windows_of
 from pipeline.models.probes import text_probe
 from pipeline.models.rows import embedding, linear, norm, of_layers
 from pipeline.models.scored_masked_lm import ScoredMaskedLM
@@ -156,25 +149,19 @@ FAMILY = text_family(
             of_answers=classifier,
         ),
     ),
-    keys=TEXT_KEYS.extended(
-        sizes=("head_dim",),
+    keys=ROTARY_KEYS.extended(
         undeclared=("head_dim",),
         training=(
-            "attention_dropout",
             "classifier_dropout",
             "deterministic_flash_attn",
             "embedding_dropout",
             "initializer_cutoff_factor",
-            "initializer_range",
             "mlp_dropout",
             "sparse_pred_ignore_index",
             "sparse_prediction",
         ),
         kept=(
             EVERY,
-            LAYER_TYPES,
-            LAYER_TYPES_STATED,
-            ROPE_AS_WRITTEN,
             "layer_norm_eps",
             "norm_eps",
             "position_embedding_type",
@@ -191,7 +178,6 @@ FAMILY = text_family(
             "local_attention",
             "mlp_bias",
             "norm_bias",
-            ROPE,
         ),
     ),
     resize=resize,
