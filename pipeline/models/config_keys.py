@@ -12,7 +12,7 @@ TEXT_SIZES = (
     "vocab_size",
     "max_position_embeddings",
 )
-WHOLE = (drop_path.KEY, "layerdrop")
+BRANCH_AND_LAYER_DROPS = (drop_path.KEY, "layerdrop")
 """Keys of the probability at which whole branches or layers are dropped."""
 
 
@@ -40,7 +40,7 @@ class ConfigKeys:
     def dropout(self) -> tuple[str, ...]:
         """Those of `training` that are a probability of dropout in a model's layers, dropping of whole branches or
         layers apart."""
-        others = ("classifier", "summary", "qa", "seq_classif", *WHOLE)
+        others = ("classifier", "summary", "qa", "seq_classif", *BRANCH_AND_LAYER_DROPS)
         return tuple(key for key in self.training if "drop" in key and not key.startswith(others))
 
     def extended(self, **more: tuple[str, ...]) -> "ConfigKeys":

@@ -125,28 +125,29 @@ def image_keys(sizes: ModelSizes, facts: Facts) -> dict[str, Any]:
 def image_family(
     name: str,
     config_class: type[PretrainedConfig],
-    heads: Mapping[str, tuple[type[PreTrainedModel], Callable[..., Architecture]]],
+    architectures: Mapping[str, tuple[type[PreTrainedModel], Callable[..., Architecture]]],
     keys: ConfigKeys,
     *,
-    positions: Callable[[Any, Facts], dict[str, int]],
+    counts: Callable[[Any, Facts], dict[str, int]],
     resize: Callable[[ModelSizes], dict[str, Any]] = image_resized,
     fresh: Mapping[str, Any] = MappingProxyType({}),
     pooler: str | None = None,
     drops_paths: bool = False,
 ) -> Family:
-    """A family of models of images. heads: by name the class, and its architecture by the family's name and the config.
-    fresh: further keys of a new model's config. pooler: the module that a bare encoder may lack."""
+    """A family of models of images. architectures: by a head's name the model's class, and its architecture by the
+    family's name and the config. counts: `positions` of a `Family`. fresh: further keys of a new model's config.
+    pooler: the module that a bare encoder may lack."""
     return Family(
         name=name,
         data="images",
         config_class=config_class,
         heads=tuple(
             Head(head, model_class, partial(build, name), pooler if head == "encoder" else None)
-            for head, (model_class, build) in heads.items()
+            for head, (model_class, build) in architectures.items()
         ),
         keys=keys,
         resize=resize,
-        positions=positions,
+        positions=counts,
         probe_inputs=image_probe,
         configure=lambda sizes, facts: config_class(**image_keys(sizes, facts), **resize(sizes), **fresh),
         optional_sizes=("patch", "drop_path"),

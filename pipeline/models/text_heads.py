@@ -22,12 +22,12 @@ HeadRows = Callable[[Any, str], Rows]
 """The parameters of a head, by a config and by what its uses are counted by (`counted_per` of a `ParamSpec`)."""
 
 
-def one_layer(name: str) -> HeadRows:
+def linear_head(name: str) -> HeadRows:
     """A head of one dense layer, which gives out classes."""
     return lambda config, counted_per: linear(name, "embed", "classes", counted_per=counted_per)
 
 
-def two_layers(first: str, second: str) -> HeadRows:
+def dense_head(first: str, second: str) -> HeadRows:
     """A head of a dense layer, an activation that acts on each entry alone, and a dense layer that gives out
     classes."""
     return lambda config, counted_per: (
@@ -75,10 +75,10 @@ class Decoder:
         beside = () if self.bias is None else written(self.bias)[1:]
         return (*written(self.module, bias=self.has_bias(config)), *beside)
 
-    def owners(self, words: str) -> dict[str, str]:
-        """The names of its parameters that are tied, and what owns them. words: the token embedding."""
+    def owners(self, embedding: str) -> dict[str, str]:
+        """The names of its parameters that are tied, and what owns them. embedding: that of tokens."""
         beside = {} if self.bias is None else {f"{self.module}.bias": f"{self.bias}.bias"}
-        return {f"{self.module}.weight": f"{words}.weight"} | beside
+        return {f"{self.module}.weight": f"{embedding}.weight"} | beside
 
     @property
     def doubled(self) -> dict[str, str]:
@@ -95,8 +95,8 @@ def masked_lm(
 ) -> Head:
     """A masked language model. transform: what stands in front of its decoder. beside: patterns of what files may hold
     besides."""
-    words = trunk.prefix + trunk.words
-    owners = decoder.owners(words)
+    embedding = trunk.prefix + trunk.token_embedding
+    owners = decoder.owners(embedding)
 
     def architecture(config: PretrainedConfig) -> Architecture:
         rows = (*transform(config, "scored"), *decoder.rows(config))
@@ -104,7 +104,7 @@ def masked_lm(
             return trunk.under(config, rows, LOGITS, beside=beside, doubled=decoder.doubled)
         rows = tuple(row for row in rows if row.name not in owners)
         found = trunk.under(config, rows, LOGITS, tied=True, beside=beside, aliases=owners)
-        return _renamed(found, f"{words}.weight", f"{decoder.module}.weight") if decoder.built_first else found
+        return _renamed(found, f"{embedding}.weight", f"{decoder.module}.weight") if decoder.built_first else found
 
     return Head("masked-lm", model_class, architecture)
 
@@ -127,8 +127,8 @@ def downstream_heads(
     bare: type[PreTrainedModel],
     *,
     of_texts: HeadRows,
-    of_tokens: HeadRows = one_layer("classifier"),
-    of_answers: HeadRows = one_layer("qa_outputs"),
+    of_tokens: HeadRows = linear_head("classifier"),
+    of_answers: HeadRows = linear_head("qa_outputs"),
 ) -> tuple[Head, ...]:
     """What a trained encoder is fine-tuned with: classifiers of sequences and of tokens, what answers questions, and
     the bare encoder. of_texts, of_tokens, of_answers: the parameters of the heads."""

@@ -47,11 +47,11 @@ from pipeline.models.text_encoders import Trunk, positions_and_types
 from pipeline.models.text_heads import (
     Decoder,
     configured,
+    dense_head,
     downstream_heads,
     masked_lm,
     text_family,
     transformed,
-    two_layers,
 )
 
 
@@ -71,7 +71,7 @@ class CamembertForScoredMaskedLM(ScoredMaskedLM, CamembertForMaskedLM):
     scored_head = "lm_head"
 
 
-def table(config: BertConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
+def parameters(config: BertConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
     """Embeddings and layers. The norms write the residual stream itself."""
     layer = prefix + "encoder.layer.{i}."
     return (
@@ -93,11 +93,11 @@ def table(config: BertConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
 TRUNK = Trunk(
     family="bert",
     prefix="bert.",
-    table=table,
+    parameters=parameters,
     lookups=positions_and_types,
     pooler=True,
     buffers=("embeddings.position_ids", "embeddings.token_type_ids"),
-    ends=("cls", "lm_head", "classifier", "qa_outputs"),
+    head_modules=("cls", "lm_head", "classifier", "qa_outputs"),
 )
 NEXT = "cls.seq_relationship"
 """The head that tells whether the second text follows the first."""
@@ -146,7 +146,7 @@ BERT = text_family(
             BertForTokenClassification,
             BertForQuestionAnswering,
             BertModel,
-            of_texts=two_layers("bert.pooler.dense", "classifier"),
+            of_texts=dense_head("bert.pooler.dense", "classifier"),
         ),
     ),
 )
@@ -187,7 +187,7 @@ def _roberta(
         config_class,
         (
             masked_lm(trunk, masked, transform, Decoder("lm_head.decoder", bias="lm_head", built_first=built_first)),
-            *downstream_heads(trunk, *others, of_texts=two_layers("classifier.dense", "classifier.out_proj")),
+            *downstream_heads(trunk, *others, of_texts=dense_head("classifier.dense", "classifier.out_proj")),
         ),
         probe_inputs=partial(segmented_text_probe, reserved=RESERVED),
         configure=partial(configure_roberta, trunk, config_class),

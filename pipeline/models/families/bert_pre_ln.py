@@ -215,10 +215,10 @@ class BertPreLNForMaskedLM(ScoredMaskedLM, BertPreLNPreTrainedModel):
         self.cls.predictions.bias = value.bias
 
 
-def table(config: BertPreLNConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
+def parameters(config: BertPreLNConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
     """Embeddings, layers, and the final norm; without the transform a decoder reads what this norm writes."""
-    layer = prefix + "encoder.layer.{i}."
-    ended = "decoded" if prefix and not config.mlm_transform else "normed"
+    layer, has_head = prefix + "encoder.layer.{i}.", prefix != ""
+    ended = "decoded" if has_head and not config.mlm_transform else "normed"
     return (
         *embedding(prefix + "embeddings.word_embeddings", "vocab", "embed", tied=tied, decay=tied),
         *embedding(prefix + "embeddings.position_embeddings", "positions", "embed"),
@@ -244,7 +244,12 @@ def transform(config: BertPreLNConfig, counted_per: str) -> tuple[ParamSpec, ...
 
 
 TRUNK = Trunk(
-    family="bert-pre-ln", prefix="bert.", table=table, written="normed", lookups=positions_and_types, ends=("cls",)
+    family="bert-pre-ln",
+    prefix="bert.",
+    parameters=parameters,
+    output_space="normed",
+    lookups=positions_and_types,
+    head_modules=("cls",),
 )
 DECODER = Decoder("cls.predictions.decoder", bias="cls.predictions", read_in_4=False)
 FAMILY = text_family(

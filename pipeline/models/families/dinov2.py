@@ -110,7 +110,7 @@ DINOV2 = image_family(
     Dinov2Config,
     {"classifier": (Dinov2ForImageClassification, classifier), "encoder": (Dinov2Model, encoder)},
     KEYS.extended(function=("use_mask_token",)),
-    positions=tokens,
+    counts=tokens,
     resize=resize,
     fresh={"use_mask_token": False},  # a classifier has no use for one
 )
@@ -122,6 +122,6 @@ WITH_REGISTERS = image_family(
         "encoder": (Dinov2WithRegistersModel, encoder),
     },
     KEYS.extended(function=("num_register_tokens",)),
-    positions=tokens,
+    counts=tokens,
     resize=resize,
 )

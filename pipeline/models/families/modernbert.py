@@ -66,13 +66,13 @@ def classifier_std(config: ModernBertConfig) -> float:
     return truncated_std(config) / math.sqrt(config.hidden_size) / (config.initializer_range or 1.0)
 
 
-def table(config: ModernBertConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
+def parameters(config: ModernBertConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
     """Embedding, its norm, layers, and the final norm."""
     layer, fused, gated = prefix + "layers.{i}.", writes("query", "key", "value"), writes("mlp", "mlp")
     bias, inside, end = config.attention_bias, truncated_std(config), branch_end_std(config)
-    words, normed = prefix + "embeddings.tok_embeddings", partial(norm, bias=config.norm_bias)
+    tokens, normed = prefix + "embeddings.tok_embeddings", partial(norm, bias=config.norm_bias)
     return (
-        *embedding(words, "vocab", "embed", tied=tied, decay=tied, std=inside),
+        *embedding(tokens, "vocab", "embed", tied=tied, decay=tied, std=inside),
         *normed(prefix + "embeddings.norm", "embed", "embed"),
         *of_layers(LATER_LAYERS, normed(layer + "attn_norm", "embed", "normed")),
         *of_layers(FIRST_LAYER, linear(layer + "attn.Wqkv", "embed", fused, bias=bias, std=inside)),
@@ -108,14 +108,14 @@ def windows(config: ModernBertConfig) -> tuple[int | None, ...]:
 TRUNK = Trunk(
     family="modernbert",
     prefix="model.",
-    table=table,
-    written="normed",
-    words="embeddings.tok_embeddings",
+    parameters=parameters,
+    output_space="normed",
+    token_embedding="embeddings.tok_embeddings",
     epsilon="norm_eps",
     head_dim=head_dim,
     rope=True,
     pattern=PATTERN,
-    ends=("head", "decoder", "classifier"),
+    head_modules=("head", "decoder", "classifier"),
 )
 DECODER = Decoder("decoder", has_bias=lambda config: config.decoder_bias, std=branch_end_std)
 

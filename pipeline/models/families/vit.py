@@ -81,7 +81,7 @@ VIT = image_family(
     ViTConfig,
     {"classifier": (ViTForImageClassification, classifier), "encoder": (ViTModel, encoder)},
     KEYS,
-    positions=partial(positions, 1),
+    counts=partial(positions, 1),
     pooler="pooler",
     drops_paths=True,
 )
@@ -94,7 +94,7 @@ DEIT = image_family(
         "encoder": (DeiTModel, encoder),
     },
     KEYS,
-    positions=partial(positions, 2),
+    counts=partial(positions, 2),
     pooler="pooler",
     drops_paths=True,
 )
