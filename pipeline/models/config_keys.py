@@ -95,11 +95,18 @@ COMMON_KEYS = ConfigKeys(
 """The keys of every `PretrainedConfig`, and those that published files of older versions hold besides."""
 
 
-ROPE, ROPE_AS_WRITTEN = "rope_parameters", "rope_as_written"
-"""The key of rotary positions in transformers 5, and the attribute of a config that holds what its file says of them in
-the keys of transformers 4."""
-ROPE_BEFORE_5 = BASE, SCALING, TURNING = "rope_theta", "rope_scaling", "partial_rotary_factor"
-"""Those keys: the base, how they are scaled, and how much of a head turns."""
+ROPE = "rope_parameters"
+"""The key of rotary positions in transformers 5."""
+BASE = "rope_theta"
+"""The key of their base, in transformers 4 of the config itself."""
+SCALING = "rope_scaling"
+"""The key of transformers 4 of how they are scaled."""
+TURNING = "partial_rotary_factor"
+"""The key of how much of a head they turn, in transformers 4 of the config itself."""
+ROPE_BEFORE_5 = (BASE, SCALING, TURNING)
+"""The keys of rotary positions in transformers 4."""
+ROPE_AS_WRITTEN = "rope_as_written"
+"""The attribute of a config that holds what its file says in those."""
 
 
 LAYER_TYPES = "layer_types"

@@ -115,8 +115,12 @@ def _renamed(architecture: Architecture, name: str, module: str) -> Architecture
     return replace(architecture, params=tuple(params))
 
 
-LOGITS, CLASSES, SPAN = {"logits": "vocab"}, {"logits": "classes"}, {"start_logits": "score", "end_logits": "score"}
-"""What models give out, and the spaces of it: words, classes, how far an answer begins and ends at a token."""
+LOGITS = {"logits": "vocab"}
+"""What a masked language model gives out, and the space of it."""
+CLASSES = {"logits": "classes"}
+"""The same of a classifier."""
+SPAN = {"start_logits": "score", "end_logits": "score"}
+"""The same of what answers questions: how far an answer begins and ends at a token."""
 
 
 def downstream_heads(
