@@ -23,7 +23,6 @@ from pipeline.models.config_keys import (
     ROPE,
     ROPE_AS_WRITTEN,
     ROPE_BEFORE_5,
-    ConfigKeys,
 )
 from pipeline.models.families import (
     bert,
@@ -40,7 +39,6 @@ from pipeline.models.families import (
 )
 from pipeline.models.family import Family, Head, OptionalSize, has_pooler
 from pipeline.models.fresh_configs import Facts
-from pipeline.models.probes import Inputs
 from pipeline.models.rotary import as_written, ropes, rotation, rotation_counts_positions
 from pipeline.records.processes import choose_accelerator
 from pipeline.records.run_folder import read_json
@@ -296,18 +294,15 @@ __all__ = [
     "LAYER_TYPES",
     "LAYER_TYPES_STATED",
     "POSITIONS",
-    "ROPE",
-    "ROPE_AS_WRITTEN",
-    "ConfigKeys",
     "Facts",
     "Family",
     "Head",
-    "Inputs",
     "architecture_of",
     "as_stored",
     "attention_of",
     "build",
     "config_text",
+    "drops_branches",
     "family",
     "family_of",
     "fill",
