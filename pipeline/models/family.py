@@ -85,20 +85,20 @@ def no_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
 class Family:
     """One architecture with its heads; the first is the one it is trained with.
 
-    keys: what a growth does with the keys of its config. resize: a model's sizes to those keys. positions: how many
-    tokens, patches, sequences and scored positions one sample has. probe_inputs: random inputs for so many samples that
-    touch every kind of embedding. initializer_range: the key of the standard deviation of fresh weights. configure:
-    sizes and data facts to the config of a fresh model. reserved: rows of the position table that no token takes.
-    optional_sizes: the sizes without which a model of another family is whole, and that its models have. windows: of
-    every layer, how many tokens its attention sees, to each side where it sees both; None: all; empty where every layer
-    of every model sees all. pattern: in which layers of two kinds take turns, and what transformers 4 reads of them;
-    None: all are of one kind, or each model lists its own. drops_paths: whether `drop_path.install` does what a
-    config says of stochastic depth, which the model's own code does not. least_layers: of a model that transformers
-    builds.
+    name: what configs of this package call it. data: what its models read. config_class: of their configs. keys: what a
+    growth does with the keys of its config. resize: a model's sizes to those keys. positions: how many tokens, patches,
+    sequences and scored positions one sample has. probe_inputs: random inputs for so many samples that touch every kind
+    of embedding. initializer_range: the key of the standard deviation of fresh weights. configure: sizes and data facts
+    to the config of a fresh model. reserved: rows of the position table that no token takes. optional_sizes: the sizes
+    without which a model of another family is whole, and that its models have. windows: of every layer, how many tokens
+    its attention sees, to each side where it sees both; None: all; empty where every layer of every model sees all.
+    pattern: in which layers of two kinds take turns, and what transformers 4 reads of them; None: all are of one kind,
+    or each model lists its own. drops_paths: whether `drop_path.install` does what a config says of stochastic depth,
+    which the model's own code does not. least_layers: of a model that transformers builds.
     """
 
     name: str
-    data: str
+    data: Literal["text", "images"]
     config_class: type[PretrainedConfig]
     heads: tuple[Head, ...]
     keys: ConfigKeys

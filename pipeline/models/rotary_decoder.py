@@ -44,12 +44,12 @@ KEYS = ROTARY_KEYS.extended(sizes=("num_key_value_heads",), kept=("rms_norm_eps"
 class Traits:
     """What tells one of these families from the others.
 
-    bias_keys: keys of its config that give it biases. qkv_bias: queries, keys and values have biases by the model's
-    code, and what the heads give out has none. qk_norm: a norm over head_dim reads queries and keys. fused: one matrix
-    writes queries, keys and values, another both halves of the gated MLP. branch_ends: norms stand at the ends of
-    branches too. gain_offset: gains g are stored as g - gain_offset. scaled_embedding: token embeddings are multiplied
-    by the root of the width. scores_over: the key of the number by whose root scores are divided; a fresh model's is
-    head_dim. pattern: of layers of several kinds. dropout: keys of rates besides that of attention.
+    family: its name. bias_keys: keys of its config that give it biases. qkv_bias: queries, keys and values have biases
+    by the model's code, and what the heads give out has none. qk_norm: a norm over head_dim reads queries and keys.
+    fused: one matrix writes queries, keys and values, another both halves of the gated MLP. branch_ends: norms stand at
+    the ends of branches too. gain_offset: gains g are stored as g - gain_offset. scaled_embedding: token embeddings are
+    multiplied by the root of the width. scores_over: the key of the number by whose root scores are divided; a fresh
+    model's is head_dim. pattern: of layers of several kinds. dropout: keys of rates besides that of attention.
     """
 
     family: str
