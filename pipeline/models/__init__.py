@@ -17,6 +17,7 @@ from pipeline.models import drop_path, plain_attention, unsupported
 from pipeline.models.architecture import Architecture
 from pipeline.models.config_keys import (
     COMPARED_APART,
+    DROP_PATH_RATE,
     LAYER_TYPES,
     LAYER_TYPES_STATED,
     POSITIONS,
@@ -116,7 +117,7 @@ def reads_pieces(config: PretrainedConfig, facts: Facts) -> bool:
     return bool(pieces <= getattr(config, "vocab_size", 0) <= most)
 
 
-BRANCH_DROPS = ("hidden_dropout_prob", "resid_pdrop", "dropout", drop_path.KEY)
+BRANCH_DROPS = ("hidden_dropout_prob", "resid_pdrop", "dropout", DROP_PATH_RATE)
 """Keys of the rates at which what a branch adds to the residual stream is dropped in training."""
 
 
@@ -271,7 +272,7 @@ def build(config: PretrainedConfig, seed: int = 0, attention: str = "sdpa", devi
         head = of_config(config).head(config)
         model = head.model_class(config, **head.options(config))
     if of_config(config).drops_paths:
-        drop_path.install(model, architecture_of(config), getattr(config, drop_path.KEY, 0.0))
+        drop_path.install(model, architecture_of(config), getattr(config, DROP_PATH_RATE, 0.0))
     return model
 
 

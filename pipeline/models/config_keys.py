@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-from pipeline.models import drop_path
-
 TEXT_SIZES = (
     "hidden_size",
     "num_hidden_layers",
@@ -12,7 +10,9 @@ TEXT_SIZES = (
     "vocab_size",
     "max_position_embeddings",
 )
-BRANCH_AND_LAYER_DROPS = (drop_path.KEY, "layerdrop")
+DROP_PATH_RATE = "drop_path_rate"
+"""The key of stochastic depth: the rate of the last layer."""
+BRANCH_AND_LAYER_DROPS = (DROP_PATH_RATE, "layerdrop")
 """Keys of the probability at which whole branches or layers are dropped."""
 
 

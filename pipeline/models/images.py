@@ -15,6 +15,7 @@ from pipeline.models.architecture import (
     NormEpsilon,
     ParamSpec,
     Space,
+    head_dim_of,
     heads,
     reads,
     spaces,
@@ -22,7 +23,7 @@ from pipeline.models.architecture import (
 )
 from pipeline.models.config_keys import ConfigKeys
 from pipeline.models.family import Family, Head
-from pipeline.models.fresh_configs import Facts, class_keys, head_dim, image_resized, require_kind
+from pipeline.models.fresh_configs import Facts, class_keys, image_resized, require_kind
 from pipeline.models.probes import image_probe
 from pipeline.models.rows import linear
 
@@ -81,7 +82,7 @@ def image_architecture(
             Space("embed", width, "residual"),
             Space("normed", width, "normed"),
             *pooled,
-            *heads(config.num_attention_heads, head_dim(config)),
+            *heads(config.num_attention_heads, head_dim_of(config)),
             Space("mlp", mlp, "mlp"),
             Space("one", 1, "fixed"),
             Space("positions", patches(config) + prefix, "grid", prefix=prefix),

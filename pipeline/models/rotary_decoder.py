@@ -19,13 +19,14 @@ from pipeline.models.architecture import (
     NormEpsilon,
     ParamSpec,
     Space,
+    head_dim_of,
     heads,
     spaces,
     writes,
 )
 from pipeline.models.config_keys import ROPE, ROTARY_KEYS, ConfigKeys
 from pipeline.models.family import Family, Head, OptionalSize, no_windows
-from pipeline.models.fresh_configs import Facts, causal_keys, head_dim, positions_of, stated
+from pipeline.models.fresh_configs import Facts, causal_keys, positions_of, stated
 from pipeline.models.layer_types import LayerPattern
 from pipeline.models.probes import causal_positions, text_probe
 from pipeline.models.rows import embedding, linear, lm_head, norm
@@ -145,8 +146,8 @@ def _architecture(
             Space("normed", width, "normed"),
             *([Space("branch", width, "branch")] if traits.branch_ends else []),
             Space("decoded", width, "tied"),
-            *heads(config.num_attention_heads, head_dim(config), groups),
-            *([Space("head", head_dim(config), "fixed")] if traits.qk_norm else []),
+            *heads(config.num_attention_heads, head_dim_of(config), groups),
+            *([Space("head", head_dim_of(config), "fixed")] if traits.qk_norm else []),
             Space("mlp", config.intermediate_size, "mlp"),
             Space("vocab", config.vocab_size, "lookup"),
         ),

@@ -12,8 +12,7 @@ from pipeline import models
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
 from pipeline.growth.verification.probe import fitted, probe, without_epsilon
-from pipeline.models import drop_path
-from pipeline.models.config_keys import COMMON_KEYS
+from pipeline.models.config_keys import COMMON_KEYS, DROP_PATH_RATE
 from tests.helpers.samples import VARIANTS, sample
 
 OF_OTHERS = ("width", "undeclared")
@@ -45,7 +44,7 @@ def test_undeclared_keys_are_those_that_the_code_reads_besides(name):
     rate of stochastic depth is read by `models.build`."""
     family = models.FAMILIES[name]
     read = {key for head in family.heads for key in re.findall(r'getattr\((?:self\.)?config, "(\w+)"', code(head))}
-    read |= {drop_path.KEY} if family.drops_paths else set()
+    read |= {DROP_PATH_RATE} if family.drops_paths else set()
     assert set(family.keys.undeclared) == read - set(family.config_class().to_dict())
 
 

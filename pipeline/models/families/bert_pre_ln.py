@@ -18,9 +18,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform, eager_attention_forward
 
-from pipeline.models import drop_path
 from pipeline.models.architecture import ParamSpec
-from pipeline.models.config_keys import BERT_KEYS
+from pipeline.models.config_keys import BERT_KEYS, DROP_PATH_RATE
 from pipeline.models.fresh_configs import dropped, resized
 from pipeline.models.rows import embedding, linear, norm
 from pipeline.models.scored_masked_lm import ScoredMaskedLM
@@ -257,7 +256,7 @@ FAMILY = text_family(
     BertPreLNConfig,
     (masked_lm(TRUNK, BertPreLNForMaskedLM, transform, DECODER), encoder(TRUNK, BertPreLNModel)),
     resize=lambda sizes: resized(sizes) | dropped(sizes),
-    keys=BERT_KEYS.extended(training=(drop_path.KEY,), function=("mlm_transform",)),
+    keys=BERT_KEYS.extended(training=(DROP_PATH_RATE,), function=("mlm_transform",)),
     optional_sizes=("drop_path",),
     drops_paths=True,
 )

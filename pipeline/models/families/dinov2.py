@@ -18,7 +18,7 @@ from transformers import (
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
 from pipeline.models.architecture import Architecture, Axis, ParamSpec, Space, reads, writes
-from pipeline.models.config_keys import IMAGE_KEYS
+from pipeline.models.config_keys import DROP_PATH_RATE, IMAGE_KEYS
 from pipeline.models.fresh_configs import Facts, image_resized
 from pipeline.models.images import attention, embeddings, image_architecture, image_family, positions
 from pipeline.models.rows import linear, norm
@@ -100,7 +100,7 @@ def resize(sizes: ModelSizes) -> dict[str, Any]:
 
 KEYS = IMAGE_KEYS.extended(
     sizes=("mlp_ratio",),
-    training=("drop_path_rate", "layerscale_value"),
+    training=(DROP_PATH_RATE, "layerscale_value"),
     function=("apply_layernorm", "reshape_hidden_states", "use_swiglu_ffn"),
     derived=("out_features", "out_indices", "stage_names"),
 )

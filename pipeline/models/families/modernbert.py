@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from pipeline.config.model_sizes import ModelSizes
-from pipeline.models.architecture import FIRST_LAYER, LATER_LAYERS, ParamSpec, writes
+from pipeline.models.architecture import FIRST_LAYER, LATER_LAYERS, ParamSpec, head_dim_of, writes
 from pipeline.models.config_keys import ROTARY_KEYS
-from pipeline.models.fresh_configs import Facts, head_dim, resized
+from pipeline.models.fresh_configs import Facts, resized
 from pipeline.models.layer_types import FULL_ATTENTION, SLIDING_ATTENTION, LayerPattern, windows_of
 from pipeline.models.probes import text_probe
 from pipeline.models.rows import embedding, linear, norm, of_layers
@@ -112,7 +112,7 @@ TRUNK = Trunk(
     output_space="normed",
     token_embedding="embeddings.tok_embeddings",
     epsilon="norm_eps",
-    head_dim=head_dim,
+    head_dim=head_dim_of,
     rope=True,
     pattern=PATTERN,
     head_modules=("head", "decoder", "classifier"),

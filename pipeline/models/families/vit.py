@@ -15,9 +15,8 @@ from transformers import (
     ViTModel,
 )
 
-from pipeline.models import drop_path
 from pipeline.models.architecture import Architecture, ParamSpec
-from pipeline.models.config_keys import IMAGE_KEYS
+from pipeline.models.config_keys import DROP_PATH_RATE, IMAGE_KEYS
 from pipeline.models.family import has_pooler
 from pipeline.models.images import attention, embeddings, image_architecture, image_family, positions
 from pipeline.models.rows import linear, norm
@@ -70,9 +69,9 @@ def encoder(family: str, config: ViTConfig) -> Architecture:
 KEYS = IMAGE_KEYS.extended(
     sizes=("intermediate_size", "pooler_output_size"),
     function=("encoder_stride", "pooler_act"),
-    training=(drop_path.KEY,),
+    training=(DROP_PATH_RATE,),
     width=("pooler_output_size",),
-    undeclared=(drop_path.KEY,),
+    undeclared=(DROP_PATH_RATE,),
 )
 
 
