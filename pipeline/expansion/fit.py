@@ -30,7 +30,7 @@ from pipeline.growth.making import MakingCost, making_cost
 from pipeline.growth.method import ExpansionOptions
 from pipeline.growth.plan import GrowthPlan
 from pipeline.models import starts
-from pipeline.models.config_keys import WHOLE
+from pipeline.models.config_keys import BRANCH_AND_LAYER_DROPS
 from pipeline.optim.parameter_groups import GroupRule
 from pipeline.records.run_folder import StageFolder
 from pipeline.records.stage_facts import TrainFacts
@@ -58,7 +58,7 @@ def target(config: Config, stage: FitStage, data: Prepared) -> PretrainedConfig:
     if stage.dropout is not None:
         family = models.of_config(wanted)
         wanted.update(dict.fromkeys(family.keys.dropout, stage.dropout))
-        wanted.update({key: 0.0 for key in WHOLE if key in family.keys.training})
+        wanted.update({key: 0.0 for key in BRANCH_AND_LAYER_DROPS if key in family.keys.training})
     return wanted
 
 

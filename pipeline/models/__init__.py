@@ -15,7 +15,16 @@ from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError, nearest, one_line, placed
 from pipeline.models import drop_path, plain_attention, rotary, unsupported
 from pipeline.models.architecture import Architecture
-from pipeline.models.config_keys import COMPARED_APART, POSITIONS, ROPE, ROPE_AS_WRITTEN, ROPE_BEFORE_5, ConfigKeys
+from pipeline.models.config_keys import (
+    COMPARED_APART,
+    DROP_PATH_RATE,
+    LAYER_TYPES,
+    LAYER_TYPES_STATED,
+    POSITIONS,
+    ROPE,
+    ROPE_AS_WRITTEN,
+    ROPE_BEFORE_5,
+)
 from pipeline.models.families import (
     bert,
     bert_pre_ln,
@@ -31,8 +40,6 @@ from pipeline.models.families import (
 )
 from pipeline.models.family import Family, Head, OptionalSize, has_pooler
 from pipeline.models.fresh_configs import Facts
-from pipeline.models.layer_types import LAYER_TYPES, LAYER_TYPES_STATED
-from pipeline.models.probes import Inputs
 from pipeline.models.rotary import ropes, rotation, rotation_counts_positions
 from pipeline.records.processes import choose_accelerator
 from pipeline.records.run_folder import read_json
@@ -110,7 +117,7 @@ def reads_pieces(config: PretrainedConfig, facts: Facts) -> bool:
     return bool(pieces <= getattr(config, "vocab_size", 0) <= most)
 
 
-BRANCH_DROPS = ("hidden_dropout_prob", "resid_pdrop", "dropout", drop_path.KEY)
+BRANCH_DROPS = ("hidden_dropout_prob", "resid_pdrop", "dropout", DROP_PATH_RATE)
 """Keys of the rates at which what a branch adds to the residual stream is dropped in training."""
 
 
@@ -228,18 +235,22 @@ def config_text(config: PretrainedConfig, dtype: str = "float32") -> str:
     if ROPE in content:
         for key in (ROPE_AS_WRITTEN, *ROPE_BEFORE_5):
             content.pop(key, None)
-        content |= {ROPE: rotary.stated(config)} | rotary.spelled(config, _older_keys(config))
+        content |= {ROPE: rotary.stated(config)} | rotary.spelled(config, older_keys(config))
     stated = {"architectures": [of_config(config).head(config).class_name], "dtype": dtype}
     return json.dumps(content | stated, indent=2, sort_keys=True) + "\n"
 
 
+def older_keys(config: PretrainedConfig) -> dict[str, Any]:
+    """What a written config says of rotary positions and of kinds of layers in keys that transformers 4 alone reads;
+    None: what it has no word for."""
+    pattern = of_config(config).pattern
+    return rotary.older_keys(config) | (pattern.older_keys(config) if pattern else {})
+
+
 def misread(config: PretrainedConfig) -> tuple[str, ...]:
     """What transformers 4 makes otherwise of a config that is written, in words."""
-    return (*of_config(config).misread(config), *rotary.corrected(config, _older_keys(config)))
-
-
-def _older_keys(config: PretrainedConfig) -> dict[str, Any]:
-    return rotary.older_keys(config) | of_config(config).older_keys(config)
+    pattern = of_config(config).pattern
+    return (*(pattern.misread(config) if pattern else ()), *rotary.corrected(config, older_keys(config)))
 
 
 def read_config(path: Path) -> tuple[Family, PretrainedConfig]:
@@ -264,7 +275,7 @@ def build(config: PretrainedConfig, seed: int = 0, attention: str = "sdpa", devi
         head = of_config(config).head(config)
         model = head.model_class(config, **head.options(config))
     if of_config(config).drops_paths:
-        drop_path.install(model, architecture_of(config), getattr(config, drop_path.KEY, 0.0))
+        drop_path.install(model, architecture_of(config), getattr(config, DROP_PATH_RATE, 0.0))
     return model
 
 
@@ -287,18 +298,15 @@ __all__ = [
     "LAYER_TYPES",
     "LAYER_TYPES_STATED",
     "POSITIONS",
-    "ROPE",
-    "ROPE_AS_WRITTEN",
-    "ConfigKeys",
     "Facts",
     "Family",
     "Head",
-    "Inputs",
     "architecture_of",
     "as_stored",
     "attention_of",
     "build",
     "config_text",
+    "drops_branches",
     "family",
     "family_of",
     "fill",
@@ -308,6 +316,7 @@ __all__ = [
     "is_causal",
     "misread",
     "of_config",
+    "older_keys",
     "published_names",
     "read_config",
     "reads_pieces",

@@ -11,7 +11,7 @@ where it differs. `{i}` is the layer.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.optim.parameter_groups import ParameterKind
 
@@ -361,6 +361,12 @@ def in_layer(template: str, layer: int | None) -> str:
 
 def spaces(*each: Space) -> dict[str, Space]:
     return {space.name: space for space in each}
+
+
+def head_dim_of(config: Any) -> int:
+    """The size of a head: what the config says of it, else the heads share the width."""
+    stated: int | None = getattr(config, "head_dim", None)
+    return stated or int(config.hidden_size // config.num_attention_heads)
 
 
 def heads(count: int, head_dim: int, kv: int | None = None) -> tuple[Space, ...]:

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-from pipeline.models import drop_path
-
 TEXT_SIZES = (
     "hidden_size",
     "num_hidden_layers",
@@ -12,7 +10,9 @@ TEXT_SIZES = (
     "vocab_size",
     "max_position_embeddings",
 )
-WHOLE = (drop_path.KEY, "layerdrop")
+DROP_PATH_RATE = "drop_path_rate"
+"""The key of stochastic depth: the rate of the last layer."""
+BRANCH_AND_LAYER_DROPS = (DROP_PATH_RATE, "layerdrop")
 """Keys of the probability at which whole branches or layers are dropped."""
 
 
@@ -40,7 +40,7 @@ class ConfigKeys:
     def dropout(self) -> tuple[str, ...]:
         """Those of `training` that are a probability of dropout in a model's layers, dropping of whole branches or
         layers apart."""
-        others = ("classifier", "summary", "qa", "seq_classif", *WHOLE)
+        others = ("classifier", "summary", "qa", "seq_classif", *BRANCH_AND_LAYER_DROPS)
         return tuple(key for key in self.training if "drop" in key and not key.startswith(others))
 
     def extended(self, **more: tuple[str, ...]) -> "ConfigKeys":
@@ -95,11 +95,24 @@ COMMON_KEYS = ConfigKeys(
 """The keys of every `PretrainedConfig`, and those that published files of older versions hold besides."""
 
 
-ROPE, ROPE_AS_WRITTEN = "rope_parameters", "rope_as_written"
-"""The key of rotary positions in transformers 5, and the attribute of a config that holds what its file says of them in
-the keys of transformers 4."""
-ROPE_BEFORE_5 = BASE, SCALING, TURNING = "rope_theta", "rope_scaling", "partial_rotary_factor"
-"""Those keys: the base, how they are scaled, and how much of a head turns."""
+ROPE = "rope_parameters"
+"""The key of rotary positions in transformers 5."""
+BASE = "rope_theta"
+"""The key of their base, in transformers 4 of the config itself."""
+SCALING = "rope_scaling"
+"""The key of transformers 4 of how they are scaled."""
+TURNING = "partial_rotary_factor"
+"""The key of how much of a head they turn, in transformers 4 of the config itself."""
+ROPE_BEFORE_5 = (BASE, SCALING, TURNING)
+"""The keys of rotary positions in transformers 4."""
+ROPE_AS_WRITTEN = "rope_as_written"
+"""The attribute of a config that holds what its file says in those."""
+
+
+LAYER_TYPES = "layer_types"
+"""The key of every layer's kind of attention."""
+LAYER_TYPES_STATED = "stated_layer_types"
+"""The attribute of a target's config with what its file says there."""
 
 
 COMPARED_APART = (ROPE, "tie_word_embeddings", "model_type")
@@ -115,6 +128,15 @@ DROPOUT_KEYS = ("attention_probs_dropout_prob", "hidden_dropout_prob", "initiali
 
 
 TEXT_KEYS = COMMON_KEYS.extended(sizes=TEXT_SIZES)
+
+
+ROTARY_KEYS = TEXT_KEYS.extended(
+    sizes=("head_dim",),
+    training=("attention_dropout", "initializer_range"),
+    kept=(LAYER_TYPES, LAYER_TYPES_STATED, ROPE_AS_WRITTEN),
+    function=(ROPE,),
+)
+"""What the configs of models of text with rotary positions have."""
 
 
 BERT_KEYS = TEXT_KEYS.extended(

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.models.architecture import Architecture, LayerStack, in_layer
-
-KEY = "drop_path_rate"
-"""Of a model's config: the rate of the last layer."""
+from pipeline.models.config_keys import DROP_PATH_RATE
 
 
 def rates(layers: int, rate: float) -> list[float]:
@@ -28,7 +26,7 @@ def install(model: nn.Module, architecture: Architecture, rate: Any) -> None:
     """Have the layers of a model drop their branches in training. A rate of 0 changes nothing. Raises UserError for one
     that is no probability below 1."""
     if not isinstance(rate, int | float) or not 0 <= rate < 1:
-        raise UserError(f"{KEY} is {rate!r}; it must be at least 0 and below 1")
+        raise UserError(f"{DROP_PATH_RATE} is {rate!r}; it must be at least 0 and below 1")
     for stack in architecture.stacks:
         block, branches = architecture.block(stack), _branches(architecture, stack)
         for layer, own in enumerate(rates(stack.layers, float(rate)) if rate else ()):

@@ -13,6 +13,7 @@ from pipeline.errors import UserError, closest
 from pipeline.models.architecture import Architecture
 from pipeline.models.config_keys import LAYERS, ConfigKeys
 from pipeline.models.fresh_configs import Facts
+from pipeline.models.layer_types import LayerPattern
 from pipeline.models.probes import Inputs
 
 Objective = Literal["masked-lm", "causal-lm", "classifier"]
@@ -80,34 +81,24 @@ def no_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
     return ()
 
 
-def no_older_keys(config: PretrainedConfig) -> dict[str, Any]:
-    """Of families whose configs transformers 4 reads as they are."""
-    return {}
-
-
-def not_misread(config: PretrainedConfig) -> tuple[str, ...]:
-    """Of families whose models transformers 4 computes as transformers 5 does."""
-    return ()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One architecture with its heads; the first is the one it is trained with.
 
-    keys: what a growth does with the keys of its config. resize: a model's sizes to those keys. positions: how many
-    tokens, patches, sequences and scored positions one sample has. probe_inputs: random inputs for so many samples that
-    touch every kind of embedding. initializer_range: the key of the standard deviation of fresh weights. configure:
-    sizes and data facts to the config of a fresh model. reserved: rows of the position table that no token takes.
-    optional_sizes: the sizes without which a model of another family is whole, and that its models have. windows: of
-    every layer, how many tokens its attention sees, to each side where it sees both; None: all; empty where every layer
-    of every model sees all. older_keys: what a config says in keys of transformers 4 alone, which a written one holds
-    besides; None: what it has no word for. misread: what transformers 4 makes otherwise of a written config all the
-    same, in words. drops_paths: whether `drop_path.install` does what a config says of stochastic depth, which the
-    model's own code does not. least_layers: of a model that transformers builds.
+    name: what configs of this package call it. data: what its models read. config_class: of their configs. keys: what a
+    growth does with the keys of its config. resize: a model's sizes to those keys. positions: how many tokens, patches,
+    sequences and scored positions one sample has. probe_inputs: random inputs for so many samples that touch every kind
+    of embedding. initializer_range: the key of the standard deviation of fresh weights. configure: sizes and data facts
+    to the config of a fresh model. reserved: rows of the position table that no token takes. optional_sizes: the sizes
+    without which a model of another family is whole, and that its models have. windows: of every layer, how many tokens
+    its attention sees, to each side where it sees both; None: all; empty where every layer of every model sees all.
+    pattern: in which layers of two kinds take turns, and what transformers 4 reads of them; None: all are of one kind,
+    or each model lists its own. drops_paths: whether `drop_path.install` does what a config says of stochastic depth,
+    which the model's own code does not. least_layers: of a model that transformers builds.
     """
 
     name: str
-    data: str
+    data: Literal["text", "images"]
     config_class: type[PretrainedConfig]
     heads: tuple[Head, ...]
     keys: ConfigKeys
@@ -119,8 +110,7 @@ class Family:
     reserved: int = 0
     optional_sizes: tuple[OptionalSize, ...] = ()
     windows: Callable[[Any], tuple[int | None, ...]] = no_windows
-    older_keys: Callable[[Any], dict[str, Any]] = no_older_keys
-    misread: Callable[[Any], tuple[str, ...]] = not_misread
+    pattern: LayerPattern | None = None
     drops_paths: bool = False
     least_layers: int = 0
 

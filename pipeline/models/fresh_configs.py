@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from transformers import PretrainedConfig
-
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
-from pipeline.models import drop_path
+from pipeline.models.config_keys import DROP_PATH_RATE
 
 Facts = Mapping[str, Any]
 """What `prepare` states about the data. `kind`; of text vocab_size (rows of a fresh model's table), pieces (of the
@@ -32,7 +30,7 @@ def resized(sizes: ModelSizes, **others: str) -> dict[str, Any]:
 
 def dropped(sizes: ModelSizes) -> dict[str, Any]:
     """The rate of stochastic depth in the config of a family that has it."""
-    return {drop_path.KEY: sizes.drop_path or 0.0}
+    return {DROP_PATH_RATE: sizes.drop_path or 0.0}
 
 
 def image_resized(sizes: ModelSizes) -> dict[str, Any]:
@@ -44,12 +42,6 @@ def class_keys(facts: Facts) -> dict[str, Any]:
     """The classes of the data in a config."""
     names = facts["class_names"]
     return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
-
-
-def head_dim(config: PretrainedConfig) -> int:
-    """The size of a head: what the config says of it, else the heads share the width."""
-    stated: int | None = getattr(config, "head_dim", None)
-    return stated or int(config.hidden_size // config.num_attention_heads)
 
 
 def positions_of(facts: Facts) -> int:

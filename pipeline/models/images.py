@@ -1,7 +1,7 @@
-"""What models of images share: the spaces and embeddings of a vision Transformer, its tokens, its family."""
+"""What models of images share: the spaces and embeddings of a vision Transformer, its tokens, its heads, its family."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -15,14 +15,15 @@ from pipeline.models.architecture import (
     NormEpsilon,
     ParamSpec,
     Space,
+    head_dim_of,
     heads,
     reads,
     spaces,
     writes,
 )
 from pipeline.models.config_keys import ConfigKeys
-from pipeline.models.family import Family, Head
-from pipeline.models.fresh_configs import Facts, class_keys, head_dim, image_resized, require_kind
+from pipeline.models.family import Family, Head, has_pooler
+from pipeline.models.fresh_configs import Facts, class_keys, image_resized, require_kind
 from pipeline.models.probes import image_probe
 from pipeline.models.rows import linear
 
@@ -60,50 +61,91 @@ def embeddings(
     )
 
 
-def image_architecture(
-    family: str,
-    config: PretrainedConfig,
-    params: tuple[ParamSpec, ...],
-    mlp: int,
-    prefix: int,
-    outputs: dict[str, str],
-    *more: Space,
-    ignored: tuple[str, ...] = (),
-) -> Architecture:
-    """The spaces of a vision Transformer with `prefix` tokens before its patches in the position table, and `more` of
-    its own."""
-    width = int(config.hidden_size)
-    pooled = [Space("pooled", config.pooler_output_size or width, "pooled")] if "pooled" in outputs.values() else []
-    classes = [Space("classes", config.num_labels or 0, "fixed")] if "classes" in outputs.values() else []
-    return Architecture(
-        family=family,
-        spaces=spaces(
-            Space("embed", width, "residual"),
-            Space("normed", width, "normed"),
-            *pooled,
-            *heads(config.num_attention_heads, head_dim(config)),
-            Space("mlp", mlp, "mlp"),
-            Space("one", 1, "fixed"),
-            Space("positions", patches(config) + prefix, "grid", prefix=prefix),
-            Space("channels", config.num_channels, "fixed"),
-            Space("patch", config.patch_size, "pixels"),
-            *classes,
-            *more,
-        ),
-        stacks=(LayerStack("layers", config.num_hidden_layers),),
-        params=params,
-        epsilon=NormEpsilon(config.layer_norm_eps, "layer_norm_eps"),
-        outputs=outputs,
-        ignored=ignored,
-    )
-
-
 def patches(config: PretrainedConfig) -> int:
     return int(config.image_size // config.patch_size) ** 2
 
 
-def positions(prefix: int, config: PretrainedConfig, facts: Facts) -> dict[str, int]:
-    return {"token": patches(config) + prefix, "patch": patches(config), "sequence": 1}
+def _no_registers(config: PretrainedConfig) -> int:
+    return 0
+
+
+def _stated_mlp_size(config: PretrainedConfig) -> int:
+    return int(config.intermediate_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTrunk:
+    """An encoder of images, on which heads stand.
+
+    family: its name. prefix: of its names in a model with a head. parameters: its own, by a config and the prefix
+    (empty where it has no head). placed: tokens before the patches that have a place in the position table. registers:
+    how many tokens have none, by a config. mlp_size: of a config. classified: the spaces that a classifier reads.
+    pooler: whether it may end in a pooler. head_modules: the modules of heads, which the bare encoder leaves out of the
+    files of models that have one.
+    """
+
+    family: str
+    prefix: str
+    parameters: Callable[[Any, str], tuple[ParamSpec, ...]]
+    placed: int = 1
+    registers: Callable[[Any], int] = _no_registers
+    mlp_size: Callable[[Any], int] = _stated_mlp_size
+    classified: tuple[str, ...] = ("normed",)
+    pooler: bool = False
+    head_modules: tuple[str, ...] = ()
+
+    def positions(self, config: PretrainedConfig, facts: Facts) -> dict[str, int]:
+        """`positions` of a `Family`."""
+        tokens = patches(config) + self.placed + self.registers(config)
+        return {"token": tokens, "patch": patches(config), "sequence": 1}
+
+    def classifier(self, config: PretrainedConfig, names: tuple[str, ...] = ("classifier",)) -> Architecture:
+        """With a dense layer to the classes, once for each name."""
+        ends = (
+            row for name in names for row in linear(name, reads(*self.classified), "classes", counted_per="sequence")
+        )
+        return self._architecture(config, (*self.parameters(config, self.prefix), *ends), {"logits": "classes"})
+
+    def bare(self, config: PretrainedConfig) -> Architecture:
+        """The encoder without a head, with its pooler where it has one; a classifier's file may be read for it."""
+        params, outputs = self.parameters(config, ""), {"last_hidden_state": "normed"}
+        if self.pooler and has_pooler(config):
+            params += linear("pooler.dense", "normed", "pooled", counted_per="sequence")
+            outputs["pooler_output"] = "pooled"
+        ignored = tuple(f"{module}.*" for module in self.head_modules)
+        return self._architecture(config, params, outputs, ignored=ignored)
+
+    def _architecture(
+        self,
+        config: PretrainedConfig,
+        params: tuple[ParamSpec, ...],
+        outputs: dict[str, str],
+        ignored: tuple[str, ...] = (),
+    ) -> Architecture:
+        width, registers = int(config.hidden_size), self.registers(config)
+        pooled = [Space("pooled", config.pooler_output_size or width, "pooled")] if "pooled" in outputs.values() else []
+        classes = [Space("classes", config.num_labels or 0, "fixed")] if "classes" in outputs.values() else []
+        return Architecture(
+            family=self.family,
+            spaces=spaces(
+                Space("embed", width, "residual"),
+                Space("normed", width, "normed"),
+                *pooled,
+                *heads(config.num_attention_heads, head_dim_of(config)),
+                Space("mlp", self.mlp_size(config), "mlp"),
+                Space("one", 1, "fixed"),
+                Space("positions", patches(config) + self.placed, "grid", prefix=self.placed),
+                Space("channels", config.num_channels, "fixed"),
+                Space("patch", config.patch_size, "pixels"),
+                *classes,
+                *([Space("registers", registers, "fixed")] if registers else []),
+            ),
+            stacks=(LayerStack("layers", config.num_hidden_layers),),
+            params=params,
+            epsilon=NormEpsilon(config.layer_norm_eps, "layer_norm_eps"),
+            outputs=outputs,
+            ignored=ignored,
+        )
 
 
 def image_keys(sizes: ModelSizes, facts: Facts) -> dict[str, Any]:
@@ -123,30 +165,28 @@ def image_keys(sizes: ModelSizes, facts: Facts) -> dict[str, Any]:
 
 
 def image_family(
-    name: str,
+    trunk: ImageTrunk,
     config_class: type[PretrainedConfig],
-    heads: Mapping[str, tuple[type[PreTrainedModel], Callable[..., Architecture]]],
+    labelled: type[PreTrainedModel],
+    bare: type[PreTrainedModel],
     keys: ConfigKeys,
+    beside: tuple[Head, ...] = (),
     *,
-    positions: Callable[[Any, Facts], dict[str, int]],
     resize: Callable[[ModelSizes], dict[str, Any]] = image_resized,
     fresh: Mapping[str, Any] = MappingProxyType({}),
-    pooler: str | None = None,
     drops_paths: bool = False,
 ) -> Family:
-    """A family of models of images. heads: by name the class, and its architecture by the family's name and the config.
-    fresh: further keys of a new model's config. pooler: the module that a bare encoder may lack."""
+    """A family of models of images. labelled, bare: its models with a classifier, and without. beside: other heads.
+    fresh: further keys of a new model's config."""
+    encoder = Head("encoder", bare, trunk.bare, "pooler" if trunk.pooler else None)
     return Family(
-        name=name,
+        name=trunk.family,
         data="images",
         config_class=config_class,
-        heads=tuple(
-            Head(head, model_class, partial(build, name), pooler if head == "encoder" else None)
-            for head, (model_class, build) in heads.items()
-        ),
+        heads=(Head("classifier", labelled, trunk.classifier), *beside, encoder),
         keys=keys,
         resize=resize,
-        positions=positions,
+        positions=trunk.positions,
         probe_inputs=image_probe,
         configure=lambda sizes, facts: config_class(**image_keys(sizes, facts), **resize(sizes), **fresh),
         optional_sizes=("patch", "drop_path"),

@@ -12,9 +12,6 @@ from transformers import PretrainedConfig
 from pipeline.models import rotary
 from pipeline.models.config_keys import BASE, ROPE, SCALING
 
-LAYER_TYPES, LAYER_TYPES_STATED = "layer_types", "stated_layer_types"
-"""The key of every layer's kind of attention, and the attribute of a target's config with what its file says there."""
-
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 """Kinds of attention: to all tokens, and to those of a window."""
 

@@ -19,14 +19,15 @@ from pipeline.models.architecture import (
     NormEpsilon,
     ParamSpec,
     Space,
+    head_dim_of,
     heads,
     spaces,
     writes,
 )
-from pipeline.models.config_keys import ROPE, ROPE_AS_WRITTEN, TEXT_KEYS, ConfigKeys
-from pipeline.models.family import Family, Head, OptionalSize, no_older_keys, no_windows, not_misread
-from pipeline.models.fresh_configs import Facts, causal_keys, head_dim, positions_of, stated
-from pipeline.models.layer_types import LAYER_TYPES, LAYER_TYPES_STATED, LayerPattern
+from pipeline.models.config_keys import ROPE, ROTARY_KEYS, ConfigKeys
+from pipeline.models.family import Family, Head, OptionalSize, no_windows
+from pipeline.models.fresh_configs import Facts, causal_keys, positions_of, stated
+from pipeline.models.layer_types import LayerPattern
 from pipeline.models.probes import causal_positions, text_probe
 from pipeline.models.rows import embedding, linear, lm_head, norm
 
@@ -36,12 +37,7 @@ ROTATION = "layers.*.self_attn.rotary_emb.inv_freq"
 QKV, GATED = {"q": "query", "k": "key", "v": "value"}, {"gate": "mlp", "up": "mlp"}
 """Names of projections -> the spaces that they write."""
 
-KEYS = TEXT_KEYS.extended(
-    sizes=("num_key_value_heads", "head_dim"),
-    training=("attention_dropout", "initializer_range"),
-    kept=(LAYER_TYPES, LAYER_TYPES_STATED, "rms_norm_eps", ROPE_AS_WRITTEN),
-    function=(ROPE,),
-)
+KEYS = ROTARY_KEYS.extended(sizes=("num_key_value_heads",), kept=("rms_norm_eps",))
 """What the configs of all these families have; that of the activation has several names."""
 
 
@@ -49,12 +45,12 @@ KEYS = TEXT_KEYS.extended(
 class Traits:
     """What tells one of these families from the others.
 
-    bias_keys: keys of its config that give it biases. qkv_bias: queries, keys and values have biases by the model's
-    code, and what the heads give out has none. qk_norm: a norm over head_dim reads queries and keys. fused: one matrix
-    writes queries, keys and values, another both halves of the gated MLP. branch_ends: norms stand at the ends of
-    branches too. gain_offset: gains g are stored as g - gain_offset. scaled_embedding: token embeddings are multiplied
-    by the root of the width. scores_over: the key of the number by whose root scores are divided; a fresh model's is
-    head_dim. pattern: of layers of several kinds. dropout: keys of rates besides that of attention.
+    family: its name. bias_keys: keys of its config that give it biases. qkv_bias: queries, keys and values have biases
+    by the model's code, and what the heads give out has none. qk_norm: a norm over head_dim reads queries and keys.
+    fused: one matrix writes queries, keys and values, another both halves of the gated MLP. branch_ends: norms stand at
+    the ends of branches too. gain_offset: gains g are stored as g - gain_offset. scaled_embedding: token embeddings are
+    multiplied by the root of the width. scores_over: the key of the number by whose root scores are divided; a fresh
+    model's is head_dim. pattern: of layers of several kinds. dropout: keys of rates besides that of attention.
     """
 
     family: str
@@ -150,8 +146,8 @@ def _architecture(
             Space("normed", width, "normed"),
             *([Space("branch", width, "branch")] if traits.branch_ends else []),
             Space("decoded", width, "tied"),
-            *heads(config.num_attention_heads, head_dim(config), groups),
-            *([Space("head", head_dim(config), "fixed")] if traits.qk_norm else []),
+            *heads(config.num_attention_heads, head_dim_of(config), groups),
+            *([Space("head", head_dim_of(config), "fixed")] if traits.qk_norm else []),
             Space("mlp", config.intermediate_size, "mlp"),
             Space("vocab", config.vocab_size, "lookup"),
         ),
@@ -232,7 +228,6 @@ def family(
     windows: Callable[[Any], tuple[int | None, ...]] = no_windows,
 ) -> Family:
     """causal, bare: its models with the head of a causal language model, and without."""
-    pattern = traits.pattern
     return Family(
         name=traits.family,
         data="text",
@@ -245,6 +240,5 @@ def family(
         configure=partial(configure, traits, config_class),
         optional_sizes=traits.optional_sizes,
         windows=windows,
-        older_keys=pattern.older_keys if pattern else no_older_keys,
-        misread=pattern.misread if pattern else not_misread,
+        pattern=traits.pattern,
     )

@@ -1,6 +1,6 @@
 """Masked language models that are scored at some positions only."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,11 +10,16 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 class ScoredMaskedLM(PreTrainedModel):
     """To stand in front of a masked language model's class: the same parameters; the head runs on a fixed number of
-    positions per sequence."""
+    positions per sequence.
+
+    scored_head: the module that is the head. Where the class's code runs several, `predictions` says how instead."""
+
+    scored_head: ClassVar[str]
 
     def predictions(self, hidden: Tensor) -> Tensor:
         """The head alone: hidden states (…, D) to logits (…, V)."""
-        raise NotImplementedError
+        logits: Tensor = self.get_submodule(self.scored_head)(hidden)
+        return logits
 
     def forward(
         self,

@@ -7,15 +7,21 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from pipeline.models.architecture import Architecture, LayerStack, NormEpsilon, ParamSpec, Space, heads, spaces
+from pipeline.models.architecture import (
+    Architecture,
+    Attention,
+    LayerStack,
+    NormEpsilon,
+    ParamSpec,
+    Space,
+    heads,
+    spaces,
+)
 from pipeline.models.family import has_pooler
+from pipeline.models.layer_types import LayerPattern
 from pipeline.models.rows import linear
 
 Rows = tuple[ParamSpec, ...]
-
-
-def _equal_layers(config: PretrainedConfig) -> LayerStack:
-    return LayerStack("layers", config.num_hidden_layers)
 
 
 def _shared_width(config: PretrainedConfig) -> int:
@@ -38,35 +44,37 @@ def _vocabulary_alone(config: PretrainedConfig) -> tuple[Space, ...]:
 class Trunk:
     """A text encoder, on which heads stand.
 
-    family: its name. prefix: of its names in a model with a head. table: a config, the prefix, and whether a decoder is
-    tied to the token embedding, to its parameters. ends: the modules of heads, which the bare encoder leaves out of the
-    files of models that have one. written: the space that it gives out. lookups: the spaces of what it looks up beside
-    the vocabulary. words: the module of its token embedding. units: the config's key of the size of its MLP. epsilon:
-    its key of the norms' epsilon, or the constant that this is. pooler: whether it may end in BERT's pooler. buffers:
-    what files of older versions hold besides.
+    family: its name. prefix: of its names in a model with a head. parameters: its own, by a config, the prefix (empty
+    where it has no head), and whether a decoder is tied to the token embedding. head_modules: the modules of heads,
+    which the bare encoder leaves out of the files of models that have one. output_space: the space that it gives out.
+    lookups: the spaces of what it looks up beside the vocabulary. token_embedding: its module. mlp_size_key: the
+    config's key of the size of its MLP. epsilon: the config's key of the norms' epsilon, or the constant that this is.
+    head_dim: the size of a head, by a config. rope: whether positions are rotary. pattern: in which layers of two kinds
+    take turns. pooler: whether it may end in BERT's pooler. buffers: what files of older versions hold besides.
     """
 
     family: str
     prefix: str
-    table: Callable[[Any, str, bool], Rows]
-    ends: tuple[str, ...]
-    written: str = "embed"
+    parameters: Callable[[Any, str, bool], Rows]
+    head_modules: tuple[str, ...]
+    output_space: str = "embed"
     lookups: Callable[[Any], tuple[Space, ...]] = _vocabulary_alone
-    words: str = "embeddings.word_embeddings"
-    units: str = "intermediate_size"
+    token_embedding: str = "embeddings.word_embeddings"
+    mlp_size_key: str = "intermediate_size"
     epsilon: str | float = "layer_norm_eps"
     head_dim: Callable[[Any], int] = _shared_width
-    stack: Callable[[Any], LayerStack] = _equal_layers
+    rope: bool = False
+    pattern: LayerPattern | None = None
     pooler: bool = False
     buffers: tuple[str, ...] = ()
 
     def bare(self, config: PretrainedConfig) -> Architecture:
         """The encoder without a head, with its pooler where it has one."""
-        params, outputs = self.table(config, "", False), {"last_hidden_state": self.written}
+        params, outputs = self.parameters(config, "", False), {"last_hidden_state": self.output_space}
         if self.pooler and has_pooler(config):
             params, outputs = (*params, *self.pooler_rows("")), {**outputs, "pooler_output": "pooled"}
-        ends = (f"{module}.*" for module in self.ends)
-        return self._architecture(config, params, outputs, ignored=(*self.buffers, *ends))
+        heads = (f"{module}.*" for module in self.head_modules)
+        return self._architecture(config, params, outputs, ignored=(*self.buffers, *heads))
 
     def under(
         self,
@@ -83,7 +91,7 @@ class Trunk:
         pooler = f"{self.prefix}pooler."
         unread = self.pooler and not any(row.name.startswith(pooler) for row in head)
         ignored = (*(self.prefix + name for name in self.buffers), *((f"{pooler}*",) if unread else ()), *beside)
-        params = (*self.table(config, self.prefix, tied), *head)
+        params = (*self.parameters(config, self.prefix, tied), *head)
         return self._architecture(config, params, outputs, *more, tied=tied, ignored=ignored, **options)
 
     def norm_epsilon(self, config: PretrainedConfig) -> NormEpsilon:
@@ -93,7 +101,7 @@ class Trunk:
 
     def pooler_rows(self, prefix: str) -> Rows:
         """BERT's pooler: a dense layer on the first token, and tanh."""
-        return linear(f"{prefix}pooler.dense", self.written, "pooled", counted_per="sequence")
+        return linear(f"{prefix}pooler.dense", self.output_space, "pooled", counted_per="sequence")
 
     def _architecture(
         self,
@@ -104,6 +112,7 @@ class Trunk:
         tied: bool = False,
         **options: Any,
     ) -> Architecture:
+        period = self.pattern.period(config) if self.pattern else 1
         touched = {name for param in params for axis in param.axes for name in axis.spaces} | {*outputs.values()}
         return Architecture(
             family=self.family,
@@ -112,11 +121,11 @@ class Trunk:
                 *(space for space in _known_spaces(config, tied) if space.name in touched),
                 *more,
                 *heads(config.num_attention_heads, self.head_dim(config)),
-                Space("mlp", getattr(config, self.units), "mlp"),
+                Space("mlp", getattr(config, self.mlp_size_key), "mlp"),
                 Space("vocab", config.vocab_size, "lookup"),
                 *self.lookups(config),
             ),
-            stacks=(self.stack(config),),
+            stacks=(LayerStack("layers", config.num_hidden_layers, (Attention(rope=self.rope),), period),),
             params=params,
             epsilon=self.norm_epsilon(config),
             outputs=outputs,

@@ -22,12 +22,12 @@ HeadRows = Callable[[Any, str], Rows]
 """The parameters of a head, by a config and by what its uses are counted by (`counted_per` of a `ParamSpec`)."""
 
 
-def one_layer(name: str) -> HeadRows:
+def linear_head(name: str) -> HeadRows:
     """A head of one dense layer, which gives out classes."""
     return lambda config, counted_per: linear(name, "embed", "classes", counted_per=counted_per)
 
 
-def two_layers(first: str, second: str) -> HeadRows:
+def dense_head(first: str, second: str) -> HeadRows:
     """A head of a dense layer, an activation that acts on each entry alone, and a dense layer that gives out
     classes."""
     return lambda config, counted_per: (
@@ -75,10 +75,10 @@ class Decoder:
         beside = () if self.bias is None else written(self.bias)[1:]
         return (*written(self.module, bias=self.has_bias(config)), *beside)
 
-    def owners(self, words: str) -> dict[str, str]:
-        """The names of its parameters that are tied, and what owns them. words: the token embedding."""
+    def owners(self, embedding: str) -> dict[str, str]:
+        """The names of its parameters that are tied, and what owns them. embedding: that of tokens."""
         beside = {} if self.bias is None else {f"{self.module}.bias": f"{self.bias}.bias"}
-        return {f"{self.module}.weight": f"{words}.weight"} | beside
+        return {f"{self.module}.weight": f"{embedding}.weight"} | beside
 
     @property
     def doubled(self) -> dict[str, str]:
@@ -95,8 +95,8 @@ def masked_lm(
 ) -> Head:
     """A masked language model. transform: what stands in front of its decoder. beside: patterns of what files may hold
     besides."""
-    words = trunk.prefix + trunk.words
-    owners = decoder.owners(words)
+    embedding = trunk.prefix + trunk.token_embedding
+    owners = decoder.owners(embedding)
 
     def architecture(config: PretrainedConfig) -> Architecture:
         rows = (*transform(config, "scored"), *decoder.rows(config))
@@ -104,7 +104,7 @@ def masked_lm(
             return trunk.under(config, rows, LOGITS, beside=beside, doubled=decoder.doubled)
         rows = tuple(row for row in rows if row.name not in owners)
         found = trunk.under(config, rows, LOGITS, tied=True, beside=beside, aliases=owners)
-        return _renamed(found, f"{words}.weight", f"{decoder.module}.weight") if decoder.built_first else found
+        return _renamed(found, f"{embedding}.weight", f"{decoder.module}.weight") if decoder.built_first else found
 
     return Head("masked-lm", model_class, architecture)
 
@@ -115,35 +115,42 @@ def _renamed(architecture: Architecture, name: str, module: str) -> Architecture
     return replace(architecture, params=tuple(params))
 
 
-LOGITS, CLASSES, SPAN = {"logits": "vocab"}, {"logits": "classes"}, {"start_logits": "score", "end_logits": "score"}
-"""What models give out, and the spaces of it: words, classes, how far an answer begins and ends at a token."""
+LOGITS = {"logits": "vocab"}
+"""What a masked language model gives out, and the space of it."""
+CLASSES = {"logits": "classes"}
+"""The same of a classifier."""
+SPAN = {"start_logits": "score", "end_logits": "score"}
+"""The same of what answers questions: how far an answer begins and ends at a token."""
 
 
-def text_classifier(trunk: Trunk, model_class: type[PreTrainedModel], rows: HeadRows) -> Head:
-    """A classifier of sequences."""
-    return Head("text-classifier", model_class, lambda config: trunk.under(config, rows(config, "sequence"), CLASSES))
+def downstream_heads(
+    trunk: Trunk,
+    texts: type[PreTrainedModel],
+    tokens: type[PreTrainedModel],
+    answers: type[PreTrainedModel],
+    bare: type[PreTrainedModel],
+    *,
+    of_texts: HeadRows,
+    of_tokens: HeadRows = linear_head("classifier"),
+    of_answers: HeadRows = linear_head("qa_outputs"),
+) -> tuple[Head, ...]:
+    """What a trained encoder is fine-tuned with: classifiers of sequences and of tokens, what answers questions, and
+    the bare encoder. of_texts, of_tokens, of_answers: the parameters of the heads."""
+    return (
+        Head("text-classifier", texts, lambda config: trunk.under(config, of_texts(config, "sequence"), CLASSES)),
+        Head("token-classifier", tokens, lambda config: trunk.under(config, of_tokens(config, "token"), CLASSES)),
+        Head("question-answering", answers, partial(_answering, trunk, of_answers)),
+        encoder(trunk, bare),
+    )
 
 
-def token_classifier(
-    trunk: Trunk, model_class: type[PreTrainedModel], rows: HeadRows = one_layer("classifier")
-) -> Head:
-    """A classifier of tokens."""
-    return Head("token-classifier", model_class, lambda config: trunk.under(config, rows(config, "token"), CLASSES))
-
-
-def question_answering(
-    trunk: Trunk, model_class: type[PreTrainedModel], rows: HeadRows = one_layer("qa_outputs")
-) -> Head:
-    """Two numbers for each token: how far an answer begins and ends there. Its architecture raises UserError for a
-    config with another number."""
-
-    def architecture(config: PretrainedConfig) -> Architecture:
-        if config.num_labels != 2:
-            labels = config.num_labels
-            raise UserError(f"a model that answers questions has 2 labels, for begin and end, and not {labels}")
-        return trunk.under(config, rows(config, "token"), SPAN)
-
-    return Head("question-answering", model_class, architecture)
+def _answering(trunk: Trunk, rows: HeadRows, config: PretrainedConfig) -> Architecture:
+    """Two numbers for each token: how far an answer begins and ends there. Raises UserError for a config with another
+    number."""
+    if config.num_labels != 2:
+        labels = config.num_labels
+        raise UserError(f"a model that answers questions has 2 labels, for begin and end, and not {labels}")
+    return trunk.under(config, rows(config, "token"), SPAN)
 
 
 def encoder(trunk: Trunk, model_class: type[PreTrainedModel]) -> Head:
@@ -183,5 +190,6 @@ def text_family(
         heads=heads,
         resize=resize,
         positions=text_positions,
+        pattern=trunk.pattern,
         **(as_of_bert | fields),
     )

@@ -20,7 +20,7 @@ from pipeline.accounting.memory import kept_layers
 from pipeline.config.schema import TrainStage
 from pipeline.data import Batch, train_batches
 from pipeline.errors import UserError
-from pipeline.models.layer_types import LAYER_TYPES
+from pipeline.models.config_keys import LAYER_TYPES
 from pipeline.training import free_memory, micro_batches
 from pipeline.training.losses import model_inputs
 from pipeline.training.precisions import PRODUCTS

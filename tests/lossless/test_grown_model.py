@@ -14,7 +14,7 @@ from pipeline.growth import methods
 from pipeline.growth.execute import PlanExecutor
 from pipeline.growth.grown_model import GrownModel
 from pipeline.growth.plan import begun_module
-from pipeline.models import drop_path
+from pipeline.models.config_keys import DROP_PATH_RATE
 from pipeline.training.compilation import compile_layers
 from tests.helpers.growing import randomised, rows_of, times
 from tests.helpers.samples import CLASSES, IMAGE, POSITIONS, VOCAB, sample
@@ -47,7 +47,7 @@ def task(variant: str) -> tuple[dict[str, Tensor], Tensor]:
 def grown(variant: str, method: str, options: dict, dropped: float = 0.0) -> tuple[GrownModel, dict[str, Tensor]]:
     """Of a source of random weights, with three layers for two. dropped: rate of the target's stochastic depth."""
     source, target = sample(variant, mlp=24), sample(variant, **times(2, layers=3, mlp=48))
-    target.update({drop_path.KEY: dropped} if dropped else {})
+    target.update({DROP_PATH_RATE: dropped} if dropped else {})
     weights = {name: tensor.float() for name, tensor in randomised(source, scale=0.15).items()}
     parsed = methods.parse(method, options)
     module = begun_module(models.architecture_of(source), models.architecture_of(target), parsed)

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import models
 from pipeline.accounting.flops import cost
-from pipeline.models import drop_path
+from pipeline.models.config_keys import DROP_PATH_RATE
 from pipeline.training.subject import checkpoint_layers
 from tests.helpers.samples import IMAGE, POSITIONS, VARIANTS, VOCAB, facts, sample
 
@@ -94,7 +94,7 @@ def test_flops_equal_torchs_counter_exactly(variant, every, rate):
     too."""
     config = sample(variant, layers=3, heads=4, kv_heads=2, hidden=16, head_dim=6)
     keys = models.of_config(config).keys
-    config.update({key: rate for key in (*keys.dropout, drop_path.KEY) if key in keys.training})
+    config.update({key: rate for key in (*keys.dropout, DROP_PATH_RATE) if key in keys.training})
     model = models.build(config, attention="eager").train()
     if every:
         checkpoint_layers(model, every)

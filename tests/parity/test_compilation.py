@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 
 from pipeline import models
 from pipeline.growth.verification.probe import fitted, probe
-from pipeline.models import drop_path
+from pipeline.models.config_keys import DROP_PATH_RATE
 from pipeline.training.compilation import compile_layers
 from pipeline.training.subject import of_model
 from tests.helpers.rotation import rotated
@@ -20,7 +20,7 @@ FAMILIES = [name for name in VARIANTS if " " not in name]
 def computed(variant: str, checkpointing: bool, compiled: bool, dropped: float = 0.0) -> list[torch.Tensor]:
     """Output in training and in evaluation, and the gradients. dropped: rate of stochastic depth."""
     config = sample(variant, layers=4)
-    config.update({drop_path.KEY: dropped} if dropped else {})
+    config.update({DROP_PATH_RATE: dropped} if dropped else {})
     config.use_cache = False
     trained = of_model(models.build(config, seed=3), checkpointing)
     if compiled:

@@ -1,6 +1,7 @@
 """Whatever a config says of the function: a growth keeps it, and a verification sees that it was changed."""
 
 import copy
+import re
 import shutil
 
 import pytest
@@ -26,6 +27,32 @@ OTHERS = {
 }
 """Another value of keys of which no other follows from their own. None: what the parameters say, which are compared."""
 KEYS = [(name, key) for name, family in models.FAMILIES.items() for key in family.keys.function if OTHERS.get(key, 1)]
+
+LOADED_ALL_THE_SAME = {("bert-pre-ln", "add_cross_attention")}
+"""Its code has no such attention, whatever the key says."""
+NOT_LOADED = {
+    "_remove_final_layer_norm",
+    "add_cross_attention",
+    "attention_bias",
+    "classifier_bias",
+    "decoder_bias",
+    "do_layer_norm_before",
+    "enable_bias",
+    "layer_norm_elementwise_affine",
+    "mlm_transform",
+    "mlp_bias",
+    "norm_bias",
+    "num_channels",
+    "num_register_tokens",
+    "qkv_bias",
+    "type_vocab_size",
+    "use_bidirectional_attention",
+    "use_mask_token",
+    "use_swiglu_ffn",
+}
+"""Keys with another value of which a model has other parameters, or is of no kind that is known."""
+OF_OTHER_MODELS = [(name, key) for name, key in KEYS if key in NOT_LOADED and (name, key) not in LOADED_ALL_THE_SAME]
+OF_THE_SAME_WEIGHTS = [each for each in KEYS if each not in OF_OTHER_MODELS]
 
 
 def other(config: object, key: str) -> object:
@@ -57,15 +84,27 @@ def test_a_growth_keeps_it(name, key):
         targets.adopt(sample(name), target)
 
 
-@pytest.mark.parametrize("name, key", KEYS)
-def test_a_verification_refuses_another_value(tmp_path, capsys, name, key):
-    """The weights are the same, and so is what most keys show on a probe."""
+def refusal(tmp_path, capsys, name: str, key: str) -> str:
+    """What `lemon verify` says of two models of the same weights, the second of another value of a key."""
     small = saved(tmp_path / "small", name)
     if key == "sliding_window" and "use_sliding_window" in models.family(name).keys.function:
         edit(small, use_sliding_window=True, sliding_window=4096)  # the class drops the key without the other
     large = edit(shutil.copytree(small, tmp_path / "large"), **{key: other(sample(name), key)})
     code, out, err = lemon(capsys, "verify", small, large)
     assert code == 2 and "lossless" not in out and err.count("\n") == 1, out + err
+    return err
+
+
+@pytest.mark.parametrize("name, key", OF_THE_SAME_WEIGHTS)
+def test_a_verification_refuses_another_value(tmp_path, capsys, name, key):
+    """The same weights load, and most keys show nothing on a probe."""
+    assert re.search("that is another function|long texts have other", refusal(tmp_path, capsys, name, key))
+
+
+@pytest.mark.parametrize("name, key", OF_OTHER_MODELS)
+def test_weights_do_not_load_into_another_model(tmp_path, capsys, name, key):
+    said = refusal(tmp_path, capsys, name, key)
+    assert re.search("is it the right config|is not supported|from_pretrained of transformers", said)
 
 
 @pytest.mark.parametrize(

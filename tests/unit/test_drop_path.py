@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.expansion import fit, target
 from pipeline.growth.verification.probe import fitted, probe
 from pipeline.models import drop_path, starts
+from pipeline.models.config_keys import DROP_PATH_RATE
 from pipeline.training.subject import of_model
 from tests.helpers.samples import facts, sample
 
@@ -26,7 +27,7 @@ def config(name: str = "vit", rate: float | None = RATE, **sizes: int):
     """Of a tiny model; None: its config says nothing of a rate."""
     made = sample(name, layers=LAYERS, **sizes)
     if rate is not None:
-        made.update({drop_path.KEY: rate})
+        made.update({DROP_PATH_RATE: rate})
     return made
 
 
@@ -144,7 +145,7 @@ def test_a_saved_model_is_the_models_own(name, tmp_path):
     public = models.of_config(model.config).heads[0].public_class
     loaded, info = public.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert torch.equal(output(loaded.eval()), output(model.eval())) and getattr(loaded.config, drop_path.KEY) == RATE
+    assert torch.equal(output(loaded.eval()), output(model.eval())) and getattr(loaded.config, DROP_PATH_RATE) == RATE
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -175,8 +176,8 @@ def test_under_autocast_branches_stay_in_16_bits():
 @pytest.mark.parametrize("name", HAVING)
 def test_a_model_of_a_run_has_the_rate_that_it_says(name):
     made = models.trained(sizes(name, drop_path=0.3), facts(name))
-    assert getattr(made, drop_path.KEY) == 0.3 and drop_path.KEY in models.family(name).keys.training
-    assert getattr(models.trained(sizes(name), facts(name)), drop_path.KEY) == 0.0
+    assert getattr(made, DROP_PATH_RATE) == 0.3 and DROP_PATH_RATE in models.family(name).keys.training
+    assert getattr(models.trained(sizes(name), facts(name)), DROP_PATH_RATE) == 0.0
     assert sizes(name, drop_path=0) == sizes(name), "0 is what nothing says"
 
 
@@ -192,7 +193,7 @@ def test_families_that_have_none_say_so(name):
 @pytest.mark.parametrize("rate", [1, 1.0, -0.1, "0.1", None, float("nan")])
 def test_a_rate_in_a_file_that_is_none_is_refused(rate):
     made = config()
-    setattr(made, drop_path.KEY, rate)
+    setattr(made, DROP_PATH_RATE, rate)
     with pytest.raises(UserError, match=r"drop_path_rate is .*; it must be at least 0 and below 1"):
         models.build(made)
 
@@ -203,10 +204,10 @@ def test_a_target_has_its_own_rate(name, rate):
     """Whatever the source has; also one whose file says nothing, and a folder that a stage starts from."""
     small = config(name)
     large = ModelSizes.model_validate({**sizes(name).model_dump(), "hidden": 24, "mlp": 48, "drop_path": rate})
-    assert getattr(target.of_sizes(small, large, facts(name)), drop_path.KEY) == rate
-    assert getattr(starts.with_training_keys(small, large), drop_path.KEY) == rate
+    assert getattr(target.of_sizes(small, large, facts(name)), DROP_PATH_RATE) == rate
+    assert getattr(starts.with_training_keys(small, large), DROP_PATH_RATE) == rate
     silent = sample(name, layers=LAYERS, hidden=24, mlp=48)
-    assert getattr(target.adopt(small, silent), drop_path.KEY, 0.0) == 0.0
+    assert getattr(target.adopt(small, silent), DROP_PATH_RATE, 0.0) == 0.0
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -215,7 +216,7 @@ def test_a_fit_with_a_dropout_of_its_own_drops_no_branches(tmp_path, name, dropo
     (tmp_path / "target.json").write_text(models.config_text(config(name)))
     stage = SimpleNamespace(target="target.json", dropout=dropout)
     wanted = fit.target(SimpleNamespace(path=tmp_path), stage, None)
-    assert getattr(wanted, drop_path.KEY) == rate and wanted.hidden_dropout_prob == (dropout or 0.0)
+    assert getattr(wanted, DROP_PATH_RATE) == rate and wanted.hidden_dropout_prob == (dropout or 0.0)
 
 
 @pytest.mark.parametrize("variant", ["dinov2", "dinov2-with-registers"])

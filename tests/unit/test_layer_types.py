@@ -43,14 +43,14 @@ def config_of(family: str, types: str, stated: int | None = None, **more: object
 def test_the_stated_period_where_layers_follow_it_else_the_least(family, types, stated, found):
     config = config_of(family, types, stated)
     assert models.architecture_of(config).stacks[0].period == (found or 1)
-    assert models.of_config(config).older_keys(config)[KEYS[family]] == found
+    assert models.of_config(config).pattern.older_keys(config)[KEYS[family]] == found
 
 
 @pytest.mark.parametrize("types, period", [("SFSF", 2), ("S", 2), ("FFSS", 1)])
 def test_gemma_2_has_two_by_turns_unless_its_list_says_otherwise(types, period):
     config = models.family("gemma2").config_class(num_hidden_layers=len(types), layer_types=[LETTERS[x] for x in types])
     assert models.architecture_of(config).stacks[0].period == period
-    assert not models.of_config(config).older_keys(config) and not models.misread(config)
+    assert not models.of_config(config).pattern.older_keys(config) and not models.misread(config)
 
 
 def test_a_number_that_none_can_be_is_not_followed():
@@ -80,6 +80,6 @@ def test_rotary_positions_that_transformers_4_scales_otherwise_are_said(family, 
     config = config_of(family, "FSSF" if family == "modernbert" else "SSSSSF", rope_parameters=bases)
     lines = models.misread(config)
     assert len(lines) == (told is ...) and all("scales the rotary positions" in line for line in lines)
-    older = models.of_config(config).older_keys(config)
+    older = models.of_config(config).pattern.older_keys(config)
     assert older["rope_scaling"] == (None if told is ... else told)
     assert {5e5, 300.0} <= {value for value in older.values() if isinstance(value, float)}

@@ -70,7 +70,7 @@ def test_a_published_config_is_read():
     assert architecture.stacks[0].period == 3 and architecture.stacks[0].blocks == 7
     assert family.windows(config)[:4] == (None, 65, 65, None)
     known = {*family.keys.sizes, *family.keys.training, *family.keys.kept, *family.keys.function, *family.keys.derived}
-    older = set(family.older_keys(config))
+    older = set(models.of_config(config).pattern.older_keys(config))
     assert set(config.to_dict()) <= known and set(PUBLISHED) <= known | older
 
 

@@ -4,7 +4,6 @@ tied or not, scored at the masked positions only."""
 from dataclasses import replace
 from functools import partial
 
-from torch import Tensor
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -48,44 +47,31 @@ from pipeline.models.text_encoders import Trunk, positions_and_types
 from pipeline.models.text_heads import (
     Decoder,
     configured,
-    encoder,
+    dense_head,
+    downstream_heads,
     masked_lm,
-    question_answering,
-    text_classifier,
     text_family,
-    token_classifier,
     transformed,
-    two_layers,
 )
 
 
 class BertForScoredMaskedLM(ScoredMaskedLM, BertForMaskedLM):
-    def predictions(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.cls(hidden)
-        return logits
+    scored_head = "cls"
 
 
-class ScoredLmHead(ScoredMaskedLM):
-    """The head of RoBERTa and its kin."""
-
-    def predictions(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.lm_head(hidden)
-        return logits
+class RobertaForScoredMaskedLM(ScoredMaskedLM, RobertaForMaskedLM):
+    scored_head = "lm_head"
 
 
-class RobertaForScoredMaskedLM(ScoredLmHead, RobertaForMaskedLM):
-    pass
+class XLMRobertaForScoredMaskedLM(ScoredMaskedLM, XLMRobertaForMaskedLM):
+    scored_head = "lm_head"
 
 
-class XLMRobertaForScoredMaskedLM(ScoredLmHead, XLMRobertaForMaskedLM):
-    pass
+class CamembertForScoredMaskedLM(ScoredMaskedLM, CamembertForMaskedLM):
+    scored_head = "lm_head"
 
 
-class CamembertForScoredMaskedLM(ScoredLmHead, CamembertForMaskedLM):
-    pass
-
-
-def table(config: BertConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
+def parameters(config: BertConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
     """Embeddings and layers. The norms write the residual stream itself."""
     layer = prefix + "encoder.layer.{i}."
     return (
@@ -107,11 +93,11 @@ def table(config: BertConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
 TRUNK = Trunk(
     family="bert",
     prefix="bert.",
-    table=table,
+    parameters=parameters,
     lookups=positions_and_types,
     pooler=True,
     buffers=("embeddings.position_ids", "embeddings.token_type_ids"),
-    ends=("cls", "lm_head", "classifier", "qa_outputs"),
+    head_modules=("cls", "lm_head", "classifier", "qa_outputs"),
 )
 NEXT = "cls.seq_relationship"
 """The head that tells whether the second text follows the first."""
@@ -152,12 +138,16 @@ BERT = text_family(
     BertConfig,
     (
         MASKED,
-        text_classifier(TRUNK, BertForSequenceClassification, two_layers("bert.pooler.dense", "classifier")),
-        token_classifier(TRUNK, BertForTokenClassification),
-        question_answering(TRUNK, BertForQuestionAnswering),
         Head("pre-training", BertForPreTraining, pre_training),
         Head("next-sentence", BertForNextSentencePrediction, next_sentence),
-        encoder(TRUNK, BertModel),
+        *downstream_heads(
+            TRUNK,
+            BertForSequenceClassification,
+            BertForTokenClassification,
+            BertForQuestionAnswering,
+            BertModel,
+            of_texts=dense_head("bert.pooler.dense", "classifier"),
+        ),
     ),
 )
 RESERVED = 2
@@ -185,14 +175,11 @@ def _roberta(
     name: str,
     config_class: type[PretrainedConfig],
     masked: type[PreTrainedModel],
-    texts: type[PreTrainedModel],
-    tokens: type[PreTrainedModel],
-    answers: type[PreTrainedModel],
-    bare: type[PreTrainedModel],
+    *others: type[PreTrainedModel],
     built_first: bool = False,
 ) -> Family:
-    """RoBERTa, and what differs from it in its vocabulary alone: its config's class and those of its heads, the last of
-    them the bare encoder's. built_first: as in `Decoder`."""
+    """RoBERTa, and what differs from it in its vocabulary alone: its config's class and those of its heads, the others
+    in the order of `downstream_heads`. built_first: as in `Decoder`."""
     trunk = replace(TRUNK, family=name, prefix="roberta.")
     transform = transformed("lm_head.dense", "lm_head.layer_norm")
     return text_family(
@@ -200,10 +187,7 @@ def _roberta(
         config_class,
         (
             masked_lm(trunk, masked, transform, Decoder("lm_head.decoder", bias="lm_head", built_first=built_first)),
-            text_classifier(trunk, texts, two_layers("classifier.dense", "classifier.out_proj")),
-            token_classifier(trunk, tokens),
-            question_answering(trunk, answers),
-            encoder(trunk, bare),
+            *downstream_heads(trunk, *others, of_texts=dense_head("classifier.dense", "classifier.out_proj")),
         ),
         probe_inputs=partial(segmented_text_probe, reserved=RESERVED),
         configure=partial(configure_roberta, trunk, config_class),

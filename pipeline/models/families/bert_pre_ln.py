@@ -18,9 +18,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform, eager_attention_forward
 
-from pipeline.models import drop_path
 from pipeline.models.architecture import ParamSpec
-from pipeline.models.config_keys import BERT_KEYS
+from pipeline.models.config_keys import BERT_KEYS, DROP_PATH_RATE
 from pipeline.models.fresh_configs import dropped, resized
 from pipeline.models.rows import embedding, linear, norm
 from pipeline.models.scored_masked_lm import ScoredMaskedLM
@@ -194,6 +193,7 @@ class Predictions(nn.Module):
 class BertPreLNForMaskedLM(ScoredMaskedLM, BertPreLNPreTrainedModel):
     """The encoder and a decoder tied to the token embedding."""
 
+    scored_head = "cls.predictions"
     _tied_weights_keys = {
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -213,15 +213,11 @@ class BertPreLNForMaskedLM(ScoredMaskedLM, BertPreLNPreTrainedModel):
         self.cls.predictions.decoder = value
         self.cls.predictions.bias = value.bias
 
-    def predictions(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.cls.predictions(hidden)
-        return logits
 
-
-def table(config: BertPreLNConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
+def parameters(config: BertPreLNConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
     """Embeddings, layers, and the final norm; without the transform a decoder reads what this norm writes."""
-    layer = prefix + "encoder.layer.{i}."
-    ended = "decoded" if prefix and not config.mlm_transform else "normed"
+    layer, has_head = prefix + "encoder.layer.{i}.", prefix != ""
+    ended = "decoded" if has_head and not config.mlm_transform else "normed"
     return (
         *embedding(prefix + "embeddings.word_embeddings", "vocab", "embed", tied=tied, decay=tied),
         *embedding(prefix + "embeddings.position_embeddings", "positions", "embed"),
@@ -247,7 +243,12 @@ def transform(config: BertPreLNConfig, counted_per: str) -> tuple[ParamSpec, ...
 
 
 TRUNK = Trunk(
-    family="bert-pre-ln", prefix="bert.", table=table, written="normed", lookups=positions_and_types, ends=("cls",)
+    family="bert-pre-ln",
+    prefix="bert.",
+    parameters=parameters,
+    output_space="normed",
+    lookups=positions_and_types,
+    head_modules=("cls",),
 )
 DECODER = Decoder("cls.predictions.decoder", bias="cls.predictions", read_in_4=False)
 FAMILY = text_family(
@@ -255,7 +256,7 @@ FAMILY = text_family(
     BertPreLNConfig,
     (masked_lm(TRUNK, BertPreLNForMaskedLM, transform, DECODER), encoder(TRUNK, BertPreLNModel)),
     resize=lambda sizes: resized(sizes) | dropped(sizes),
-    keys=BERT_KEYS.extended(training=(drop_path.KEY,), function=("mlm_transform",)),
+    keys=BERT_KEYS.extended(training=(DROP_PATH_RATE,), function=("mlm_transform",)),
     optional_sizes=("drop_path",),
     drops_paths=True,
 )

@@ -4,6 +4,7 @@ classifier that reads the final norm twice. Their own code does stochastic depth
 Registers stand behind the cls token, have no positions, and the classifier does not read them.
 """
 
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from transformers import (
@@ -17,10 +18,10 @@ from transformers import (
 
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
-from pipeline.models.architecture import Architecture, Axis, ParamSpec, Space, reads, writes
-from pipeline.models.config_keys import IMAGE_KEYS
-from pipeline.models.fresh_configs import Facts, image_resized
-from pipeline.models.images import attention, embeddings, image_architecture, image_family, positions
+from pipeline.models.architecture import Axis, ParamSpec, reads, writes
+from pipeline.models.config_keys import DROP_PATH_RATE, IMAGE_KEYS
+from pipeline.models.fresh_configs import image_resized
+from pipeline.models.images import ImageTrunk, attention, embeddings, image_family
 from pipeline.models.rows import linear, norm
 
 Config: TypeAlias = Dinov2Config | Dinov2WithRegistersConfig
@@ -31,8 +32,10 @@ def registers(config: Config) -> int:
     return config.num_register_tokens if isinstance(config, Dinov2WithRegistersConfig) else 0
 
 
-def _encoder(prefix: str, config: Config) -> tuple[ParamSpec, ...]:
-    """Embeddings (the mask token behind the cls token), layers and the final norm."""
+def parameters(config: Config, prefix: str) -> tuple[ParamSpec, ...]:
+    """Embeddings (the mask token behind the cls token), layers and the final norm. Raises
+    UserError."""
+    _require_supported(config)
     layer = prefix + "encoder.layer.{i}."
     cls, *others = embeddings(prefix + "embeddings.", ("cls_token",))
     mask = ParamSpec(prefix + "embeddings.mask_token", (reads("one"), writes("embed")), "add")
@@ -57,7 +60,7 @@ def _encoder(prefix: str, config: Config) -> tuple[ParamSpec, ...]:
     )
 
 
-def _architecture(family: str, config: Config, params: tuple[ParamSpec, ...], outputs: dict[str, str]) -> Architecture:
+def _require_supported(config: Config) -> None:
     """Raises UserError for the SwiGLU variant, whose published files fuse what its modules hold apart, and for a model
     that has registers, none of them."""
     if config.use_swiglu_ffn:
@@ -67,23 +70,6 @@ def _architecture(family: str, config: Config, params: tuple[ParamSpec, ...], ou
         )
     if isinstance(config, Dinov2WithRegistersConfig) and config.num_register_tokens < 1:
         raise UserError(f"num_register_tokens {config.num_register_tokens} is less than 1; choose a DINOv2 without any")
-    mlp = int(config.hidden_size * config.mlp_ratio)
-    more = (Space("registers", registers(config), "fixed"),) if registers(config) else ()
-    return image_architecture(family, config, params, mlp, 1, outputs, *more)
-
-
-def classifier(family: str, config: Config) -> Architecture:
-    """A dense layer from the cls token and the mean of the patches, both behind the final norm."""
-    end = linear("classifier", reads("normed", "normed"), "classes", counted_per="sequence")
-    return _architecture(family, config, (*_encoder(f"{config.model_type}.", config), *end), {"logits": "classes"})
-
-
-def encoder(family: str, config: Config) -> Architecture:
-    return _architecture(family, config, _encoder("", config), {"last_hidden_state": "normed"})
-
-
-def tokens(config: Config, facts: Facts) -> dict[str, int]:
-    return positions(1 + registers(config), config, facts)
 
 
 def resize(sizes: ModelSizes) -> dict[str, Any]:
@@ -100,28 +86,33 @@ def resize(sizes: ModelSizes) -> dict[str, Any]:
 
 KEYS = IMAGE_KEYS.extended(
     sizes=("mlp_ratio",),
-    training=("drop_path_rate", "layerscale_value"),
+    training=(DROP_PATH_RATE, "layerscale_value"),
     function=("apply_layernorm", "reshape_hidden_states", "use_swiglu_ffn"),
     derived=("out_features", "out_indices", "stage_names"),
 )
 
+TRUNK = ImageTrunk(
+    family="dinov2",
+    prefix="dinov2.",
+    parameters=parameters,
+    registers=registers,
+    mlp_size=lambda config: int(config.hidden_size * config.mlp_ratio),
+    classified=("normed", "normed"),  # the cls token, and the mean of the patches
+)
 DINOV2 = image_family(
-    "dinov2",
+    TRUNK,
     Dinov2Config,
-    {"classifier": (Dinov2ForImageClassification, classifier), "encoder": (Dinov2Model, encoder)},
+    Dinov2ForImageClassification,
+    Dinov2Model,
     KEYS.extended(function=("use_mask_token",)),
-    positions=tokens,
     resize=resize,
     fresh={"use_mask_token": False},  # a classifier has no use for one
 )
 WITH_REGISTERS = image_family(
-    "dinov2-with-registers",
+    replace(TRUNK, family="dinov2-with-registers", prefix="dinov2_with_registers."),
     Dinov2WithRegistersConfig,
-    {
-        "classifier": (Dinov2WithRegistersForImageClassification, classifier),
-        "encoder": (Dinov2WithRegistersModel, encoder),
-    },
+    Dinov2WithRegistersForImageClassification,
+    Dinov2WithRegistersModel,
     KEYS.extended(function=("num_register_tokens",)),
-    positions=tokens,
     resize=resize,
 )

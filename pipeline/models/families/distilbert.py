@@ -24,17 +24,7 @@ from pipeline.models.probes import text_probe
 from pipeline.models.rows import embedding, linear, norm
 from pipeline.models.scored_masked_lm import ScoredMaskedLM
 from pipeline.models.text_encoders import Trunk
-from pipeline.models.text_heads import (
-    Decoder,
-    encoder,
-    masked_lm,
-    question_answering,
-    text_classifier,
-    text_family,
-    token_classifier,
-    transformed,
-    two_layers,
-)
+from pipeline.models.text_heads import Decoder, dense_head, downstream_heads, masked_lm, text_family, transformed
 
 
 class DistilBertForScoredMaskedLM(ScoredMaskedLM, DistilBertForMaskedLM):
@@ -43,7 +33,7 @@ class DistilBertForScoredMaskedLM(ScoredMaskedLM, DistilBertForMaskedLM):
         return logits
 
 
-def table(config: DistilBertConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
+def parameters(config: DistilBertConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
     """Embeddings and layers. The norms write the residual stream itself."""
     layer = prefix + "transformer.layer.{i}."
     return (
@@ -68,12 +58,19 @@ def positions(config: DistilBertConfig) -> tuple[Space, ...]:
 TRUNK = Trunk(
     family="distilbert",
     prefix="distilbert.",
-    table=table,
+    parameters=parameters,
     lookups=positions,
-    units="hidden_dim",
+    mlp_size_key="hidden_dim",
     epsilon=1e-12,
     buffers=("embeddings.position_ids",),
-    ends=("vocab_transform", "vocab_layer_norm", "vocab_projector", "pre_classifier", "classifier", "qa_outputs"),
+    head_modules=(
+        "vocab_transform",
+        "vocab_layer_norm",
+        "vocab_projector",
+        "pre_classifier",
+        "classifier",
+        "qa_outputs",
+    ),
 )
 TRANSFORM = transformed("vocab_transform", "vocab_layer_norm")
 FAMILY = text_family(
@@ -81,10 +78,14 @@ FAMILY = text_family(
     DistilBertConfig,
     (
         masked_lm(TRUNK, DistilBertForScoredMaskedLM, TRANSFORM, Decoder("vocab_projector")),
-        text_classifier(TRUNK, DistilBertForSequenceClassification, two_layers("pre_classifier", "classifier")),
-        token_classifier(TRUNK, DistilBertForTokenClassification),
-        question_answering(TRUNK, DistilBertForQuestionAnswering),
-        encoder(TRUNK, DistilBertModel),
+        *downstream_heads(
+            TRUNK,
+            DistilBertForSequenceClassification,
+            DistilBertForTokenClassification,
+            DistilBertForQuestionAnswering,
+            DistilBertModel,
+            of_texts=dense_head("pre_classifier", "classifier"),
+        ),
     ),
     keys=COMMON_KEYS.extended(
         sizes=("dim", "n_layers", "n_heads", "hidden_dim", "vocab_size", "max_position_embeddings"),

@@ -22,31 +22,15 @@ from transformers import (
 )
 
 from pipeline.config.model_sizes import ModelSizes
-from pipeline.models.architecture import FIRST_LAYER, LATER_LAYERS, Attention, LayerStack, ParamSpec, writes
-from pipeline.models.config_keys import ROPE, ROPE_AS_WRITTEN, TEXT_KEYS
-from pipeline.models.fresh_configs import Facts, head_dim, resized
-from pipeline.models.layer_types import (
-    FULL_ATTENTION,
-    LAYER_TYPES,
-    LAYER_TYPES_STATED,
-    SLIDING_ATTENTION,
-    LayerPattern,
-    windows_of,
-)
+from pipeline.models.architecture import FIRST_LAYER, LATER_LAYERS, ParamSpec, head_dim_of, writes
+from pipeline.models.config_keys import ROTARY_KEYS
+from pipeline.models.fresh_configs import Facts, resized
+from pipeline.models.layer_types import FULL_ATTENTION, SLIDING_ATTENTION, LayerPattern, windows_of
 from pipeline.models.probes import text_probe
 from pipeline.models.rows import embedding, linear, norm, of_layers
 from pipeline.models.scored_masked_lm import ScoredMaskedLM
 from pipeline.models.text_encoders import Trunk
-from pipeline.models.text_heads import (
-    Decoder,
-    configured,
-    encoder,
-    masked_lm,
-    question_answering,
-    text_classifier,
-    text_family,
-    token_classifier,
-)
+from pipeline.models.text_heads import Decoder, configured, downstream_heads, masked_lm, text_family
 
 EVERY = "global_attn_every_n_layers"
 PATTERN = LayerPattern(
@@ -82,13 +66,13 @@ def classifier_std(config: ModernBertConfig) -> float:
     return truncated_std(config) / math.sqrt(config.hidden_size) / (config.initializer_range or 1.0)
 
 
-def table(config: ModernBertConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
+def parameters(config: ModernBertConfig, prefix: str, tied: bool) -> tuple[ParamSpec, ...]:
     """Embedding, its norm, layers, and the final norm."""
     layer, fused, gated = prefix + "layers.{i}.", writes("query", "key", "value"), writes("mlp", "mlp")
     bias, inside, end = config.attention_bias, truncated_std(config), branch_end_std(config)
-    words, normed = prefix + "embeddings.tok_embeddings", partial(norm, bias=config.norm_bias)
+    tokens, normed = prefix + "embeddings.tok_embeddings", partial(norm, bias=config.norm_bias)
     return (
-        *embedding(words, "vocab", "embed", tied=tied, decay=tied, std=inside),
+        *embedding(tokens, "vocab", "embed", tied=tied, decay=tied, std=inside),
         *normed(prefix + "embeddings.norm", "embed", "embed"),
         *of_layers(LATER_LAYERS, normed(layer + "attn_norm", "embed", "normed")),
         *of_layers(FIRST_LAYER, linear(layer + "attn.Wqkv", "embed", fused, bias=bias, std=inside)),
@@ -121,20 +105,17 @@ def windows(config: ModernBertConfig) -> tuple[int | None, ...]:
     return windows_of(config, config.local_attention // 2 + 1)
 
 
-def stack(config: ModernBertConfig) -> LayerStack:
-    return LayerStack("layers", config.num_hidden_layers, (Attention(rope=True),), PATTERN.period(config))
-
-
 TRUNK = Trunk(
     family="modernbert",
     prefix="model.",
-    table=table,
-    written="normed",
-    words="embeddings.tok_embeddings",
+    parameters=parameters,
+    output_space="normed",
+    token_embedding="embeddings.tok_embeddings",
     epsilon="norm_eps",
-    head_dim=head_dim,
-    stack=stack,
-    ends=("head", "decoder", "classifier"),
+    head_dim=head_dim_of,
+    rope=True,
+    pattern=PATTERN,
+    head_modules=("head", "decoder", "classifier"),
 )
 DECODER = Decoder("decoder", has_bias=lambda config: config.decoder_bias, std=branch_end_std)
 
@@ -157,30 +138,30 @@ FAMILY = text_family(
     ModernBertConfig,
     (
         masked_lm(TRUNK, ModernBertForScoredMaskedLM, transform, DECODER),
-        text_classifier(TRUNK, ModernBertForSequenceClassification, classifier),
-        token_classifier(TRUNK, ModernBertForTokenClassification, classifier),
-        question_answering(TRUNK, ModernBertForQuestionAnswering, classifier),
-        encoder(TRUNK, ModernBertModel),
+        *downstream_heads(
+            TRUNK,
+            ModernBertForSequenceClassification,
+            ModernBertForTokenClassification,
+            ModernBertForQuestionAnswering,
+            ModernBertModel,
+            of_texts=classifier,
+            of_tokens=classifier,
+            of_answers=classifier,
+        ),
     ),
-    keys=TEXT_KEYS.extended(
-        sizes=("head_dim",),
+    keys=ROTARY_KEYS.extended(
         undeclared=("head_dim",),
         training=(
-            "attention_dropout",
             "classifier_dropout",
             "deterministic_flash_attn",
             "embedding_dropout",
             "initializer_cutoff_factor",
-            "initializer_range",
             "mlp_dropout",
             "sparse_pred_ignore_index",
             "sparse_prediction",
         ),
         kept=(
             EVERY,
-            LAYER_TYPES,
-            LAYER_TYPES_STATED,
-            ROPE_AS_WRITTEN,
             "layer_norm_eps",
             "norm_eps",
             "position_embedding_type",
@@ -197,14 +178,11 @@ FAMILY = text_family(
             "local_attention",
             "mlp_bias",
             "norm_bias",
-            ROPE,
         ),
     ),
     resize=resize,
     probe_inputs=text_probe,
     configure=configure,
     windows=windows,
-    older_keys=PATTERN.older_keys,
-    misread=PATTERN.misread,
     least_layers=1,
 )

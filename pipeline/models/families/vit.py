@@ -3,6 +3,7 @@
 transformers 5 renamed the modules inside the models; published files keep the names written here first.
 """
 
+from dataclasses import replace
 from functools import partial
 
 from transformers import (
@@ -15,15 +16,14 @@ from transformers import (
     ViTModel,
 )
 
-from pipeline.models import drop_path
-from pipeline.models.architecture import Architecture, ParamSpec
-from pipeline.models.config_keys import IMAGE_KEYS
-from pipeline.models.family import has_pooler
-from pipeline.models.images import attention, embeddings, image_architecture, image_family, positions
+from pipeline.models.architecture import ParamSpec
+from pipeline.models.config_keys import DROP_PATH_RATE, IMAGE_KEYS
+from pipeline.models.family import Head
+from pipeline.models.images import ImageTrunk, attention, embeddings, image_family
 from pipeline.models.rows import linear, norm
 
 
-def _encoder(prefix: str, tokens: tuple[str, ...], config: ViTConfig) -> tuple[ParamSpec, ...]:
+def parameters(tokens: tuple[str, ...], config: ViTConfig, prefix: str) -> tuple[ParamSpec, ...]:
     """Embeddings, layers and the final norm."""
     layer, inside = prefix + "encoder.layer.{i}.", prefix + "layers.{i}."
     return (
@@ -38,63 +38,38 @@ def _encoder(prefix: str, tokens: tuple[str, ...], config: ViTConfig) -> tuple[P
     )
 
 
-CLASSIFIERS = ("classifier.*", "cls_classifier.*", "distillation_classifier.*")
-"""What files of models with a head hold besides the encoder."""
-TOKENS = {"vit": ("cls_token",), "deit": ("cls_token", "distillation_token")}
-
-
-def classifier(family: str, config: ViTConfig, names: tuple[str, ...] = ("classifier",)) -> Architecture:
-    """A dense layer from the final norm's output to the classes, once for each name."""
-    ends = tuple(row for name in names for row in linear(name, "normed", "classes", counted_per="sequence"))
-    params = (*_encoder(f"{family}.", TOKENS[family], config), *ends)
-    return image_architecture(
-        family, config, params, config.intermediate_size, len(TOKENS[family]), {"logits": "classes"}
-    )
-
-
-def distilled_classifier(family: str, config: ViTConfig) -> Architecture:
-    """One for the cls token, one for the distillation token."""
-    return classifier(family, config, ("cls_classifier", "distillation_classifier"))
-
-
-def encoder(family: str, config: ViTConfig) -> Architecture:
-    """The bare encoder with its pooler, where it has one; a classifier's file may be read for it."""
-    params, outputs = _encoder("", TOKENS[family], config), {"last_hidden_state": "normed"}
-    if has_pooler(config):
-        params += linear("pooler.dense", "normed", "pooled", counted_per="sequence")
-        outputs["pooler_output"] = "pooled"
-    sizes = config.intermediate_size, len(TOKENS[family])
-    return image_architecture(family, config, params, *sizes, outputs, ignored=CLASSIFIERS)
-
-
 KEYS = IMAGE_KEYS.extended(
     sizes=("intermediate_size", "pooler_output_size"),
     function=("encoder_stride", "pooler_act"),
-    training=(drop_path.KEY,),
+    training=(DROP_PATH_RATE,),
     width=("pooler_output_size",),
-    undeclared=(drop_path.KEY,),
+    undeclared=(DROP_PATH_RATE,),
 )
 
 
-VIT = image_family(
-    "vit",
-    ViTConfig,
-    {"classifier": (ViTForImageClassification, classifier), "encoder": (ViTModel, encoder)},
-    KEYS,
-    positions=partial(positions, 1),
-    pooler="pooler",
-    drops_paths=True,
+VIT_TRUNK = ImageTrunk(
+    family="vit",
+    prefix="vit.",
+    parameters=partial(parameters, ("cls_token",)),
+    pooler=True,
+    head_modules=("classifier", "cls_classifier", "distillation_classifier"),
 )
+DEIT_TRUNK = replace(
+    VIT_TRUNK,
+    family="deit",
+    prefix="deit.",
+    parameters=partial(parameters, ("cls_token", "distillation_token")),
+    placed=2,
+)
+DISTILLED = partial(DEIT_TRUNK.classifier, names=("cls_classifier", "distillation_classifier"))
+"""A classifier of the cls token and one of the distillation token."""
+VIT = image_family(VIT_TRUNK, ViTConfig, ViTForImageClassification, ViTModel, KEYS, drops_paths=True)
 DEIT = image_family(
-    "deit",
+    DEIT_TRUNK,
     DeiTConfig,
-    {
-        "classifier": (DeiTForImageClassification, classifier),
-        "distilled": (DeiTForImageClassificationWithTeacher, distilled_classifier),
-        "encoder": (DeiTModel, encoder),
-    },
+    DeiTForImageClassification,
+    DeiTModel,
     KEYS,
-    positions=partial(positions, 2),
-    pooler="pooler",
+    (Head("distilled", DeiTForImageClassificationWithTeacher, DISTILLED),),
     drops_paths=True,
 )
