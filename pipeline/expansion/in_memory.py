@@ -12,6 +12,7 @@ from pipeline import models
 from pipeline.checkpoints import narrowing, poolers, tying
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import in_memory
+from pipeline.errors import UserError
 from pipeline.expansion import target as targets
 from pipeline.expansion.expand import judge
 from pipeline.growth import methods
@@ -46,7 +47,8 @@ def grow_model(
     large = targets.settled(small, large, plan, getattr(target, models.LAYER_TYPES, None))
     grown = dict(PlanExecutor(plan, torch.float32).tensors(source.rows))
     result = models.fill(models.build(large), grown.__getitem__)
-    judge(plan, verify(function, LoadedModel(result), plan))
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in the middle of
+        judge(plan, verify(function, LoadedModel(result), plan))
     _carry(model, result, plan)
     return result.train(model.training)
 
@@ -95,7 +97,13 @@ class _Parameters:
     """A model's parameters by published name, in float32 on the CPU."""
 
     def __init__(self, model: PreTrainedModel, config: PretrainedConfig):
-        held, rows = _parameters(model), models.architecture_of(config).rows()
+        """Raises UserError for a model that lacks one."""
+        held, rows = _parameters(model), [*models.architecture_of(config).rows()]
+        if absent := [row.module_name for row in rows if row.module_name not in held]:
+            raise UserError(
+                f"the model has no parameter '{absent[0]}' ({len(absent)} absent), which its config says that a "
+                f"{type(model).__name__} has: it was changed behind its construction; give it the config it now is of"
+            )
         self.parameters: dict[str, Tensor] = {param.name: held[param.module_name].detach() for param in rows}
 
     def shared(self) -> list[list[str]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from pipeline import models
-from pipeline.growth.verification.probe import fitted, load, probe
+from pipeline.growth.verification.probe import called, load, probe
 from pipeline.models.architecture import ParamSpec
 from pipeline.models.probes import Inputs
 from pipeline.models.streaming import Read, ReadModel
@@ -42,7 +42,7 @@ class ProbedSource:
         inputs, magnitudes = probe(self.config, self.seed, self.samples), dict[Place, Tensor]()
         model = load(ReadModel(self.config, self.weight), torch.float64)
         with torch.no_grad(), _observed(model, models.architecture_of(self.config).rows(), inputs, magnitudes):
-            model(**fitted(inputs, model))
+            called(model, inputs)
         return magnitudes
 
 

@@ -250,7 +250,7 @@ def older_keys(config: PretrainedConfig) -> dict[str, Any]:
 def misread(config: PretrainedConfig) -> tuple[str, ...]:
     """What transformers 4 makes otherwise of a config that is written, in words."""
     pattern = of_config(config).pattern
-    return (*(pattern.misread(config) if pattern else ()), *rotary.corrected(config, older_keys(config)))
+    return (*(pattern.misread(config) if pattern else ()), *rotary.misread(config, older_keys(config)))
 
 
 def read_config(path: Path) -> tuple[Family, PretrainedConfig]:

@@ -24,4 +24,4 @@ def contradictions(source: PretrainedConfig, target: PretrainedConfig) -> dict[s
 
 def _stated(config: PretrainedConfig) -> dict[str, Any]:
     content: dict[str, Any] = config.to_dict()
-    return content | ({ROPE: rotary.stated(config)} if ROPE in content else {})
+    return content | ({ROPE: rotary.decided(config)} if ROPE in content else {})

@@ -103,6 +103,8 @@ SCALING = "rope_scaling"
 """The key of transformers 4 of how they are scaled."""
 TURNING = "partial_rotary_factor"
 """The key of how much of a head they turn, in transformers 4 of the config itself."""
+ORIGINAL = "original_max_position_embeddings"
+"""The key of the number of positions before the scaling, for `longrope` in transformers 4 of the config itself."""
 ROPE_BEFORE_5 = (BASE, SCALING, TURNING)
 """The keys of rotary positions in transformers 4."""
 ROPE_AS_WRITTEN = "rope_as_written"
@@ -133,7 +135,7 @@ TEXT_KEYS = COMMON_KEYS.extended(sizes=TEXT_SIZES)
 ROTARY_KEYS = TEXT_KEYS.extended(
     sizes=("head_dim",),
     training=("attention_dropout", "initializer_range"),
-    kept=(LAYER_TYPES, LAYER_TYPES_STATED, ROPE_AS_WRITTEN),
+    kept=(LAYER_TYPES, LAYER_TYPES_STATED, ORIGINAL, ROPE_AS_WRITTEN, TURNING),
     function=(ROPE,),
 )
 """What the configs of models of text with rotary positions have."""

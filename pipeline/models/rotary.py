@@ -4,21 +4,39 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from pipeline.models.config_keys import BASE, POSITIONS, ROPE, ROPE_AS_WRITTEN, SCALING, TURNING
+from pipeline.models.config_keys import BASE, ORIGINAL, POSITIONS, ROPE, ROPE_AS_WRITTEN, SCALING, TURNING
 
-KIND, KIND_BEFORE, PLAIN = "rope_type", "type", "default"
-"""What transformers calls the kind of a scaling, and called it once; the kind that is none."""
+KIND, KIND_BEFORE = "rope_type", "type"
+"""What transformers calls the kind of a scaling, and called it once."""
+PLAIN, LONG = "default", "longrope"
+"""The kind that is no scaling; the kind that has other factors behind the original number of positions."""
+SCALED_BEHIND = ("llama3", "yarn", LONG)
+"""The kinds that ask for that number."""
 
 
 def rotation(config: PretrainedConfig) -> dict[str, Any]:
     """All that decides the rotary positions of a model; empty where it has none."""
-    return stated(config) | ({POSITIONS: getattr(config, POSITIONS)} if rotation_counts_positions(config) else {})
+    return decided(config) | ({POSITIONS: getattr(config, POSITIONS)} if rotation_counts_positions(config) else {})
+
+
+def decided(config: PretrainedConfig) -> dict[str, Any]:
+    """What its key of transformers 5 gives a value."""
+    return {key: _valued(value) if isinstance(value, dict) else value for key, value in _valued(stated(config)).items()}
+
+
+def _valued(rope: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in rope.items() if value is not None}
 
 
 def stated(config: PretrainedConfig) -> dict[str, Any]:
-    """What its key of transformers 5 says of them, every value by one name."""
+    """All that its key of transformers 5 says of them, every value by one name."""
     by_types = {kind: _by_one_name(rope) for kind, rope in _nested(config).items()}
-    return by_types or _by_one_name(getattr(config, ROPE, None) or {})
+    if by_types:
+        return by_types
+    rope, original = getattr(config, ROPE, None) or {}, getattr(config, ORIGINAL, None)
+    if original is not None and rope.get(KIND) in SCALED_BEHIND:
+        rope = rope | {ORIGINAL: original}  # as transformers does where it builds a model, and not before
+    return _by_one_name(rope)
 
 
 def rotation_counts_positions(config: PretrainedConfig) -> bool:
@@ -38,15 +56,14 @@ def _nested(config: PretrainedConfig) -> dict[str, dict[str, Any]]:
 
 
 def _by_one_name(rope: dict[str, Any]) -> dict[str, Any]:
-    """What has a value, without the kind's old name where it has the new one too, as transformers 5 saves it."""
-    doubled = {KIND_BEFORE} if KIND in rope else set()
-    return {key: value for key, value in rope.items() if value is not None and key not in doubled}
+    """Without the kind's old name where it has the new one too, as transformers 5 saves it."""
+    return {key: value for key, value in rope.items() if key != KIND_BEFORE or KIND not in rope}
 
 
 def _counts_positions(rope: dict[str, Any], written: dict[str, Any]) -> bool:
     if rope.get(KIND, PLAIN) in (PLAIN, "linear"):
         return False
-    return not (rope[KIND] == "llama3" and "original_max_position_embeddings" in written)
+    return not (rope[KIND] == "llama3" and ORIGINAL in written)
 
 
 def scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
@@ -58,20 +75,19 @@ def scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
 def older_keys(config: PretrainedConfig) -> dict[str, Any]:
     """What transformers 4 reads of rotary positions that all layers share; empty where a model has none."""
     rope = stated(config)
-    if BASE not in rope:
+    if rope.get(BASE) is None:
         return {}
-    turning, scaled = rope.get(TURNING, 1.0), scaling(rope)
-    return {
-        BASE: rope[BASE],
-        **({} if turning == 1.0 else {TURNING: turning}),
-        **({} if scaled is None else {SCALING: _apart(config, scaled)}),
-    }
+    turning, scaled = rope.get(TURNING) or 1.0, scaling(rope)
+    older = {BASE: rope[BASE]} | ({} if turning == 1.0 else {TURNING: turning})
+    if scaled is None:
+        return older
+    return older | {SCALING: _apart(config, scaled)} | ({ORIGINAL: rope[ORIGINAL]} if scaled[KIND] == LONG else {})
 
 
 def _apart(config: PretrainedConfig, scaled: dict[str, Any]) -> dict[str, Any]:
-    """Without what the config says besides, as Phi-3's does of the positions before the scaling; transformers 4 then
-    takes no other fields than those, under the kind's old name."""
-    own = {key: value for key, value in scaled.items() if not hasattr(config, key)}
+    """Without what the config's class declares besides, as Phi-3's does of the positions before the scaling;
+    transformers 4 then takes no other fields than those, under the kind's old name."""
+    own = {key: value for key, value in scaled.items() if not hasattr(type(config), key)}
     return {KIND_BEFORE: own.pop(KIND), **own} if own.keys() != scaled.keys() else own
 
 
@@ -82,15 +98,31 @@ def spelled(config: PretrainedConfig, older: dict[str, Any]) -> dict[str, Any]:
     return older | {key: value for key, value in written.items() if _says(config, key, value, older)}
 
 
-def corrected(config: PretrainedConfig, older: dict[str, Any]) -> tuple[str, ...]:
-    """What the config's file says otherwise than `older`, in words."""
+def misread(config: PretrainedConfig, older: dict[str, Any]) -> tuple[str, ...]:
+    """What transformers 4 makes otherwise of the config's file, which says more than `older`, or of `older` itself, in
+    words."""
     written = getattr(config, ROPE_AS_WRITTEN, {})
-    return tuple(
+    corrected = tuple(
         f"the source's config.json says {key} {value!r}; the result says {older.get(key)!r}, as transformers 5 reads "
         "that file, which is another function than transformers 4 makes of it"
         for key, value in written.items()
         if value is not None and not _says(config, key, value, older)
     )
+    return (*corrected, *_factor_misread(config))
+
+
+def _factor_misread(config: PretrainedConfig) -> tuple[str, ...]:
+    """Of `longrope` transformers 4 takes the factor from the numbers of positions, whatever it is told."""
+    rope = decided(config)
+    if rope.get(KIND) != LONG or "factor" not in rope or "attention_factor" in rope:
+        return ()
+    if rope["factor"] == (taken := getattr(config, POSITIONS) / rope[ORIGINAL]):
+        return ()
+    line = (
+        f"transformers 4 takes {taken:g} for the factor of {LONG}, and it is {rope['factor']:g}; it loads this result "
+        "without a complaint and computes something else: load it with transformers 5"
+    )
+    return (line,)
 
 
 def _says(config: PretrainedConfig, key: str, value: Any, older: dict[str, Any]) -> bool:
@@ -101,4 +133,5 @@ def _says(config: PretrainedConfig, key: str, value: Any, older: dict[str, Any])
     said, told = (scaling({KIND: each.get(KIND_BEFORE), **each} if each else {}) for each in (value, told))
     if said is None or told is None:
         return said is told
-    return all(told.get(name, getattr(config, name, None)) == each for name, each in said.items())
+    positions = {ORIGINAL: getattr(config, POSITIONS)} if ORIGINAL in told and said[KIND] != LONG else {}
+    return all(told.get(name, getattr(config, name, None)) == each for name, each in (positions | said).items())

@@ -20,6 +20,7 @@ from transformers import initialization as init
 from pipeline import models
 from pipeline.models import float64
 
+LESS_THAN_FLOAT32 = (torch.float16, torch.bfloat16)
 CHUNKS = "chunk_size_feed_forward"
 """The attribute of layers that cut a sequence into equal chunks, to the same numbers."""
 Read = Callable[[str], Tensor]
@@ -76,7 +77,19 @@ class LoadedModel:
         here = {id(buffer): buffer.detach().to("cpu", copy=True) for buffer in self._model.buffers()}
         model: PreTrainedModel = copy.deepcopy(self._model, memo={**emptied, **here})
         model.config.__dict__ = copy.deepcopy(self.config.__dict__)  # layers share the object
+        self._take_computed_buffers_back(model)
         return model
+
+    def _take_computed_buffers_back(self, model: PreTrainedModel) -> None:
+        """Give `model` in float32 what its code computes from the config and its dtype has rounded: Gemma's root of the
+        width, say. In bf16 two widths' roots are no longer in their ratio, and a comparison would see that alone."""
+        computed = {name: buffer for name, buffer in model.named_buffers() if name not in model.state_dict()}
+        if not any(buffer.dtype in LESS_THAN_FLOAT32 for buffer in computed.values()):
+            return
+        exact = dict(ReadModel(self.config, self.parameter).skeleton().named_buffers())
+        for name, buffer in computed.items():
+            if buffer.dtype in LESS_THAN_FLOAT32 and name in exact and exact[name].shape == buffer.shape:
+                buffer.data = exact[name]
 
     def parameter(self, name: str) -> Tensor:
         return self._parameters[name].detach().cpu()

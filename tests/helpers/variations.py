@@ -30,6 +30,19 @@ MISREAD = {
         "gemma3_text",
         {"rope_parameters": {TYPES[1]: {**PLAIN, "rope_theta": 5e4}, TYPES[0]: {**SOFTER, "rope_theta": 300.0}}},
     ),
+    "llama, longrope of another factor": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "short_factor": [1.0, 1.1],
+                "long_factor": [2.0, 3.0],
+                "factor": 8.0,
+                "original_max_position_embeddings": LONG // 2,
+                "rope_theta": 777.0,
+            }
+        },
+    ),
 }
 """Models that transformers 4 has no words for -> the variant, and the keys of its config."""
 DIFFERENT = {

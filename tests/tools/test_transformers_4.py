@@ -87,6 +87,15 @@ NEW_ROPES = {
     "qwen3": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": LONG // 2, "rope_theta": 5e5},
     "gemma2": {"rope_type": "default", "rope_theta": 300.0},
     "phi3": {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5},
+    "llama long": {
+        "rope_type": "longrope",
+        "short_factor": [1.0, 1.1],
+        "long_factor": [2.0, 3.0],
+        "factor": 2.0,
+        "original_max_position_embeddings": LONG // 2,
+        "rope_theta": 5e5,
+    },
+    "qwen2 beside": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 777.0},
     "phi3 long": {
         "rope_type": "longrope",
         "short_factor": [1.0],
@@ -102,7 +111,7 @@ NEW_ROPES = {
 def _of_new_rope(name: str, folder: Path) -> Case:
     variant = name.split()[0]
     keys = {"rope_parameters": NEW_ROPES[name]}
-    if "long" in name:
+    if name in ("phi3 long", "qwen2 beside"):
         keys["original_max_position_embeddings"] = LONG // 2
     small = edit(saved(folder / "small", variant, positions=LONG), **keys)
     sizes = times(2) | ({"layers": 4} if variant == "gemma2" else {"layers": 3})

@@ -107,6 +107,7 @@ def test_what_transformers_4_reads_otherwise_is_null_and_said(tmp_path, capsys, 
     """In one line, of Hugging Face files; `test_transformers_4.py` shows that it is so."""
     variant, keys = MISREAD[name]
     sayable = {"global_attn_every_n_layers"} if variant == "modernbert" and "layer_types" not in keys else set()
+    sayable |= {"rope_scaling"} if variant == "llama" else set()
     for result, (folder, lines) in told_of(tmp_path, variant, keys, capsys).items():
         assert len(lines) == ("native" not in result), lines
         assert all(line.endswith("load it with transformers 5") for line in lines)
@@ -222,6 +223,29 @@ def test_what_a_file_says_to_transformers_4_alone_is_corrected_and_said(tmp_path
         assert content.get(key) == result
         assert f"the source's config.json says {key} {source!r}; the result says {result!r}" in out + err
     assert apart(small, tmp_path / "large", tokens(small, LONG)) < 1e-5
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["beside the rest", "among the rest"])
+@pytest.mark.parametrize("kind", ["yarn", "llama3", "longrope"])
+def test_positions_before_a_scaling_are_kept(tmp_path, capsys, kind, beside):
+    """Wherever a file of transformers 5 says them; and grown once more."""
+    rope = {
+        "yarn": {"factor": 4.0},
+        "llama3": {key: value for key, value in SCALED.items() if key != "original_max_position_embeddings"},
+        "longrope": {"short_factor": [1.0, 1.1], "long_factor": [2.0, 3.0], "factor": 4.0},
+    }[kind] | {"rope_type": kind, "rope_theta": 777.0}
+    original = {"original_max_position_embeddings": LONG // 4}
+    keys = {"rope_parameters": rope, **original} if beside else {"rope_parameters": rope | original}
+    small = edit(saved(tmp_path / "small", "llama", positions=LONG), **keys)
+    for source, large in (("small", "large"), ("large", "larger")):
+        sizes = {"layers": 3} if large == "large" else {"layers": 4}
+        target = edit(target_config_file(tmp_path / "target.json", "llama", positions=LONG, **sizes), **keys)
+        code, _, err = lemon(
+            capsys, "expand", "--source", tmp_path / source, "--target", target, "--out", tmp_path / large
+        )
+        assert code == 0, err
+        assert lemon(capsys, "verify", tmp_path / source, tmp_path / large)[0] == 0
+        assert apart(small, tmp_path / large, tokens(small, LONG)) < 1e-5
 
 
 def test_a_kind_of_scaling_by_both_its_names_is_one(tmp_path, capsys):

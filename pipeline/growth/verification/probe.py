@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 
 from pipeline import models
 from pipeline.accounting.flops import cost
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 from pipeline.models import float64
 from pipeline.models.architecture import Architecture
 from pipeline.models.probes import PROBE_TOKENS, Inputs
@@ -81,9 +81,20 @@ def observe(model: PreTrainedModel, inputs: Inputs) -> Trace:
     """The trace of a model, in its own dtype."""
     trace, mask = Trace(), inputs.get("attention_mask")
     with torch.no_grad(), _watched(model, trace, None if mask is None else mask.bool()):
-        outputs = model(**fitted(inputs, model))
+        outputs = called(model, inputs)
     trace.outputs = observed_outputs(outputs, model, inputs)
     return trace
+
+
+def called(model: PreTrainedModel, inputs: Inputs) -> ModelOutput:
+    """What a model gives out. Raises UserError where its code does not run: a config that no code obeys, a user's own
+    forward that takes one dtype alone."""
+    try:
+        return model(**fitted(inputs, model))
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        dtype = str(model.dtype).removeprefix("torch.")
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"the model's own code does not run on a probe in {dtype} ({reason})") from error
 
 
 def observed_outputs(outputs: ModelOutput, model: PreTrainedModel, inputs: Inputs) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.growth.maps import IndexMap, LayerKey, SpaceMap
 from pipeline.growth.plan import GrowthPlan
-from pipeline.growth.verification.probe import Trace, fitted, given_out, observed_outputs, require_finite
+from pipeline.growth.verification.probe import Trace, called, given_out, observed_outputs, require_finite
 from pipeline.models.architecture import ParamSpec
 from pipeline.models.probes import Inputs
 from pipeline.models.streaming import RunnableModel, recompute_layers, streamed_model
@@ -27,7 +27,7 @@ def symmetry(large: RunnableModel, plan: GrowthPlan, inputs: Inputs) -> tuple[Tr
     """
     copies = CopyGradients(plan)
     model = recompute_layers(streamed_model(large, copies.on_gradient))
-    outputs = model(**fitted(inputs, model))
+    outputs = called(model, inputs)
     given = given_out(outputs, plan.target)
     generator = torch.Generator().manual_seed(derive(plan.options.seed, "direction"))
     loss = torch.zeros(())

@@ -39,9 +39,7 @@ PHI3 = family(
     Phi3ForCausalLM,
     Phi3Model,
     KEYS.extended(
-        training=("embd_pdrop", "resid_pdrop"),
-        function=("hidden_act", "original_max_position_embeddings", "sliding_window"),
-        undeclared=("head_dim",),
+        training=("embd_pdrop", "resid_pdrop"), function=("hidden_act", "sliding_window"), undeclared=("head_dim",)
     ),
     windows=windows_everywhere,
 )
