@@ -25,6 +25,8 @@ from pipeline.models.streaming import LoadedModel
 logger = logging.getLogger(__name__)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def grow_model(
     model: PreTrainedModel, target: PretrainedConfig, method: str, options: Mapping[str, object], seed: int
 ) -> PreTrainedModel:
@@ -47,8 +49,7 @@ def grow_model(
     large = targets.settled(small, large, plan, getattr(target, models.LAYER_TYPES, None))
     grown = dict(PlanExecutor(plan, torch.float32).tensors(source.rows))
     result = models.fill(models.build(large), grown.__getitem__)
-    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in the middle of
-        judge(plan, verify(function, LoadedModel(result), plan))
+    judge(plan, verify(function, LoadedModel(result), plan))
     _carry(model, result, plan)
     return result.train(model.training)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel
 
-from pipeline import grow
+from pipeline import UserError, grow, models
 from tests.helpers.samples import sample
 
 
@@ -67,3 +67,39 @@ def test_what_is_tied_by_hand_is_named(caplog):
     large = grow(small, sample("llama", layers=4))
     assert large.lm_head.weight is not large.model.embed_tokens.weight
     assert "'model.embed_tokens.weight' and 'lm_head.weight' are one parameter and become 2" in caplog.text
+
+
+@pytest.mark.parametrize("inside", [torch.no_grad, torch.inference_mode])
+def test_it_grows_inside_whatever_its_caller_is_in(small, caplog, inside):
+    with inside():
+        large, _ = grown(small, caplog)
+        tokens = torch.randint(61, (2, 9))
+        assert torch.allclose(large.eval()(tokens).logits, small.eval()(tokens).logits, atol=1e-4)
+
+
+def test_a_model_that_lost_a_layer_is_refused(small, caplog):
+    del small.transformer.h[1]
+    with pytest.raises(UserError, match=r"no parameter 'transformer\.h\.1\..*was changed behind its construction"):
+        grown(small, caplog)
+
+
+def test_a_forward_that_does_not_run_in_float64_is_refused(small, caplog):
+    head = small.lm_head.weight.detach().clone()
+    small.lm_head.forward = lambda hidden: hidden @ head.T
+    with pytest.raises(UserError, match="own code does not run on a probe in float64"):
+        grown(small, caplog)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("variant", ["gemma2", "gemma3_text"])
+def test_a_root_of_the_width_that_was_rounded_is_no_difference(variant, dtype):
+    """Gemma's, which two widths in bf16 do not hold in their ratio."""
+    torch.manual_seed(0)
+    config = sample(variant)
+    model = type(models.build(config))(config).to(dtype)
+    large = grow(model, sample(variant, hidden=24, heads=6, mlp=40, kv_heads=sample(variant).num_key_value_heads * 2))
+    tokens = torch.randint(61, (2, 9))
+    exact = type(model)(config).eval()
+    exact.load_state_dict(model.float().state_dict())
+    given, expected = large.eval()(tokens).logits, exact(tokens).logits
+    assert (given - expected).abs().max() < 1e-5 * expected.abs().max()

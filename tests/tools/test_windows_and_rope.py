@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline import checkpoints, models
 from tests.helpers.checkpoints import saved, target_config_file
@@ -335,3 +336,22 @@ def test_other_rotary_positions_than_the_sources_are_never_verified(tmp_path, ca
     code, out, err = lemon(capsys, "verify", small, tmp_path / "large")
     assert code == 2 and "the rotary positions of the target are" in err and "lossless" not in out, err
     assert "long texts have other outputs" in err and err.count("\n") == 1
+
+
+def test_a_model_that_transformers_does_not_run_is_refused_in_one_line(tmp_path, capsys):
+    """Its layers have a window, and no key says of how many tokens."""
+    small = edit(saved(tmp_path / "small", "qwen2", positions=LONG), **SLIDING)
+    keys = {**SLIDING, "sliding_window": None, "layer_types": TYPES}
+    code, _, err = expand(capsys, tmp_path, edit(small, **keys), "qwen2", keys, hidden=24, heads=6, mlp=40)
+    assert code == 2 and "own code does not run on a probe" in err and err.count("\n") <= 2, err
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("variant", ["gemma2", "gemma3_text"])
+def test_gemma_is_published_in_less_than_float32(tmp_path, capsys, variant, dtype):
+    """In which its code rounds the root of the width; what is compared is the function in float32."""
+    small = saved(tmp_path / "small", variant, dtype, positions=LONG)
+    code, out, err = expand(capsys, tmp_path, small, variant, **times(2))
+    assert code == 0 and "verified" in out + err, err
+    assert apart(small, tmp_path / "large", tokens(small, LONG)) < 1e-5
+    assert lemon(capsys, "verify", small, tmp_path / "large")[0] == 0
