@@ -226,8 +226,8 @@ def test_an_unknown_architecture():
         UserError,
         match=re.escape(
             "architecture 'BertForMultipleChoice' of family 'bert' is not known; known "
-            "are BertForMaskedLM, BertForSequenceClassification, BertForTokenClassification, BertForQuestionAnswering, "
-            "BertForPreTraining, BertForNextSentencePrediction, BertModel: load the model as one of them (say "
+            "are BertForMaskedLM, BertForPreTraining, BertForNextSentencePrediction, BertForSequenceClassification, "
+            "BertForTokenClassification, BertForQuestionAnswering, BertModel: load the model as one of them (say "
             "BertForMaskedLM.from_pretrained) and save that"
         ),
     ):
