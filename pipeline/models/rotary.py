@@ -119,7 +119,7 @@ def _factor_misread(config: PretrainedConfig) -> tuple[str, ...]:
     if rope["factor"] == (taken := getattr(config, POSITIONS) / rope[ORIGINAL]):
         return ()
     line = (
-        f"transformers 4 takes {taken:g} for the factor of {LONG}, and it is {rope['factor']:g}; it loads this result "
+        f"transformers 4 takes {taken:g} for the factor of {LONG}, and it is {rope['factor']}; it loads this result "
         "without a complaint and computes something else: load it with transformers 5"
     )
     return (line,)
