@@ -2,7 +2,7 @@
 architecture, and its line in `registry.py`."""
 
 from pipeline.models.building import attention_of, build, fill
-from pipeline.models.config_files import config_text, misread, older_keys, read_config, recognise
+from pipeline.models.config_files import config_text, misread, read_config, recognise
 from pipeline.models.config_keys import LAYER_TYPES, LAYER_TYPES_STATED, POSITIONS
 from pipeline.models.family import Family, Head, has_pooler
 from pipeline.models.fresh_configs import Facts
@@ -46,7 +46,6 @@ __all__ = [
     "is_causal",
     "misread",
     "of_config",
-    "older_keys",
     "published_names",
     "read_config",
     "reads_pieces",

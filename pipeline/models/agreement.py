@@ -23,5 +23,9 @@ def contradictions(source: PretrainedConfig, target: PretrainedConfig) -> dict[s
 
 
 def _stated(config: PretrainedConfig) -> dict[str, Any]:
+    """Rotary positions once, though a written config says some of them twice."""
     content: dict[str, Any] = config.to_dict()
-    return content | ({ROPE: rotary.decided(config)} if ROPE in content else {})
+    if ROPE not in content:
+        return content
+    repeated = rotary.repeated(config)
+    return {key: value for key, value in content.items() if key not in repeated} | {ROPE: rotary.decided(config)}

@@ -25,7 +25,8 @@ def recognise(content: dict[str, Any], where: str) -> tuple[Family, PretrainedCo
     try:
         said = copy.deepcopy(content)  # the config's class changes what it is given
         said = {key: value for key, value in said.items() if value is not None or key not in match.keys.undeclared}
-        if ROPE in match.keys.function and (written := {key: content[key] for key in ROPE_BEFORE_5 if key in content}):
+        written = {key: content[key] for key in ROPE_BEFORE_5 if key in content}
+        if written and ROPE in match.keys.function and ROPE_AS_WRITTEN not in content:  # of a file, not of a config
             said[ROPE_AS_WRITTEN] = written
         config = match.config_class.from_dict(said)
     except Exception as error:  # transformers and its strict dataclasses raise many kinds for wrong values

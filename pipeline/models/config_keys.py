@@ -135,7 +135,7 @@ TEXT_KEYS = COMMON_KEYS.extended(sizes=TEXT_SIZES)
 ROTARY_KEYS = TEXT_KEYS.extended(
     sizes=("head_dim",),
     training=("attention_dropout", "initializer_range"),
-    kept=(LAYER_TYPES, LAYER_TYPES_STATED, ORIGINAL, ROPE_AS_WRITTEN, TURNING),
+    kept=(LAYER_TYPES, LAYER_TYPES_STATED, ROPE_AS_WRITTEN),
     function=(ROPE,),
 )
 """What the configs of models of text with rotary positions have."""

@@ -1,8 +1,8 @@
 """Models in float64 that compute nothing in less.
 
 The code of many models takes norms, softmaxes and rotary positions in float32, whatever it is given: what is measured
-in float64 would then be their rounding. Within a prepared model float32 is read as float64, where a tensor is cast or
-made and says so.
+in float64 would then be their rounding. Within a prepared model `torch.float32` is read as `torch.float64`, where a
+tensor is cast or made.
 """
 
 import threading
@@ -77,7 +77,7 @@ class _WidenedCasts(TorchFunctionMode):
         first = args[0] if args else kwargs.get("input", kwargs.get("self"))
         if not _here.inside or function in AS_THEY_SAY or _is_less(first):
             return function(*args, **kwargs)
-        if function is Tensor.float or (function in LIKE_ANOTHER and any(map(_is_less, (*args, *kwargs.values())))):
+        if function is Tensor.float or (function in LIKE_ANOTHER and any(map(_is_single, (*args, *kwargs.values())))):
             return first.double()
         return function(*map(_wide, args), **{key: _wide(value) for key, value in kwargs.items()})
 
@@ -85,6 +85,10 @@ class _WidenedCasts(TorchFunctionMode):
 def _is_less(x: object) -> bool:
     """Whether something is a tensor whose numbers have been rounded already."""
     return isinstance(x, Tensor) and x.dtype.is_floating_point and x.dtype != torch.float64
+
+
+def _is_single(x: object) -> bool:
+    return isinstance(x, Tensor) and x.dtype == torch.float32
 
 
 def _wide(argument: object) -> object:

@@ -15,8 +15,6 @@ from pipeline.models.config_keys import BASE, ROPE, SCALING
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 """Kinds of attention: to all tokens, and to those of a window."""
 
-OTHERWISE = "it loads this result without a complaint and computes something else: load it with transformers 5"
-
 
 def windows_everywhere(config: Any) -> tuple[int | None, ...]:
     """Of families whose layers all have the window, if there is one."""
@@ -76,6 +74,7 @@ class LayerPattern:
         keys: dict[str, Any] = {key: getattr(config, ROPE)[kind][BASE] for kind, key in self.bases.items()}
         if self.scaled:
             keys[SCALING] = self._scaling(config) if self._scaling_is_read(config) else None
+            keys |= rotary.original_of(config, getattr(config, ROPE)[self.scaled[0]]) if keys[SCALING] else {}
         return keys | ({self.period_key: self.followed(config)} if self.period_key else {})
 
     def misread(self, config: PretrainedConfig) -> tuple[str, ...]:
@@ -91,7 +90,7 @@ class LayerPattern:
             others = f", those of {' and '.join(never)} never" if never else ""
             lines.append(
                 f"transformers 4 scales the rotary positions of all layers of {' and '.join(self.scaled)} alike"
-                f"{others}, and here {ROPE} does otherwise; {OTHERWISE}"
+                f"{others}, and here {ROPE} does otherwise; {rotary.OTHERWISE}"
             )
         return tuple(lines)
 

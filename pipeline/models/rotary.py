@@ -10,6 +10,7 @@ KIND, KIND_BEFORE = "rope_type", "type"
 """What transformers calls the kind of a scaling, and called it once."""
 PLAIN, LONG = "default", "longrope"
 """The kind that is no scaling; the kind that has other factors behind the original number of positions."""
+OTHERWISE = "it loads this result without a complaint and computes something else: load it with transformers 5"
 SCALED_BEHIND = ("llama3", "yarn", LONG)
 """The kinds that ask for that number."""
 
@@ -72,6 +73,14 @@ def scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
     return None if said.get(KIND, PLAIN) == PLAIN else said
 
 
+def repeated(config: PretrainedConfig) -> set[str]:
+    """The keys of a config itself that say once more what it says of rotary positions."""
+    rope = decided(config)
+    said = [rope] if BASE in rope else [each for each in rope.values() if isinstance(each, dict)]
+    usual = {TURNING: 1.0, ORIGINAL: None}
+    return {key for key in usual if getattr(config, key, usual[key]) in [rope.get(key, usual[key]) for rope in said]}
+
+
 def older_keys(config: PretrainedConfig) -> dict[str, Any]:
     """What transformers 4 reads of rotary positions that all layers share; empty where a model has none."""
     rope = stated(config)
@@ -79,9 +88,15 @@ def older_keys(config: PretrainedConfig) -> dict[str, Any]:
         return {}
     turning, scaled = rope.get(TURNING) or 1.0, scaling(rope)
     older = {BASE: rope[BASE]} | ({} if turning == 1.0 else {TURNING: turning})
-    if scaled is None:
-        return older
-    return older | {SCALING: _apart(config, scaled)} | ({ORIGINAL: rope[ORIGINAL]} if scaled[KIND] == LONG else {})
+    return older if scaled is None else older | {SCALING: _apart(config, scaled)} | original_of(config, rope)
+
+
+def original_of(config: PretrainedConfig, rope: dict[str, Any]) -> dict[str, Any]:
+    """Of `longrope` the number of positions before the scaling, as a key of the config itself, where transformers 4
+    reads it; it then takes the factor from the numbers of positions, and else from the scaling."""
+    original = rope.get(ORIGINAL)
+    unscaled = original == getattr(config, POSITIONS) and rope.get("factor") is not None
+    return {} if rope.get(KIND) != LONG or original is None or unscaled else {ORIGINAL: original}
 
 
 def _apart(config: PretrainedConfig, scaled: dict[str, Any]) -> dict[str, Any]:
@@ -108,21 +123,20 @@ def misread(config: PretrainedConfig, older: dict[str, Any]) -> tuple[str, ...]:
         for key, value in written.items()
         if value is not None and not _says(config, key, value, older)
     )
-    return (*corrected, *_factor_misread(config))
+    return (*corrected, *(line for rope in ropes(config) for line in _factor_misread(config, _valued(rope), older)))
 
 
-def _factor_misread(config: PretrainedConfig) -> tuple[str, ...]:
-    """Of `longrope` transformers 4 takes the factor from the numbers of positions, whatever it is told."""
-    rope = decided(config)
-    if rope.get(KIND) != LONG or "factor" not in rope or "attention_factor" in rope:
+def _factor_misread(config: PretrainedConfig, rope: dict[str, Any], older: dict[str, Any]) -> tuple[str, ...]:
+    """Of `longrope`: see `original_of`. Phi-3's class takes no factor at all."""
+    factor = rope.get("factor")
+    if rope.get(KIND) != LONG or factor is None:
         return ()
-    if rope["factor"] == (taken := getattr(config, POSITIONS) / rope[ORIGINAL]):
+    if hasattr(type(config), ORIGINAL):
+        return (f"transformers 4 takes no factor in {SCALING} and refuses this result; load it with transformers 5",)
+    original = older.get(ORIGINAL, getattr(config, ORIGINAL, None))
+    if not original or "attention_factor" in rope or factor == (taken := getattr(config, POSITIONS) / original):
         return ()
-    line = (
-        f"transformers 4 takes {taken:g} for the factor of {LONG}, and it is {rope['factor']}; it loads this result "
-        "without a complaint and computes something else: load it with transformers 5"
-    )
-    return (line,)
+    return (f"transformers 4 takes {taken:g} for the factor of {LONG}, and it is {factor}; {OTHERWISE}",)
 
 
 def _says(config: PretrainedConfig, key: str, value: Any, older: dict[str, Any]) -> bool:

@@ -81,14 +81,14 @@ class LoadedModel:
         return model
 
     def _take_computed_buffers_back(self, model: PreTrainedModel) -> None:
-        """Give `model` in float32 what its code computes from the config and its dtype has rounded: Gemma's root of the
-        width, say. In bf16 two widths' roots are no longer in their ratio, and a comparison would see that alone."""
-        computed = {name: buffer for name, buffer in model.named_buffers() if name not in model.state_dict()}
-        if not any(buffer.dtype in LESS_THAN_FLOAT32 for buffer in computed.values()):
-            return
-        exact = dict(ReadModel(self.config, self.parameter).skeleton().named_buffers())
-        for name, buffer in computed.items():
-            if buffer.dtype in LESS_THAN_FLOAT32 and name in exact and exact[name].shape == buffer.shape:
+        """Give `model` in float32 what its class computes from the config and its dtype has rounded: Gemma's root of
+        the width, say. In bf16 two widths' roots are no longer in their ratio, and a comparison would see that alone. A
+        buffer that holds anything else than that, rounded, stays as it is."""
+        held = model.state_dict().keys()
+        rounded = {name: b for name, b in model.named_buffers() if b.dtype in LESS_THAN_FLOAT32 and name not in held}
+        exact = dict(ReadModel(self.config, self.parameter).skeleton().named_buffers()) if rounded else {}
+        for name, buffer in rounded.items():
+            if name in exact and torch.equal(exact[name].to(buffer.dtype), buffer):
                 buffer.data = exact[name]
 
     def parameter(self, name: str) -> Tensor:

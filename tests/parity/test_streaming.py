@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline import models
-from pipeline.growth.verification.probe import cast, fitted, probe
+from pipeline.growth.verification.probe import cast, fitted, probe, run
 from pipeline.models.streaming import ReadModel, recompute_layers, streamed_model
 from tests.helpers.samples import VARIANTS, sample
 
@@ -83,3 +83,10 @@ def test_a_read_that_fails_leaves_the_model_empty():
     with pytest.raises(OSError, match="embed_tokens"):
         model(**fitted(probe(sample("llama")), model))
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_weight_that_cannot_be_read_is_no_fault_of_the_models_code():
+    """Which is refused where it does not run."""
+    config = sample("llama")
+    with pytest.raises(KeyError, match="embed_tokens"):
+        run(ReadModel(config, {}.__getitem__), probe(config), torch.float64)

@@ -103,3 +103,23 @@ def test_a_root_of_the_width_that_was_rounded_is_no_difference(variant, dtype):
     exact.load_state_dict(model.float().state_dict())
     given, expected = large.eval()(tokens).logits, exact(tokens).logits
     assert (given - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_a_buffer_that_was_changed_is_no_rounding():
+    """It makes another function than that of the class, in bf16 as in float32."""
+    config = sample("llama", hidden=24, heads=3, kv_heads=3)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).bfloat16()
+    model.model.rotary_emb.inv_freq.mul_(0.5)
+    with pytest.raises(UserError, match="claims to be lossless and is not"):
+        grow(model, sample("llama", hidden=48, heads=6, kv_heads=6))
+
+
+@pytest.mark.parametrize("key, value", [("partial_rotary_factor", 0.5), ("original_max_position_embeddings", 5)])
+@pytest.mark.parametrize("variant", ["llama", "phi3", "gemma3_text"])
+def test_a_target_that_says_otherwise_of_rotary_positions_is_refused(variant, key, value):
+    model = models.build(sample(variant))
+    target = sample(variant, layers=4)
+    setattr(target, key, value)
+    with pytest.raises(UserError, match=f"has {key} {value} where the source's has"):
+        grow(model, target)

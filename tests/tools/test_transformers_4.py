@@ -95,6 +95,13 @@ NEW_ROPES = {
         "original_max_position_embeddings": LONG // 2,
         "rope_theta": 5e5,
     },
+    "mistral long, no original": {
+        "rope_type": "longrope",
+        "short_factor": [1.0, 1.1],
+        "long_factor": [2.0, 3.0],
+        "factor": 8.0,
+        "rope_theta": 777.0,
+    },
     "qwen2 beside": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 777.0},
     "phi3 long": {
         "rope_type": "longrope",

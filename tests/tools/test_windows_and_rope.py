@@ -338,6 +338,17 @@ def test_other_rotary_positions_than_the_sources_are_never_verified(tmp_path, ca
     assert "long texts have other outputs" in err and err.count("\n") == 1
 
 
+def test_a_growth_keeps_the_words_of_a_file_whose_class_keeps_a_key_of_them(tmp_path, capsys):
+    """Phi-3's leaves the share of a head that turns where it stands."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    keys = {"rope_parameters": rope, "rope_theta": 5e3, "rope_scaling": None, "partial_rotary_factor": 0.5}
+    small = edit(saved(tmp_path / "small", "phi3", positions=LONG), **keys)
+    code, out, err = expand(capsys, tmp_path, small, "phi3", keys, layers=3)
+    assert code == 0 and "says rope_theta 5000.0; the result says 10000.0" in out + err, err
+    content = json.loads((tmp_path / "large" / "config.json").read_text())
+    assert {key: content[key] for key in keys} == keys | {"rope_theta": 1e4}
+
+
 def test_a_model_that_transformers_does_not_run_is_refused_in_one_line(tmp_path, capsys):
     """Its layers have a window, and no key says of how many tokens."""
     small = edit(saved(tmp_path / "small", "qwen2", positions=LONG), **SLIDING)

@@ -74,5 +74,12 @@ def test_what_contradicts_transformers_5_is_corrected_and_said(older, key):
     assert found == {"rope_theta": 1e6} and len(said) == 1 and f"says {key} {older[key]}" in said[0]
 
 
+def test_a_number_of_positions_that_is_null_is_the_models_own():
+    """As transformers 5 takes it where it builds a model."""
+    rope = {"rope_type": "longrope", **LONG, "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": None}
+    found, said = written("llama", {"rope_parameters": rope})
+    assert found["rope_scaling"]["original_max_position_embeddings"] is None and said == ()
+
+
 def test_a_model_without_rotary_positions_has_no_such_keys():
     assert written("bert", {}) == ({}, ())

@@ -1,8 +1,10 @@
 """Running a model on a probe: what it gives out, and what its layers do on the way."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+import pipeline
 from pipeline import models
 from pipeline.accounting.flops import cost
 from pipeline.errors import UserError, one_line
@@ -19,6 +22,9 @@ from pipeline.models.probes import PROBE_TOKENS, Inputs
 from pipeline.models.streaming import RunnableModel, streamed_model
 from pipeline.rng import derive
 
+PACKAGE = Path(pipeline.__file__).parent
+NO_MEMORY = "DefaultCPUAllocator"
+"""Who complains in torch where a tensor finds no room."""
 EPSILONS = ("eps", "variance_epsilon")
 """What modules call the epsilon of a norm."""
 
@@ -92,9 +98,19 @@ def called(model: PreTrainedModel, inputs: Inputs) -> ModelOutput:
     try:
         return model(**fitted(inputs, model))
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if _is_no_fault_of_the_model(error):
+            raise
         dtype = str(model.dtype).removeprefix("torch.")
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"the model's own code does not run on a probe in {dtype} ({reason})") from error
+
+
+def _is_no_fault_of_the_model(error: Exception) -> bool:
+    """Memory has run out; or what failed was called by a module of this package: one that reads weights, say."""
+    if isinstance(error, torch.OutOfMemoryError) or NO_MEMORY in str(error):
+        return True
+    callers = {Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)}
+    return any(PACKAGE in caller.parents for caller in callers - {Path(__file__), Path(float64.__file__)})
 
 
 def observed_outputs(outputs: ModelOutput, model: PreTrainedModel, inputs: Inputs) -> dict[str, Tensor]:

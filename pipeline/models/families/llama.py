@@ -15,6 +15,7 @@ from transformers import (
     Phi3Model,
 )
 
+from pipeline.models.config_keys import ORIGINAL
 from pipeline.models.layer_types import windows_everywhere
 from pipeline.models.rotary_decoder import ATTENTION_BIAS, KEYS, MLP_BIAS, Traits, family
 
@@ -39,7 +40,9 @@ PHI3 = family(
     Phi3ForCausalLM,
     Phi3Model,
     KEYS.extended(
-        training=("embd_pdrop", "resid_pdrop"), function=("hidden_act", "sliding_window"), undeclared=("head_dim",)
+        training=("embd_pdrop", "resid_pdrop"),
+        function=("hidden_act", ORIGINAL, "sliding_window"),
+        undeclared=("head_dim",),
     ),
     windows=windows_everywhere,
 )
