@@ -54,7 +54,8 @@ class State:
     left_behind: what the files hold beside the model (the pooler of a masked language model, …), by their names.
     unread: what else they hold and no layout carries, in words.
     decided_by_files: the keys of the model's config that its files decide, each with what to know of that.
-    misread: of a Hugging Face result, what transformers 4 makes otherwise of its config, in words.
+    misread: of a result, what transformers 4 makes otherwise of its config, and its own code in less than float32, in
+    words.
     unwrapped: what wrappers the names or the file had that were taken off, in words; empty for plain ones.
     """
 

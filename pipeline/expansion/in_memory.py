@@ -13,6 +13,7 @@ from pipeline.checkpoints import narrowing, poolers, tying
 from pipeline.checkpoints.state import State
 from pipeline.checkpoints.tensors import in_memory
 from pipeline.errors import UserError
+from pipeline.expansion import embedding_scales
 from pipeline.expansion import target as targets
 from pipeline.expansion.expand import judge
 from pipeline.growth import methods
@@ -46,6 +47,8 @@ def grow_model(
     growth_options = methods.parse(method, options, seed)
     probed = ProbedSource(small, source.whole, seed)
     plan = plan_growth(*architectures, growth_options, models.initializer_range(large), probed)
+    for line in embedding_scales.remarks(plan, {model.dtype}):
+        logger.warning(f"grow: {line}")
     large = targets.settled(small, large, plan, getattr(target, models.LAYER_TYPES, None))
     grown = dict(PlanExecutor(plan, torch.float32).tensors(source.rows))
     result = models.fill(models.build(large), grown.__getitem__)

@@ -1,7 +1,7 @@
 """What an expansion is to do, decided before a tensor is read: its two ends, the growth between them, the optimizer
 groups of the result."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pipeline.checkpoints import CheckpointLayout, loader, tying
 from pipeline.checkpoints.layouts import LAYOUTS
 from pipeline.checkpoints.state import State
 from pipeline.errors import UserError, placed
-from pipeline.expansion import groups
+from pipeline.expansion import embedding_scales, groups
 from pipeline.expansion import target as targets
 from pipeline.expansion.fitted import Fitted
 from pipeline.expansion.groups import NO_GROUPS, Grouping
@@ -199,6 +199,8 @@ def _planned(
     large = ends.settled(growth)
     if layout.kind.published_names:
         state = tying.agreeing(state, ends.architectures[0], models.misread(large))
+    dtypes = {tensor.dtype for tensor in state.tensors.values()}
+    state = replace(state, misread=(*state.misread, *embedding_scales.remarks(growth, dtypes)))
     if moments != "reset":
         new = bool(state.engine.get(NEW_ENTRIES))
         kept = [slot for slot in state.optimizer().slots if slot in _held(small, state.optimizer())]

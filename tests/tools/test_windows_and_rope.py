@@ -364,5 +364,7 @@ def test_gemma_is_published_in_less_than_float32(tmp_path, capsys, variant, dtyp
     small = saved(tmp_path / "small", variant, dtype, positions=LONG)
     code, out, err = expand(capsys, tmp_path, small, variant, **times(2))
     assert code == 0 and "verified" in out + err, err
+    roots = "3.46875, 4.89898 to 4.90625" if dtype == torch.bfloat16 else "3.46484, 4.89898 to 4.89844"
+    assert f"rounds what it multiplies token embeddings by (3.4641 to {roots})" in out + err
     assert apart(small, tmp_path / "large", tokens(small, LONG)) < 1e-5
     assert lemon(capsys, "verify", small, tmp_path / "large")[0] == 0
