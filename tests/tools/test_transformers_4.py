@@ -102,6 +102,17 @@ NEW_ROPES = {
         "factor": 8.0,
         "rope_theta": 777.0,
     },
+    "gemma3_text long": {
+        "full_attention": {
+            "rope_type": "longrope",
+            "short_factor": [1.0, 1.1],
+            "long_factor": [2.0, 3.0],
+            "factor": 4.0,
+            "original_max_position_embeddings": LONG // 4,
+            "rope_theta": 5e5,
+        },
+        "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+    },
     "qwen2 beside": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 777.0},
     "phi3 long": {
         "rope_type": "longrope",
@@ -121,7 +132,7 @@ def _of_new_rope(name: str, folder: Path) -> Case:
     if name in ("phi3 long", "qwen2 beside"):
         keys["original_max_position_embeddings"] = LONG // 2
     small = edit(saved(folder / "small", variant, positions=LONG), **keys)
-    sizes = times(2) | ({"layers": 4} if variant == "gemma2" else {"layers": 3})
+    sizes = times(2) | ({"layers": 4} if variant.startswith("gemma") else {"layers": 3})
     return Case(_grown(small, variant, keys, LONG, **sizes), _inputs(small, LONG))
 
 
