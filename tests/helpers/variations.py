@@ -20,6 +20,8 @@ SCALED = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_fr
 SCALED["original_max_position_embeddings"] = 16
 PLAIN = {"rope_type": "default"}
 SOFTER = {"rope_type": "linear", "factor": 2.0}
+FARTHER = {"rope_type": "longrope", "short_factor": [1.0, 1.1], "long_factor": [2.0, 3.0], "rope_theta": 777.0}
+"""Of heads of 4 numbers."""
 MISREAD = {
     "modernbert, layers in no order": ("modernbert", {"layer_types": [TYPES[0], TYPES[1], TYPES[1], TYPES[0]]}),
     "modernbert, one kind scaled": (
@@ -32,16 +34,7 @@ MISREAD = {
     ),
     "llama, longrope of another factor": (
         "llama",
-        {
-            "rope_parameters": {
-                "rope_type": "longrope",
-                "short_factor": [1.0, 1.1],
-                "long_factor": [2.0, 3.0],
-                "factor": 8.0,
-                "original_max_position_embeddings": LONG // 2,
-                "rope_theta": 777.0,
-            }
-        },
+        {"rope_parameters": {**FARTHER, "factor": 8.0, "original_max_position_embeddings": LONG // 2}},
     ),
 }
 """Models that transformers 4 has no words for -> the variant, and the keys of its config."""

@@ -16,7 +16,18 @@ from tests.helpers.cli import ROOT, lemon_here, run_python
 from tests.helpers.growing import ARCHITECTURES, times
 from tests.helpers.pretrained import given_out, tokens
 from tests.helpers.samples import IMAGE, POSITIONS, VARIANTS, sample
-from tests.helpers.variations import DIFFERENT, LONG, MISREAD, SCALED, SLIDING, WINDOW, edit, mixed, stored_beside
+from tests.helpers.variations import (
+    DIFFERENT,
+    FARTHER,
+    LONG,
+    MISREAD,
+    SCALED,
+    SLIDING,
+    WINDOW,
+    edit,
+    mixed,
+    stored_beside,
+)
 
 PYTHON = os.environ.get("LEMON_TRANSFORMERS_4", "")
 pytestmark = [
@@ -87,40 +98,19 @@ NEW_ROPES = {
     "qwen3": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": LONG // 2, "rope_theta": 5e5},
     "gemma2": {"rope_type": "default", "rope_theta": 300.0},
     "phi3": {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5},
-    "llama long": {
-        "rope_type": "longrope",
-        "short_factor": [1.0, 1.1],
-        "long_factor": [2.0, 3.0],
-        "factor": 2.0,
-        "original_max_position_embeddings": LONG // 2,
-        "rope_theta": 5e5,
-    },
-    "mistral long, no original": {
-        "rope_type": "longrope",
-        "short_factor": [1.0, 1.1],
-        "long_factor": [2.0, 3.0],
-        "factor": 8.0,
-        "rope_theta": 777.0,
-    },
+    "llama long": {**FARTHER, "factor": 2.0, "original_max_position_embeddings": LONG // 2},
+    "mistral long, no original": {**FARTHER, "factor": 8.0},
     "gemma3_text long": {
-        "full_attention": {
-            "rope_type": "longrope",
-            "short_factor": [1.0, 1.1],
-            "long_factor": [2.0, 3.0],
-            "factor": 4.0,
-            "original_max_position_embeddings": LONG // 4,
-            "rope_theta": 5e5,
-        },
+        "full_attention": {**FARTHER, "factor": 4.0, "original_max_position_embeddings": LONG // 4},
         "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
     },
     "qwen2 beside": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 777.0},
     "phi3 long": {
-        "rope_type": "longrope",
+        **FARTHER,
         "short_factor": [1.0],
         "long_factor": [3.0],
         "original_max_position_embeddings": LONG // 2,
         "partial_rotary_factor": 0.5,
-        "rope_theta": 5e5,
     },
 }
 """As transformers 5 has saved them, in keys that transformers 4 does not read."""

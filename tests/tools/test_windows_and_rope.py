@@ -11,7 +11,7 @@ from tests.helpers.checkpoints import saved, target_config_file
 from tests.helpers.cli import lemon
 from tests.helpers.growing import times
 from tests.helpers.pretrained import apart, given_out, tokens
-from tests.helpers.variations import LONG, MISREAD, SCALED, SLIDING, TYPES, edit, mixed
+from tests.helpers.variations import FARTHER, LONG, MISREAD, SCALED, SLIDING, TYPES, edit, mixed
 
 
 def expand(capsys, folder: Path, small: Path, variant: str, changes: dict | None = None, **sizes: object):
@@ -233,7 +233,7 @@ def test_positions_before_a_scaling_are_kept(tmp_path, capsys, kind, beside):
     rope = {
         "yarn": {"factor": 4.0},
         "llama3": {key: value for key, value in SCALED.items() if key != "original_max_position_embeddings"},
-        "longrope": {"short_factor": [1.0, 1.1], "long_factor": [2.0, 3.0], "factor": 4.0},
+        "longrope": {**FARTHER, "factor": 4.0},
     }[kind] | {"rope_type": kind, "rope_theta": 777.0}
     original = {"original_max_position_embeddings": LONG // 4}
     keys = {"rope_parameters": rope, **original} if beside else {"rope_parameters": rope | original}
