@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from pipeline.config.model_sizes import ModelSizes
 from pipeline.errors import UserError
+from pipeline.models import plain_attention
 from pipeline.models.architecture import (
     Architecture,
     Attention,
@@ -32,6 +33,8 @@ from pipeline.models.probes import causal_positions, text_probe
 from pipeline.models.rows import embedding, linear, lm_head, norm
 
 ATTENTION_BIAS, MLP_BIAS, BIDIRECTIONAL = "attention_bias", "mlp_bias", "use_bidirectional_attention"
+CAPS = (plain_attention.CAP, "final_logit_softcapping")
+"""The keys of soft caps."""
 ROTATION = "layers.*.self_attn.rotary_emb.inv_freq"
 """Buffers that older files hold."""
 QKV, GATED = {"q": "query", "k": "key", "v": "value"}, {"gate": "mlp", "up": "mlp"}
@@ -135,7 +138,7 @@ def _architecture(
     traits: Traits, config: PretrainedConfig, params: tuple[ParamSpec, ...], **options: Any
 ) -> Architecture:
     """Raises UserError."""
-    _require_causal(config)
+    _require_supported(config)
     width, attention = config.hidden_size, Attention(rope=True, qk_norm=traits.qk_norm)
     groups = config.num_key_value_heads or config.num_attention_heads
     period = traits.pattern.period(config) if traits.pattern else 1
@@ -159,13 +162,16 @@ def _architecture(
     )
 
 
-def _require_causal(config: PretrainedConfig) -> None:
+def _require_supported(config: PretrainedConfig) -> None:
     """Raises UserError."""
     if getattr(config, BIDIRECTIONAL, None):
         raise UserError(
             f"'{config.model_type}' with {BIDIRECTIONAL} is not supported: tokens would attend to those "
             "behind them, and the model is trained to predict those; choose a causal one"
         )
+    for cap in CAPS:
+        if getattr(config, cap, None) == 0:
+            raise UserError(f"{cap} is 0, by which the model's code divides; null is no cap")
 
 
 def causal_lm(traits: Traits, config: PretrainedConfig) -> Architecture:

@@ -271,3 +271,14 @@ def test_a_bug_of_an_architecture_is_no_fault_of_the_config(monkeypatch):
 def test_a_foreign_config_is_recognised(content, reason):
     with pytest.raises(UserError, match="^some/config.json: .*" + re.escape(reason)):
         models.recognise(content, "some/config.json")
+
+
+@pytest.mark.parametrize("cap", ["attn_logit_softcapping", "final_logit_softcapping"])
+def test_a_soft_cap_of_nothing_is_refused(cap):
+    """Its code would give NaN; and no cap is one that is null."""
+    config = sample("gemma2")
+    setattr(config, cap, 0.0)
+    with pytest.raises(UserError, match=f"{cap} is 0, by which the model's code divides"):
+        models.architecture_of(config)
+    setattr(config, cap, None)
+    assert models.architecture_of(config)

@@ -18,8 +18,7 @@ from transformers import (
 )
 
 from pipeline.models.layer_types import FULL_ATTENTION, SLIDING_ATTENTION, LayerPattern, windows_by_type
-from pipeline.models.plain_attention import CAP
-from pipeline.models.rotary_decoder import ATTENTION_BIAS, BIDIRECTIONAL, KEYS, Traits, family
+from pipeline.models.rotary_decoder import ATTENTION_BIAS, BIDIRECTIONAL, CAPS, KEYS, Traits, family
 
 SCORES_OVER = "query_pre_attn_scalar"
 GEMMA = partial(
@@ -32,15 +31,7 @@ GEMMA = partial(
 )
 GEMMA_KEYS = KEYS.extended(
     kept=("cache_implementation", "hidden_act"),
-    function=(
-        ATTENTION_BIAS,
-        CAP,
-        "final_logit_softcapping",
-        "hidden_activation",
-        SCORES_OVER,
-        "sliding_window",
-        BIDIRECTIONAL,
-    ),
+    function=(ATTENTION_BIAS, *CAPS, "hidden_activation", SCORES_OVER, "sliding_window", BIDIRECTIONAL),
 )
 GEMMA3_PATTERN = LayerPattern(
     full=-1,
